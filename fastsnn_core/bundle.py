@@ -1,0 +1,239 @@
+"""The ``.snn`` bundle: one folder that holds a model whole.
+
+    model.snn/
+        config.json           the filled spec, kinds qualified, and the distributions it needs with their versions
+        weights.safetensors   every parameter and neuron constant
+        tokenizer.json        where the model has a Hugging Face tokenizer
+        meta.json             tokenizer kind, milestones, metrics, environment, size and sha256 of every file
+        spike.report/         SpikeScope's report, where one was made
+
+Everything is verified on load, meta.json included; there is no pickle anywhere. ``save(load(b), c)`` gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastsnn_core import spec as specs
+from fastsnn_core.component import Component, Model, parts
+from fastsnn_core.files import beside
+from fastsnn_core.plugins import registry
+
+FORMAT = 1
+CONFIG, WEIGHTS, META, TOKENIZER, REPORT = "config.json", "weights.safetensors", "meta.json", "tokenizer.json", "spike.report"
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be read or written: names the file, what is wrong and what to do."""
+
+
+def build(spec: Model) -> nn.Module:
+    """Build a model component; the module keeps it as ``.spec`` (bundles are written from it)."""
+    module = spec.build()
+    module.spec = spec
+    for name in ("meta", "sections"):
+        if not hasattr(module, name):
+            setattr(module, name, {})
+    return module
+
+
+def environment() -> dict[str, str]:
+    """Where a model was made."""
+    from fastsnn_core import __version__
+
+    return {
+        "fastsnn-core": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+    }
+
+
+def dump(data: Any) -> str:
+    """Canonical JSON: equal data gives equal bytes."""
+    return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """Size and sha256 of a file."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def distributions(spec: Component) -> dict[str, str]:
+    """Distributions, with versions, that the spec's components come from."""
+    found = (registry().distribution(part) for part in parts(spec))
+    return dict(sorted({hit for hit in found if hit}))
+
+
+def config(model: nn.Module) -> dict[str, Any]:
+    """What config.json says of a model."""
+    spec: Any = getattr(model, "spec", None)
+    if not isinstance(spec, Model):
+        raise BundleError(f"{type(model).__name__} has no .spec; build it with fastsnn_core.build or FastSNN.build")
+    table = specs.as_table(specs.Spec(spec), qualified=True)
+    return table | {"bundle": FORMAT, "distributions": distributions(spec)} | {"sections": getattr(model, "sections", {})}
+
+
+def tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """``state_dict`` without repeats, and which name repeats which (tied weights)."""
+    kept: dict[str, torch.Tensor] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in seen:
+            tied[name] = seen[key]
+        else:
+            seen[key] = name
+            kept[name] = tensor.detach().cpu().contiguous()
+    return kept, tied
+
+
+def save(model: nn.Module, path: str | Path, *, tokenizer: str | None = None, report: str | Path | None = None) -> Path:
+    """Write a bundle at `path`, whole or not at all. `tokenizer` is the text of a tokenizer.json, `report` a folder."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    if path.exists() and not ((path / CONFIG).is_file() or (path / META).is_file()):
+        raise BundleError(f"{path} exists and is no bundle; it is left alone. Choose another name or remove it")
+    kept, tied = tensors(model)
+    table = config(model) | ({"tied": tied} if tied else {})
+    meta = dict(getattr(model, "meta", {}))
+    meta.setdefault("environment", environment())
+    meta.setdefault("created", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    meta.setdefault("milestones", [])
+    tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer_json", None)
+    report = report if report is not None else getattr(model, "report_path", None)
+    with beside(path) as scratch:
+        scratch.mkdir()
+        (scratch / CONFIG).write_text(dump(table), encoding="utf-8")
+        save_file(kept, scratch / WEIGHTS)
+        if tokenizer is not None:
+            (scratch / TOKENIZER).write_text(tokenizer, encoding="utf-8")
+        if report is not None and Path(report).is_dir():
+            shutil.copytree(report, scratch / REPORT)
+        files = sorted(p for p in scratch.rglob("*") if p.is_file())
+        meta["files"] = {p.relative_to(scratch).as_posix(): digest(p) for p in files}
+        (scratch / META).write_text(dump(sealed(meta)), encoding="utf-8")
+    model.meta = {k: v for k, v in meta.items() if k not in ("files", "seal")}  # type: ignore[assignment]
+    return path
+
+
+def sealed(meta: dict[str, Any]) -> dict[str, Any]:
+    """meta with ``seal``, the sha256 of everything else in it: meta.json vouches for the files, the seal for meta.json."""
+    body = {k: v for k, v in meta.items() if k != "seal"}
+    return body | {"seal": hashlib.sha256(dump(body).encode()).hexdigest()}
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a bundle, or an error that names it."""
+    if not path.is_file():
+        raise BundleError(f"{path} is missing")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path} is damaged: {error}") from None
+
+
+def verify(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``(config, meta)`` of a bundle whose every listed file is present and unaltered."""
+    path = Path(path)
+    if not path.is_dir():
+        what = "is a file, not a bundle folder" if path.exists() else "does not exist"
+        aside = next(iter(sorted(path.parent.glob(f".{path.name}.*.old"))), None) if path.parent.is_dir() else None
+        raise BundleError(f"{path} {what}" + (f"; an earlier version was kept at {aside}" if aside else ""))
+    meta = read_json(path / META)
+    raw = (path / META).read_text(encoding="utf-8")
+    if not isinstance(meta, dict) or dump(sealed(meta)) != raw:
+        raise BundleError(f"{path / META} is damaged: its seal does not match its contents")
+    for name, wanted in meta["files"].items():
+        file = path / name
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise BundleError(f"{path / META} names a file outside the bundle: {name}")
+        if not file.is_file():
+            raise BundleError(f"{file} is missing")
+        size = file.stat().st_size
+        if size != wanted["bytes"]:
+            what = "truncated" if size < wanted["bytes"] else "altered"
+            raise BundleError(f"{file} is {what}: {size} bytes, {wanted['bytes']} expected")
+        if digest(file)["sha256"] != wanted["sha256"]:
+            raise BundleError(f"{file} is altered: its sha256 is not the one in {META}")
+    for name in (CONFIG, WEIGHTS):
+        if name not in meta["files"]:
+            raise BundleError(f"{path / META} does not list {name}")
+    return read_json(path / CONFIG), meta
+
+
+def read_spec(path: Path, table: dict[str, Any]) -> Model:
+    """The model component of a bundle's config; a missing plugin says what to install."""
+    if table.get("bundle") != FORMAT:
+        raise BundleError(
+            f"{path / CONFIG} has bundle format {table.get('bundle')!r}, this fastsnn-core reads {FORMAT}: "
+            "install a newer fastsnn-core"
+        )
+    core = {k: v for k, v in table.items() if k not in ("bundle", "distributions", "sections", "tied")}
+    try:
+        return specs.from_table(core, dump(table), str(path / CONFIG)).model
+    except specs.SpecError as error:
+        absent = missing(table.get("distributions", {}))
+        help = f"\nThis bundle needs: pip install {' '.join(absent)}" if absent else ""
+        raise BundleError(f"{error}{help}") from None
+
+
+def missing(wanted: dict[str, str]) -> list[str]:
+    """Distributions of a bundle that are not installed, ready to paste after ``pip install``."""
+    have = {p.distribution for p in registry().plugins if p.status == "ok"}
+    return [f"'{name}>={version}'" for name, version in wanted.items() if name not in have]
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """The model of a bundle, verified, in evaluation mode."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    table, meta = verify(path)
+    spec = read_spec(path, table)
+    with torch.random.fork_rng(devices=[]):
+        model = build(spec)
+    try:
+        found = load_file(path / WEIGHTS)
+    except SafetensorError as error:
+        raise BundleError(f"{path / WEIGHTS} is damaged: {error}") from None
+    found |= {name: found[other] for name, other in table.get("tied", {}).items() if other in found}
+    restore(model, found, path / WEIGHTS)
+    model.meta = {k: v for k, v in meta.items() if k not in ("files", "seal")}  # type: ignore[assignment]
+    model.sections = table.get("sections", {})
+    if (path / TOKENIZER).is_file():
+        model.tokenizer_json = (path / TOKENIZER).read_text(encoding="utf-8")  # type: ignore[assignment]
+    if (path / REPORT).is_dir():
+        model.report_path = path / REPORT  # type: ignore[assignment]
+    return model.to(device).eval()
+
+
+def restore(model: nn.Module, found: dict[str, torch.Tensor], where: Path) -> None:
+    """Copy tensors into a model; every missing, unknown or misshapen one is named."""
+    wanted = model.state_dict()
+    says = [f"{name} is missing" for name in wanted if name not in found]
+    says += [f"{name} is not part of this model" for name in found if name not in wanted]
+    for name, tensor in found.items():
+        if name in wanted and tensor.shape != wanted[name].shape:
+            says.append(f"{name} has shape {tuple(tensor.shape)}, {tuple(wanted[name].shape)} expected")
+    if says:
+        more = f" (and {len(says) - 5} more)" if len(says) > 5 else ""
+        raise BundleError(f"{where} does not fit its config: {'; '.join(says[:5])}{more}")
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if name in found and found[name].dtype != tensor.dtype:
+                tensor.data = tensor.data.to(found[name].dtype)
+    model.load_state_dict(found)

@@ -1,0 +1,12 @@
+"""Names of the first-party components, so that an error can say what to ``pip install``; a test keeps it true."""
+
+FIRST_PARTY: dict[str, tuple[str, ...]] = {
+    "surrogate": ("atan", "identity", "window"),
+    "neuron": ("adaptive_threshold", "ilif", "lif", "lif_sint"),
+    "coder": ("binary", "bitwise", "delta", "latency", "rate", "ternary", "twos_complement"),
+    "attention": ("gla", "hybrid", "linear", "sliding_window", "softmax"),
+    "feedforward": ("pulse",),
+    "model": ("decoder", "sequential"),
+    "scope": ("energy", "membrane", "raster", "scaling", "sparsity"),
+    "kernel": ("numba",),
+}

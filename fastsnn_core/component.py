@@ -1,0 +1,380 @@
+"""Components: frozen attrs classes that *are* the specification of a part, and know how to build it.
+
+A plugin writes::
+
+    @frozen
+    class Lif(Neuron):
+        '''Leaky integrate and fire: equation, shapes, units, reference.'''
+
+        name = "lif"
+        tau: float = param(2.0, gt=1.0, unit="tokens", doc="membrane time constant")
+
+        def build(self, features: int) -> torch.nn.Module: ...
+
+`param` is the single source for validation, ``fastsnn show``, the documentation and the Hypothesis strategies.
+A field whose type is a component kind is a *slot*; `slot` gives it a default by name, so that no plugin has to
+import another one. This module imports no torch: it is what ``import fastsnn_core`` costs.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, ClassVar, TypeVar, Union
+
+import attrs
+
+META = "fastsnn"
+C = TypeVar("C", bound="Component")
+
+
+class ParamError(ValueError):
+    """A value a parameter cannot take: says which parameter, what it got and what is possible."""
+
+    def __init__(self, where: str, message: str, help: str = "") -> None:
+        super().__init__(f"{where}: {message}" + (f" ({help})" if help else ""))
+        self.where, self.message, self.help = where, message, help
+
+
+@attrs.frozen
+class Bounds:
+    """What `param` knows beyond the type: bounds, choices, unit, prose, and small values for generated tests."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[Any, ...] = ()
+    unit: str = ""
+    doc: str = ""
+    draw: tuple[Any, ...] = ()
+
+    def describe(self) -> str:
+        """``>= 1, < 64``, or the choices; the empty string where anything of the type goes."""
+        if self.choices:
+            return "one of " + ", ".join(map(repr, self.choices))
+        signs = ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
+        return ", ".join(f"{sign} {value:g}" for sign, value in signs if value is not None)
+
+    def problem(self, value: Any) -> str | None:
+        """Why `value` is out of bounds, or None."""
+        values = value if isinstance(value, tuple) else (value,)
+        for v in values:
+            if self.choices and v not in self.choices:
+                return f"expected {self.describe()}, got {v!r}"
+            if isinstance(v, bool) or not isinstance(v, int | float):
+                continue
+            bad = (
+                v != v
+                or (self.ge is not None and v < self.ge)
+                or (self.gt is not None and v <= self.gt)
+                or (self.le is not None and v > self.le)
+                or (self.lt is not None and v >= self.lt)
+            )
+            if bad and self.describe():
+                return f"expected {self.describe()}{f' {self.unit}' if self.unit else ''}, got {v!r}"
+        return None
+
+
+def param(
+    default: Any = attrs.NOTHING,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: Sequence[Any] = (),
+    unit: str = "",
+    doc: str = "",
+    draw: Sequence[Any] = (),
+) -> Any:
+    """A parameter of a component.
+
+    `ge`, `gt`, `le`, `lt` and `choices` bound it (each item, for a tuple); `unit` and `doc` explain it; `draw` lists
+    small values for generated tests where the bounds alone would make them slow.
+    """
+    bounds = Bounds(ge, gt, le, lt, tuple(choices), unit, doc, tuple(draw))
+    return attrs.field(default=default, metadata={META: bounds}, validator=_validate, kw_only=True)
+
+
+def slot(kind: type[Component], default: str | None = None, /, *, doc: str = "", **params: Any) -> Any:
+    """A parameter that holds a component of `kind`; `default` names a plugin's component, looked up when needed."""
+    if default is None and not params:
+        return attrs.field(default=None, metadata={META: Bounds(doc=doc)}, validator=_validate, kw_only=True)
+
+    def make() -> Component:
+        from fastsnn_core.plugins import create
+
+        return create(kind, default or "", **params)
+
+    return attrs.field(factory=make, metadata={META: Bounds(doc=doc)}, validator=_validate, kw_only=True)
+
+
+def slots(kind: type[Component], *defaults: str, doc: str = "") -> Any:
+    """A parameter that holds a tuple of components of `kind`."""
+
+    def make() -> tuple[Component, ...]:
+        from fastsnn_core.plugins import create
+
+        return tuple(create(kind, name) for name in defaults)
+
+    return attrs.field(factory=make, metadata={META: Bounds(doc=doc)}, validator=_validate, kw_only=True)
+
+
+def _validate(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
+    """The attrs validator behind `param` and `slot`: type first, then bounds."""
+    where = f"{getattr(type(instance), 'name', '') or type(instance).__name__}.{field.name}"
+    hint = hints(type(instance))[field.name]
+    if not matches(value, hint):
+        raise ParamError(where, f"expected {type_name(hint)}, got {value!r}")
+    if problem := bounds_of(field).problem(value):
+        raise ParamError(where, problem)
+
+
+@cache
+def hints(cls: type) -> dict[str, Any]:
+    """Resolved annotations of an attrs class."""
+    return typing.get_type_hints(cls)
+
+
+def bounds_of(field: attrs.Attribute[Any]) -> Bounds:
+    """The `param` metadata of a field; empty for a plain attrs field."""
+    return field.metadata.get(META, Bounds())
+
+
+def matches(value: Any, hint: Any) -> bool:
+    """Is `value` of the annotated type? Strict: ``True`` is no int, ``"4"`` no number; an int is a float."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(matches(value, a) for a in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(matches(v, args[0]) for v in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, dict) and all(matches(k, args[0]) and matches(v, args[1]) for k, v in value.items())
+    if origin is typing.Literal:
+        return value in args
+    if hint is None or hint is types.NoneType:
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def type_name(hint: Any) -> str:
+    """How an error or ``fastsnn show`` names a type: ``int``, ``neuron``, ``list of attention``."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join("nothing" if a is types.NoneType else type_name(a) for a in args)
+    if origin is tuple:
+        return f"list of {type_name(args[0])}"
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if isinstance(hint, type) and issubclass(hint, Component):
+        return hint.kind or "component"
+    return str(getattr(hint, "__name__", hint))
+
+
+class Component:
+    """Base of every kind. Subclasses set `name`; kinds set `kind`.
+
+    Flags state the contract the conformance kit holds a component to. ``causal``: output at token t depends on tokens
+    up to t. ``streaming``: any cut of the sequence, with the state carried over, gives the full pass. ``deterministic``:
+    the same input gives the same bits. ``differentiable``: gradients reach the input and every parameter.
+    """
+
+    kind: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+    causal: ClassVar[bool] = True
+    streaming: ClassVar[bool] = True
+    deterministic: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = True
+
+
+FLAGS = ("causal", "streaming", "deterministic", "differentiable")
+
+
+class Surrogate(Component):
+    """A stand-in derivative of the spike count. ``derivative(u, first, last) -> Tensor`` like `u` (in thresholds)."""
+
+    kind = "surrogate"
+
+    def derivative(self, u: Any, first: float, last: float) -> Any:
+        """d count / d u, with thresholds between `first` and `last`."""
+        raise NotImplementedError("abstract")
+
+    def code(self) -> tuple[str, float] | None:
+        """``(closed form, parameter)`` where `fastsnn_core.ops.lif_scan` knows it, else None (one more pass)."""
+        return None
+
+
+class Neuron(Component):
+    """``build(features) -> module``: ``(x [B,T,D], state, reset [B,T]) -> (SpikeTensor [B,T,D], state)``."""
+
+    kind = "neuron"
+
+    def build(self, features: int) -> Any:
+        """The module, for `features` channels."""
+        raise NotImplementedError("abstract")
+
+
+class Coder(Component):
+    """``encode(x, steps) -> SpikeTensor`` (dense train ``[S, …]``) and ``decode(spikes) -> Tensor``.
+
+    ``lossless`` coders take integer counts and give them back exactly; the others take values in [0, 1].
+    """
+
+    kind = "coder"
+    lossless: ClassVar[bool] = True
+    signed: ClassVar[bool] = True
+
+    def steps_for(self, largest: int) -> int:
+        """Spike steps that the largest magnitude needs."""
+        raise NotImplementedError("abstract")
+
+    def encode(self, x: Any, steps: int | None = None) -> Any:
+        """Counts (lossless) or values (otherwise) to a train."""
+        raise NotImplementedError("abstract")
+
+    def decode(self, spikes: Any) -> Any:
+        """A train back to counts (lossless) or values."""
+        raise NotImplementedError("abstract")
+
+
+class Attention(Component):
+    """``build(dims) -> mixer``: ``(heads: Heads, state, reset) -> (o [B,T,H,V·n], state)``.
+
+    The model owns the projections; an attention only mixes tokens. ``rotary`` says whether it wants rotary positions.
+    """
+
+    kind = "attention"
+    rotary: ClassVar[bool] = False
+
+    @property
+    def expansion(self) -> int:
+        """Width of the output in heads' widths: 1, or the number of parallel branches."""
+        return 1
+
+    def build(self, dims: Any) -> Any:
+        """The mixer for `dims` (a `fastsnn_core.heads.Dims`)."""
+        raise NotImplementedError("abstract")
+
+
+class Feedforward(Component):
+    """``build(d_model, d_ff, neuron, …) -> module``: ``(x [B,T,D], state, reset) -> (y [B,T,D], state)``."""
+
+    kind = "feedforward"
+
+    def build(self, d_model: int, d_ff: int, site: Any) -> Any:
+        """The module; ``site(name, features)`` makes the spike site in front of a projection."""
+        raise NotImplementedError("abstract")
+
+
+class Model(Component):
+    """``build() -> module``: a whole network; a language model takes ``tokens [B,T]`` and gives logits ``[B,T,V]``."""
+
+    kind = "model"
+
+    def build(self) -> Any:
+        """The network, freshly initialised from torch's global random state."""
+        raise NotImplementedError("abstract")
+
+
+class Rule(Component):
+    """Converts one sort of module. ``matches(module) -> bool`` and ``convert(module, context) -> Replacement``."""
+
+    kind = "rule"
+    priority: ClassVar[int] = 0
+    covers: ClassVar[tuple[str, ...]] = ()
+
+    def matches(self, module: Any) -> bool:
+        """Whether this rule speaks for `module`."""
+        raise NotImplementedError("abstract")
+
+    def convert(self, module: Any, context: Any) -> Any:
+        """What stands in its place."""
+        raise NotImplementedError("abstract")
+
+
+class Exporter(Component):
+    """Writes a bundle as something else. ``unsupported(model) -> list[str]`` and ``export(model, path) -> Path``."""
+
+    kind = "exporter"
+
+    def unsupported(self, model: Any) -> list[str]:
+        """Reasons why `model` cannot be exported; empty when it can."""
+        raise NotImplementedError("abstract")
+
+    def export(self, model: Any, path: Any) -> Any:
+        """Write `model` to `path`, beside and renamed."""
+        raise NotImplementedError("abstract")
+
+
+class Scope(Component):
+    """One picture. ``measure(subject) -> dict`` (plain JSON data) and ``draw(data, figure)`` from that data alone."""
+
+    kind = "scope"
+    title: ClassVar[str] = ""
+
+    def measure(self, subject: Any) -> dict[str, Any]:
+        """Numbers for ``report.json``."""
+        raise NotImplementedError("abstract")
+
+    def draw(self, data: dict[str, Any], figure: Any) -> None:
+        """Draw them on a matplotlib figure."""
+        raise NotImplementedError("abstract")
+
+
+class Kernel(Component):
+    """Fast implementations of `fastsnn_core.ops`. ``operators() -> {operator: callable}``; ``why_not() -> str | None``."""
+
+    kind = "kernel"
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    priority: ClassVar[int] = 0
+
+    def why_not(self) -> str | None:
+        """Why this kernel set cannot run here, or None."""
+        return None
+
+    def operators(self) -> dict[str, Any]:
+        """Operator name to implementation, with the naive twin's signature."""
+        raise NotImplementedError("abstract")
+
+
+KINDS: dict[str, type[Component]] = {
+    k.kind: k
+    for k in (Surrogate, Neuron, Coder, Attention, Feedforward, Model, Rule, Exporter, Scope, Kernel)
+}
+
+
+def kind_of(hint: Any) -> type[Component] | None:
+    """The component kind an annotation asks for, through optionals and tuples; None for plain values."""
+    if isinstance(hint, type) and issubclass(hint, Component):
+        return KINDS.get(hint.kind)
+    for arg in typing.get_args(hint):
+        if found := kind_of(arg):
+            return found
+    return None
+
+
+def parts(component: Any) -> Iterator[Component]:
+    """The component and every component in its slots, depth first."""
+    if isinstance(component, Component):
+        yield component
+    if attrs.has(type(component)):
+        for field in attrs.fields(type(component)):
+            value = getattr(component, field.name)
+            for item in value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else (value,):
+                if attrs.has(type(item)):
+                    yield from parts(item)
+
+
+def contract(component: Component) -> dict[str, bool]:
+    """The flags of a composition: the AND over its parts."""
+    found = tuple(parts(component))
+    return {flag: all(getattr(part, flag) for part in found) for flag in FLAGS}

@@ -1,0 +1,47 @@
+"""Writing without losing: beside, then renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def beside(path: str | Path) -> Iterator[Path]:
+    """A scratch path next to `path`; when the block ends well, what stands there becomes `path`, whole.
+
+    The block makes a file or a folder. On an error the scratch is removed and `path` is as it was. A folder that is
+    replaced is moved aside first and removed last, so that at no moment a half-written one stands at `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tag = f"{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    scratch = path.with_name(f".{path.name}.{tag}.part")
+    try:
+        yield scratch
+        if path.is_dir() and scratch.is_dir():
+            old = path.with_name(f".{path.name}.{tag}.old")
+            path.rename(old)
+            try:
+                scratch.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
+            shutil.rmtree(old)
+        else:
+            scratch.replace(path)
+    finally:
+        if scratch.is_dir():
+            shutil.rmtree(scratch, ignore_errors=True)
+        else:
+            scratch.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with beside(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")

@@ -1,0 +1,35 @@
+"""Operators with a naive reference each; kernel plugins register faster twins behind them.
+
+=================  ===================================================================================================
+`lif_scan`         leaky integration with counts over T, forward and backward (a `torch.library` operator)
+`linear_scan`      (gated) linear attention, chunk-parallel; `linear_step` is its recurrent form for one token
+`count_linear`     exact integer product of counts with integer weights
+`event_linear`     the same from events: only the rows that spiked are read
+`spike_linear`     what ``F.linear`` does with a SpikeTensor
+=================  ===================================================================================================
+
+`use` forces an implementation (``with ops.use("naive")``), `paths` says which one each operator took last.
+"""
+
+from fastsnn_core.ops.dispatch import OPERATORS, Operator, paths, use
+from fastsnn_core.ops.event import count_linear, event_linear, spike_linear
+from fastsnn_core.ops.lif import lif_scan, thresholds
+from fastsnn_core.ops.linear_scan import linear_scan, linear_scan_naive, linear_step
+from fastsnn_core.ops.rounding import count, derivative
+
+__all__ = [
+    "OPERATORS",
+    "Operator",
+    "count",
+    "count_linear",
+    "derivative",
+    "event_linear",
+    "lif_scan",
+    "linear_scan",
+    "linear_scan_naive",
+    "linear_step",
+    "paths",
+    "spike_linear",
+    "thresholds",
+    "use",
+]

@@ -1,0 +1,69 @@
+"""Linear layers on spikes: on counts, on trains, on events; in floating point and in exact integers.
+
+    y = scale · (Σ_s w_s (train_s @ Wᵀ)) + b = scale · (counts @ Wᵀ) + b = scale · Σ_events weight · W[:, i] + b
+
+The bias enters once, after the sum. The three forms are equal; with integer weights they are equal bit for bit, since
+sums of integers do not depend on their order. Weights are stored ``[out, in]`` as in `torch.nn.Linear`; the event
+kernels read them input-major, so that an event touches one contiguous row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastsnn_core.ops.dispatch import Operator
+from fastsnn_core.spike_tensor import SpikeTensor
+
+
+def count_linear_naive(counts: Tensor, weight: Tensor) -> Tensor:
+    """``counts [N, D] @ weight [out, D]ᵀ`` in 64-bit integers: the definition."""
+    return counts.to(torch.int64) @ weight.to(torch.int64).T
+
+
+def event_linear_naive(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> Tensor:
+    """Sum of the weight rows that events name: flat coordinates into ``[rows, D]``, 64-bit integers ``[rows, out]``."""
+    width = weight.shape[1]
+    out = torch.zeros(rows, weight.shape[0], dtype=torch.int64, device=weight.device)
+    picked = weight.T.to(torch.int64)[index % width] * weights.to(torch.int64)[:, None]
+    return out.index_add_(0, index // width, picked)
+
+
+COUNT_LINEAR = Operator("count_linear", count_linear_naive)
+EVENT_LINEAR = Operator("event_linear", event_linear_naive)
+
+
+def whole(t: Tensor, what: str) -> Tensor:
+    """Integers as they are; floats only when they are whole numbers."""
+    if t.is_floating_point():
+        if not torch.equal(t, t.round()):
+            raise ValueError(f"{what} must be whole numbers for integer arithmetic")
+        return t.to(torch.int64)
+    return t
+
+
+def count_linear(spikes: SpikeTensor, weight: Tensor) -> Tensor:
+    """Exact integer accumulators ``[…, out]`` of the counts with an integer `weight` ``[out, D]``."""
+    counts = whole(spikes.counts.detach(), "counts")
+    out = COUNT_LINEAR(counts.device.type, counts.reshape(-1, counts.shape[-1]), weight)
+    return out.reshape(*spikes.shape[:-1], weight.shape[0])
+
+
+def event_linear(spikes: SpikeTensor, weight: Tensor) -> Tensor:
+    """The same accumulators from the event view: only the rows of `weight` that spiked are read."""
+    events = spikes.event()
+    rows = spikes.numel() // max(1, spikes.shape[-1])
+    out = EVENT_LINEAR(weight.device.type, events.index, events.weights, rows, weight)
+    return out.reshape(*spikes.shape[:-1], weight.shape[0])
+
+
+def spike_linear(spikes: SpikeTensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear`` of spikes: on the counts, scaled once where the scale is one number per token, bias last."""
+    scale, counts = spikes.scale, spikes.counts
+    if scale.ndim and scale.shape[-1] != 1:  # a threshold per channel cannot leave the sum
+        return F.linear(spikes.value(), weight, bias)
+    if not counts.is_floating_point():
+        counts = counts.to(weight.dtype)
+    out = F.linear(counts, weight) * scale
+    return out if bias is None else out + bias

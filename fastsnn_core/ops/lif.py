@@ -1,0 +1,158 @@
+"""`lif_scan`: leaky integration and counting over tokens, as one operator with an explicit backward.
+
+With everything in units of the threshold, for each stream b and channel d:
+
+    u_t = β · keep_t · v_{t-1} + x_t          c_t = round(clip(u_t, lo, hi))   (or 1[u_t >= 1])
+    v_t = u_t - c_t                           (hard reset: v_t = 0 where c_t ≠ 0)
+
+keep_t is 0 where a new document starts. Backward (reset detached), with s the surrogate derivative:
+
+    λ_T = ∂L/∂v_T      ∂L/∂u_t = ∂L/∂c_t · s(u_t) + r_t λ_t      ∂L/∂x_t = ∂L/∂u_t      λ_{t-1} = β keep_t ∂L/∂u_t
+
+(r_t is 1; with hard reset 0 where c_t ≠ 0). Shapes: x, c, u ``[B, T, D]``; v ``[B, D]``; keep ``[B, T]``.
+The forward also returns v at every `CHECKPOINT` steps, from which a backward kernel recomputes u instead of reading it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsnn_core.ops.dispatch import Operator
+from fastsnn_core.ops.rounding import FORMS, derivative, thresholds
+
+CHECKPOINT = 128
+
+
+def forward_naive(
+    x: Tensor, v: Tensor, keep: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition, a Python loop over T: counts ``[B,T,D]``, final v ``[B,D]``, checkpoints ``[B,⌈T/128⌉,D]``."""
+    counts, marks = torch.empty_like(x), []
+    for t in range(x.shape[1]):
+        if t % CHECKPOINT == 0:
+            marks.append(v)
+        v = v if not len(keep) else torch.where(keep[:, t, None], v, torch.zeros_like(v))
+        u = beta * v + x[:, t]
+        c = (u >= 1).to(u.dtype) if heaviside else u.clamp(lo, hi).round()
+        v = torch.where(c != 0, torch.zeros_like(u), u) if hard else u - c
+        counts[:, t] = c
+    return counts, v.clone(), torch.stack(marks, 1) if marks else x.new_empty(x.shape[0], 0, x.shape[2])
+
+
+def backward_naive(
+    grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor,
+    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The definition of the backward: gradients of x and of the initial v. `slope` replaces the form where given."""
+    u_all, first = membrane(x, marks, keep, beta, lo, hi, heaviside, hard), thresholds(lo, hi, heaviside)
+    s = slope if slope.numel() else derivative(u_all, FORMS[form], alpha, *first)
+    grad_x, carry = torch.empty_like(x), grad_v
+    for t in reversed(range(x.shape[1])):
+        u = u_all[:, t]
+        fired = (u >= 1) if heaviside else u.clamp(lo, hi).round() != 0
+        through = torch.where(fired, torch.zeros_like(carry), carry) if hard else carry
+        grad_x[:, t] = grad_c[:, t] * s[:, t] + through
+        carry = beta * grad_x[:, t]
+        carry = carry if not len(keep) else torch.where(keep[:, t, None], carry, torch.zeros_like(carry))
+    return grad_x, carry.clone()
+
+
+def membrane(
+    x: Tensor, marks: Tensor, keep: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
+) -> Tensor:
+    """u ``[B,T,D]`` recomputed from the checkpoints: what a custom surrogate and SpikeScope look at."""
+    u_all = torch.empty_like(x)
+    v = marks[:, 0] if marks.shape[1] else None
+    for t in range(x.shape[1]):
+        assert v is not None
+        v = v if not len(keep) else torch.where(keep[:, t, None], v, torch.zeros_like(v))
+        u = beta * v + x[:, t]
+        c = (u >= 1).to(u.dtype) if heaviside else u.clamp(lo, hi).round()
+        v = torch.where(c != 0, torch.zeros_like(u), u) if hard else u - c
+        u_all[:, t] = u
+    return u_all
+
+
+FORWARD = Operator("lif_scan", forward_naive)
+BACKWARD = Operator("lif_scan_backward", backward_naive)
+MEMBRANE = Operator("lif_membrane", membrane)
+
+
+@torch.library.custom_op("fastsnn::lif_scan", mutates_args=())
+def _lif_scan(
+    x: Tensor, v: Tensor, keep: Tensor, slope: Tensor,
+    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return FORWARD(x.device.type, x.contiguous(), v.contiguous(), keep, beta, lo, hi, heaviside, hard)
+
+
+@_lif_scan.register_fake
+def _(x, v, keep, slope, beta, lo, hi, heaviside, hard, form, alpha):  # type: ignore[no-untyped-def]
+    marks = x.new_empty(x.shape[0], -(-x.shape[1] // CHECKPOINT), x.shape[2])
+    return torch.empty_like(x), torch.empty_like(v), marks
+
+
+@torch.library.custom_op("fastsnn::lif_scan_backward", mutates_args=())
+def _lif_scan_backward(
+    grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor,
+    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return BACKWARD(
+        x.device.type, grad_c.contiguous(), grad_v.contiguous(), x.contiguous(), marks, keep, slope.contiguous(),
+        beta, lo, hi, heaviside, hard, form, alpha,
+    )  # fmt: skip
+
+
+@_lif_scan_backward.register_fake
+def _(grad_c, grad_v, x, marks, keep, slope, beta, lo, hi, heaviside, hard, form, alpha):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x), torch.empty_like(grad_v)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, _, keep, slope, *ctx.rest = inputs
+    ctx.save_for_backward(x, output[2], keep, slope)
+
+
+def _backward(ctx: Any, grad_c: Tensor, grad_v: Tensor, _: Tensor) -> tuple[Any, ...]:
+    x, marks, keep, slope = ctx.saved_tensors
+    grad_x, grad_v0 = _lif_scan_backward(grad_c, grad_v, x, marks, keep, slope, *ctx.rest)
+    return grad_x, grad_v0, None, None, *[None] * 7
+
+
+_lif_scan.register_autograd(_backward, setup_context=_setup)
+
+
+def lif_scan(
+    x: Tensor,
+    v: Tensor | None = None,
+    reset: Tensor | None = None,
+    *,
+    beta: float,
+    lo: float,
+    hi: float,
+    heaviside: bool = False,
+    hard: bool = False,
+    surrogate: tuple[str, float] | Callable[[Tensor, float, float], Tensor] = ("window", 0.5),
+) -> tuple[Tensor, Tensor]:
+    """Counts ``[B,T,D]`` and the final membrane ``[B,D]`` of `x` ``[B,T,D]`` (in thresholds), from `v` (zeros).
+
+    `reset` ``[B,T]`` marks tokens that start a new document. `surrogate` is a closed form of `rounding` with its
+    parameter, fused into the kernel, or a function ``(u, first, last) -> derivative``, which costs one more pass.
+    """
+    if x.ndim != 3:
+        raise ValueError(f"lif_scan takes [B, T, D], got {tuple(x.shape)}")
+    v = x.new_zeros(x.shape[0], x.shape[2]) if v is None else v.to(x.dtype)
+    keep = ~reset if reset is not None else x.new_empty(0, 0, dtype=torch.bool)
+    slope = x.new_empty(0)
+    form, alpha = ("identity", 0.0) if callable(surrogate) else surrogate
+    if callable(surrogate) and torch.is_grad_enabled() and (x.requires_grad or v.requires_grad):
+        with torch.no_grad():
+            marks = _lif_scan(x, v, keep, slope, beta, lo, hi, heaviside, hard, 0, 0.0)[2]
+            u = MEMBRANE(x.device.type, x, marks, keep, beta, lo, hi, heaviside, hard)
+            slope = surrogate(u, *thresholds(lo, hi, heaviside)).contiguous()
+    counts, v, _ = _lif_scan(x, v, keep, slope, beta, lo, hi, heaviside, hard, FORMS.index(form), alpha)
+    return counts, v

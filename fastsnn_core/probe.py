@@ -1,0 +1,77 @@
+"""Watching spikes: what every spiking module emitted while a block of code ran.
+
+    with probe(model) as trace:
+        model(tokens)
+    trace["layers.0.attention.inner"].spikes
+
+Any module whose output is a SpikeTensor (or a tuple that starts with one) is recorded, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from fastsnn_core.site import SpikeSite, is_spikes
+from fastsnn_core.spike_tensor import Sparsity, SpikeTensor
+
+
+@attrs.frozen(eq=False)
+class Record:
+    """One call of one spiking module: what went in (detached), the spikes that came out, and the module."""
+
+    x: Tensor
+    spikes: SpikeTensor
+    module: nn.Module
+
+
+Trace = dict[str, Record]
+
+
+@contextlib.contextmanager
+def probe(model: nn.Module) -> Iterator[Trace]:
+    """Record the last call of every spiking module; hooks are gone when the block ends."""
+    trace: Trace = {}
+    handles = []
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if is_spikes(output):
+                spikes = output if isinstance(output, SpikeTensor) else output[0]
+                trace[name] = Record(args[0].detach(), spikes.detach(), module)
+
+        return hook
+
+    for name, module in model.named_modules():
+        if not isinstance(module, SpikeSite):  # a site repeats what its neuron says
+            handles.append(module.register_forward_hook(watch(name.removesuffix(".neuron"))))
+    try:
+        yield trace
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def sparsities(trace: Trace) -> dict[str, Sparsity]:
+    """The three sparsities of every recorded module."""
+    return {name: record.spikes.sparsity() for name, record in trace.items()}
+
+
+def overall(found: dict[str, Sparsity], sizes: dict[str, int] | None = None) -> Sparsity:
+    """Channel-weighted mean over modules; `steps` is the largest any of them needs."""
+    if not found:
+        return Sparsity(0.0, 0.0, 0.0, 0, 0.0, 0)
+    weights = torch.tensor([float((sizes or {}).get(name, 1)) for name in found])
+    weights = weights / weights.sum()
+
+    def mean(field: str) -> float:
+        return float((weights * torch.tensor([getattr(s, field) for s in found.values()])).sum())
+
+    steps, spikes = max(s.steps for s in found.values()), mean("spikes_per_channel")
+    largest = max(s.largest for s in found.values())
+    return Sparsity(mean("silent_fraction"), spikes, 1.0 - spikes / max(1, steps), steps, mean("mean_count"), largest)

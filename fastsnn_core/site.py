@@ -1,0 +1,45 @@
+"""A spike site: where a stream of numbers becomes spikes, in front of one or more projections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsnn_core.spike_tensor import SpikeTensor
+
+
+class SpikeSite(nn.Module):
+    """``(x [B,T,D], state, reset) -> (SpikeTensor, state)``; without a neuron the numbers pass as they are.
+
+    `blend` in [0, 1] mixes in the dense value while spikes are warmed up: ``(1 - blend) x + blend · spikes``; at 1
+    (the default) only spikes pass.
+    """
+
+    def __init__(self, neuron: nn.Module | None) -> None:
+        super().__init__()
+        self.neuron = neuron
+        self.blend = 1.0
+
+    def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Any, Any]:
+        """Spikes of `x`."""
+        if self.neuron is None:
+            return x, state
+        spikes, state = self.neuron(x, state, reset)
+        if self.blend < 1.0:
+            return torch.lerp(x, spikes.value().to(x.dtype), self.blend), state
+        return spikes, state
+
+
+def sites(model: nn.Module) -> dict[str, SpikeSite]:
+    """Spike sites of a model that carry a neuron, by module name."""
+    found = {name: m for name, m in model.named_modules() if isinstance(m, SpikeSite)}
+    return {name: m for name, m in found.items() if m.neuron is not None}
+
+
+def is_spikes(output: Any) -> bool:
+    """Does a module's output start with a SpikeTensor?"""
+    return isinstance(output, SpikeTensor) or (
+        isinstance(output, tuple) and len(output) > 0 and isinstance(output[0], SpikeTensor)
+    )

@@ -1,0 +1,120 @@
+"""The generation loop: prefill once, then one token at a time with explicit state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from fastsnn_text.tokenizers import TextStream, tokenizer_of
+
+
+@attrs.frozen
+class Sampling:
+    """How the next token is chosen. temperature 0 is greedy; the lowest id wins a tie."""
+
+    temperature: float = attrs.field(default=1.0, validator=attrs.validators.ge(0))
+    top_p: float = attrs.field(default=1.0, validator=[attrs.validators.gt(0), attrs.validators.le(1)])
+    top_k: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    seed: int | None = None
+
+    def generator(self) -> torch.Generator:
+        """The random stream of one completion."""
+        generator = torch.Generator()
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+    def pick(self, logits: Tensor, generator: torch.Generator) -> int:
+        """A token from logits ``[V]``."""
+        if self.temperature == 0:
+            return int(logits.argmax())
+        logits = logits.float().cpu() / self.temperature
+        if self.top_k and self.top_k < logits.numel():
+            floor = logits.topk(self.top_k).values[-1]
+            logits = logits.masked_fill(logits < floor, -torch.inf)
+        probabilities = logits.softmax(-1)
+        if self.top_p < 1:
+            ordered, order = probabilities.sort(descending=True)
+            beyond = ordered.cumsum(-1) - ordered >= self.top_p
+            probabilities[order[beyond]] = 0.0
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+@torch.inference_mode()
+def generate_ids(
+    model: nn.Module,
+    prompt: list[int],
+    max_tokens: int = 128,
+    sampling: Sampling | None = None,
+    *,
+    stop: int | None = None,
+    state: Any = None,
+    chunk: int = 2048,
+) -> Iterator[int]:
+    """Token ids after `prompt` (and after `state`, where a stream goes on), until `stop` or `max_tokens`.
+
+    The prompt is read in chunks, so that its memory is bounded; each further token costs one recurrent step.
+    """
+    sampling = sampling or Sampling()
+    size = getattr(getattr(model, "spec", None), "vocab_size", None)
+    if not prompt:
+        raise ValueError("the prompt is empty; give at least one token")
+    if size is not None and not all(0 <= i < size for i in prompt):
+        raise ValueError(f"the prompt has token ids outside 0 … {size - 1}")
+    device = next(model.parameters()).device
+    generator = sampling.generator()
+    for begin in range(0, len(prompt), chunk):
+        piece = torch.tensor([prompt[begin : begin + chunk]], device=device)
+        logits, state = model(piece, state, return_state=True, last=True)
+    for _ in range(max_tokens):
+        token = sampling.pick(logits[0, -1], generator)
+        if token == stop:
+            return
+        yield token
+        logits, state = model(torch.tensor([[token]], device=device), state, return_state=True, last=True)
+
+
+def generate_text(
+    model: nn.Module, prompt: str, max_tokens: int = 128, sampling: Sampling | None = None, *, stop: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """Text after `prompt`, piece by piece, until the tokenizer's end token, a `stop` string or `max_tokens`."""
+    tokenizer = tokenizer_of(model)
+    ids = ([tokenizer.start] if tokenizer.start is not None else []) + tokenizer.encode(prompt)
+    if not ids and tokenizer.end is not None:
+        ids = [tokenizer.end]
+    training = model.training
+    model.eval()
+    try:
+        stream, held = TextStream(tokenizer), ""
+        for token in generate_ids(model, ids, max_tokens, sampling, stop=tokenizer.end):
+            held += stream.push(token)
+            held, done = cut(held, stop)
+            if done:
+                yield held
+                return
+            safe = len(held) - overlap(held, stop)
+            if safe:
+                yield held[:safe]
+                held = held[safe:]
+        held, _ = cut(held + stream.close(), stop)
+        if held:
+            yield held
+    finally:
+        model.train(training)
+
+
+def cut(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
+    """`text` up to the first stop string, and whether there was one."""
+    places = [i for i in (text.find(s) for s in stop if s) if i >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def overlap(text: str, stop: tuple[str, ...]) -> int:
+    """Length of the longest tail of `text` that may still become a stop string."""
+    return max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)

@@ -1,0 +1,71 @@
+"""Gated linear attention (GLA): a state per key/value head that decays by learned, data-dependent gates."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from attrs import frozen
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastsnn_core import Attention, Dims, Heads, hookimpl, ops, param
+from fastsnn_core.ops.linear_scan import MIN_LOG_GATE
+
+__version__ = "0.1.0"
+
+
+class GlaState(NamedTuple):
+    """Running state of a stream: kv_acc ``[B,G,K,V]`` and z_acc ``[B,G,K]`` (kept for symmetry with `linear`)."""
+
+    kv_acc: Tensor
+    z_acc: Tensor
+
+
+@frozen
+class Gla(Attention):
+    """S_t = diag(g_t) S_{t-1} + relu(k_t)ᵀ v_t;  o_t = RMSNorm(K^-½ relu(q_t) S_t);  log g = max(logsigmoid(W₂W₁x + b)/τ, -5).
+
+    One gate per key channel of each key/value head, W₁ of low rank; no positions, no output gate. The state is kept
+    per key/value head (G of them), not per query head. Heads q [B,T,H,K], k, v [B,T,G,K], x [B,T,D] -> o [B,T,H,K].
+    Yang et al. 2023 (arXiv 2312.06635), in the form of SpikingBrain-7B; the floor of e^-5 per token is ours and keeps
+    the chunked form inside float32.
+    """
+
+    name = "gla"
+    rank: int = param(16, ge=1, le=4096, doc="rank of the gate projection", draw=(2, 4))
+    tau: float = param(16.0, gt=0.0, le=1e3, doc="divides the log-gate: larger forgets more slowly")
+    eps: float = param(1e-5, gt=0.0, le=1.0, doc="of the per-head norm")
+
+    def build(self, dims: Dims) -> GlaMixer:
+        """The mixer, with its own gates and norm."""
+        return GlaMixer(self, dims)
+
+
+class GlaMixer(nn.Module):
+    """``(heads, state, reset) -> (o, state)``."""
+
+    def __init__(self, spec: Gla, dims: Dims) -> None:
+        super().__init__()
+        self.tau, self.dims = spec.tau, dims
+        self.gate_down = nn.Linear(dims.d_model, spec.rank, bias=False)
+        self.gate_up = nn.Linear(spec.rank, dims.n_kv_heads * dims.head_dim)
+        self.norm = nn.RMSNorm(dims.head_dim, eps=spec.eps)
+
+    def log_gate(self, heads: Heads) -> Tensor:
+        """log g ``[B,T,G,K]``, in float32 at least."""
+        logits = self.gate_up(self.gate_down(heads.x))
+        logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+        gate = (F.logsigmoid(logits) / self.tau).clamp_min(MIN_LOG_GATE)
+        return gate.unflatten(-1, (self.dims.n_kv_heads, self.dims.head_dim))
+
+    def forward(self, heads: Heads, state: GlaState | None = None, reset: Tensor | None = None) -> tuple[Tensor, GlaState]:
+        """Mix the tokens of a (piece of a) stream."""
+        q = F.relu(heads.q) * self.dims.head_dim**-0.5
+        out, _, (kv, z) = ops.linear_scan(q, F.relu(heads.k), heads.v, self.log_gate(heads), state, reset)
+        return self.norm(out), GlaState(kv, z)
+
+
+@hookimpl
+def fastsnn_attentions() -> list[type[Attention]]:
+    """This plugin's attentions."""
+    return [Gla]

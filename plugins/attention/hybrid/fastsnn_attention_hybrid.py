@@ -1,0 +1,61 @@
+"""Hybrid attention: several attentions in parallel over the same heads, concatenated before the output projection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from fastsnn_core import Attention, Dims, Heads, hookimpl, slots
+
+__version__ = "0.1.0"
+
+
+@frozen
+class Hybrid(Attention):
+    """o_t = [branch_1(q, k, v)_t ‖ branch_2(q, k, v)_t ‖ …], then the layer's output projection.
+
+    Every branch sees the same heads (rotated where it wants positions); heads q [B,T,H,K] -> o [B,T,H,n·K] for n
+    branches, and the state is the tuple of theirs. SpikingBrain-76B's parallel linear and sliding-window attention
+    (arXiv 2509.05276), concatenated instead of summed.
+    """
+
+    name = "hybrid"
+    branches: tuple[Attention, ...] = slots(Attention, "linear", "sliding_window", doc="what runs side by side")
+
+    def __attrs_post_init__(self) -> None:
+        if not self.branches:
+            raise ValueError("hybrid needs at least one branch")
+
+    @property
+    def expansion(self) -> int:
+        """How many times wider than the heads the output is."""
+        return sum(branch.expansion for branch in self.branches)
+
+    def build(self, dims: Dims) -> HybridMixer:
+        """The mixer over its branches."""
+        return HybridMixer([branch.build(dims) for branch in self.branches])
+
+
+class HybridMixer(nn.Module):
+    """``(heads, states, reset) -> (o, states)``."""
+
+    def __init__(self, branches: list[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(
+        self, heads: Heads, state: tuple[Any, ...] | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        """Mix the tokens of a (piece of a) stream."""
+        states = state or (None,) * len(self.branches)
+        outs, news = zip(*(mix(heads, s, reset) for mix, s in zip(self.branches, states)))
+        return torch.cat([o.to(outs[0].dtype) for o in outs], -1), tuple(news)
+
+
+@hookimpl
+def fastsnn_attentions() -> list[type[Attention]]:
+    """This plugin's attentions."""
+    return [Hybrid]

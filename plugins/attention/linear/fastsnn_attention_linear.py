@@ -1,0 +1,62 @@
+"""Linear attention: non-negative features, running sums instead of a cache."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastsnn_core import Attention, Dims, Heads, hookimpl, ops, param
+
+__version__ = "0.1.0"
+
+FEATURES = {"elu1": lambda x: F.elu(x) + 1, "relu": F.relu, "sigmoid": torch.sigmoid}
+
+
+class LinearState(NamedTuple):
+    """Running sums of a stream: kv_acc ``[B,G,K,V]`` = Σ φ(k)ᵀ v, z_acc ``[B,G,K]`` = Σ φ(k)."""
+
+    kv_acc: Tensor
+    z_acc: Tensor
+
+
+@frozen
+class Linear(Attention):
+    """kv_acc_t = kv_acc_{t-1} + φ(k_t)ᵀ v_t;  z_acc_t = z_acc_{t-1} + φ(k_t);  o_t = φ(q_t) kv_acc_t / (φ(q_t)·z_acc_t + ε).
+
+    φ is elu + 1, ReLU or sigmoid; no positions. Heads q [B,T,H,K], k, v [B,T,G,K] -> o [B,T,H,K]; the state is
+    constant in T. Chunk-parallel for T > 1, recurrent for T = 1. Katharopoulos et al. 2020 (arXiv 2006.16236).
+    """
+
+    name = "linear"
+    feature: str = param("elu1", choices=tuple(FEATURES), doc="non-negative feature map φ of queries and keys")
+    eps: float = param(1e-6, gt=0.0, le=1.0, doc="ε in the denominator")
+
+    def build(self, dims: Dims) -> LinearMixer:
+        """The mixer."""
+        return LinearMixer(self)
+
+
+class LinearMixer(nn.Module):
+    """``(heads, state, reset) -> (o, state)``."""
+
+    def __init__(self, spec: Linear) -> None:
+        super().__init__()
+        self.feature, self.eps = FEATURES[spec.feature], spec.eps
+
+    def forward(
+        self, heads: Heads, state: LinearState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, LinearState]:
+        """Mix the tokens of a (piece of a) stream."""
+        q, k = self.feature(heads.q), self.feature(heads.k)
+        out, norm, (kv, z) = ops.linear_scan(q, k, heads.v, None, state, reset)
+        return out / (norm[..., None] + self.eps), LinearState(kv, z)
+
+
+@hookimpl
+def fastsnn_attentions() -> list[type[Attention]]:
+    """This plugin's attentions."""
+    return [Linear]

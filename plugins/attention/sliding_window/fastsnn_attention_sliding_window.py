@@ -1,0 +1,107 @@
+"""Sliding-window attention: softmax over exactly the last `window` tokens, self included."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastsnn_core import Attention, Dims, Heads, hookimpl, param
+
+__version__ = "0.1.0"
+
+
+class WindowState(NamedTuple):
+    """The last window-1 keys and values ``[B,W-1,G,K]``, newest last, and which of them exist ``[B,W-1]``."""
+
+    k: Tensor
+    v: Tensor
+    valid: Tensor
+
+
+@frozen
+class SlidingWindow(Attention):
+    """o_t = Σ_j softmax_j(q_t·k_j / √K) v_j over t - window < j <= t, within the document; rotary positions.
+
+    Heads q [B,T,H,K], k, v [B,T,G,K] -> o [B,T,H,K]. The state holds window - 1 keys and values from the first token
+    on, so memory is constant; long inputs are done in blocks, so work is linear in T. Beltagy et al. 2020
+    (arXiv 2004.05150); SpikingBrain-7B's odd layers, without their off-by-one between prefill and decoding.
+    """
+
+    name = "sliding_window"
+    rotary = True
+    window: int = param(512, ge=1, le=2**24, unit="tokens", doc="keys each token sees, itself included", draw=(1, 2, 5))
+
+    def build(self, dims: Dims) -> WindowMixer:
+        """The mixer."""
+        return WindowMixer(self.window)
+
+
+class WindowMixer(nn.Module):
+    """``(heads, state, reset) -> (o, state)``."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window = window
+
+    def forward(
+        self, heads: Heads, state: WindowState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, WindowState]:
+        """Mix the tokens of a (piece of a) stream."""
+        q, k = heads.rotated()
+        v, past, t = heads.v, self.window - 1, q.shape[1]
+        segment = None if reset is None else reset.cumsum(1)  # documents begun in this piece [B,T]
+        fresh = state is None and reset is None
+        if state is None:
+            blank = k.new_zeros(k.shape[0], past, *k.shape[2:])
+            state = WindowState(blank, blank, torch.zeros(k.shape[0], past, dtype=torch.bool, device=k.device))
+        keys, values = torch.cat([state.k, k], 1), torch.cat([state.v, v], 1)
+        owner = k.new_zeros(k.shape[0], t, dtype=torch.long) if segment is None else segment
+        owners = torch.cat([torch.where(state.valid, 0, -1), owner], 1)  # document of every key; -1: no such key
+        if fresh and t <= self.window:
+            out = attend(q, k, v, None)
+        else:
+            out = self.blocks(q, keys, values, owner, owners)
+        tail = slice(keys.shape[1] - past, None)
+        mine = owners[:, tail] == (owner[:, -1:] if t else 0)
+        return out, WindowState(keys[:, tail], values[:, tail], mine)
+
+    def blocks(self, q: Tensor, keys: Tensor, values: Tensor, owner: Tensor, owners: Tensor) -> Tensor:
+        """Queries in blocks of C against the C + window - 1 keys they can see."""
+        b, t, h, width = q.shape
+        past = self.window - 1
+        size = t if t <= max(2 * self.window, 128) else 128 if self.window <= 256 else 256
+        n = -(-t // size) if t else 0
+        pad = n * size - t
+        if not t:
+            return q.new_zeros(b, 0, h, width)
+        q = F.pad(q, (0, 0, 0, 0, 0, pad)).reshape(b * n, size, h, width)
+        keys, values = (
+            F.pad(x, (0, 0, 0, 0, 0, pad)).unfold(1, size + past, size).movedim(-1, 2).reshape(b * n, size + past, *x.shape[2:])
+            for x in (keys, values)
+        )
+        owners = F.pad(owners, (0, pad), value=-1).unfold(1, size + past, size).reshape(b * n, 1, size + past)
+        owner = F.pad(owner, (0, pad), value=-1).reshape(b * n, size, 1)
+        i, j = torch.arange(size, device=q.device)[:, None], torch.arange(size + past, device=q.device)[None]
+        band = (j >= i) & (j <= i + past)
+        out = attend(q, keys, values, (band & (owner == owners))[:, None])
+        return out.reshape(b, n * size, h, width)[:, :t]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    """Softmax attention of ``[B,T,H,K]`` queries with G shared key/value heads; causal where no mask is given."""
+    share = q.shape[2] // k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if share > 1:
+        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=allowed is None and q.shape[2] > 1)
+    return out.transpose(1, 2)
+
+
+@hookimpl
+def fastsnn_attentions() -> list[type[Attention]]:
+    """This plugin's attentions."""
+    return [SlidingWindow]

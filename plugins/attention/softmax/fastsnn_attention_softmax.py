@@ -1,0 +1,65 @@
+"""Softmax attention: every token sees all before it; the cache grows with the stream."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastsnn_core import Attention, Dims, Heads, hookimpl
+
+__version__ = "0.1.0"
+
+
+class Cache(NamedTuple):
+    """All keys and values so far ``[B,P,G,K]`` and whether they belong to the current document ``[B,P]``."""
+
+    k: Tensor
+    v: Tensor
+    valid: Tensor
+
+
+@frozen
+class Softmax(Attention):
+    """o_t = Σ_{j<=t} softmax_j(q_t·k_j / √K) v_j within the document; rotary positions.
+
+    Heads q [B,T,H,K], k, v [B,T,G,K] -> o [B,T,H,K]. Work is quadratic in T and the state grows with it. Vaswani et al.
+    2017 (arXiv 1706.03762), grouped heads as Ainslie et al. 2023 (arXiv 2305.13245).
+    """
+
+    name = "softmax"
+    rotary = True
+
+    def build(self, dims: Dims) -> SoftmaxMixer:
+        """The mixer."""
+        return SoftmaxMixer()
+
+
+class SoftmaxMixer(nn.Module):
+    """``(heads, cache, reset) -> (o, cache)``."""
+
+    def forward(self, heads: Heads, state: Cache | None = None, reset: Tensor | None = None) -> tuple[Tensor, Cache]:
+        """Mix the tokens of a (piece of a) stream."""
+        q, k = heads.rotated()
+        v, (b, t) = heads.v, q.shape[:2]
+        owner = reset.cumsum(1) if reset is not None else torch.zeros(b, t, dtype=torch.long, device=q.device)
+        allowed, owners = None, owner
+        if state is not None:
+            owners = torch.cat([torch.where(state.valid, 0, -1), owner], 1)
+            k, v = torch.cat([state.k, k], 1), torch.cat([state.v, v], 1)
+        if state is not None or reset is not None:
+            causal = torch.ones(t, k.shape[1], dtype=torch.bool, device=q.device).tril(k.shape[1] - t)
+            allowed = (causal & (owner[:, :, None] == owners[:, None, :]))[:, None]
+        share = q.shape[2] // k.shape[2]
+        heads_k, heads_v = (x.transpose(1, 2).repeat_interleave(share, 1) for x in (k, v))
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), heads_k, heads_v, allowed, is_causal=allowed is None and t > 1)
+        return out.transpose(1, 2), Cache(k, v, owners == (owner[:, -1:] if t else 0))
+
+
+@hookimpl
+def fastsnn_attentions() -> list[type[Attention]]:
+    """This plugin's attentions."""
+    return [Softmax]

@@ -1,0 +1,62 @@
+"""PulseFFN: a feed-forward layer whose input and hidden activations are spikes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import frozen
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastsnn_core import Feedforward, SpikeSite, hookimpl, param
+
+__version__ = "0.1.0"
+
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+
+
+@frozen
+class Pulse(Feedforward):
+    """s = spikes(x);  h = act(W_g s) ∘ (W_u s)  (ungated: act(W_u s));  y = W_d spikes(h).
+
+    x [B,T,D] -> y [B,T,D] with d_ff hidden channels; the state is that of the two spike sites (``ffn_in``,
+    ``ffn_hidden``). With SiLU and gating it is SwiGLU (Shazeer 2020, arXiv 2002.05202), spiking as in SpikingBrain.
+    """
+
+    name = "pulse"
+    activation: str = param("silu", choices=tuple(ACTIVATIONS), doc="of the hidden layer")
+    gated: bool = param(True, doc="multiply by a second projection (SwiGLU)")
+    bias: bool = param(False, doc="biases in the projections")
+
+    def build(self, d_model: int, d_ff: int, site: Callable[[str, int], SpikeSite]) -> PulseLayer:
+        """The layer; `site` makes its spike sites."""
+        return PulseLayer(self, d_model, d_ff, site)
+
+
+class PulseLayer(nn.Module):
+    """``(x, states, reset) -> (y, states)``."""
+
+    def __init__(self, spec: Pulse, d_model: int, d_ff: int, site: Callable[[str, int], SpikeSite]) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[spec.activation]
+        self.inner, self.hidden = site("ffn_in", d_model), site("ffn_hidden", d_ff)
+        self.gate = nn.Linear(d_model, d_ff, bias=spec.bias) if spec.gated else None
+        self.up = nn.Linear(d_model, d_ff, bias=spec.bias)
+        self.down = nn.Linear(d_ff, d_model, bias=spec.bias)
+
+    def forward(
+        self, x: Tensor, state: tuple[Any, Any] | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Any, Any]]:
+        """Both spike layers and the projections between them."""
+        first, second = state or (None, None)
+        spikes, first = self.inner(x, first, reset)
+        hidden = self.activation(self.up(spikes)) if self.gate is None else self.activation(self.gate(spikes)) * self.up(spikes)
+        spikes, second = self.hidden(hidden, second, reset)
+        return self.down(spikes), (first, second)
+
+
+@hookimpl
+def fastsnn_feedforwards() -> list[type[Feedforward]]:
+    """This plugin's feed-forward layers."""
+    return [Pulse]

@@ -1,0 +1,154 @@
+"""A spiking causal language model: RMSNorm, grouped-query attention of any kind, spikes in front of every projection."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import attrs
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastsnn_core import Attention, Dims, Feedforward, Model, Neuron, SpikeSite, hookimpl, param, slot, slots
+from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, initialise, settle
+from fastsnn_model_decoder.rope import Rope
+
+__version__ = "0.1.0"
+
+SITES = ("attn_in", "attn_out", "ffn_in", "ffn_hidden", "embed", "q", "k", "v", "head")
+PROJECTIONS = SITES[:4]
+
+
+class DecoderState(NamedTuple):
+    """State of a stream: how many tokens it has seen ``[B]``, and the layers' states."""
+
+    position: Tensor
+    embed: Any
+    layers: tuple[BlockState, ...]
+    head: Any
+
+
+@frozen
+class Decoder(Model):
+    """x_0 = E[tokens];  x ← x + attention_l(norm(x));  x ← x + feedforward_l(norm(x));  logits = W norm(x_L).
+
+    tokens [B,T] -> logits [B,T,vocab_size]; ``return_state=True`` gives (logits, state), and the state of a stream goes
+    back in with its next tokens. Layer l has attention[l mod len(attention)]. Spikes stand at `sites`: in front of
+    every projection (attn_in, attn_out, ffn_in, ffn_hidden) by default; also possible after the embedding, on q and k
+    after rotation, on v, and before the head. No sites makes it an ordinary dense decoder (Llama, Qwen).
+    """
+
+    name = "decoder"
+    vocab_size: int = param(257, ge=1, doc="tokens; 257 is the byte tokenizer", draw=(17,))
+    d_model: int = param(256, ge=2, unit="channels", doc="D, width of the residual stream", draw=(16, 32))
+    n_layers: int = param(4, ge=1, le=1000, doc="blocks", draw=(1, 2))
+    n_heads: int = param(4, ge=1, doc="H, query heads", draw=(2, 4))
+    n_kv_heads: int = param(0, ge=0, doc="G, key/value heads shared by the query heads; 0 means as many", draw=(0, 1, 2))
+    head_dim: int = param(0, ge=0, unit="channels", doc="K; 0 means D / H", draw=(0, 8))
+    d_ff: int = param(0, ge=0, unit="channels", doc="hidden width of the feed-forward; 0 means 8/3 D", draw=(0, 24))
+    neuron: Neuron = slot(Neuron, "adaptive_threshold", doc="what makes the spikes at every site")
+    sites: tuple[str, ...] = param(
+        PROJECTIONS, choices=SITES, doc="where spikes stand; none makes the model dense", draw=(PROJECTIONS, SITES, ("ffn_in",))
+    )
+    attention: tuple[Attention, ...] = slots(Attention, "gla", "sliding_window", doc="cycled over the layers")
+    feedforward: Feedforward = slot(Feedforward, "pulse", doc="the channel mixer of every layer")
+    tied: bool = param(True, doc="the head shares the embedding's weights")
+    rope: Rope = param(attrs.Factory(Rope), doc="rotary positions, for attentions that want them")
+    norm_eps: float = param(1e-5, gt=0.0, le=0.1, doc="of every RMSNorm")
+    qkv_bias: bool = param(False, doc="biases of the q, k and v projections (Qwen2)")
+    out_bias: bool = param(False, doc="bias of the attention's output projection")
+    qk_norm: bool = param(False, doc="RMSNorm on each query and key head (Qwen3)")
+
+    def __attrs_post_init__(self) -> None:
+        if not self.attention:
+            raise ValueError("decoder needs at least one attention")
+        if not self.head_dim and self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; give head_dim")
+        if self.n_heads % (self.n_kv_heads or self.n_heads):
+            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+        if any(any_rotary(a) for a in self.attention) and self.dims.head_dim % 2:
+            raise ValueError(f"rotary positions need an even head_dim, got {self.dims.head_dim}")
+
+    @property
+    def dims(self) -> Dims:
+        """Sizes of an attention layer."""
+        width = self.head_dim or self.d_model // self.n_heads
+        return Dims(self.d_model, self.n_heads, self.n_kv_heads or self.n_heads, width)
+
+    def build(self) -> DecoderModule:
+        """The network."""
+        return DecoderModule(self)
+
+
+class DecoderModule(nn.Module):
+    """The network of a `Decoder`."""
+
+    def __init__(self, spec: Decoder) -> None:
+        super().__init__()
+        self.spec = spec
+
+        def site(name: str, features: int) -> SpikeSite:
+            return SpikeSite(spec.neuron.build(features) if name in spec.sites else None)
+
+        qk_norm = spec.norm_eps if spec.qk_norm else 0.0
+        self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
+        self.embed_site = site("embed", spec.d_model)
+        self.layers = nn.ModuleList()
+        for i in range(spec.n_layers):
+            kind = spec.attention[i % len(spec.attention)]
+            attention = AttentionLayer(kind, spec.dims, site, bias=spec.qkv_bias, out_bias=spec.out_bias, qk_norm=qk_norm)
+            d_ff = spec.d_ff or -(-8 * spec.d_model // 24) * 8
+            self.layers.append(Block(attention, spec.feedforward, d_ff, site, spec.norm_eps))
+        self.norm = nn.RMSNorm(spec.d_model, eps=spec.norm_eps)
+        self.head_site = site("head", spec.d_model)
+        self.head = None if spec.tied else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
+        self.rotary = any(any_rotary(a) for a in spec.attention)
+        self.register_buffer("frequencies", spec.rope.frequencies(spec.dims.head_dim), persistent=False)
+        self.checkpointing = False
+        initialise(self, spec.n_layers)
+        settle(self, spec.vocab_size)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: DecoderState | None = None,
+        *,
+        reset: Tensor | None = None,
+        return_state: bool = False,
+        last: bool = False,
+    ) -> Any:
+        """Logits of ``tokens [B,T]``; `reset` ``[B,T]`` marks first tokens of documents, `last` asks for the last token's only."""
+        b, t = tokens.shape
+        position = tokens.new_zeros(b) if state is None else state.position
+        angles = None
+        if self.rotary:
+            angles = self.spec.rope.angles(position[:, None] + torch.arange(t, device=tokens.device), self.frequencies)
+        x = self.embed(tokens)
+        x, embed = self.embed_site(x, None if state is None else state.embed, reset)
+        x = x if isinstance(x, Tensor) else x.value()
+        news = []
+        for i, layer in enumerate(self.layers):
+            old = None if state is None else state.layers[i]
+            if self.checkpointing and self.training:
+                x, new = torch.utils.checkpoint.checkpoint(layer, x, old, reset, angles, use_reentrant=False)
+            else:
+                x, new = layer(x, old, reset, angles)
+            news.append(new)
+        spikes, head = self.head_site(self.norm(x), None if state is None else state.head, reset)
+        if last:
+            spikes = spikes[:, -1:]
+        logits = F.linear(spikes, self.embed.weight) if self.head is None else self.head(spikes)
+        return (logits, DecoderState(position + t, embed, tuple(news), head)) if return_state else logits
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Frequencies stay float64 whatever the model is cast to."""
+        super()._apply(fn, recurse)
+        self.frequencies = self.spec.rope.frequencies(self.spec.dims.head_dim).to(self.embed.weight.device)
+        return self
+
+
+@hookimpl
+def fastsnn_models() -> list[type[Model]]:
+    """This plugin's models."""
+    return [Decoder]

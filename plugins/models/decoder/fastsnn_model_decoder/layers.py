@@ -1,0 +1,137 @@
+"""The decoder's layers: attention with its projections, and the residual block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastsnn_core import Attention, Dims, Feedforward, Heads, SpikeSite
+
+Site = Callable[[str, int], SpikeSite]
+Angles = tuple[Tensor, Tensor] | None
+
+
+class AttentionState(NamedTuple):
+    """State of an attention layer: its spike sites and its mixer."""
+
+    inner: Any
+    query: Any
+    key: Any
+    value: Any
+    mixer: Any
+    outer: Any
+
+
+class AttentionLayer(nn.Module):
+    """spikes → q, k, v projections → mixer → spikes → output projection; ``(x [B,T,D], state, …) -> (y, state)``."""
+
+    def __init__(self, spec: Attention, dims: Dims, site: Site, *, bias: bool, out_bias: bool, qk_norm: float) -> None:
+        super().__init__()
+        self.dims, self.rotary = dims, any_rotary(spec)
+        h, g, width = dims.n_heads, dims.n_kv_heads, dims.head_dim
+        self.inner = site("attn_in", dims.d_model)
+        self.q = nn.Linear(dims.d_model, h * width, bias=bias)
+        self.k = nn.Linear(dims.d_model, g * width, bias=bias)
+        self.v = nn.Linear(dims.d_model, g * width, bias=bias)
+        self.q_norm = nn.RMSNorm(width, eps=qk_norm) if qk_norm else None
+        self.k_norm = nn.RMSNorm(width, eps=qk_norm) if qk_norm else None
+        self.q_site, self.k_site, self.v_site = site("q", h * width), site("k", g * width), site("v", g * width)
+        self.mixer = spec.build(dims)
+        inside = h * width * spec.expansion
+        self.outer = site("attn_out", inside)
+        self.out = nn.Linear(inside, dims.d_model, bias=out_bias)
+
+    def forward(
+        self, x: Tensor, state: AttentionState | None, reset: Tensor | None, angles: Angles
+    ) -> tuple[Tensor, AttentionState]:
+        """Mix the tokens of a (piece of a) stream."""
+        s = state or AttentionState(*[None] * 6)
+        spikes, inner = self.inner(x, s.inner, reset)
+        size = (-1, self.dims.head_dim)
+        q, k, v = self.q(spikes).unflatten(-1, size), self.k(spikes).unflatten(-1, size), self.v(spikes).unflatten(-1, size)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        heads = Heads(q, k, v, spikes, *(angles if angles and self.rotary else (None, None)))
+        heads, query, key, value = self.spiking_heads(heads, s, reset)
+        mixed, mixer = self.mixer(heads, s.mixer, reset)
+        spikes, outer = self.outer(mixed.flatten(2), s.outer, reset)
+        return self.out(spikes), AttentionState(inner, query, key, value, mixer, outer)
+
+    def spiking_heads(self, heads: Heads, s: AttentionState, reset: Tensor | None) -> tuple[Heads, Any, Any, Any]:
+        """q, k (after rotation) and v through their own spike sites, where the spec asks for them."""
+        if all(site.neuron is None for site in (self.q_site, self.k_site, self.v_site)):
+            return heads, None, None, None
+        q, k = heads.rotated()
+        rows, states = [], []
+        for x, site, old in ((q, self.q_site, s.query), (k, self.k_site, s.key), (heads.v, self.v_site, s.value)):
+            y, new = site(x.flatten(2), old, reset)
+            rows.append((y if isinstance(y, Tensor) else y.value()).reshape(x.shape))
+            states.append(new)
+        return Heads(*rows, heads.x), *states
+
+
+class BlockState(NamedTuple):
+    """State of a block."""
+
+    attention: AttentionState
+    feedforward: Any
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then + feedforward(norm(·)); ``(x [B,T,D], state, …) -> (y, state)``."""
+
+    def __init__(
+        self, attention: AttentionLayer, feedforward: Feedforward, d_ff: int, site: Site, eps: float
+    ) -> None:
+        super().__init__()
+        width = attention.dims.d_model
+        self.attention_norm, self.attention = nn.RMSNorm(width, eps=eps), attention
+        self.feedforward_norm, self.feedforward = nn.RMSNorm(width, eps=eps), feedforward.build(width, d_ff, site)
+
+    def forward(self, x: Tensor, state: BlockState | None, reset: Tensor | None, angles: Angles) -> tuple[Tensor, BlockState]:
+        """One residual block."""
+        first, second = state or (None, None)
+        y, first = self.attention(self.attention_norm(x), first, reset, angles)
+        x = x + y
+        y, second = self.feedforward(self.feedforward_norm(x), second, reset)
+        return x + y, BlockState(first, second)
+
+
+def any_rotary(spec: Any) -> bool:
+    """Does this attention, or any of its branches, want positions?"""
+    return spec.rotary or any(any_rotary(branch) for branch in getattr(spec, "branches", ()))
+
+
+def initialise(model: nn.Module, layers: int) -> None:
+    """Weights N(0, 2 / 5·fan_in), those that write into the residual stream smaller by √(2·layers); biases 0."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            deep = math.sqrt(2 * max(1, layers)) if name.endswith((".out", ".down")) else 1.0
+            nn.init.normal_(module.weight, std=math.sqrt(0.4 / module.in_features) / deep)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+
+
+def settle(model: nn.Module, vocab_size: int) -> None:
+    """Give neurons with a fixed threshold one that fits: a pass of fixed pseudo-random tokens, site after site."""
+    handles = []
+    for module in model.modules():
+        calibrate = getattr(module, "calibrate_", None)
+        if callable(calibrate):
+
+            def hook(_: nn.Module, args: tuple[Any, ...], calibrate: Any = calibrate) -> None:
+                calibrate(args[0])
+
+            handles.append(module.register_forward_pre_hook(hook))
+    if handles:
+        tokens = torch.randint(0, vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            model(tokens)
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,71 @@
+"""Rotary position angles, with the scalings that published models use."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from fastsnn_core import param
+
+SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
+
+
+@frozen
+class Rope:
+    """Angle of pair i at position p: p · f_i with f_i = theta^(-2i/K), changed by `scaling`.
+
+    linear: f / factor.  dynamic (NTK): theta grows with the length beyond `original`, fixed here at factor · original.
+    llama3: low frequencies divided by factor, high ones kept, a ramp between.  yarn: the same by rotations over
+    `original` tokens (beta_fast … beta_slow), and q·k scaled by (0.1 ln factor + 1)². Sources: Su et al. 2021
+    (arXiv 2104.09864); Chen et al. 2023 (2306.15595); Peng et al. 2023 (2309.00071); Llama 3.1's released code.
+    """
+
+    theta: float = param(10000.0, gt=1.0, doc="base of the frequencies")
+    scaling: str = param("none", choices=SCALINGS, doc="how frequencies change for longer contexts")
+    factor: float = param(1.0, ge=1.0, doc="how many times longer")
+    original: int = param(0, ge=0, unit="tokens", doc="training length before scaling (dynamic, llama3, yarn)")
+    low: float = param(1.0, gt=0.0, doc="llama3's low_freq_factor, or yarn's beta_slow")
+    high: float = param(4.0, gt=0.0, doc="llama3's high_freq_factor, or yarn's beta_fast")
+    magnitude: float = param(0.0, ge=0.0, doc="yarn's attention factor; 0 means 0.1 ln(factor) + 1")
+
+    def __attrs_post_init__(self) -> None:
+        if self.scaling in ("dynamic", "llama3", "yarn") and not self.original:
+            raise ValueError(f"rope scaling {self.scaling!r} needs `original`, the length the model was trained at")
+
+    def frequencies(self, width: int) -> Tensor:
+        """f ``[K/2]`` in float64."""
+        theta = self.theta
+        if self.scaling == "dynamic":
+            theta *= self.factor ** (width / (width - 2))
+        f = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        if self.scaling == "linear":
+            return f / self.factor
+        if self.scaling == "llama3":
+            turns = self.original * f / (2 * math.pi)
+            keep = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+            return keep * f + (1 - keep) * f / self.factor
+        if self.scaling == "yarn":
+
+            def place(rotations: float) -> float:
+                return width * math.log(self.original / (rotations * 2 * math.pi)) / (2 * math.log(self.theta))
+
+            first, last = max(math.floor(place(self.high)), 0), min(math.ceil(place(self.low)), width - 1)
+            ramp = (torch.arange(width // 2, dtype=torch.float64) - first) / max(last - first, 1e-3)
+            divide = ramp.clamp(0, 1)
+            return divide * f / self.factor + (1 - divide) * f
+        return f
+
+    @property
+    def gain(self) -> float:
+        """Factor on cos and sin (yarn's attention scaling)."""
+        if self.scaling != "yarn":
+            return 1.0
+        return self.magnitude or (0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0)
+
+    def angles(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin ``[B,T,K/2]`` of positions ``[B,T]``; float64 inside, so that late positions stay exact."""
+        turn = positions[..., None].to(torch.float64) * frequencies.to(positions.device)
+        return turn.cos() * self.gain, turn.sin() * self.gain

@@ -1,0 +1,40 @@
+"""Leaky integrate-and-fire neuron: one binary spike per channel and token."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
+from fastsnn_core.leaky import Leaky
+
+__version__ = "0.1.0"
+
+
+@frozen
+class Lif(Neuron):
+    """u_t = (1 - 1/tau) v_{t-1} + x_t;  s_t = 1[u_t >= θ];  v_t = u_t - s_t θ  (hard reset: v_t = 0 where s_t = 1).
+
+    x [B,T,D] -> SpikeTensor [B,T,D] with counts in {0, 1} and scale θ; state v [B,D] in units of θ. Gradient: the
+    surrogate (arctangent with alpha 2 where none is given), reset detached. Lapicque 1907; as `Leaky` of snnTorch and
+    `LIFNode(decay_input=False)` of SpikingJelly.
+    """
+
+    name = "lif"
+    tau: float = param(2.0, gt=1.0, le=1e4, unit="tokens", doc="membrane time constant")
+    threshold: float = param(1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one spike")
+    hard_reset: bool = param(False, doc="set the membrane to 0 after a spike instead of subtracting θ")
+    learn_threshold: bool = param(False, doc="train θ")
+    surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")
+
+    def build(self, features: int) -> Leaky:
+        """The module for `features` channels."""
+        return Leaky(
+            beta=1.0 - 1.0 / self.tau, threshold=self.threshold, lo=0.0, hi=1.0, heaviside=True, hard=self.hard_reset,
+            surrogate=self.surrogate, default=("atan", 2.0), learn=self.learn_threshold,
+        )  # fmt: skip
+
+
+@hookimpl
+def fastsnn_neurons() -> list[type[Neuron]]:
+    """This plugin's neurons."""
+    return [Lif]
