@@ -39,7 +39,14 @@ class Leaky(nn.Module):
         learn: bool = False,
     ) -> None:
         super().__init__()
-        self.beta, self.threshold, self.lo, self.hi, self.heaviside, self.hard = beta, threshold, lo, hi, heaviside, hard
+        self.beta, self.threshold, self.lo, self.hi, self.heaviside, self.hard = (
+            beta,
+            threshold,
+            lo,
+            hi,
+            heaviside,
+            hard,
+        )
         theta = torch.tensor(float(threshold))
         if learn:
             self.theta = nn.Parameter(theta)
@@ -52,12 +59,14 @@ class Leaky(nn.Module):
         with torch.no_grad():
             self.theta.copy_(self.threshold * x.detach().abs().mean().clamp_min(1e-8))
 
-    def forward(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> tuple[SpikeTensor, Tensor]:
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[SpikeTensor, Tensor]:
         """Counts of `x` and the membrane to carry on with."""
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         theta = self.theta.to(x.dtype)
         counts, v = ops.lif_scan(
-            x / theta, state, reset, beta=self.beta, lo=self.lo, hi=self.hi,
+            x, state, reset, theta, beta=self.beta, lo=self.lo, hi=self.hi,
             heaviside=self.heaviside, hard=self.hard, surrogate=self.slope,
         )  # fmt: skip
         return SpikeTensor(counts, theta), v
@@ -70,5 +79,7 @@ class Leaky(nn.Module):
         v = x.new_zeros(x.shape[0], x.shape[2]) if state is None else state
         keep = x.new_empty(0, 0, dtype=torch.bool)
         theta = self.theta.to(x.dtype)
-        u = lif.membrane(x / theta, v[:, None], keep, self.beta, self.lo, self.hi, self.heaviside, self.hard)
+        u = lif.MEMBRANE(
+            x.device.type, x, v[:, None], keep, theta, self.beta, self.lo, self.hi, self.heaviside, self.hard
+        )
         return u * theta

@@ -39,10 +39,13 @@ class Operator:
         return "naive", self.naive
 
     def __call__(self, device: str, *args: Any) -> Any:
-        """Run on `device` with the chosen implementation."""
+        """Run on `device` with the chosen implementation; one that returns NotImplemented leaves it to the naive."""
         name, function = self.pick(device)
+        out = function(*args)
+        if out is NotImplemented:
+            name, out = "naive", self.naive(*args)
         _last[self.name] = name
-        return function(*args)
+        return out
 
 
 @cache
@@ -62,7 +65,9 @@ def kernels() -> list[tuple[str, tuple[str, ...], dict[str, Callable[..., Any]]]
 
 @cache
 def _say_once(name: str, device: str) -> None:
-    log.warning("%s: no compiled kernel for %s; the naive (slow) one is used. pip install fastsnn-kernel-numba", name, device)
+    log.warning(
+        "%s: no compiled kernel for %s; the naive (slow) one is used. pip install fastsnn-kernel-numba", name, device
+    )
 
 
 @contextlib.contextmanager

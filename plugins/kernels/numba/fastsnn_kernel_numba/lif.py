@@ -1,0 +1,240 @@
+"""`lif_scan`, its backward and its membrane in Numba: one pass over memory, vectorised across channels.
+
+Each task owns one stream b and a block of channels, and walks over T with v in cache; rows of x are read whole, so that
+the hardware prefetcher sees one long stream. The backward recomputes u from the checkpoints into an L2-sized block
+instead of reading it back. No fast-math: every operation rounds as in the naive twin, so results are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+
+from fastsnn_core.ops.lif import CHECKPOINT
+from fastsnn_core.ops.rounding import thresholds
+from fastsnn_kernel_numba.launch import Threaded, compile, empty, flat, workers
+
+U = np.uint64  # unsigned indices: Numba adds no wrap-around test to them, so LLVM vectorises the loops
+ROW, L2_BLOCK = 1 << 14, 1 << 19  # bytes of a row of x that one task reads, and of u that it keeps
+TYPES = (torch.float32, torch.float64)
+IDENTITY, WINDOW, ATAN, SLOPE = range(4)
+
+
+def _constants(dtype: torch.dtype, beta: float, lo: float, hi: float, heaviside: bool, alpha: float, theta: Any) -> Any:
+    """Every number a kernel needs, computed in double as Python does and then rounded once to the type of x."""
+    first, last = thresholds(lo, hi, heaviside)
+    numbers = (beta, lo, hi, first, last, alpha, math.pi / 2 * alpha, alpha / 2, theta, 0.0, 1.0)
+    return np.array(numbers, dtype=np.float32 if dtype == torch.float32 else np.float64)
+
+
+@compile
+def _fire(h, k, heaviside, hard):  # type: ignore[no-untyped-def]
+    """Count and next v where u = h."""
+    lo, hi, zero, one = k[1], k[2], k[9], k[10]
+    c = lo if h < lo else h
+    c = np.rint(hi if c > hi else c)
+    if heaviside:
+        c = one if h >= one else zero
+    v = h - c
+    if hard:
+        v = zero if c != zero else h
+    return c, v
+
+
+@compile
+def _count_row(x, c, o, v, ov, n, k, heaviside, hard):  # type: ignore[no-untyped-def]
+    """One token of n channels, from x and v: c and the new v."""
+    beta, theta = k[0], k[8]
+    for d in range(n):
+        c[o + d], v[ov + d] = _fire(beta * v[ov + d] + x[o + d] / theta, k, heaviside, hard)
+
+
+@compile
+def _u_row(x, o, u, ou, v, ov, n, k, heaviside, hard):  # type: ignore[no-untyped-def]
+    """One token of n channels, from x and v: u and the new v."""
+    beta, theta = k[0], k[8]
+    for d in range(n):
+        h = beta * v[ov + d] + x[o + d] / theta
+        u[ou + d] = h
+        v[ov + d] = _fire(h, k, heaviside, hard)[1]
+
+
+@compile
+def _slope_row(u, ou, s, os, n, k, form):  # type: ignore[no-untyped-def]
+    """Surrogate derivative at n membranes, in the order of operations of `rounding.derivative`."""
+    first, last, alpha, steep, half, zero, one = k[3], k[4], k[5], k[6], k[7], k[9], k[10]
+    for d in range(n):
+        below, above = first - u[ou + d], u[ou + d] - last
+        far = (zero if below < zero else below) + (zero if above < zero else above)
+        z = steep * far
+        s[os + d] = (one if far <= alpha else zero) if form == WINDOW else one / (one + z * z) * half
+
+
+@compile
+def _grad_row(g, og, s, os, u, ou, grad_x, o, carry, oc, n, k, heaviside, hard):  # type: ignore[no-untyped-def]
+    """One token of n channels backwards: grad_x, and what goes on to the token before."""
+    beta, theta, zero = k[0], k[8], k[9]
+    for d in range(n):
+        through = carry[oc + d]
+        if hard:
+            through = zero if _fire(u[ou + d], k, heaviside, hard)[0] != zero else through
+        grad_u = g[og + d] * s[os + d] + through
+        grad_x[o + d] = grad_u / theta
+        carry[oc + d] = beta * grad_u
+
+
+@compile
+def _fill(a, o, n, value):  # type: ignore[no-untyped-def]
+    for d in range(n):
+        a[o + d] = value
+
+
+@compile
+def _copy(a, oa, b, ob, n):  # type: ignore[no-untyped-def]
+    for d in range(n):
+        b[ob + d] = a[oa + d]
+
+
+@Threaded
+def _forward(x, v0, keep, k, heaviside, hard, shape, width, c, v, marks, nw):  # type: ignore[no-untyped-def]
+    batch, steps, wide, every = shape
+    blocks, pieces = (wide + width - 1) // width, (steps + every - 1) // every
+    tasks = batch * blocks
+    for w in prange(nw):
+        for task in range(w * tasks // nw, (w + 1) * tasks // nw):
+            b, d0 = task // blocks, task % blocks * width
+            n, ov = U(min(width, wide - d0)), U(b * wide + d0)
+            _copy(v0, ov, v, ov, n)
+            for t in range(steps):
+                if t % every == 0:
+                    _copy(v, ov, marks, U((b * pieces + t // every) * wide + d0), n)
+                if len(keep) and not keep[b * steps + t]:
+                    _fill(v, ov, n, k[9])
+                _count_row(x, c, U((b * steps + t) * wide + d0), v, ov, n, k, heaviside, hard)
+
+
+@Threaded
+def _membrane(x, v, keep, k, heaviside, hard, shape, width, u, nw):  # type: ignore[no-untyped-def]
+    batch, steps, wide, _ = shape
+    blocks = (wide + width - 1) // width
+    tasks = batch * blocks
+    for w in prange(nw):
+        for task in range(w * tasks // nw, (w + 1) * tasks // nw):
+            b, d0 = task // blocks, task % blocks * width
+            n, ov = U(min(width, wide - d0)), U(b * wide + d0)
+            for t in range(steps):
+                if len(keep) and not keep[b * steps + t]:
+                    _fill(v, ov, n, k[9])
+                o = U((b * steps + t) * wide + d0)
+                _u_row(x, o, u, o, v, ov, n, k, heaviside, hard)
+
+
+@Threaded
+def _backward(
+    g, g_batch, g_step, carry, x, marks, keep, slope, k, heaviside, hard, form, shape, width, grad_x, us, vs, nw
+):  # type: ignore[no-untyped-def]
+    batch, steps, wide, every = shape
+    blocks, pieces = (wide + width - 1) // width, (steps + every - 1) // every
+    tasks, closed = batch * blocks, form == WINDOW or form == ATAN
+    for w in prange(nw):
+        room, ov, os = U(w * every * width), U(w * 2 * width), U((w * 2 + 1) * width)  # this worker's u, v and slopes
+        _fill(vs, os, U(width), k[10])
+        for task in range(w * tasks // nw, (w + 1) * tasks // nw):
+            b, d0 = task // blocks, task % blocks * width
+            n, oc = U(min(width, wide - d0)), U(b * wide + d0)
+            for piece in range(pieces - 1, -1, -1):
+                t0, t1 = piece * every, min(steps, (piece + 1) * every)
+                if closed or hard:
+                    _copy(marks, U((b * pieces + piece) * wide + d0), vs, ov, n)
+                    for t in range(t0, t1):
+                        if len(keep) and not keep[b * steps + t]:
+                            _fill(vs, ov, n, k[9])
+                        o = U((b * steps + t) * wide + d0)
+                        _u_row(x, o, us, room + U((t - t0) * width), vs, ov, n, k, heaviside, hard)
+                for t in range(t1 - 1, t0 - 1, -1):
+                    o, ou = U((b * steps + t) * wide + d0), room + U((t - t0) * width)
+                    og = U(b * g_batch + t * g_step + d0)
+                    if closed:
+                        _slope_row(us, ou, vs, os, n, k, form)
+                    if form == SLOPE:
+                        _grad_row(g, og, slope, o, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard)
+                    else:
+                        _grad_row(g, og, vs, os, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard)
+                    if len(keep) and not keep[b * steps + t]:
+                        _fill(carry, oc, n, k[9])
+
+
+def _width(shape: torch.Size, itemsize: int, most: int) -> int:
+    """Channels per task: whole rows up to `most` bytes, fewer where there are fewer streams than workers."""
+    batch, _, wide = shape
+    share = -(-wide // -(-workers() // batch))
+    return max(1, min(-(-share // 16) * 16, most // itemsize, wide))
+
+
+def forward(
+    x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Twin of `fastsnn_core.ops.lif.forward_naive`."""
+    if x.dtype not in TYPES:
+        return NotImplemented
+    batch, steps, wide = x.shape
+    counts, v_last = empty(x.shape, x.dtype), torch.empty_like(v)
+    marks = empty((batch, -(-steps // CHECKPOINT), wide), x.dtype)
+    if v.numel():
+        k = _constants(x.dtype, beta, lo, hi, heaviside, 0.0, float(theta))
+        _forward(
+            flat(x), flat(v), flat(keep), k, heaviside, hard, (*x.shape, CHECKPOINT), _width(x.shape, x.itemsize, ROW),
+            flat(counts), flat(v_last), flat(marks),
+        )  # fmt: skip
+    return counts, v_last, marks
+
+
+def membrane(
+    x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
+) -> Tensor:
+    """Twin of `fastsnn_core.ops.lif.membrane`."""
+    if x.dtype not in TYPES:
+        return NotImplemented
+    u = empty(x.shape, x.dtype)
+    if x.numel():
+        k = _constants(x.dtype, beta, lo, hi, heaviside, 0.0, float(theta))
+        v = marks[:, 0].clone(memory_format=torch.contiguous_format)
+        width = _width(x.shape, x.itemsize, ROW)
+        _membrane(flat(x), flat(v), flat(keep), k, heaviside, hard, (*x.shape, CHECKPOINT), width, flat(u))
+    return u
+
+
+def backward(
+    grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
+    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Twin of `fastsnn_core.ops.lif.backward_naive`; the gradient of a sum, one number expanded, is read as one row."""
+    if x.dtype not in TYPES:
+        return NotImplemented
+    grad_x, carry = empty(x.shape, x.dtype), grad_v.clone(memory_format=torch.contiguous_format)
+    if x.numel():
+        k = _constants(x.dtype, beta, lo, hi, heaviside, alpha, float(theta))
+        width = _width(x.shape, x.itemsize, L2_BLOCK // CHECKPOINT)
+        g, g_batch, g_step = _rows(grad_c)
+        us = torch.empty(workers() * CHECKPOINT * width, dtype=x.dtype)
+        vs = torch.empty(workers() * 2 * width, dtype=x.dtype)
+        _backward(
+            g, g_batch, g_step, flat(carry), flat(x), flat(marks), flat(keep), flat(slope), k, heaviside, hard,
+            SLOPE if slope.numel() else form, (*x.shape, CHECKPOINT), width, flat(grad_x), flat(us), flat(vs),
+        )  # fmt: skip
+    return grad_x, carry
+
+
+def _rows(g: Tensor) -> tuple[Any, int, int]:
+    """``[B,T,D]`` as memory plus the strides of B and T; rows are made contiguous, but nothing expanded is copied."""
+    for dim in range(2):
+        if g.stride(dim) == 0 or g.shape[dim] == 1:
+            g = g.narrow(dim, 0, 1)
+    batch, step = (0 if g.shape[dim] == 1 else 1 for dim in range(2))
+    g = g.contiguous()
+    return flat(g), batch * g.stride(0), step * g.stride(1)
