@@ -29,7 +29,13 @@ from fastsnn_core.files import beside
 from fastsnn_core.plugins import registry
 
 FORMAT = 1
-CONFIG, WEIGHTS, META, TOKENIZER, REPORT = "config.json", "weights.safetensors", "meta.json", "tokenizer.json", "spike.report"
+CONFIG, WEIGHTS, META, TOKENIZER, REPORT = (
+    "config.json",
+    "weights.safetensors",
+    "meta.json",
+    "tokenizer.json",
+    "spike.report",
+)
 
 
 class BundleError(ValueError):
@@ -81,7 +87,9 @@ def config(model: nn.Module) -> dict[str, Any]:
     if not isinstance(spec, Model):
         raise BundleError(f"{type(model).__name__} has no .spec; build it with fastsnn_core.build or FastSNN.build")
     table = specs.as_table(specs.Spec(spec), qualified=True)
-    return table | {"bundle": FORMAT, "distributions": distributions(spec)} | {"sections": getattr(model, "sections", {})}
+    return (
+        table | {"bundle": FORMAT, "distributions": distributions(spec)} | {"sections": getattr(model, "sections", {})}
+    )
 
 
 def tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -130,7 +138,7 @@ def save(model: nn.Module, path: str | Path, *, tokenizer: str | None = None, re
 
 
 def sealed(meta: dict[str, Any]) -> dict[str, Any]:
-    """meta with ``seal``, the sha256 of everything else in it: meta.json vouches for the files, the seal for meta.json."""
+    """meta with ``seal``, the sha256 of the rest of it: meta.json vouches for the files, the seal for meta.json."""
     body = {k: v for k, v in meta.items() if k != "seal"}
     return body | {"seal": hashlib.sha256(dump(body).encode()).hexdigest()}
 

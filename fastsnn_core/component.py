@@ -184,8 +184,8 @@ class Component:
     """Base of every kind. Subclasses set `name`; kinds set `kind`.
 
     Flags state the contract the conformance kit holds a component to. ``causal``: output at token t depends on tokens
-    up to t. ``streaming``: any cut of the sequence, with the state carried over, gives the full pass. ``deterministic``:
-    the same input gives the same bits. ``differentiable``: gradients reach the input and every parameter.
+    up to t. ``streaming``: any cut of the sequence, state carried over, gives the full pass. ``deterministic``: the
+    same input gives the same bits. ``differentiable``: gradients reach the input and every parameter.
     """
 
     kind: ClassVar[str] = ""
@@ -284,6 +284,10 @@ class Model(Component):
         """The network, freshly initialised from torch's global random state."""
         raise NotImplementedError("abstract")
 
+    def example(self, batch: int) -> Any:
+        """A small input of the right kind: token ids ``[B,T]``, or images; the same every time."""
+        raise NotImplementedError("abstract")
+
 
 class Rule(Component):
     """Converts one sort of module. ``matches(module) -> bool`` and ``convert(module, context) -> Replacement``."""
@@ -331,7 +335,7 @@ class Scope(Component):
 
 
 class Kernel(Component):
-    """Fast implementations of `fastsnn_core.ops`. ``operators() -> {operator: callable}``; ``why_not() -> str | None``."""
+    """Fast twins of `fastsnn_core.ops`. ``operators() -> {operator: callable}``; ``why_not() -> str | None``."""
 
     kind = "kernel"
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
@@ -347,8 +351,7 @@ class Kernel(Component):
 
 
 KINDS: dict[str, type[Component]] = {
-    k.kind: k
-    for k in (Surrogate, Neuron, Coder, Attention, Feedforward, Model, Rule, Exporter, Scope, Kernel)
+    k.kind: k for k in (Surrogate, Neuron, Coder, Attention, Feedforward, Model, Rule, Exporter, Scope, Kernel)
 }
 
 

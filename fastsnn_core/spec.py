@@ -190,7 +190,9 @@ def table(value: Any, cls: Any) -> Any:
             except Exception as error:
                 problems += [attrs.evolve(p, path=(name, *p.path)) for p in fault(error)]
         elif field.default is attrs.NOTHING:
-            problems.append(Problem((), f"{label} needs {name!r} ({type_name(hints(cls)[name])})", bounds_of(field).doc))
+            problems.append(
+                Problem((), f"{label} needs {name!r} ({type_name(hints(cls)[name])})", bounds_of(field).doc)
+            )
     if problems:
         raise Faults(problems)
     try:
@@ -212,7 +214,9 @@ def loads(text: str, source: str = "spec.toml") -> Spec:
     except tomli.TOMLDecodeError as error:
         lines = text.splitlines()
         shown = f"\n    {error.lineno} | {lines[error.lineno - 1].strip()}" if error.lineno <= len(lines) else ""
-        raise SpecError([Problem((), f"{error.msg} (column {error.colno}){shown}")], "", f"{source}:{error.lineno}") from None
+        raise SpecError(
+            [Problem((), f"{error.msg} (column {error.colno}){shown}")], "", f"{source}:{error.lineno}"
+        ) from None
     return from_table(data, text, source)
 
 
@@ -246,7 +250,9 @@ def from_table(data: dict[str, Any], text: str = "", source: str = "spec") -> Sp
             problems.append(Problem((name,), f"no section called {name!r}", help))
     for name, cls in wanted.items():
         if name not in data:
-            problems.append(Problem((), f"no [{name}] table", f'write [{name}] with kind = "…"; models: {names("model")}'))
+            problems.append(
+                Problem((), f"no [{name}] table", f'write [{name}] with kind = "…"; models: {names("model")}')
+            )
             continue
         try:
             done[name] = converter().structure(data[name], cls)
@@ -269,7 +275,11 @@ def unmet(requires: dict[str, Any]) -> list[Problem]:
             problems.append(Problem(("requires", name), f"{name} is not installed", f"pip install '{name}{wanted}'"))
             continue
         if not isinstance(wanted, str) or satisfies(have, wanted) is not True:
-            problems.append(Problem(("requires", name), f"{name} {have} does not satisfy {wanted!r}", f"pip install '{name}{wanted}'"))
+            problems.append(
+                Problem(
+                    ("requires", name), f"{name} {have} does not satisfy {wanted!r}", f"pip install '{name}{wanted}'"
+                )
+            )
     return problems
 
 

@@ -66,7 +66,9 @@ class SpikeTensor:
     ) -> SpikeTensor:
         """Event view: flat coordinates ``[E]`` into `shape` and their signed integer weights ``[E]``."""
         if index.shape != weights.shape or index.ndim != 1:
-            raise ValueError(f"coordinates {tuple(index.shape)} and weights {tuple(weights.shape)} must be one list each")
+            raise ValueError(
+                f"coordinates {tuple(index.shape)} and weights {tuple(weights.shape)} must be one list each"
+            )
         spikes = cls(weights, scale)
         spikes.form, spikes._counts = "event", None
         spikes._index, spikes._weights, spikes._shape = index, weights, torch.Size(shape)
@@ -107,7 +109,8 @@ class SpikeTensor:
 
     def __repr__(self) -> str:
         steps = f", steps={self.steps}" if self.form == "dense" else ""
-        return f"SpikeTensor({self.form}, shape={tuple(self._shape)}{steps}, dtype={self._data.dtype}, scale={tuple(self.scale.shape)})"
+        payload = f"dtype={self._data.dtype}, scale={tuple(self.scale.shape)}"
+        return f"SpikeTensor({self.form}, shape={tuple(self._shape)}{steps}, {payload})"
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> SpikeTensor:
         """The same spikes with `change` applied to payload and scale (device, dtype, detach)."""
@@ -193,7 +196,7 @@ class SpikeTensor:
         if self.form == "event":
             return self
         if self._train is not None and self._weights is not None:
-            flat = self._train.reshape(len(self._train), -1)
+            flat = self._train.flatten(1) if self._train.ndim > 1 else self._train[:, None]
             slot, index = flat.nonzero(as_tuple=True)
             weights = flat[slot, index].to(torch.int32) * self._weights.to(torch.int32)[slot]
             order = torch.argsort(index, stable=True)
@@ -226,7 +229,7 @@ class SpikeTensor:
         return int(self.counts.detach().abs().max().item()) if self.numel() else 0
 
     def sparsity(self, steps: int | None = None) -> Sparsity:
-        """Silent fraction, spikes per channel and slot sparsity: of the train if there is one, else of |count| in bits."""
+        """Silent fraction, spikes per channel, slot sparsity: of the train, or else of the bits of |count|."""
         counts = self.counts.detach()
         total = max(1, counts.numel())
         largest = self.largest()
@@ -279,8 +282,7 @@ def _operator(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in (
-    "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __matmul__ __neg__ __getitem__ "
-    "mean sum abs max min reshape view transpose permute flatten unsqueeze squeeze float double"
-).split():
+OPERATORS = "add radd sub rsub mul rmul truediv matmul neg getitem"
+METHODS = "mean sum abs max min reshape view transpose permute flatten unsqueeze squeeze float double"
+for _name in [*(f"__{word}__" for word in OPERATORS.split()), *METHODS.split()]:
     setattr(SpikeTensor, _name, _operator(_name))

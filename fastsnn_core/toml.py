@@ -30,7 +30,9 @@ def key(name: str) -> str:
 
 def string(text: str) -> str:
     """A basic string."""
-    return '"' + "".join(ESCAPES.get(c) or (f"\\u{ord(c):04x}" if ord(c) < 32 or c == "\x7f" else c) for c in text) + '"'
+    return (
+        '"' + "".join(ESCAPES.get(c) or (f"\\u{ord(c):04x}" if ord(c) < 32 or c == "\x7f" else c) for c in text) + '"'
+    )
 
 
 def value(v: Any, wrap: int = 10**9) -> str:

@@ -9,6 +9,8 @@ kernels read them input-major, so that an event touches one contiguous row.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -46,14 +48,15 @@ def whole(t: Tensor, what: str) -> Tensor:
 def count_linear(spikes: SpikeTensor, weight: Tensor) -> Tensor:
     """Exact integer accumulators ``[…, out]`` of the counts with an integer `weight` ``[out, D]``."""
     counts = whole(spikes.counts.detach(), "counts")
-    out = COUNT_LINEAR(counts.device.type, counts.reshape(-1, counts.shape[-1]), weight)
+    rows = math.prod(spikes.shape[:-1])
+    out = COUNT_LINEAR(counts.device.type, counts.reshape(rows, counts.shape[-1]), weight)
     return out.reshape(*spikes.shape[:-1], weight.shape[0])
 
 
 def event_linear(spikes: SpikeTensor, weight: Tensor) -> Tensor:
     """The same accumulators from the event view: only the rows of `weight` that spiked are read."""
     events = spikes.event()
-    rows = spikes.numel() // max(1, spikes.shape[-1])
+    rows = math.prod(spikes.shape[:-1])
     out = EVENT_LINEAR(weight.device.type, events.index, events.weights, rows, weight)
     return out.reshape(*spikes.shape[:-1], weight.shape[0])
 

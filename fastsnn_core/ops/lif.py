@@ -65,7 +65,15 @@ def backward_naive(
 
 
 def membrane(
-    x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
+    x: Tensor,
+    marks: Tensor,
+    keep: Tensor,
+    theta: Tensor,
+    beta: float,
+    lo: float,
+    hi: float,
+    heaviside: bool,
+    hard: bool,
 ) -> Tensor:
     """u ``[B,T,D]`` recomputed from the checkpoints: what a custom surrogate and SpikeScope look at."""
     u_all = torch.empty_like(x)

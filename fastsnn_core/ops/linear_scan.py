@@ -1,4 +1,4 @@
-"""(Gated) linear attention over tokens: chunk-parallel for T > 1, recurrent for T = 1, and a naive loop that defines both.
+"""(Gated) linear attention over tokens: chunk-parallel for T > 1, recurrent for T = 1, a naive loop that defines both.
 
 For each stream and key/value head, with queries of the R heads that share it:
 
@@ -34,7 +34,12 @@ def start(q: Tensor, k: Tensor, v: Tensor, state: State | None) -> State:
 
 
 def linear_scan_naive(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None = None, state: State | None = None, reset: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None = None,
+    state: State | None = None,
+    reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """The definition: a loop over T. Returns ``(o, n, (S, z))``."""
     s, z = start(q, k, v, state)
@@ -59,7 +64,12 @@ def linear_scan_naive(
 
 
 def linear_step(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None = None, state: State | None = None, reset: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None = None,
+    state: State | None = None,
+    reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """The recurrent form for one token (T = 1): constant work and memory, whatever came before."""
     return linear_scan_naive(q, k, v, log_g, state, reset)
@@ -88,7 +98,7 @@ def _chunked(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: State, reset: Tensor | None, size: int
 ) -> tuple[Tensor, Tensor, State]:
     b, t_all, h, width = q.shape
-    groups, width_v = k.shape[2], v.shape[-1]
+    groups = k.shape[2]
     n = -(-t_all // size)
     pad = n * size - t_all
 

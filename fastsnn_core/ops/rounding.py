@@ -43,7 +43,9 @@ class _Count(torch.autograd.Function):
     """Forward `count`, backward ``grad · derivative(u)``."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, lo: float, hi: float, heaviside: bool, slope: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, u: Tensor, lo: float, hi: float, heaviside: bool, slope: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         ctx.save_for_backward(u)
         ctx.slope = slope
         return (u >= 1).to(u.dtype) if heaviside else u.clamp(lo, hi).round()

@@ -23,11 +23,11 @@ class GlaState(NamedTuple):
 
 @frozen
 class Gla(Attention):
-    """S_t = diag(g_t) S_{t-1} + relu(k_t)ᵀ v_t;  o_t = RMSNorm(K^-½ relu(q_t) S_t);  log g = max(logsigmoid(W₂W₁x + b)/τ, -5).
+    """S_t = diag(g_t) S_{t-1} + relu(k_t)ᵀ v_t;  o_t = RMSNorm(K^-½ relu(q_t) S_t);  log g = logsigmoid(W₂W₁x + b)/τ.
 
     One gate per key channel of each key/value head, W₁ of low rank; no positions, no output gate. The state is kept
     per key/value head (G of them), not per query head. Heads q [B,T,H,K], k, v [B,T,G,K], x [B,T,D] -> o [B,T,H,K].
-    Yang et al. 2023 (arXiv 2312.06635), in the form of SpikingBrain-7B; the floor of e^-5 per token is ours and keeps
+    Yang et al. 2023 (arXiv 2312.06635), in the form of SpikingBrain-7B; log g has a floor of -5 (ours), which keeps
     the chunked form inside float32.
     """
 
@@ -58,7 +58,9 @@ class GlaMixer(nn.Module):
         gate = (F.logsigmoid(logits) / self.tau).clamp_min(MIN_LOG_GATE)
         return gate.unflatten(-1, (self.dims.n_kv_heads, self.dims.head_dim))
 
-    def forward(self, heads: Heads, state: GlaState | None = None, reset: Tensor | None = None) -> tuple[Tensor, GlaState]:
+    def forward(
+        self, heads: Heads, state: GlaState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, GlaState]:
         """Mix the tokens of a (piece of a) stream."""
         q = F.relu(heads.q) * self.dims.head_dim**-0.5
         out, _, (kv, z) = ops.linear_scan(q, F.relu(heads.k), heads.v, self.log_gate(heads), state, reset)

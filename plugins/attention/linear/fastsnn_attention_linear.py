@@ -25,7 +25,7 @@ class LinearState(NamedTuple):
 
 @frozen
 class Linear(Attention):
-    """kv_acc_t = kv_acc_{t-1} + φ(k_t)ᵀ v_t;  z_acc_t = z_acc_{t-1} + φ(k_t);  o_t = φ(q_t) kv_acc_t / (φ(q_t)·z_acc_t + ε).
+    """o_t = φ(q_t) kv_t / (φ(q_t)·z_t + ε);  kv_t = kv_{t-1} + φ(k_t)ᵀ v_t;  z_t = z_{t-1} + φ(k_t).
 
     φ is elu + 1, ReLU or sigmoid; no positions. Heads q [B,T,H,K], k, v [B,T,G,K] -> o [B,T,H,K]; the state is
     constant in T. Chunk-parallel for T > 1, recurrent for T = 1. Katharopoulos et al. 2020 (arXiv 2006.16236).

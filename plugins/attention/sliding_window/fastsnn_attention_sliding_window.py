@@ -33,7 +33,7 @@ class SlidingWindow(Attention):
 
     name = "sliding_window"
     rotary = True
-    window: int = param(512, ge=1, le=2**24, unit="tokens", doc="keys each token sees, itself included", draw=(1, 2, 5))
+    window: int = param(512, ge=1, le=2**24, unit="tokens", doc="keys each token sees, itself included", draw=(2, 3, 5))
 
     def build(self, dims: Dims) -> WindowMixer:
         """The mixer."""
@@ -80,7 +80,10 @@ class WindowMixer(nn.Module):
             return q.new_zeros(b, 0, h, width)
         q = F.pad(q, (0, 0, 0, 0, 0, pad)).reshape(b * n, size, h, width)
         keys, values = (
-            F.pad(x, (0, 0, 0, 0, 0, pad)).unfold(1, size + past, size).movedim(-1, 2).reshape(b * n, size + past, *x.shape[2:])
+            F.pad(x, (0, 0, 0, 0, 0, pad))
+            .unfold(1, size + past, size)
+            .movedim(-1, 2)
+            .reshape(b * n, size + past, *x.shape[2:])
             for x in (keys, values)
         )
         owners = F.pad(owners, (0, pad), value=-1).unfold(1, size + past, size).reshape(b * n, 1, size + past)

@@ -55,7 +55,9 @@ class SoftmaxMixer(nn.Module):
             allowed = (causal & (owner[:, :, None] == owners[:, None, :]))[:, None]
         share = q.shape[2] // k.shape[2]
         heads_k, heads_v = (x.transpose(1, 2).repeat_interleave(share, 1) for x in (k, v))
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), heads_k, heads_v, allowed, is_causal=allowed is None and t > 1)
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), heads_k, heads_v, allowed, is_causal=allowed is None and t > 1
+        )
         return out.transpose(1, 2), Cache(k, v, owners == (owner[:, -1:] if t else 0))
 
 

@@ -23,7 +23,9 @@ class Delta(Coder):
 
     name = "delta"
     lossless = False
-    threshold: float = param(0.1, gt=0.0, le=1e6, unit="signal units", doc="θ, the step one spike stands for", draw=(0.05, 0.5))
+    threshold: float = param(
+        0.1, gt=0.0, le=1e6, unit="signal units", doc="θ, the step one spike stands for", draw=(0.05, 0.5)
+    )
 
     def steps_for(self, largest: int) -> int:
         """One step per threshold crossed."""
@@ -45,7 +47,9 @@ class Delta(Coder):
             raise ValueError(f"a jump of {needed} thresholds needs {needed} delta steps, {steps} given")
         slots = torch.arange(steps or needed, device=counts.device).reshape(-1, *[1] * counts.ndim)
         train = (counts.abs() > slots) * counts.sign()
-        return SpikeTensor.from_train(train.to(torch.int8), slots.new_ones(len(slots)), self.threshold, self.name)
+        return SpikeTensor.from_train(
+            train.to(torch.int8), slots.new_ones(len(slots)), values.new_tensor(self.threshold), self.name
+        )
 
     def decode(self, spikes: SpikeTensor) -> Tensor:
         """The running sum of the spikes."""

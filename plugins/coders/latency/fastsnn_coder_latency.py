@@ -42,7 +42,7 @@ class Latency(Coder):
         level = (values * (steps - 1)).round().to(torch.int64)
         train = (slots == steps - 1 - level) & (level > 0)
         weights = torch.arange(steps - 1, -1, -1, device=values.device)
-        return SpikeTensor.from_train(train.to(torch.int8), weights, 1.0 / (steps - 1), self.name)
+        return SpikeTensor.from_train(train.to(torch.int8), weights, values.new_tensor(1 / (steps - 1)), self.name)
 
     def decode(self, spikes: SpikeTensor) -> Tensor:
         """The value the spike's slot stands for."""

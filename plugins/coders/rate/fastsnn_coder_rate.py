@@ -46,7 +46,9 @@ class Rate(Coder):
             generator = torch.Generator().manual_seed(self.seed)
             draws = torch.rand(steps, *values.shape, generator=generator, dtype=torch.float64).to(values.device)
             train = draws < values
-        return SpikeTensor.from_train(train.to(torch.int8), slots.new_ones(steps), 1.0 / steps, self.name)
+        return SpikeTensor.from_train(
+            train.to(torch.int8), slots.new_ones(steps), values.new_tensor(1 / steps), self.name
+        )
 
     def decode(self, spikes: SpikeTensor) -> Tensor:
         """The fraction of steps that spiked."""

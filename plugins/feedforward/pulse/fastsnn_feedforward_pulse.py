@@ -51,7 +51,11 @@ class PulseLayer(nn.Module):
         """Both spike layers and the projections between them."""
         first, second = state or (None, None)
         spikes, first = self.inner(x, first, reset)
-        hidden = self.activation(self.up(spikes)) if self.gate is None else self.activation(self.gate(spikes)) * self.up(spikes)
+        hidden = (
+            self.activation(self.up(spikes))
+            if self.gate is None
+            else self.activation(self.gate(spikes)) * self.up(spikes)
+        )
         spikes, second = self.hidden(hidden, second, reset)
         return self.down(spikes), (first, second)
 

@@ -25,7 +25,9 @@ class AdaptiveThreshold(Neuron):
 
     name = "adaptive_threshold"
     k: float = param(3.0, gt=0.0, le=1e4, unit="spikes", doc="mean count per channel: larger is finer and denser")
-    limit: int = param(0, ge=0, le=2**31 - 1, unit="spikes", doc="largest count; 0 leaves counts unbounded", draw=(0, 7))
+    limit: int = param(
+        0, ge=0, le=2**31 - 1, unit="spikes", doc="largest count; 0 leaves counts unbounded", draw=(0, 7)
+    )
     learn_k: bool = param(False, doc="train k, one number per site")
     surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the count; straight-through when left out")
 

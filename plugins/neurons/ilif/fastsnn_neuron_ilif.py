@@ -20,7 +20,9 @@ class Ilif(Neuron):
 
     name = "ilif"
     beta: float = param(0.25, ge=0.0, lt=1.0, doc="what is left of the membrane after one token")
-    threshold: float = param(1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one count")
+    threshold: float = param(
+        1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one count", draw=(0.5, 1.0)
+    )
     levels: int = param(4, ge=1, le=32767, unit="spikes", doc="D, the largest count", draw=(1, 4))
     learn_threshold: bool = param(False, doc="train θ")
     surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the count; the window above when left out")

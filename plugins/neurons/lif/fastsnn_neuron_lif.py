@@ -21,7 +21,9 @@ class Lif(Neuron):
 
     name = "lif"
     tau: float = param(2.0, gt=1.0, le=1e4, unit="tokens", doc="membrane time constant")
-    threshold: float = param(1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one spike")
+    threshold: float = param(
+        1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one spike", draw=(0.5, 1.0)
+    )
     hard_reset: bool = param(False, doc="set the membrane to 0 after a spike instead of subtracting θ")
     learn_threshold: bool = param(False, doc="train θ")
     surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")

@@ -20,7 +20,9 @@ class LifSint(Neuron):
 
     name = "lif_sint"
     beta: float = param(0.5, ge=0.0, lt=1.0, doc="what is left of the membrane after one token")
-    threshold: float = param(0.5, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one count")
+    threshold: float = param(
+        0.5, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one count", draw=(0.5, 1.0)
+    )
     hi: int = param(8, ge=1, le=32767, unit="spikes", doc="largest count", draw=(1, 4, 8))
     signed: bool = param(True, doc="counts may be negative, down to -hi")
     learn_threshold: bool = param(False, doc="train θ")

@@ -19,7 +19,9 @@ class Window(Surrogate):
     """
 
     name = "window"
-    width: float = param(0.5, gt=0.0, le=8.0, unit="thresholds", doc="how far outside the range gradients still pass")
+    width: float = param(
+        0.5, gt=0.0, le=8.0, unit="thresholds", doc="how far outside the range gradients still pass", draw=(0.5, 1.0)
+    )
 
     def derivative(self, u: torch.Tensor, first: float, last: float) -> torch.Tensor:
         """The box."""

@@ -72,16 +72,22 @@ def generate_ids(
     for begin in range(0, len(prompt), chunk):
         piece = torch.tensor([prompt[begin : begin + chunk]], device=device)
         logits, state = model(piece, state, return_state=True, last=True)
-    for _ in range(max_tokens):
+    for left in reversed(range(max_tokens)):
         token = sampling.pick(logits[0, -1], generator)
         if token == stop:
             return
         yield token
-        logits, state = model(torch.tensor([[token]], device=device), state, return_state=True, last=True)
+        if left:
+            logits, state = model(torch.tensor([[token]], device=device), state, return_state=True, last=True)
 
 
 def generate_text(
-    model: nn.Module, prompt: str, max_tokens: int = 128, sampling: Sampling | None = None, *, stop: tuple[str, ...] = ()
+    model: nn.Module,
+    prompt: str,
+    max_tokens: int = 128,
+    sampling: Sampling | None = None,
+    *,
+    stop: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """Text after `prompt`, piece by piece, until the tokenizer's end token, a `stop` string or `max_tokens`."""
     tokenizer = tokenizer_of(model)

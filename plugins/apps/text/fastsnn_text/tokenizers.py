@@ -76,7 +76,9 @@ class HuggingFaceTokenizer:
         """From a tokenizer.json or the folder that holds it."""
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; give a Hugging Face tokenizer.json or the folder that holds it")
+            raise FileNotFoundError(
+                f"{file} is missing; give a Hugging Face tokenizer.json or the folder that holds it"
+            )
         try:
             found = cls(file.read_text(encoding="utf-8"))
         except Exception as error:  # the native library raises a bare Exception

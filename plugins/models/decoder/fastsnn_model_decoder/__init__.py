@@ -1,4 +1,4 @@
-"""A spiking causal language model: RMSNorm, grouped-query attention of any kind, spikes in front of every projection."""
+"""A spiking causal language model: RMSNorm, grouped-query attention of any kind, spikes before every projection."""
 
 from __future__ import annotations
 
@@ -44,12 +44,17 @@ class Decoder(Model):
     d_model: int = param(256, ge=2, unit="channels", doc="D, width of the residual stream", draw=(16, 32))
     n_layers: int = param(4, ge=1, le=1000, doc="blocks", draw=(1, 2))
     n_heads: int = param(4, ge=1, doc="H, query heads", draw=(2, 4))
-    n_kv_heads: int = param(0, ge=0, doc="G, key/value heads shared by the query heads; 0 means as many", draw=(0, 1, 2))
+    n_kv_heads: int = param(
+        0, ge=0, doc="G, key/value heads shared by the query heads; 0 means as many", draw=(0, 1, 2)
+    )
     head_dim: int = param(0, ge=0, unit="channels", doc="K; 0 means D / H", draw=(0, 8))
     d_ff: int = param(0, ge=0, unit="channels", doc="hidden width of the feed-forward; 0 means 8/3 D", draw=(0, 24))
     neuron: Neuron = slot(Neuron, "adaptive_threshold", doc="what makes the spikes at every site")
     sites: tuple[str, ...] = param(
-        PROJECTIONS, choices=SITES, doc="where spikes stand; none makes the model dense", draw=(PROJECTIONS, SITES, ("ffn_in",))
+        PROJECTIONS,
+        choices=SITES,
+        doc="where spikes stand; none makes the model dense",
+        draw=(PROJECTIONS, SITES, ("ffn_in",)),
     )
     attention: tuple[Attention, ...] = slots(Attention, "gla", "sliding_window", doc="cycled over the layers")
     feedforward: Feedforward = slot(Feedforward, "pulse", doc="the channel mixer of every layer")
@@ -80,6 +85,10 @@ class Decoder(Model):
         """The network."""
         return DecoderModule(self)
 
+    def example(self, batch: int) -> Tensor:
+        """Token ids ``[batch, 12]``."""
+        return torch.randint(0, self.vocab_size, (batch, 12), generator=torch.Generator().manual_seed(7))
+
 
 class DecoderModule(nn.Module):
     """The network of a `Decoder`."""
@@ -97,7 +106,9 @@ class DecoderModule(nn.Module):
         self.layers = nn.ModuleList()
         for i in range(spec.n_layers):
             kind = spec.attention[i % len(spec.attention)]
-            attention = AttentionLayer(kind, spec.dims, site, bias=spec.qkv_bias, out_bias=spec.out_bias, qk_norm=qk_norm)
+            attention = AttentionLayer(
+                kind, spec.dims, site, bias=spec.qkv_bias, out_bias=spec.out_bias, qk_norm=qk_norm
+            )
             d_ff = spec.d_ff or -(-8 * spec.d_model // 24) * 8
             self.layers.append(Block(attention, spec.feedforward, d_ff, site, spec.norm_eps))
         self.norm = nn.RMSNorm(spec.d_model, eps=spec.norm_eps)
@@ -118,12 +129,9 @@ class DecoderModule(nn.Module):
         return_state: bool = False,
         last: bool = False,
     ) -> Any:
-        """Logits of ``tokens [B,T]``; `reset` ``[B,T]`` marks first tokens of documents, `last` asks for the last token's only."""
-        b, t = tokens.shape
-        position = tokens.new_zeros(b) if state is None else state.position
-        angles = None
-        if self.rotary:
-            angles = self.spec.rope.angles(position[:, None] + torch.arange(t, device=tokens.device), self.frequencies)
+        """Logits of ``tokens [B,T]``; `reset` ``[B,T]`` marks first tokens of documents, `last` wants only the last."""
+        places, position = positions(tokens, None if state is None else state.position, reset)
+        angles = self.spec.rope.angles(places, self.frequencies) if self.rotary else None
         x = self.embed(tokens)
         x, embed = self.embed_site(x, None if state is None else state.embed, reset)
         x = x if isinstance(x, Tensor) else x.value()
@@ -139,13 +147,25 @@ class DecoderModule(nn.Module):
         if last:
             spikes = spikes[:, -1:]
         logits = F.linear(spikes, self.embed.weight) if self.head is None else self.head(spikes)
-        return (logits, DecoderState(position + t, embed, tuple(news), head)) if return_state else logits
+        return (logits, DecoderState(position, embed, tuple(news), head)) if return_state else logits
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Frequencies stay float64 whatever the model is cast to."""
         super()._apply(fn, recurse)
         self.frequencies = self.spec.rope.frequencies(self.spec.dims.head_dim).to(self.embed.weight.device)
         return self
+
+
+def positions(tokens: Tensor, before: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Place of each token in its document ``[B,T]``, and how many tokens the stream's last document has ``[B]``."""
+    b, t = tokens.shape
+    before = tokens.new_zeros(b) if before is None else before
+    count = torch.arange(t, device=tokens.device).expand(b, t)
+    places = before[:, None] + count
+    if reset is not None:
+        start = torch.where(reset, count, -1).cummax(1).values  # last reset so far, -1: none in this piece
+        places = torch.where(start >= 0, count - start, places)
+    return places, places[:, -1] + 1 if t else before
 
 
 @hookimpl

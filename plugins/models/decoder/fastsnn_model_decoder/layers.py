@@ -52,7 +52,11 @@ class AttentionLayer(nn.Module):
         s = state or AttentionState(*[None] * 6)
         spikes, inner = self.inner(x, s.inner, reset)
         size = (-1, self.dims.head_dim)
-        q, k, v = self.q(spikes).unflatten(-1, size), self.k(spikes).unflatten(-1, size), self.v(spikes).unflatten(-1, size)
+        q, k, v = (
+            self.q(spikes).unflatten(-1, size),
+            self.k(spikes).unflatten(-1, size),
+            self.v(spikes).unflatten(-1, size),
+        )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         heads = Heads(q, k, v, spikes, *(angles if angles and self.rotary else (None, None)))
@@ -84,15 +88,15 @@ class BlockState(NamedTuple):
 class Block(nn.Module):
     """x + attention(norm(x)), then + feedforward(norm(·)); ``(x [B,T,D], state, …) -> (y, state)``."""
 
-    def __init__(
-        self, attention: AttentionLayer, feedforward: Feedforward, d_ff: int, site: Site, eps: float
-    ) -> None:
+    def __init__(self, attention: AttentionLayer, feedforward: Feedforward, d_ff: int, site: Site, eps: float) -> None:
         super().__init__()
         width = attention.dims.d_model
         self.attention_norm, self.attention = nn.RMSNorm(width, eps=eps), attention
         self.feedforward_norm, self.feedforward = nn.RMSNorm(width, eps=eps), feedforward.build(width, d_ff, site)
 
-    def forward(self, x: Tensor, state: BlockState | None, reset: Tensor | None, angles: Angles) -> tuple[Tensor, BlockState]:
+    def forward(
+        self, x: Tensor, state: BlockState | None, reset: Tensor | None, angles: Angles
+    ) -> tuple[Tensor, BlockState]:
         """One residual block."""
         first, second = state or (None, None)
         y, first = self.attention(self.attention_norm(x), first, reset, angles)

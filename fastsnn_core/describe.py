@@ -1,0 +1,112 @@
+"""What ``fastsnn show`` says: a component's equation, parameters and contract; which kernel runs which operator."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import attrs
+
+from fastsnn_core.component import FLAGS, KINDS, Component, bounds_of, hints, type_name
+from fastsnn_core.plugins import LookupFailure, registry
+
+
+def components(name: str) -> list[dict[str, Any]]:
+    """Every component of that name, of any kind (``neuron:lif`` for one kind)."""
+    wanted, _, short = name.rpartition(":")
+    if wanted and wanted not in KINDS:
+        raise LookupFailure(f"no kind called {wanted!r}", f"kinds: {', '.join(KINDS)}")
+    found, failures = [], []
+    for kind in [wanted] if wanted else KINDS:
+        try:
+            qualified, cls = registry().find(kind, short)
+            found.append(describe(qualified, cls))
+        except LookupFailure as error:
+            failures.append(error)
+    if found:
+        return found
+    telling = [e for e in failures if "ambiguous" in e.message or "did you mean" in e.help or "pip install" in e.help]
+    if telling:
+        raise telling[0]
+    names = ", ".join(f"{kind}: {', '.join(registry().names(kind))}" for kind in KINDS if registry().names(kind))
+    raise LookupFailure(f"no component called {name!r}", f"installed: {names or 'none'}")
+
+
+def describe(qualified: str, cls: type[Component]) -> dict[str, Any]:
+    """One component as plain data."""
+    rows = []
+    for field in attrs.fields(cls):  # type: ignore[arg-type]
+        bounds, hint = bounds_of(field), hints(cls)[field.name]
+        default = field.default
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+            try:
+                default = default.factory()
+            except LookupError:
+                default = "not installed"
+        rows.append(
+            {
+                "name": field.name,
+                "type": type_name(hint),
+                "default": None if default is attrs.NOTHING else plain(default),
+                "required": default is attrs.NOTHING,
+                "bounds": bounds.describe(),
+                "unit": bounds.unit,
+                "doc": bounds.doc,
+            }
+        )
+    return {
+        "kind": cls.kind,
+        "name": qualified,
+        "doc": inspect.cleandoc(cls.__doc__ or ""),
+        "parameters": rows,
+        "contract": {flag: getattr(cls, flag) for flag in FLAGS},
+    }
+
+
+def plain(value: Any) -> Any:
+    """A default as JSON data."""
+    from fastsnn_core.spec import to_table
+
+    return to_table(value)
+
+
+def text(data: dict[str, Any]) -> str:
+    """One component as text."""
+    from fastsnn_core import toml
+
+    lines = [f"{data['kind']} {data['name']}", "", data["doc"]]
+    if data["parameters"]:
+        lines += ["", "parameters"]
+    for row in data["parameters"]:
+        default = "required" if row["required"] else "none" if row["default"] is None else toml.value(row["default"])
+        facts = "; ".join(filter(None, [row["bounds"], row["unit"]]))
+        lines.append(f"  {row['name']}: {row['type']} = {default}{f'   [{facts}]' if facts else ''}")
+        lines.append(f"      {row['doc']}")
+    kept = [flag for flag, value in data["contract"].items() if value]
+    return "\n".join([*lines, "", "contract: " + ", ".join(kept or ["nothing promised"])])
+
+
+def kernels() -> dict[str, Any]:
+    """Kernel sets with their reasons, and for each operator and device type the implementation it takes."""
+    import torch
+
+    from fastsnn_core import ops
+    from fastsnn_core.plugins import classes
+
+    sets = []
+    for plugin, cls in classes("kernel"):
+        kernel: Any = cls()
+        sets.append({"name": f"{plugin}/{cls.name}", "devices": list(kernel.devices), "inactive": kernel.why_not()})
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    picks = {name: {d: op.pick(d)[0] for d in devices} for name, op in sorted(ops.OPERATORS.items())}
+    return {"sets": sets, "operators": picks}
+
+
+def kernels_text(data: dict[str, Any]) -> str:
+    """The same as text."""
+    lines = [f"{s['name']}  {', '.join(s['devices'])}  {s['inactive'] or 'active'}" for s in data["sets"]]
+    lines += [
+        "",
+        *(f"{name:<20} " + ", ".join(f"{d}: {k}" for d, k in row.items()) for name, row in data["operators"].items()),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,156 @@
+"""Checks of whole things: networks and their bundles, scopes, kernels, README blocks."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastsnn_core import build, ops
+from fastsnn_core.bundle import load, save
+from fastsnn_core.component import KINDS, Component, Model, contract
+from fastsnn_core.testing import checks, strategies
+
+
+def sweep(b: int, t: int, d: int) -> Tensor:
+    """Inputs of both signs over eight orders of magnitude, the same every time: some land near any threshold."""
+    size = b * t * d
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(5))
+    magnitude = torch.logspace(-4, 1.5, size, dtype=torch.float64)[order]
+    return (magnitude * torch.where(torch.arange(size) % 3 == 0, -1.0, 1.0)).reshape(b, t, d)
+
+
+def check_model(model: Any, data: st.DataObject) -> None:
+    """What the composition promises: shapes, determinism, causality, streaming, resets, batch, gradients."""
+    module = build(model).double().eval()
+    x, who, promises = model.example(2), checks.label(model), contract(model)
+    language = not x.is_floating_point()
+
+    def run(tokens: Tensor, state: Any, reset: Tensor | None) -> tuple[Tensor, Any]:
+        return module(tokens, state, reset=reset, return_state=True)
+
+    if not language:
+        y = module(x.double())
+        assert bool(torch.isfinite(y).all()), f"{who}: output is not finite"
+        checks.same(module(x[:1].double()), y[:1], f"{who} mixes the inputs of a batch")
+        if promises["deterministic"]:
+            assert torch.equal(y, module(x.double())), f"{who} is not deterministic"
+        return
+    checks.check_shapes(run, x, who, (*x.shape, model.vocab_size))
+    if promises["deterministic"]:
+        checks.check_deterministic(run, x, who)
+        checks.check_batch(run, x, who)
+        if promises["causal"]:
+            t = data.draw(st.integers(1, x.shape[1] - 1))
+            changed = torch.cat([x[:, :t], (x[:, t:] + 1) % model.vocab_size], 1)
+            past, other = (run(z, None, None)[0][:, :t] for z in (x, changed))
+            checks.same(other, past, f"{who} is not causal: token {t} changed the past")
+        if promises["streaming"]:
+            checks.check_streaming(run, x, data.draw(strategies.cuts(x.shape[1])), who)
+            checks.check_reset(run, x, data.draw(st.integers(0, x.shape[1] - 1)), who)
+    if promises["differentiable"]:
+        check_training(module, x, who)
+
+
+def check_training(module: Any, tokens: Tensor, who: str) -> None:
+    """The language-model loss has finite gradients everywhere, and no weight matrix without any.
+
+    Vectors are let off: behind a coarse neuron a norm may honestly have none on so little data.
+    """
+    module.train()
+    logits = module(tokens[:, :-1])
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    dead = []
+    for name, p in module.named_parameters():
+        assert p.grad is None or bool(torch.isfinite(p.grad).all()), f"{who}: gradient of {name} is not finite"
+        if p.ndim > 1 and (p.grad is None or not bool((p.grad != 0).any())):
+            dead.append(name)
+    assert not dead, f"{who} has dead gradients: {', '.join(dead)}"
+
+
+def check_bundle(model: Any) -> None:
+    """Save, load and save again: equal outputs and equal bytes."""
+    module = build(model).eval()
+    x, who = model.example(2), checks.label(model)
+    with tempfile.TemporaryDirectory() as folder:
+        first, second = save(module, Path(folder, "a.snn")), Path(folder, "b.snn")
+        again = load(first)
+        assert again.spec == model, f"{who}: the bundle holds another spec"
+        if contract(model)["deterministic"]:
+            assert torch.equal(module(x), again(x)), f"{who}: a loaded bundle computes something else"
+        save(again, second)
+        files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
+        for name in files:
+            assert (first / name).read_bytes() == (second / name).read_bytes(), (
+                f"{who}: {name} changed by load and save"
+            )
+
+
+def smallest_model() -> Any:
+    """A language model from whatever is installed, or None."""
+    from fastsnn_core.plugins import registry
+
+    for name in registry().names("model"):
+        cls: Any = registry().find("model", name)[1]
+        try:
+            model = cls(d_model=16, n_layers=2, n_heads=2, vocab_size=17)
+        except (TypeError, ValueError, LookupError):
+            continue
+        return model
+    return None
+
+
+def check_scope(cls: Any) -> None:
+    """`measure` gives JSON data, `draw` needs nothing else. Skipped without an installed language model."""
+    import pytest
+
+    from fastsnn_core.subject import observe
+
+    figures = pytest.importorskip("matplotlib.figure")
+    model = smallest_model()
+    if model is None:
+        pytest.skip("no language model is installed to look at")
+    scope = cls()
+    data = scope.measure(observe(build(model), model.example(1)))
+    again = json.loads(json.dumps(data, allow_nan=False))
+    figure = figures.Figure()
+    scope.draw(again, figure)
+    assert figure.axes or figure.texts, f"{scope.name} drew nothing"
+
+
+def check_kernel(cls: Any) -> None:
+    """Every operator a kernel set offers is one of core's, and runs where the set says it can."""
+    import pytest
+
+    kernel = cls()
+    if reason := kernel.why_not():
+        pytest.skip(reason)
+    table = kernel.operators()
+    unknown = sorted(set(table) - set(ops.OPERATORS))
+    assert not unknown, f"{kernel.name} offers operators that core does not have: {', '.join(unknown)}"
+    assert table, f"{kernel.name} offers nothing"
+
+
+def check_toml_blocks(text: str, who: str) -> None:
+    """Each ```toml block: a spec (with a [model] table), or lines like ``neuron = { kind = … }``."""
+    import tomli
+
+    from fastsnn_core import spec
+
+    for block in re.findall(r"```toml\n(.*?)```", text or "", re.DOTALL):
+        table = tomli.loads(block)
+        if "model" in table and isinstance(table["model"], dict):
+            spec.from_table({"fastsnn": spec.FORMAT} | table, block, f"README of {who}")
+            continue
+        for key, value in table.items():
+            kind = KINDS.get(key.removesuffix("s"), KINDS.get(key))
+            assert kind is not None, f"README of {who}: {key!r} names no kind of component"
+            for item in value if isinstance(value, list) else [value]:
+                part: Component = spec.converter().structure(item, kind)
+                assert not isinstance(part, Model) or part.name

@@ -1,0 +1,147 @@
+"""Hypothesis strategies over whatever plugins are installed.
+
+`tables` draws a component as the plain table a user would write (recursing into slots); `spike_arrays` draws small
+spike arrays, not seeds, so that a counterexample shrinks to one spike.
+"""
+
+from __future__ import annotations
+
+import itertools
+import types
+import typing
+from typing import Any, Union
+
+import attrs
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
+
+from fastsnn_core.component import Bounds, Component, bounds_of, hints, kind_of, parts
+from fastsnn_core.plugins import registry
+
+DEPTH = 3
+
+
+def values(hint: Any, bounds: Bounds, depth: int) -> SearchStrategy[Any]:
+    """Values of a parameter as TOML would carry them, within its bounds; small ones where `draw` lists them."""
+    if bounds.draw:
+        return st.sampled_from([list(v) if isinstance(v, tuple) else v for v in bounds.draw])
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return values(next(a for a in args if a is not types.NoneType), bounds, depth)
+    if origin is tuple:
+        return st.lists(values(args[0], attrs.evolve(bounds, draw=()), depth), min_size=1, max_size=2)
+    if kind_of(hint):
+        return tables(hint.kind, depth=depth - 1)
+    if bounds.choices:
+        return st.sampled_from(bounds.choices)
+    if hint is bool:
+        return st.booleans()
+    if hint is int:
+        low = int(bounds.ge if bounds.ge is not None else bounds.gt + 1 if bounds.gt is not None else 0)
+        high = int(bounds.le if bounds.le is not None else bounds.lt - 1 if bounds.lt is not None else low + 8)
+        return st.integers(low, min(high, low + 8))
+    if hint is float:
+        low_f = bounds.ge if bounds.ge is not None else bounds.gt if bounds.gt is not None else 0.0
+        high_f = min(
+            bounds.le if bounds.le is not None else bounds.lt if bounds.lt is not None else low_f + 4.0, low_f + 4.0
+        )
+        first, last = int(bounds.gt is not None), 20 - int(bounds.lt is not None)
+        return st.integers(first, last).map(lambda i: round(low_f + (high_f - low_f) * i / 20, 6))
+    if attrs.has(hint):
+        return table_of(hint, depth)
+    raise NotImplementedError(f"no strategy for {hint!r}; give the parameter draw=(…)")
+
+
+@st.composite
+def table_of(draw: DrawFn, cls: Any, depth: int = DEPTH) -> dict[str, Any]:
+    """A table of a class: each parameter is left at its default or drawn."""
+    table: dict[str, Any] = {}
+    for field in attrs.fields(cls):
+        hint, bounds = hints(cls)[field.name], bounds_of(field)
+        kind = kind_of(hint)
+        if kind is not None and (depth <= 0 or not registry().names(kind.kind)):
+            continue
+        if (
+            field.default is attrs.NOTHING
+            or bounds.draw
+            or (kind is not None and field.default is not None)
+            or draw(st.booleans())
+        ):
+            table[field.name] = draw(values(hint, bounds, depth))
+    return table
+
+
+@st.composite
+def tables(draw: DrawFn, kind: str, *, only: str | None = None, depth: int = DEPTH) -> dict[str, Any]:
+    """A component of `kind` as a table with its ``kind`` key; simplest first. `only` fixes which one."""
+    choices = [
+        (len(attrs.fields(cls)), f"{plugin}/{name}", cls)
+        for name, hits in registry().components.get(kind, {}).items()
+        for plugin, cls in hits
+        if only is None or only in (name, f"{plugin}/{name}")
+    ]
+    choices = sorted(c for c in choices if depth > 0 or not has_slots(c[2])) or sorted(choices)
+    if not choices:
+        raise LookupError(f"no {kind} is installed" + (f" called {only!r}" if only else ""))
+    _, name, cls = draw(st.sampled_from(choices))
+    return {"kind": name} | draw(table_of(cls, depth))
+
+
+def has_slots(cls: Any) -> bool:
+    """Does a component class hold other components that it needs?"""
+    return any(kind_of(hints(cls)[f.name]) and f.default is not None for f in attrs.fields(cls))
+
+
+@st.composite
+def components(draw: DrawFn, kind: str, *, only: str | None = None) -> Component:
+    """A built component (drawn as a table, structured through the spec); combinations it refuses are not drawn."""
+    from hypothesis import reject
+
+    from fastsnn_core import spec
+
+    table = draw(tables(kind, only=only))
+    try:
+        return spec.converter().structure(table, registry_kind(kind))
+    except spec.Faults:
+        reject()
+
+
+def registry_kind(kind: str) -> type[Component]:
+    """The base class of a kind."""
+    from fastsnn_core.component import KINDS
+
+    return KINDS[kind]
+
+
+@st.composite
+def signals(draw: DrawFn, *shape: int) -> torch.Tensor:
+    """Small real inputs ``[B,T,D]`` in float64: a few drawn values, so that they shrink to almost nothing."""
+    size = int(np.prod(shape))
+    row = draw(st.lists(st.integers(-8, 8), min_size=size, max_size=size))
+    jitter = torch.linspace(0.0, 0.37, size, dtype=torch.float64)
+    return (torch.tensor(row, dtype=torch.float64) / 3 + jitter).reshape(shape)
+
+
+@st.composite
+def spike_arrays(draw: DrawFn, signed: bool = True, largest: int = 300) -> torch.Tensor:
+    """Small integer count arrays."""
+    shape = draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
+    size = int(np.prod(shape))
+    low = -largest if signed else 0
+    row = draw(st.lists(st.integers(low, largest), min_size=size, max_size=size))
+    return torch.tensor(row, dtype=torch.int64).reshape(shape)
+
+
+@st.composite
+def cuts(draw: DrawFn, length: int) -> list[int]:
+    """Piece lengths that add up to `length`."""
+    marks = sorted(draw(st.sets(st.integers(1, max(1, length - 1)), max_size=4))) if length > 1 else []
+    edges = [0, *marks, length]
+    return [b - a for a, b in itertools.pairwise(edges) if b > a]
+
+
+def flagged(component: Component, flag: str) -> list[str]:
+    """Names of the parts that do not promise `flag`."""
+    return [part.name for part in parts(component) if not getattr(part, flag)]
