@@ -1,0 +1,98 @@
+"""The verbs ``fastsnn fit`` and ``fastsnn eval``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+from fastsnn_text import attach, load_tokenizer
+
+from fastsnn_core import build, bundle, spec
+from fastsnn_train.config import DataConfig, TrainConfig
+from fastsnn_train.evaluate import evaluate_text
+from fastsnn_train.packing import load_data
+from fastsnn_train.trainer import Trainer
+
+
+def fit(argv: list[str]) -> int:
+    """Train the model of a spec on its [data], and leave a bundle under --out."""
+    args = argparse.ArgumentParser(prog="fastsnn fit", description=fit.__doc__)
+    args.add_argument("spec", help="a TOML spec with [model], and optionally [data] and [train]")
+    args.add_argument("--out", required=True, help="folder for model.snn, checkpoints and log.jsonl")
+    args.add_argument("--resume", action="store_true", help="go on from the newest checkpoint under --out")
+    args.add_argument("--steps", type=int, help="instead of [train] max_steps")
+    args.add_argument("--quiet", action="store_true", help="no progress")
+    args.add_argument("--json", action="store_true", help="print the result as JSON")
+    opts = args.parse_args(argv)
+    found = spec.load(opts.spec)
+    trainer, path = fit_spec(found, Path(opts.out), resume=opts.resume, steps=opts.steps, quiet=opts.quiet or opts.json)
+    last: dict[str, Any] = {}
+    for row in trainer.history[-2:]:
+        last |= row
+    result = {"bundle": str(path), "steps": trainer.step} | {k: v for k, v in last.items() if k != "step"}
+    print(json.dumps(result) if opts.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
+    return 0
+
+
+def fit_spec(
+    found: spec.Spec, out: Path, *, resume: bool = False, steps: int | None = None, quiet: bool = False
+) -> tuple[Trainer, Path]:
+    """Build, train and bundle what a spec says; returns the trainer and the bundle's path."""
+    import torch
+
+    data_config: DataConfig = found.sections.get("data", DataConfig())
+    config: TrainConfig = found.sections.get("train", TrainConfig())
+    if steps is not None:
+        config = attrs.evolve(config, max_steps=steps)
+    data = load_data(
+        data_config.dataset,
+        tokenizer=data_config.tokenizer,
+        seq_len=data_config.seq_len,
+        text_field=data_config.text_field,
+        holdout=data_config.holdout,
+        documents_end=data_config.documents,
+        cache=data_config.cache,
+    )
+    torch.manual_seed(config.seed)
+    model = build(found.model)
+    check_vocabulary(model, data.tokenizer)
+    attach(model, data.tokenizer)
+    model.sections = {name: spec.to_table(section) for name, section in found.sections.items()}
+    trainer = Trainer(model, config, out=out, quiet=quiet).fit(data, resume=resume)
+    return trainer, bundle.save(model, out / "model.snn")
+
+
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """The model must have a row for every token."""
+    size = getattr(model.spec, "vocab_size", None)
+    if size is not None and size < tokenizer.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model a vocab_size of {size}; "
+            f"set vocab_size = {tokenizer.vocab_size}"
+        )
+
+
+def evaluate(argv: list[str]) -> int:
+    """Perplexity and sparsity of a bundle on a text file."""
+    args = argparse.ArgumentParser(prog="fastsnn eval", description=evaluate.__doc__)
+    args.add_argument("bundle", help="a .snn bundle")
+    args.add_argument("--text", required=True, help="a UTF-8 text file")
+    args.add_argument("--seq-len", type=int, default=512, help="tokens of a window (default 512)")
+    args.add_argument("--stride", type=int, help="tokens scored per overlapping window; windows are disjoint without")
+    args.add_argument("--start-token", action="store_true", help="begin every window with the tokenizer's start token")
+    args.add_argument("--from", dest="low", type=float, default=0.0, help="begin at this share of the text (0 … 1)")
+    args.add_argument("--to", dest="high", type=float, default=1.0, help="end at this share of the text")
+    args.add_argument("--tokenizer", help="instead of the bundle's own")
+    args.add_argument("--json", action="store_true", help="as JSON")
+    opts = args.parse_args(argv)
+    model = bundle.load(opts.bundle)
+    if opts.tokenizer:
+        attach(model, load_tokenizer(opts.tokenizer))
+    text = Path(opts.text).read_text(encoding="utf-8")
+    text = text[int(len(text) * opts.low) : int(len(text) * opts.high)]
+    result = evaluate_text(model, text, seq_len=opts.seq_len, start=opts.start_token, stride=opts.stride)
+    print(json.dumps(result) if opts.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
+    return 0
