@@ -48,7 +48,7 @@ def extend_context(
         raise ValueError(f"the model was trained at {old} tokens; new_seq_len must be longer, got {new_seq_len}")
     quiet = trainer.quiet if quiet is None else quiet
     long, probe_on = data.train.with_length(new_seq_len), long_enough(data, new_seq_len)
-    edges = [0, *(old * 2**i for i in range(-1, 30) if old * 2**i < new_seq_len), new_seq_len]
+    edges = [0, old // 2, *(old << i for i in range(30) if old << i < new_seq_len), new_seq_len]
     before = by_position(model, probe_on, edges, 4)
     config = attrs.evolve(trainer.config, max_steps=max_steps, lr=lr or trainer.config.lr / 10)
     chunks, began, history = -(-new_seq_len // old), time.perf_counter(), []

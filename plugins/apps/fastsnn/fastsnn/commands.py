@@ -1,0 +1,90 @@
+"""The verbs ``fastsnn run``, ``generate`` and ``export``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def run(argv: list[str]) -> int:
+    """Do everything a spec says: build, train, look at the spikes, and leave one bundle with its report."""
+    args = argparse.ArgumentParser(prog="fastsnn run", description=run.__doc__)
+    args.add_argument("spec", help="a TOML spec")
+    args.add_argument("--out", help="folder for everything (default: runs/<spec name>)")
+    args.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    args.add_argument("--json", action="store_true", help="as JSON")
+    opts = args.parse_args(argv)
+    from fastsnn_train.cli import fit_spec
+
+    from fastsnn import FastSNN
+    from fastsnn_core import bundle, spec
+
+    out = Path(opts.out or Path("runs", Path(opts.spec).stem))
+    trainer, path = fit_spec(spec.load(opts.spec), out, resume=opts.resume, quiet=opts.json)
+    report = FastSNN.scope(trainer.model).report(out / "report")
+    bundle.save(trainer.model, path, report=report.parent if report.is_file() else report)
+    result = {
+        "bundle": str(path),
+        "report": str(report),
+        "steps": trainer.step,
+        **(trainer.history[-1] if trainer.history else {}),
+    }
+    print(json.dumps(result) if opts.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
+    return 0
+
+
+def generate(argv: list[str]) -> int:
+    """Continue a prompt with a bundle's model."""
+    args = argparse.ArgumentParser(prog="fastsnn generate", description=generate.__doc__)
+    args.add_argument("bundle", help="a .snn bundle")
+    args.add_argument("--prompt", required=True, help="text to continue; '-' reads standard input")
+    args.add_argument("--max-tokens", type=int, default=128)
+    args.add_argument("--temperature", type=float, default=1.0)
+    args.add_argument("--greedy", action="store_true", help="temperature 0")
+    args.add_argument("--top-p", type=float, default=1.0)
+    args.add_argument("--top-k", type=int, default=0)
+    args.add_argument("--seed", type=int)
+    args.add_argument("--stop", action="append", default=[], help="stop at this text (repeatable)")
+    args.add_argument("--json", action="store_true", help="as JSON, with tokens per second")
+    opts = args.parse_args(argv)
+    from fastsnn import FastSNN
+
+    model = FastSNN.load(opts.bundle)
+    prompt = sys.stdin.read() if opts.prompt == "-" else opts.prompt
+    temperature = 0.0 if opts.greedy else opts.temperature
+    settings = {
+        "temperature": temperature,
+        "top_p": opts.top_p,
+        "top_k": opts.top_k,
+        "seed": opts.seed,
+        "stop": tuple(opts.stop),
+    }
+    began, text = time.perf_counter(), []
+    if not opts.json:
+        print(prompt, end="", flush=True)
+    for piece in FastSNN.stream(model, prompt, opts.max_tokens, **settings):
+        text.append(piece)
+        if not opts.json:
+            print(piece, end="", flush=True)
+    seconds = time.perf_counter() - began
+    print(json.dumps({"text": "".join(text), "seconds": round(seconds, 3)}) if opts.json else "")
+    return 0
+
+
+def export(argv: list[str]) -> int:
+    """Write a bundle as something else: another bundle, or any installed exporter's format."""
+    args = argparse.ArgumentParser(prog="fastsnn export", description=export.__doc__)
+    args.add_argument("bundle", help="a .snn bundle")
+    args.add_argument("out", help="what to write")
+    args.add_argument("--to", default="snn", help="snn, or an installed exporter (fastsnn plugins --kind exporter)")
+    args.add_argument("--json", action="store_true", help="as JSON")
+    opts = args.parse_args(argv)
+    from fastsnn import FastSNN
+
+    path = FastSNN.export(FastSNN.load(opts.bundle), opts.out, to=opts.to)
+    size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+    print(json.dumps({"path": str(path), "bytes": size}) if opts.json else f"{path}  {size:,} bytes")
+    return 0
