@@ -36,7 +36,9 @@ class Membrane(Scope):
         "larger count). Neurons that decide inside a token are drawn over its spike steps: an integrate-and-fire "
         "replay that gives one threshold back per spike, and whose spikes sum to the count."
     )
-    sites: tuple[str, ...] = param((), doc="names or patterns of sites; none picks three over the depth")
+    sites: tuple[str, ...] = param(
+        (), doc="names or patterns of sites; none picks three over the depth", draw=((), ("layers.0.*",))
+    )
     channels: int = param(3, ge=1, le=6, unit="channels", doc="traces per site", draw=(1, 3))
     tokens: int = param(64, ge=1, le=4096, unit="tokens", doc="how many are shown", draw=(4, 64))
     token: int = param(
@@ -116,6 +118,9 @@ class Membrane(Scope):
 
     def draw(self, data: Data, figure: Any) -> None:
         """A panel per channel: below each other over tokens, side by side over steps."""
+        if "reason" in data:
+            figure.text(0.5, 0.5, data["reason"], ha="center", wrap=True)
+            return
         rows = data["sites"]
         forms = [[r for r in rows if r["form"] == form] for form in ("membrane", "replay")]
         deep, wide = sum(len(r["traces"]) for r in forms[0]), max((len(r["traces"]) for r in forms[1]), default=0)

@@ -35,7 +35,9 @@ class Raster(Scope):
         "darker shade one more bit. The bars above give the spikes per channel of that token, over all channels of the "
         "site. Vertical stripes are tokens that excite a whole layer; horizontal ones are channels that always fire."
     )
-    sites: tuple[str, ...] = param((), doc="names or patterns of sites (layers.0.*); none picks four over the depth")
+    sites: tuple[str, ...] = param(
+        (), doc="names or patterns of sites (layers.0.*); none picks four over the depth", draw=((), ("layers.0.*",))
+    )
     tokens: int = param(128, ge=1, le=4096, unit="tokens", doc="how many are shown", draw=(4, 128))
     channels: int = param(96, ge=1, le=4096, unit="channels", doc="how many are shown per site", draw=(4, 96))
 
@@ -76,6 +78,9 @@ class Raster(Scope):
         from matplotlib.colors import BoundaryNorm, ListedColormap
         from matplotlib.patches import Patch
 
+        if "reason" in data:
+            figure.text(0.5, 0.5, data["reason"], ha="center", wrap=True)
+            return
         sites, labels = data["sites"], data["labels"]
         figure.set_size_inches(9.5, 0.7 + 2.3 * len(sites))
         heights = [h for _ in sites for h in (0.35, 1.0)]

@@ -130,6 +130,9 @@ class Scaling(Scope):
 
     def draw(self, data: Data, figure: Any) -> None:
         """Four panels over T (logarithmic), each from zero up."""
+        if "reason" in data:
+            figure.text(0.5, 0.5, data["reason"], ha="center", wrap=True)
+            return
         rows = data["rows"]
         x = [r["tokens"] for r in rows]
         panels = (

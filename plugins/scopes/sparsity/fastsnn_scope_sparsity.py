@@ -88,6 +88,9 @@ class Sparsity(Scope):
         """Heat maps: kinds of sites down, layers across."""
         from matplotlib.patches import Rectangle
 
+        if "reason" in data:
+            figure.text(0.5, 0.5, data["reason"], ha="center", wrap=True)
+            return
         kinds = list(dict.fromkeys(place(r["site"])[0] for r in data["sites"]))
         layers = sorted({place(r["site"])[1] for r in data["sites"]})
         width = len(layers)

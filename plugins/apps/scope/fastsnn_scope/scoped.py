@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,8 @@ def inputs_of(
         tokenizer = tokenizer_of(model)
     except ValueError as error:
         raise ValueError(f"{error}; give token ids as tokens=[B, T] instead") from None
+    if limit < 1:
+        raise ValueError(f"limit must be at least one token, got {limit}")
     built_in = text is None
     text = SENTENCE if text is None else text
     ids = ([tokenizer.start] if tokenizer.start is not None else []) + tokenizer.encode(text)
@@ -201,7 +203,12 @@ def measured(one: Scope, subject: Subject) -> Data:
     """``{"title", "seconds", "data"}`` of a scope, or ``"error"``: one failing scope costs its own panel, no more."""
     start = time.perf_counter()
     try:
-        found = {"data": json.loads(json.dumps(one.measure(subject), allow_nan=False))}
+        data = one.measure(subject)
+        if not isinstance(data, dict):
+            raise TypeError(f"measure returned {type(data).__name__}, a dict of plain data is expected")
+        found = {"data": json.loads(json.dumps(data, allow_nan=False))}
+        if wrong := malformed(found["data"]):
+            raise TypeError(f"measure returned {wrong}")
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may call sys.exit: SystemExit must not end the report
@@ -213,6 +220,32 @@ def measured(one: Scope, subject: Subject) -> Data:
         "seconds": round(time.perf_counter() - start, 3),
         **found,
     }
+
+
+def malformed(data: Data) -> str:
+    """What is wrong with the keys that the page itself reads (see README.md), or the empty string."""
+
+    def texts(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+    def is_table(t: Any) -> bool:
+        known = isinstance(t, dict) and isinstance(t.get("title"), str) and texts(t.get("columns"))
+        rows = t.get("rows") if known else None
+        return isinstance(rows, list) and all(texts(r) and len(r) == len(t["columns"]) for r in rows)
+
+    def listed(value: Any, good: Callable[[Any], bool]) -> bool:
+        return isinstance(value, list) and all(map(good, value))
+
+    if not isinstance(data.get("reason", ""), str):
+        return "a 'reason' that is no text"
+    for key in ("notes", "assumptions"):
+        if not texts(data.get(key, [])):
+            return f"{key!r} that is no list of texts"
+    if not listed(data.get("headline", []), lambda pair: texts(pair) and len(pair) == 2):
+        return "a 'headline' that is no list of [label, text]"
+    if not listed(data.get("tables", []), is_table):
+        return "'tables' that are no list of {title, columns, rows} with texts in every cell"
+    return ""
 
 
 def reading(one: Scope) -> str:

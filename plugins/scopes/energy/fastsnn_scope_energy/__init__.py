@@ -118,6 +118,9 @@ class Energy(Scope):
 
     def draw(self, data: Data, figure: Any) -> None:
         """Proxy and full account side by side."""
+        if "reason" in data:
+            figure.text(0.5, 0.5, data["reason"], ha="center", wrap=True)
+            return
         picture(data, figure)
 
 

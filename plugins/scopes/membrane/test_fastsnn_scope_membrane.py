@@ -1,0 +1,103 @@
+"""The conformance kit over this plugin, and what it says of spikes that can be counted by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from fastsnn_scope_membrane import Membrane, busiest
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from fastsnn_core import SpikeTensor
+from fastsnn_core.leaky import Leaky
+from fastsnn_core.probe import Record
+from fastsnn_core.subject import Subject
+from fastsnn_core.testing import conformance
+
+test_membrane = conformance("membrane")
+
+
+class Replaying(nn.Module):
+    """Integrate and fire on |x| with threshold 1 from half a threshold."""
+
+    def replay(self, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        level, membranes, spikes = x.abs() + 0.5, [], []
+        for _ in range(steps):
+            membranes.append(level)
+            spikes.append((level >= 1).float() * x.sign())
+            level = level - spikes[-1].abs()
+        return torch.stack(membranes), torch.stack(spikes)
+
+
+def subject(labels: tuple[str, ...] = (), **records: Record) -> Subject:
+    return Subject(nn.Identity(), torch.zeros(1, 3, dtype=torch.long), dict(records), labels)
+
+
+def leaky(hi: float = 4.0, lo: float = 0.0, heaviside: bool = False) -> Record:
+    module = Leaky(beta=0.5, threshold=2.0, lo=lo, hi=hi, heaviside=heaviside)
+    x = torch.tensor([[[2.0, 0.0], [3.0, 0.0], [1.0, -6.0]]])
+    return Record(x, module(x)[0], module)
+
+
+def replaying() -> Record:
+    x = torch.tensor([[[0.2, 0.0, 1.0], [-3.2, 5.0, 0.4]]])
+    return Record(x, SpikeTensor(x.round(), torch.ones(1, 2, 1)), Replaying())
+
+
+def test_leaky_membrane_and_levels_by_hand():
+    (site,) = Membrane().measure(subject(a=leaky()))["sites"]
+    assert site["levels"] == [1.0]  # counts are rounded: the first spike falls at θ/2
+    (trace,) = site["traces"]  # channel 1 never fires
+    # u_0 = 2, count 1; u_1 = 0 + 3, round(1.5) = 2; u_2 = -1 / 2 + 1 = 0.5, count 0
+    assert trace == {"channel": 0, "u": [2.0, 3.0, 0.5], "counts": [1, 2, 0]}
+
+
+def test_levels_of_steps_and_of_signed_neurons():
+    (site,) = Membrane().measure(subject(a=leaky(hi=1.0, heaviside=True)))["sites"]
+    assert site["levels"] == [2.0]
+    (site,) = Membrane().measure(subject(a=leaky(lo=-4.0)))["sites"]
+    assert site["levels"] == [1.0, -1.0]
+    assert [t["counts"] for t in site["traces"]] == [[1, 2, 0], [0, 0, -3]]
+
+
+def test_replay_inside_the_busiest_token():
+    data = Membrane(channels=2).measure(subject(("x", "y"), a=replaying()))
+    (site,) = data["sites"]
+    assert (site["token"], site["label"], site["steps"]) == (1, "y", 7)
+    first, second = site["traces"]
+    assert (first["channel"], first["count"], sum(first["spikes"])) == (1, 5, 5)
+    assert (second["channel"], second["count"], second["spikes"]) == (0, -3, [-1, -1, -1, 0, 0, 0, 0])
+    assert second["u"] == pytest.approx([3.7, 2.7, 1.7, 0.7, 0.7, 0.7, 0.7])
+
+
+def test_counts_beyond_the_steps_are_not_replayed():
+    (site,) = Membrane(steps=4).measure(subject(a=replaying()))["sites"]
+    assert [t["channel"] for t in site["traces"]] == [0]
+
+
+def test_a_neuron_that_offers_neither_is_named():
+    silent = Record(torch.ones(1, 3, 2), SpikeTensor(torch.ones(1, 3, 2)), nn.Tanh())
+    only = Membrane().measure(subject(a=silent))
+    assert only == {"reason": "a: Tanh offers neither membrane(x) nor replay(x, steps)"}
+    both = Membrane().measure(subject(a=silent, b=leaky()))
+    assert both["notes"] == ["a: Tanh offers neither membrane(x) nor replay(x, steps)"]
+    assert (
+        "no token axis" in Membrane().measure(subject(a=Record(torch.ones(1, 2), silent.spikes, nn.Tanh())))["reason"]
+    )
+
+
+def test_busiest_goes_down_to_the_median():
+    assert busiest(torch.tensor([0.0, 5.0, 1.0, 3.0, 2.0, 4.0]), 3) == [1, 5, 3]
+    assert busiest(torch.zeros(3), 2) == [0]
+
+
+@pytest.mark.parametrize("forms", [("a",), ("b",), ("a", "b")])
+def test_draws_tokens_steps_and_both(forms):
+    scope, records = Membrane(), {"a": leaky(lo=-4.0), "b": replaying()}
+    data = json.loads(json.dumps(scope.measure(subject(("$", "_"), **{name: records[name] for name in forms}))))
+    figure = Figure(layout="constrained")
+    scope.draw(data, figure)
+    figure.canvas.draw()
+    assert len(figure.axes) + sum(len(f.axes) for f in figure.subfigs) >= 2 * len(forms)
