@@ -1,0 +1,143 @@
+"""Reading a JSON body strictly: every value has its type and range, every field is known, and errors say which."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import Any
+
+LONGEST = 2**31 - 1
+
+
+class Invalid(Exception):
+    """A request that cannot be answered: becomes an OpenAI error object with this HTTP status."""
+
+    def __init__(
+        self, message: str, param: str | None = None, code: str | None = None, status: int = 400,
+        type: str = "invalid_request_error",
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        self.message, self.param, self.code, self.status, self.type = message, param, code, status, type
+
+    def body(self) -> dict[str, Any]:
+        """``{"error": {"message", "type", "param", "code"}}``."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def parse(raw: bytes) -> Any:
+    """JSON, without NaN and infinities, which it does not have."""
+
+    def constant(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        return json.loads(raw.decode("utf-8"), parse_constant=constant)
+    except (ValueError, RecursionError) as error:
+        raise Invalid(f"the body is not JSON: {error}", code="invalid_json") from None
+
+
+def dumps(value: Any) -> bytes:
+    """Compact JSON; a lone surrogate, which UTF-8 cannot hold, stays the escape it came as."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+
+
+def shown(value: Any) -> str:
+    """A value for an error message."""
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def is_int(value: Any) -> bool:
+    """An integer, which ``true`` is not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_text(value: Any) -> bool:
+    """A string that has a UTF-8 form."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Fields:
+    """The fields of one object, taken one by one; null is as good as absent. `done` refuses what is left."""
+
+    def __init__(self, body: Any, where: str = "") -> None:
+        self.where = where
+        if not isinstance(body, dict):
+            raise Invalid(f"{where or 'the body'}: expected an object, got {shown(body)}", where or None)
+        self.left, self.known = dict(body), list[str]()
+
+    def take(self, name: str) -> Any:
+        """The raw value, or None."""
+        self.known.append(name)
+        return self.left.pop(name, None)
+
+    def path(self, name: str) -> str:
+        """The field's full name."""
+        return f"{self.where}.{name}" if self.where else name
+
+    def wrong(self, name: str, wanted: str, value: Any) -> Invalid:
+        """What to raise."""
+        return Invalid(f"{self.path(name)}: expected {wanted}, got {shown(value)}", self.path(name), "invalid_value")
+
+    def integer(self, name: str, default: Any, low: int, high: int = LONGEST) -> Any:
+        """An integer from `low` to `high`."""
+        value = self.take(name)
+        if value is None:
+            return default
+        if not is_int(value) or not low <= value <= high:
+            raise self.wrong(name, f"an integer from {low} to {high}", value)
+        return value
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        """A finite number from `low` to `high`."""
+        value = self.take(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # no NaN passes
+            raise self.wrong(name, f"a number from {low:g} to {high:g}", value)
+        return float(value)
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """true or false."""
+        value = self.take(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false", value)
+        return value
+
+    def text(self, name: str) -> str | None:
+        """A string, or None."""
+        value = self.take(name)
+        if value is not None and not is_text(value):
+            raise self.wrong(name, "a string of valid Unicode", value)
+        return value
+
+    def done(self, harmless: dict[str, tuple[Any, ...]]) -> None:
+        """Refuse what is left: fields that are not supported, unless at one of their `harmless` values, and unknown ones."""
+        for name, value in self.left.items():
+            if value is None and name in harmless:
+                continue
+            if name not in harmless:
+                close = difflib.get_close_matches(name, [*self.known, *harmless], 1)
+                help = f"; did you mean {close[0]}?" if close else ""
+                raise Invalid(f"{self.path(name)}: no such field here{help}", self.path(name), "unknown_parameter")
+            if not any(type(value) is type(ok) and value == ok or both_numbers(value, ok) for ok in harmless[name]):
+                only = " or ".join(map(shown, harmless[name]))
+                only = f"; only {only} is accepted" if only else ""
+                raise Invalid(f"{self.path(name)} is not supported{only}", self.path(name), "unsupported_parameter")
+
+
+def both_numbers(value: Any, other: Any) -> bool:
+    """Are they the same number, whatever their type?"""
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, other))
+    return numbers and value == other

@@ -1,0 +1,63 @@
+"""How much a stream's state takes, and how much there is: constant for linear and windowed layers, growing for softmax."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import attrs
+import torch
+from torch import nn
+
+from fastsnn_core.state import nbytes
+
+UNKNOWN = 2 << 30  # where the platform does not say how much memory is free
+
+
+@attrs.frozen
+class Sizes:
+    """Vocabulary, bytes of a state after its first token, and bytes that each further token adds (0: constant state)."""
+
+    vocab: int
+    base: int
+    growth: float
+
+    def need(self, tokens: int) -> float:
+        """Bytes of a state that has seen so many tokens."""
+        return self.base + self.growth * (tokens - 1)
+
+    def room(self, budget: float) -> int | None:
+        """Tokens whose state fits `budget`; None where the state does not grow."""
+        return max(0, 1 + int((budget - self.base) // self.growth)) if self.growth else None
+
+
+@torch.inference_mode()
+def measure(model: nn.Module, device: torch.device) -> Sizes:
+    """Run the model on a few tokens and see; the contract of its forward pass is checked on the way."""
+    blank = torch.zeros(1, 33, dtype=torch.long, device=device)
+    try:
+        logits, state = model(blank[:, :1], None, return_state=True, last=True)
+        base = nbytes(state)
+        logits, state = model(blank[:, 1:], state, return_state=True, last=True)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(model).__name__} cannot be served: a language model takes (tokens [B,T], state, return_state=True, "
+            f"last=True) and gives (logits [B,1,V], state); it says: {error}"
+        ) from error
+    return Sizes(int(logits.shape[-1]), base, max(0.0, (nbytes(state) - base) / 32))
+
+
+def available(device: torch.device) -> int:
+    """Bytes free for states on `device`: CUDA's answer, or what the system or the container has left."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    info, found = Path("/proc/meminfo"), []
+    if info.is_file():
+        lines = (line.split() for line in info.read_text(encoding="ascii").splitlines())
+        found += [int(words[1]) << 10 for words in lines if words[0] == "MemAvailable:"]
+    elif "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
+        found.append(max(0, int(limit.read_text()) - int(used.read_text())))
+    return min(found, default=UNKNOWN)
