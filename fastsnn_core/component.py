@@ -133,10 +133,17 @@ def _validate(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
         raise ParamError(where, problem)
 
 
-@cache
-def hints(cls: type) -> dict[str, Any]:
+def hints(cls: Any) -> dict[str, Any]:
     """Resolved annotations of an attrs class."""
-    return typing.get_type_hints(cls)
+    return _hints(cls)
+
+
+_hints = cache(typing.get_type_hints)
+
+
+def fields(cls: Any) -> tuple[attrs.Attribute[Any], ...]:
+    """The parameters of a component class."""
+    return attrs.fields(cls)
 
 
 def bounds_of(field: attrs.Attribute[Any]) -> Bounds:

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from fastsnn_core.component import FLAGS, KINDS, Component, bounds_of, hints, type_name
+from fastsnn_core.component import FLAGS, KINDS, Component, bounds_of, fields, hints, type_name
 from fastsnn_core.plugins import LookupFailure, registry
 
 
@@ -35,10 +35,10 @@ def components(name: str) -> list[dict[str, Any]]:
 def describe(qualified: str, cls: type[Component]) -> dict[str, Any]:
     """One component as plain data."""
     rows = []
-    for field in attrs.fields(cls):  # type: ignore[arg-type]
+    for field in fields(cls):
         bounds, hint = bounds_of(field), hints(cls)[field.name]
-        default = field.default
-        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        default: Any = field.default
+        if hasattr(default, "factory"):
             try:
                 default = default.factory()
             except LookupError:

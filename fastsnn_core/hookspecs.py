@@ -4,6 +4,7 @@ Each hook takes no argument and returns component classes of one kind. `fastsnn_
 implementation alone, so that one failing plugin never costs another. API major: 1 (the entry-point group ``fastsnn1``).
 """
 
+# mypy: disable-error-code="empty-body"
 from __future__ import annotations
 
 from collections.abc import Iterable

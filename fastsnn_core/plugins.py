@@ -105,20 +105,23 @@ class Registry:
         manager.add_hookspecs(hookspecs)
         manager.register(module, plugin.name)
         offers: dict[str, tuple[str, ...]] = {}
-        unknown, found = [], []
+        unknown: list[str] = []
+        found: list[tuple[str, str, Any]] = []
         for caller in manager.get_hookcallers(module) or ():
             if caller.name not in hookspecs.HOOKS:
                 close = difflib.get_close_matches(caller.name, hookspecs.HOOKS, 1)
                 unknown.append(f"no hook called {caller.name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
                 continue
             kind = hookspecs.HOOKS[caller.name]
-            for cls in caller.get_hookimpls()[0].function():
-                if not (isinstance(cls, type) and issubclass(cls, kind) and attrs.has(cls) and cls.name):
+            offered: Any = caller.get_hookimpls()[0].function()
+            for cls in offered:
+                named = str(getattr(cls, "name", "")) if isinstance(cls, type) and issubclass(cls, kind) else ""
+                if not named or not attrs.has(cls):
                     raise TypeError(f"{caller.name} returned {cls!r}, which is no named attrs {kind.kind} class")
-                found.append((kind.kind, cls))
-        for kind_name, cls in found:
-            self.components.setdefault(kind_name, {}).setdefault(cls.name, []).append((plugin.name, cls))
-            offers[kind_name] = (*offers.get(kind_name, ()), cls.name)
+                found.append((kind.kind, named, cls))
+        for kind_name, name, cls in found:
+            self.components.setdefault(kind_name, {}).setdefault(name, []).append((plugin.name, cls))
+            offers[kind_name] = (*offers.get(kind_name, ()), name)
         return attrs.evolve(plugin, status="partial" if unknown else "ok", error="; ".join(unknown), offers=offers)
 
     def load(self, plugin: Plugin, module: ModuleType | None = None) -> None:

@@ -21,7 +21,7 @@ import cattrs
 import tomli
 
 from fastsnn_core import toml
-from fastsnn_core.component import Component, Model, ParamError, bounds_of, hints, kind_of, type_name
+from fastsnn_core.component import Component, Model, ParamError, bounds_of, fields, hints, kind_of, type_name
 from fastsnn_core.locate import locate
 from fastsnn_core.plugins import LookupFailure, registry
 
@@ -174,18 +174,18 @@ def table(value: Any, cls: Any) -> Any:
         return value
     if not isinstance(value, dict):
         raise Faults([Problem((), f"expected a table for {label}, got {type(value).__name__} {value!r}")])
-    fields = {f.name: f for f in attrs.fields(cls)}
-    problems, known = [], {}
+    known = {f.name: f for f in fields(cls)}
+    problems, values = [], {}
     for key in value:
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, 1)
-            help = f"did you mean {close[0]!r}?" if close else "parameters: " + (", ".join(sorted(fields)) or "none")
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            help = f"did you mean {close[0]!r}?" if close else "parameters: " + (", ".join(sorted(known)) or "none")
             problems.append(Problem((key,), f"{label} has no parameter {key!r}", help))
-    for name, field in fields.items():
+    for name, field in known.items():
         if name in value:
             try:
-                known[name] = converter().structure(value[name], hints(cls)[name])
-                if says := bounds_of(field).problem(known[name]):
+                values[name] = converter().structure(value[name], hints(cls)[name])
+                if says := bounds_of(field).problem(values[name]):
                     problems.append(Problem((name,), says, bounds_of(field).doc))
             except Exception as error:
                 problems += [attrs.evolve(p, path=(name, *p.path)) for p in fault(error)]
@@ -196,7 +196,7 @@ def table(value: Any, cls: Any) -> Any:
     if problems:
         raise Faults(problems)
     try:
-        return cls(**known)
+        return cls(**values)
     except (ValueError, TypeError, LookupFailure) as error:
         raise Faults(fault(error)) from error
 

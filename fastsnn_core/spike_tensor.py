@@ -188,7 +188,7 @@ class SpikeTensor:
         if isinstance(coder, str):
             from fastsnn_core.plugins import create
 
-            coder = create("coder", coder)
+            return create("coder", coder).encode(self.count(), steps)
         return coder.encode(self.count(), steps)
 
     def event(self) -> SpikeTensor:

@@ -51,7 +51,7 @@ class _Count(torch.autograd.Function):
         return (u >= 1).to(u.dtype) if heaviside else u.clamp(lo, hi).round()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         (u,) = ctx.saved_tensors
         return grad * ctx.slope(u), None, None, None, None
 

@@ -192,7 +192,8 @@ def attention_run(component: Attention, dims: Dims) -> tuple[nn.Module, Run]:
             0, -2, width // 2, dtype=torch.float64
         )
         angle = angle.expand(x.shape[0], -1, -1)
-        heads = Heads(*(z.unflatten(-1, (-1, width)) for z in (q, k, v)), x, angle.cos(), angle.sin())
+        q, k, v = (z.unflatten(-1, (-1, width)) for z in (q, k, v))
+        heads = Heads(q, k, v, x, angle.cos(), angle.sin())
         y, inner = mixer(heads, inner, reset)
         return y, (position + x.shape[1], inner)
 

@@ -17,7 +17,7 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from fastsnn_core.component import Bounds, Component, bounds_of, hints, kind_of, parts
+from fastsnn_core.component import Bounds, Component, bounds_of, fields, hints, kind_of, parts
 from fastsnn_core.plugins import registry
 
 DEPTH = 3
@@ -58,7 +58,7 @@ def values(hint: Any, bounds: Bounds, depth: int) -> SearchStrategy[Any]:
 def table_of(draw: DrawFn, cls: Any, depth: int = DEPTH) -> dict[str, Any]:
     """A table of a class: each parameter is left at its default or drawn."""
     table: dict[str, Any] = {}
-    for field in attrs.fields(cls):
+    for field in fields(cls):
         hint, bounds = hints(cls)[field.name], bounds_of(field)
         kind = kind_of(hint)
         if kind is not None and (depth <= 0 or not registry().names(kind.kind)):
@@ -77,7 +77,7 @@ def table_of(draw: DrawFn, cls: Any, depth: int = DEPTH) -> dict[str, Any]:
 def tables(draw: DrawFn, kind: str, *, only: str | None = None, depth: int = DEPTH) -> dict[str, Any]:
     """A component of `kind` as a table with its ``kind`` key; simplest first. `only` fixes which one."""
     choices = [
-        (len(attrs.fields(cls)), f"{plugin}/{name}", cls)
+        (len(fields(cls)), f"{plugin}/{name}", cls)
         for name, hits in registry().components.get(kind, {}).items()
         for plugin, cls in hits
         if only is None or only in (name, f"{plugin}/{name}")
@@ -91,7 +91,7 @@ def tables(draw: DrawFn, kind: str, *, only: str | None = None, depth: int = DEP
 
 def has_slots(cls: Any) -> bool:
     """Does a component class hold other components that it needs?"""
-    return any(kind_of(hints(cls)[f.name]) and f.default is not None for f in attrs.fields(cls))
+    return any(kind_of(hints(cls)[f.name]) and f.default is not None for f in fields(cls))
 
 
 @st.composite

@@ -1,0 +1,113 @@
+"""Sessions: core, plugin(name), together, slow, lint, types, docs, build. `nox -l` lists them; `nox -s together` runs one."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "core", "together", "docs", "build"]
+nox.options.reuse_existing_virtualenvs = True
+ROOT = Path(__file__).parent
+PLUGINS = sorted(p.parent for where in ("plugins/*/*", "contrib/*") for p in ROOT.glob(f"{where}/pyproject.toml"))
+TESTING = ["pytest>=9", "hypothesis>=6.150", "pytest-timeout", "pytest-xdist"]
+STRICT = {"FASTSNN_STRICT": "1"}
+
+
+def project(folder: Path) -> dict:
+    return tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def local(names: list[str]) -> list[Path]:
+    """Folders of the first-party distributions that `names` need, transitively."""
+    known = {project(folder)["name"]: folder for folder in PLUGINS}
+    found: dict[str, Path] = {}
+    todo = [n for n in names if n in known]
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found[name] = known[name]
+            needs = [d.split("[")[0].split(">")[0].split("=")[0].strip() for d in project(known[name])["dependencies"]]
+            todo += [n for n in needs if n in known]
+    return list(found.values())
+
+
+def install(session: nox.Session, *what: str) -> None:
+    session.install("-c", "constraints.txt", "torch==2.13.0", "flit_core>=3.11,<5")
+    session.install("-c", "constraints.txt", *what)
+
+
+def editable(session: nox.Session, folders: list[Path], *more: str) -> None:
+    """torch first, then what is not first-party, then the first-party folders without build isolation."""
+    ours = {project(folder)["name"] for folder in PLUGINS} | {"fastsnn-core"}
+    needs = {d for folder in [ROOT, *folders] for d in project(folder)["dependencies"]}
+    needs |= {d for folder in folders for extra in project(folder).get("optional-dependencies", {}).values() for d in extra}
+    outside = sorted(d for d in needs if d.split("[")[0].split(">")[0].split("=")[0].strip() not in ours)
+    install(session, *outside, *more)
+    paths = [arg for folder in [ROOT, *folders] for arg in ("-e", str(folder))]
+    session.install("--no-build-isolation", "--no-deps", *paths)
+
+
+@nox.session
+def core(session: nox.Session) -> None:
+    """Core alone, with no plugin installed."""
+    editable(session, [], *TESTING)
+    session.run("pytest", "tests/core", "-q", *session.posargs, env=STRICT)
+
+
+@nox.session
+@nox.parametrize("name", [nox.param(project(p)["name"], id=project(p)["name"]) for p in PLUGINS])
+def plugin(session: nox.Session, name: str) -> None:
+    """One plugin beside core (and what its pyproject names), nothing else: hidden cross-imports show."""
+    folders = local([name])
+    editable(session, folders, *TESTING)
+    session.run("pytest", str(folders[0]), "-q", *session.posargs, env=STRICT)
+
+
+@nox.session
+def together(session: nox.Session) -> None:
+    """Everything installed: every test of core, plugins, contrib and compositions."""
+    editable(session, PLUGINS, *TESTING, "openai", "transformers")
+    session.run("pytest", "-q", "-n", "2", *session.posargs, env=STRICT)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """The long jobs that CI leaves out."""
+    editable(session, PLUGINS, *TESTING, "openai", "transformers")
+    session.run("pytest", "-q", "-m", "slow", *session.posargs, env=STRICT)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    session.install("ruff==0.17.6")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy on core."""
+    editable(session, [], "mypy==2.4.1", "hypothesis", "pytest")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Every code block of README, docs and the plugins' READMEs."""
+    editable(session, PLUGINS, *TESTING)
+    session.run("pytest", "-q", "tests/test_documents.py", *session.posargs, env=STRICT)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build every wheel, install only those into a fresh place, and run the command."""
+    session.install("flit_core>=3.11,<5", "pip")
+    dist = Path(session.create_tmp(), "dist")
+    folders = [str(p) for p in [ROOT, *PLUGINS]]
+    session.run("pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(dist), *folders)
+    session.log(f"{len(list(dist.glob('*.whl')))} wheels in {dist}")
+    install(session, "--find-links", str(dist), "fastsnn")
+    session.run("fastsnn", "plugins", env=STRICT)

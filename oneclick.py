@@ -1,0 +1,118 @@
+"""One command for everything.
+
+    python oneclick.py            own .venv, install, then the main job end to end on real text
+    python oneclick.py test       the same installation and the checks of this repository
+
+Only the standard library is needed until the .venv stands. Both are idempotent: what is installed stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import time
+import tomllib
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+TESTING = ["pytest>=9", "hypothesis>=6.150", "pytest-timeout", "pytest-xdist", "ruff==0.17.6", "mypy==2.4.1", "openai"]
+TESTING += ["transformers", "peft", "nox"]
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(f"\033[1m{text}\033[0m" if sys.stdout.isatty() else text, flush=True)
+
+
+def folders() -> list[Path]:
+    """Core and every plugin of this checkout."""
+    return [ROOT, *sorted(p.parent for p in ROOT.glob("plugins/*/*/pyproject.toml"))]
+
+
+def outside(projects: list[dict]) -> list[str]:
+    """Requirements that are not first-party."""
+    ours = {p["name"] for p in projects}
+    needs = {d for p in projects for d in p.get("dependencies", ())}
+    needs |= {d for p in projects for d in p.get("optional-dependencies", {}).get("data", ())}
+    return sorted(d for d in needs if d.split("[")[0].split(">")[0].split("=")[0].split("<")[0].strip() not in ours)
+
+
+def pip(*args: str) -> None:
+    """pip inside the .venv, under constraints.txt; its output is shown only when it fails."""
+    command = [str(PYTHON), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
+    done = subprocess.run([*command, *args], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"pip install {' '.join(args[:4])} … failed:\n{done.stdout}{done.stderr}")
+
+
+def install(testing: bool) -> None:
+    """Make the .venv and install everything into it, unless the same was done before."""
+    if sys.version_info < (3, 11):
+        sys.exit(f"FastSNN needs Python 3.11 or newer; this is {sys.version.split()[0]}")
+    paths = folders()
+    texts = [(p / "pyproject.toml").read_text(encoding="utf-8") for p in paths]
+    texts += [(ROOT / "constraints.txt").read_text(encoding="utf-8"), str(ROOT), sys.version, repr(TESTING if testing else "")]
+    mark, wanted = VENV / f"installed{'-testing' if testing else ''}", hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    if PYTHON.exists() and mark.is_file() and mark.read_text() == wanted:
+        say(f"installed already in {VENV.name}")
+        return
+    if not PYTHON.exists():
+        say(f"1/4 making {VENV.name} with Python {sys.version.split()[0]}")
+        venv.create(VENV, with_pip=True)
+    projects = [tomllib.loads(text)["project"] for text in texts[: len(paths)]]
+    say("2/4 installing torch")
+    pip("torch==2.13.0", "flit_core>=3.11,<5")
+    needs = outside(projects) + (TESTING if testing else [])
+    say(f"3/4 installing {len(needs)} libraries")
+    pip(*needs)
+    say(f"4/4 installing core and {len(paths) - 1} plugins")
+    pip("--no-build-isolation", "--no-deps", *(word for p in paths for word in ("-e", str(p))))
+    mark.write_text(wanted)
+
+
+def main() -> int:
+    """Install, then run the job or the checks inside the .venv."""
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("what", nargs="?", choices=("demo", "test"), default="demo")
+    args.add_argument("--steps", type=int, default=160, help="training steps of the demo (default 160)")
+    args.add_argument("--out", default="runs/oneclick", help="where the demo writes (default runs/oneclick)")
+    opts, rest = args.parse_known_args()
+    began = time.perf_counter()
+    os.environ.setdefault("PIP_DISABLE_PIP_VERSION_CHECK", "1")
+    install(testing=opts.what == "test")
+    say(f"installation: {time.perf_counter() - began:.0f} s")
+    os.chdir(ROOT)
+    if opts.what == "test":
+        return checks(rest)
+    return subprocess.run([str(PYTHON), "-m", "fastsnn.tour", "--steps", str(opts.steps), "--out", opts.out], check=False).returncode
+
+
+def checks(rest: list[str]) -> int:
+    """Lint, types and every test that is not marked slow; says at the end what ran."""
+    env = os.environ | {"FASTSNN_STRICT": "1", "HF_HUB_OFFLINE": "1"}
+    env["PATH"] = f"{PYTHON.parent}{os.pathsep}{env.get('PATH', '')}"
+    jobs = [
+        ("lint", ["-m", "ruff", "check", "."]),
+        ("format", ["-m", "ruff", "format", "--check", "."]),
+        ("types", ["-m", "mypy"]),
+        ("tests", ["-m", "pytest", "-q", "-n", "2", *rest]),
+    ]
+    failed = []
+    for name, command in jobs:
+        say(f"== {name}")
+        began = time.perf_counter()
+        code = subprocess.run([str(PYTHON), *command], env=env, check=False).returncode
+        say(f"== {name}: {'ok' if code == 0 else f'FAILED ({code})'}, {time.perf_counter() - began:.0f} s")
+        failed += [name] if code else []
+    say(f"checks failed: {', '.join(failed)}" if failed else "all checks passed. Next: nox -s slow (the long jobs)")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The whole length of FastSNN on real text, as ``python oneclick.py`` runs it: ``python -m fastsnn.tour``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastsnn import FastSNN
+from fastsnn_core import ops
+from fastsnn_train.packing import Data
+
+PROMPT = "The "
+TOTAL = 10
+
+
+class Steps:
+    """Numbered headings with the time each took."""
+
+    def __init__(self) -> None:
+        self.n, self.began, self.last = 0, time.perf_counter(), time.perf_counter()
+
+    def __call__(self, text: str) -> None:
+        self.n += 1
+        self.last = time.perf_counter()
+        print(f"\n[{self.n}/{TOTAL}] {text}", flush=True)
+
+    def done(self, text: str) -> None:
+        """What a step found."""
+        print(f"      {text}  ({time.perf_counter() - self.last:.1f} s)", flush=True)
+
+
+def unigram_nats(data: Data) -> float:
+    """Cross-entropy of the held-out tokens under the training tokens' frequencies (one added to each)."""
+    held = data.held_out or data.train
+    seen, size = Counter(data.train.tokens.tolist()), data.tokenizer.vocab_size
+    total = sum(seen.values()) + size
+    return sum(-math.log((seen[t] + 1) / total) for t in held.tokens.tolist()) / len(held.tokens)
+
+
+def ask(url: str, prompt: str, tokens: int) -> str:
+    """One request to a served model, over HTTP."""
+    body = json.dumps({"model": "tour", "prompt": prompt, "max_tokens": tokens, "temperature": 0}).encode()
+    request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.loads(answer.read())["choices"][0]["text"]
+
+
+def tour(out: Path, steps: int) -> dict[str, Any]:
+    """Build → train → extend → convert → scope → export → load → serve; returns what was measured."""
+    from fastsnn.convert.ann2snn import TinyANN, convert_ann_to_snn
+
+    step = Steps()
+    torch.manual_seed(0)
+
+    step("build: a spiking language model, gated linear and sliding-window layers in turn, LIF-sINT neurons")
+    model = FastSNN.build(arch="snn-tiny", attn="hybrid_alt", neuron="lif_sint", window=128)
+    step.done(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+
+    step("forward: 2 sequences of 64 tokens")
+    logits = model(torch.randint(0, 257, (2, 64)))
+    step.done(f"logits {tuple(logits.shape)}; lif_scan ran on {ops.paths().get('lif_scan')}")
+
+    step(f"train: {steps} steps on Python's own documentation (builtin:pydoc)")
+    trainer = FastSNN.fit(
+        model, dataset="builtin:pydoc", seq_len=256, max_steps=steps, batch_size=12, lr=4e-3, log_every=20, out=out / "fit"
+    )
+    last = trainer.history[-1]
+    floor = unigram_nats(trainer.data)
+    step.done(f"held-out {last['held_out']:.3f} nats a byte, {1 - last['held_out'] / floor:.0%} below unigram ({floor:.3f})")
+
+    step("extend context: 256 → 1024 tokens, state carried between chunks")
+    proof = FastSNN.extend_context(model, trainer, new_seq_len=1024, max_steps=max(2, steps // 20))
+    far = f"{proof['before'][-1]['nats']:.3f} → {proof['after'][-1]['nats']:.3f}"
+    step.done(f"loss at tokens {proof['after'][-1]['from']}–1024: {far}")
+
+    step("convert: a small trained-style ANN becomes a spiking one")
+    ann = TinyANN(in_dim=128, hidden=256, out_dim=10)
+    snn = convert_ann_to_snn(ann, d_model_fallback=128)
+    x = torch.randn(2, 8, 128)
+    step.done(f"ANN {tuple(ann(x).shape)}, SNN {tuple(snn(x).shape)}")
+
+    step("scope: rasters, membranes, sparsity, scaling, energy")
+    report = FastSNN.scope(model).report(out / "report")
+    step.done(f"{report}")
+
+    step("export: one .snn bundle")
+    bundle = FastSNN.export(model, out / "model.snn")
+    step.done(f"{bundle}, {sum(p.stat().st_size for p in bundle.rglob('*') if p.is_file()) / 1e6:.1f} MB")
+
+    step("load and generate")
+    again = FastSNN.load(bundle)
+    began = time.perf_counter()
+    text = FastSNN.generate(again, PROMPT, max_tokens=64, temperature=0)
+    speed = 64 / (time.perf_counter() - began)
+    step.done(f"{speed:.0f} tokens/s: {PROMPT + text!r}")
+
+    step("serve: one request over the OpenAI API")
+    with FastSNN.serve(bundle, port=0, block=False, name="tour") as server:
+        served = ask(server.url, PROMPT, 64)
+    if served != text:
+        raise SystemExit(f"the served completion differs from the library's: {served!r}")
+    step.done("the served completion equals the library's")
+
+    step("done")
+    return {
+        "held_out_nats": last["held_out"],
+        "unigram_nats": floor,
+        "below_unigram": 1 - last["held_out"] / floor,
+        "silent_fraction": last.get("silent"),
+        "mean_count": last.get("mean_count"),
+        "training_tokens_per_second": last.get("tokens_per_second"),
+        "decoding_tokens_per_second": speed,
+        "bundle": str(bundle),
+        "report": str(report),
+        "seconds": round(time.perf_counter() - step.began, 1),
+    }
+
+
+def main() -> None:
+    """Run the tour, and say what was made and what to try next."""
+    args = argparse.ArgumentParser(description=__doc__)
+    args.add_argument("--steps", type=int, default=160)
+    args.add_argument("--out", default="runs/oneclick")
+    opts = args.parse_args()
+    out = Path(opts.out)
+    result = tour(out, opts.steps)
+    (out / "tour.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(f"""
+made in {result["seconds"]:.0f} s
+  {result["bundle"]}   the trained model, whole
+  {result["report"]}   open it in a browser
+  held-out loss   {result["held_out_nats"]:.3f} nats a byte, {result["below_unigram"]:.0%} below unigram entropy
+  silent          {result["silent_fraction"]:.0%} of channels, mean count {result["mean_count"]:.2f}
+  speed           training {result["training_tokens_per_second"]:,.0f} tokens/s, decoding {result["decoding_tokens_per_second"]:,.0f} tokens/s
+
+try next
+  fastsnn generate {result["bundle"]} --prompt "The import statement" --max-tokens 200
+  fastsnn serve {result["bundle"]} --port 8000
+  fastsnn convert --help
+(with the environment active: source .venv/bin/activate)""")
+
+
+if __name__ == "__main__":
+    main()
