@@ -1,4 +1,4 @@
-"""Serving a language model over HTTP with the OpenAI protocol: `app` (ASGI), `serve` (a running server), the CLI verb."""
+"""A language model over HTTP with the OpenAI protocol: `app` (ASGI), `serve` (a running server), the CLI verb."""
 
 from __future__ import annotations
 

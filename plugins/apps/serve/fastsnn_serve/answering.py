@@ -1,4 +1,4 @@
-"""Between the engine's thread and asyncio: one request's streams, their pieces as they come, and a client that leaves."""
+"""Between the engine's thread and asyncio: a request's streams, their pieces as they come, a client that leaves."""
 
 from __future__ import annotations
 
@@ -36,13 +36,15 @@ def failure(error: Invalid) -> Json:
 def translated(error: BaseException) -> Invalid:
     """An engine's error for the client."""
     if not isinstance(error, Refused):
-        return Invalid(f"the model failed: {type(error).__name__}: {error}", code="model_failed", status=500, type="server_error")
+        says = f"the model failed: {type(error).__name__}: {error}"
+        return Invalid(says, code="model_failed", status=500, type="server_error")
     message = str(error)
     if error.reason == "busy":
         return Invalid(message, code="rate_limit_exceeded", status=429, type="rate_limit_error")
     if error.reason == "closed":
         return Invalid(message, code="unavailable", status=503, type="server_error")
-    return Invalid(message, "max_tokens", "context_length_exceeded") if error.reason == "too_long" else Invalid(message, "n")
+    long = error.reason == "too_long"
+    return Invalid(message, "max_tokens" if long else "n", "context_length_exceeded" if long else "too_many_choices")
 
 
 class Work:

@@ -5,7 +5,7 @@ fixed chunk length, cached or not. A snapshot is taken at such a boundary (good 
 before it) and at the end of a prompt (good for the very same prompt, whose next logits it holds). What is resumed is
 then bit for bit what a fresh reading would have computed.
 
-Keys are SHA-256 chained over chunks: ``D_k = H(D_{k-1} ‖ tokens of chunk k)``, so a key stands for all tokens before it.
+Keys are SHA-256 chained over chunks, ``D_k = H(D_{k-1} ‖ tokens of chunk k)``: a key stands for all tokens before it.
 """
 
 from __future__ import annotations

@@ -21,7 +21,9 @@ from fastsnn_text import HuggingFaceTokenizer, Tokenizer
 from fastsnn_serve.fields import Fields, Invalid, is_text, shown
 
 ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
-EMPTY = {"tool_calls": ([],), "function_call": (), "refusal": (), "annotations": ([],), "audio": (), "reasoning_content": ()}
+EMPTY: dict[str, tuple[Any, ...]] = {  # what clients send back of an answer, as long as it says nothing
+    "tool_calls": ([],), "function_call": (), "refusal": (), "annotations": ([],), "audio": (), "reasoning_content": (),
+}  # fmt: skip
 
 
 class ChatTemplate:
@@ -47,10 +49,12 @@ class ChatTemplate:
         try:
             text = self.jinja.render(
                 messages=messages, add_generation_prompt=True, tools=None, documents=None,
-                bos_token=special(self.tokenizer, self.tokenizer.start), eos_token=special(self.tokenizer, self.tokenizer.end),
+                bos_token=special(self.tokenizer, self.tokenizer.start),
+                eos_token=special(self.tokenizer, self.tokenizer.end),
             )  # fmt: skip
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise Invalid(f"the model's chat template refuses these messages: {error}", "messages", "invalid_value") from None
+            says = f"the model's chat template refuses these messages: {error}"
+            raise Invalid(says, "messages", "invalid_value") from None
         if not is_text(text) or not text:
             raise Invalid("the model's chat template makes no text of these messages", "messages", "invalid_value")
         return text
@@ -78,7 +82,8 @@ def compiled(source: str) -> Any:
 
         return datetime.datetime.now().strftime(form)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    extensions = ["jinja2.ext.loopcontrols"]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.globals |= {"raise_exception": refuse, "strftime_now": today}
     try:
         return environment.from_string(source)
@@ -94,10 +99,10 @@ def special(tokenizer: Tokenizer, token: int | None) -> str:
 
 
 def template_source(model: Any, tokenizer: Any) -> str | None:
-    """The bundle's chat template: ``chat_template`` in meta.json, there or under ``tokenizer``, or the tokenizer's own."""
+    """The bundle's chat template: meta.json's ``chat_template``, or its tokenizer's, or the tokenizer object's own."""
     meta = getattr(model, "meta", {})
-    places = (meta.get("chat_template"), meta.get("tokenizer", {}).get("chat_template"), getattr(tokenizer, "chat_template", None))
-    return next((place for place in places if place), None)
+    places = (meta, meta.get("tokenizer", {}), {"chat_template": getattr(tokenizer, "chat_template", None)})
+    return next((place["chat_template"] for place in places if place.get("chat_template")), None)
 
 
 def checked(messages: Any) -> list[dict[str, str]]:
@@ -105,7 +110,8 @@ def checked(messages: Any) -> list[dict[str, str]]:
     if messages is None:
         raise Invalid("messages is missing", "messages", "missing_required_parameter")
     if not isinstance(messages, list) or not messages:
-        raise Invalid(f"messages: expected a list of at least one message, got {shown(messages)}", "messages", "invalid_value")
+        says = f"messages: expected a list of at least one message, got {shown(messages)}"
+        raise Invalid(says, "messages", "invalid_value")
     out = []
     for i, message in enumerate(messages):
         fields = Fields(message, f"messages[{i}]")

@@ -4,7 +4,7 @@
 
 Streams are never batched: float batches change rounding, and rounding decides spikes. So every stream's tokens are
 exactly those of ``fastsnn_text.generate_ids(model, prompt, max_tokens, sampling, stop=tokenizer.end, chunk=chunk)``,
-whoever else is served. With linear and windowed attention a stream's state has one size from its first token to its last.
+whoever else is served. With linear and windowed attention a stream's state has one size from first token to last.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Refused(Exception):
 
 
 class Engine:
-    """Serves `model`: up to `max_streams` at once, `max_waiting` more in a queue, prompts read `chunk` tokens at a time.
+    """Serves `model`: up to `max_streams` at once, `max_waiting` more in a queue; prompts are read `chunk` by `chunk`.
 
     `cache_bytes` bounds the prefix cache (0: none). `state_bytes` bounds the states of all running streams; by default
     half of the memory that is free at the start. Only softmax layers, whose state grows, come near it: a request whose

@@ -123,7 +123,7 @@ class Fields:
         return value
 
     def done(self, harmless: dict[str, tuple[Any, ...]]) -> None:
-        """Refuse what is left: fields that are not supported, unless at one of their `harmless` values, and unknown ones."""
+        """Refuse what is left: unknown fields, and unsupported ones unless at one of their `harmless` values."""
         for name, value in self.left.items():
             if value is None and name in harmless:
                 continue
@@ -131,13 +131,12 @@ class Fields:
                 close = difflib.get_close_matches(name, [*self.known, *harmless], 1)
                 help = f"; did you mean {close[0]}?" if close else ""
                 raise Invalid(f"{self.path(name)}: no such field here{help}", self.path(name), "unknown_parameter")
-            if not any(type(value) is type(ok) and value == ok or both_numbers(value, ok) for ok in harmless[name]):
+            if not any(same(value, ok) for ok in harmless[name]):
                 only = " or ".join(map(shown, harmless[name]))
                 only = f"; only {only} is accepted" if only else ""
                 raise Invalid(f"{self.path(name)} is not supported{only}", self.path(name), "unsupported_parameter")
 
 
-def both_numbers(value: Any, other: Any) -> bool:
-    """Are they the same number, whatever their type?"""
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, other))
-    return numbers and value == other
+def same(value: Any, other: Any) -> bool:
+    """Equal as JSON: 0 is 0.0, but no false."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)

@@ -1,4 +1,4 @@
-"""How much a stream's state takes, and how much there is: constant for linear and windowed layers, growing for softmax."""
+"""How much memory a stream's state takes (constant, but for softmax layers), and how much there is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNKNOWN = 2 << 30  # where the platform does not say how much memory is free
 
 @attrs.frozen
 class Sizes:
-    """Vocabulary, bytes of a state after its first token, and bytes that each further token adds (0: constant state)."""
+    """Vocabulary, bytes of a state after its first token, and bytes that each further token adds (0: constant)."""
 
     vocab: int
     base: int

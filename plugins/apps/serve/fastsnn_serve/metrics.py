@@ -35,7 +35,7 @@ class Metrics:
         self.buckets = {name: [0] * (len(edges) + 1) for name, (_, edges) in HISTOGRAMS.items()}
         self.sums = dict.fromkeys(HISTOGRAMS, 0.0)
         self.gauges: dict[str, tuple[str, Callable[[], float]]] = {
-            "fastsnn_spike_silent_fraction": ("Share of channels without a spike in sampled decoding steps.", self.silent)
+            "fastsnn_spike_silent_fraction": ("Share of channels without a spike in sampled steps.", self.silent)
         }
 
     def add(self, name: str, value: float = 1, labels: str = "") -> None:
@@ -72,7 +72,8 @@ class Metrics:
             for name, help in COUNTERS.items():
                 lines += [f"# HELP {name} {help}", f"# TYPE {name} counter"]
                 rows = self.counts[name] or ({} if name == "fastsnn_requests_total" else {"": 0.0})
-                lines += [f"{name}{f'{{{labels}}}' if labels else ''} {number(v)}" for labels, v in sorted(rows.items())]
+                for labels, value in sorted(rows.items()):
+                    lines.append(f"{name}{{{labels}}} {number(value)}" if labels else f"{name} {number(value)}")
             for name, (help, edges) in HISTOGRAMS.items():
                 lines += [f"# HELP {name} {help}", f"# TYPE {name} histogram"]
                 running = 0

@@ -1,7 +1,8 @@
 """From an OpenAI request body to an `Ask`: what is honoured, what is refused, and the defaults.
 
 Honoured: prompt (string, strings, token ids, lists of them) or messages; max_tokens, max_completion_tokens,
-temperature, top_p, top_k, stop, seed, n, echo, logprobs, top_logprobs, stream, stream_options.include_usage, model, user.
+temperature, top_p, top_k, stop, seed, n, echo, logprobs, top_logprobs, stream, stream_options.include_usage, model,
+user.
 Every other field is an error unless it stands at the value that OpenAI gives it when it is left out.
 """
 
@@ -56,7 +57,7 @@ class Context:
 
 @attrs.frozen
 class Ask:
-    """One request: prompts as ids, `n` completions of each, and how to answer. `echoes` holds text to say first, or None."""
+    """One request: prompts as ids, `n` completions of each, how to answer. `echoes`: texts to say first, or None."""
 
     chat: bool
     prompts: tuple[list[int], ...]
@@ -68,7 +69,7 @@ class Ask:
     include_usage: bool
 
     def wants(self) -> list[Want]:
-        """One per choice: with a seed, choice i has seed + i, so that choices differ and the first is the seed's own."""
+        """One per choice: with a seed, choice i has seed + i, so that they differ and the first is the seed's own."""
         sampling = self.want.sampling
         if sampling.seed is None:
             return [self.want] * self.n
@@ -125,7 +126,8 @@ def check_model(fields: Fields, context: Context) -> None:
 
 def unknown_model(name: str, context: Context) -> Invalid:
     """404."""
-    return Invalid(f"no model {shown(name)} here; this server has {shown(context.name)}", "model", "model_not_found", 404)
+    says = f"no model {shown(name)} here; this server has {shown(context.name)}"
+    return Invalid(says, "model", "model_not_found", 404)
 
 
 def read_want(
@@ -135,7 +137,8 @@ def read_want(
     longest = fields.integer("max_tokens", None, least)
     other = fields.integer("max_completion_tokens", longest, least)
     if longest is not None and longest != other:
-        raise Invalid(f"max_tokens is {longest} and max_completion_tokens {other}: give one", "max_tokens", "invalid_value")
+        says = f"max_tokens is {longest} and max_completion_tokens {other}: give one"
+        raise Invalid(says, "max_tokens", "invalid_value")
     top_k = fields.integer("top_k", 0, -1)
     sampling = Sampling(
         temperature=fields.number("temperature", 1.0, 0.0, 2.0),
@@ -173,7 +176,7 @@ def read_stream(fields: Fields) -> tuple[bool, bool]:
 
 
 def read_prompts(value: Any, context: Context) -> tuple[list[list[int]], list[str | None]]:
-    """``(ids, texts)`` of a prompt in any of its four forms; a text prompt begins with the start token, ids are as given."""
+    """``(ids, texts)`` of a prompt in any of its four forms; text begins with the start token, ids are as given."""
     if value is None:
         raise Invalid("prompt is missing", "prompt", "missing_required_parameter")
     many = value if isinstance(value, list) and value and not is_int(value[0]) else [value]

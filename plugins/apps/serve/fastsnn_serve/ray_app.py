@@ -12,10 +12,11 @@ from typing import Any
 
 
 def build(args: dict[str, str]) -> Any:
-    """A Ray Serve application from ``key=value`` arguments: bundle, and optionally name, device, replicas, max_streams."""
+    """A Ray Serve application from ``key=value``: bundle, and optionally name, device, replicas, max_streams."""
     known = {"bundle", "name", "device", "replicas", "max_streams"}
     if "bundle" not in args or set(args) - known:
-        raise ValueError(f"expected bundle=PATH and optionally {', '.join(sorted(known - {'bundle'}))}; got {sorted(args)}")
+        others = ", ".join(sorted(known - {"bundle"}))
+        raise ValueError(f"expected bundle=PATH and optionally {others}; got {sorted(args)}")
     try:
         from ray import serve
     except ImportError:

@@ -1,4 +1,4 @@
-"""Running the model over one stream: prompts in chunks with the prefix cache, single steps, and a look at the spikes."""
+"""Running the model over a stream: prompts in chunks with the prefix cache, single steps, a look at the spikes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Reader:
         prompt.logits = logits[:, -1:].clone()
 
     def keep(self, prompt: Prompt, exact: bool) -> None:
-        """Cache the state reached, where that is worth it; at the prompt's end the next logits too, if they are exact."""
+        """Cache the state reached, where it is worth it; at the prompt's end the next logits too, if they are exact."""
         ids, end = prompt.ids, prompt.at
         whole = end == len(ids)
         if whole and exact:

@@ -43,9 +43,11 @@ class Reply:
             made.append({"index": index} | said | ending)
         return self.head | {"object": self.kind, "choices": made, "usage": usage}
 
-    def chunk(self, index: int, said: dict[str, Any], piece: Piece | None = None, finish: str | None = None) -> dict[str, Any]:
+    def chunk(
+        self, index: int, said: dict[str, Any], tokens: tuple[Scored, ...] = (), finish: str | None = None
+    ) -> dict[str, Any]:
         """One chunk of a stream, for one choice."""
-        logprobs = self.logprobs(piece.tokens) if piece is not None and piece.tokens else None
+        logprobs = self.logprobs(tokens) if tokens else None
         return self.around([{"index": index} | said | {"logprobs": logprobs, "finish_reason": finish}])
 
     def around(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -60,11 +62,12 @@ class Reply:
 
     def chunks(self, index: int, piece: Piece) -> list[dict[str, Any]]:
         """The chunks of one piece: its text, then its end."""
-        out = []
+        out: list[dict[str, Any]] = []
         if piece.text or piece.tokens:
-            out.append(self.chunk(index, {"delta": {"content": piece.text}} if self.ask.chat else {"text": piece.text}, piece))
+            said = {"delta": {"content": piece.text}} if self.ask.chat else {"text": piece.text}
+            out.append(self.chunk(index, said, piece.tokens))
         if piece.finish is not None:
-            out.append(self.chunk(index, {"delta": {}} if self.ask.chat else {"text": ""}, None, piece.finish))
+            out.append(self.chunk(index, {"delta": {}} if self.ask.chat else {"text": ""}, (), piece.finish))
         return out
 
     def logprobs(self, tokens: Iterable[Scored]) -> dict[str, Any] | None:
@@ -94,7 +97,8 @@ class Reply:
         """A list of objects."""
 
         def one(token: int, logprob: float | None) -> dict[str, Any]:
-            return {"token": token_name(self.tokenizer, token), "logprob": logprob, "bytes": token_bytes(self.tokenizer, token)}
+            name, raw = token_name(self.tokenizer, token), token_bytes(self.tokenizer, token)
+            return {"token": name, "logprob": logprob, "bytes": raw}
 
         content = [one(s.token, s.logprob) | {"top_logprobs": [one(*pair) for pair in s.top]} for s in tokens]
         return {"content": content, "refusal": None}

@@ -25,14 +25,17 @@ from fastsnn_serve.fields import Fields, Invalid, is_int, parse
 from fastsnn_serve.protocol import Ask, Context
 
 BODY = 32 << 20  # bytes of a request
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def app(model_or_bundle: Any, name: str | None = None, *, device: str = "cpu", max_body: int = BODY, **engine: Any) -> Starlette:
+def app(
+    model_or_bundle: Any, name: str | None = None, *, device: str = "cpu", max_body: int = BODY, **engine: Any
+) -> Starlette:
     """An ASGI application that serves one language model (a module, or the path of a bundle, loaded onto `device`).
 
     `name` is the model's id, by default the bundle's folder without ``.snn``. Further options go to
-    `fastsnn_serve.Engine`: max_streams, max_waiting, chunk, cache_bytes, state_bytes. The engine is ``app.state.engine``;
-    the model is put into evaluation mode and belongs to it until it is closed.
+    `fastsnn_serve.Engine`: max_streams, max_waiting, chunk, cache_bytes, state_bytes. The engine is
+    ``app.state.engine``; the model is put into evaluation mode and belongs to it until it is closed.
     """
     if isinstance(model_or_bundle, nn.Module):
         model, found = model_or_bundle, str(getattr(getattr(model_or_bundle, "spec", None), "name", "") or "model")
@@ -65,7 +68,7 @@ class Server:
 
     def routes(self) -> list[Route]:
         """All of them; the model's id may hold slashes."""
-        table: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
+        table: list[tuple[str, str, Endpoint]] = [
             ("GET", "/v1/models", self.models),
             ("GET", "/v1/models/{id:path}", self.model),
             ("POST", "/v1/completions", self.completions),
@@ -80,7 +83,7 @@ class Server:
         ]
         return [Route(path, self.counted(path, endpoint), methods=[method]) for method, path, endpoint in table]
 
-    def counted(self, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    def counted(self, path: str, endpoint: Endpoint) -> Endpoint:
         """`endpoint` with its errors as responses, and every answer counted."""
 
         async def wrapped(request: Request) -> Response:
@@ -151,7 +154,8 @@ class Server:
             ids = await run_in_threadpool(self.context.tokenizer.encode, text)
             start = self.context.tokenizer.start
             ids = [start, *ids] if add and start is not None else ids
-        return Json({"tokens": ids, "count": len(ids), "max_model_len": self.engine.sizes.room(self.engine.state_bytes)})
+        longest = self.engine.sizes.room(self.engine.state_bytes)
+        return Json({"tokens": ids, "count": len(ids), "max_model_len": longest})
 
     async def detokenize(self, request: Request) -> Response:
         """POST /detokenize: tokens to text."""

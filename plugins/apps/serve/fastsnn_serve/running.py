@@ -46,7 +46,15 @@ class Handle:
         self.close()
 
 
-def serve(bundle: Any, port: int = 8000, host: str = "127.0.0.1", block: bool = True, *, name: str | None = None, **options: Any) -> Any:
+def serve(
+    bundle: Any,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    block: bool = True,
+    *,
+    name: str | None = None,
+    **options: Any,
+) -> Handle | None:
     """Serve a bundle (or a model) with the OpenAI protocol at ``http://host:port/v1``; port 0 picks a free one.
 
     With ``block=True`` it prints the address and runs until Ctrl-C; otherwise it returns a `Handle` once it accepts
@@ -74,7 +82,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind(where)
     except OSError as error:
         listener.close()
-        raise OSError(error.errno, f"cannot listen at {host}:{port}: {error.strerror}; port 0 picks a free one") from None
+        says = f"cannot listen at {host}:{port}: {error.strerror}; port 0 picks a free one"
+        raise OSError(error.errno, says) from None
     return listener
 
 
@@ -104,14 +113,15 @@ def greeting(url: str, application: Starlette) -> str:
 
 def main(argv: list[str]) -> int:
     """``fastsnn serve``."""
-    parser = argparse.ArgumentParser(prog="fastsnn serve", description="Serve a bundle over HTTP with the OpenAI protocol.")
+    says = "Serve a bundle over HTTP with the OpenAI protocol."
+    parser = argparse.ArgumentParser(prog="fastsnn serve", description=says)
     parser.add_argument("bundle", help="folder of the bundle")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s; 0.0.0.0: all)")
     parser.add_argument("--port", type=int, default=8000, help="default %(default)s; 0 picks a free one")
     parser.add_argument("--name", help="id of the model (default: the bundle's folder)")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
-    parser.add_argument("--max-streams", type=int, default=16, help="completions at once; others wait (default %(default)s)")
-    parser.add_argument("--cache-mb", type=int, default=256, help="memory of the prefix cache; 0: none (default %(default)s)")
+    parser.add_argument("--max-streams", type=int, default=16, help="completions at once (default %(default)s)")
+    parser.add_argument("--cache-mb", type=int, default=256, help="of the prefix cache; 0: none (default %(default)s)")
     given = parser.parse_args(argv)
     try:
         serve(

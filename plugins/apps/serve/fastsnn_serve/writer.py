@@ -14,7 +14,7 @@ FLOOR = -9999.0  # stands for a probability of zero: JSON knows no infinity
 
 
 class Scored(NamedTuple):
-    """A token, its log-probability (None for a prompt's first), the likeliest tokens there, and its place in the text."""
+    """A token, its log-probability (None for a prompt's first), the likeliest ones there, and its place in the text."""
 
     token: int
     logprob: float | None
@@ -69,6 +69,7 @@ class Writer:
         return text, tokens, stopped
 
     def release(self, text: str, held: str) -> tuple[str, tuple[Scored, ...]]:
+        """Say `text`, hold `held`: the text with the tokens that begin in what has been said."""
         self.said, self.held = self.said + len(text), held
         out = []
         while self.tokens and self.tokens[0].offset < self.said:
@@ -86,7 +87,7 @@ def placed(tokenizer: Tokenizer, tokens: list[Scored]) -> tuple[Scored, ...]:
 
 
 def token_name(tokenizer: Any, token: int) -> str:
-    """A token's text; ``bytes:\\xe2`` for a byte that is no character, ``token_id:7`` for what has no text of its own."""
+    """A token's text; ``bytes:\\xe2`` for a byte that is no character, ``token_id:7`` for what has no text at all."""
     if isinstance(tokenizer, ByteTokenizer):
         return chr(token) if token < 128 else f"bytes:\\x{token:02x}" if token < 256 else f"token_id:{token}"
     text = tokenizer.decode([token])
