@@ -17,7 +17,9 @@ SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
 class Rope:
     """Angle of pair i at position p: p · f_i with f_i = theta^(-2i/K), changed by `scaling`.
 
-    linear: f / factor.  dynamic (NTK): theta grows with the length beyond `original`, fixed here at factor · original.
+    linear: f / factor.  dynamic (NTK): beyond `original` position p turns with the frequencies of length p + 1, theta ·
+    (factor (p + 1) / original - factor + 1)^(K / (K - 2)): a token keeps its angle while the stream grows, as when
+    transformers decodes with a cache (its full pass turns all tokens by the final length, which no stream can).
     llama3: low frequencies divided by factor, high ones kept, a ramp between.  yarn: the same by rotations over
     `original` tokens (beta_fast … beta_slow), and q·k scaled by (0.1 ln factor + 1)². Sources: Su et al. 2021
     (arXiv 2104.09864); Chen et al. 2023 (2306.15595); Peng et al. 2023 (2309.00071); Llama 3.1's released code.
@@ -30,17 +32,17 @@ class Rope:
     low: float = param(1.0, gt=0.0, doc="llama3's low_freq_factor, or yarn's beta_slow")
     high: float = param(4.0, gt=0.0, doc="llama3's high_freq_factor, or yarn's beta_fast")
     magnitude: float = param(0.0, ge=0.0, doc="yarn's attention factor; 0 means 0.1 ln(factor) + 1")
+    truncate: bool = param(True, doc="yarn's ramp begins and ends at whole pairs")
 
     def __attrs_post_init__(self) -> None:
         if self.scaling in ("dynamic", "llama3", "yarn") and not self.original:
             raise ValueError(f"rope scaling {self.scaling!r} needs `original`, the length the model was trained at")
 
     def frequencies(self, width: int) -> Tensor:
-        """f ``[K/2]`` in float64."""
-        theta = self.theta
-        if self.scaling == "dynamic":
-            theta *= self.factor ** (width / (width - 2))
-        f = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        """f ``[K/2]`` in float64; for dynamic, those up to `original` tokens."""
+        if self.scaling == "dynamic" and width < 4:
+            raise ValueError(f"dynamic rope scaling needs a head_dim of at least 4, got {width}")
+        f = self.theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
         if self.scaling == "linear":
             return f / self.factor
         if self.scaling == "llama3":
@@ -52,8 +54,11 @@ class Rope:
             def place(rotations: float) -> float:
                 return width * math.log(self.original / (rotations * 2 * math.pi)) / (2 * math.log(self.theta))
 
-            first, last = max(math.floor(place(self.high)), 0), min(math.ceil(place(self.low)), width - 1)
-            ramp = (torch.arange(width // 2, dtype=torch.float64) - first) / max(last - first, 1e-3)
+            first, last = place(self.high), place(self.low)
+            if self.truncate:
+                first, last = math.floor(first), math.ceil(last)
+            first, last = max(first, 0), min(last, width - 1)
+            ramp = (torch.arange(width // 2, dtype=torch.float64) - first) / (last - first or 1e-3)
             divide = ramp.clamp(0, 1)
             return divide * f / self.factor + (1 - divide) * f
         return f
@@ -67,5 +72,16 @@ class Rope:
 
     def angles(self, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin ``[B,T,K/2]`` of positions ``[B,T]``; float64 inside, so that late positions stay exact."""
-        turn = positions[..., None].to(torch.float64) * frequencies.to(positions.device)
+        frequencies = frequencies.to(positions.device)
+        if self.scaling == "dynamic":
+            frequencies = self.grown(positions, frequencies)
+        turn = positions[..., None].to(torch.float64) * frequencies
         return turn.cos() * self.gain, turn.sin() * self.gain
+
+    def grown(self, positions: Tensor, frequencies: Tensor) -> Tensor:
+        """Dynamic frequencies ``[B,T,K/2]`` of positions ``[B,T]``: f_i · (growth of theta)^(-2i/K)."""
+        width = 2 * frequencies.shape[-1]
+        length = (positions.to(torch.float64) + 1) / self.original
+        growth = (self.factor * length - self.factor + 1).clamp_min(1.0) ** (width / (width - 2))
+        pairs = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
+        return frequencies * growth[..., None] ** -pairs

@@ -1,0 +1,209 @@
+"""Weights of a Hugging Face directory: safetensors files, whole or in shards, mapped into memory and never run.
+
+A safetensors file is eight bytes (little-endian length of the header), a JSON header ``{name: {dtype, shape,
+data_offsets}}`` and the raw numbers. `Checkpoint` checks all of it before any number is read: every error names the
+file, what is wrong with it and what is supported.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+HEADER_LIMIT = 100 << 20  # what the safetensors library itself accepts
+TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+SUPPORTED = f"supported: {CONFIG} beside {SINGLE}, or {INDEX} with its shards, in float32, bfloat16 or float16"
+
+
+class CheckpointError(ValueError):
+    """A source that cannot be converted: names the file, what is wrong, and what is supported."""
+
+
+@attrs.frozen
+class Entry:
+    """One tensor of one file: where its bytes are, counted from the start of the file."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Checkpoint:
+    """The tensors of a directory by name. `read` gives one tensor; its pages are given back to the system after."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.config = read_config(self.folder)
+        self.entries = read_entries(self.folder)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(e.end - e.begin for e in self.entries.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def dtype(self) -> torch.dtype:
+        """The type most numbers are stored in."""
+        size: dict[torch.dtype, int] = {}
+        for e in self.entries.values():
+            size[e.dtype] = size.get(e.dtype, 0) + e.end - e.begin
+        return max(size, key=lambda kind: size[kind])
+
+    def check(self, name: str, shape: tuple[int, ...]) -> Entry:
+        """The entry of a tensor that must exist with this shape."""
+        entry = self.entries.get(name)
+        if entry is None:
+            others = f"{len(self.entries)} others are there"
+            raise CheckpointError(f"{self.folder} has no tensor {name!r}, which its {CONFIG} asks for; {others}")
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"{entry.file}: {name} has shape {list(entry.shape)}, its {CONFIG} asks for {list(shape)}"
+            )
+        return entry
+
+    def read(self, name: str, into: Tensor) -> None:
+        """Copy a tensor into `into` (any float type); its shape must be the one expected there."""
+        entry = self.check(name, tuple(into.shape))
+        start = entry.begin - entry.begin % mmap.ALLOCATIONGRANULARITY
+        with entry.file.open("rb") as file, torch.no_grad():
+            view = mmap.mmap(file.fileno(), entry.end - start, access=mmap.ACCESS_COPY, offset=start)
+            count = math.prod(entry.shape)
+            if count:
+                found = torch.frombuffer(view, dtype=entry.dtype, count=count, offset=entry.begin - start)
+                into.copy_(found.view(entry.shape))
+                del found  # the mapping ends with its last reader, and its pages with it
+            view.close()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a directory, or an error that says what the directory is instead."""
+    if not folder.exists():
+        raise CheckpointError(f"{folder} does not exist; {SUPPORTED}")
+    if not folder.is_dir():
+        if folder.suffix in PICKLES:
+            raise CheckpointError(f"{folder} is a pickle file, which can run code when it is read; {SUPPORTED}")
+        raise CheckpointError(f"{folder} is a file, not a directory; {SUPPORTED}")
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; {SUPPORTED}")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}, not a table of settings")
+    return config
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file, or an error that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def read_entries(folder: Path) -> dict[str, Entry]:
+    """Every tensor of the directory: by the index where there is one, else of the one file."""
+    if (folder / INDEX).is_file():
+        return from_index(folder)
+    if (folder / SINGLE).is_file():
+        return dict(header(folder / SINGLE))
+    found = sorted(p.name for p in folder.iterdir() if p.is_file())
+    if pickles := [name for name in found if Path(name).suffix in PICKLES]:
+        raise CheckpointError(
+            f"{folder / pickles[0]} is a pickle file, which can run code when it is read; {SUPPORTED}. "
+            "Its owner can write safetensors with save_pretrained(…)"
+        )
+    if loose := [name for name in found if name.endswith(".safetensors")]:
+        raise CheckpointError(f"{folder} has {loose[0]} but neither {SINGLE} nor {INDEX}; {SUPPORTED}")
+    raise CheckpointError(f"{folder} has no weights; {SUPPORTED}")
+
+
+def from_index(folder: Path) -> dict[str, Entry]:
+    """The tensors that an index maps to shards; a shard that is absent, outside, or lacks one is an error."""
+    path = folder / INDEX
+    index = read_json(path)
+    table = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(table, dict) or not table or not all(isinstance(v, str) for v in table.values()):
+        raise CheckpointError(f"{path} has no weight_map from tensor names to files")
+    entries: dict[str, Entry] = {}
+    for name in sorted(set(table.values())):
+        shard = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise CheckpointError(f"{path} names a file outside the directory: {name}")
+        if shard.suffix != ".safetensors":
+            raise CheckpointError(f"{path} names {name}, which is no safetensors file; {SUPPORTED}")
+        if not shard.is_file():
+            raise CheckpointError(f"{shard} is missing; {path} names it")
+        found = dict(header(shard))
+        wanted = {tensor for tensor, where in table.items() if where == name}
+        if odd := sorted(wanted - set(found)):
+            raise CheckpointError(f"{shard} does not hold {odd[0]}, which {path.name} says it does: a mismatched shard")
+        if odd := sorted(set(found) - wanted):
+            raise CheckpointError(f"{shard} holds {odd[0]}, which {path.name} does not list there: a mismatched shard")
+        entries |= found
+    return entries
+
+
+def header(path: Path) -> Iterator[tuple[str, Entry]]:
+    """``(name, entry)`` of every tensor of a safetensors file, every claim of its header checked against the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        if len(first) < 8:
+            raise CheckpointError(f"{path} is too short to be a safetensors file: {size} bytes")
+        if length > min(HEADER_LIMIT, size - 8):
+            raise CheckpointError(
+                f"{path} is no safetensors file: its header would be {length} bytes, the file has {size} "
+                f"(and {HEADER_LIMIT} is the most a header may have)"
+            )
+        raw = file.read(length)
+    try:
+        table = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} has a damaged header: {error}") from None
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path} has a damaged header: a {type(table).__name__} instead of a table")
+    table.pop("__metadata__", None)
+    last = 0
+    for name, row in table.items():
+        entry = read_row(path, name, row, 8 + length)
+        if entry.end > size:
+            raise CheckpointError(f"{path} is truncated: {name} ends at byte {entry.end}, the file has {size}")
+        last = max(last, entry.end)
+        yield name, entry
+    if table and last != size:
+        raise CheckpointError(f"{path} has {size - last} bytes that its header does not account for")
+
+
+def read_row(path: Path, name: str, row: Any, data: int) -> Entry:
+    """One row of a header."""
+    try:
+        kind, shape, (begin, end) = row["dtype"], tuple(row["shape"]), row["data_offsets"]
+        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{path} has a damaged header: the row of {name} is {json.dumps(row)[:100]}")
+    if kind not in TYPES:
+        raise CheckpointError(f"{path}: {name} is stored as {kind}; {SUPPORTED}")
+    wanted = math.prod(shape) * TYPES[kind].itemsize
+    if end - begin != wanted:
+        raise CheckpointError(
+            f"{path} has a damaged header: {name} of shape {list(shape)} needs {wanted} bytes, its offsets say {end - begin}"
+        )
+    return Entry(path, TYPES[kind], shape, data + begin, data + end)
