@@ -119,6 +119,20 @@ def test_convolutions_count_every_connection():
     assert (row.sops, row.macs, row.outputs, found.unit) == (wanted, macs, 3 * 9, "sample")
 
 
+def test_flattened_spikes_are_still_spikes():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.site, self.head = SpikeSite(Fixed(A)), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.site(x)[0].flatten(1))
+
+    found = tally(observe(Net(), torch.ones(1, 2, 4)))
+    (row,) = found.layers.values()
+    assert (row.site, row.sops, row.macs) == ("site", 18, 24)
+
+
 def test_attention_counts_only_pairs_that_see_each_other():
     class Net(nn.Module):
         def forward(self, tokens: Tensor) -> Tensor:

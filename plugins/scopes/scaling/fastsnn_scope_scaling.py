@@ -8,6 +8,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -30,9 +31,10 @@ class Scaling(Scope):
 
     State bytes are `fastsnn_core.state.nbytes` of what the model returns. Peak is the most bytes of tensors alive at
     once during prefill beyond weights and input: on CUDA the allocator's figure, elsewhere counted by watching every
-    operator's outputs (an operator's own workspace is not seen; process RSS is not used, since an allocator that keeps
-    pages would make it say too much). Times are medians of `repeats` on whatever else this machine does; lengths that
-    would not fit the budget of `seconds` are left out and named. Tokens are those of the subject, repeated.
+    operator's outputs (an operator's own workspace is not seen; process RSS is not used, since an allocator that
+    keeps pages would make it say too much). Times are medians of up to `repeats` beside whatever else this machine
+    does; fewer are taken, and lengths left out and named, to stay within about `seconds` (the first length is always
+    done). Tokens are those of the subject, repeated.
     """
 
     name = "scaling"
@@ -60,37 +62,51 @@ class Scaling(Scope):
                 "reason": f"{type(subject.model).__name__} does not take state= and return_state=, so nothing streams"
             }
         options = {"return_state": True} | ({"last": True} if "last" in known else {})
-        seed, rows, left = subject.inputs[:1].flatten(), [], []
+        seed = subject.inputs[:1].flatten()
+        rows: list[Data] = []
+        left: list[int] = []
         training = subject.model.training
         subject.model.eval()
-        start, cost = time.perf_counter(), 0.0
+        end, cost = time.perf_counter() + self.seconds, 0.0
+        lengths = sorted(set(self.lengths))
         try:
-            for n in sorted(set(self.lengths)):
-                expected = cost * (n / rows[-1]["tokens"]) if rows else 0.0
-                if time.perf_counter() - start + expected > self.seconds:
+            for i, n in enumerate(lengths):
+                expected = cost * n / rows[-1]["tokens"] if rows else 0.0
+                now = time.perf_counter()
+                if rows and now + expected > end:
                     left.append(n)
                     continue
-                begin = time.perf_counter()
-                rows.append(self.one(subject.model, seed.repeat(-(-n // len(seed)))[None, :n], options))
-                cost = time.perf_counter() - begin
+                tokens = seed.repeat(-(-n // len(seed)))[None, :n]
+                rows.append(self.one(subject.model, tokens, options, now + (end - now) / (len(lengths) - i)))
+                cost = rows[-1].pop("least")
         finally:
             subject.model.train(training)
         return self.summary(subject.model, rows, left)
 
     @torch.no_grad()
-    def one(self, model: nn.Module, tokens: Tensor, options: dict[str, Any]) -> Data:
-        """One length: an untimed pass gives state and peak, then prefill and one further token are timed."""
+    def one(self, model: nn.Module, tokens: Tensor, options: dict[str, Any], end: float) -> Data:
+        """One length: an untimed pass gives state and peak, then prefill and one further token are timed.
+
+        Repeats stop at `end`; ``least`` is what this length had to cost: the untimed pass and one timing of each.
+        """
+        begin = time.perf_counter()
         (_, state), peak = peak_bytes(lambda: model(tokens, **options), tokens.device)
-        prefill = median(lambda: model(tokens, **options), self.repeats, tokens.device)
-        step = median(lambda: model(tokens[:, -1:], state, **options), 2 * self.repeats + 1, tokens.device)
+        watched = time.perf_counter() - begin
+        prefill = timings(lambda: model(tokens, **options), self.repeats, tokens.device, end)
+        model(tokens[:, -1:], state, **options)
+        steps = timings(lambda: model(tokens[:, -1:], state, **options), 2 * self.repeats + 1, tokens.device, end)
+        once, step = statistics.median(prefill), statistics.median(steps)
         return {
             "tokens": tokens.shape[1],
             "state_bytes": nbytes(state),
             "peak_bytes": peak,
-            "prefill_seconds": prefill,
-            "prefill_tokens_per_second": tokens.shape[1] / prefill,
+            "prefill_seconds": once,
+            "prefill_tokens_per_second": tokens.shape[1] / once,
+            "prefill_timings": len(prefill),
             "decode_seconds": step,
             "decode_tokens_per_second": 1.0 / step,
+            "decode_timings": len(steps),
+            "least": watched + once + 2 * step,
         }
 
     def summary(self, model: nn.Module, rows: list[Data], left: list[int]) -> Data:
@@ -99,7 +115,9 @@ class Scaling(Scope):
         constant = len({r["state_bytes"] for r in rows}) == 1
         course = "" if len(rows) == 1 else ", constant" if constant else f" at T = {last['tokens']}, growing"
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        notes = [f"Medians of {self.repeats} on {device.type}, {torch.get_num_threads()} threads, batch 1."]
+        repeats = sorted({r["prefill_timings"] for r in rows})
+        times = f"{repeats[0]}" if len(repeats) == 1 else f"{repeats[0]} … {repeats[-1]}"
+        notes = [f"Medians of {times} runs on {device.type}, {torch.get_num_threads()} threads, batch 1."]
         if left:
             notes.append(
                 f"Left out, since {self.seconds:g} s would have been exceeded: T = {', '.join(map(str, left))}."
@@ -176,11 +194,15 @@ class Alive(TorchDispatchMode):
             storage = t.untyped_storage()
             key = storage._cdata
             if key not in self.live and key not in self.outside:
-                self.outside[key] = weakref.ref(storage, lambda _, key=key: self.outside.pop(key, None))
+                self.outside[key] = weakref.ref(storage, partial(self.forget, key))
         out = func(*args, **(kwargs or {}))
         for t in tensors(out):
             self.add(t.untyped_storage())
         return out
+
+    def forget(self, key: int, _: Any) -> None:
+        """The caller freed a storage: its address may come back as another."""
+        self.outside.pop(key, None)
 
     def add(self, storage: Any) -> None:
         """Count a new storage until it is freed."""
@@ -218,17 +240,16 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> tuple[Any, int]
     return out, alive.peak
 
 
-def median(call: Callable[[], Any], repeats: int, device: torch.device) -> float:
-    """Median seconds of `call`, after one untimed run."""
-    times = []
-    for i in range(repeats + 1):
+def timings(call: Callable[[], Any], repeats: int, device: torch.device, end: float) -> list[float]:
+    """Seconds of each of `repeats` runs; fewer, but one at least, where the clock passes `end`."""
+    times: list[float] = []
+    while len(times) < repeats and (not times or time.perf_counter() < end):
         begin = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        if i:
-            times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+        times.append(time.perf_counter() - begin)
+    return times
 
 
 def slope(first: Data, last: Data, key: str) -> float | None:

@@ -25,6 +25,9 @@ MEASURES = (
 )
 
 
+MOST = 14  # columns in which a number can still be read; beyond, a colour bar stands instead
+
+
 @frozen
 class Sparsity(Scope):
     """silent = #[c = 0] / N;  spikes per channel p = Σ popcount|c| / N;  slot sparsity 1 - p / S, S = bits of max|c|.
@@ -101,7 +104,7 @@ class Sparsity(Scope):
             grid = [[cells.get((y, x), {}).get(key, math.nan) for x in range(width)] for y in range(len(kinds))]
             share = form.endswith("%}")
             high = 1.0 if share else max((r[key] for r in data["sites"]), default=0.0) or 1.0
-            axes.pcolormesh(grid, cmap="cividis", vmin=0.0, vmax=high, edgecolors="white", linewidth=1.5)
+            mesh = axes.pcolormesh(grid, cmap="cividis", vmin=0.0, vmax=high, edgecolors="white", linewidth=1.5)
             axes.invert_yaxis()
             steps = sorted({r["steps"] for r in data["sites"]})
             span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} … {steps[-1]} by site"
@@ -115,10 +118,20 @@ class Sparsity(Scope):
             axes.set_xlabel("layer" if i > 1 else "")
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
+            if width > MOST:
+                figure.colorbar(mesh, ax=axes, pad=0.01).outline.set_visible(False)
             for (y, x), r in cells.items():
-                if width <= 12:
+                if width <= MOST:
                     ink, text = "#111111" if r[key] > 0.55 * high else "#ffffff", form.format(r[key]).removesuffix("%")
-                    axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=ink, fontsize="small")
+                    axes.text(
+                        x + 0.5,
+                        y + 0.5,
+                        text,
+                        ha="center",
+                        va="center",
+                        color=ink,
+                        fontsize="small" if width <= 8 else "x-small",
+                    )
                 if r["flag"]:
                     corner = (x + 0.06, y + 0.06)
                     axes.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, edgecolor="#d55e00", linewidth=2))

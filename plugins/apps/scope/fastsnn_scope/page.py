@@ -69,9 +69,8 @@ def section(name: str, panel: Data, png: bytes | None) -> str:
         body.append(f'<figure><img alt="{escape(panel["title"])}" src="data:image/png;base64,{uri}"></figure>')
     body.append(bullets(data.get("notes", [])))
     for i, found in enumerate(data.get("tables", [])):
-        body.append(
-            f"<details{' open' if i == 0 else ''}><summary>{escape(found['title'])}</summary>{table(found)}</details>"
-        )
+        shown = " open" if i == 0 and len(found["rows"]) <= 24 else ""
+        body.append(f"<details{shown}><summary>{escape(found['title'])}</summary>{table(found)}</details>")
     if data.get("assumptions"):
         body.append(f"<details><summary>Assumptions and sources</summary>{bullets(data['assumptions'])}</details>")
     return "".join(body) + "</section>\n"

@@ -123,7 +123,7 @@ def chosen(scopes: Sequence[str | Scope] | None) -> list[Scope]:
             )
             continue
         try:
-            made[cls.name] = cls()  # type: ignore[assignment]
+            made[cls.name] = cls()
         except Exception as error:
             log.warning("scope %s/%s cannot be made without parameters: %s", plugin, cls.name, error)
     return sorted(made.values(), key=lambda s: (getattr(s, "order", 100), s.name))
@@ -140,7 +140,7 @@ def inputs_of(
     if tokens is not None:
         if tokens.ndim < 2:
             raise ValueError(f"tokens come as [B, T] (images as [B, …]); got shape {tuple(tokens.shape)}")
-        about = {"kind": "values" if tokens.is_floating_point() else "tokens", "shape": list(tokens.shape)}
+        about: Data = {"kind": "values" if tokens.is_floating_point() else "tokens", "shape": list(tokens.shape)}
         return tokens.to(device), labels_of(model, tokens), about
     if not language:
         raise ValueError(

@@ -15,7 +15,7 @@ from fastsnn_core.files import beside, write_text
 from fastsnn_core.subject import Data
 
 log = logging.getLogger("fastsnn")
-STYLE = {
+STYLE: Any = {
     "figure.facecolor": "#ffffff",
     "font.size": 9.5,
     "axes.titlesize": 10,

@@ -117,7 +117,7 @@ class Watcher:
 
     # -- modules -------------------------------------------------------------------------------------------------
 
-    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def before(self, module: Any, args: tuple[Any, ...]) -> None:
         """Remember what was counted so far; a linear layer with a kernel of its own is counted here."""
         self.stack.append((self.found.attention_macs, self.found.products))
         if own_kernel(module) and args and isinstance(args[0], Tensor | SpikeTensor):
@@ -159,6 +159,16 @@ class Watcher:
         site.width = magnitude.shape[-1] if magnitude.ndim < 4 else magnitude.shape[1]
         return found
 
+    def heard(self, x: Tensor | SpikeTensor) -> Counts | None:
+        """The counts behind a layer's input: spikes, or a site's spikes reshaped; None for other numbers."""
+        if isinstance(x, SpikeTensor):
+            return self.counts(x, "(not at a site)")
+        for spikes, counts in reversed(self.made.values()):
+            if spikes.numel() == x.numel() and torch.equal(spikes.value().reshape(-1).to(x.dtype), x.reshape(-1)):
+                shape = [t.reshape(x.shape) for t in (counts.active, counts.bits, counts.unary)]
+                return Counts(counts.site, *shape)
+        return None
+
     # -- weighted layers -----------------------------------------------------------------------------------------
 
     def layer(self, name: str, site: str, weights: int) -> Layer:
@@ -167,7 +177,7 @@ class Watcher:
 
     def linear(self, x: Tensor | SpikeTensor, inputs: int, outputs: int, name: str) -> None:
         """MACs = channels · outputs, SOPs = spikes · outputs; a token reads the weight rows of its active channels."""
-        counts = self.counts(x, "(not at a site)") if isinstance(x, SpikeTensor) else None
+        counts = self.heard(x)
         row = self.layer(name, counts.site if counts else "", inputs * outputs)
         macs = x.numel() * outputs
         active = int(counts.active.sum()) * outputs if counts else macs
@@ -189,7 +199,7 @@ class Watcher:
         def total(t: Tensor) -> int:
             return int(func(t.double(), ones, None, *rest[1:], **kwargs).sum())
 
-        counts = self.counts(x, "(not at a site)") if isinstance(x, SpikeTensor) else None
+        counts = self.heard(x)
         row = self.layer(self.names.get(id(weight), "(functional)"), counts.site if counts else "", weight.numel())
         shape = torch.ones(x.shape, dtype=torch.float64, device=weight.device)
         macs, samples = total(shape), x.shape[0] if x.ndim == weight.ndim else 1
@@ -223,7 +233,7 @@ class Functions(TorchFunctionMode):
         self.watcher = watcher
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count the call, then make it with the operator level silent."""
+        """Count the call, then make it; meanwhile the operator level is silent."""
         w, kwargs = self.watcher, kwargs or {}
         if w.quiet or func not in (F.linear, F.scaled_dot_product_attention, F.embedding, *CONVOLUTIONS):
             return func(*args, **kwargs)
