@@ -9,4 +9,5 @@ FIRST_PARTY: dict[str, tuple[str, ...]] = {
     "model": ("decoder", "sequential"),
     "scope": ("energy", "membrane", "raster", "scaling", "sparsity"),
     "kernel": ("numba",),
+    "tracker": ("jsonl", "tensorboard"),
 }

@@ -97,7 +97,7 @@ def new_plugin(argv: list[str]) -> int:
     """Write the four files of a new plugin, complete and passing its own conformance test."""
     args = parser("new-plugin", new_plugin.__doc__)
     args.add_argument(
-        "kind", help="surrogate, neuron, coder, attention, feedforward, model, rule, exporter, scope, kernel"
+        "kind", help="surrogate, neuron, coder, attention, feedforward, model, rule, exporter, scope, kernel, tracker"
     )
     args.add_argument("name", help="distribution name, as in acme-lif")
     args.add_argument("--out", default=".", help="folder to write into (default: here)")

@@ -357,8 +357,18 @@ class Kernel(Component):
         raise NotImplementedError("abstract")
 
 
+class Tracker(Component):
+    """Follows training: ``start(run) -> session``, both as in `fastsnn_core.run`."""
+
+    kind = "tracker"
+
+    def start(self, run: Any) -> Any:
+        """The session of one run; raising here (a missing package, a bad folder) ends the run before its first step."""
+        raise NotImplementedError("abstract")
+
+
 KINDS: dict[str, type[Component]] = {
-    k.kind: k for k in (Surrogate, Neuron, Coder, Attention, Feedforward, Model, Rule, Exporter, Scope, Kernel)
+    k.kind: k for k in (Surrogate, Neuron, Coder, Attention, Feedforward, Model, Rule, Exporter, Scope, Kernel, Tracker)
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastsnn_core.component import KINDS
 from fastsnn_core.files import beside
+from fastsnn_core.hookspecs import hook_of
 
 PYPROJECT = """[build-system]
 requires = ["flit_core>=3.11,<5"]
@@ -57,7 +58,7 @@ from __future__ import annotations
 TAIL = '''
 
 @hookimpl
-def fastsnn_@kinds():
+def @offer():
     """This plugin's @kinds."""
     return [@class]
 '''
@@ -332,6 +333,41 @@ class @class(Kernel):
         """Operator name to implementation."""
         return {"count_linear": count_linear}
 ''',
+    "tracker": '''from attrs import frozen
+from fastsnn_core import Session, Tracker, hookimpl, param
+
+__version__ = "0.1.0"
+
+
+@frozen
+class @class(Tracker):
+    """Ends a run whose held-out loss (nats per token) has not improved for `patience` evaluations."""
+
+    name = "@name"
+    patience: int = param(3, ge=1, unit="evaluations", doc="evaluations without improvement before the run is ended")
+
+    def start(self, run):
+        """The session of one run; after a resume the history is read again."""
+        session = @classSession(run, self.patience)
+        for row in run.history:
+            session.log(row)
+        return session
+
+
+class @classSession(Session):
+    """Watches ``held_out``."""
+
+    def __init__(self, run, patience):
+        self.run, self.patience, self.best, self.since = run, patience, float("inf"), 0
+
+    def log(self, row):
+        """A row of the log."""
+        if "held_out" in row:
+            self.since = 0 if row["held_out"] < self.best else self.since + 1
+            self.best = min(self.best, row["held_out"])
+            if self.since >= self.patience:
+                self.run.stop(f"no better for {self.since} evaluations")
+''',
 }
 SLOTTED = ("surrogate", "neuron", "coder", "attention", "feedforward", "model")
 
@@ -352,6 +388,7 @@ def new_plugin(kind: str, name: str, out: str | Path = ".") -> Path:
         raise ScaffoldError(f"{folder} exists; it is left alone. Choose another name or remove it")
     words = {
         "@class": "".join(part.capitalize() for part in module.split("_")),
+        "@offer": hook_of(kind),
         "@kinds": f"{kind}s",
         "@kind": kind,
         "@dist": name.replace("_", "-"),

@@ -249,6 +249,12 @@ def twins(name: str, cls: type[Component]) -> None:
     models.check_kernel(cls)
 
 
+@check("tracker")
+def follows(name: str, cls: type[Component]) -> None:
+    """Follows a run from start to end, resumed in the middle, and writes nowhere but into the run's folder."""
+    models.check_tracker(cls)
+
+
 # -- plumbing -----------------------------------------------------------------------------------------------------
 
 

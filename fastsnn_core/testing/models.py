@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -135,6 +136,33 @@ def check_kernel(cls: Any) -> None:
     unknown = sorted(set(table) - set(ops.OPERATORS))
     assert not unknown, f"{kernel.name} offers operators that core does not have: {', '.join(unknown)}"
     assert table, f"{kernel.name} offers nothing"
+
+
+def check_tracker(cls: Any) -> None:
+    """A run with a folder, the same resumed from its second row, one without a folder, one that fails."""
+    from fastsnn_core.run import Run
+
+    rows = [{"step": n, "loss": 1.0 / n, "tokens_per_second": 10.0, "gradient": {"layers.0": 0.5}} for n in (1, 2, 3)]
+    rows[1]["held_out"] = 2.0
+    model = torch.nn.Linear(1, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        out, elsewhere = Path(folder, "run"), Path(folder, "elsewhere")
+        elsewhere.mkdir()
+        before = Path.cwd()
+        os.chdir(elsewhere)
+        try:
+            for past, where, error in ((0, out, None), (2, out, None), (0, None, None), (0, out, RuntimeError("bad"))):
+                run = Run(model, where, {"max_steps": 3}, 3, [dict(row) for row in rows[:past]])
+                session = cls().start(run)
+                for row in rows[past:]:
+                    session.log(dict(row))
+                    session.saved(out / "checkpoints")
+                session.end(error)
+                assert not run.stopping, f"{cls.name} stopped a run whose loss falls: {run.stopping}"
+            strays = [p.name for p in (*elsewhere.iterdir(), *Path(folder).iterdir()) if p not in (out, elsewhere)]
+            assert not strays, f"{cls.name} wrote outside the run's folder: {', '.join(strays)}"
+        finally:
+            os.chdir(before)
 
 
 def check_toml_blocks(text: str, who: str) -> None:
