@@ -4,7 +4,9 @@
         model(tokens)
     trace["layers.0.attention.inner"].spikes
 
-Any module whose output is a SpikeTensor (or a tuple that starts with one) is recorded, whoever wrote it.
+Any module that makes spikes (numbers in, a SpikeTensor or a tuple that starts with one out) is recorded, whoever wrote
+it; modules that only pass spikes on (a pool, a flatten) or hand out what a part of them made are not, so that no spike
+is counted twice.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def probe(model: nn.Module) -> Iterator[Trace]:
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if is_spikes(output):
+            passes_on = bool(args) and isinstance(args[0], SpikeTensor)
+            within = (r for key, r in trace.items() if not name or key == name or key.startswith(f"{name}."))
+            if is_spikes(output) and not passes_on and all(r.module is module for r in within):
                 spikes = output if isinstance(output, SpikeTensor) else output[0]
                 trace[name] = Record(args[0].detach(), spikes.detach(), module)
 

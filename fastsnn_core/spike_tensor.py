@@ -254,12 +254,16 @@ class SpikeTensor:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """``F.linear`` takes the spike path; every other function sees the value."""
+        """``F.linear`` and the convolutions take the spike path; every other function sees the value."""
         kwargs = kwargs or {}
-        if func is torch.nn.functional.linear and isinstance(args[0], SpikeTensor):
-            from fastsnn_core.ops import spike_linear
+        if args and isinstance(args[0], SpikeTensor):
+            from fastsnn_core.ops.conv import CONVOLUTIONS, spike_conv
+            from fastsnn_core.ops.event import spike_linear
 
-            return spike_linear(*args, **kwargs)
+            if func is torch.nn.functional.linear:
+                return spike_linear(*args, **kwargs)
+            if func in CONVOLUTIONS:
+                return spike_conv(func, *args, **kwargs)
         return func(*plain(args), **plain(kwargs))
 
 

@@ -1,0 +1,170 @@
+"""Time folded into the batch: a network written for ``[B, …]`` runs on ``[B, T, …]``, and its neurons keep time.
+
+`through` runs such a network: the network is applied to every t, as if T were part of the batch, and each
+`FoldedSite` inside it unfolds what it gets, so that its neuron sees ``[B, T, D]`` and carries its state over T.
+State stays explicit: `through` takes the sites' states by name and gives the new ones back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from fastsnn_core.site import SpikeSite
+from fastsnn_core.spike_tensor import SpikeTensor, plain
+from fastsnn_core.state import tree_map
+
+
+@attrs.define(eq=False)
+class Stream:
+    """One forward pass: B, T, document starts ``[B,T]``, the sites' states before and after, by site label.
+
+    `pooled` says that a layer has taken the mean over T: what follows has one row per stream.
+    """
+
+    batch: int
+    time: int
+    reset: Tensor | None = None
+    old: Mapping[str, Any] = attrs.field(factory=dict)
+    new: dict[str, Any] = attrs.field(factory=dict)
+    pooled: bool = False
+
+
+_stream: ContextVar[Stream | None] = ContextVar("fastsnn_stream", default=None)
+
+
+def current() -> Stream | None:
+    """The pass that is running, or None outside of one."""
+    return _stream.get()
+
+
+def through(
+    body: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    ranks: tuple[int, ...],
+    state: Mapping[str, Any] | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """``body(*inputs)`` with every input either of its rank (``[B, …]``) or with one dimension more (``[B, T, …]``).
+
+    Returns the output (tensors, unfolded again where time came in) and the sites' states. A network inside a running
+    one is simply a part of it.
+    """
+    if current() is not None:
+        return body(*inputs), {}
+    extra = {x.ndim - rank for x, rank in zip(inputs, ranks, strict=True)}
+    if extra not in ({0}, {1}):
+        wanted = ", ".join(f"{rank} (or {rank + 1}, with time)" for rank in ranks)
+        found = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise ValueError(f"inputs have shapes {found}; dimensions expected: {wanted}, all with time or none")
+    timed = extra == {1}
+    b, t = inputs[0].shape[0], inputs[0].shape[1] if timed else 1
+    stream = Stream(b, t, reset, state or {})
+    token = _stream.set(stream)
+    try:
+        out = body(*(x.reshape(b * t, *x.shape[2:]) if timed else x for x in inputs))
+    finally:
+        _stream.reset(token)
+    out = plain(out)
+    if timed and not stream.pooled:
+        out = tree_map(lambda y: y.reshape(b, t, *y.shape[1:]), out)
+    return out, stream.new
+
+
+class FoldedSite(SpikeSite):
+    """Spikes inside a folded network: ``x [N, *places, *group] -> SpikeTensor`` of the same shape, N = B·T.
+
+    The last `channels` dimensions are one group: the neuron sees them as its D channels, with one threshold per group
+    where its threshold is adaptive (1 for ``[…, D]``, 3 for images ``[C, H, W]``). Dimensions between N and the group
+    (tokens of a sequence, say) are streams of their own. Outside of `through`, N is the batch and T is 1.
+    """
+
+    def __init__(self, neuron: nn.Module | None, channels: int = 1) -> None:
+        super().__init__(neuron)
+        if channels < 1:
+            raise ValueError(f"a site spikes over at least one dimension, got {channels}")
+        self.channels, self.label = channels, ""
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return f"channels={self.channels}"
+
+    def forward(self, x: Any, state: Any = None, reset: Tensor | None = None) -> Any:  # type: ignore[override]
+        """Spikes of `x`; the state comes from and goes to the running `Stream`. Spikes pass as they are."""
+        if self.neuron is None or isinstance(x, SpikeTensor):
+            return x
+        if x.ndim <= self.channels:
+            raise ValueError(f"site {self.label!r} spikes over {self.channels} dimensions, got shape {tuple(x.shape)}")
+        stream = current() or Stream(len(x), 1)
+        fold = Fold(x.shape, stream.batch, stream.time, self.channels)
+        old, reset = stream.old.get(self.label), stream.reset
+        if reset is not None and fold.places > 1:
+            reset = reset.repeat_interleave(fold.places, 0)
+        out, new = super().forward(fold.unfold(x), fold.flat(old), reset)
+        if new is not None and current() is not None:
+            stream.new[self.label] = fold.per_stream(new)
+        return fold.spikes(out) if isinstance(out, SpikeTensor) else fold.fold(out)
+
+
+@attrs.frozen
+class Fold:
+    """Between ``[N, *places, *group]`` and ``[B·P, T, D]``, with N = B·T, P = places and D = channels in a group."""
+
+    shape: torch.Size
+    batch: int
+    time: int
+    channels: int
+
+    @property
+    def places(self) -> int:
+        """P."""
+        return math.prod(self.shape[1 : len(self.shape) - self.channels])
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return math.prod(self.shape[len(self.shape) - self.channels :])
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """To ``[B·P, T, D]``."""
+        rows = x.reshape(self.batch, self.time, self.places, self.width)
+        return rows.transpose(1, 2).reshape(self.batch * self.places, self.time, self.width)
+
+    def fold(self, x: Tensor) -> Tensor:
+        """Back; a last dimension of 1 (one threshold for the group) becomes ones in every dimension of the group."""
+        rows = x.reshape(self.batch, self.places, self.time, x.shape[-1]).transpose(1, 2)
+        places, group = self.shape[: len(self.shape) - self.channels], self.shape[len(self.shape) - self.channels :]
+        whole = x.shape[-1] == self.width and self.width > 1
+        return rows.reshape(*places, *(group if whole else (1,) * self.channels))
+
+    def spikes(self, spikes: SpikeTensor) -> SpikeTensor:
+        """A neuron's spikes ``[B·P, T, D]`` in the network's shape."""
+        scale, counts = spikes.scale, spikes.counts
+        if scale.numel() == 1:
+            scale = scale.reshape(())
+        elif scale.shape == (*counts.shape[:-1], 1):
+            scale = self.fold(scale)
+        else:
+            scale = self.fold(scale.expand(counts.shape))
+        return SpikeTensor(self.fold(counts).reshape(self.shape), scale)
+
+    def flat(self, state: Any) -> Any:
+        """A state kept as ``[B, P, …]`` as the neuron's ``[B·P, …]``."""
+        return state if self.places == 1 else tree_map(lambda s: s.flatten(0, 1), state)
+
+    def per_stream(self, state: Any) -> Any:
+        """The neuron's state with the stream first, whatever P is."""
+        return state if self.places == 1 else tree_map(lambda s: s.reshape(self.batch, -1, *s.shape[1:]), state)
+
+
+def label(network: nn.Module) -> None:
+    """Name every site of a network after its module: the key of its state."""
+    for name, module in network.named_modules():
+        if isinstance(module, FoldedSite):
+            module.label = name

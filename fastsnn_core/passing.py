@@ -1,0 +1,131 @@
+"""Layers that take spikes as spikes: pooling, flattening and dropout on counts.
+
+    flatten   (c, V) -> (flat c, V)                               the same spikes in another shape
+    avg pool  (c, V) -> (Σ_window c, V / window)                  exact: a sum of counts is a count
+    max pool  (c, V) -> (max_window c, V)                         exact where the window shares one V > 0
+    dropout   (c, V) -> (mask · c, V / (1 - p))                   in training
+
+Ordinary tensors go through the same layers unchanged in meaning. Shapes as the layers of `torch.nn`, batch first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastsnn_core.spike_tensor import SpikeTensor
+
+MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+AVG_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+ADAPTIVE_POOLS = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+
+def shared_scale(spikes: SpikeTensor, dims: int, what: str) -> Tensor:
+    """The scale, when it is one number over the last `dims` dimensions; an error that says so otherwise."""
+    if any(n != 1 for n in spikes.scale.shape[-dims:]):
+        raise ValueError(f"{what} of spikes needs one threshold per window, got scale {tuple(spikes.scale.shape)}")
+    return spikes.scale
+
+
+def single(size: Any) -> int:
+    """A size of one dimension, given alone or in a tuple."""
+    return size[0] if isinstance(size, tuple) else size
+
+
+class Flatten(nn.Module):
+    """``[N, …] -> [N, D]``."""
+
+    def forward(self, x: Any) -> Any:
+        """The same numbers or spikes in one dimension."""
+        if not isinstance(x, SpikeTensor):
+            return x.flatten(1)
+        scale = x.scale
+        if scale.ndim == x.ndim and scale.numel() == scale.shape[0]:
+            scale = scale.reshape(-1, 1)
+        elif scale.ndim:
+            scale = scale.expand(x.shape).flatten(1)
+        return SpikeTensor(x.counts.flatten(1), scale)
+
+
+class MaxPool(nn.Module):
+    """Maximum over windows of the last `dims` dimensions."""
+
+    def __init__(self, dims: int, kernel: Any, stride: Any, padding: Any = 0, dilation: Any = 1) -> None:
+        super().__init__()
+        self.dims, self.kernel, self.stride, self.padding, self.dilation = dims, kernel, stride, padding, dilation
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return f"{self.dims}d, kernel={self.kernel}, stride={self.stride}, padding={self.padding}"
+
+    def pool(self, x: Tensor) -> Tensor:
+        """On numbers."""
+        return MAX_POOLS[self.dims](x, self.kernel, self.stride, self.padding, self.dilation)
+
+    def forward(self, x: Any) -> Any:
+        """On numbers, or on counts."""
+        if not isinstance(x, SpikeTensor):
+            return self.pool(x)
+        return SpikeTensor(self.pool(x.counts), shared_scale(x, self.dims, "max pooling"))
+
+
+class AvgPool(nn.Module):
+    """Mean over windows of the last `dims` dimensions; padding counts as zeros."""
+
+    def __init__(self, dims: int, kernel: Any, stride: Any, padding: Any = 0) -> None:
+        super().__init__()
+        self.dims, self.kernel, self.stride, self.padding = dims, kernel, stride, padding
+        self.window = math.prod(kernel) if isinstance(kernel, tuple) else kernel**dims
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return f"{self.dims}d, kernel={self.kernel}, stride={self.stride}, padding={self.padding}"
+
+    def forward(self, x: Any) -> Any:
+        """On numbers, or as sums of counts."""
+        pool = AVG_POOLS[self.dims]
+        if not isinstance(x, SpikeTensor):
+            return pool(x, self.kernel, self.stride, self.padding)
+        scale = shared_scale(x, self.dims, "average pooling") / self.window
+        if self.dims == 1:  # has no divisor of its own
+            kernel, stride, padding = map(single, (self.kernel, self.stride, self.padding))
+            sums = F.avg_pool2d(x.counts[:, :, None], (1, kernel), (1, stride), (0, padding), divisor_override=1)
+            return SpikeTensor(sums[:, :, 0], scale)
+        return SpikeTensor(pool(x.counts, self.kernel, self.stride, self.padding, divisor_override=1), scale)
+
+
+class AdaptiveAvgPool(nn.Module):
+    """Mean over equal windows, as many as `size` says; numbers also where the windows are not equal."""
+
+    def __init__(self, dims: int, size: tuple[int, ...]) -> None:
+        super().__init__()
+        self.dims, self.size = dims, size
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return f"{self.dims}d, size={self.size}"
+
+    def forward(self, x: Any) -> Any:
+        """On numbers, or as sums of counts."""
+        if not isinstance(x, SpikeTensor):
+            return ADAPTIVE_POOLS[self.dims](x, self.size)
+        shape = tuple(x.shape[-self.dims :])
+        if any(n % m for n, m in zip(shape, self.size)):
+            raise ValueError(f"windows over {shape} to {self.size} are not equal, so sums of spikes are no average")
+        kernel = tuple(n // m for n, m in zip(shape, self.size))
+        return AvgPool(self.dims, kernel, kernel)(x)
+
+
+class Dropout(nn.Dropout):
+    """Dropout that leaves counts whole."""
+
+    def forward(self, input: Any) -> Any:
+        """Drops channels in training."""
+        if not isinstance(input, SpikeTensor) or not self.training or not self.p:
+            return input if isinstance(input, SpikeTensor) else super().forward(input)
+        keep = torch.rand_like(input.counts) >= self.p
+        return SpikeTensor(input.counts * keep, input.scale / max(1.0 - self.p, 1e-12))
