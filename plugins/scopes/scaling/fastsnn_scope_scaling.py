@@ -188,6 +188,11 @@ class Alive(TorchDispatchMode):
         self.outside: dict[int, Any] = {}
         self.now = self.peak = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: the default wraps this class in torch.compile's machinery, whose import costs seconds."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator; storages seen first as an input belong to the caller."""
         for t in tensors((args, kwargs)):

@@ -262,6 +262,11 @@ class Operators(TorchDispatchMode):
         super().__init__()
         self.watcher = watcher
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: the default wraps this class in torch.compile's machinery, whose import costs seconds."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run and count."""
         out = func(*args, **(kwargs or {}))
