@@ -16,6 +16,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from fastsnn_core.component import Neuron
 from fastsnn_core.site import SpikeSite
 from fastsnn_core.spike_tensor import SpikeTensor, plain
 from fastsnn_core.state import tree_map
@@ -90,6 +91,15 @@ class FoldedSite(SpikeSite):
         if channels < 1:
             raise ValueError(f"a site spikes over at least one dimension, got {channels}")
         self.channels, self.label = channels, ""
+        self.component: Neuron | None = None
+        self.features = 0
+
+    @classmethod
+    def of(cls, component: Neuron, features: int, channels: int = 1) -> FoldedSite:
+        """A site that remembers the component its neuron was built from, so that it can be written down again."""
+        site = cls(component.build(features), channels)
+        site.component, site.features = component, features
+        return site
 
     def extra_repr(self) -> str:
         """For ``print(model)``."""

@@ -1,0 +1,120 @@
+"""MLPs and CNNs as a spec: a list of layers over ``[B, *input]`` or, with time, ``[B, T, *input]``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from fastsnn_core import Model, hookimpl, param
+from fastsnn_core.folding import label, through
+from fastsnn_model_sequential.describe import describe
+from fastsnn_model_sequential.layer import Layer
+
+__version__ = "0.1.0"
+__all__ = ["Layer", "Sequential", "SequentialModule", "describe", "fastsnn_models", "settle"]
+
+SPIKES = {"op": "spikes", "neuron": {"kind": "adaptive_threshold"}}
+DRAWN: tuple[tuple[dict[str, Any], ...], ...] = (
+    ({"op": "linear", "size": 8}, {"op": "relu"}, SPIKES, {"op": "linear", "size": 3}),
+    (SPIKES, {"op": "linear", "size": 4}, {"op": "batch_norm"}, {"op": "gelu"}, {"op": "mean"}),
+    (
+        {"op": "conv2d", "size": 4, "kernel": [3], "padding": [1]},
+        {"op": "relu"},
+        SPIKES,
+        {"op": "max_pool", "kernel": [2]},
+        {"op": "flatten"},
+        {"op": "linear", "size": 3},
+    ),
+    (SPIKES, {"op": "conv_transpose2d", "size": 2, "kernel": [2], "stride": [2]}, {"op": "avg_pool", "kernel": [3]}),
+)
+
+
+@frozen
+class Sequential(Model):
+    """y = f_n(… f_2(f_1(x))).  x [B, *input] -> y [B, *output], or [B, T, *input] -> [B, T, *output].
+
+    Each layer is applied to every t; neurons (``spikes`` layers) carry their state over T. ``return_state=True`` gives
+    (y, state), and the state of a stream goes back in with its next piece; a ``mean`` layer averages over the T it is
+    given, so such a network wants whole sequences. Weights are ``layers.<i>.<name>``.
+    """
+
+    name = "sequential"
+    input: tuple[int, ...] = param(ge=1, doc="shape of one sample: [D], [C, L] or [C, H, W]", draw=((6,), (2, 6, 6)))
+    layers: tuple[Layer, ...] = param(doc="the layers in order", draw=DRAWN)
+
+    def __attrs_post_init__(self) -> None:
+        self.shapes()
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shape of one sample in front of each layer, and behind the last."""
+        found = [self.input]
+        for i, layer in enumerate(self.layers):
+            try:
+                found.append(layer.after(found[-1]))
+            except ValueError as error:
+                raise ValueError(f"layers[{i}]: {error}") from None
+        return found
+
+    def build(self) -> SequentialModule:
+        """The network."""
+        return SequentialModule(self)
+
+    def example(self, batch: int) -> Tensor:
+        """Numbers in [0, 1) ``[batch, *input]``; token ids in front of an embedding."""
+        generator = torch.Generator().manual_seed(7)
+        if self.layers and self.layers[0].op == "embedding":
+            return torch.randint(0, self.layers[0].features or 1, (batch, *self.input), generator=generator)
+        return torch.rand(batch, *self.input, generator=generator)
+
+
+class SequentialModule(nn.Module):
+    """The network of a `Sequential`."""
+
+    def __init__(self, spec: Sequential) -> None:
+        super().__init__()
+        self.spec = spec
+        shapes = spec.shapes()
+        self.layers = nn.ModuleList(layer.build(shape) for layer, shape in zip(spec.layers, shapes))
+        label(self)
+        settle(self, spec.example(8))
+
+    def body(self, x: Any) -> Any:
+        """The layers, one after the other, over ``[N, …]``."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None, return_state: bool = False) -> Any:
+        """``[B, *input]`` or ``[B, T, *input]``; `reset` ``[B, T]`` marks first samples of new sequences."""
+        out, state = through(self.body, (x,), (len(self.spec.input) + 1,), state, reset)
+        return (out, state) if return_state else out
+
+
+@torch.no_grad()
+def settle(network: nn.Module, x: Tensor) -> None:
+    """Give neurons with a fixed threshold one that fits their input: one pass over `x`, site after site."""
+    handles = []
+    for module in network.modules():
+        calibrate = getattr(module, "calibrate_", None)
+        if callable(calibrate):
+
+            def hook(_: nn.Module, args: tuple[Any, ...], calibrate: Any = calibrate) -> None:
+                calibrate(args[0])
+
+            handles.append(module.register_forward_pre_hook(hook))
+    training = network.training
+    network.eval()
+    if handles:
+        network(x)
+    network.train(training)
+    for handle in handles:
+        handle.remove()
+
+
+@hookimpl
+def fastsnn_models() -> list[type[Model]]:
+    """This plugin's models."""
+    return [Sequential]

@@ -1,0 +1,118 @@
+"""From an `nn.Module` back to the `Layer` that builds it, where there is one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fastsnn_core import Model, passing
+from fastsnn_core.folding import FoldedSite
+from fastsnn_model_sequential.layer import Layer
+from fastsnn_model_sequential.modules import BatchNorm, TimeMean
+
+PLAIN: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SELU: "selu", nn.SiLU: "silu", nn.Mish: "mish", nn.Hardswish: "hardswish",
+    nn.Hardsigmoid: "hardsigmoid", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.Identity: "identity",
+    passing.Flatten: "flatten", TimeMean: "mean",
+}  # fmt: skip
+CONVS: dict[type[nn.Module], str] = {
+    nn.Conv1d: "conv1d", nn.Conv2d: "conv2d",
+    nn.ConvTranspose1d: "conv_transpose1d", nn.ConvTranspose2d: "conv_transpose2d",
+}  # fmt: skip
+
+
+def describe(module: Any) -> Layer | None:
+    """The layer whose module is just like `module` (its weights apart), or None."""
+    kind = type(module)
+    if isinstance(getattr(module, "spec", None), Model):
+        return Layer(op="part", part=module.spec)
+    if kind is FoldedSite:
+        if module.component is None:
+            return None
+        return Layer(op="spikes", neuron=module.component, dims=module.channels, features=module.features)
+    if kind in PLAIN:
+        return Layer(op=PLAIN[kind])
+    if kind in CONVS:
+        return convolution(module, CONVS[kind])
+    found: Layer | None = None
+    if kind is nn.Linear:
+        found = Layer(op="linear", features=module.in_features, size=module.out_features, bias=module.bias is not None)
+    elif kind is nn.Embedding and module.max_norm is None:
+        found = Layer(op="embedding", features=module.num_embeddings, size=module.embedding_dim)
+    elif kind in (nn.LeakyReLU,):
+        found = Layer(op="leaky_relu", slope=float(module.negative_slope))
+    elif kind is nn.ELU:
+        found = Layer(op="elu", slope=float(module.alpha))
+    elif kind is nn.GELU:
+        found = Layer(op="gelu_tanh" if module.approximate == "tanh" else "gelu")
+    elif kind is nn.Softplus and (module.beta, module.threshold) == (1, 20):
+        found = Layer(op="softplus")
+    elif kind in (nn.Softmax, nn.LogSoftmax) and module.dim == -1:
+        found = Layer(op="softmax" if kind is nn.Softmax else "log_softmax")
+    elif kind is nn.PReLU:
+        found = Layer(op="prelu", features=module.num_parameters)
+    elif kind in (nn.Dropout, passing.Dropout):
+        found = Layer(op="dropout", p=float(module.p)) if module.p < 1 else None
+    elif kind is nn.Unflatten and module.dim == 1:
+        found = Layer(op="unflatten", shape=tuple(int(n) for n in module.unflattened_size))
+    return found or norm(module) or pool(module)
+
+
+def convolution(module: Any, op: str) -> Layer | None:
+    """Of one or two dimensions, padded with zeros and evenly."""
+    padding = even_padding(module)
+    if module.padding_mode != "zeros" or padding is None:
+        return None
+    extra = {"output_padding": module.output_padding} if op.startswith("conv_t") else {}
+    return Layer(
+        op=op, features=module.in_channels, size=module.out_channels, kernel=module.kernel_size, stride=module.stride,
+        padding=padding, dilation=module.dilation, groups=module.groups, bias=module.bias is not None, **extra,
+    )  # fmt: skip
+
+
+def even_padding(module: Any) -> tuple[int, ...] | None:
+    """Padding as numbers; "same" with an even window pads one side more, which no number says."""
+    if module.padding == "valid":
+        return (0,) * len(module.kernel_size)
+    if module.padding == "same":
+        whole = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation)]
+        return None if any(n % 2 for n in whole) else tuple(n // 2 for n in whole)
+    return module.padding
+
+
+def norm(module: Any) -> Layer | None:
+    """Norms with the statistics of torch's defaults."""
+    kind = type(module)
+    if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm):
+        usual = module.track_running_stats and module.momentum == 0.1
+        layer = Layer(op="batch_norm", features=module.num_features, eps=module.eps, affine=module.affine)
+        return layer if usual else None
+    if kind is nn.LayerNorm:
+        shape, affine, bias = tuple(module.normalized_shape), module.elementwise_affine, module.bias is not None
+        return Layer(op="layer_norm", features=shape[-1], shape=shape, eps=module.eps, affine=affine, bias=bias)
+    if kind is nn.RMSNorm and len(module.normalized_shape) == 1:
+        width = module.normalized_shape[0]
+        return Layer(op="rms_norm", features=width, eps=module.eps, affine=module.elementwise_affine)
+    if kind is nn.GroupNorm:
+        width, groups = module.num_channels, module.num_groups
+        return Layer(op="group_norm", features=width, groups=groups, eps=module.eps, affine=module.affine)
+    return None
+
+
+def pool(module: Any) -> Layer | None:
+    """The pools of `fastsnn_core.passing`."""
+
+    def sizes(value: Any) -> tuple[int, ...]:
+        return value if isinstance(value, tuple) else (value,) * module.dims
+
+    kind = type(module)
+    if kind is passing.AdaptiveAvgPool:
+        return Layer(op="adaptive_avg_pool", shape=module.size)
+    if kind not in (passing.MaxPool, passing.AvgPool):
+        return None
+    more = {"dilation": sizes(module.dilation)} if kind is passing.MaxPool else {}
+    return Layer(
+        op="max_pool" if kind is passing.MaxPool else "avg_pool", kernel=sizes(module.kernel),
+        stride=sizes(module.stride), padding=sizes(module.padding), dims=module.dims, **more,
+    )  # fmt: skip

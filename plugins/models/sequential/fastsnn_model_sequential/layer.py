@@ -1,0 +1,80 @@
+"""One layer of a network as plain data: an operation by name, and only the parameters that it takes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from attrs import frozen
+
+from fastsnn_core import Model, Neuron, param, slot
+from fastsnn_model_sequential.table import NEEDED, OPS, Shape
+
+
+@frozen
+class Layer:
+    """`op` and what it takes; whatever is left out has the operation's own default (that of `torch.nn`).
+
+    `features` (channels or width that come in) is worked out from the layer before, where there is one. Shapes are
+    those of one sample: ``[D]``, ``[C, L]`` or ``[C, H, W]``.
+    """
+
+    op: str = param(choices=tuple(OPS), doc="what the layer does")
+    size: int | None = param(None, ge=1, doc="channels or width that go out; rows of an embedding's vectors")
+    features: int | None = param(None, ge=1, doc="channels or width that come in; tokens of an embedding")
+    kernel: tuple[int, ...] | None = param(None, ge=1, doc="window; one number stands for every dimension")
+    stride: tuple[int, ...] | None = param(None, ge=1, doc="step of the window")
+    padding: tuple[int, ...] | None = param(None, ge=0, doc="zeros on both sides")
+    dilation: tuple[int, ...] | None = param(None, ge=1, doc="spacing inside the window")
+    output_padding: tuple[int, ...] | None = param(None, ge=0, doc="of a transposed convolution")
+    groups: int | None = param(None, ge=1, doc="of a convolution or a group norm")
+    bias: bool | None = param(None, doc="add a bias")
+    affine: bool | None = param(None, doc="learnt scale (and shift) of a norm")
+    eps: float | None = param(None, gt=0.0, doc="of a norm")
+    slope: float | None = param(None, doc="below zero: leaky_relu's slope, elu's alpha")
+    p: float | None = param(None, ge=0.0, lt=1.0, doc="dropout probability")
+    shape: tuple[int, ...] | None = param(None, ge=1, doc="what a layer norm or unflatten works on")
+    dims: int | None = param(None, ge=1, doc="trailing dimensions that share one threshold (spikes) or are pooled")
+    neuron: Neuron | None = slot(Neuron, doc="what makes the spikes")
+    part: Model | None = slot(Model, doc="a network of its own, as a layer")
+
+    def __attrs_post_init__(self) -> None:
+        takes = OPS[self.op].takes
+        for name in FIELDS:
+            if getattr(self, name) is not None and name not in takes:
+                raise ValueError(f"{self.op} takes no {name!r}; it takes {', '.join(takes) or 'nothing'}")
+        if missing := [name for name, default in takes.items() if default is NEEDED and getattr(self, name) is None]:
+            raise ValueError(f"{self.op} needs {', '.join(missing)}")
+
+    def values(self, shape: Shape | None = None) -> Any:
+        """Every parameter the operation takes, defaults filled in, sizes spread over the dimensions of `shape`."""
+        op = OPS[self.op]
+        found = {n: d if getattr(self, n) is None else getattr(self, n) for n, d in op.takes.items()}
+        return op.fill(SimpleNamespace(op=self.op, **found), shape)
+
+    def after(self, shape: Shape) -> Shape:
+        """Shape of one sample behind this layer."""
+        op = OPS[self.op]
+        if op.ranks and len(shape) not in op.ranks:
+            ranks = " or ".join(str(r) for r in op.ranks)
+            raise ValueError(f"{self.op} works on samples of {ranks} dimensions, got {list(shape)}")
+        v = self.values(shape)
+        arriving = op.features(shape, v)
+        if self.features is not None and arriving is not None and self.features != arriving:
+            raise ValueError(f"{self.op} says features = {self.features}, but {arriving} come in from {list(shape)}")
+        out = op.shape(v, shape)
+        if any(n < 1 for n in out):
+            raise ValueError(f"{self.op} makes {list(out)} out of {list(shape)}")
+        return out
+
+    def build(self, shape: Shape | None = None) -> Any:
+        """The `nn.Module`; without the `shape` that comes in, `features` must be given where the operation needs it."""
+        op, v = OPS[self.op], self.values(shape)
+        if "features" in op.takes and v.features is None:
+            v.features = op.features(shape, v) if shape is not None else None
+            if v.features is None:
+                raise ValueError(f"{self.op} needs features: nothing before it says how many come in")
+        return op.build(v)
+
+
+FIELDS = tuple(n for n in Layer.__annotations__ if n != "op")

@@ -1,0 +1,224 @@
+"""The table of operations: what each takes, the shape behind it, and the `nn.Module` it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from torch import nn
+
+from fastsnn_core import passing
+from fastsnn_core.folding import FoldedSite
+from fastsnn_model_sequential.modules import TimeMean
+
+Shape = tuple[int, ...]
+NEEDED = attrs.NOTHING
+SPREAD = ("kernel", "stride", "padding", "dilation", "output_padding")
+
+
+@attrs.frozen
+class Op:
+    """`takes`: parameter to default; `features`: what comes in, by shape; `window`: dimensions of its window."""
+
+    takes: dict[str, Any]
+    build: Callable[[Any], nn.Module]
+    shape: Callable[[Any, Shape], Shape] = lambda v, s: s
+    features: Callable[[Shape, Any], int | None] = lambda s, v: None
+    ranks: tuple[int, ...] = ()
+    window: int = 0
+
+    def fill(self, v: Any, shape: Shape | None) -> Any:
+        """Spread sizes over the window's dimensions; a stride left out is the kernel (pools)."""
+        if getattr(v, "dims", 0) is None:
+            pools = hasattr(v, "kernel")
+            v.dims = len(shape) - pools if shape else len(v.kernel) if pools else 1
+        n = self.window or getattr(v, "dims", 0)
+        if "kernel" in self.takes and hasattr(v, "stride") and v.stride is None:
+            v.stride = v.kernel
+        for name in SPREAD:
+            size = getattr(v, name, None)
+            if size is not None:
+                if len(size) not in (1, n):
+                    raise ValueError(f"{v.op} has {n} dimensions, but {name} = {list(size)}")
+                setattr(v, name, size * n if len(size) == 1 else size)
+        return v
+
+
+def channels(shape: Shape, v: Any) -> int:
+    """Of ``[C, …]``."""
+    return shape[0]
+
+
+def width(shape: Shape, v: Any) -> int:
+    """Of ``[…, D]``."""
+    return shape[-1]
+
+
+def windows(v: Any, shape: Shape) -> Shape:
+    """Sizes behind a sliding window."""
+    dilation = getattr(v, "dilation", (1,) * len(v.kernel))
+    rows = zip(shape[1:], v.kernel, v.stride, v.padding, dilation)
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in rows)
+
+
+def widened(v: Any, shape: Shape) -> Shape:
+    """Sizes behind a transposed convolution."""
+    rows = zip(shape[1:], v.kernel, v.stride, v.padding, v.output_padding, v.dilation)
+    return (v.size, *((n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, o, d in rows))
+
+
+def convolution(cls: type[nn.Module], dims: int) -> Op:
+    """nn.Conv1d, nn.Conv2d."""
+    takes = {"size": NEEDED, "kernel": NEEDED, "stride": (1,), "padding": (0,), "dilation": (1,)}
+
+    def build(v: Any) -> nn.Module:
+        return cls(v.features, v.size, v.kernel, v.stride, v.padding, v.dilation, v.groups, v.bias)
+
+    return Op(
+        takes | {"groups": 1, "bias": True, "features": None},
+        build,
+        lambda v, s: (v.size, *windows(v, s)),
+        channels,
+        (dims + 1,),
+        dims,
+    )
+
+
+def transposed(cls: type[nn.Module], dims: int) -> Op:
+    """nn.ConvTranspose1d, nn.ConvTranspose2d."""
+    takes = {"size": NEEDED, "kernel": NEEDED, "stride": (1,), "padding": (0,), "output_padding": (0,)}
+
+    def build(v: Any) -> nn.Module:
+        return cls(v.features, v.size, v.kernel, v.stride, v.padding, v.output_padding, v.groups, v.bias, v.dilation)
+
+    takes |= {"groups": 1, "bias": True, "dilation": (1,), "features": None}
+    return Op(takes, build, widened, channels, (dims + 1,), dims)
+
+
+def plain(cls: type[nn.Module], **fixed: Any) -> Op:
+    """An activation without parameters."""
+    return Op({}, lambda v: cls(**fixed))
+
+
+def sloped(cls: type[nn.Module], default: float) -> Op:
+    """An activation with a slope (or alpha) below zero."""
+    return Op({"slope": default}, lambda v: cls(v.slope))
+
+
+def batch_norm(v: Any) -> nn.Module:
+    """One class for every rank: statistics per channel, dimension 1."""
+    from fastsnn_model_sequential.modules import BatchNorm
+
+    return BatchNorm(v.features, eps=v.eps, affine=v.affine)
+
+
+def pooled_mean(v: Any, shape: Shape) -> Shape:
+    """Sizes behind an adaptive pool."""
+    if len(v.shape) != len(shape) - 1:
+        raise ValueError(f"adaptive_avg_pool to {list(v.shape)} needs {len(v.shape) + 1} dimensions, got {list(shape)}")
+    return (shape[0], *v.shape)
+
+
+def unflattened(v: Any, shape: Shape) -> Shape:
+    """A sample of one dimension in another shape."""
+    if math.prod(v.shape) != math.prod(shape):
+        raise ValueError(f"unflatten to {list(v.shape)} needs {math.prod(v.shape)} numbers, got {list(shape)}")
+    return v.shape
+
+
+def inside(v: Any, shape: Shape) -> Shape:
+    """Behind a network of its own: what it says, or what comes out when it is run."""
+    import torch
+
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return tuple(v.part.build().eval()(torch.zeros(1, *shape)).shape[1:])
+
+
+def group(shape: Shape, v: Any) -> int:
+    """Channels that share a threshold."""
+    return math.prod(shape[-v.dims :])
+
+
+def site(v: Any) -> nn.Module:
+    """Spikes."""
+    return FoldedSite.of(v.neuron, v.features, v.dims)
+
+
+def part(v: Any) -> nn.Module:
+    """A network of its own, which keeps its spec."""
+    from fastsnn_core import build
+
+    return build(v.part)
+
+
+NORM = {"eps": 1e-5, "affine": True, "features": None}
+OPS: dict[str, Op] = {
+    "linear": Op(
+        {"size": NEEDED, "bias": True, "features": None},
+        lambda v: nn.Linear(v.features, v.size, v.bias),
+        lambda v, s: (*s[:-1], v.size),
+        width,
+    ),
+    "conv1d": convolution(nn.Conv1d, 1),
+    "conv2d": convolution(nn.Conv2d, 2),
+    "conv_transpose1d": transposed(nn.ConvTranspose1d, 1),
+    "conv_transpose2d": transposed(nn.ConvTranspose2d, 2),
+    "embedding": Op(
+        {"features": NEEDED, "size": NEEDED}, lambda v: nn.Embedding(v.features, v.size), lambda v, s: (*s, v.size)
+    ),
+    "batch_norm": Op(NORM, batch_norm, features=channels),
+    "layer_norm": Op(
+        {"shape": None, "eps": 1e-5, "affine": True, "bias": True, "features": None},
+        lambda v: nn.LayerNorm(v.shape or (v.features,), v.eps, v.affine, v.bias and v.affine),
+        features=width,
+    ),
+    "rms_norm": Op(
+        {"eps": None, "affine": True, "features": None},
+        lambda v: nn.RMSNorm(v.features, v.eps, v.affine),
+        features=width,
+    ),
+    "group_norm": Op(
+        {"groups": NEEDED} | NORM, lambda v: nn.GroupNorm(v.groups, v.features, v.eps, v.affine), features=channels
+    ),
+    "relu": plain(nn.ReLU),
+    "relu6": plain(nn.ReLU6),
+    "leaky_relu": sloped(nn.LeakyReLU, 0.01),
+    "elu": sloped(nn.ELU, 1.0),
+    "selu": plain(nn.SELU),
+    "gelu": plain(nn.GELU),
+    "gelu_tanh": plain(nn.GELU, approximate="tanh"),
+    "silu": plain(nn.SiLU),
+    "mish": plain(nn.Mish),
+    "softplus": plain(nn.Softplus),
+    "hardswish": plain(nn.Hardswish),
+    "hardsigmoid": plain(nn.Hardsigmoid),
+    "tanh": plain(nn.Tanh),
+    "sigmoid": plain(nn.Sigmoid),
+    "softmax": plain(nn.Softmax, dim=-1),
+    "log_softmax": plain(nn.LogSoftmax, dim=-1),
+    "prelu": Op({"features": None}, lambda v: nn.PReLU(v.features), features=lambda s, v: 1),
+    "avg_pool": Op(
+        {"kernel": NEEDED, "stride": None, "padding": (0,), "dims": None},
+        lambda v: passing.AvgPool(len(v.kernel), v.kernel, v.stride, v.padding),
+        lambda v, s: (s[0], *windows(v, s)),
+        ranks=(2, 3, 4),
+    ),
+    "max_pool": Op(
+        {"kernel": NEEDED, "stride": None, "padding": (0,), "dilation": (1,), "dims": None},
+        lambda v: passing.MaxPool(len(v.kernel), v.kernel, v.stride, v.padding, v.dilation),
+        lambda v, s: (s[0], *windows(v, s)),
+        ranks=(2, 3, 4),
+    ),
+    "adaptive_avg_pool": Op(
+        {"shape": NEEDED}, lambda v: passing.AdaptiveAvgPool(len(v.shape), v.shape), pooled_mean, ranks=(2, 3, 4)
+    ),
+    "flatten": Op({}, lambda v: passing.Flatten(), lambda v, s: (math.prod(s),)),
+    "unflatten": Op({"shape": NEEDED}, lambda v: nn.Unflatten(1, v.shape), unflattened, ranks=(1,)),
+    "dropout": Op({"p": 0.5}, lambda v: passing.Dropout(v.p)),
+    "identity": plain(nn.Identity),
+    "spikes": Op({"neuron": NEEDED, "dims": None, "features": None}, site, features=group),
+    "mean": Op({}, lambda v: TimeMean()),
+    "part": Op({"part": NEEDED}, part, inside),
+}
