@@ -94,7 +94,7 @@ class SequentialModule(nn.Module):
 
 
 @torch.no_grad()
-def settle(network: nn.Module, x: Tensor) -> None:
+def settle(network: nn.Module, x: Tensor | tuple[Tensor, ...]) -> None:
     """Give neurons with a fixed threshold one that fits their input: one pass over `x`, site after site."""
     handles = []
     for module in network.modules():
@@ -108,7 +108,7 @@ def settle(network: nn.Module, x: Tensor) -> None:
     training = network.training
     network.eval()
     if handles:
-        network(x)
+        network(*(x if isinstance(x, tuple) else (x,)))
     network.train(training)
     for handle in handles:
         handle.remove()
