@@ -12,7 +12,7 @@
 """
 
 from fastsnn_core.ops.dispatch import OPERATORS, Operator, paths, use
-from fastsnn_core.ops.event import count_linear, event_linear, spike_linear
+from fastsnn_core.ops.event import count_linear, event_linear, input_major, spike_linear
 from fastsnn_core.ops.lif import lif_scan, thresholds
 from fastsnn_core.ops.linear_scan import linear_scan, linear_scan_naive, linear_step
 from fastsnn_core.ops.rounding import count, derivative
@@ -24,6 +24,7 @@ __all__ = [
     "count_linear",
     "derivative",
     "event_linear",
+    "input_major",
     "lif_scan",
     "linear_scan",
     "linear_scan_naive",

@@ -40,11 +40,10 @@ class Operator:
 
     def __call__(self, device: str, *args: Any) -> Any:
         """Run on `device` with the chosen implementation; one that returns NotImplemented leaves it to the naive."""
-        name, function = self.pick(device)
+        _last[self.name], function = self.pick(device)
         out = function(*args)
         if out is NotImplemented:
-            name, out = "naive", self.naive(*args)
-        _last[self.name] = name
+            _last[self.name], out = "naive", self.naive(*args)
         return out
 
 
@@ -78,6 +77,11 @@ def use(kernel: str) -> Iterator[None]:
         yield
     finally:
         _forced.pop()
+
+
+def took(operator: str, path: str) -> None:
+    """For kernels that choose by the data: say which way the call in progress went (``"numba: events"``)."""
+    _last[operator] = path
 
 
 def paths() -> dict[str, str]:

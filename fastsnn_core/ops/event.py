@@ -3,8 +3,8 @@
     y = scale · (Σ_s w_s (train_s @ Wᵀ)) + b = scale · (counts @ Wᵀ) + b = scale · Σ_events weight · W[:, i] + b
 
 The bias enters once, after the sum. The three forms are equal; with integer weights they are equal bit for bit, since
-sums of integers do not depend on their order. Weights are stored ``[out, in]`` as in `torch.nn.Linear`; the event
-kernels read them input-major, so that an event touches one contiguous row.
+sums of integers do not depend on their order. Weights have shape ``[out, in]`` as in `torch.nn.Linear`. Stored
+`input_major`, one event touches one contiguous piece of memory, and silent inputs cost nothing: kernels choose by layout.
 """
 
 from __future__ import annotations
@@ -21,15 +21,30 @@ from fastsnn_core.spike_tensor import SpikeTensor
 
 def count_linear_naive(counts: Tensor, weight: Tensor) -> Tensor:
     """``counts [N, D] @ weight [out, D]ᵀ`` in 64-bit integers: the definition."""
+    counts = whole(counts, "counts")
+    check_sums(counts.to(torch.float64).abs().sum(-1), weight)
     return counts.to(torch.int64) @ weight.to(torch.int64).T
 
 
 def event_linear_naive(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> Tensor:
     """Sum of the weight rows that events name: flat coordinates into ``[rows, D]``, 64-bit integers ``[rows, out]``."""
     width = weight.shape[1]
+    check_sums(weights.to(torch.float64).abs().sum(), weight)
     out = torch.zeros(rows, weight.shape[0], dtype=torch.int64, device=weight.device)
     picked = weight.T.to(torch.int64)[index % width] * weights.to(torch.int64)[:, None]
     return out.index_add_(0, index // width, picked)
+
+
+def check_sums(magnitudes: Tensor, weight: Tensor) -> None:
+    """Refuse sums that 64 bits might not hold: `magnitudes` are Σ|c| of each row; nothing ever wraps."""
+    if not magnitudes.numel() or not weight.numel():
+        return
+    largest = 128.0 if weight.dtype == torch.int8 else float(weight.to(torch.float64).abs().max())
+    if float(magnitudes.max()) * largest >= 2.0**63:
+        raise OverflowError(
+            f"counts that add up to {float(magnitudes.max()):.3g}, times weights up to {largest:.3g}, "
+            "do not fit the 64 bits of an integer sum; use smaller counts or a larger threshold"
+        )
 
 
 COUNT_LINEAR = Operator("count_linear", count_linear_naive)
@@ -47,7 +62,7 @@ def whole(t: Tensor, what: str) -> Tensor:
 
 def count_linear(spikes: SpikeTensor, weight: Tensor) -> Tensor:
     """Exact integer accumulators ``[…, out]`` of the counts with an integer `weight` ``[out, D]``."""
-    counts = whole(spikes.counts.detach(), "counts")
+    counts = spikes.counts.detach()
     rows = math.prod(spikes.shape[:-1])
     out = COUNT_LINEAR(counts.device.type, counts.reshape(rows, counts.shape[-1]), weight)
     return out.reshape(*spikes.shape[:-1], weight.shape[0])
@@ -59,6 +74,11 @@ def event_linear(spikes: SpikeTensor, weight: Tensor) -> Tensor:
     rows = math.prod(spikes.shape[:-1])
     out = EVENT_LINEAR(weight.device.type, events.index, events.weights, rows, weight)
     return out.reshape(*spikes.shape[:-1], weight.shape[0])
+
+
+def input_major(weight: Tensor) -> Tensor:
+    """The same `weight` ``[out, in]``, stored so that the weights of one input are contiguous (strides 1 and out)."""
+    return weight.T.contiguous().T
 
 
 def spike_linear(spikes: SpikeTensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

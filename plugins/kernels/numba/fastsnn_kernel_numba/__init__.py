@@ -17,6 +17,8 @@ TABLE = {
     "lif_scan": "lif.forward",
     "lif_scan_backward": "lif.backward",
     "lif_membrane": "lif.membrane",
+    "count_linear": "linear.count_linear",
+    "event_linear": "linear.event_linear",
 }
 
 

@@ -5,7 +5,7 @@ user's cache folder; ``NUMBA_CACHE_DIR`` moves it. Where nothing is writable a k
 a warning says so.
 
 *Threads.* As many as torch uses (``torch.set_num_threads``), by preference on OpenMP: Numba's and torch's calls then
-share one thread pool. Numba's own pool (``workqueue``) cannot be entered twice, so calls wait for each other there. A
+share one thread pool (and one setting: Numba's start would reset torch's number, so it is put back). Numba's own pool (``workqueue``) cannot be entered twice, so calls wait for each other there. A
 forked child may not enter a pool its parent started; it runs the same functions compiled without threads.
 
 *Pages.* Large outputs are advised to use huge pages: touching 32 MiB for the first time costs 8192 page faults of 4 KiB
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import math
 import os
 import sys
 import threading
@@ -25,17 +26,22 @@ from functools import cache, cached_property
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 from torch import Tensor
 
 log = logging.getLogger("fastsnn")
-HUGE = 4 << 20  # bytes from which an output is advised to use huge pages
+HUGE, LARGE = 2 << 20, 4 << 20  # bytes of a huge page, and of a tensor that is worth some
 MADV_HUGEPAGE = 14
 _forked = False
+_kept = threading.local()
 _one_at_a_time = threading.Lock()
 
 if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
     numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+_threads = torch.get_num_threads()
+numba.set_num_threads(numba.get_num_threads())  # starts Numba's threading layer
+torch.set_num_threads(_threads)
 
 
 def _in_child() -> None:
@@ -80,7 +86,7 @@ class Threaded:
         if _forked:
             return self.serial(*args, 1)
         wanted, found = workers(), numba.get_num_threads()
-        guard = _one_at_a_time if _layer() not in ("omp", "tbb") else contextlib.nullcontext()
+        guard = _one_at_a_time if numba.threading_layer() == "workqueue" else contextlib.nullcontext()
         with guard:
             if wanted == found:
                 return self.parallel(*args, wanted)
@@ -96,21 +102,25 @@ def workers() -> int:
     return 1 if _forked else max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
 
-def _layer() -> str:
-    try:
-        return numba.threading_layer()
-    except ValueError:  # not started yet: the first call of a process goes alone
-        return ""
-
-
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """``torch.empty`` on huge pages where the system has them and the tensor is large."""
-    out = torch.empty(shape, dtype=dtype)
-    if out.nbytes >= HUGE and sys.platform == "linux":
-        first = -(-out.data_ptr() // 4096) * 4096
-        last = (out.data_ptr() + out.nbytes) // 4096 * 4096
-        _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_HUGEPAGE)  # advice: may be refused
-    return out
+    """``torch.empty``, but on whole huge pages where the system has them and the tensor is large."""
+    numbers = math.prod(shape)
+    if numbers * dtype.itemsize < LARGE or sys.platform != "linux":
+        return torch.empty(shape, dtype=dtype)
+    room = torch.empty(numbers + HUGE // dtype.itemsize, dtype=dtype)
+    skip = -room.data_ptr() % HUGE
+    size = -(-numbers * dtype.itemsize // 4096) * 4096
+    _libc().madvise(ctypes.c_void_p(room.data_ptr() + skip), ctypes.c_size_t(size), MADV_HUGEPAGE)  # may be refused
+    return room.narrow(0, skip // dtype.itemsize, numbers).view(shape)
+
+
+def scratch(name: str, numbers: int, dtype: Any) -> Any:
+    """At least `numbers` numbers of working memory, kept by this thread for the next call: no page faults, any content."""
+    kept = _kept.__dict__
+    key = f"{name}.{dtype.__name__}"
+    if key not in kept or len(kept[key]) < numbers:
+        kept[key] = np.empty(max(numbers, 1), dtype)
+    return kept[key]
 
 
 @cache

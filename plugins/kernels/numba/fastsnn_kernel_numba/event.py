@@ -1,0 +1,210 @@
+"""Integer products of few rows of spikes with INT8 weights, reading only the weight rows that spiked.
+
+    out[n] = Σ_e c_e · W[:, i_e]      events e = (i, c) of row n, weights stored input-major: W[:, i] is contiguous
+
+One token is bound by the bytes it reads, so everything serves the memory stream: eight rows are added per pass, whose
+first lines are prefetched while the eight before them are added (hardware prefetchers stop at every page, and a row is
+a page); workers take different inputs, so that each reads whole rows. Sums are kept in 16 bits as long as
+Σ|c| · 128 < 2^15 allows, then widened: 32 lanes per instruction, and exact. With several rows, inputs are taken in
+blocks that stay in cache, so that weights are read once for all of them.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from fastsnn_core.ops.event import whole
+from fastsnn_kernel_numba.launch import Threaded, compile, flat, scratch, workers
+
+U = np.uint64  # unsigned indices: no wrap-around test, so LLVM vectorises
+GROUP = 8  # weight rows added per pass
+ROOM = 255  # Σ|c| that 16 bits hold: 255 · 128 < 2^15
+COLUMNS = 4096  # outputs per task: 8 KiB of 16-bit sums stay in L1
+SATURATED, SMALLEST, LARGEST = 1 << 40, -(1 << 63), (1 << 63) - 1  # |c| enters the bound on sums up to the first
+AHEAD = 256  # bytes of each of the next rows asked for in advance
+BLOCK = 1 << 18  # bytes of weights that several rows share
+
+
+@intrinsic
+def _prefetch(typing: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of ``array[index]``."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.gep(data, [args[1]])
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", (pointer.type,), kind)
+        builder.call(function, [pointer, i32(0), i32(2), i32(1)])  # read, into L2, data
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
+@compile
+def _collect(counts, rows, wide, index, count, starts):  # type: ignore[no-untyped-def]
+    """Lists the active inputs row after row. Returns Σ|c| of the largest row, max|c|, and whether all are whole."""
+    at, total, most, whole = 0, 0, 0, True
+    for n in range(rows):
+        starts[n], first, size = at, U(n * wide), 0
+        for i in range(U(wide)):
+            c = np.int64(counts[first + i])
+            whole &= c == counts[first + i]
+            a = abs(c) if c != SMALLEST else LARGEST
+            most = max(most, a)
+            size += min(a, SATURATED)
+        for i in range(U(wide)):  # no branch: which inputs are active is random
+            index[at] = i
+            at += counts[first + i] != 0
+        for k in range(starts[n], at):
+            count[k] = counts[first + U(index[k])]
+        total = max(total, size)
+    starts[rows] = at
+    return total, most, whole
+
+
+@compile
+def _add(w, o0, o1, o2, o3, o4, o5, o6, o7, c0, c1, c2, c3, c4, c5, c6, c7, acc, oa, n):  # type: ignore[no-untyped-def]
+    """Eight weight rows, each times its count, onto 16-bit sums (no step can leave 16 bits: see ROOM)."""
+    for j in range(n):
+        s = c0 * w[o0 + j] + c1 * w[o1 + j] + c2 * w[o2 + j] + c3 * w[o3 + j]
+        s += c4 * w[o4 + j] + c5 * w[o5 + j] + c6 * w[o6 + j] + c7 * w[o7 + j]
+        acc[oa + j] = np.int16(acc[oa + j] + s)
+
+
+@compile
+def _add_wide(w, o, c, out, oo, n):  # type: ignore[no-untyped-def]
+    """One row whose count is too large for 16 bits, straight onto the wide sums."""
+    for j in range(n):
+        out[oo + j] += c * w[o + j]
+
+
+@compile
+def _widen(acc, oa, out, oo, n):  # type: ignore[no-untyped-def]
+    for j in range(n):
+        out[oo + j] += acc[oa + j]
+        acc[oa + j] = 0
+
+
+@compile
+def _take(w, index, count, k, end, tall, column, n, acc, oa, out, oo, room):  # type: ignore[no-untyped-def]
+    """Events k … end of one row onto the outputs column … column + n; `room` is what the 16-bit sums still hold."""
+    while k < end:
+        m, size = min(GROUP, end - k), 0
+        for q in range(m):
+            size += abs(count[k + q])
+        if size > ROOM:
+            for q in range(m):
+                _add_wide(w, U(index[k + q] * tall + column), out.dtype.type(count[k + q]), out, oo, n)
+        else:
+            if size > room:
+                _widen(acc, oa, out, oo, n)
+                room = ROOM
+            room -= size
+            for q in range(k + m, min(k + m + GROUP, end)):
+                for line in range(0, AHEAD, 64):
+                    _prefetch(w, index[q] * tall + column + line)
+            a, o0, c0 = k + m - 1, U(index[k] * tall + column), np.int16(count[k])  # past the end: row a, 0 times
+            o1, c1 = U(index[min(k + 1, a)] * tall + column), np.int16(count[k + 1] if m > 1 else 0)
+            o2, c2 = U(index[min(k + 2, a)] * tall + column), np.int16(count[k + 2] if m > 2 else 0)
+            o3, c3 = U(index[min(k + 3, a)] * tall + column), np.int16(count[k + 3] if m > 3 else 0)
+            o4, c4 = U(index[min(k + 4, a)] * tall + column), np.int16(count[k + 4] if m > 4 else 0)
+            o5, c5 = U(index[min(k + 5, a)] * tall + column), np.int16(count[k + 5] if m > 5 else 0)
+            o6, c6 = U(index[min(k + 6, a)] * tall + column), np.int16(count[k + 6] if m > 6 else 0)
+            o7, c7 = U(index[min(k + 7, a)] * tall + column), np.int16(count[k + 7] if m > 7 else 0)
+            _add(w, o0, o1, o2, o3, o4, o5, o6, o7, c0, c1, c2, c3, c4, c5, c6, c7, acc, oa, n)
+        k += m
+    return room
+
+
+@compile
+def _first(index, low, high, value):  # type: ignore[no-untyped-def]
+    """Where in ``index[low:high]``, which rises, `value` would go."""
+    while low < high:
+        middle = (low + high) // 2
+        if index[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@compile
+def _cut(index, starts, rows, wide, part, parts):  # type: ignore[no-untyped-def]
+    """First input of a part: equal shares of the events of one row, or of the inputs of several."""
+    if part == 0 or part == parts or rows > 1:
+        return wide * part // parts
+    return index[starts[1] * part // parts] if starts[1] else 0
+
+
+@Threaded
+def _product(w, index, count, starts, shape, acc, room, at, sums, out, nw):  # type: ignore[no-untyped-def]
+    """A task is a part of the inputs and a block of outputs; the parts are added up at the end."""
+    rows, wide, tall, width, block, parts = shape
+    blocks = (tall + width - 1) // width
+    tasks = parts * blocks
+    for worker in prange(nw):
+        for task in range(worker * tasks // nw, (worker + 1) * tasks // nw):
+            part, column = task // blocks, task % blocks * width
+            n = U(min(width, tall - column))
+            start, stop = _cut(index, starts, rows, wide, part, parts), _cut(index, starts, rows, wide, part + 1, parts)
+            for row in range(rows):
+                own = worker * rows + row
+                oa, oo = U(own * width), U((part * rows + row) * tall + column)
+                for j in range(n):
+                    acc[oa + j] = 0
+                    sums[oo + j] = 0
+                room[own], at[own] = ROOM, _first(index, starts[row], starts[row + 1], start)
+            for low in range(start, stop, block):
+                for row in range(rows):
+                    own = worker * rows + row
+                    oa, oo = U(own * width), U((part * rows + row) * tall + column)
+                    k, end = at[own], _first(index, at[own], starts[row + 1], min(low + block, stop))
+                    room[own] = _take(w, index, count, k, end, tall, column, n, acc, oa, sums, oo, room[own])
+                    at[own] = end
+            for row in range(rows):
+                own = worker * rows + row
+                _widen(acc, U(own * width), sums, U((part * rows + row) * tall + column), n)
+    for worker in prange(nw):
+        for o in range(U(worker * rows * tall // nw), U((worker + 1) * rows * tall // nw)):
+            total = np.int64(0)
+            for part in range(parts):
+                total += sums[U(part * rows * tall) + o]
+            out[o] = total
+
+
+def events(counts: Tensor) -> tuple[Any, Any, Any, int]:
+    """``(inputs, counts, starts of rows, Σ|c| of the largest row)`` of counts ``[N, D]``; the lists are scratch memory."""
+    if counts.dtype not in (torch.float32, torch.int32, torch.int64):
+        counts = whole(counts, "counts").to(torch.int64)
+    rows, wide = counts.shape
+    index, count = scratch("index", counts.numel() + 1, np.int64), scratch("count", counts.numel() + 1, np.int64)
+    starts = scratch("starts", rows + 1, np.int64)
+    total, most, exact = _collect(flat(counts.contiguous()), rows, wide, index, count, starts)
+    if not exact:
+        raise ValueError("counts must be whole numbers for integer arithmetic")
+    return index, count, starts[: rows + 1], total if most <= SATURATED else most * wide
+
+
+def product(weight: Tensor, index: Any, count: Any, starts: Any, largest: int) -> Tensor:
+    """``[rows, out]`` from events sorted by row and input; `weight` is input-major, `largest` bounds Σ|c| of a row."""
+    (tall, wide), rows = weight.shape, len(starts) - 1
+    nw, width = workers(), min(tall, COLUMNS)
+    blocks = -(-tall // width)
+    parts = nw // gcd(blocks, nw)
+    block = wide if rows == 1 else max(GROUP, BLOCK // width)
+    out = torch.empty(rows, tall, dtype=torch.int64)
+    acc = scratch("acc", nw * rows * width, np.int16)
+    room, at = scratch("room", nw * rows, np.int64), scratch("at", nw * rows, np.int64)
+    sums = scratch("sums", parts * rows * tall, np.int32 if largest * 128 < 1 << 31 else np.int64)
+    shape = (rows, wide, tall, width, block, parts)
+    _product(flat(weight.T), index, count, starts, shape, acc, room, at, sums, flat(out))
+    return out

@@ -1,0 +1,145 @@
+"""`count_linear` and `event_linear` with INT8 weights: which way each call goes, and the dense way itself.
+
+*events* (`fastsnn_kernel_numba.event`): few rows, weights stored input-major; reads the weight rows that spiked.
+*dense*: an integer GEMM. Counts of 8 bits go through torch's INT8 product (oneDNN, VNNI); larger ones are written in
+digits of base 128, c = Σ_p d_p · 128^p with -64 <= d_p < 64, one GEMM per digit over the inputs that have one. On a CPU
+where that product is not exact or not fast (tried once), float32 GEMMs take its place, over pieces of the inputs so
+short that no sum reaches 2^24: every float32 operation is then on whole numbers it holds exactly.
+
+The way is chosen by the number of events per input: below `EVENTS_PER_INPUT` (measured, benchmarks/NOTES.md) skipping
+wins. `fastsnn_core.ops.paths` says which it was.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+
+from fastsnn_core.ops.dispatch import took
+from fastsnn_core.ops.event import check_sums, whole
+from fastsnn_kernel_numba.event import events, product
+from fastsnn_kernel_numba.launch import Threaded, flat, workers
+
+FEW, EVENTS_PER_INPUT = 16, 4.0
+U = np.uint64
+
+
+def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
+    """Twin of `fastsnn_core.ops.event.count_linear_naive`."""
+    if weight.dtype != torch.int8:
+        return NotImplemented
+    rows, wide = counts.shape
+    if not counts.numel() or not len(weight):
+        return torch.zeros(rows, len(weight), dtype=torch.int64)
+    if rows < FEW and is_input_major(weight):
+        index, count, starts, largest = events(counts)
+        if starts[rows] < EVENTS_PER_INPUT * wide:
+            took("count_linear", "numba: events")
+            check_sums(torch.tensor(float(largest)), weight)
+            return product(weight, index, count, starts, largest)
+    took("count_linear", "numba: dense")
+    return dense(counts, weight)
+
+
+def event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> Tensor:
+    """Twin of `fastsnn_core.ops.event.event_linear_naive`; events may come in any order, and more than once."""
+    if weight.dtype != torch.int8:
+        return NotImplemented
+    check_sums(weights.to(torch.float64).abs().sum(), weight)
+    wide = weight.shape[1]
+    counts = torch.zeros(rows * wide, dtype=torch.int64).index_add_(0, index, weights.to(torch.int64)).view(rows, wide)
+    if not is_input_major(weight) or not weight.numel() or not rows:
+        took("event_linear", "numba: dense")
+        return count_linear(counts, weight)
+    took("event_linear", "numba: events")
+    return product(weight, *events(counts))
+
+
+def is_input_major(weight: Tensor) -> bool:
+    """Are the weights of one input contiguous?"""
+    return weight.T.is_contiguous()
+
+
+def dense(counts: Tensor, weight: Tensor) -> Tensor:
+    """Exact sums ``[N, out]`` in 64 bits: one GEMM where all counts have 8 bits, one per digit otherwise."""
+    low, high = (float(edge) for edge in torch.aminmax(counts))
+    if max(-low, high) <= 127:
+        return gemm(narrow(counts), weight).to(torch.int64)
+    rest = whole(counts, "counts").to(torch.int64)
+    check_sums(rest.to(torch.float64).abs().sum(-1), weight)
+    out, shift = torch.zeros(len(rest), len(weight), dtype=torch.int64), 0
+    while True:
+        digit = ((rest + 64) & 127) - 64
+        rest = (rest - digit) >> 7
+        used = digit.any(0).nonzero()[:, 0]
+        if len(used) > counts.shape[1] // 2:
+            out += gemm(digit.to(torch.int8), weight).to(torch.int64) << shift
+        elif len(used):  # large counts stay on few inputs
+            out += gemm(digit[:, used].to(torch.int8), weight.T[used].T).to(torch.int64) << shift
+        if not rest.any():
+            return out
+        shift += 7
+
+
+def narrow(counts: Tensor) -> Tensor:
+    """Counts of at most 127 in 8 bits; refuses fractions."""
+    if counts.dtype != torch.float32:
+        return whole(counts, "counts").to(torch.int8)
+    out, fractions = torch.empty(counts.shape, dtype=torch.int8), np.zeros(workers(), np.int64)
+    _narrow(flat(counts), flat(out), fractions)
+    if fractions.any():
+        raise ValueError("counts must be whole numbers for integer arithmetic")
+    return out
+
+
+@Threaded
+def _narrow(counts, out, fractions, nw):  # type: ignore[no-untyped-def]
+    """One pass: the conversion, and how many numbers it changed."""
+    size = len(counts)
+    for worker in prange(nw):
+        found = 0
+        for i in range(U(worker * size // nw), U((worker + 1) * size // nw)):
+            c = np.int8(counts[i])
+            out[i] = c
+            found += np.float32(c) != counts[i]
+        fractions[worker] = found
+
+
+def gemm(digits: Tensor, weight: Tensor) -> Tensor:
+    """``digits [N, K] @ weight [out, K]ᵀ``, both of 8 bits, in 32 or 64 bits: exact."""
+    inputs = digits.shape[1]
+    if inputs * 128 * 128 < 1 << 31 and trusted():
+        return torch._int_mm(digits, weight.T)
+    step = ((1 << 24) - 1) // (128 * int(digits.to(torch.int16).abs().max().clamp_min(1)))
+    out: Any = 0
+    for first in range(0, inputs, step):
+        piece = slice(first, first + step)
+        out = out + (digits[:, piece].float() @ weight[:, piece].float().T).to(torch.int64)
+    return out
+
+
+@cache
+def trusted() -> bool:
+    """Tried once: is torch's INT8 product exact at the edges here, and not slow (without VNNI it is a plain loop)?"""
+    lowest = torch.full((32, 1024), -128, dtype=torch.int8)
+    some = torch.arange(32 * 1024).remainder(255).sub(127).to(torch.int8).view(32, 1024)
+    for a, b in ((lowest, lowest), (lowest, some), (some, lowest), (some, some)):
+        if not torch.equal(torch._int_mm(a, b.T).to(torch.int64), a.to(torch.int64) @ b.to(torch.int64).T):
+            return False
+    left, right = some.repeat(2, 1), some.repeat(8, 1)
+    return _seconds(torch._int_mm, left, right.T) <= 4 * _seconds(torch.mm, left.float(), right.float().T)
+
+
+def _seconds(function: Any, *args: Any) -> float:
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        function(*args)
+        times.append(time.perf_counter() - start)
+    return min(times)
