@@ -157,10 +157,10 @@ def bits(spikes: SpikeTensor) -> Tensor:
 
 
 def shown(label: str) -> str:
-    """A token's text with its white space made visible."""
+    """A token's text with its white space made visible; a dot for what has none, as half a character has."""
     for mark, instead in ((" ", "␣"), ("\n", "↵"), ("\t", "⇥"), ("\r", "↵")):
         label = label.replace(mark, instead)
-    return label if label.isprintable() else "·"
+    return label if label.isprintable() and "\ufffd" not in label else "·"
 
 
 @hookimpl

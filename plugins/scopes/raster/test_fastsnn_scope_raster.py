@@ -67,4 +67,4 @@ def test_draws_from_json_with_awkward_labels():
     figure.canvas.draw()
     assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["$x_", "↵"]
     assert shown(" a") == "␣a"
-    assert shown("\x00") == "·"
+    assert shown("\x00") == shown("\ufffd") == "·"

@@ -119,7 +119,8 @@ class Sparsity(Scope):
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
             if width > MOST:
-                figure.colorbar(mesh, ax=axes, pad=0.01).outline.set_visible(False)
+                percent = (lambda v, _: f"{100 * v:.0f}") if share else None
+                figure.colorbar(mesh, ax=axes, pad=0.01, format=percent).outline.set_visible(False)
             for (y, x), r in cells.items():
                 if width <= MOST:
                     ink, text = "#111111" if r[key] > 0.55 * high else "#ffffff", form.format(r[key]).removesuffix("%")

@@ -72,4 +72,10 @@ def test_draws_every_layer_and_frames_the_flagged():
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "b", "head"]
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["–", "0", "1"]
     assert all(len(axes.patches) == 1 for axes in figure.axes)
+    deep = scope.measure(subject(**{f"layers_{i}_a": [[0, 1]] for i in range(20)}))
+    figure = Figure(layout="constrained")
+    scope.draw(deep, figure)
+    figure.canvas.draw()
+    assert len(figure.axes) == 8  # too many columns for numbers: a colour bar each
+    assert not any(axes.texts for axes in figure.axes)
     assert scope.measure(subject()) == {"reason": "the model makes no spikes"}

@@ -63,7 +63,7 @@ class Energy(Scope):
     events: Σ_layers SOPs · 0.1 + active inputs · fan-out · 1 byte, SOPs = Σ popcount|c| · fan-out, counted in one
     pass.  counts: active inputs · fan-out MACs of b × 8 bits.  matched, int8, fp16: all inputs · fan-out MACs and
     weight bytes. b is the bits of the site's largest count, with its sign. Attention, norms, activations, membranes and
-    state are added to every row as `ASSUMPTIONS` says. The classic SOP proxy (arithmetic only) stands beside them.
+    state are added to every row as the data's `assumptions` say. The classic SOP proxy stands beside them.
     """
 
     name = "energy"
