@@ -19,7 +19,7 @@ class Dims:
     head_dim: int
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)  # not frozen: torch.compile cannot trace a frozen class being made
 class Heads:
     """q ``[B,T,H,K]``, k and v ``[B,T,G,K]``, and the layer input `x` ``[B,T,D]`` (spikes) for gates.
 
