@@ -123,11 +123,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--max-streams", type=int, default=16, help="completions at once (default %(default)s)")
     parser.add_argument("--cache-mb", type=int, default=256, help="of the prefix cache; 0: none (default %(default)s)")
     given = parser.parse_args(argv)
-    try:
-        serve(
-            given.bundle, given.port, given.host, name=given.name, device=given.device,
-            max_streams=given.max_streams, cache_bytes=given.cache_mb << 20,
-        )  # fmt: skip
-    except (ValueError, OSError, OverflowError) as error:  # BundleError is a ValueError
-        parser.exit(1, f"fastsnn serve: {error}\n")
+    serve(
+        given.bundle, given.port, given.host, name=given.name, device=given.device,
+        max_streams=given.max_streams, cache_bytes=given.cache_mb << 20,
+    )  # fmt: skip
     return 0
