@@ -70,7 +70,7 @@ class PrefixCache:
         for k in range(len(known), 0, -1):
             length = min(k * self.chunk, len(ids))
             hit = self.snapshots.get(known[k - 1])
-            if hit is not None and True:
+            if hit is not None and (length < len(ids) or hit.logits is not None):
                 self.snapshots.move_to_end(known[k - 1])
                 return length, hit
         return 0, None
