@@ -182,7 +182,7 @@ def _product(w, index, count, starts, shape, acc, room, at, sums, out, nw):  # t
 
 
 def events(counts: Tensor) -> tuple[Any, Any, Any, int]:
-    """``(inputs, counts, starts of rows, Σ|c| of the largest row)`` of counts ``[N, D]``; the lists are scratch memory."""
+    """``(inputs, counts, starts of rows, largest Σ|c| of a row)`` of counts ``[N, D]``; the lists are scratch memory."""
     if counts.dtype not in (torch.float32, torch.int32, torch.int64):
         counts = whole(counts, "counts").to(torch.int64)
     rows, wide = counts.shape

@@ -5,8 +5,9 @@ user's cache folder; ``NUMBA_CACHE_DIR`` moves it. Where nothing is writable a k
 a warning says so.
 
 *Threads.* As many as torch uses (``torch.set_num_threads``), by preference on OpenMP: Numba's and torch's calls then
-share one thread pool (and one setting: Numba's start would reset torch's number, so it is put back). Numba's own pool (``workqueue``) cannot be entered twice, so calls wait for each other there. A
-forked child may not enter a pool its parent started; it runs the same functions compiled without threads.
+share one thread pool (and one setting: Numba's start would reset torch's number, so it is put back). Numba's own pool
+(``workqueue``) cannot be entered twice, so calls wait for each other there. A forked child may not enter a pool its
+parent started; it runs the same functions compiled without threads.
 
 *Pages.* Large outputs are advised to use huge pages: touching 32 MiB for the first time costs 8192 page faults of 4 KiB
 otherwise, several times what the kernels take.
@@ -21,6 +22,7 @@ import math
 import os
 import sys
 import threading
+import types
 from collections.abc import Callable
 from functools import cache, cached_property
 from typing import Any
@@ -78,8 +80,10 @@ class Threaded:
 
     @cached_property
     def serial(self) -> Any:
-        """The same function without threads."""
-        return compile(self.function, nogil=True)
+        """The same function without threads, under a name of its own: Numba's cache tells functions apart by name."""
+        twin = types.FunctionType(self.function.__code__, self.function.__globals__, f"{self.function.__name__}_serial")
+        twin.__qualname__ = twin.__name__
+        return compile(twin, nogil=True)
 
     def __call__(self, *args: Any) -> Any:
         """Run on `workers` threads."""
@@ -115,7 +119,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def scratch(name: str, numbers: int, dtype: Any) -> Any:
-    """At least `numbers` numbers of working memory, kept by this thread for the next call: no page faults, any content."""
+    """At least `numbers` numbers of working memory, kept by this thread for the next call: any content, no page faults."""
     kept = _kept.__dict__
     key = f"{name}.{dtype.__name__}"
     if key not in kept or len(kept[key]) < numbers:

@@ -140,7 +140,7 @@ def _backward(
 ):  # type: ignore[no-untyped-def]
     batch, steps, wide, every = shape
     blocks, pieces = (wide + width - 1) // width, (steps + every - 1) // every
-    tasks, closed = batch * blocks, form == WINDOW or form == ATAN
+    tasks, closed = batch * blocks, form in (WINDOW, ATAN)
     for w in prange(nw):
         room, ov, os = U(w * every * width), U(w * 2 * width), U((w * 2 + 1) * width)  # this worker's u, v and slopes
         _fill(vs, os, U(width), k[10])
@@ -195,8 +195,9 @@ def forward(
 
 
 def membrane(
-    x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
-) -> Tensor:
+    x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor,
+    beta: float, lo: float, hi: float, heaviside: bool, hard: bool,
+) -> Tensor:  # fmt: skip
     """Twin of `fastsnn_core.ops.lif.membrane`."""
     if x.dtype not in TYPES:
         return NotImplemented

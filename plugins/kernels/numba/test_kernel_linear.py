@@ -1,0 +1,121 @@
+"""Integer linear layers in Numba against the naive twins: equal sums, whichever way they go."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastsnn_core import SpikeTensor, ops
+from fastsnn_core.ops import event
+
+quick = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+FLOATS = {torch.float32: 2**24, torch.float64: 2**53}
+
+
+@st.composite
+def cases(draw):
+    torch.manual_seed(draw(st.integers(0, 99)))
+    rows = draw(st.sampled_from([0, 1, 1, 2, 5, 15, 16, 40]))
+    wide = draw(st.sampled_from([0, 1, 2, 7, 8, 9, 17, 100, 700]))
+    tall = draw(st.sampled_from([0, 1, 3, 64, 100, 4097]))
+    largest = draw(st.sampled_from([0, 1, 3, 40, 127, 128, 255, 256, 40_000, 2**24, 2**31 - 1, 2**44]))
+    kinds = [k for k in (torch.int8, torch.int16, torch.int32, torch.int64) if largest <= torch.iinfo(k).max]
+    kind = draw(st.sampled_from(kinds + [k for k, most in FLOATS.items() if largest <= most]))
+    counts = torch.randint(-largest, largest + 1, (rows, wide))
+    pattern = draw(st.sampled_from(["sparse", "dense", "equal", "one input", "bursts"]))
+    if pattern == "sparse":
+        counts[torch.rand(rows, wide) < draw(st.sampled_from([0.5, 0.9]))] = 0
+    elif pattern == "equal":
+        counts = torch.full_like(counts, largest)
+    elif pattern == "one input":
+        counts[:, 1:] = 0
+    elif pattern == "bursts":
+        counts[torch.rand(rows, wide) < 0.99] = 1
+    weight = torch.randint(-128, 128, (tall, wide), dtype=torch.int8)
+    if draw(st.booleans()):
+        weight = torch.full_like(weight, draw(st.sampled_from([-128, 127])))
+    if draw(st.integers(0, 3)):
+        weight = ops.input_major(weight)
+    return counts.to(kind), weight
+
+
+def poison():
+    from fastsnn_kernel_numba import launch
+
+    for array in vars(launch._kept).values():
+        array.fill(0x5A)
+
+
+@quick
+@given(cases())
+def test_counts(case):
+    counts, weight = case
+    poison()
+    found = event.COUNT_LINEAR("cpu", counts, weight)
+    assert ops.paths()["count_linear"].startswith("numba")
+    assert found.dtype == torch.int64
+    assert torch.equal(found, event.count_linear_naive(counts, weight))
+
+
+@quick
+@given(cases(), st.booleans())
+def test_events_in_any_order_and_more_than_once(case, twice):
+    counts, weight = case
+    index = counts.reshape(-1).nonzero()[:, 0]
+    weights = counts.reshape(-1)[index].to(torch.int64)
+    if twice:
+        index, weights = torch.cat((index, index)), torch.cat((weights, -3 * weights))
+    order = torch.randperm(len(index))
+    poison()
+    args = (index[order], weights[order], len(counts), weight)
+    assert torch.equal(event.EVENT_LINEAR("cpu", *args), event.event_linear_naive(*args))
+
+
+def test_few_events_skip_and_many_do_not():
+    weight = ops.input_major(torch.ones(8, 64, dtype=torch.int8))
+    one = torch.ones(1, 64, dtype=torch.int32)
+    ops.count_linear(SpikeTensor(one), weight)
+    assert ops.paths()["count_linear"] == "numba: events"
+    ops.count_linear(SpikeTensor(one), weight.contiguous())
+    assert ops.paths()["count_linear"] == "numba: dense"
+    ops.count_linear(SpikeTensor(one.expand(64, 64)), weight)
+    assert ops.paths()["count_linear"] == "numba: dense"
+    ops.event_linear(SpikeTensor(one), weight)
+    assert ops.paths()["event_linear"] == "numba: events"
+    ops.count_linear(SpikeTensor(one), weight.to(torch.int16))
+    assert ops.paths()["count_linear"] == "naive"
+
+
+@pytest.mark.parametrize("layout", [ops.input_major, torch.Tensor.contiguous])
+@pytest.mark.parametrize("kernel", ["naive", "numba"])
+def test_fractions_and_sums_beyond_64_bits_are_refused(kernel, layout):
+    weight = layout(torch.ones(3, 2, dtype=torch.int8))
+    with ops.use(kernel):
+        for kind in (torch.float32, torch.float64, torch.bfloat16):
+            with pytest.raises(ValueError, match="whole numbers"):
+                ops.count_linear(SpikeTensor(torch.tensor([[0.5, 1.0]], dtype=kind)), weight)
+            with pytest.raises(ValueError, match="whole numbers"):
+                ops.count_linear(SpikeTensor(torch.tensor([[float("nan"), 300.0]], dtype=kind)), weight)
+        for huge in (2**56, 2**62, -(2**63)):
+            with pytest.raises(OverflowError, match="do not fit the 64 bits"):
+                ops.count_linear(SpikeTensor(torch.tensor([[huge, 1]])), weight)
+
+
+def test_a_burst_on_one_input():
+    counts = torch.ones(20, 300, dtype=torch.int64)
+    counts[3, 5] = 12_345  # the second digit has one input, which torch's INT8 product gets wrong
+    weight = torch.randint(-128, 128, (30, 300), dtype=torch.int8)
+    assert torch.equal(event.COUNT_LINEAR("cpu", counts, weight), event.count_linear_naive(counts, weight))
+
+
+@pytest.mark.parametrize("largest", [100, 70_000])
+def test_where_the_int8_product_is_not_trusted_float32_is_exact(monkeypatch, largest):
+    from fastsnn_kernel_numba import linear
+
+    monkeypatch.setattr(linear, "trusted", lambda: False)
+    counts = torch.full((20, 3000), largest)
+    counts[:, ::7] = -largest
+    weight = torch.full((5, 3000), -128, dtype=torch.int8)
+    assert torch.equal(linear.dense(counts, weight), event.count_linear_naive(counts, weight))
