@@ -105,7 +105,7 @@ class FoldedSite(SpikeSite):
         """For ``print(model)``."""
         return f"channels={self.channels}"
 
-    def forward(self, x: Any, state: Any = None, reset: Tensor | None = None) -> Any:  # type: ignore[override]
+    def forward(self, x: Any, state: Any = None, reset: Tensor | None = None) -> Any:
         """Spikes of `x`; the state comes from and goes to the running `Stream`. Spikes pass as they are."""
         if self.neuron is None or isinstance(x, SpikeTensor):
             return x

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from attrs import frozen
 from fastsnn_model_sequential import Layer, settle
-from torch import Tensor, nn
+from torch import nn
 
 from fastsnn_core import Model, hookimpl, param
 from fastsnn_model_graph.steps import Network, Ref, Step, refs

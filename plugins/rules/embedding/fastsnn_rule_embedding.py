@@ -1,0 +1,35 @@
+"""Rule: embeddings are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+from torch import nn
+
+from fastsnn_core import Rule, hookimpl
+from fastsnn_core.conversion import Context, Replacement
+
+__version__ = "0.1.0"
+
+
+@frozen
+class Embedding(Rule):
+    """E[token]: a token is one spike in a one-hot vector, and looking its row up is that spike's event. Kept."""
+
+    name = "embedding"
+    covers = ("torch.nn.Embedding", "torch.nn.EmbeddingBag")
+
+    def matches(self, module: Any) -> bool:
+        """Whether this rule speaks for `module`."""
+        return isinstance(module, nn.Embedding | nn.EmbeddingBag)
+
+    def convert(self, module: Any, context: Context) -> Replacement:
+        """The table itself."""
+        return context.keep(module, "one token, one event: a row is looked up; the projection behind it spikes")
+
+
+@hookimpl
+def fastsnn_rules() -> list[type[Rule]]:
+    """This plugin's rules."""
+    return [Embedding]

@@ -1,0 +1,39 @@
+"""Rule: linear layers read spikes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+from torch import nn
+
+from fastsnn_core import Rule, hookimpl
+from fastsnn_core.conversion import Context, Replacement
+
+__version__ = "0.1.0"
+
+
+@frozen
+class Linear(Rule):
+    """y = V · (W c) + b for spikes (c, V); x [N, …, D] -> y [N, …, out].
+
+    The layer stays what it is: ``F.linear`` of a SpikeTensor multiplies the counts and scales once, so that with whole
+    weights counts, trains and events give the same bits.
+    """
+
+    name = "linear"
+    covers = ("torch.nn.Linear",)
+
+    def matches(self, module: Any) -> bool:
+        """Whether this rule speaks for `module`."""
+        return type(module) is nn.Linear
+
+    def convert(self, module: Any, context: Context) -> Replacement:
+        """The layer, reading spikes."""
+        return context.project(module, "weights kept")
+
+
+@hookimpl
+def fastsnn_rules() -> list[type[Rule]]:
+    """This plugin's rules."""
+    return [Linear]

@@ -1,0 +1,126 @@
+"""Rules: batch norm is folded away, norms over channels are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from fastsnn_core import Rule, hookimpl
+from fastsnn_core.conversion import Context, Replacement
+
+__version__ = "0.1.0"
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+KEPT = (
+    nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+    nn.LocalResponseNorm,
+)  # fmt: skip
+
+
+def affine(norm: Any) -> tuple[Tensor, Tensor]:
+    """(a, b) with norm(x) = a x + b per channel, from the running statistics, in float64."""
+    a = torch.rsqrt(norm.running_var.double() + norm.eps)
+    a = a if norm.weight is None else a * norm.weight.double()
+    b = -a * norm.running_mean.double()
+    return a, b if norm.bias is None else b + norm.bias.double()
+
+
+def set_weights(module: Any, weight: Tensor, bias: Tensor) -> None:
+    """Write both, making a bias where there was none."""
+    with torch.no_grad():
+        module.weight.copy_(weight)
+        if module.bias is None:
+            module.bias = nn.Parameter(torch.empty(len(bias), dtype=weight.dtype, device=weight.device))
+            module.bias.data = module.bias.data.to(module.weight.dtype)
+        module.bias.copy_(bias)
+
+
+def fold_back(norm: Any, layer: Any) -> bool:
+    """norm(layer(x)) into `layer`; False where it does not fit."""
+    if not isinstance(layer, (nn.Linear, *CONVS, *TRANSPOSED)):
+        return False
+    a, b = affine(norm)
+    out = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    if out != len(a):
+        return False
+    weight, bias = layer.weight.detach().double(), 0 if layer.bias is None else layer.bias.detach().double()
+    if isinstance(layer, TRANSPOSED):  # [in, out / groups, …]
+        per_group = a.reshape(layer.groups, 1, -1).expand(-1, weight.shape[0] // layer.groups, -1)
+        scaled = weight * per_group.reshape(weight.shape[0], -1)[(...,) + (None,) * (weight.ndim - 2)]
+    else:
+        scaled = weight * a.reshape(-1, *[1] * (weight.ndim - 1))
+    set_weights(layer, scaled, bias * a + b)
+    return True
+
+
+def fold_forward(norm: Any, layer: Any) -> bool:
+    """layer(norm(x)) into `layer`; False where it does not fit (a padded convolution sees 0, not the norm's shift)."""
+    a, b = affine(norm)
+    bias = 0 if getattr(layer, "bias", None) is None else layer.bias.detach().double()
+    if isinstance(layer, nn.Linear) and layer.in_features % len(a) == 0:
+        repeat = layer.in_features // len(a)  # a flattened [C, H, W] has C blocks
+        weight, a, b = layer.weight.detach().double(), a.repeat_interleave(repeat), b.repeat_interleave(repeat)
+        set_weights(layer, weight * a, bias + weight @ b)
+        return True
+    if not isinstance(layer, CONVS) or layer.in_channels != len(a) or layer.groups != 1:
+        return False
+    padded = layer.padding == "same" or (layer.padding != "valid" and any(layer.padding))
+    if padded and bool((b != 0).any()):
+        return False
+    weight, places = layer.weight.detach().double(), [1] * (layer.weight.ndim - 2)
+    shift = (weight * b.reshape(1, -1, *places)).flatten(1).sum(1)
+    set_weights(layer, weight * a.reshape(1, -1, *places), bias + shift)
+    return True
+
+
+@frozen
+class BatchNorm(Rule):
+    """BN(x) = a x + b per channel, with the running statistics: W' = a W, b' = a b + β backwards into the layer before;
+    W' = W a, b' = b + W β forwards into the layer behind (through a flatten). Exact in evaluation mode.
+
+    Without a neighbour that fits it is kept, as an affine map of numbers.
+    """
+
+    name = "batch_norm"
+    covers = tuple(f"torch.nn.{cls.__name__}" for cls in BATCH)
+
+    def matches(self, module: Any) -> bool:
+        """Whether this rule speaks for `module`."""
+        return isinstance(module, BATCH)
+
+    def convert(self, module: Any, context: Context) -> Replacement:
+        """Nothing, with its work done by a neighbour; or the norm itself."""
+        if module.running_mean is None:
+            return context.keep(module, "has no running statistics, so it works on each batch")
+        if context.before is not None and fold_back(module, context.before):
+            return context.passes(nn.Identity(), "folded into the layer before it")
+        if context.after is not None and fold_forward(module, context.after):
+            return context.passes(nn.Identity(), "folded into the layer behind it")
+        return context.keep(module, "an affine map of numbers: no linear or convolution directly before or behind it")
+
+
+@frozen
+class Norms(Rule):
+    """Norms whose statistics are the sample's own stay on numbers; the projection behind them spikes."""
+
+    name = "norms"
+    covers = tuple(f"torch.nn.{cls.__name__}" for cls in KEPT)
+
+    def matches(self, module: Any) -> bool:
+        """Whether this rule speaks for `module`."""
+        return isinstance(module, KEPT)
+
+    def convert(self, module: Any, context: Context) -> Replacement:
+        """The norm itself."""
+        return context.keep(module, "needs every channel's value; the projection behind it spikes")
+
+
+@hookimpl
+def fastsnn_rules() -> list[type[Rule]]:
+    """This plugin's rules."""
+    return [BatchNorm, Norms]

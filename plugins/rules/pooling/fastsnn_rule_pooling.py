@@ -1,0 +1,134 @@
+"""Rules: pooling on counts; flattening and dropout that hand spikes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import nn
+from torch.nn import functional as F
+
+from fastsnn_core import Rule, hookimpl, passing
+from fastsnn_core.conversion import Context, Replacement
+
+__version__ = "0.1.0"
+
+MAX = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
+AVG = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
+ADAPTIVE = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
+MAX_ARGS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+AVG_ARGS = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+MAX_CALLS = {
+    F.max_pool1d: nn.MaxPool1d, F.max_pool2d: nn.MaxPool2d, F.max_pool3d: nn.MaxPool3d,
+    torch.max_pool1d: nn.MaxPool1d, torch.max_pool2d: nn.MaxPool2d, torch.max_pool3d: nn.MaxPool3d,
+}  # fmt: skip
+AVG_CALLS = {F.avg_pool1d: nn.AvgPool1d, F.avg_pool2d: nn.AvgPool2d, F.avg_pool3d: nn.AvgPool3d}
+ADAPTIVE_CALLS = {
+    F.adaptive_avg_pool1d: nn.AdaptiveAvgPool1d,
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+    F.adaptive_avg_pool3d: nn.AdaptiveAvgPool3d,
+}
+
+
+def sizes(value: Any, dims: int) -> tuple[int, ...]:
+    """One number per dimension."""
+    return tuple(value) if isinstance(value, tuple | list) else (value,) * dims
+
+
+@frozen
+class Pooling(Rule):
+    """avg: Σ_window c with scale V / window;  max: max_window c with scale V.  x [N, C, …] -> y [N, C, …].
+
+    Both are exact on counts, since a window shares one threshold V > 0. Not taken onto counts, and kept: windows cut
+    off at the border (ceil_mode, padding that does not count), adaptive windows of different sizes, maxima that also
+    return their places, adaptive maxima.
+    """
+
+    name = "pooling"
+    covers = tuple(f"torch.nn.{cls.__name__}" for cls in (*MAX, *AVG, *ADAPTIVE))
+
+    def matches(self, module: Any) -> bool:
+        """Whether this rule speaks for `module`."""
+        return type(module) in {**MAX, **AVG, **ADAPTIVE}
+
+    def convert(self, module: Any, context: Context) -> Replacement:
+        """The same pool, on counts where they come."""
+        if type(module) in ADAPTIVE:
+            return self.adaptive(module, context, ADAPTIVE[type(module)])
+        if module.ceil_mode:
+            return context.keep(module, "ceil_mode cuts windows off at the border, so they are not of one size")
+        dims = {**MAX, **AVG}[type(module)]
+        kernel, padding = sizes(module.kernel_size, dims), sizes(module.padding, dims)
+        stride = sizes(module.stride if module.stride is not None else module.kernel_size, dims)
+        if type(module) in MAX:
+            if module.return_indices:
+                return context.keep(module, "returns the places of the maxima as well")
+            pool: nn.Module = passing.MaxPool(dims, kernel, stride, padding, sizes(module.dilation, dims))
+            return context.passes(pool, "maxima of counts; exact, since a window shares one threshold")
+        if getattr(module, "divisor_override", None) or (any(padding) and not module.count_include_pad):
+            return context.keep(module, "windows are divided by different numbers")
+        return context.passes(passing.AvgPool(dims, kernel, stride, padding), "sums of counts; exact")
+
+    def adaptive(self, module: Any, context: Context, dims: int) -> Replacement:
+        """Adaptive averages, where the windows are of one size."""
+        x = context.inputs[0] if context.inputs else None
+        if x is None:
+            return context.keep(module, "the size of its input is not known; give an example")
+        have = tuple(x.shape[-dims:])
+        wanted = tuple(n if m is None else m for n, m in zip(have, sizes(module.output_size, dims)))
+        if any(n % m for n, m in zip(have, wanted)):
+            return context.keep(module, f"windows over {have} to {wanted} are of different sizes")
+        return context.passes(passing.AdaptiveAvgPool(dims, wanted), "sums of counts; exact")
+
+    def lift(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:
+        """The module that a function call stands for."""
+        if function in MAX_CALLS:
+            given = dict(zip(MAX_ARGS, args)) | kwargs
+        elif function in AVG_CALLS:
+            given = dict(zip(AVG_ARGS, args)) | kwargs
+        elif function in ADAPTIVE_CALLS:
+            given = dict(zip(("input", "output_size"), args)) | kwargs
+        else:
+            return None
+        given.pop("input")
+        return {**MAX_CALLS, **AVG_CALLS, **ADAPTIVE_CALLS}[function](**given)
+
+
+@frozen
+class Shapes(Rule):
+    """flatten, dropout, identity: the same spikes in another shape, or fewer of them while training."""
+
+    name = "shapes"
+    covers = ("torch.nn.Flatten", "torch.nn.Identity", "torch.nn.Dropout", "torch.nn.AlphaDropout")
+
+    def matches(self, module: Any) -> bool:
+        """Whether this rule speaks for `module`."""
+        return type(module) in (nn.Flatten, nn.Identity, nn.Dropout)
+
+    def convert(self, module: Any, context: Context) -> Replacement:
+        """Its twin for spikes."""
+        if type(module) is nn.Dropout:
+            return context.passes(passing.Dropout(module.p), "drops counts in training only")
+        if type(module) is nn.Identity:
+            return context.passes(module)
+        if module.start_dim != 1 or module.end_dim != -1:
+            return context.keep(module, f"flattens only dimensions {module.start_dim} to {module.end_dim}")
+        return context.passes(passing.Flatten(), "the same spikes in one dimension")
+
+    def lift(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:
+        """The module that a function call stands for."""
+        if function in (torch.flatten, "flatten"):
+            given = dict(zip(("input", "start_dim", "end_dim"), args)) | kwargs
+            whole = given.get("start_dim", 0) == 1 and given.get("end_dim", -1) == -1
+            return nn.Flatten() if whole else None
+        if function is F.dropout:
+            given = dict(zip(("input", "p", "training", "inplace"), args)) | kwargs
+            return nn.Dropout(given.get("p", 0.5))
+        return None
+
+
+@hookimpl
+def fastsnn_rules() -> list[type[Rule]]:
+    """This plugin's rules."""
+    return [Pooling, Shapes]
