@@ -26,12 +26,12 @@ from fastsnn_serve.chat import ChatTemplate
 from fastsnn_serve.engine import CHUNK
 from fastsnn_serve.streams import Piece, Prompt, Stream, Want
 from fastsnn_text import ByteTokenizer, Sampling, attach, generate_ids, generate_text, train_bpe
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from fastsnn_core import build, create, save
-from fastsnn_core.state import leaves, nbytes
+from fastsnn_core.state import leaves, nbytes, tree_map
 
 TEXT = "Once upon a time a spike met a threshold. "
 
@@ -245,9 +245,11 @@ def test_echo_reads_long_prompts_in_chunks() -> None:
     with TestClient(app(model, chunk=16)) as http_client:
         body = {"prompt": prompt, "max_tokens": 5, "logprobs": 0, "echo": True, "seed": 4}
         made = http_client.post("/v1/completions", json=body).json()
+        alone = http_client.post("/v1/completions", json=body | {"echo": False}).json()
     ids = expected(model, prompt, 5, chunk=16, seed=4)
     assert made["choices"][0]["text"] == text_of(prompt + ids)
     found = made["choices"][0]["logprobs"]["token_logprobs"]
+    assert found[len(prompt) :] == alone["choices"][0]["logprobs"]["token_logprobs"]  # to the bit
     with torch.inference_mode():
         table = model(torch.tensor([prompt])).float().log_softmax(-1)[0]
     assert found[1 : len(prompt)] == pytest.approx(
@@ -334,6 +336,7 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "frequency_penalty": 1}, "frequency_penalty is not supported"),
     ({"prompt": "a", "logit_bias": {"5": 1}}, "logit_bias is not supported"),
     ({"prompt": "a", "temprature": 1}, "did you mean temperature"),
+    ({"prompt": "a", "\ud800": 1}, "no such field"),
     ({"prompt": "a", "model": 1}, "model: expected a string"),
     ({"prompt": ["a"] * 300}, "300 completions in one request"),
 ]
@@ -528,7 +531,13 @@ class Said:
     def __init__(self, engine: Engine, prompt: list[int], n: int, top: int | None = 0, **sampling: Any) -> None:
         self.pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         self.prompt = Prompt(prompt)
-        self.stream = Stream(self.prompt, Want(Sampling(**sampling), n, (), top), engine.tokenizer, self.pieces.put)
+        self.stream = Stream(self.prompt, Want(Sampling(**sampling), n, (), top), engine.tokenizer, self.hear)
+        self.final: list[torch.Tensor] = []
+
+    def hear(self, piece: Piece) -> None:
+        if piece.finish is not None:
+            self.final = [tensor.clone() for _, tensor in leaves(self.stream.state)]
+        self.pieces.put(piece)
 
     def result(self) -> tuple[list[int], list[float | None]]:
         """Token ids and their log-probabilities: every bit counts."""
@@ -570,6 +579,42 @@ def test_state_is_constant(model: Any) -> None:
     assert max(sizes) == 501
     assert len(late) == 1
     assert engine.sizes.growth == 0
+
+
+class Writes(torch.nn.Module):
+    """A model that spoils the state it is given, as one that writes in place would."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner, self.spec = inner, inner.spec
+
+    def forward(self, tokens: Any, state: Any = None, **options: Any) -> Any:
+        logits, new = self.inner(tokens, state, **options)
+        new = tree_map(torch.clone, new)
+        for _, tensor in leaves(state):
+            tensor.fill_(3)
+        return logits, new
+
+
+def test_models_may_write_into_their_state(model: Any) -> None:
+    engine, prompt = Engine(attached(Writes(model)), chunk=8), list(b"a prompt of some length")
+    for i in range(2):  # the second time from the cache
+        shared = Prompt(prompt)
+        saids = [Said(engine, prompt, 9, seed=seed, top=0) for seed in range(3)]
+        for said in saids:
+            said.stream.prompt, shared.users = shared, 3
+        assert [tokens for tokens, _ in run(engine, *saids)] == [
+            expected(model, prompt, 9, chunk=8, seed=seed) for seed in range(3)
+        ]
+        assert shared.state is None  # nobody needs it any more
+        longer = Said(engine, [*prompt, i], 3, seed=0)
+        assert run(engine, longer)[0][0] == expected(model, [*prompt, i], 3, chunk=8, seed=0)
+        scored = Said(engine, prompt, 9, seed=5)
+        scored.stream.prompt = Prompt(prompt, score=0)
+        scored.stream.prompt.users = 1
+        assert run(engine, scored)[0][0] == expected(model, prompt, 9, chunk=8, seed=5)
+    assert longer.prompt.cached > 0
+    engine.close()
 
 
 def test_streams_take_turns(model: Any) -> None:
@@ -765,6 +810,8 @@ BASES = {"first": [i * i % 251 for i in range(45)], "second": [9] + [i * i % 251
 @given(
     prompts=PROMPTS, snapshots=st.sampled_from([0, 1, 3, 1000]), together=st.booleans(), patient=st.booleans()
 )
+@example(prompts=[("first", 40, [], 1), ("first", 16, [], 9)], snapshots=1000, together=False, patient=True)
+@example(prompts=[("first", 16, [], 9), ("follow", 1, [2], 9)], snapshots=1000, together=False, patient=True)
 def test_with_cache_as_without(narrow: Any, prompts: Any, snapshots: int, together: bool, patient: bool) -> None:
     """Random prompts that share beginnings, continued turns, evictions, alone or together: the same bits."""
     asked: list[tuple[list[int], int, int]] = []
@@ -784,7 +831,11 @@ def test_with_cache_as_without(narrow: Any, prompts: Any, snapshots: int, togeth
             found += run(engine, said)
             assert not patient or until(lambda: idle(engine))
     assert [tokens for tokens, _ in found] == wanted
-    assert found == run(fresh, *[Said(fresh, ids, n, seed=seed) for ids, n, seed in asked])  # log-probabilities too
+    others = [Said(fresh, ids, n, seed=seed) for ids, n, seed in asked]
+    assert found == run(fresh, *others)  # log-probabilities too
+    for said, other in zip(saids, others, strict=True):  # and every bit of the state
+        assert all(map(torch.equal, said.final, other.final))
+        assert said.final
     engine.close()
     fresh.close()
     if snapshots == 1000 and patient and not together:
