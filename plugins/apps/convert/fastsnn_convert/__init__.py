@@ -1,0 +1,57 @@
+"""Converting trained networks to spiking ones: ``convert(source, …) -> Conversion``."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Conversion": "result",
+    "ConversionError": "result",
+    "Report": "report",
+    "TinyANN": "ann2snn",
+    "convert_ann_to_snn": "ann2snn",
+}
+__all__ = sorted([*_EXPORTS, "convert"])
+
+
+def convert(source: Any, *, to: str | Path | None = None, neuron: Any = "adaptive_threshold", **options: Any) -> Any:
+    """A trained network as a spiking one, a `Conversion` with ``.model``, ``.report`` and ``.save(path)``.
+
+    `source` is a Hugging Face directory (a language model; options of `fastsnn_convert.language`), an ``nn.Module``, a
+    ``.snn`` bundle, or a state dict or ``.safetensors`` file together with ``spec=`` (options of
+    `fastsnn_convert.modules.convert_module`). `neuron` is a neuron component, its name, or a table as in a spec; `to`
+    writes a bundle. Errors: `ConversionError`, naming the file or the part, the reason, and what is possible.
+    """
+    from fastsnn_convert.modules import convert_module, from_bundle, from_weights
+
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        if (Path(source) / "weights.safetensors").is_file() and (Path(source) / "meta.json").is_file():
+            done = convert_module(from_bundle(source), neuron=neuron, **options)
+        else:
+            from fastsnn_convert.language import convert_language
+
+            done = convert_language(source, neuron=neuron, **options)
+    elif isinstance(source, str | Path | dict):
+        spec, names = options.pop("spec", None), options.pop("names", None)
+        done = convert_module(from_weights(source, spec, names), neuron=neuron, **options)
+    else:
+        done = convert_module(source, neuron=neuron, **options)
+    if to is not None:
+        done.save(to)
+    return done
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'fastsnn_convert' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fastsnn_convert.{_EXPORTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

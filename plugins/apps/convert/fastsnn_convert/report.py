@@ -1,0 +1,147 @@
+"""The conversion report: plain JSON data, one row per module, with a text and an HTML face.
+
+    source, kind, neuron, coverage, steps, parameters      what was converted, and how
+    modules   name, class, status, rule, note, parameters, site, silent_fraction, spikes_per_channel, steps,
+              saturation, error (this module alone), cumulative (this and all before it)
+    quality   figures of the whole;  curve  figures against steps;  obstacles  what keeps it out of a bundle
+
+Errors are relative: ‖y - y₀‖ / ‖y₀ - mean y₀‖ of the network's output on calibration data. `None` is "not measured".
+"""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from typing import Any
+
+BAD_ERROR, BAD_SATURATION, BAD_SILENCE = 0.2, 0.02, 0.999
+COLUMNS = {
+    "name": "module",
+    "class": "class",
+    "status": "status",
+    "rule": "rule",
+    "parameters": "parameters",
+    "silent_fraction": "silent",
+    "spikes_per_channel": "spikes",
+    "steps": "steps",
+    "saturation": "saturated",
+    "error": "alone",
+    "cumulative": "so far",
+}
+
+
+def row(name: str, kind: str, status: str, rule: str = "", note: str = "", **more: Any) -> dict[str, Any]:
+    """A module's row; what is not given is not measured."""
+    blank: dict[str, Any] = dict.fromkeys(
+        ("site", *(c for c in COLUMNS if c not in ("name", "class", "status", "rule")))
+    )
+    return {"name": name, "class": kind, "status": status, "rule": rule, "note": note} | blank | more
+
+
+def shown(key: str, value: Any) -> str:
+    """A value of a column as text."""
+    if value is None:
+        return ""
+    if key in ("silent_fraction", "saturation"):
+        return f"{value:.1%}"
+    if isinstance(value, float):
+        return f"{value:.3g}" if key in ("error", "cumulative") else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+class Report(dict[str, Any]):
+    """The data (a dict, as JSON), with `summary`, `html` and `json`."""
+
+    def json(self) -> str:
+        """As JSON text."""
+        return json.dumps(self, indent=2, allow_nan=False)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many modules there are of each status."""
+        found: dict[str, int] = {}
+        for r in self.get("modules", []):
+            found[r["status"]] = found.get(r["status"], 0) + 1
+        return found
+
+    def advice(self) -> list[str]:
+        """What to try where a layer is bad: one line each, worst first."""
+        says = []
+        for r in sorted(self.get("modules", []), key=lambda r: -(r["error"] or 0.0)):
+            name = r["name"]
+            if r["status"] == "refused":
+                says.append((9.0, f"{name} was refused: {r['note']}"))
+            if (r["saturation"] or 0.0) > BAD_SATURATION:
+                fix = "give it one step more, a lower k, or scale its outlier channels into the weights"
+                says.append((r["saturation"], f"{name} saturates in {r['saturation']:.1%} of its channels: {fix}"))
+            elif (r["error"] or 0.0) > BAD_ERROR:
+                fix = "give it one step more (steps_per_site), more calibration data, or train the network a little"
+                says.append((r["error"], f"{name} alone costs {r['error']:.0%} of the output: {fix}"))
+            if (r["silent_fraction"] or 0.0) > BAD_SILENCE:
+                says.append((8.0, f"{name} is silent: lower its threshold (a higher k), or check the calibration data"))
+        untouched = [r["name"] for r in self.get("modules", []) if r["status"] == "kept" and not r["rule"]]
+        if untouched:
+            names = ", ".join(untouched[:5]) + (f" and {len(untouched) - 5} more" if len(untouched) > 5 else "")
+            says.append(
+                (0.0, f"no rule covers {names}: kept intact; write a rule plugin (fastsnn new-plugin rule NAME)")
+            )
+        for what in self.get("obstacles", []):
+            says.append((0.0, f"{what} keeps the network out of a bundle: give it a Model component as its .spec"))
+        return [text for _, text in sorted(says, key=lambda s: -s[0])]
+
+    def head(self) -> str:
+        """One paragraph: what was done."""
+        counts = ", ".join(f"{n} {status}" for status, n in self.counts.items())
+        what = f"{self.get('source', 'network')} → {self.get('model', 'spiking network')}"
+        steps = self.get("steps")
+        held = f", {steps} {self.get('code', '')} steps" if steps else ""
+        said = f"{what}: {counts}; {self.get('neuron')}{held}, coverage {self.get('coverage')}"
+        quality = self.get("quality") or {}
+        figures = ", ".join(f"{k.replace('_', ' ')} {shown('', v)}" for k, v in quality.items() if v is not None)
+        return said + (f"; {figures}" if figures else "")
+
+    def summary(self) -> str:
+        """A table for a terminal."""
+        rows = [list(COLUMNS.values())]
+        for r in self.get("modules", []):
+            rows.append([shown(key, r.get(key)) for key in COLUMNS])
+        widths = [max(len(line[i]) for line in rows) for i in range(len(COLUMNS))]
+        text = [self.head(), ""]
+        text += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in rows]
+        if curve := self.get("curve"):
+            text += ["", "against steps"] + [
+                "  " + ", ".join(f"{k} {shown(k, v)}" for k, v in r.items()) for r in curve
+            ]
+        if advice := self.advice():
+            text += ["", "what to try", *(f"  {line}" for line in advice)]
+        return "\n".join(text)
+
+    def html(self) -> str:
+        """A section of a page: plain, self-contained, no script."""
+        head = "".join(f"<th>{escape(title)}</th>" for title in COLUMNS.values())
+        body = []
+        for r in self.get("modules", []):
+            cells = "".join(f"<td>{escape(shown(key, r.get(key)))}</td>" for key in COLUMNS)
+            body.append(f'<tr title="{escape(r["note"])}">{cells}</tr>')
+        notes = "".join(
+            f"<li>{escape(r['name'])}: {escape(r['note'])}</li>" for r in self.get("modules", []) if r["note"]
+        )
+        advice = "".join(f"<li>{escape(line)}</li>" for line in self.advice())
+        parts = [
+            f'<section id="conversion"><h2>Conversion</h2><p>{escape(self.head())}.</p>',
+            f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>",
+            curve_table(self.get("curve") or []),
+            f"<h3>What to try</h3><ul>{advice}</ul>" if advice else "",
+            f"<details><summary>Notes</summary><ul>{notes}</ul></details>" if notes else "",
+        ]
+        return "".join(parts) + "</section>\n"
+
+
+def curve_table(rows: list[dict[str, Any]]) -> str:
+    """Quality against steps."""
+    if not rows:
+        return ""
+    keys = list(rows[0])
+    head = "".join(f"<th>{escape(k.replace('_', ' '))}</th>" for k in keys)
+    body = "".join("<tr>" + "".join(f"<td>{escape(shown(k, r.get(k)))}</td>" for k in keys) + "</tr>" for r in rows)
+    return f"<h3>Against steps</h3><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
