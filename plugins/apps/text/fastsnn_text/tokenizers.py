@@ -124,6 +124,10 @@ class TextStream:
         if whole.endswith("�"):
             return ""
         piece, self.said = whole[len(self.said) :], whole
+        if len(self.ids) > 64:  # what came long before changes nothing now: decode a window, or time is quadratic
+            tail = self.tokenizer.decode(self.ids[-16:])
+            if tail and whole.endswith(tail):
+                self.ids, self.said = self.ids[-16:], tail
         return piece
 
     def close(self) -> str:
