@@ -25,6 +25,7 @@ from fastsnn_serve.cache import PrefixCache, keys, worth_keeping
 from fastsnn_serve.chat import ChatTemplate
 from fastsnn_serve.engine import CHUNK
 from fastsnn_serve.streams import Piece, Prompt, Stream, Want
+from fastsnn_serve.writer import Writer
 from fastsnn_text import ByteTokenizer, Sampling, attach, generate_ids, generate_text, train_bpe
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -698,6 +699,16 @@ def test_disconnect_frees(model: Any, stream: bool) -> None:
         assert send(handle, "POST", "/v1/completions", {"prompt": "a", "max_tokens": 2})[0] == 200
 
 
+def test_leaving_while_sending_is_no_fault(handle: Any, caplog: pytest.LogCaptureFixture) -> None:
+    link = socket.create_connection(("127.0.0.1", handle.port), timeout=30)
+    link.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    time.sleep(0.05)
+    link.close()
+    metrics = handle.app.state.engine.metrics
+    assert until(lambda: 'endpoint="/v1/completions",code="499"' in metrics.render())
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_close_ends_streams_and_tells_them(model: Any) -> None:
     handle = serve(model, port=0, block=False)
     link = connect(handle, {"prompt": "a", "max_tokens": 10**6, "temperature": 0, "stream": True})
@@ -898,6 +909,16 @@ def test_chat_template_of_the_bundle(tmp_path: Any) -> None:
             for t, o in zip(found.tokens, found.text_offset, strict=True)
             if o < len(TEXT)
         )
+
+
+def test_long_texts_stay_cheap() -> None:
+    """A stream's text is decoded in a window, and says what decoding all of it says."""
+    tokenizer = train_bpe([TEXT * 20, "漢字 héé 🎉 " * 20], 300)
+    ids = tokenizer.encode((TEXT + "漢字 🎉 ") * 12)
+    writer = Writer(tokenizer, ())
+    assert "".join([*(writer.push(i, None)[0] for i in ids), writer.close()[0]]) == tokenizer.decode(ids)
+    assert len(ids) > 300
+    assert len(writer.stream.ids) < 70
 
 
 def test_broken_chat_template_is_told_at_the_start(model: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from torch import nn
@@ -91,6 +91,8 @@ class Server:
                 response = await endpoint(request)
             except Invalid as error:
                 response = failure(error)
+            except ClientDisconnect:  # while it was sending; nobody reads this
+                response = Response(status_code=499)
             self.engine.metrics.add("fastsnn_requests_total", labels=f'endpoint="{path}",code="{response.status_code}"')
             return response
 
