@@ -112,8 +112,8 @@ def _chunked(
         decay = chunks(log_g).cumsum(3)  # L [B,G,N,C,K]; padded tokens have log-gate 0
         last = decay[:, :, :, -1:]
         middle = decay[:, :, :, size // 2 : size // 2 + 1].detach()
-        rise = (decay - middle).exp()
-        q_in, k_in = qc * rise[:, :, :, None], kc / rise
+        # two exponentials, not one and its inverse: the gradient of 1/e^x squares e^x and leaves float32
+        q_in, k_in = qc * (decay - middle).exp()[:, :, :, None], kc * (middle - decay).exp()
         q_state, k_state = qc * decay.exp()[:, :, :, None], kc * (last - decay).exp()
         carry = last.squeeze(3).exp()  # [B,G,N,K]
     else:

@@ -29,6 +29,7 @@ from fastsnn_core.testing import checks, models, strategies
 Check = Callable[[str, type[Component]], None]
 HEAVY = ("matplotlib", "triton", "datasets", "transformers", "numba", "starlette", "uvicorn", "tensorboard", "onnx")
 CHECKS: dict[str, dict[str, Check]] = {kind: {} for kind in KINDS}
+torch.set_num_threads(1)  # the tensors here are tiny: a second thread only waits
 quick = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 
 

@@ -1,0 +1,48 @@
+"""Writes docs/kinds/<kind>.md from the hooks and the installed first-party components: ``python docs/docs_kinds.py``."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from fastsnn_core import describe, hookspecs, toml
+from fastsnn_core.catalogue import FIRST_PARTY
+from fastsnn_core.component import KINDS
+from fastsnn_core.plugins import registry
+from fastsnn_core.testing.conformance import CHECKS
+
+HERE = Path(__file__).parent / "kinds"
+
+
+def page(kind: str) -> str:
+    """The page of a kind: its contract, its checks, its first-party components."""
+    hook, base = getattr(hookspecs, f"fastsnn_{kind}s"), KINDS[kind]
+    lines = [f"# {kind}", "", inspect.cleandoc(base.__doc__ or ""), ""]
+    lines += [f"Hook: `fastsnn_{kind}s`. {inspect.cleandoc(hook.__doc__)}", ""]
+    lines += [f"A new one: `fastsnn new-plugin {kind} acme-{kind}`. The kit checks:", ""]
+    lines += [f"- *{name}*: {inspect.cleandoc(check.__doc__ or '').splitlines()[0]}" for name, check in CHECKS[kind].items()]
+    for name in FIRST_PARTY.get(kind, ()):
+        data = describe.describe(*registry().find(kind, name))
+        lines += ["", f"## {name}", "", f"`pip install fastsnn-{kind}-{name.replace('_', '-')}`", "", "```text", data["doc"], "```"]
+        if data["parameters"]:
+            lines += ["", "| parameter | type | default | allowed | meaning |", "| --- | --- | --- | --- | --- |"]
+        for row in data["parameters"]:
+            default = "required" if row["required"] else "" if row["default"] is None else f"`{toml.value(row['default'])}`"
+            allowed = "; ".join(filter(None, [row["bounds"], row["unit"]]))
+            cells = (f"`{row['name']}`", row["type"], default, allowed, row["doc"])
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        broken = [flag for flag, kept in data["contract"].items() if not kept]
+        if broken:
+            lines += ["", f"Does not promise: {', '.join(broken)}."]
+    return "\n".join(lines) + "\n"
+
+
+def write() -> None:
+    """Write every page."""
+    HERE.mkdir(exist_ok=True)
+    for kind in KINDS:
+        (HERE / f"{kind}.md").write_text(page(kind), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,171 @@
+"""Bundles: whole or refused, by name; nothing half-written; equal bytes after load and save."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import attrs
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fastsnn_core import BundleError, Model, build, bundle, hookimpl, load, param, plugins, save, spec
+
+
+@attrs.frozen
+class Toy(Model):
+    """y = W x."""
+
+    name = "toy"
+    width: int = param(3, ge=1, doc="width")
+
+    def build(self):
+        layer = nn.Sequential(nn.Linear(self.width, self.width), nn.Linear(self.width, self.width))
+        layer[1].weight = layer[0].weight  # tied
+        layer.register_buffer("k", torch.tensor(3.0))
+        return layer
+
+
+class Plugin:
+    @hookimpl
+    def fastsnn_models(self):
+        return [Toy]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def toys():
+    found = plugins.Registry()
+    found.load(plugins.Plugin("acme", "acme-toys", "1.2.3", "acme"), Plugin())
+    patch = pytest.MonkeyPatch()
+    for module in (plugins, spec, bundle):
+        patch.setattr(module, "registry", lambda: found)
+    yield found
+    patch.undo()
+
+
+@pytest.fixture
+def path(tmp_path):
+    torch.manual_seed(0)
+    return save(build(Toy()), tmp_path / "m.snn", tokenizer='{"a": 1}')
+
+
+def test_round_trip_is_byte_identical(path, tmp_path):
+    model = load(path)
+    assert model.spec == Toy()
+    assert model[1].weight is model[0].weight
+    again = save(model, tmp_path / "again.snn")
+    for file in path.iterdir():
+        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
+
+
+def test_config_is_filled_qualified_and_says_what_it_needs(path):
+    config = json.loads((path / "config.json").read_text())
+    assert config["model"] == {"kind": "acme/toy", "width": 3}
+    assert config["distributions"] == {"acme-toys": "1.2.3"}
+    assert (config["fastsnn"], config["bundle"], config["tied"]) == (1, 1, {"1.weight": "0.weight"})
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_every_flipped_bit_and_truncation_is_refused_by_name(tmp_path_factory, data):
+    path = save(build(Toy()), tmp_path_factory.mktemp("b") / "m.snn", tokenizer='{"a": 1}')
+    file = data.draw(st.sampled_from(sorted(path.iterdir())))
+    raw = bytearray(file.read_bytes())
+    if data.draw(st.booleans()):
+        raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        raw = raw[: data.draw(st.integers(0, len(raw) - 1))]
+    file.write_bytes(raw)
+    with pytest.raises(BundleError, match=file.name):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "weights.safetensors", "meta.json", "tokenizer.json"])
+def test_a_missing_file_is_named(path, name):
+    (path / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        load(path)
+
+
+def test_no_bundle_at_all(tmp_path):
+    with pytest.raises(BundleError, match="does not exist"):
+        load(tmp_path / "nothing.snn")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleError, match="is a file"):
+        load(tmp_path / "file")
+
+
+def rewrite(path, change):
+    """Alter config.json and seal the bundle again, as a careful forger (or a later version) would."""
+    config = json.loads((path / "config.json").read_text())
+    change(config)
+    (path / "config.json").write_text(bundle.dump(config))
+    meta = json.loads((path / "meta.json").read_text())
+    meta["files"]["config.json"] = bundle.digest(path / "config.json")
+    (path / "meta.json").write_text(bundle.dump(bundle.sealed(meta)))
+
+
+def test_a_missing_plugin_says_what_to_install(path):
+    rewrite(path, lambda c: (c["model"].update(kind="gone/net"), c["distributions"].update({"gone-nets": "0.4"})))
+    with pytest.raises(BundleError, match="pip install 'gone-nets>=0.4'"):
+        load(path)
+
+
+def test_a_newer_format_says_so(path):
+    rewrite(path, lambda c: c.update(bundle=2))
+    with pytest.raises(BundleError, match="bundle format 2.*newer fastsnn-core"):
+        load(path)
+
+
+def test_weights_that_do_not_fit_are_named(path):
+    rewrite(path, lambda c: c["model"].update(width=4))
+    with pytest.raises(BundleError, match=r"0.weight has shape \(3, 3\), \(4, 4\) expected"):
+        load(path)
+
+
+def test_a_file_outside_the_bundle_is_refused(path):
+    meta = json.loads((path / "meta.json").read_text())
+    meta["files"]["../outside"] = {"bytes": 1, "sha256": ""}
+    (path / "meta.json").write_text(bundle.dump(bundle.sealed(meta)))
+    (path.parent / "outside").write_text("x")
+    with pytest.raises(BundleError, match="outside the bundle"):
+        load(path)
+
+
+def test_a_failing_save_leaves_everything_as_it_was(path, monkeypatch):
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    monkeypatch.setattr(bundle, "digest", lambda p: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save(build(Toy()), path)
+    assert {p.name: p.read_bytes() for p in path.iterdir()} == before
+    assert [p.name for p in path.parent.iterdir()] == ["m.snn"]
+
+
+def test_it_overwrites_bundles_only(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="is no bundle; it is left alone"):
+        save(build(Toy()), tmp_path / "thesis")
+    save(build(Toy()), tmp_path / "a.snn")
+    save(build(Toy()), tmp_path / "a.snn")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.snn", "thesis"]
+
+
+def test_other_number_types_survive(tmp_path):
+    path = save(build(Toy()).to(torch.bfloat16), tmp_path / "h.snn")
+    assert load(path)[0].weight.dtype == torch.bfloat16
+
+
+def test_a_model_without_a_spec_says_what_to_do(tmp_path):
+    with pytest.raises(BundleError, match=r"has no \.spec; build it with"):
+        save(nn.Linear(2, 2), tmp_path / "x.snn")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lost_bundle_points_at_what_was_kept(path):
+    shutil.move(path, path.with_name(".m.snn.1-abc.old"))
+    with pytest.raises(BundleError, match=r"an earlier version was kept at .*\.old"):
+        load(path)

@@ -1,0 +1,88 @@
+"""SpikeTensor: views, torch's protocol, packing, sparsities."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from torch.nn import functional as F
+
+from fastsnn_core import SpikeTensor, ops
+from fastsnn_core.testing import strategies
+
+
+def example() -> SpikeTensor:
+    counts = torch.tensor([[[0.0, 2.0, -3.0], [1.0, 0.0, 0.0]]])
+    return SpikeTensor(counts, torch.tensor([[[0.5], [2.0]]]))
+
+
+def test_value_is_counts_times_scale():
+    assert example().value().tolist() == [[[0.0, 1.0, -1.5], [2.0, 0.0, 0.0]]]
+
+
+def test_linear_scales_once_and_adds_the_bias_once():
+    s, w, b = example(), torch.randn(4, 3), torch.randn(4)
+    torch.testing.assert_close(F.linear(s, w, b), F.linear(s.value(), w, b))
+    layer = torch.nn.Linear(3, 4)
+    torch.testing.assert_close(layer(s), layer(s.value()))
+
+
+def test_a_scale_per_channel_stays_inside_the_sum():
+    s = SpikeTensor(torch.ones(2, 3), torch.tensor([1.0, 2.0, 4.0]))
+    assert F.linear(s, torch.ones(1, 3)).tolist() == [[7.0], [7.0]]
+
+
+def test_it_behaves_like_a_tensor_where_asked():
+    s = example()
+    assert s.shape == (1, 2, 3)
+    assert (s.ndim, s.size(-1), s.numel(), len(s)) == (3, 3, 6, 1)
+    torch.testing.assert_close(s + 1, s.value() + 1)
+    torch.testing.assert_close(1 - s, 1 - s.value())
+    torch.testing.assert_close(torch.ones(1, 2, 3) * s, s.value())
+    torch.testing.assert_close(torch.relu(s), s.value().relu())
+    torch.testing.assert_close(s[:, :1], s.value()[:, :1])
+    assert s.to(torch.float64).dtype == torch.float64
+    assert s.pack().to(torch.float64).counts.dtype == torch.int8
+
+
+def test_gradients_pass_through_counts():
+    x = torch.tensor([[0.3, -1.7]], requires_grad=True)
+    spikes = SpikeTensor(ops.count(x / 0.5, -9, 9, slope=torch.ones_like), torch.tensor(0.5))
+    F.linear(spikes, torch.tensor([[2.0, 3.0]])).sum().backward()
+    assert x.grad.tolist() == [[2.0, 3.0]]
+
+
+@given(strategies.spike_arrays())
+def test_events_are_the_counts(counts):
+    spikes = SpikeTensor(counts)
+    assert torch.equal(spikes.event().counts.to(torch.int64), counts)
+    assert len(spikes.event().index) == int((counts != 0).sum())
+
+
+def test_packing_takes_the_smallest_type_and_never_wraps():
+    assert SpikeTensor(torch.tensor([127.0])).pack().counts.dtype == torch.int8
+    assert SpikeTensor(torch.tensor([128.0])).pack().counts.dtype == torch.int16
+    assert SpikeTensor(torch.tensor([-40000.0])).pack().counts.dtype == torch.int32
+    with pytest.raises(ValueError, match="does not fit 32 bits"):
+        SpikeTensor(torch.tensor([3e9], dtype=torch.float64)).pack()
+    with pytest.raises(ValueError, match="not whole"):
+        SpikeTensor(torch.tensor([0.5])).pack()
+
+
+def test_three_sparsities_by_name():
+    found = SpikeTensor(torch.tensor([[0, 1, -3, 4]])).sparsity()
+    assert found.silent_fraction == 0.25
+    assert found.spikes_per_channel == (0 + 1 + 2 + 1) / 4  # binary digits that are 1
+    assert found.steps == 3
+    assert found.slot_sparsity == 1 - 1.0 / 3
+    assert found.mean_count == 2.0
+    assert found.largest == 4
+
+
+def test_a_wrong_view_says_what_to_call():
+    with pytest.raises(ValueError, match=r"\.dense\(coder\)"):
+        _ = example().train
+    with pytest.raises(ValueError, match=r"\.event\(\)"):
+        _ = example().index
+    with pytest.raises(ValueError, match="as many weights"):
+        SpikeTensor.from_train(torch.zeros(3, 2), torch.ones(2))

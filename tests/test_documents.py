@@ -1,0 +1,70 @@
+"""Every code block a reader could copy runs: README, docs, plugins' READMEs, and the two documents the user began with."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("plugins/*/*/README.md"))]
+PAGES += sorted(ROOT.glob("contrib/*/README.md"))
+BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+SEED_SIZES = {  # what would take too long on two cores, and the server that would never return
+    "seq_len=2048)": "seq_len=64, max_steps=3, batch_size=2)",
+    "new_seq_len=8192)": "new_seq_len=256, max_steps=1)",
+    "port=8000)": "port=0, block=False).close()",
+}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return [re.sub(rf"^{m[1]}", "", m[3], flags=re.MULTILINE) for m in BLOCK.finditer(text) if m[2] == language]
+
+
+def run(parts: list[str], name: str) -> None:
+    """All blocks of a page in one namespace, as a reader would go through it."""
+    torch.manual_seed(0)
+    space = {"__name__": "__main__"}
+    for n, part in enumerate(parts, 1):
+        exec(compile(part, f"{name} block {n}", "exec"), space)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(encoding="utf-8"), "python")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_python_blocks_run(page, tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTSNN_DATA", str(data))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run(blocks(page.read_text(encoding="utf-8"), "python"), page.name)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(encoding="utf-8"), "toml")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_toml_blocks_build(page):
+    from fastsnn_core.testing.models import check_toml_blocks
+
+    check_toml_blocks(page.read_text(encoding="utf-8"), page.name)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_seed_documents_run(number, tmp_path, monkeypatch, data):
+    """Verbatim, apart from the sizes in SEED_SIZES."""
+    seeds = sorted((data.parent / "seeds").glob("*.txt")) if (data.parent / "seeds").is_dir() else []
+    if len(seeds) < 2:
+        pytest.skip("the seed documents are not here")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTSNN_DATA", str(data))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    text = seeds[number].read_text(encoding="utf-8")
+    for old, new in SEED_SIZES.items():
+        text = text.replace(old, new)
+    parts = blocks(text, "python")
+    assert len(parts) == (1, 3)[number]
+    run(parts, f"seed {number}")
+    made = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    if number == 0:
+        assert "artifacts/my_model.snn/weights.safetensors" in made
+        assert "runs/exp_demo/index.html" in made
+    assert os.getcwd() == str(tmp_path)

@@ -1,0 +1,168 @@
+"""The house keeps its rules: plugins are whole and alike, imports are declared, surfaces are frozen, docs are current."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import fastsnn_core
+from fastsnn_core import hookspecs
+from fastsnn_core.catalogue import FIRST_PARTY
+from fastsnn_core.component import KINDS
+
+ROOT = Path(__file__).resolve().parents[1]
+PLUGINS = sorted(p.parent for p in ROOT.glob("plugins/*/*/pyproject.toml"))
+CONTRIB = sorted(p.parent for p in ROOT.glob("contrib/*/pyproject.toml"))
+TRACKED = [
+    ROOT / name
+    for name in subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False).stdout.split("\n")
+    if name and (ROOT / name).is_file()
+]
+OPTIONAL = {"fastsnn-kernel-triton", "fastsnn-lm-eval", "fastsnn-tracker-tensorboard"}
+
+
+def project(folder: Path) -> dict:
+    return tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def needs(folder: Path) -> set[str]:
+    found = project(folder)["project"]
+    rows = [*found["dependencies"], *(d for extra in found.get("optional-dependencies", {}).values() for d in extra)]
+    return {re.match(r"[A-Za-z0-9_-]+", row)[0].lower() for row in rows}
+
+
+def code(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*.py") if not p.name.startswith("test_")]
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("folder", PLUGINS + CONTRIB, ids=lambda p: p.name)
+def test_a_plugin_is_whole_and_declares_what_it_imports(folder):
+    found = project(folder)["project"]
+    assert (folder / "README.md").read_text(encoding="utf-8").startswith(f"# {found['name']}\n")
+    assert list(folder.glob("test_*.py")) or folder.parent.name == "apps", f"{folder} has no test"
+    assert project(folder)["build-system"]["build-backend"] == "flit_core.buildapi"
+    assert found["requires-python"] == ">=3.11"
+    if folder in PLUGINS:
+        assert found["license"] == "Apache-2.0"
+        kind = {"attention": "attention", "feedforward": "feedforward"}.get(folder.parent.name, folder.parent.name[:-1])
+        wanted = folder.name if folder.name == "fastsnn" else f"fastsnn-{'' if kind == 'app' else kind + '-'}{folder.name}"
+        assert found["name"] == wanted.replace("_", "-"), "distribution is named after kind and folder"
+    module = project(folder).get("tool", {}).get("flit", {}).get("module", {}).get("name", found["name"].replace("-", "_"))
+    used = {n for path in code(folder) for n in imports(path) if n.startswith("fastsnn")} - {module}
+    declared = {name.replace("-", "_") for name in needs(folder)}
+    lazy = {"fastsnn"} if folder.name == "serve" else set()
+    assert used <= declared | lazy, f"{folder.name} imports {sorted(used - declared)} without naming it in its pyproject"
+
+
+def test_versions_agree():
+    found = {}
+    for folder in PLUGINS:
+        module = project(folder).get("tool", {}).get("flit", {}).get("module", {}).get("name")
+        text = (folder / f"{module}.py", folder / module / "__init__.py")
+        body = next(p for p in text if p.is_file()).read_text(encoding="utf-8")
+        found[module] = re.search(r'^__version__ = "(.+)"', body, re.MULTILINE)[1]
+    assert set(found.values()) == {fastsnn_core.__version__}, found
+
+
+def test_core_depends_on_these_and_imports_no_other():
+    wanted = {"attrs", "cattrs", "numpy", "pluggy", "safetensors", "tomli", "torch"}
+    assert {re.match(r"[a-z]+", d)[0] for d in project(ROOT)["project"]["dependencies"]} == wanted
+    allowed = wanted | set(sys.stdlib_module_names) | {"fastsnn_core", "__future__"}
+    testing = {"hypothesis", "pytest", "matplotlib"}
+    for path in code(ROOT / "fastsnn_core"):
+        extra = imports(path) - allowed - (testing if "testing" in path.parts or path.name == "cli.py" else set())
+        assert not extra, f"{path.relative_to(ROOT)} imports {sorted(extra)}"
+
+
+def test_the_catalogue_is_what_the_folders_hold():
+    found: dict[str, set[str]] = {}
+    for folder in PLUGINS:
+        for name in project(folder)["project"].get("entry-points", {}).get("fastsnn1", {}):
+            kind = {"attention": "attention", "feedforward": "feedforward"}.get(folder.parent.name, folder.parent.name[:-1])
+            found.setdefault(kind, set()).add(name)
+    assert {kind: set(names) for kind, names in FIRST_PARTY.items()} == found
+
+
+def test_the_sdk_brings_every_first_party_plugin():
+    ours = {project(p)["project"]["name"] for p in PLUGINS} - {"fastsnn"} - OPTIONAL
+    assert ours | {"fastsnn-core"} == {n for n in needs(ROOT / "plugins/apps/fastsnn") if n.startswith("fastsnn")}
+
+
+def test_exports_exist_and_are_sorted():
+    assert fastsnn_core.__all__ == sorted(fastsnn_core.__all__)
+    for name in fastsnn_core.__all__:
+        assert getattr(fastsnn_core, name) is not None
+    assert "nonsense" not in dir(fastsnn_core)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = fastsnn_core.nonsense
+
+
+def test_every_hook_is_documented():
+    assert set(hookspecs.HOOKS) == {f"fastsnn_{kind}s" for kind in KINDS}
+    for name in hookspecs.HOOKS:
+        assert getattr(hookspecs, name).__doc__, name
+    for kind in KINDS:
+        text = (ROOT / "docs" / "kinds" / f"{kind}.md").read_text(encoding="utf-8")
+        assert f"`fastsnn_{kind}s`" in text
+
+
+def test_the_pages_of_the_kinds_are_current():
+    from docs_kinds import page, write  # noqa: F401
+
+    for kind in KINDS:
+        path = ROOT / "docs" / "kinds" / f"{kind}.md"
+        assert path.read_text(encoding="utf-8") == page(kind), f"run: python docs/docs_kinds.py ({path.name} is out of date)"
+
+
+def test_files_are_short_and_say_what_they_hold():
+    long = {}
+    for path in TRACKED:
+        if path.suffix == ".py":
+            text = path.read_text(encoding="utf-8")
+            if text.count("\n") > 400:
+                long[str(path.relative_to(ROOT))] = text.count("\n")
+            assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{path} does not say what lives there"
+    assert not long, long
+
+
+def test_no_host_of_a_registry_and_no_path_of_a_machine():
+    hosts = re.compile("|".join(["py" + r"pi\.org", r"files\.python" + "hosted", r"registry\.npm" + "js", r"download\.py" + "torch"]))
+    paths = re.compile(r"/(?:" + "wo" + "rk|fa" + r"rm)/[\w.]|/opt/" + r"wheels|/root/\.")
+    for path in TRACKED:
+        if path.suffix in (".py", ".md", ".toml", ".txt", ".yml", ""):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            assert not hosts.search(text), f"{path} names a package registry's host"
+            assert not paths.search(text), f"{path} has a path of one machine"
+
+
+def test_the_top_level_stays():
+    wanted = {"fastsnn_core", "plugins", "contrib", "tests", "benchmarks", "docs"}
+    wanted |= {"pyproject.toml", "noxfile.py", "oneclick.py", "README.md", "LICENSE", "constraints.txt", ".gitignore", ".ci"}
+    assert {p.relative_to(ROOT).parts[0] for p in TRACKED} == wanted
+
+
+def test_real_data_is_never_committed():
+    for path in TRACKED:
+        assert path.suffix not in (".safetensors", ".bin", ".gz", ".npy", ".parquet", ".pth", ".ckpt"), path
+        assert path.stat().st_size < 400_000 or path.suffix == ".png", path
+
+
+sys.path.insert(0, str(ROOT / "docs"))

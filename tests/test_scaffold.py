@@ -1,0 +1,75 @@
+"""The scaffold cannot rot: one plugin per kind is written, really installed, and passes its own conformance."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+
+import pytest
+
+from fastsnn_core.component import KINDS
+from fastsnn_core.scaffold import BODIES, new_plugin
+
+
+def python(folder, *words, **env):
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, check=False, env=os.environ | env, cwd=folder
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_kind_has_a_template():
+    assert set(BODIES) == set(KINDS)
+
+
+def test_one_plugin_per_kind_passes_its_conformance(tmp_path):
+    folders = [new_plugin(kind, f"acme-{kind}", tmp_path) for kind in KINDS]
+    site = tmp_path / "site"
+    quiet = ["-q", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index"]
+    python(tmp_path, "-m", "pip", "install", *quiet, "--target", str(site), *map(str, folders))
+    names = [f"--fastsnn=acme_{kind}" for kind in KINDS]
+    out = python(
+        tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "fastsnn_core.testing", *names,
+        PYTHONPATH=str(site), FASTSNN_STRICT="1",
+    )  # fmt: skip
+    assert "passed" in out
+    assert "failed" not in out
+
+
+def test_a_scaffolded_plugin_in_an_environment_of_its_own(tmp_path):
+    """A fresh venv (torch and core are seen through a path file), a real ``pip install``, the plugin's own test file."""
+    home = tmp_path / "env"
+    venv.create(home, with_pip=True)
+    own = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    where = subprocess.run(
+        [own, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    import pathlib
+
+    import fastsnn_core
+
+    ours = [p for p in sys.path if p.endswith("site-packages")] + [str(pathlib.Path(fastsnn_core.__file__).parents[1])]
+    pathlib.Path(where, "parent.pth").write_text("\n".join(ours))
+    folder = new_plugin("neuron", "acme-lif", tmp_path)
+    install = [own, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", str(folder)]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    run = [own, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_acme_lif.py"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = subprocess.run([own, "-m", "fastsnn_core", "show", "acme_lif"], capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("neuron acme_lif/acme_lif")
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_templates_are_ruff_clean(kind, tmp_path):
+    pytest.importorskip("ruff")
+    folder = new_plugin(kind, "acme-thing", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E,F,W,B,UP", "--line-length", "120", str(folder)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
