@@ -6,11 +6,13 @@
 `count_linear`     exact integer product of counts with integer weights
 `event_linear`     the same from events: only the rows that spiked are read
 `spike_linear`     what ``F.linear`` does with a SpikeTensor
+`exact`            norms, activations, attention and scans in a fixed order: the floats of the integer path
 =================  ===================================================================================================
 
 `use` forces an implementation (``with ops.use("naive")``), `paths` says which one each operator took last.
 """
 
+from fastsnn_core.ops import exact
 from fastsnn_core.ops.dispatch import OPERATORS, Operator, paths, use
 from fastsnn_core.ops.event import count_linear, event_linear, input_major, spike_linear
 from fastsnn_core.ops.lif import lif_scan, thresholds
@@ -24,6 +26,7 @@ __all__ = [
     "count_linear",
     "derivative",
     "event_linear",
+    "exact",
     "input_major",
     "lif_scan",
     "linear_scan",

@@ -1,0 +1,356 @@
+"""Twins of `fastsnn_core.ops.exact`: the same single operations in the same order, so the same bits.
+
+Nothing here may be reordered, contracted to a fused multiply-add or compiled with fast-math (Numba does neither unless
+asked). Loops run over numbers that do not meet: channels of a row while folding, keys while scoring, values while
+summing; those the compiler makes vectors of.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from fastsnn_core.ops import exact
+from fastsnn_kernel_numba.launch import Threaded, compile, empty, flat, scratch, workers
+
+U, F = np.uint64, np.float32
+ZERO, HALF, ONE, TWO = F(0), F(0.5), F(1), F(2)
+LOWEST, HIGHEST = map(F, exact.ROOM)
+LOG2E, LN2_HIGH, LN2_LOW = map(F, (exact.LOG2E, exact.LN2_HIGH, exact.LN2_LOW))
+T7, T6, T5, T4, T3, T2, T1, T0 = map(F, exact.TAYLOR)
+A15, A13, A11, A9, A7, A5, A3, A1 = map(F, exact.ATANH)
+E5, E4, E3, E2, E1 = map(F, exact.ERF)
+ERF_P, ROOT_HALF, GELU, CUBE = map(F, (exact.ERF_P, exact.ROOT_HALF, exact.GELU, 0.044715))
+FORMS, SUMS = tuple(exact.FORMS), tuple(exact.SUMS)
+KEYS = 64  # keys scored at a time
+FEW = 4  # queries below which turning the keys round costs more than it saves
+
+
+@intrinsic
+def _as_float(typing: Any, bits: Any) -> Any:
+    """The float32 with these 32 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@compile
+def _exp(x):  # type: ignore[no-untyped-def]
+    x = LOWEST if x < LOWEST else x
+    x = HIGHEST if x > HIGHEST else x
+    n = np.rint(x * LOG2E)
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
+    p = ((((((T7 * r + T6) * r + T5) * r + T4) * r + T3) * r + T2) * r + T1) * r + T0
+    return p * _as_float(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+
+
+@compile
+def _sigmoid(x):  # type: ignore[no-untyped-def]
+    return ONE / (_exp(-x) + ONE)
+
+
+@compile
+def _logsigmoid(x):  # type: ignore[no-untyped-def]
+    e = _exp(-abs(x))
+    s = e / (e + TWO)
+    z = s * s
+    p = ((((((A15 * z + A13) * z + A11) * z + A9) * z + A7) * z + A5) * z + A3) * z + A1
+    return (ZERO if x > ZERO else x) - (p * s) * TWO
+
+
+@compile
+def _normal_cdf(x):  # type: ignore[no-untyped-def]
+    a = abs(x) * ROOT_HALF
+    t = ONE / (a * ERF_P + ONE)
+    p = (((E5 * t + E4) * t + E3) * t + E2) * t + E1
+    tail = ((p * t) * _exp(-(a * a))) * HALF
+    return tail if x < ZERO else ONE - tail
+
+
+@Threaded
+def _unary(x, form, out, nw):  # type: ignore[no-untyped-def]
+    size = len(x)
+    for worker in prange(nw):
+        first, end = U(worker * size // nw), U((worker + 1) * size // nw)
+        if form == 0:
+            for i in range(first, end):
+                out[i] = _exp(x[i])
+        elif form == 1:
+            for i in range(first, end):
+                out[i] = _sigmoid(x[i])
+        elif form == 2:
+            for i in range(first, end):
+                out[i] = x[i] / (_exp(-x[i]) + ONE)
+        elif form == 3:
+            for i in range(first, end):
+                out[i] = x[i] * _normal_cdf(x[i])
+        elif form == 4:
+            for i in range(first, end):
+                out[i] = x[i] * _sigmoid((x[i] * x[i] * x[i] * CUBE + x[i]) * GELU)
+        elif form == 5:
+            for i in range(first, end):
+                out[i] = ZERO if x[i] < ZERO else x[i]
+        elif form == 6:
+            for i in range(first, end):
+                out[i] = x[i] + ONE if x[i] > ZERO else _exp(x[i])
+        else:
+            for i in range(first, end):
+                out[i] = _logsigmoid(x[i])
+
+
+@compile
+def _halves(part, at, width):  # type: ignore[no-untyped-def]
+    """Folds ``part[at : at + width]``, width a power of two, onto its first number."""
+    while width > 1:
+        width //= 2
+        half = U(width)
+        for i in range(half):
+            part[at + i] = part[at + i] + part[at + half + i]
+    return part[at]
+
+
+@compile
+def _half_of(size):  # type: ignore[no-untyped-def]
+    """Half of the smallest power of two that is at least `size`; 0 for one number."""
+    width = 1
+    while width < size:
+        width *= 2
+    return width // 2
+
+
+@Threaded
+def _row_sum(x, rows, size, form, part, out, nw):  # type: ignore[no-untyped-def]
+    half = _half_of(size)
+    for worker in prange(nw):
+        at, first, rest = U(worker * max(half, 1)), U(half), U(size - half)
+        for row in range(worker * rows // nw, (worker + 1) * rows // nw):
+            a = U(row * size)
+            if half == 0:
+                y = x[a]
+                out[row] = y if form == 0 else abs(y) if form == 1 else y * y
+                continue
+            if form == 0:
+                for i in range(rest):
+                    part[at + i] = x[a + i] + x[a + first + i]
+                for i in range(rest, first):
+                    part[at + i] = x[a + i] + ZERO
+            elif form == 1:
+                for i in range(rest):
+                    part[at + i] = abs(x[a + i]) + abs(x[a + first + i])
+                for i in range(rest, first):
+                    part[at + i] = abs(x[a + i]) + ZERO
+            else:
+                for i in range(rest):
+                    part[at + i] = x[a + i] * x[a + i] + x[a + first + i] * x[a + first + i]
+                for i in range(rest, first):
+                    part[at + i] = x[a + i] * x[a + i] + ZERO
+            out[row] = _halves(part, at, half)
+
+
+@compile
+def _dot(q, a, k, b, size, half, part, at):  # type: ignore[no-untyped-def]
+    """q · k, folded."""
+    if half == 0:
+        return q[a] * k[b]
+    first, rest = U(half), U(size - half)
+    for i in range(rest):
+        part[at + i] = q[a + i] * k[b + i] + q[a + first + i] * k[b + first + i]
+    for i in range(rest, first):
+        part[at + i] = q[a + i] * k[b + i] + ZERO
+    return _halves(part, at, half)
+
+
+@compile
+def _dots(q, a, turned, b, keys, n, size, half, part, at, score, c):  # type: ignore[no-untyped-def]
+    """q · k of `n` neighbouring keys out of `keys`, stored channel by channel: a vector of keys per operation."""
+    n = U(n)
+    if half == 0:
+        for j in range(n):
+            score[c + j] = q[a] * turned[b + j]
+        return
+    for i in range(half):
+        o, row, low, high = at + U(i) * n, b + U(i * keys), q[a + U(i)], ZERO
+        if i + half < size:
+            high, other = q[a + U(i + half)], b + U((i + half) * keys)
+            for j in range(n):
+                part[o + j] = low * turned[row + j] + high * turned[other + j]
+        else:
+            for j in range(n):
+                part[o + j] = low * turned[row + j] + ZERO
+    width = half
+    while width > 1:
+        width //= 2
+        for i in range(U(width) * n):
+            part[at + i] = part[at + i] + part[at + U(width) * n + i]
+    for j in range(n):
+        score[c + j] = part[at + j]
+
+
+@Threaded
+def _attend(q, k, v, allowed, shape, scale, own, part, turned, score, out, nw):  # type: ignore[no-untyped-def]
+    b_all, t_all, keys, h_all, groups, size, wide = shape
+    share, half = h_all // groups, _half_of(size)
+    for worker in prange(nw):
+        oa, pa, sa = U(worker * (size + wide)), U(worker * max(half, 1) * KEYS), U(worker * keys)
+        ta = U(worker * size * keys)
+        acc = oa + U(size)
+        for task in range(worker * b_all * groups // nw, (worker + 1) * b_all * groups // nw):
+            b, g = task // groups, task % groups
+            if t_all >= FEW:
+                for j in range(keys):
+                    a = U(((b * keys + j) * groups + g) * size)
+                    for i in range(U(size)):
+                        turned[ta + i * U(keys) + U(j)] = k[a + i]
+            for t in range(t_all):
+                low, high = keys, 0
+                for j in range(keys):
+                    if allowed[b, t, j]:
+                        low, high = min(low, j), j + 1
+                for h in range(g * share, (g + 1) * share):
+                    a = U(((b * t_all + t) * h_all + h) * size)
+                    o = U(((b * t_all + t) * h_all + h) * wide)
+                    for i in range(U(size)):
+                        own[oa + i] = q[a + i] * scale
+                    for i in range(U(wide)):
+                        own[acc + i] = ZERO
+                    top = F(-np.inf)
+                    for j in range(low, high, KEYS):
+                        n = min(KEYS, high - j)
+                        if t_all >= FEW:
+                            _dots(own, oa, turned, ta + U(j), keys, n, size, half, part, pa, score, sa + U(j))
+                        else:
+                            for m in range(j, j + n):
+                                at = U(((b * keys + m) * groups + g) * size)
+                                score[sa + U(m)] = _dot(own, oa, k, at, size, half, part, pa)
+                        for m in range(j, j + n):
+                            if allowed[b, t, m] and score[sa + U(m)] > top:
+                                top = score[sa + U(m)]
+                    for j in range(U(low), U(high)):
+                        score[sa + j] = _exp(score[sa + j] - top)
+                    norm = ZERO
+                    for j in range(low, high):
+                        if allowed[b, t, j]:
+                            w, at = score[sa + U(j)], U(((b * keys + j) * groups + g) * wide)
+                            norm += w
+                            for i in range(U(wide)):
+                                own[acc + i] = own[acc + i] + w * v[at + i]
+                    norm = ONE if norm == ZERO else norm
+                    for i in range(U(wide)):
+                        out[o + i] = own[acc + i] / norm
+
+
+@compile
+def _read(q, a, s, o, size, wide, half, part, at, out, oo):  # type: ignore[no-untyped-def]
+    """q S, folded over the channels of q: a vector of values per operation."""
+    n = U(wide)
+    if half == 0:
+        for i in range(n):
+            out[oo + i] = q[a] * s[o + i]
+        return
+    for c in range(half):
+        p, row, low = at + U(c) * n, o + U(c) * n, q[a + U(c)]
+        if c + half < size:
+            high, other = q[a + U(c + half)], o + U(c + half) * n
+            for i in range(n):
+                part[p + i] = low * s[row + i] + high * s[other + i]
+        else:
+            for i in range(n):
+                part[p + i] = low * s[row + i] + ZERO
+    width = half
+    while width > 1:
+        width //= 2
+        for i in range(U(width) * n):
+            part[at + i] = part[at + i] + part[at + U(width) * n + i]
+    for i in range(n):
+        out[oo + i] = part[at + i]
+
+
+@Threaded
+def _scan(q, k, v, gate, s, z, keep, shape, part, out, norm, nw):  # type: ignore[no-untyped-def]
+    b_all, t_all, h_all, groups, size, wide = shape
+    share, half = h_all // groups, _half_of(size)
+    for worker in prange(nw):
+        at = U(worker * max(half, 1) * max(wide, 1))
+        for task in range(worker * b_all * groups // nw, (worker + 1) * b_all * groups // nw):
+            b, g = task // groups, task % groups
+            so, zo, n = U(task * size * wide), U(task * size), U(wide)
+            for t in range(t_all):
+                if len(keep) and not keep[b * t_all + t]:
+                    for i in range(U(size) * n):
+                        s[so + i] = ZERO
+                    for i in range(U(size)):
+                        z[zo + i] = ZERO
+                ka, va = U(((b * t_all + t) * groups + g) * size), U(((b * t_all + t) * groups + g) * wide)
+                for c in range(U(size)):
+                    row, key = so + c * n, k[ka + c]
+                    if len(gate):
+                        held = gate[ka + c]
+                        for i in range(n):
+                            s[row + i] = s[row + i] * held + key * v[va + i]
+                        z[zo + c] = z[zo + c] * held + key
+                    else:
+                        for i in range(n):
+                            s[row + i] = s[row + i] + key * v[va + i]
+                        z[zo + c] = z[zo + c] + key
+                for h in range(g * share, (g + 1) * share):
+                    row = (b * t_all + t) * h_all + h
+                    _read(q, U(row * size), s, so, size, wide, half, part, at, out, U(row * wide))
+                    norm[row] = _dot(q, U(row * size), z, zo, size, half, part, at)
+
+
+def unary(x: Tensor, form: str) -> Tensor:
+    """Twin of `fastsnn_core.ops.exact.unary_naive`."""
+    out = empty(tuple(x.shape), torch.float32)
+    _unary(flat(x.contiguous()), FORMS.index(form), flat(out))
+    return out
+
+
+def row_sum(x: Tensor, form: str) -> Tensor:
+    """Twin of `fastsnn_core.ops.exact.row_sum_naive`."""
+    rows, size = x.shape
+    if not size:
+        return torch.zeros(rows)
+    out = torch.empty(rows)
+    part = scratch("row_sum", workers() * (1 << (size - 1).bit_length()), F)
+    _row_sum(flat(x.contiguous()), rows, size, SUMS.index(form), part, flat(out))
+    return out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+    """Twin of `fastsnn_core.ops.exact.attend_naive`."""
+    (b, t, h, size), (keys, groups, wide), nw = q.shape, (*k.shape[1:3], v.shape[-1]), workers()
+    if not size or not wide:
+        return NotImplemented
+    out = torch.empty(b, t, h, wide)
+    own = scratch("attend_row", nw * (size + wide), F)
+    part = scratch("attend_part", nw * (1 << (size - 1).bit_length()) * KEYS, F)
+    turned = scratch("attend_keys", nw * size * keys + 1 if t >= FEW else 1, F)
+    score = scratch("attend_score", nw * keys + 1, F)
+    rows = (flat(x.contiguous()) for x in (q, k, v))
+    shape = (b, t, keys, h, groups, size, wide)
+    _attend(*rows, allowed.numpy(), shape, F(size**-0.5), own, part, turned, score, flat(out))
+    return out
+
+
+def scan(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, s: Tensor, z: Tensor, keep: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Twin of `fastsnn_core.ops.exact.scan_naive`."""
+    (b, t, h, size), (groups, wide) = q.shape, (k.shape[2], v.shape[-1])
+    if not size or not wide:
+        return NotImplemented
+    out, norm = torch.empty(b, t, h, wide), torch.empty(b, t, h)
+    s, z = s.contiguous().clone(), z.contiguous().clone()
+    part = scratch("scan_part", workers() * (1 << (size - 1).bit_length()) * wide, F)
+    rows = (flat(x.contiguous()) for x in (q, k, v, gate))
+    shape = (b, t, h, groups, size, wide)
+    _scan(*rows, flat(s), flat(z), flat(keep.contiguous()), shape, part, flat(out), flat(norm))
+    return out, norm, s, z
