@@ -11,9 +11,11 @@ import attrs
 from fastsnn_text import attach, load_tokenizer
 
 from fastsnn_core import build, bundle, spec
+from fastsnn_core.files import write_text
 from fastsnn_train.config import DataConfig, TrainConfig
 from fastsnn_train.evaluate import evaluate_text
-from fastsnn_train.packing import load_data
+from fastsnn_train.packing import Data, load_data
+from fastsnn_train.parallel import World, join, leave
 from fastsnn_train.trainer import Trainer
 
 
@@ -33,7 +35,10 @@ def fit(argv: list[str]) -> int:
     for row in trainer.history[-2:]:
         last |= row
     result = {"bundle": str(path), "steps": trainer.step} | {k: v for k, v in last.items() if k != "step"}
-    print(json.dumps(result) if opts.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
+    if trainer.world.leader:
+        lines = [f"{k}: {v}" for k, v in result.items() if not isinstance(v, dict)]
+        print(json.dumps(result) if opts.json else "\n".join(lines))
+    leave(trainer.world)
     return 0
 
 
@@ -47,22 +52,45 @@ def fit_spec(
     config: TrainConfig = found.sections.get("train", TrainConfig())
     if steps is not None:
         config = attrs.evolve(config, max_steps=steps)
-    data = load_data(
-        data_config.dataset,
-        tokenizer=data_config.tokenizer,
-        seq_len=data_config.seq_len,
-        text_field=data_config.text_field,
-        holdout=data_config.holdout,
-        documents_end=data_config.documents,
-        cache=data_config.cache,
-    )
+    world = join(config.parallel)
+    data = read_data(data_config, out, resume, world)
     torch.manual_seed(config.seed)
     model = build(found.model)
     check_vocabulary(model, data.tokenizer)
     attach(model, data.tokenizer)
     model.sections = {name: spec.to_table(section) for name, section in found.sections.items()}
     trainer = Trainer(model, config, out=out, quiet=quiet).fit(data, resume=resume)
-    return trainer, bundle.save(model, out / "model.snn")
+    path = out / "model.snn"
+    world.lead(lambda: str(bundle.save(trainer.model, path)))
+    return trainer, path
+
+
+def read_data(config: DataConfig, out: Path, resume: bool, world: World) -> Data:
+    """The corpus of a spec. The leader reads first: it trains the tokenizer and fills the cache for the others."""
+    trained = out / "tokenizer.json"
+
+    def read() -> Data:
+        make = config.tokenizer.startswith("bpe:")
+        known = make and (resume or not world.leader) and trained.is_file()
+        data = load_data(
+            config.dataset,
+            tokenizer=str(trained) if known else config.tokenizer,
+            seq_len=config.seq_len,
+            text_field=config.text_field,
+            holdout=config.holdout,
+            documents_end=config.documents,
+            cache=config.cache,
+            workers=config.workers,
+            streaming=config.streaming,
+            shuffle_buffer=config.shuffle_buffer,
+        )
+        if make and not known:
+            write_text(trained, data.tokenizer.text)  # type: ignore[attr-defined]
+        return data
+
+    first = read() if world.leader else None
+    world.wait()
+    return first if first is not None else read()
 
 
 def check_vocabulary(model: Any, tokenizer: Any) -> None:

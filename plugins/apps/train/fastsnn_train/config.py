@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import frozen
 
-from fastsnn_core import param
+from fastsnn_core import Tracker, param, slots
+
+BESIDE_QUALITY = (
+    *("max_steps", "log_every", "eval_every", "eval_sequences", "checkpoint_every", "keep", "trackers", "bundle"),
+    *("accumulate", "checkpointing", "compile", "parallel"),
+)
+"""Settings of a run that may change between a stop and its resumption without changing what is learnt."""
 
 
 @frozen
@@ -15,22 +23,27 @@ class DataConfig:
     dataset: str = param(
         "builtin:pydoc", doc="Hugging Face name, text/JSON-lines/parquet file or folder, or builtin:pydoc"
     )
-    tokenizer: str = param("byte", doc="'byte', or the path of a tokenizer.json (or its folder)")
+    tokenizer: str = param(
+        "byte", doc="'byte', a tokenizer.json (or its folder), a SentencePiece .model, or 'bpe:4096' to train one"
+    )
     seq_len: int = param(512, ge=1, unit="tokens", doc="T, tokens of one training sequence")
     text_field: str = param("text", doc="field of JSON lines, parquet or datasets that holds the text")
     holdout: float = param(0.05, ge=0.0, lt=1.0, doc="share of the tokens, at the end, kept for evaluation")
     documents: bool = param(True, doc="attention state and window end with a document, even inside a sequence")
     cache: str = param("", doc="folder for tokenised corpora; empty keeps them in memory")
+    workers: int = param(1, ge=1, le=256, unit="processes", doc="that tokenise; 1 does it in this one")
+    streaming: bool = param(False, doc="read documents as they are needed: for corpora larger than memory")
+    shuffle_buffer: int = param(256, ge=1, unit="sequences", doc="held to shuffle among when streaming")
 
 
 @frozen
 class TrainConfig:
-    """How to train: steps, batch, optimiser, schedule, precision, and what to write down when."""
+    """How to train: steps, batch, optimiser, schedule, precision, spikes, processes, and what to write down when."""
 
     name = "train"
     max_steps: int = param(1000, ge=0, unit="steps", doc="optimiser steps in all")
-    batch_size: int = param(8, ge=1, unit="sequences", doc="sequences per optimiser step")
-    accumulate: int = param(1, ge=1, doc="pieces a batch is cut into, to save memory")
+    batch_size: int = param(8, ge=1, unit="sequences", doc="sequences per optimiser step, over all processes")
+    accumulate: int = param(1, ge=1, doc="pieces a process cuts its batch into, to save memory")
     lr: float = param(3e-3, gt=0.0, doc="peak learning rate")
     warmup: float = param(0.05, ge=0.0, le=1.0, doc="share of the steps with a rising rate")
     schedule: str = param("cosine", choices=("cosine", "wsd", "constant"), doc="what follows warm-up")
@@ -39,11 +52,50 @@ class TrainConfig:
     beta1: float = param(0.9, ge=0.0, lt=1.0, doc="AdamW's first moment")
     beta2: float = param(0.95, ge=0.0, lt=1.0, doc="AdamW's second moment")
     clip: float = param(1.0, ge=0.0, doc="largest gradient norm; 0 leaves gradients alone")
+    ema: float = param(0.0, ge=0.0, lt=1.0, doc="decay of an average of the weights, evaluated too; 0: none")
     precision: str = param(
-        "auto", choices=("auto", "fp32", "bf16", "fp16"), doc="auto: bf16 on a GPU that has it, else fp32"
+        "auto",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        doc="auto: bf16 on a GPU that has it, else fp32; fp16 scales its loss on CUDA only",
     )
-    seed: int = param(0, ge=0, doc="of data order")
+    checkpointing: bool = param(False, doc="recompute each block in the backward pass: less memory, a third more work")
+    compile: bool = param(False, doc="torch.compile: minutes at first, then faster steps; one process only")
+    parallel: str = param(
+        "none",
+        choices=("none", "ddp", "fsdp", "sequence"),
+        doc="what torchrun's processes share: the batch (ddp), weights too (fsdp), or each sequence's tokens",
+    )
+    neuron_lr: float = param(1.0, ge=0.0, doc="rate of learnt thresholds (learn_k, learn_threshold) as a share of lr")
+    rate_low: float = param(0.0, ge=0.0, unit="mean |count|", doc="lower edge of the firing band of every site")
+    rate_high: float = param(8.0, gt=0.0, unit="mean |count|", doc="upper edge of the firing band")
+    rate_weight: float = param(0.0, ge=0.0, doc="of (distance from the band)² in the loss; 0 leaves firing alone")
+    spike_warmup: float = param(0.0, ge=0.0, le=1.0, doc="share of the steps in which dense values turn into spikes")
+    rescue: int = param(
+        0,
+        ge=0,
+        unit="log steps",
+        doc="a site may be silent or saturated before its threshold is set anew; 0: only warn",
+    )
+    seed: int = param(0, ge=0, doc="of initial weights and data order")
     log_every: int = param(10, ge=1, unit="steps", doc="between log lines")
     eval_every: int = param(0, ge=0, unit="steps", doc="between evaluations; 0: only at the end")
     eval_sequences: int = param(32, ge=1, unit="sequences", doc="held-out sequences per evaluation")
     checkpoint_every: int = param(0, ge=0, unit="steps", doc="between checkpoints; 0: only at the end")
+    keep: int = param(2, ge=1, unit="checkpoints", doc="newest ones kept; the best evaluated one is kept besides")
+    bundle: str = param("last", choices=("last", "best", "ema"), doc="which weights the trained model ends with")
+    trackers: tuple[Tracker, ...] = slots(Tracker, "jsonl", doc="what follows the run (fastsnn plugins --kind tracker)")
+
+    def __attrs_post_init__(self) -> None:
+        if self.rate_low > self.rate_high:
+            raise ValueError(f"the firing band is empty: rate_low {self.rate_low} is above rate_high {self.rate_high}")
+        if self.bundle == "ema" and not self.ema:
+            raise ValueError("bundle = 'ema' needs an average of the weights; set ema, such as ema = 0.999")
+        if self.compile and (self.parallel != "none" or self.rate_weight):
+            raise ValueError("compile works on one process and without a firing band (rate_weight)")
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A section as plain data, for state.json and meta.json."""
+    from fastsnn_core.spec import to_table
+
+    return to_table(config)

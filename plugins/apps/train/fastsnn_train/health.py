@@ -1,4 +1,4 @@
-"""How the spikes are doing: firing per site, silent and saturated sites, and what to do about them."""
+"""How the spikes and the gradients are doing, site by site and block by block, and what to do about it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 import attrs
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from fastsnn_core.probe import Trace
+from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_train.parallel import World, is_sharded
 
 SILENT, SATURATED = 0.999, 0.5
+VANISHING, EXPLODING = 1e-4, 1e2
 
 
 @attrs.frozen
@@ -22,22 +25,37 @@ class SiteHealth:
     mean_count: float
     saturated: float
 
+    def state(self, limit: float) -> str:
+        """``silent``, ``saturated``, or nothing where all is well. A binary neuron is never saturated."""
+        if self.silent > SILENT:
+            return "silent"
+        return "saturated" if self.saturated > SATURATED and limit > 1 else ""
+
+    @classmethod
+    def mean(cls, rows: list[SiteHealth]) -> SiteHealth:
+        """Of the pieces of a batch."""
+        return cls(*(sum(column) / len(rows) for column in zip(*map(attrs.astuple, rows))))
+
 
 @torch.no_grad()
-def site_health(trace: Trace) -> dict[str, SiteHealth]:
-    """Health of every recorded site; only sums, so that it is cheap enough for training."""
-    found = {}
-    for name, record in trace.items():
-        counts = record.spikes.counts.abs()
-        limit = limit_of(record.module)
-        at_limit = float((counts >= limit).float().mean()) if math.isfinite(limit) else 0.0
-        found[name] = SiteHealth(float((counts == 0).float().mean()), float(counts.float().mean()), at_limit)
-    return found
+def health_of(spikes: SpikeTensor, module: nn.Module) -> SiteHealth:
+    """One module's health; only sums, so that it is cheap enough for training."""
+    counts, limit = spikes.counts.detach().abs(), limit_of(module)
+    at_limit = float((counts >= limit).float().mean()) if math.isfinite(limit) else 0.0
+    return SiteHealth(float((counts == 0).float().mean()), float(counts.float().mean()), at_limit)
 
 
-def limit_of(module: nn.Module) -> float:
+def limit_of(module: nn.Module | None) -> float:
     """Largest count a neuron can give."""
     return float(getattr(module, "hi", getattr(module, "bound", math.inf)))
+
+
+def shared(found: dict[str, SiteHealth], world: World, device: torch.device) -> dict[str, SiteHealth]:
+    """Health averaged over processes."""
+    if world.size == 1:
+        return found
+    flat = iter(world.mean([v for h in found.values() for v in attrs.astuple(h)], device))
+    return {name: SiteHealth(next(flat), next(flat), next(flat)) for name in found}
 
 
 def firing(found: dict[str, SiteHealth]) -> dict[str, float]:
@@ -56,18 +74,66 @@ def complaints(found: dict[str, SiteHealth], modules: dict[str, nn.Module]) -> d
     says = {}
     for name, h in found.items():
         module = modules.get(name)
-        fixed = hasattr(module, "calibrate_")
-        if h.silent > SILENT:
-            fix = "lower its threshold (or call calibrate_ on real activations)" if fixed else "raise its k"
+        state, fixed = h.state(limit_of(module)), hasattr(module, "calibrate_")
+        if state == "silent":
+            fix = "lower its threshold (rescue = 3 sets it from data)" if fixed else "raise its k"
             says[name] = f"{name} is silent ({h.silent:.1%} of counts are 0): {fix}, or lower the learning rate"
-        elif h.saturated > SATURATED and limit_of(module or nn.Identity()) > 1:
-            fix = "raise its threshold or its limit" if fixed else "raise its limit or lower its k"
+        elif state == "saturated":
+            fix = "raise its threshold (rescue = 3 sets it from data) or its limit" if fixed else "raise its limit"
             says[name] = f"{name} is saturated ({h.saturated:.1%} of counts are at the limit): {fix}"
     return says
 
 
+def gradient_norms(model: nn.Module) -> tuple[dict[str, float], float]:
+    """Norm of the gradient by block, and of all of it: one transfer from the device, one sum over processes."""
+    blocks: dict[str, list[Tensor]] = {}
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            grad: Any = p.grad
+            local = grad.to_local() if is_sharded(grad) else grad
+            square = torch.linalg.vector_norm(local.detach()).double().square()
+            pair = [square, square * 0] if is_sharded(grad) else [square * 0, square]
+            blocks.setdefault(block_of(name), []).append(torch.stack(pair))
+    if not blocks:
+        return {}, 0.0
+    table = torch.stack([torch.stack(rows).sum(0) for rows in blocks.values()])
+    if any(is_sharded(p) for p in model.parameters()):
+        shards = table[:, 0].contiguous()
+        dist.all_reduce(shards)
+        table[:, 0] = shards
+    squares = table.sum(1).tolist()
+    return {name: math.sqrt(s) for name, s in zip(blocks, squares)}, math.sqrt(sum(squares))
+
+
+def block_of(name: str) -> str:
+    """``layers.3.attention.q.weight`` belongs to ``layers.3``, ``embed.weight`` to ``embed``."""
+    parts = name.split(".")
+    depth = next((i + 1 for i, part in enumerate(parts) if part.isdigit()), 1)
+    return ".".join(parts[:depth])
+
+
+def gradient_complaints(norms: dict[str, float]) -> dict[str, str]:
+    """Blocks whose gradient is out of proportion to the median block's."""
+    known = sorted(norms.values())
+    middle = known[len(known) // 2] if known else 0.0
+    says = {}
+    for name, norm in norms.items():
+        if norm < VANISHING * middle:
+            says[name] = (
+                f"the gradient of {name} vanishes ({norm:.1e}, median block {middle:.1e}): is it still connected?"
+            )
+        elif middle and norm > EXPLODING * middle:
+            says[name] = (
+                f"the gradient of {name} explodes ({norm:.1e}, median block {middle:.1e}): lower lr or clip harder"
+            )
+    return says
+
+
 def first_bad(model: nn.Module, run: Any) -> str:
-    """Name of the first module whose output is not finite when `run()` is called, for the message of a stopped run."""
+    """Name of the first module whose output is not finite when `run()` is called, for the message of a stopped run.
+
+    Where every output is finite, the last parameter (the first in the backward pass) whose gradient is not.
+    """
     bad: list[str] = []
     handles = []
 
@@ -75,7 +141,7 @@ def first_bad(model: nn.Module, run: Any) -> str:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             first = output[0] if isinstance(output, tuple) else output
             value = first.value() if hasattr(first, "counts") else first
-            if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 bad.append(name)
 
         return hook
@@ -88,4 +154,9 @@ def first_bad(model: nn.Module, run: Any) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    return bad[0] if bad else "the loss (every layer's output is finite)"
+    if bad:
+        return f"the first bad output is that of {bad[0]}"
+    for name, p in reversed(list(model.named_parameters())):
+        if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
+            return f"every output is finite, the gradient of {name} is not"
+    return "every layer's output and gradient is finite here: the loss itself overflowed, or another process's did"

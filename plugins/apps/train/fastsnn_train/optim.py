@@ -3,24 +3,91 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fastsnn_core.site import sites
 from fastsnn_train.config import TrainConfig
+from fastsnn_train.parallel import is_sharded
 
 
 def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); weight decay on tensors of two or more dimensions only."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); weight decay on tensors of two or more dimensions only.
+
+    What neurons learn (k, θ) has a group of its own, without decay, at ``neuron_lr`` times the rate.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("the model has no parameter that requires a gradient; nothing can be trained")
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    mine = {id(p) for p in neuron_parameters(model)}
+    groups: dict[tuple[float, float, bool], list[Tensor]] = {}
+    for p in trained:
+        neuron = id(p) in mine
+        decay = config.weight_decay if p.ndim >= 2 and not neuron else 0.0
+        groups.setdefault((decay, config.neuron_lr if neuron else 1.0, is_sharded(p)), []).append(p)
+    rows = [
+        {"params": found, "weight_decay": decay, "share": share, "lr": config.lr * share}
+        for (decay, share, _), found in groups.items()
     ]
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas, eps=1e-8, fused=True)
+    return torch.optim.AdamW(rows, lr=config.lr, betas=betas, eps=1e-8, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("share", 1.0)
+
+
+def neuron_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What the neurons at the spike sites learn: thresholds, k."""
+    found = {id(p): p for site in sites(model).values() for p in site.parameters() if p.requires_grad}
+    return list(found.values())
+
+
+class Positive:
+    """Keeps learnt thresholds positive: a number may at most halve in one step, so it never reaches zero."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.kept = [p for p in neuron_parameters(model) if p.ndim == 0]
+
+    def before(self) -> list[Tensor]:
+        """The numbers before a step."""
+        return [p.detach().clone() for p in self.kept]
+
+    @torch.no_grad()
+    def after(self, before: list[Tensor]) -> None:
+        """Undo what went too far."""
+        for p, old in zip(self.kept, before):
+            p.copy_(torch.where(old > 0, torch.maximum(p, old / 2), p))
+
+
+class Average:
+    """An exponential moving average of the weights: ``a ← d a + (1 - d) w``, d rising to `decay` over the first steps.
+
+    ``d = min(decay, (1 + n) / (10 + n))`` after n steps, so that the first weights do not linger.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after `step` steps."""
+        share = 1.0 - min(self.decay, (1 + step) / (10 + step))
+        for name, p in self.model.named_parameters():
+            self.weights[name].lerp_(p.detach(), share)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the model's weights and the average: evaluate between two calls."""
+        for name, p in self.model.named_parameters():
+            held = p.detach().clone()
+            p.copy_(self.weights[name])
+            self.weights[name] = held
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -39,3 +106,14 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     else:
         factor = 1.0 if share < 0.8 else 1.0 - (1 - config.final) * (share - 0.8) / 0.2
     return config.lr * factor
+
+
+def parameter_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """``{what}/{parameter}`` to tensor: AdamW's moments and step counts by name."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    return {
+        f"{what}/{names[id(p)]}": value
+        for p, row in optimizer.state.items()
+        for what, value in row.items()
+        if isinstance(value, Tensor)
+    }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,14 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from fastsnn_text import Tokenizer, load_tokenizer
+from fastsnn_text import Tokenizer, load_tokenizer, train_bpe
 from torch import Tensor
 
-from fastsnn_core.files import beside
 from fastsnn_train.sources import Corpus, DataError, documents
+from fastsnn_train.tokens import cached, document
 
-SPLIT = 1 << 20  # characters encoded at a time
+BPE_DOCUMENTS = 1_000_000  # a tokenizer is trained on the first of them
+HELD_BLOCKS = 64  # sequences held out of a streamed corpus
 
 
 @attrs.frozen(eq=False)
@@ -55,15 +55,24 @@ class Packed:
 
     def resets(self, tokens: Tensor) -> Tensor | None:
         """Where documents start inside sequences ``[B,T]`` (after an end token), or None where that does not matter."""
-        if self.end is None or not self.documents:
-            return None
-        starts = torch.zeros_like(tokens, dtype=torch.bool)
-        starts[:, 1:] = tokens[:, :-1] == self.end
-        return starts if bool(starts.any()) else None
+        return document_starts(tokens, self.end if self.documents else None)
+
+    def part(self, begin: int, end: int) -> Packed:
+        """Tokens from `begin` to `end` as a corpus of their own."""
+        return attrs.evolve(self, tokens=self.tokens[begin:end])
 
     def with_length(self, seq_len: int) -> Packed:
         """The same tokens in blocks of another length."""
         return attrs.evolve(self, seq_len=seq_len)
+
+
+def document_starts(tokens: Tensor, end: int | None) -> Tensor | None:
+    """True after every `end` token of ``[B,T]``; None where there is none."""
+    if end is None:
+        return None
+    starts = torch.zeros_like(tokens, dtype=torch.bool)
+    starts[:, 1:] = tokens[:, :-1] == end
+    return starts if bool(starts.any()) else None
 
 
 _last: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
@@ -77,24 +86,11 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return held[1]
 
 
-def encode(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
-    """All documents as one array of tokens, each closed by the end token; and how many characters they had."""
-    kind = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
-    tail = [] if tokenizer.end is None else [tokenizer.end]
-    pieces, characters = [], 0
-    for text in texts:
-        characters += len(text)
-        for begin in range(0, len(text), SPLIT):
-            pieces.append(np.asarray(tokenizer.encode(text[begin : begin + SPLIT]), dtype=kind))
-        pieces.append(np.asarray(tail, dtype=kind))
-    return (np.concatenate(pieces) if pieces else np.zeros(0, kind)), characters
-
-
 @attrs.frozen(eq=False)
 class Data:
-    """Packed training and held-out tokens of one corpus, and the tokenizer that made them."""
+    """Training and held-out tokens of one corpus, and the tokenizer that made them."""
 
-    train: Packed
+    train: Any
     held_out: Packed | None
     tokenizer: Tokenizer
     note: str = ""
@@ -109,40 +105,66 @@ def load_data(
     holdout: float = 0.05,
     documents_end: bool = True,
     cache: str | Path = "",
+    workers: int = 1,
+    streaming: bool = False,
+    shuffle_buffer: int = 256,
 ) -> Data:
-    """Read, tokenise and pack a corpus. Without a held-out split, the last `holdout` of the tokens is one."""
-    tok = load_tokenizer(tokenizer)
-    corpus = documents(source, text_field)
-    train, characters = cached(corpus.train, tok, cache, f"{source}|{corpus.note}|train")
-    held, held_characters = cached(corpus.held_out, tok, cache, f"{source}|{corpus.note}|held")
+    """Read, tokenise and pack a corpus. Without a held-out split, the last `holdout` of the tokens is one.
+
+    ``tokenizer="bpe:4096"`` trains a byte-level BPE on the corpus first. With `streaming` (and for a `datasets`
+    IterableDataset) documents are read while training, and without a held-out split the first few are held out.
+    """
+    corpus = documents(source, text_field, streaming=streaming)
+    tok = make_tokenizer(tokenizer, corpus.train)
+    if streaming or corpus.endless:
+        return stream_data(corpus, tok, seq_len, holdout, documents_end, shuffle_buffer, workers)
+    train, characters = cached(corpus.train, tok, cache, f"{source}|{corpus.note}|train", workers)
+    held, held_characters = cached(corpus.held_out, tok, cache, f"{source}|{corpus.note}|held", workers)
     if not len(held) and holdout:
         cut = len(train) - max(int(len(train) * holdout), min(seq_len + 1, len(train) // 4))
         held_characters = int(characters * (1 - cut / max(1, len(train))))
         train, held, characters = train[:cut], train[cut:], characters - held_characters
-    if len(held) and len(held) < seq_len + 1:
-        held_len = max(1, len(held) - 1)
-    else:
-        held_len = seq_len
     packed = Packed(train, seq_len, tok.end, documents_end, characters)
-    kept = Packed(held, held_len, tok.end, documents_end, held_characters) if len(held) > 1 else None
-    return Data(packed, kept, tok, corpus.note)
+    return Data(packed, hold(held, seq_len, tok, documents_end, held_characters), tok, corpus.note)
 
 
-def cached(texts: Iterable[str], tok: Tokenizer, folder: str | Path, what: str) -> tuple[np.ndarray, int]:
-    """`encode`, kept on disk under `folder` where one is given: memory-mapped, keyed by text and tokenizer."""
-    if not folder:
-        return encode(texts, tok)
-    texts = list(texts)
-    key = hashlib.sha256(f"{what}|{tok.describe()}|{getattr(tok, 'text', '')}".encode())
-    for text in texts:
-        key.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    path = Path(folder).expanduser() / f"{key.hexdigest()[:32]}.npy"
-    if not path.is_file():
-        tokens, _ = encode(texts, tok)
-        with beside(path) as scratch, scratch.open("wb") as file:
-            np.save(file, tokens, allow_pickle=False)
-            os.fsync(file.fileno())
-    return np.load(path, mmap_mode="r", allow_pickle=False), sum(map(len, texts))
+def make_tokenizer(tokenizer: Any, texts: Iterable[str]) -> Tokenizer:
+    """``"bpe:4096"`` trained on `texts`, or what `load_tokenizer` makes of anything else."""
+    if not isinstance(tokenizer, str) or not tokenizer.startswith("bpe:"):
+        return load_tokenizer(tokenizer)
+    size = tokenizer.removeprefix("bpe:")
+    if not size.isdecimal():
+        raise DataError(f"{tokenizer!r} is no tokenizer; write 'bpe:4096' for a vocabulary of 4096")
+    return train_bpe(itertools.islice(texts, BPE_DOCUMENTS), int(size))
+
+
+def hold(tokens: np.ndarray, seq_len: int, tok: Tokenizer, documents_end: bool, characters: int) -> Packed | None:
+    """Held-out tokens, in shorter sequences where they are few; None where there are none."""
+    if len(tokens) < 2:
+        return None
+    return Packed(tokens, min(seq_len, len(tokens) - 1), tok.end, documents_end, characters)
+
+
+def stream_data(
+    corpus: Corpus, tok: Tokenizer, seq_len: int, holdout: float, documents_end: bool, buffer: int, workers: int
+) -> Data:
+    """A corpus read as it is trained on; at most `HELD_BLOCKS` sequences of it are held out."""
+    from fastsnn_train.streaming import Streamed
+
+    skip, held, size, characters = 0, [], 0, 0
+    source = iter(corpus.held_out)
+    first = next(source, None)
+    if first is not None or holdout:
+        texts = itertools.chain([first], source) if first is not None else iter(corpus.train)
+        for text in texts:
+            held.append(document(text, tok))
+            size, characters = size + len(held[-1]), characters + len(text)
+            if size > HELD_BLOCKS * seq_len:
+                break
+        skip = 0 if first is not None else len(held)
+    packed = hold(np.concatenate(held), seq_len, tok, documents_end, characters) if held else None
+    train = Streamed(corpus.train, tok, seq_len, tok.end, documents_end, buffer, skip, workers)
+    return Data(train, packed, tok, corpus.note)
 
 
 def batches(data: Iterable[Any]) -> Iterator[Tensor]:
@@ -159,4 +181,4 @@ def batches(data: Iterable[Any]) -> Iterator[Tensor]:
         yield tokens.long()
 
 
-__all__ = ["Corpus", "Data", "Packed", "batches", "encode", "load_data"]
+__all__ = ["Corpus", "Data", "Packed", "batches", "load_data"]

@@ -28,15 +28,19 @@ class DataError(ValueError):
 
 @attrs.frozen
 class Corpus:
-    """Documents to train on, documents held out (may be empty), and what they are, in words."""
+    """Documents to train on, documents held out (may be empty), and what they are, in words.
+
+    Both can be read more than once. `endless` ones (a `datasets` IterableDataset) are never held as a whole.
+    """
 
     train: Iterable[str]
     held_out: Iterable[str] = ()
     note: str = ""
+    endless: bool = False
 
 
-def documents(source: Any, field: str = "text") -> Corpus:
-    """A corpus from a name, a path, or a `datasets.Dataset` (or DatasetDict)."""
+def documents(source: Any, field: str = "text", streaming: bool = False) -> Corpus:
+    """A corpus from a name (streamed from the hub if asked for), a path, or a `datasets` object or dict of them."""
     if isinstance(source, Corpus):
         return source
     if not isinstance(source, str | Path):
@@ -48,7 +52,7 @@ def documents(source: Any, field: str = "text") -> Corpus:
         return from_path(Path(text), field)
     if isinstance(source, Path) or re.match(r"[./~\\]", text) or Path(text).suffix in READABLE:
         raise DataError(f"no file or folder {text!r}")
-    return from_name(text, field)
+    return from_name(text, field, streaming)
 
 
 def builtin(name: str) -> Corpus:
@@ -64,7 +68,7 @@ def builtin(name: str) -> Corpus:
 def from_path(path: Path, field: str) -> Corpus:
     """A file, or every readable file of a folder; files named like train/valid/test are taken as such."""
     if path.is_file():
-        return Corpus(list(read(path, field)), note=str(path))
+        return Corpus(Files((path,), field), note=str(path))
     files = sorted(p for p in path.rglob("*") if p.suffix in READABLE and p.is_file())
     if not files:
         raise DataError(f"{path} holds no {', '.join(READABLE)} file")
@@ -85,7 +89,19 @@ def from_path(path: Path, field: str) -> Corpus:
         train, held = splits["valid"] or splits["test"], splits["test"] if splits["valid"] else []
         names = [", ".join(f.name for f in group) or "none" for group in (train, held)]
         note += f": there is no train split; training on {names[0]}, held out: {names[1]}"
-    return Corpus([t for f in train for t in read(f, field)], [t for f in held for t in read(f, field)], note)
+    return Corpus(Files(tuple(train), field), Files(tuple(held), field), note)
+
+
+@attrs.frozen
+class Files:
+    """Documents of files, read as they are needed."""
+
+    paths: tuple[Path, ...]
+    field: str
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self.paths:
+            yield from read(path, self.field)
 
 
 def read(path: Path, field: str) -> Iterator[str]:
@@ -103,25 +119,22 @@ def read(path: Path, field: str) -> Iterator[str]:
     elif path.suffix in (".jsonl", ".json"):
         yield from read_json(path, field)
     else:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is no UTF-8 text: {error}") from None
-        yield from (part for part in text.split(END) if part.strip())
+        yield from (part for part in utf8(path).split(END) if part.strip())
+
+
+def utf8(path: Path) -> str:
+    """The text of a file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 text: {error}") from None
 
 
 def read_json(path: Path, field: str) -> Iterator[str]:
-    """Rows of a JSON-lines file (or of one JSON list)."""
-    text = path.read_text(encoding="utf-8")
-    if text.lstrip().startswith("["):
-        rows = enumerate(json.loads(text), 1)
-    else:
-        rows = ((n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip())
-    for n, row in rows:
-        try:
-            row = json.loads(row) if isinstance(row, str) and not text.lstrip().startswith("[") else row
-        except ValueError as error:
-            raise DataError(f"{path}:{n}: no JSON: {error}") from None
+    """Rows of a JSON-lines file, line by line, or of one JSON list."""
+    with path.open("rb") as file:
+        is_list = file.read(64).lstrip().startswith(b"[")
+    for n, row in list_rows(path) if is_list else line_rows(path):
         value = row.get(field) if isinstance(row, dict) else row
         if not isinstance(value, str):
             has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
@@ -130,16 +143,44 @@ def read_json(path: Path, field: str) -> Iterator[str]:
             yield value
 
 
+def line_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """``(line number, row)`` of JSON lines."""
+    with path.open(encoding="utf-8") as file:
+        try:
+            for n, line in enumerate(file, 1):
+                if line.strip():
+                    yield n, json.loads(line)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is no UTF-8 text: {error}") from None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{n}: no JSON: {error}") from None
+
+
+def list_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """``(place, row)`` of one JSON list."""
+    try:
+        yield from enumerate(json.loads(utf8(path)), 1)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: no JSON: {error}") from None
+
+
 def from_datasets(data: Any, field: str, note: str) -> Corpus:
     """A `datasets` Dataset, IterableDataset or dict of them; any iterable of rows or strings."""
     if isinstance(data, dict) or hasattr(data, "keys"):
         held = next((data[name] for name in ("validation", "valid", "test") if name in data), ())
         if "train" not in data:
             raise DataError(f"{note} has no train split; splits: {', '.join(data)}")
-        return Corpus(Rows(data["train"], field), Rows(held, field), note)
+        return Corpus(Rows(data["train"], field), Rows(held, field), note, endless(data["train"]))
     if not hasattr(data, "__iter__"):
         raise DataError(f"cannot read text from a {type(data).__name__}; give a name, a path or a datasets object")
-    return Corpus(Rows(data, field), note=note)
+    if iter(data) is data:  # can be read once only
+        data = list(data)
+    return Corpus(Rows(data, field), note=note, endless=endless(data))
+
+
+def endless(data: Any) -> bool:
+    """Is it read as it comes (a `datasets` IterableDataset)?"""
+    return type(data).__module__.split(".")[0] == "datasets" and not hasattr(data, "__len__")
 
 
 @attrs.frozen
@@ -159,12 +200,12 @@ class Rows:
                 yield value
 
 
-def from_name(name: str, field: str) -> Corpus:
+def from_name(name: str, field: str, streaming: bool = False) -> Corpus:
     """A dataset by name: on the hub if it answers, else a folder of FASTSNN_DATA."""
     tried = []
     if hub_answers():
         try:
-            return from_hub(name, field)
+            return from_hub(name, field, streaming)
         except ImportError:
             raise DataError(f"{name!r} needs the datasets package: pip install 'fastsnn-train[data]'") from None
         except Exception as error:
@@ -203,15 +244,15 @@ def hub_answers() -> bool:
         return False
 
 
-def from_hub(name: str, field: str) -> Corpus:
+def from_hub(name: str, field: str, streaming: bool = False) -> Corpus:
     """``name/config`` or ``organisation/name`` on the hub."""
     from datasets import load_dataset
 
     first, _, second = name.partition("/")
     try:
-        data = load_dataset(first, second) if second else load_dataset(name)
+        data = load_dataset(first, second or None, streaming=streaming)
     except Exception:
         if not second:
             raise
-        data = load_dataset(name)
+        data = load_dataset(name, streaming=streaming)
     return from_datasets(data, field, f"{name} from the Hugging Face hub")

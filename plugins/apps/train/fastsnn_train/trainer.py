@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from fastsnn_core import Run
 from fastsnn_core.files import beside
-from fastsnn_core.probe import probe
 from fastsnn_core.site import sites
-from fastsnn_train import checkpoint, health
-from fastsnn_train.config import TrainConfig
+from fastsnn_train import checkpoint, health, keeping, parallel, snapshot
+from fastsnn_train.config import TrainConfig, plain
 from fastsnn_train.evaluate import evaluate
-from fastsnn_train.optim import learning_rate, optimizer
-from fastsnn_train.packing import Data, Packed, batches
+from fastsnn_train.feed import Feed, feed_of
+from fastsnn_train.following import Following, Leaving
+from fastsnn_train.optim import learning_rate
+from fastsnn_train.packing import Data, Packed
 from fastsnn_train.progress import Progress
+from fastsnn_train.spiking import Rescue
+from fastsnn_train.step import NotFinite, Outcome, Stepper
+from fastsnn_train.streaming import Streamed
 
 log = logging.getLogger("fastsnn")
-IGNORE = -100
 
 
 class TrainingError(RuntimeError):
@@ -36,9 +38,9 @@ class TrainingError(RuntimeError):
 class Trainer:
     """Trains a language model on token batches.
 
-    ``Trainer(model, TrainConfig(max_steps=10)).fit(batches)`` with any iterable of token ids ``[B, T]``, or a `Data` or
-    `Packed` corpus. With `out`, checkpoints go to ``out/checkpoints`` and ``fit(…, resume=True)`` goes on from the last
-    one, bit for bit on a CPU.
+    ``Trainer(model, TrainConfig(max_steps=10)).fit(batches)`` with any iterable of token ids ``[B, T]``, or a `Data`,
+    `Packed` or `Streamed` corpus. With `out`, checkpoints go to ``out/checkpoints`` and ``fit(…, resume=True)`` goes on
+    from the last one, bit for bit on a CPU. `history` has a row per ``log_every`` steps and per evaluation.
     """
 
     def __init__(
@@ -46,200 +48,218 @@ class Trainer:
     ) -> None:
         self.model, self.config = model, config or TrainConfig()
         self.out = None if out is None else Path(out)
-        self.quiet = quiet
-        self.optimizer = optimizer(model, self.config)
+        self.world = parallel.join(self.config.parallel)
+        self.quiet = quiet or not self.world.leader
+        self.stepper = Stepper(model, self.config, self.world)
+        self.rescue = Rescue(self.config.rescue)
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.data: Data | None = None
+        self.feed: Feed | None = None
+        self.kept = (-1, 0)  # step and history length of the newest checkpoint
         self.warned: set[str] = set()
         self.last_health: dict[str, health.SiteHealth] = {}
-
-    # -- one step ------------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.model.parameters()).device
+        return self.stepper.device
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW."""
+        return self.stepper.optimizer
+
+    @property
+    def folder(self) -> Path | None:
+        """Where checkpoints go."""
+        return None if self.out is None else self.out / "checkpoints"
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the best evaluation so far."""
+        rows = [row for row in self.history if "held_out" in row]
+        return min(rows, key=lambda row: row["held_out"]) if rows else None
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision of the configuration: auto is bf16 on a GPU that has it, else float32."""
-        kind, wanted = self.device.type, self.config.precision
-        if wanted == "auto":
-            wanted = "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-        if wanted == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(kind, torch.bfloat16 if wanted == "bf16" else torch.float16)
-
-    def loss(self, tokens: Tensor, reset: Tensor | None) -> Tensor:
-        """Mean next-token cross-entropy in nats of ``tokens [B,T+1]``."""
-        logits = self.model(tokens[:, :-1], reset=reset) if reset is not None else self.model(tokens[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), ignore_index=IGNORE)
-
-    def train_step(self, tokens: Tensor, reset: Tensor | None) -> float:
-        """One optimiser step; returns the loss in nats per token."""
-        rate = learning_rate(self.step, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.model.train()
-        pieces = tokens.chunk(self.config.accumulate)
-        resets = [None] * len(pieces) if reset is None else reset.chunk(self.config.accumulate)
-        total = 0.0
-        for piece, mark in zip(pieces, resets):
-            with self.autocast():
-                loss = self.loss(piece, mark)
-            if not bool(torch.isfinite(loss)):
-                self.stop(loss, tokens, reset)
-            share = piece.shape[0] / tokens.shape[0]
-            (loss * share).backward()
-            total += float(loss.detach()) * share
-        if self.config.clip:
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-            if not bool(torch.isfinite(norm)):
-                self.stop(norm, tokens, reset)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return total
-
-    def stop(self, value: Tensor, tokens: Tensor, reset: Tensor | None) -> None:
-        """A loss or gradient that is no number: save the batch, name the layer, raise."""
-        where = health.first_bad(self.model, lambda: self.loss(tokens, reset))
-        saved = ""
-        if self.out is not None:
-            from safetensors.torch import save_file
-
-            path = self.out / f"bad-batch-step-{self.step}.safetensors"
-            with beside(path) as scratch:
-                save_file({"tokens": tokens.cpu()}, scratch)
-            saved = f"; the batch is in {path}"
-        self.optimizer.zero_grad(set_to_none=True)
-        raise TrainingError(
-            f"step {self.step}: loss or gradient is {float(value.detach())}; first bad output: {where}{saved}. "
-            "Lower lr, or clip harder; the weights are those before this step"
-        )
+        """The precision of the configuration."""
+        return self.stepper.autocast()
 
     # -- a run ---------------------------------------------------------------------------------------------------
 
     def fit(
-        self, data: Data | Packed | Iterable[Any], held_out: Packed | None = None, *, resume: bool = False
+        self, data: Data | Packed | Streamed | Iterable[Any], held_out: Packed | None = None, *, resume: bool = False
     ) -> Trainer:
-        """Train until ``config.max_steps``; returns the trainer, whose `history` has a row per `log_every` steps."""
+        """Train until ``config.max_steps``, or until the data or a tracker ends it; returns the trainer.
+
+        SIGINT and SIGTERM end it after the current step, with a checkpoint, as a `KeyboardInterrupt`.
+        """
         if isinstance(data, Data):
             self.data, held_out = data, held_out or data.held_out
             data = data.train
-        if resume:
-            self.resume()
-        stream = self.stream(data)
-        packed = data if isinstance(data, Packed) else None
-        seen, clock = 0, time.perf_counter()
-        with Progress(self.config.max_steps, self.step, quiet=self.quiet) as progress:
-            while self.step < self.config.max_steps:
-                tokens = next(stream, None)
-                if tokens is None:
-                    progress.say(f"the data ended after {self.step} steps of {self.config.max_steps}")
-                    break
-                tokens = tokens.to(self.device)
-                reset = packed.resets(tokens[:, :-1]) if packed is not None else None
-                due = (self.step + 1) % self.config.log_every == 0 or self.step + 1 == self.config.max_steps
-                with probe(self.model) if due else contextlib.nullcontext() as trace:
-                    loss = self.train_step(tokens, reset)
-                seen += tokens[:, 1:].numel()
-                row: dict[str, Any] = {"step": self.step, "loss": loss}
-                if due:
-                    row |= {"lr": learning_rate(self.step - 1, self.config)}
-                    row |= {"tokens_per_second": seen / max(1e-9, time.perf_counter() - clock)}
-                    row |= self.look(trace or {}, progress)
-                every = self.config.eval_every
-                if held_out is not None and every and self.step % every == 0:
-                    row["held_out"] = self.evaluate(held_out)["nats_per_token"]
-                if due or "held_out" in row:
-                    self.history.append(row)
-                    self.write(row)
-                    progress.log(row)
-                    seen, clock = 0, time.perf_counter()
-                progress.update(self.step, row)
-                if (
-                    self.out is not None
-                    and self.config.checkpoint_every
-                    and self.step % self.config.checkpoint_every == 0
-                ):
-                    self.save()
-        if held_out is not None and self.step and (not self.history or "held_out" not in self.history[-1]):
-            row = {"step": self.step, "held_out": self.evaluate(held_out)["nats_per_token"]}
-            if self.history and self.history[-1]["step"] == self.step:
-                self.history[-1] |= row
-            else:
-                self.history.append(row)
-            self.write(row)
-        if self.out is not None:
-            self.save()
-        self.milestone(held_out)
-        self.model.eval()
+        feed = self.feed = feed_of(data, self.config)
+        keeping.begin(self, feed, resume)
+        run = Run(self.model, self.out, plain(self.config), self.config.max_steps, self.history)
+        trackers = self.config.trackers if self.world.leader else ()
+        with (
+            Leaving() as leaving,
+            Progress(self.config.max_steps, self.step, quiet=self.quiet) as progress,
+            Following(trackers, run) as following,
+        ):
+            self.loop(feed, held_out, run, leaving, progress, following)
+            if leaving.asked:
+                self.save(following)
+                raise KeyboardInterrupt(f"{leaving.asked} at step {self.step}")
+            if run.stopping:
+                progress.say(f"stopped at step {self.step}: {run.stopping}")
+            if held_out is not None and self.step and "held_out" not in (self.history or [{}])[-1]:
+                self.note({"step": self.step} | self.judge(held_out), progress, following)
+            self.save(following)
+        self.finish(held_out)
         return self
 
-    def stream(self, data: Packed | Iterable[Any]) -> Iterator[Tensor]:
-        """Batches from the current step on."""
-        if isinstance(data, Packed):
-            return (
-                data.batch(i, self.config.batch_size, self.config.seed) for i in range(self.step, self.config.max_steps)
-            )
-        found = batches(data)
-        for _ in range(self.step):  # a plain iterable has no position: what was trained on is read past
-            next(found, None)
-        return found
+    def loop(
+        self, feed: Feed, held_out: Packed | None, run: Run, leaving: Leaving, progress: Progress, following: Following
+    ) -> None:
+        """Step after step."""
+        config, seen, clock = self.config, 0, time.perf_counter()
+        while self.step < config.max_steps and not run.stopping and not leaving.asked:
+            batch = feed.next()
+            if batch is None:
+                progress.say(f"the data ended after {self.step} steps of {config.max_steps}")
+                return
+            last = self.step + 1 == config.max_steps
+            due = last or (self.step + 1) % config.log_every == 0
+            outcome = self.train_step(*batch, look=due, leaving=bool(leaving.asked))
+            leaving.asked = leaving.asked or ("another process was stopped" if outcome.leaving else "")
+            seen += batch[0][:, 1:].numel()
+            row: dict[str, Any] = {"step": self.step, "loss": outcome.loss}
+            if due:
+                row |= self.describe(outcome, batch, progress)
+                row |= {"tokens_per_second": seen / max(1e-9, time.perf_counter() - clock)}
+            judged = held_out is not None and (last or bool(config.eval_every and self.step % config.eval_every == 0))
+            if judged and held_out is not None:
+                row |= self.judge(held_out)
+            if due or judged:
+                self.note(row, progress, following)
+                run.stopping = self.world.first(run.stopping)
+                seen, clock = 0, time.perf_counter()
+            progress.update(self.step, row)
+            if not last and self.is_due(judged):
+                self.save(following)
 
-    def look(self, trace: Any, progress: Progress) -> dict[str, float]:
-        """Firing of this step's spikes; complains once per site that went silent or saturated."""
-        self.last_health = found = health.site_health(trace)
-        modules = {name: site.neuron for name, site in sites(self.model).items() if site.neuron is not None}
-        for name, text in health.complaints(found, modules).items():
-            if name not in self.warned:
-                self.warned.add(name)
-                log.warning("step %d: %s", self.step, text)
-                progress.say(f"step {self.step}: {text}") if progress.terminal else None
-        return health.firing(found)
+    def is_due(self, judged: bool) -> bool:
+        """Is a checkpoint to be written: every so many steps, and at the best evaluation?"""
+        if self.out is None:
+            return False
+        every = self.config.checkpoint_every
+        return bool(every and self.step % every == 0) or (judged and (self.best or {}).get("step") == self.step)
+
+    def train_step(
+        self, tokens: Tensor, reset: Tensor | None = None, *, look: bool = False, leaving: bool = False
+    ) -> Outcome:
+        """One optimiser step on ``tokens [B, T+1]``; a loss that is no number stops the run with `TrainingError`."""
+        try:
+            outcome = self.stepper.take(tokens, reset, self.step, look=look, leaving=leaving)
+        except NotFinite as error:
+            raise self.stop(str(error), tokens, reset) from None
+        self.step += 1
+        return outcome
+
+    def stop(self, what: str, tokens: Tensor, reset: Tensor | None) -> TrainingError:
+        """Save the batch, name the layer; the error to raise."""
+        rows, marks = (None if t is None else self.world.rows(t).to(self.device) for t in (tokens, reset))
+        with self.autocast():
+            where = health.first_bad(self.model, lambda: self.stepper.loss(rows, marks))
+        self.optimizer.zero_grad(set_to_none=True)
+        saved = ""
+        if self.out is not None and self.world.leader:
+            from safetensors.torch import save_file
+
+            path = self.out / f"bad-batch-step-{self.step}.safetensors"
+            with beside(path) as scratch:
+                save_file({"tokens": tokens.cpu()} | ({} if reset is None else {"reset": reset.cpu()}), scratch)
+            saved = f"; the batch is in {path}"
+        return TrainingError(
+            f"step {self.step}: {what}; {where}{saved}. "
+            "Lower lr, or clip harder; the weights are those before this step"
+        )
+
+    def describe(self, outcome: Outcome, batch: tuple[Tensor, Tensor | None], progress: Progress) -> dict[str, Any]:
+        """A log row's facts about a step; complains once of each site or block, and rescues sites that are due."""
+        row: dict[str, Any] = {"lr": learning_rate(self.step - 1, self.config)}
+        self.last_health = found = health.shared(outcome.seen.means(), self.world, self.device)
+        row |= health.firing(found) | {"gradient_norm": outcome.norm, "gradient": outcome.blocks}
+        if self.config.rate_weight:
+            row["rate_penalty"] = outcome.penalty
+        if outcome.skipped:
+            row["skipped"] = 1
+        neurons = {name: site.neuron for name, site in sites(self.model).items() if site.neuron is not None}
+        says = health.complaints(found, neurons) | health.gradient_complaints(outcome.blocks)
+        news = [text for name, text in says.items() if name not in self.warned]
+        self.warned |= says.keys()
+        if ready := self.rescue.due(found, self.model):
+            rows, marks = (None if t is None else self.world.rows(t).to(self.device) for t in batch)
+            news += self.rescue.help(ready, self.model, lambda: self.stepper.loss(rows, marks), self.world.average_)
+            self.warned -= set(ready)
+        for text in news if self.world.leader else ():
+            log.warning("step %d: %s", self.step, text)
+        return row | ({"flags": sorted(says)} if says else {})
+
+    def judge(self, held_out: Packed) -> dict[str, float]:
+        """Held-out nats per token, of the averaged weights too."""
+        row = {"held_out": self.evaluate(held_out)["nats_per_token"]}
+        if self.stepper.average is not None:
+            self.stepper.average.swap()
+            try:
+                row["held_out_ema"] = self.evaluate(held_out)["nats_per_token"]
+            finally:
+                self.stepper.average.swap()
+        return row
 
     def evaluate(self, held_out: Packed) -> dict[str, Any]:
-        """Held-out figures on the first `eval_sequences` sequences."""
+        """Held-out figures on the first `eval_sequences` sequences; processes share them where they come out even."""
+        n, size = min(len(held_out), self.config.eval_sequences), self.world.size
+        if n % size == 0 and size > 1:
+            begin, n = self.world.rank * (n // size) * held_out.seq_len, n // size
+            held_out = held_out.part(begin, begin + n * held_out.seq_len + 1)
         with self.autocast():
-            return evaluate(self.model, held_out, max_sequences=self.config.eval_sequences)
+            found = evaluate(self.model, held_out, max_sequences=n)
+        (nats,) = self.world.mean([found["nats_per_token"]], self.device)
+        return found | {"nats_per_token": nats, "perplexity": math.exp(min(nats, 700.0))}
 
-    def milestone(self, held_out: Packed | None) -> None:
-        """Write what was done into the model's meta: bundles carry it."""
+    def note(self, row: dict[str, Any], progress: Progress, following: Following) -> None:
+        """A row into the history, to the trackers and onto the screen."""
+        self.history.append(row)
+        following.log(row)
+        progress.log(row)
+
+    def finish(self, held_out: Packed | None) -> None:
+        """Leave the model whole, with the weights asked for, in evaluation mode, and say in its meta what was done."""
+        if self.config.bundle == "ema" and self.stepper.average is not None:
+            self.stepper.average.swap()
+        best = self.best
+        if self.config.bundle == "best" and self.folder is not None and best is not None and best["step"] != self.step:
+            path = self.folder / checkpoint.name_of(best["step"])
+            self.world.lead(lambda: checkpoint.verify(path))
+            snapshot.put_model(self.model, checkpoint.read(path, snapshot.like(self.model)), path)
+        self.model = parallel.whole_model(self.model)
         meta = dict(getattr(self.model, "meta", {}))
         last = {k: v for row in self.history[-1:] for k, v in row.items() if isinstance(v, int | float)}
-        done = {"what": "fit", "steps": self.step, "config": attrs.asdict(self.config), "last": last}
+        done = {"what": "fit", "steps": self.step, "config": plain(self.config), "last": last}
+        if self.config.bundle == "best" and best is not None:
+            done["weights_of_step"] = best["step"]
         if self.data is not None:
             done |= {"data": self.data.note, "seq_len": self.data.train.seq_len}
         meta["milestones"] = [*meta.get("milestones", []), done]
         self.model.meta = meta  # type: ignore[assignment]
+        self.model.eval()
 
-    # -- files ---------------------------------------------------------------------------------------------------
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append a row to ``out/log.jsonl``."""
-        if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
-            with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
-    def save(self) -> Path:
-        """Write a checkpoint of this step under ``out/checkpoints``."""
-        if self.out is None:
-            raise ValueError("this trainer has no `out` folder to write checkpoints to")
-        state = {"step": self.step, "config": attrs.asdict(self.config), "history": self.history}
-        return checkpoint.save(self.out / "checkpoints", self.model, self.optimizer, state)
-
-    def resume(self) -> bool:
-        """Go on from the newest whole checkpoint; False where there is none."""
-        folder = None if self.out is None else self.out / "checkpoints"
-        known = checkpoint.found(folder) if folder is not None else []
-        if not known:
-            log.warning("nothing to resume under %s; starting afresh", folder)
-            return False
-        state = checkpoint.load(known[-1], self.model, self.optimizer)
-        changed = [k for k, v in state["config"].items() if k not in ("max_steps",) and getattr(self.config, k, v) != v]
-        if changed:
-            log.warning("resuming %s with other settings: %s", known[-1].name, ", ".join(changed))
-        self.step, self.history = state["step"], state["history"]
-        return True
+    def save(self, following: Following | None = None) -> Path | None:
+        """Write a checkpoint of this step under ``out/checkpoints``; None without `out`, or where it stands already."""
+        if self.folder is None or self.kept == (self.step, len(self.history)):
+            return None
+        path = keeping.save(self, self.folder)
+        if following is not None:
+            following.saved(path)
+        return path
