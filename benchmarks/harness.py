@@ -88,6 +88,12 @@ def copier(megabytes: int = 128) -> tuple[Run, int]:
     return lambda: target.copy_(source), 2 * source.nbytes
 
 
+def disturbance(times: Times) -> str:
+    """What became of the rounds in which other processes wanted the cores."""
+    lost = int(times["disturbed rounds"][0])
+    return "too few quiet rounds: all count, expect noise" if lost < 0 else f"{lost} disturbed rounds thrown away"
+
+
 def machine() -> dict[str, Any]:
     """What a figure depends on."""
     cpu = platform.processor() or platform.machine()

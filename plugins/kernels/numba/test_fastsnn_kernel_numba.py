@@ -66,13 +66,34 @@ def test_a_function_without_a_cacheable_file_compiles_and_says_so(caplog):
     assert "NUMBA_CACHE_DIR" in caplog.text
 
 
-def test_large_outputs_start_on_a_huge_page():
-    from fastsnn_kernel_numba import launch
+def test_large_outputs_reuse_memory_of_dead_ones_and_never_of_living_ones():
+    from fastsnn_kernel_numba import memory
 
-    small, large = launch.empty((4, 5), torch.float32), launch.empty((5, 1 << 20), torch.float32)
+    memory.release()
+    small, first = memory.empty((4, 5), torch.float32), memory.empty((5, 1 << 20), torch.float32)
     assert small.shape == (4, 5)
-    assert large.shape == (5, 1 << 20)
-    assert large.is_contiguous()
-    assert sys.platform != "linux" or large.data_ptr() % launch.HUGE == 0
-    large.fill_(1.0)
-    assert float(large.sum()) == large.numel()
+    assert first.shape == (5, 1 << 20)
+    assert first.is_contiguous()
+    assert first.data_ptr() % memory.HUGE == 0
+    first.fill_(1.0)
+    where, part = first.data_ptr(), first[1:].t()
+    del first
+    second = memory.empty((5, 1 << 20), torch.float32)  # `part` still lives on the first buffer
+    second.fill_(2.0)
+    assert second.data_ptr() != where
+    assert float(part.sum()) == part.numel()
+    del part
+    assert memory.empty((10, 1 << 18), torch.float64).data_ptr() == where
+    memory.release()
+    assert not memory._free
+
+
+def test_waiting_memory_is_bounded(monkeypatch):
+    from fastsnn_kernel_numba import memory
+
+    memory.release()
+    monkeypatch.setattr(memory, "KEEP", 20 << 20)
+    held = [memory.empty((size << 20,), torch.int8) for size in (8, 10, 12)]
+    del held
+    assert sum(size * len(kept) for size, kept in memory._free.items()) <= 20 << 20
+    memory.release()

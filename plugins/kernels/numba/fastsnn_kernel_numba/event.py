@@ -16,13 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import prange, types
-from numba.extending import intrinsic
+from numba import prange
 from torch import Tensor
 
 from fastsnn_core.ops.event import whole
-from fastsnn_kernel_numba.launch import Threaded, compile, flat, scratch, workers
+from fastsnn_kernel_numba.launch import Threaded, compile, flat, prefetch, scratch, workers
 
 U = np.uint64  # unsigned indices: no wrap-around test, so LLVM vectorises
 GROUP = 8  # weight rows added per pass
@@ -31,22 +29,6 @@ COLUMNS = 4096  # outputs per task: 8 KiB of 16-bit sums stay in L1
 SATURATED, SMALLEST, LARGEST = 1 << 40, -(1 << 63), (1 << 63) - 1  # |c| enters the bound on sums up to the first
 AHEAD = 256  # bytes of each of the next rows asked for in advance
 BLOCK = 1 << 18  # bytes of weights that several rows share
-
-
-@intrinsic
-def _prefetch(typing: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache line of ``array[index]``."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer = builder.gep(data, [args[1]])
-        i32 = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", (pointer.type,), kind)
-        builder.call(function, [pointer, i32(0), i32(2), i32(1)])  # read, into L2, data
-        return context.get_dummy_value()
-
-    return types.void(array, index), generate
 
 
 @compile
@@ -111,7 +93,7 @@ def _take(w, index, count, k, end, tall, column, n, acc, oa, out, oo, room):  # 
             room -= size
             for q in range(k + m, min(k + m + GROUP, end)):
                 for line in range(0, AHEAD, 64):
-                    _prefetch(w, index[q] * tall + column + line)
+                    prefetch(w, index[q] * tall + column + line)
             a, o0, c0 = k + m - 1, U(index[k] * tall + column), np.int16(count[k])  # past the end: row a, 0 times
             o1, c1 = U(index[min(k + 1, a)] * tall + column), np.int16(count[k + 1] if m > 1 else 0)
             o2, c2 = U(index[min(k + 2, a)] * tall + column), np.int16(count[k + 2] if m > 2 else 0)
@@ -182,7 +164,7 @@ def _product(w, index, count, starts, shape, acc, room, at, sums, out, nw):  # t
 
 
 def events(counts: Tensor) -> tuple[Any, Any, Any, int]:
-    """``(inputs, counts, starts of rows, largest Σ|c| of a row)`` of counts ``[N, D]``; the lists are scratch memory."""
+    """``(inputs, counts, starts of rows, largest Σ|c| of a row)`` of counts ``[N, D]`` (scratch)."""
     if counts.dtype not in (torch.float32, torch.int32, torch.int64):
         counts = whole(counts, "counts").to(torch.int64)
     rows, wide = counts.shape

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from fastsnn_core.ops import exact
-from fastsnn_kernel_numba.launch import Threaded, compile, empty, flat, scratch, workers
+from fastsnn_kernel_numba.launch import Threaded, compile, flat, scratch, workers
 
 U, F = np.uint64, np.float32
 ZERO, HALF, ONE, TWO = F(0), F(0.5), F(1), F(2)
@@ -308,7 +308,7 @@ def _scan(q, k, v, gate, s, z, keep, shape, part, out, norm, nw):  # type: ignor
 
 def unary(x: Tensor, form: str) -> Tensor:
     """Twin of `fastsnn_core.ops.exact.unary_naive`."""
-    out = empty(tuple(x.shape), torch.float32)
+    out = torch.empty(x.shape)
     _unary(flat(x.contiguous()), FORMS.index(form), flat(out))
     return out
 

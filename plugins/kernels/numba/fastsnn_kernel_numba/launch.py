@@ -1,4 +1,4 @@
-"""How the compiled kernels are started: disk cache, threads, forked children, and memory without page faults.
+"""How the compiled kernels are started: disk cache, threads, forked children.
 
 *Cache.* Compiled code is kept by Numba beside this package (``__pycache__``), or, where that is read-only, in the
 user's cache folder; ``NUMBA_CACHE_DIR`` moves it. Where nothing is writable a kernel is compiled once per process, and
@@ -8,33 +8,28 @@ a warning says so.
 share one thread pool (and one setting: Numba's start would reset torch's number, so it is put back). Numba's own pool
 (``workqueue``) cannot be entered twice, so calls wait for each other there. A forked child may not enter a pool its
 parent started; it runs the same functions compiled without threads.
-
-*Pages.* Large outputs are advised to use huge pages: touching 32 MiB for the first time costs 8192 page faults of 4 KiB
-otherwise, several times what the kernels take.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
-import math
 import os
-import sys
 import threading
-import types
 from collections.abc import Callable
 from functools import cache, cached_property
+from types import FunctionType
 from typing import Any
 
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 from torch import Tensor
 
 log = logging.getLogger("fastsnn")
-HUGE, LARGE = 2 << 20, 4 << 20  # bytes of a huge page, and of a tensor that is worth some
-MADV_HUGEPAGE = 14
 _forked = False
 _kept = threading.local()
 _one_at_a_time = threading.Lock()
@@ -71,6 +66,22 @@ def _warn_no_cache(reason: str) -> None:
     log.warning("kernels are compiled anew in this process; set NUMBA_CACHE_DIR to a writable folder (%s)", reason)
 
 
+@intrinsic
+def prefetch(typing: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of ``array[index]``; no access, so any index will do."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.gep(data, [args[1]])
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", (pointer.type,), kind)
+        builder.call(function, [pointer, i32(0), i32(2), i32(1)])  # read, into L2, data
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
 class Threaded:
     """A kernel whose last argument is the number of workers that its outermost `prange` shares the tasks out to."""
 
@@ -81,7 +92,7 @@ class Threaded:
     @cached_property
     def serial(self) -> Any:
         """The same function without threads, under a name of its own: Numba's cache tells functions apart by name."""
-        twin = types.FunctionType(self.function.__code__, self.function.__globals__, f"{self.function.__name__}_serial")
+        twin = FunctionType(self.function.__code__, self.function.__globals__, f"{self.function.__name__}_serial")
         twin.__qualname__ = twin.__name__
         return compile(twin, nogil=True)
 
@@ -106,30 +117,13 @@ def workers() -> int:
     return 1 if _forked else max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """``torch.empty``, but on whole huge pages where the system has them and the tensor is large."""
-    numbers = math.prod(shape)
-    if numbers * dtype.itemsize < LARGE or sys.platform != "linux":
-        return torch.empty(shape, dtype=dtype)
-    room = torch.empty(numbers + HUGE // dtype.itemsize, dtype=dtype)
-    skip = -room.data_ptr() % HUGE
-    size = -(-numbers * dtype.itemsize // 4096) * 4096
-    _libc().madvise(ctypes.c_void_p(room.data_ptr() + skip), ctypes.c_size_t(size), MADV_HUGEPAGE)  # may be refused
-    return room.narrow(0, skip // dtype.itemsize, numbers).view(shape)
-
-
 def scratch(name: str, numbers: int, dtype: Any) -> Any:
-    """At least `numbers` numbers of working memory, kept by this thread for the next call: any content, no page faults."""
+    """At least `numbers` numbers of working memory that this thread keeps: any content, no page faults."""
     kept = _kept.__dict__
     key = f"{name}.{dtype.__name__}"
     if key not in kept or len(kept[key]) < numbers:
         kept[key] = np.empty(max(numbers, 1), dtype)
     return kept[key]
-
-
-@cache
-def _libc() -> Any:
-    return ctypes.CDLL(None)
 
 
 def flat(t: Tensor) -> Any:

@@ -17,19 +17,24 @@ from torch import Tensor
 
 from fastsnn_core.ops.lif import CHECKPOINT
 from fastsnn_core.ops.rounding import thresholds
-from fastsnn_kernel_numba.launch import Threaded, compile, empty, flat, workers
+from fastsnn_kernel_numba.launch import Threaded, compile, flat, prefetch, workers
+from fastsnn_kernel_numba.memory import empty
 
 U = np.uint64  # unsigned indices: Numba adds no wrap-around test to them, so LLVM vectorises the loops
 ROW, L2_BLOCK = 1 << 14, 1 << 19  # bytes of a row of x that one task reads, and of u that it keeps
+AHEAD = 2  # rows asked for in advance
 TYPES = (torch.float32, torch.float64)
 IDENTITY, WINDOW, ATAN, SLOPE = range(4)
 
 
-def _constants(dtype: torch.dtype, beta: float, lo: float, hi: float, heaviside: bool, alpha: float, theta: Any) -> Any:
+def _constants(
+    dtype: torch.dtype, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, alpha: float = 0.0
+) -> tuple[Any, ...]:
     """Every number a kernel needs, computed in double as Python does and then rounded once to the type of x."""
     first, last = thresholds(lo, hi, heaviside)
-    numbers = (beta, lo, hi, first, last, alpha, math.pi / 2 * alpha, alpha / 2, theta, 0.0, 1.0)
-    return np.array(numbers, dtype=np.float32 if dtype == torch.float32 else np.float64)
+    numbers = (beta, lo, hi, first, last, alpha, math.pi / 2 * alpha, alpha / 2, float(theta), 0.0, 1.0)
+    kind = np.float32 if dtype == torch.float32 else np.float64
+    return tuple(kind(number) for number in numbers)
 
 
 @compile
@@ -49,43 +54,62 @@ def _fire(h, k, heaviside, hard):  # type: ignore[no-untyped-def]
 @compile
 def _count_row(x, c, o, v, ov, n, k, heaviside, hard):  # type: ignore[no-untyped-def]
     """One token of n channels, from x and v: c and the new v."""
-    beta, theta = k[0], k[8]
+    beta, theta, unit = k[0], k[8], k[8] == 1  # by 1: leave out a division, half the work
     for d in range(n):
-        c[o + d], v[ov + d] = _fire(beta * v[ov + d] + x[o + d] / theta, k, heaviside, hard)
+        h = beta * v[ov + d] + (x[o + d] if unit else x[o + d] / theta)
+        c[o + d], v[ov + d] = _fire(h, k, heaviside, hard)
 
 
 @compile
 def _u_row(x, o, u, ou, v, ov, n, k, heaviside, hard):  # type: ignore[no-untyped-def]
     """One token of n channels, from x and v: u and the new v."""
-    beta, theta = k[0], k[8]
+    beta, theta, unit = k[0], k[8], k[8] == 1  # by 1: leave out a division, half the work
     for d in range(n):
-        h = beta * v[ov + d] + x[o + d] / theta
+        h = beta * v[ov + d] + (x[o + d] if unit else x[o + d] / theta)
         u[ou + d] = h
         v[ov + d] = _fire(h, k, heaviside, hard)[1]
 
 
 @compile
-def _slope_row(u, ou, s, os, n, k, form):  # type: ignore[no-untyped-def]
-    """Surrogate derivative at n membranes, in the order of operations of `rounding.derivative`."""
-    first, last, alpha, steep, half, zero, one = k[3], k[4], k[5], k[6], k[7], k[9], k[10]
-    for d in range(n):
-        below, above = first - u[ou + d], u[ou + d] - last
-        far = (zero if below < zero else below) + (zero if above < zero else above)
-        z = steep * far
-        s[os + d] = (one if far <= alpha else zero) if form == WINDOW else one / (one + z * z) * half
+def _back(g, s, h, through, k, heaviside, hard):  # type: ignore[no-untyped-def]
+    """Gradient of u = h from those of the count (times its derivative s) and of the next v."""
+    zero = k[9]
+    if hard:
+        through = zero if _fire(h, k, heaviside, hard)[0] != zero else through
+    return g * s + through
 
 
 @compile
 def _grad_row(g, og, s, os, u, ou, grad_x, o, carry, oc, n, k, heaviside, hard):  # type: ignore[no-untyped-def]
-    """One token of n channels backwards: grad_x, and what goes on to the token before."""
-    beta, theta, zero = k[0], k[8], k[9]
+    """One token of n channels backwards, with derivatives given in s: grad_x, and what goes on to the token before."""
+    beta, theta, unit = k[0], k[8], k[8] == 1
     for d in range(n):
-        through = carry[oc + d]
-        if hard:
-            through = zero if _fire(u[ou + d], k, heaviside, hard)[0] != zero else through
-        grad_u = g[og + d] * s[os + d] + through
-        grad_x[o + d] = grad_u / theta
+        grad_u = _back(g[og + d], s[os + d], u[ou + d], carry[oc + d], k, heaviside, hard)
+        grad_x[o + d] = grad_u if unit else grad_u / theta
         carry[oc + d] = beta * grad_u
+
+
+@compile
+def _grad_row_closed(g, og, form, u, ou, grad_x, o, carry, oc, n, k, heaviside, hard):  # type: ignore[no-untyped-def]
+    """The same with a closed form, in the order of operations of `rounding.derivative`."""
+    beta, theta, unit = k[0], k[8], k[8] == 1
+    first, last, alpha, steep, half, zero, one = k[3], k[4], k[5], k[6], k[7], k[9], k[10]
+    for d in range(n):
+        h = u[ou + d]
+        below, above = first - h, h - last
+        far = (zero if below < zero else below) + (zero if above < zero else above)
+        z = steep * far
+        s = (one if far <= alpha else zero) if form == WINDOW else one / (one + z * z) * half
+        grad_u = _back(g[og + d], s, h, carry[oc + d], k, heaviside, hard)
+        grad_x[o + d] = grad_u if unit else grad_u / theta
+        carry[oc + d] = beta * grad_u
+
+
+@compile
+def _ask(a, o, n):  # type: ignore[no-untyped-def]
+    """Fetch a row ahead of its use: hardware prefetchers stop at the end of a page."""
+    for d in range(U(0), n, U(64 // a.itemsize)):
+        prefetch(a, o + d)
 
 
 @compile
@@ -115,7 +139,11 @@ def _forward(x, v0, keep, k, heaviside, hard, shape, width, c, v, marks, nw):  #
                     _copy(v, ov, marks, U((b * pieces + t // every) * wide + d0), n)
                 if len(keep) and not keep[b * steps + t]:
                     _fill(v, ov, n, k[9])
-                _count_row(x, c, U((b * steps + t) * wide + d0), v, ov, n, k, heaviside, hard)
+                o = U((b * steps + t) * wide + d0)
+                if n < wide:
+                    _ask(x, o + U(AHEAD * wide), n)
+                    _ask(c, o + U(AHEAD * wide), n)
+                _count_row(x, c, o, v, ov, n, k, heaviside, hard)
 
 
 @Threaded
@@ -159,9 +187,10 @@ def _backward(
                 for t in range(t1 - 1, t0 - 1, -1):
                     o, ou = U((b * steps + t) * wide + d0), room + U((t - t0) * width)
                     og = U(b * g_batch + t * g_step + d0)
+                    _ask(grad_x, o - U(AHEAD * wide), n)
                     if closed:
-                        _slope_row(us, ou, vs, os, n, k, form)
-                    if form == SLOPE:
+                        _grad_row_closed(g, og, form, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard)
+                    elif form == SLOPE:
                         _grad_row(g, og, slope, o, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard)
                     else:
                         _grad_row(g, og, vs, os, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard)
@@ -186,7 +215,7 @@ def forward(
     counts, v_last = empty(x.shape, x.dtype), torch.empty_like(v)
     marks = empty((batch, -(-steps // CHECKPOINT), wide), x.dtype)
     if v.numel():
-        k = _constants(x.dtype, beta, lo, hi, heaviside, 0.0, float(theta))
+        k = _constants(x.dtype, theta, beta, lo, hi, heaviside)
         _forward(
             flat(x), flat(v), flat(keep), k, heaviside, hard, (*x.shape, CHECKPOINT), _width(x.shape, x.itemsize, ROW),
             flat(counts), flat(v_last), flat(marks),
@@ -203,7 +232,7 @@ def membrane(
         return NotImplemented
     u = empty(x.shape, x.dtype)
     if x.numel():
-        k = _constants(x.dtype, beta, lo, hi, heaviside, 0.0, float(theta))
+        k = _constants(x.dtype, theta, beta, lo, hi, heaviside)
         v = marks[:, 0].clone(memory_format=torch.contiguous_format)
         width = _width(x.shape, x.itemsize, ROW)
         _membrane(flat(x), flat(v), flat(keep), k, heaviside, hard, (*x.shape, CHECKPOINT), width, flat(u))
@@ -219,7 +248,7 @@ def backward(
         return NotImplemented
     grad_x, carry = empty(x.shape, x.dtype), grad_v.clone(memory_format=torch.contiguous_format)
     if x.numel():
-        k = _constants(x.dtype, beta, lo, hi, heaviside, alpha, float(theta))
+        k = _constants(x.dtype, theta, beta, lo, hi, heaviside, alpha)
         width = _width(x.shape, x.itemsize, L2_BLOCK // CHECKPOINT)
         g, g_batch, g_step = _rows(grad_c)
         us = torch.empty(workers() * CHECKPOINT * width, dtype=x.dtype)

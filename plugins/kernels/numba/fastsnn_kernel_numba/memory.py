@@ -1,0 +1,73 @@
+"""Memory for large outputs: huge pages, kept for the next output of the same size when the last one is gone.
+
+Touching 32 MiB for the first time costs 8192 page faults and the zeroing of as many pages, again for every fresh
+output: several times what a memory-bound kernel takes. So outputs from `LARGE` bytes on live on whole huge pages
+(where Linux grants them), and a buffer whose tensor has died is handed to the next tensor of its size. At most `KEEP`
+bytes wait; `release` gives them back to the system.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LARGE, KEEP = 4 << 20, 256 << 20
+HUGE, MADV_HUGEPAGE = 2 << 20, 14
+_free: dict[int, list[Any]] = {}  # buffers by size; single operations only, so that a finaliser may come at any time
+
+
+class _Lease:
+    """Memory under one tensor; the buffer goes back when the tensor's storage lets go of it."""
+
+    def __init__(self, buffer: Any, size: int) -> None:
+        self.buffer, self.size = buffer, size
+        where = (buffer.ctypes.data, False)
+        self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": where, "version": 3}
+
+    def __del__(self) -> None:
+        if self.size + sum(size * len(kept) for size, kept in list(_free.items())) > KEEP:
+            _free.clear()
+        if self.size <= KEEP:
+            _free.setdefault(self.size, []).append(self.buffer)
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """``torch.empty``, but large tensors get memory that has been touched before, or whole huge pages."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE:
+        return torch.empty(shape, dtype=dtype)
+    room = -(-size // HUGE) * HUGE
+    try:
+        buffer = _free[room].pop()
+    except (KeyError, IndexError):
+        buffer = _fresh(room)
+    out = torch.from_numpy(np.asarray(_Lease(buffer, room)))[:size].view(dtype).view(shape)
+    if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:
+        out.fill_(math.nan if dtype.is_floating_point else torch.iinfo(dtype).max)  # what torch.empty promises then
+    return out
+
+
+def _fresh(size: int) -> Any:
+    """Untouched memory that starts on a huge page."""
+    memory = np.empty(size + HUGE, np.uint8)
+    skip = -memory.ctypes.data % HUGE
+    if sys.platform == "linux":
+        _libc().madvise(ctypes.c_void_p(memory.ctypes.data + skip), ctypes.c_size_t(size), MADV_HUGEPAGE)  # a wish
+    return memory[skip : skip + size]
+
+
+def release() -> None:
+    """Give all waiting memory back to the system."""
+    _free.clear()
+
+
+@cache
+def _libc() -> Any:
+    return ctypes.CDLL(None)
