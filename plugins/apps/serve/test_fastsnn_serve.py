@@ -203,9 +203,19 @@ def test_end_token_ends() -> None:
     ids = expected(model, [65], 200, seed=1)
     assert len(ids) < 200
     with TestClient(app(model)) as http_client:
-        made = http_client.post("/v1/completions", json={"prompt": [65], "max_tokens": 200, "seed": 1}).json()
+        body = {"prompt": [65], "max_tokens": 200, "seed": 1}
+        made = http_client.post("/v1/completions", json=body).json()
+        scored = http_client.post("/v1/completions", json=body | {"logprobs": 1, "echo": True}).json()["choices"][0]
+        chat = {"messages": [{"role": "user", "content": "A"}], "max_tokens": 200, "seed": 1, "logprobs": True}
+        talk = http_client.post("/v1/chat/completions", json=chat).json()["choices"][0]
     assert made["choices"][0] == {"index": 0, "text": text_of(ids), "logprobs": None, "finish_reason": "stop"}
     assert made["usage"]["completion_tokens"] == len(ids)
+    assert scored["logprobs"]["tokens"][-1] == "token_id:256"  # lm-eval takes the last token off
+    assert len(scored["logprobs"]["token_logprobs"]) == 1 + len(ids) + 1
+    assert scored["logprobs"]["text_offset"][-1] == len(scored["text"])
+    assert talk["finish_reason"] == "stop"
+    said = bytes(byte for token in talk["logprobs"]["content"] for byte in token["bytes"])
+    assert said.decode("utf-8", "replace") == talk["message"]["content"]
 
 
 def test_logprobs_and_echo_as_lm_eval_asks(client: openai.OpenAI, model: Any) -> None:
@@ -549,7 +559,7 @@ class Said:
                 raise piece.error
             tokens += [(t.token, t.logprob) for t in piece.tokens]
             if piece.finish is not None:
-                return [t for t, _ in tokens], [p for _, p in tokens]
+                return [t for t, _ in tokens if t != 256], [p for _, p in tokens]
 
 
 def run(engine: Engine, *asked: Said) -> list[tuple[list[int], list[float | None]]]:

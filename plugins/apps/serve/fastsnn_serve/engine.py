@@ -233,8 +233,9 @@ class Engine:
         assert stream.logits is not None
         logits, want = stream.logits[0, -1], stream.want
         token = want.sampling.pick(logits, stream.generator)
-        if token == self.tokenizer.end:
-            self.finish(stream, "stop")
+        scored = None if want.logprobs is None else scores(logits[None], [token], want.logprobs)[0]
+        if token == self.tokenizer.end:  # no part of the text, but clients that score look for one more token
+            self.finish(stream, "stop", end=scored)
             return
         now = time.perf_counter()
         first = not stream.ids
@@ -245,7 +246,6 @@ class Engine:
         self.metrics.add("fastsnn_generated_tokens_total")
         stream.spoke = now
         stream.ids.append(token)
-        scored = None if want.logprobs is None else scores(logits[None], [token], want.logprobs)[0]
         text, tokens, stopped = stream.writer.push(token, scored)
         if stopped:
             self.remember(stream)
@@ -255,11 +255,14 @@ class Engine:
         elif text or tokens:
             stream.say(Piece(text, tokens))
 
-    def finish(self, stream: Stream, reason: str, text: str = "", tokens: tuple[Scored, ...] = ()) -> None:
-        """Say what was held back, too."""
+    def finish(
+        self, stream: Stream, reason: str, text: str = "", tokens: tuple[Scored, ...] = (), end: Scored | None = None
+    ) -> None:
+        """Say what was held back, too, and the scored end token."""
         self.remember(stream)
         more, others, stopped = stream.writer.close()
-        stream.say(Piece(text + more, tokens + others, "stop" if stopped else reason))
+        last = () if end is None or stopped else (end._replace(offset=stream.writer.said),)
+        stream.say(Piece(text + more, (*tokens, *others, *last), "stop" if stopped else reason))
 
     def remember(self, stream: Stream) -> None:
         """Note an ended turn, for when nobody waits."""

@@ -94,13 +94,16 @@ class Reply:
         }
 
     def chat_logprobs(self, tokens: Iterable[Scored]) -> dict[str, Any]:
-        """A list of objects."""
+        """A list of objects, the end token left out: their texts make up the content."""
 
         def one(token: int, logprob: float | None) -> dict[str, Any]:
             name, raw = token_name(self.tokenizer, token), token_bytes(self.tokenizer, token)
             return {"token": name, "logprob": logprob, "bytes": raw}
 
-        content = [one(s.token, s.logprob) | {"top_logprobs": [one(*pair) for pair in s.top]} for s in tokens]
+        end = self.tokenizer.end
+        content = [
+            one(s.token, s.logprob) | {"top_logprobs": [one(*pair) for pair in s.top]} for s in tokens if s.token != end
+        ]
         return {"content": content, "refusal": None}
 
 
