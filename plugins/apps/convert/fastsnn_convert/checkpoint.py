@@ -139,8 +139,8 @@ def from_index(folder: Path) -> dict[str, Entry]:
     table = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(table, dict) or not table or not all(isinstance(v, str) for v in table.values()):
         raise CheckpointError(f"{path} has no weight_map from tensor names to files")
-    entries: dict[str, Entry] = {}
-    for name in sorted(set(table.values())):
+    names = sorted(set(table.values()))
+    for name in names:
         shard = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise CheckpointError(f"{path} names a file outside the directory: {name}")
@@ -148,6 +148,9 @@ def from_index(folder: Path) -> dict[str, Entry]:
             raise CheckpointError(f"{path} names {name}, which is no safetensors file; {SUPPORTED}")
         if not shard.is_file():
             raise CheckpointError(f"{shard} is missing; {path} names it")
+    entries: dict[str, Entry] = {}
+    for name in names:
+        shard = folder / name
         found = dict(header(shard))
         wanted = {tensor for tensor, where in table.items() if where == name}
         if odd := sorted(wanted - set(found)):
