@@ -1,4 +1,4 @@
-"""Reading Hugging Face directories: what is right is read without a copy, what is wrong is named and nothing is built."""
+"""Reading Hugging Face directories: what is right is read without a copy, what is wrong is named."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write(folder: Path, config: dict | None = None, *, dtype: torch.dtype = torc
     for i in range(shards):
         file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
         save_file({n: weights[n] for n in names[i::shards]}, folder / file)
-        where |= {n: file for n in names[i::shards]}
+        where |= dict.fromkeys(names[i::shards], file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     return folder
 

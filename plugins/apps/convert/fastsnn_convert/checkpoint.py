@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import mmap
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -206,7 +205,6 @@ def read_row(path: Path, name: str, row: Any, data: int) -> Entry:
         raise CheckpointError(f"{path}: {name} is stored as {kind}; {SUPPORTED}")
     wanted = math.prod(shape) * TYPES[kind].itemsize
     if end - begin != wanted:
-        raise CheckpointError(
-            f"{path} has a damaged header: {name} of shape {list(shape)} needs {wanted} bytes, its offsets say {end - begin}"
-        )
+        says = f"{name} of shape {list(shape)} needs {wanted} bytes, its offsets say {end - begin}"
+        raise CheckpointError(f"{path} has a damaged header: {says}")
     return Entry(path, TYPES[kind], shape, data + begin, data + end)

@@ -16,8 +16,8 @@ import torch
 from fastsnn_model_decoder import Decoder, Rope
 from torch import Tensor, nn
 
-from fastsnn_core import Attention, Feedforward, build, create
 from fastsnn_convert.checkpoint import CONFIG, Checkpoint, CheckpointError
+from fastsnn_core import Attention, Feedforward, build, create
 
 ACTIVATIONS = {
     "silu": "silu",
