@@ -202,6 +202,10 @@ class Component:
     deterministic: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
 
+    def promises(self, flag: str) -> bool:
+        """Does this component, with these parameters, keep one of `FLAGS`?"""
+        return bool(getattr(self, flag))
+
 
 FLAGS = ("causal", "streaming", "deterministic", "differentiable")
 
@@ -397,4 +401,4 @@ def parts(component: Any) -> Iterator[Component]:
 def contract(component: Component) -> dict[str, bool]:
     """The flags of a composition: the AND over its parts."""
     found = tuple(parts(component))
-    return {flag: all(getattr(part, flag) for part in found) for flag in FLAGS}
+    return {flag: all(part.promises(flag) for part in found) for flag in FLAGS}

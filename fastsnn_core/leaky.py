@@ -24,6 +24,7 @@ class Leaky(nn.Module):
     """``(x, v, reset) -> (SpikeTensor, v)``; see the module's equation."""
 
     theta: Tensor
+    exact = True  # single operations per channel, token after token, in any case
 
     def __init__(
         self,

@@ -17,6 +17,8 @@ class SpikeSite(nn.Module):
     (the default) only spikes pass.
     """
 
+    exact = True
+
     def __init__(self, neuron: nn.Module | None) -> None:
         super().__init__()
         self.neuron = neuron

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastsnn_core.ops.dispatch import Operator
+from fastsnn_core.ops.dispatch import Operator, paths
 from fastsnn_core.spike_tensor import SpikeTensor
 
 
@@ -74,6 +74,24 @@ def event_linear(spikes: SpikeTensor, weight: Tensor) -> Tensor:
     rows = math.prod(spikes.shape[:-1])
     out = EVENT_LINEAR(weight.device.type, events.index, events.weights, rows, weight)
     return out.reshape(*spikes.shape[:-1], weight.shape[0])
+
+
+def spike_sums(spikes: SpikeTensor, weight: Tensor, inputs: slice = slice(None)) -> tuple[Tensor, str]:
+    """``(accumulators […, out], path)`` over some `inputs`, whatever the view, and the kernel that took them.
+
+    A train is taken slot by slot, Σ_s weight_s · (train_s @ Wᵀ), events as they are, counts at once: one result.
+    """
+    if spikes.form == "event" and inputs == slice(None):
+        return event_linear(spikes, weight), paths().get("event_linear", "")
+    if spikes.form != "dense":
+        piece = SpikeTensor(spikes.counts[..., inputs], spikes.scale)
+        return count_linear(piece, weight), paths().get("count_linear", "")
+    total: Tensor | int = 0
+    for slot, value in zip(spikes.train, spikes.weights.tolist()):
+        total = total + value * count_linear(SpikeTensor(slot[..., inputs]), weight)
+    if isinstance(total, int):
+        total = torch.zeros(*spikes.shape[:-1], len(weight), dtype=torch.int64, device=weight.device)
+    return total, paths().get("count_linear", "")
 
 
 def input_major(weight: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastsnn_core.ops.dispatch import Operator
+from fastsnn_core.ops.linear_scan import start
 
 LOG2E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440054690581e-4  # ln 2 = high + low; high has 9 bits
@@ -189,12 +190,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Te
 
 
 def scan(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: tuple[Tensor, Tensor], reset: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None = None,
+    state: tuple[Tensor, Tensor] | None = None,
+    reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """`linear_scan`, token by token: ``(o, n, (S, z))``."""
     kind, empty = q.dtype, q.new_empty(0, dtype=torch.float32)
     gate = empty if log_g is None else unary(log_g.float(), "exp")
     keep = empty.bool() if reset is None else ~reset
     rows = (x.detach().float() for x in (q, k, v))
-    o, n, s, z = SCAN(q.device.type, *rows, gate, *(x.detach().float() for x in state), keep)
+    o, n, s, z = SCAN(q.device.type, *rows, gate, *(x.detach().float() for x in start(q, k, v, state)), keep)
     return o.to(kind), n.to(kind), (s.to(kind), z.to(kind))

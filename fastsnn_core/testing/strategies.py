@@ -144,4 +144,4 @@ def cuts(draw: DrawFn, length: int) -> list[int]:
 
 def flagged(component: Component, flag: str) -> list[str]:
     """Names of the parts that do not promise `flag`."""
-    return [part.name for part in parts(component) if not getattr(part, flag)]
+    return [part.name for part in parts(component) if not part.promises(flag)]

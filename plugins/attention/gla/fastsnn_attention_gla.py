@@ -44,6 +44,8 @@ class Gla(Attention):
 class GlaMixer(nn.Module):
     """``(heads, state, reset) -> (o, state)``."""
 
+    exact = False
+
     def __init__(self, spec: Gla, dims: Dims) -> None:
         super().__init__()
         self.tau, self.dims = spec.tau, dims
@@ -55,7 +57,8 @@ class GlaMixer(nn.Module):
         """log g ``[B,T,G,K]``, in float32 at least."""
         logits = self.gate_up(self.gate_down(heads.x))
         logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-        gate = (F.logsigmoid(logits) / self.tau).clamp_min(MIN_LOG_GATE)
+        gate = ops.exact.unary(logits, "logsigmoid") if self.exact else F.logsigmoid(logits)
+        gate = (gate / self.tau).clamp_min(MIN_LOG_GATE)
         return gate.unflatten(-1, (self.dims.n_kv_heads, self.dims.head_dim))
 
     def forward(
@@ -63,7 +66,8 @@ class GlaMixer(nn.Module):
     ) -> tuple[Tensor, GlaState]:
         """Mix the tokens of a (piece of a) stream."""
         q = F.relu(heads.q) * self.dims.head_dim**-0.5
-        out, _, (kv, z) = ops.linear_scan(q, F.relu(heads.k), heads.v, self.log_gate(heads), state, reset)
+        scan = ops.exact.scan if self.exact else ops.linear_scan
+        out, _, (kv, z) = scan(q, F.relu(heads.k), heads.v, self.log_gate(heads), state, reset)
         return self.norm(out), GlaState(kv, z)
 
 

@@ -42,6 +42,8 @@ class Hybrid(Attention):
 class HybridMixer(nn.Module):
     """``(heads, states, reset) -> (o, states)``."""
 
+    exact = False
+
     def __init__(self, branches: list[nn.Module]) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)

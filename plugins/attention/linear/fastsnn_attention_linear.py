@@ -43,16 +43,22 @@ class Linear(Attention):
 class LinearMixer(nn.Module):
     """``(heads, state, reset) -> (o, state)``."""
 
+    exact = False
+
     def __init__(self, spec: Linear) -> None:
         super().__init__()
-        self.feature, self.eps = FEATURES[spec.feature], spec.eps
+        self.feature, self.eps = spec.feature, spec.eps
 
     def forward(
         self, heads: Heads, state: LinearState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, LinearState]:
         """Mix the tokens of a (piece of a) stream."""
-        q, k = self.feature(heads.q), self.feature(heads.k)
-        out, norm, (kv, z) = ops.linear_scan(q, k, heads.v, None, state, reset)
+        if self.exact:
+            q, k = (ops.exact.unary(x, self.feature) for x in (heads.q, heads.k))
+            out, norm, (kv, z) = ops.exact.scan(q, k, heads.v, None, state, reset)
+        else:
+            q, k = FEATURES[self.feature](heads.q), FEATURES[self.feature](heads.k)
+            out, norm, (kv, z) = ops.linear_scan(q, k, heads.v, None, state, reset)
         return out / (norm[..., None] + self.eps), LinearState(kv, z)
 
 

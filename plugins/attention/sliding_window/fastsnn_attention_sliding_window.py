@@ -9,17 +9,22 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastsnn_core import Attention, Dims, Heads, hookimpl, param
+from fastsnn_core import Attention, Dims, Heads, hookimpl, ops, param
+from fastsnn_core.quant import levels
 
 __version__ = "0.1.0"
 
 
 class WindowState(NamedTuple):
-    """The last window-1 keys and values ``[B,W-1,G,K]``, newest last, and which of them exist ``[B,W-1]``."""
+    """The last window-1 keys and values ``[B,W-1,G,K]``, newest last, and which of them exist ``[B,W-1]``.
+
+    In INT8 caches k and v are codes, and `scales` holds two per head vector ``[B,W-1,G,2]``.
+    """
 
     k: Tensor
     v: Tensor
     valid: Tensor
+    scales: Tensor | None = None
 
 
 @frozen
@@ -43,6 +48,9 @@ class SlidingWindow(Attention):
 class WindowMixer(nn.Module):
     """``(heads, state, reset) -> (o, state)``."""
 
+    exact = False
+    kv_bits = 0
+
     def __init__(self, window: int) -> None:
         super().__init__()
         self.window = window
@@ -52,22 +60,32 @@ class WindowMixer(nn.Module):
     ) -> tuple[Tensor, WindowState]:
         """Mix the tokens of a (piece of a) stream."""
         q, k = heads.rotated()
-        v, past, t = heads.v, self.window - 1, q.shape[1]
+        v, past, t, scales = heads.v, self.window - 1, q.shape[1], None
+        if self.kv_bits:
+            k, v, scales = pack(k, v)
         segment = None if reset is None else reset.cumsum(1)  # documents begun in this piece [B,T]
         fresh = state is None and reset is None
         if state is None:
             blank = k.new_zeros(k.shape[0], past, *k.shape[2:])
-            state = WindowState(blank, blank, torch.zeros(k.shape[0], past, dtype=torch.bool, device=k.device))
+            none = torch.zeros(k.shape[0], past, dtype=torch.bool, device=k.device)
+            state = WindowState(blank, blank, none, None if scales is None else scales.new_ones(*blank.shape[:3], 2))
         keys, values = torch.cat([state.k, k], 1), torch.cat([state.v, v], 1)
-        owner = k.new_zeros(k.shape[0], t, dtype=torch.long) if segment is None else segment
+        scales = None if scales is None else torch.cat([state.scales, scales], 1)
+        owner = q.new_zeros(k.shape[0], t, dtype=torch.long) if segment is None else segment
         owners = torch.cat([torch.where(state.valid, 0, -1), owner], 1)  # document of every key; -1: no such key
         if fresh and t <= self.window:
-            out = attend(q, k, v, None)
+            out = self.attend(q, *unpack(k, v, None if scales is None else scales[:, past:]), None)
         else:
-            out = self.blocks(q, keys, values, owner, owners)
+            out = self.blocks(q, *unpack(keys, values, scales), owner, owners)
         tail = slice(keys.shape[1] - past, None)
         mine = owners[:, tail] == (owner[:, -1:] if t else 0)
-        return out, WindowState(keys[:, tail], values[:, tail], mine)
+        return out, WindowState(keys[:, tail], values[:, tail], mine, None if scales is None else scales[:, tail])
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+        """Softmax attention under a mask ``[B,T,S]``; causal without."""
+        if self.exact:
+            return ops.exact.attend(q, k, v, allowed)
+        return attend(q, k, v, None if allowed is None else allowed[:, None])
 
     def blocks(self, q: Tensor, keys: Tensor, values: Tensor, owner: Tensor, owners: Tensor) -> Tensor:
         """Queries in blocks of C against the C + window - 1 keys they can see."""
@@ -90,8 +108,21 @@ class WindowMixer(nn.Module):
         owner = F.pad(owner, (0, pad), value=-1).reshape(b * n, size, 1)
         i, j = torch.arange(size, device=q.device)[:, None], torch.arange(size + past, device=q.device)[None]
         band = (j >= i) & (j <= i + past)
-        out = attend(q, keys, values, (band & (owner == owners))[:, None])
+        out = self.attend(q, keys, values, band & (owner == owners))
         return out.reshape(b, n * size, h, width)[:, :t]
+
+
+def pack(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values in INT8, and their scales ``[B,T,G,2]``: max|·| / 127 of each head vector."""
+    (codes_k, scale_k), (codes_v, scale_v) = levels(k), levels(v)
+    return codes_k.to(torch.int8), codes_v.to(torch.int8), torch.cat([scale_k, scale_v], -1)
+
+
+def unpack(k: Tensor, v: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Keys and values as numbers again."""
+    if scales is None:
+        return k, v
+    return k.to(scales.dtype) * scales[..., :1], v.to(scales.dtype) * scales[..., 1:]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:

@@ -9,17 +9,22 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastsnn_core import Attention, Dims, Heads, hookimpl
+from fastsnn_core import Attention, Dims, Heads, hookimpl, ops
+from fastsnn_core.quant import levels
 
 __version__ = "0.1.0"
 
 
 class Cache(NamedTuple):
-    """All keys and values so far ``[B,P,G,K]`` and whether they belong to the current document ``[B,P]``."""
+    """All keys and values so far ``[B,P,G,K]`` and whether they belong to the current document ``[B,P]``.
+
+    In INT8 caches k and v are codes, and `scales` holds two per head vector ``[B,P,G,2]``.
+    """
 
     k: Tensor
     v: Tensor
     valid: Tensor
+    scales: Tensor | None = None
 
 
 @frozen
@@ -41,24 +46,40 @@ class Softmax(Attention):
 class SoftmaxMixer(nn.Module):
     """``(heads, cache, reset) -> (o, cache)``."""
 
+    exact = False
+    kv_bits = 0
+
     def forward(self, heads: Heads, state: Cache | None = None, reset: Tensor | None = None) -> tuple[Tensor, Cache]:
         """Mix the tokens of a (piece of a) stream."""
         q, k = heads.rotated()
-        v, (b, t) = heads.v, q.shape[:2]
+        v, (b, t), scales = heads.v, q.shape[:2], None
+        if self.kv_bits:
+            (k, scale_k), (v, scale_v) = levels(k), levels(v)
+            k, v, scales = k.to(torch.int8), v.to(torch.int8), torch.cat([scale_k, scale_v], -1)
         owner = reset.cumsum(1) if reset is not None else torch.zeros(b, t, dtype=torch.long, device=q.device)
         allowed, owners = None, owner
         if state is not None:
             owners = torch.cat([torch.where(state.valid, 0, -1), owner], 1)
             k, v = torch.cat([state.k, k], 1), torch.cat([state.v, v], 1)
+            scales = None if scales is None else torch.cat([state.scales, scales], 1)
+        cache = Cache(k, v, owners == (owner[:, -1:] if t else 0), scales)
+        if scales is not None:
+            k, v = k.to(scales.dtype) * scales[..., :1], v.to(scales.dtype) * scales[..., 1:]
         if state is not None or reset is not None:
             causal = torch.ones(t, k.shape[1], dtype=torch.bool, device=q.device).tril(k.shape[1] - t)
-            allowed = (causal & (owner[:, :, None] == owners[:, None, :]))[:, None]
+            allowed = causal & (owner[:, :, None] == owners[:, None, :])
+        if self.exact:
+            return ops.exact.attend(q, k, v, allowed), cache
         share = q.shape[2] // k.shape[2]
         heads_k, heads_v = (x.transpose(1, 2).repeat_interleave(share, 1) for x in (k, v))
         out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), heads_k, heads_v, allowed, is_causal=allowed is None and t > 1
+            q.transpose(1, 2),
+            heads_k,
+            heads_v,
+            None if allowed is None else allowed[:, None],
+            is_causal=allowed is None and t > 1,
         )
-        return out.transpose(1, 2), Cache(k, v, owners == (owner[:, -1:] if t else 0))
+        return out.transpose(1, 2), cache
 
 
 @hookimpl

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core import Feedforward, SpikeSite, hookimpl, param
+from fastsnn_core.ops import exact
 
 __version__ = "0.1.0"
 
@@ -37,13 +38,19 @@ class Pulse(Feedforward):
 class PulseLayer(nn.Module):
     """``(x, states, reset) -> (y, states)``."""
 
+    exact = False
+
     def __init__(self, spec: Pulse, d_model: int, d_ff: int, site: Callable[[str, int], SpikeSite]) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[spec.activation]
+        self.activation = spec.activation
         self.inner, self.hidden = site("ffn_in", d_model), site("ffn_hidden", d_ff)
         self.gate = nn.Linear(d_model, d_ff, bias=spec.bias) if spec.gated else None
         self.up = nn.Linear(d_model, d_ff, bias=spec.bias)
         self.down = nn.Linear(d_ff, d_model, bias=spec.bias)
+
+    def act(self, x: Tensor) -> Tensor:
+        """The activation."""
+        return exact.unary(x, self.activation) if self.exact else ACTIVATIONS[self.activation](x)
 
     def forward(
         self, x: Tensor, state: tuple[Any, Any] | None = None, reset: Tensor | None = None
@@ -51,11 +58,7 @@ class PulseLayer(nn.Module):
         """Both spike layers and the projections between them."""
         first, second = state or (None, None)
         spikes, first = self.inner(x, first, reset)
-        hidden = (
-            self.activation(self.up(spikes))
-            if self.gate is None
-            else self.activation(self.gate(spikes)) * self.up(spikes)
-        )
+        hidden = self.act(self.up(spikes)) if self.gate is None else self.act(self.gate(spikes)) * self.up(spikes)
         spikes, second = self.hidden(hidden, second, reset)
         return self.down(spikes), (first, second)
 

@@ -40,6 +40,7 @@ class AdaptiveThresholdModule(nn.Module):
     """``(x, None, reset) -> (SpikeTensor, None)``; the constant k is stored with the weights."""
 
     k: Tensor
+    exact = False
 
     def __init__(self, spec: AdaptiveThreshold) -> None:
         super().__init__()
@@ -61,7 +62,9 @@ class AdaptiveThresholdModule(nn.Module):
     def threshold(self, x: Tensor) -> Tensor:
         """V ``[B,T,1]``."""
         k = self.k if self.k.requires_grad else self.k.detach()
-        return (x.detach().abs().mean(-1, keepdim=True) / k.to(x.dtype)).clamp(1e-5, 1e4)
+        x = x.detach()
+        mean = ops.exact.row_sum(x, "abs") / x.shape[-1] if self.exact else x.abs().mean(-1, keepdim=True)
+        return (mean / k.to(x.dtype)).clamp(1e-5, 1e4)
 
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[SpikeTensor, None]:
         """Counts of `x`."""

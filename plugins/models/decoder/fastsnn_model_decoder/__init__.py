@@ -10,9 +10,10 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastsnn_core import Attention, Dims, Feedforward, Model, Neuron, SpikeSite, hookimpl, param, slot, slots
+from fastsnn_core import Attention, Dims, Feedforward, Model, Neuron, SpikeSite, hookimpl, param, quant, slot, slots
+from fastsnn_core.quant import Quant, QuantEmbedding, row_linear
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, initialise, settle
-from fastsnn_model_decoder.rope import Rope
+from fastsnn_model_decoder.rope import BLOCK, Rope
 
 __version__ = "0.1.0"
 
@@ -64,6 +65,9 @@ class Decoder(Model):
     qkv_bias: bool = param(False, doc="biases of the q, k and v projections (Qwen2)")
     out_bias: bool = param(False, doc="bias of the attention's output projection")
     qk_norm: bool = param(False, doc="RMSNorm on each query and key head (Qwen3)")
+    quant: Quant | None = param(
+        None, doc="INT8 weights and exact integer sums (W8A-spike); float weights when left out"
+    )
 
     def __attrs_post_init__(self) -> None:
         if not self.attention:
@@ -74,6 +78,12 @@ class Decoder(Model):
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if any(any_rotary(a) for a in self.attention) and self.dims.head_dim % 2:
             raise ValueError(f"rotary positions need an even head_dim, got {self.dims.head_dim}")
+        if self.quant and self.tied and self.quant.head != self.quant.embed:
+            raise ValueError("tied weights are one table: quant.head and quant.embed must agree, or set tied = false")
+
+    def promises(self, flag: str) -> bool:
+        """INT8 weights have no gradient."""
+        return super().promises(flag) and not (flag == "differentiable" and self.quant)
 
     @property
     def dims(self) -> Dims:
@@ -92,6 +102,8 @@ class Decoder(Model):
 
 class DecoderModule(nn.Module):
     """The network of a `Decoder`."""
+
+    exact = False
 
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
@@ -119,6 +131,9 @@ class DecoderModule(nn.Module):
         self.checkpointing = False
         initialise(self, spec.n_layers)
         settle(self, spec.vocab_size)
+        self.table: tuple[Tensor, Tensor] | None = None
+        if spec.quant:
+            quant.apply(self, spec.quant)
 
     def forward(
         self,
@@ -131,7 +146,7 @@ class DecoderModule(nn.Module):
     ) -> Any:
         """Logits of ``tokens [B,T]``; `reset` ``[B,T]`` marks first tokens of documents, `last` wants only the last."""
         places, position = positions(tokens, None if state is None else state.position, reset)
-        angles = self.spec.rope.angles(places, self.frequencies) if self.rotary else None
+        angles = self.angles(places) if self.rotary else None
         x = self.embed(tokens)
         x, embed = self.embed_site(x, None if state is None else state.embed, reset)
         x = x if isinstance(x, Tensor) else x.value()
@@ -146,8 +161,25 @@ class DecoderModule(nn.Module):
         spikes, head = self.head_site(self.norm(x), None if state is None else state.head, reset)
         if last:
             spikes = spikes[:, -1:]
-        logits = F.linear(spikes, self.embed.weight) if self.head is None else self.head(spikes)
+        if self.head is not None:
+            logits = self.head(spikes)
+        elif isinstance(self.embed, QuantEmbedding):
+            logits = self.embed.project(spikes)
+        elif self.exact:
+            logits = row_linear(spikes, self.embed.weight)
+        else:
+            logits = F.linear(spikes, self.embed.weight)
         return (logits, DecoderState(position, embed, tuple(news), head)) if return_state else logits
+
+    def angles(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of positions ``[B,T]``; from a table where they must be the same bits for everyone."""
+        if not self.exact:
+            return self.spec.rope.angles(places, self.frequencies)
+        blocks = 1 << (int(places.max()) // BLOCK if places.numel() else 0).bit_length()
+        if self.table is None or len(self.table[0]) < blocks * BLOCK or self.table[0].device != places.device:
+            self.table = self.spec.rope.table(blocks, self.frequencies)
+        cos, sin = self.table
+        return cos[places], sin[places]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Frequencies stay float64 whatever the model is cast to."""

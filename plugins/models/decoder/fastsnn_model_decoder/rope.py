@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastsnn_core import param
 
+BLOCK = 256
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
 
 
@@ -77,6 +78,17 @@ class Rope:
             frequencies = self.grown(positions, frequencies)
         turn = positions[..., None].to(torch.float64) * frequencies
         return turn.cos() * self.gain, turn.sin() * self.gain
+
+    def table(self, blocks: int, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin ``[blocks · BLOCK, K/2]`` of all positions from 0 on, one block after the other.
+
+        Every block is one computation of the same size, so that a position's angles do not depend on who asks.
+        """
+        rows = [
+            self.angles(torch.arange(i * BLOCK, (i + 1) * BLOCK, device=frequencies.device), frequencies)
+            for i in range(blocks)
+        ]
+        return torch.cat([cos for cos, _ in rows]), torch.cat([sin for _, sin in rows])
 
     def grown(self, positions: Tensor, frequencies: Tensor) -> Tensor:
         """Dynamic frequencies ``[B,T,K/2]`` of positions ``[B,T]``: f_i · (growth of theta)^(-2i/K)."""
