@@ -177,8 +177,8 @@ def test_chat(client: openai.OpenAI, model: Any) -> None:
 
 
 def test_stop_strings(client: openai.OpenAI, model: Any) -> None:
-    wholes = [text_of(expected(model, list(TEXT.encode()), 40, seed=seed)) for seed in range(50)]
-    pairs = ((seed, w[i : i + 2], w) for seed, w in enumerate(wholes) for i in range(6, len(w) - 4))
+    wholes = ((seed, text_of(expected(model, list(TEXT.encode()), 40, seed=seed))) for seed in range(50))
+    pairs = ((seed, w[i : i + 2], w) for seed, w in wholes for i in range(6, len(w) - 4))
     seed, stop, whole = next(found for found in pairs if "�" not in found[1] and found[2].index(found[1]) > 5)
     want = whole[: whole.index(stop)]
     assert "".join(generate_text(model, TEXT, 40, Sampling(seed=seed), stop=(stop,))) == want
