@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastsnn_core import runtime
 from fastsnn_core import spec as specs
 from fastsnn_core.component import Component, Model, parts
 from fastsnn_core.files import beside
@@ -87,9 +88,16 @@ def config(model: nn.Module) -> dict[str, Any]:
     if not isinstance(spec, Model):
         raise BundleError(f"{type(model).__name__} has no .spec; build it with fastsnn_core.build or FastSNN.build")
     table = specs.as_table(specs.Spec(spec), qualified=True)
-    return (
-        table | {"bundle": FORMAT, "distributions": distributions(spec)} | {"sections": getattr(model, "sections", {})}
-    )
+    running = runtime.as_table(model)
+    needed = distributions(spec)
+    if running is not None:
+        table["runtime"] = running
+        needed |= distributions(runtime.component(running["coder"]))
+    return table | {
+        "bundle": FORMAT,
+        "distributions": dict(sorted(needed.items())),
+        "sections": getattr(model, "sections", {}),
+    }
 
 
 def tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -189,13 +197,24 @@ def read_spec(path: Path, table: dict[str, Any]) -> Model:
             f"{path / CONFIG} has bundle format {table.get('bundle')!r}, this fastsnn-core reads {FORMAT}: "
             "install a newer fastsnn-core"
         )
-    core = {k: v for k, v in table.items() if k not in ("bundle", "distributions", "sections", "tied")}
+    core = {k: v for k, v in table.items() if k not in ("bundle", "distributions", "sections", "tied", "runtime")}
     try:
         return specs.from_table(core, dump(table), str(path / CONFIG)).model
     except specs.SpecError as error:
         absent = missing(table.get("distributions", {}))
         help = f"\nThis bundle needs: pip install {' '.join(absent)}" if absent else ""
         raise BundleError(f"{error}{help}") from None
+
+
+def prepare_runtime(model: nn.Module, path: Path, table: dict[str, Any]) -> None:
+    """The codings of a bundle that was saved with an event runtime."""
+    if running := table.get("runtime"):
+        try:
+            runtime.prepare(model, running)
+        except Exception as error:
+            absent = missing(table.get("distributions", {}))
+            help = f"\nThis bundle needs: pip install {' '.join(absent)}" if absent else ""
+            raise BundleError(f"{path / CONFIG} has a runtime that cannot be set up: {error}{help}") from None
 
 
 def missing(wanted: dict[str, str]) -> list[str]:
@@ -214,6 +233,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     spec = read_spec(path, table)
     with torch.random.fork_rng(devices=[]):
         model = build(spec)
+    prepare_runtime(model, path, table)
     try:
         found = load_file(path / WEIGHTS)
     except SafetensorError as error:

@@ -1,4 +1,12 @@
-"""What coders share: whole counts or checked values out of what they are given, refusing what does not fit."""
+"""What coders share: whole counts or checked values out of what they are given, refusing what does not fit.
+
+And their spike-time form (`integrate`): a membrane that reaches the count by integrate-and-fire over the steps of one
+token, without being told the count. With u in thresholds and first the level of the first spike (1/2 where the neuron
+rounds, 1 for a step), the membrane starts at u + 1 - first; at a step of weight w it fires when it reaches w, and gives
+w back. What it gave in the end is round(u): v0 = V/2 is what makes it round and not cut. A membrane exactly at the last
+threshold is a tie, |u| half-way between two counts: it fires only if its spikes so far are odd, which is half to even.
+All of this is exact: u is a float32 and the membrane a float64.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +48,37 @@ def refuse_negative(counts: Tensor, coder: str, instead: str) -> None:
     low = extremes(counts)[0]
     if low < 0:
         raise ValueError(f"{coder} spikes carry no sign and the smallest count is {low}; use {instead}")
+
+
+def integrate(level: Tensor, weights: list[int], even: bool) -> tuple[Tensor, Tensor]:
+    """``(membranes, spikes) [S, …]`` of membranes that start at `level` >= 0 and fire at thresholds `weights`.
+
+    Membranes are those before each step; with `even` a tie at weight 1 goes to the even count.
+    """
+    level, given = level.double(), torch.zeros_like(level, dtype=torch.float64)
+    membranes, spikes = [], []
+    for w in weights:
+        membranes.append(level)
+        fires = level >= w
+        if even and w == 1:
+            fires = fires & ((level != w) | (given % 2 == 1))
+        level, given = level - w * fires, given + w * fires
+        spikes.append(fires)
+    if not weights:
+        return level.new_empty(0, *level.shape), level.new_empty(0, *level.shape, dtype=torch.int8)
+    return torch.stack(membranes), torch.stack(spikes).to(torch.int8)
+
+
+def start(u: Tensor, first: float) -> tuple[Tensor, bool]:
+    """``(level, even)``: where the membrane starts (float64) and whether ties go to even."""
+    return u.double() + (1.0 - first), first == 0.5
+
+
+def unsigned(level: Tensor, coder: str, instead: str) -> Tensor:
+    """Membranes that an unsigned code can bring to rest; a count below zero is refused."""
+    if bool((level < 0).any()):
+        refuse_negative(level.floor().to(torch.int64), coder, instead)
+    return level
 
 
 def finite_values(x: SpikeTensor | Tensor, coder: str) -> Tensor:

@@ -256,6 +256,11 @@ class Coder(Component):
         """A train back to counts (lossless) or values."""
         raise NotImplementedError("abstract")
 
+    def replay(self, u: Any, steps: int, first: float = 0.5) -> Any:
+        """``(membranes, train) [S, …]`` of a neuron whose potential is `u` thresholds and whose first spike is at
+        `first`: the code found by integrate-and-fire (`fastsnn_core.coding`), equal to `encode` of the count."""
+        raise NotImplementedError(f"coder {self.name!r} has no spike-time form (no method replay)")
+
 
 class Attention(Component):
     """``build(dims) -> mixer``: ``(heads: Heads, state, reset) -> (o [B,T,H,V·n], state)``.

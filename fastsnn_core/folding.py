@@ -162,6 +162,9 @@ class Fold:
             scale = self.fold(scale)
         else:
             scale = self.fold(scale.expand(counts.shape))
+        if spikes.form == "dense":
+            train = torch.stack([self.fold(slot).reshape(self.shape) for slot in spikes.train])
+            return SpikeTensor.from_train(train, spikes.weights, scale, spikes.coder)
         return SpikeTensor(self.fold(counts).reshape(self.shape), scale)
 
     def flat(self, state: Any) -> Any:

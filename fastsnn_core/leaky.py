@@ -73,14 +73,22 @@ class Leaky(nn.Module):
         return SpikeTensor(counts, theta), v
 
     @torch.no_grad()
-    def membrane(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        """u ``[B,T,D]`` before each count, in units of the input: for pictures."""
+    def potential(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> Tensor:
+        """u ``[B,T,D]`` before each count, in thresholds."""
         from fastsnn_core.ops import lif
 
-        v = x.new_zeros(x.shape[0], x.shape[2]) if state is None else state
-        keep = x.new_empty(0, 0, dtype=torch.bool)
-        theta = self.theta.to(x.dtype)
-        u = lif.MEMBRANE(
-            x.device.type, x, v[:, None], keep, theta, self.beta, self.lo, self.hi, self.heaviside, self.hard
-        )
-        return u * theta
+        v = x.new_zeros(x.shape[0], x.shape[2]) if state is None else state.to(x.dtype)
+        keep = x.new_empty(0, 0, dtype=torch.bool) if reset is None else ~reset
+        return lif.MEMBRANE(
+            x.device.type, x.contiguous(), v[:, None], keep, self.theta.detach().to(x.dtype),
+            self.beta, self.lo, self.hi, self.heaviside, self.hard,
+        )  # fmt: skip
+
+    def membrane(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+        """u ``[B,T,D]`` before each count, in units of the input: for pictures."""
+        return self.potential(x, state) * self.theta.detach().to(x.dtype)
+
+    def drive(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, float]:
+        """Potentials ``[B,T,D]`` in thresholds as they are counted, and the level of the first spike."""
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        return self.potential(x, state, reset).clamp(self.lo, self.hi), 1.0 if self.heaviside else 0.5

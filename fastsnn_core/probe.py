@@ -25,11 +25,15 @@ from fastsnn_core.spike_tensor import Sparsity, SpikeTensor
 
 @attrs.frozen(eq=False)
 class Record:
-    """One call of one spiking module: what went in (detached), the spikes that came out, and the module."""
+    """One call of one spiking module: what went in (detached), the spikes that came out, and the module.
+
+    `coding` is what wrote the spikes as a train, in the event runtime.
+    """
 
     x: Tensor
     spikes: SpikeTensor
     module: nn.Module
+    coding: nn.Module | None = None
 
 
 Trace = dict[str, Record]
@@ -51,9 +55,18 @@ def probe(model: nn.Module) -> Iterator[Trace]:
 
         return hook
 
+    def recode(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if name in trace:
+                trace[name] = attrs.evolve(trace[name], spikes=output.detach(), coding=module)
+
+        return hook
+
     for name, module in model.named_modules():
         if not isinstance(module, SpikeSite):  # a site repeats what its neuron says
             handles.append(module.register_forward_hook(watch(name.removesuffix(".neuron"))))
+        elif module.coding is not None:  # in the event runtime the site's spikes are those of its train
+            handles.append(module.coding.register_forward_hook(recode(name)))
     try:
         yield trace
     finally:

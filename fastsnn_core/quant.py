@@ -117,14 +117,14 @@ def project(x: SpikeTensor | Tensor, weight: Tensor, scale: Tensor, group: int) 
 
 
 class QuantEmbedding(nn.Module):
-    """A table of INT8 rows: ``tokens -> rows``; as the weights of a tied head it is ``[vocabulary, D]``."""
+    """A table of INT8 rows: ``tokens -> rows``; and, as the head of tied weights, ``spikes or numbers -> logits``."""
 
     weight: Tensor
     scale: Tensor
 
     def __init__(self, table: nn.Embedding, group: int = 0) -> None:
         super().__init__()
-        self.group = group
+        self.in_features, self.out_features, self.group = table.embedding_dim, table.num_embeddings, group
         codes, scale = encode(table.weight, group)
         self.register_buffer("weight", codes.contiguous())
         self.register_buffer("scale", scale)
@@ -132,14 +132,12 @@ class QuantEmbedding(nn.Module):
 
     def extra_repr(self) -> str:
         """For ``print(model)``."""
-        return f"{self.weight.shape[0]}, {self.weight.shape[1]}, int8"
+        return f"{self.out_features}, {self.in_features}, int8"
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Rows of the table."""
-        return decode(self.weight[tokens], self.scale[tokens], self.group)
-
-    def project(self, x: SpikeTensor | Tensor) -> Tensor:
-        """``x @ tableᵀ``: the head of a model with tied weights."""
+    def forward(self, x: SpikeTensor | Tensor) -> Tensor:
+        """Rows of the table for token ids, ``x @ tableᵀ`` for anything else."""
+        if isinstance(x, Tensor) and not x.is_floating_point():
+            return decode(self.weight[x], self.scale[x], self.group)
         y, self.path = project(x, self.weight, self.scale, self.group)
         return y
 
@@ -175,11 +173,12 @@ def apply(model: nn.Module, quant: Quant) -> nn.Module:
         for key, child in list(module.named_children()):
             if swapped := swap(f"{name}.{key}".lstrip("."), child, quant):
                 setattr(module, key, swapped)
-    for module in model.modules():
-        if hasattr(module, "exact"):
-            module.exact = True
-        if hasattr(module, "kv_bits"):
-            module.kv_bits = 8 if quant.kv else 0
+    part: Any
+    for part in model.modules():
+        if hasattr(part, "exact"):
+            part.exact = True
+        if hasattr(part, "kv_bits"):
+            part.kv_bits = 8 if quant.kv else 0
     return model
 
 

@@ -14,7 +14,8 @@ class SpikeSite(nn.Module):
     """``(x [B,T,D], state, reset) -> (SpikeTensor, state)``; without a neuron the numbers pass as they are.
 
     `blend` in [0, 1] mixes in the dense value while spikes are warmed up: ``(1 - blend) x + blend · spikes``; at 1
-    (the default) only spikes pass.
+    (the default) only spikes pass. `coding` writes the counts as a spike train (`fastsnn_core.runtime`); without it
+    they leave as counts.
     """
 
     exact = True
@@ -23,14 +24,18 @@ class SpikeSite(nn.Module):
         super().__init__()
         self.neuron = neuron
         self.blend = 1.0
+        self.coding: nn.Module | None = None
 
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Any, Any]:
         """Spikes of `x`."""
         if self.neuron is None:
             return x, state
+        before = state
         spikes, state = self.neuron(x, state, reset)
         if self.blend < 1.0:
             return torch.lerp(x, spikes.value().to(x.dtype), self.blend), state
+        if self.coding is not None:
+            spikes = self.coding(spikes, self.neuron, x, before, reset)
         return spikes, state
 
 

@@ -7,7 +7,7 @@ from attrs import frozen
 from torch import Tensor
 
 from fastsnn_core import Coder, SpikeTensor, hookimpl, param
-from fastsnn_core.coding import extremes, fit, refuse_negative, whole_counts
+from fastsnn_core.coding import extremes, fit, integrate, refuse_negative, start, unsigned, whole_counts
 
 __version__ = "0.1.0"
 
@@ -42,9 +42,33 @@ class Bitwise(Coder):
         bits = (counts.abs() >> places.reshape(-1, *[1] * counts.ndim)) & 1
         return SpikeTensor.from_train((bits * counts.sign()).to(torch.int8), 1 << places, scale, self.name)
 
+    def replay(self, u: Tensor, steps: int, first: float = 0.5) -> tuple[Tensor, Tensor]:
+        """Thresholds 2^{S-1} … 1 on |u|; least significant first, the membrane is halved after every step instead."""
+        level, even = start(u.abs() if self.signed else u, first)
+        if not self.signed:
+            level = unsigned(level, "unsigned bitwise", "signed = true, or two's complement")
+        if self.order == "msb":
+            membranes, train = integrate(level, [1 << p for p in range(steps - 1, -1, -1)], even)
+        else:
+            membranes, train = halve(level, steps, even)
+        return membranes, train * u.sign().to(torch.int8) if self.signed else train
+
     def decode(self, spikes: SpikeTensor) -> Tensor:
         """A train back to counts."""
         return spikes.counts
+
+
+def halve(level: Tensor, steps: int, even: bool) -> tuple[Tensor, Tensor]:
+    """Fires where the whole thresholds in the membrane are odd, gives one back, and halves what is left."""
+    membranes, spikes = [], []
+    for step in range(steps):
+        membranes.append(level)
+        fires = level.floor() % 2 == 1
+        if even and step == 0:
+            fires = fires & (level != level.floor())  # a tie goes to the even count
+        spikes.append(fires)
+        level = (level - fires.double()) / 2
+    return torch.stack(membranes), torch.stack(spikes).to(torch.int8)
 
 
 @hookimpl

@@ -7,7 +7,7 @@ from attrs import frozen
 from torch import Tensor
 
 from fastsnn_core import Coder, SpikeTensor, hookimpl
-from fastsnn_core.coding import extremes, fit, whole_counts
+from fastsnn_core.coding import extremes, fit, integrate, start, whole_counts
 
 __version__ = "0.1.0"
 
@@ -37,6 +37,14 @@ class TwosComplement(Coder):
         weights = (1 << places).clone()
         weights[0] = -weights[0]
         return SpikeTensor.from_train(bits.to(torch.int8), weights, scale, self.name)
+
+    def replay(self, u: Tensor, steps: int, first: float = 0.5) -> tuple[Tensor, Tensor]:
+        """A negative membrane fires first and is lifted by 2^{S-1}; the rest are its binary digits."""
+        level, even = start(u, first)
+        sign = (level < 0).to(torch.int8)
+        lifted = level + sign * float(1 << (steps - 1))
+        membranes, train = integrate(lifted, [1 << p for p in range(steps - 2, -1, -1)], even)
+        return torch.cat([level[None], membranes]), torch.cat([sign[None], train])
 
     def decode(self, spikes: SpikeTensor) -> Tensor:
         """A train back to counts."""

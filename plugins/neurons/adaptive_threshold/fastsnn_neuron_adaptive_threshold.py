@@ -9,6 +9,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from fastsnn_core import Neuron, SpikeTensor, Surrogate, hookimpl, ops, param, slot
+from fastsnn_core.coding import integrate, start
 
 __version__ = "0.1.0"
 
@@ -18,8 +19,10 @@ class AdaptiveThreshold(Neuron):
     """V = clamp(mean_D |x| / k, 1e-5, 1e4);  c = round(x / V);  value c·V.
 
     V is taken per token in float32 and detached; c is rounded half to even, signed and not clamped (outliers burst),
-    unless `limit` bounds it. x [B,T,D] -> SpikeTensor [B,T,D] with scale V [B,T,1]; no state. Gradient: identity
-    (straight-through). With `learn_k` the gradient reaches k through V as in LSQ: ∂(cV)/∂k = (c - x/V) ∂V/∂k.
+    unless `limit` bounds it. Sparser on demand: c = 0 where |x/V| < dead_zone, and, with `top`, for all but the `top`
+    largest |x| of a token (of equals, the first channels). x [B,T,D] -> SpikeTensor [B,T,D] with scale V [B,T,1]; no
+    state. Gradient: identity (straight-through), also where silenced. With `learn_k` the gradient reaches k through V
+    as in LSQ: ∂(cV)/∂k = (c - x/V) ∂V/∂k.
     SpikingBrain report (arXiv 2509.05276) Eq. 19-21; k = 3 there.
     """
 
@@ -28,6 +31,10 @@ class AdaptiveThreshold(Neuron):
     limit: int = param(
         0, ge=0, le=2**31 - 1, unit="spikes", doc="largest count; 0 leaves counts unbounded", draw=(0, 7)
     )
+    dead_zone: float = param(
+        0.0, ge=0.0, le=1e4, unit="V", doc="what is smaller is silent; up to 0.5 changes nothing", draw=(0.0, 1.0)
+    )
+    top: int = param(0, ge=0, le=2**31 - 1, unit="channels", doc="most that may spike per token; 0: all", draw=(0, 3))
     learn_k: bool = param(False, doc="train k, one number per site")
     surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the count; straight-through when left out")
 
@@ -37,9 +44,14 @@ class AdaptiveThreshold(Neuron):
 
 
 class AdaptiveThresholdModule(nn.Module):
-    """``(x, None, reset) -> (SpikeTensor, None)``; the constant k is stored with the weights."""
+    """``(x, None, reset) -> (SpikeTensor, None)``; its constants k, dead_zone and top are stored with the weights.
+
+    The last two exist only where the spec asks for them; `fastsnn tune` gives every site its own.
+    """
 
     k: Tensor
+    dead_zone: Tensor
+    top: Tensor
     exact = False
 
     def __init__(self, spec: AdaptiveThreshold) -> None:
@@ -49,6 +61,10 @@ class AdaptiveThresholdModule(nn.Module):
             self.k = nn.Parameter(k)
         else:
             self.register_buffer("k", k)
+        self.sparser = spec.dead_zone > 0 or spec.top > 0
+        if self.sparser:
+            self.register_buffer("dead_zone", torch.tensor(float(spec.dead_zone)))
+            self.register_buffer("top", torch.tensor(spec.top, dtype=torch.int32))
         self.bound = float(spec.limit) if spec.limit else float("inf")
         self.derivative = spec.surrogate.derivative if spec.surrogate else None
 
@@ -70,23 +86,39 @@ class AdaptiveThresholdModule(nn.Module):
         """Counts of `x`."""
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         v = self.threshold(x)
-        return SpikeTensor(ops.count(x / v, -self.bound, self.bound, slope=self.slope), v), None
+        u = x / v
+        counts = ops.count(u, -self.bound, self.bound, slope=self.slope)
+        if self.sparser:
+            counts = counts - (counts * self.silenced(u.detach())).detach()
+        return SpikeTensor(counts, v), None
+
+    def silenced(self, u: Tensor) -> Tensor:
+        """Which channels ``[B,T,D]`` the dead zone and `top` keep silent, of potentials `u` in thresholds."""
+        size = u.abs()
+        mute = size < self.dead_zone
+        top = int(self.top)
+        if 0 < top < u.shape[-1]:
+            order = size.argsort(dim=-1, descending=True, stable=True)
+            mute = mute.scatter(-1, order[..., top:], True)
+        return mute
+
+    @torch.no_grad()
+    def drive(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Tensor, float]:
+        """Potentials ``[B,T,D]`` in thresholds as they are counted, and the level of the first spike (they round)."""
+        u = (x / self.threshold(x)).clamp(-self.bound, self.bound)
+        return (u.masked_fill(self.silenced(x / self.threshold(x)), 0.0) if self.sparser else u), 0.5
 
     @torch.no_grad()
     def replay(self, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Integrate-and-fire over `steps`: membranes and ternary spikes ``[S,B,T,D]``, whose sum is the clipped count.
 
         v_0 = V/2 on |x|, one threshold is given back per step while it lasts, the sign is restored: with v_0 = 0 the
-        sum would be floor(|x|/V). Ties (|x|/V exactly half) go up here and to even in the count.
+        sum would be floor(|x|/V); a tie goes to the even count.
         """
-        v = self.threshold(x)
-        level, membranes, spikes = x.abs() + v / 2, [], []
-        for _ in range(steps):
-            membranes.append(level.clone())
-            fired = (level >= v).to(x.dtype)
-            spikes.append(fired * x.sign())
-            level = level - fired * v
-        return torch.stack(membranes), torch.stack(spikes)
+        u, first = self.drive(x)
+        level, even = start(u.abs(), first)
+        membranes, spikes = integrate(level, [1] * steps, even)
+        return membranes.to(x.dtype) * self.threshold(x), spikes * x.sign()
 
 
 @hookimpl

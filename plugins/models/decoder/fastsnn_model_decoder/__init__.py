@@ -10,7 +10,7 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastsnn_core import Attention, Dims, Feedforward, Model, Neuron, SpikeSite, hookimpl, param, quant, slot, slots
+from fastsnn_core import Attention, Dims, Feedforward, Model, Neuron, SpikeSite, hookimpl, param, quant, runtime, slot, slots
 from fastsnn_core.quant import Quant, QuantEmbedding, row_linear
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, initialise, settle
 from fastsnn_model_decoder.rope import BLOCK, Rope
@@ -164,12 +164,17 @@ class DecoderModule(nn.Module):
         if self.head is not None:
             logits = self.head(spikes)
         elif isinstance(self.embed, QuantEmbedding):
-            logits = self.embed.project(spikes)
+            logits = self.embed(spikes)
         elif self.exact:
             logits = row_linear(spikes, self.embed.weight)
         else:
             logits = F.linear(spikes, self.embed.weight)
         return (logits, DecoderState(position, embed, tuple(news), head)) if return_state else logits
+
+    def runtime(self, mode: str, coder: Any = None, steps: str | int = "auto", **options: Any) -> DecoderModule:
+        """Switch to the "count" or the "event" runtime (`fastsnn_core.runtime.use`); returns this model."""
+        runtime.use(self, mode, coder, steps, **options)
+        return self
 
     def angles(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of positions ``[B,T]``; from a table where they must be the same bits for everyone."""

@@ -20,6 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastsnn_core import SpikeSite, SpikeTensor, ops
+from fastsnn_core.ops import exact
+from fastsnn_core.quant import QuantEmbedding
+from fastsnn_core.runtime import Coding, codings
 from fastsnn_core.site import is_spikes
 from fastsnn_core.state import nbytes
 from fastsnn_core.subject import Subject
@@ -113,6 +116,7 @@ class Watcher:
         self.names = {id(p): n.removesuffix(".weight") for n, p in model.named_parameters()}
         self.made: dict[int, tuple[SpikeTensor, Counts]] = {}
         self.quiet = 0
+        self.recoded: dict[str, int] = {}  # sites that write trains, and the membrane bytes of their neurons
         self.stack: list[tuple[int, int]] = []
 
     # -- modules -------------------------------------------------------------------------------------------------
@@ -120,7 +124,7 @@ class Watcher:
     def before(self, module: Any, args: tuple[Any, ...]) -> None:
         """Remember what was counted so far; a linear layer with a kernel of its own is counted here."""
         self.stack.append((self.found.attention_macs, self.found.products))
-        if own_kernel(module) and args and isinstance(args[0], Tensor | SpikeTensor):
+        if own_kernel(module, args):
             if not self.quiet:
                 name = next(n for n, m in self.model.named_modules() if m is module)
                 self.linear(args[0], module.in_features, module.out_features, name)
@@ -129,18 +133,22 @@ class Watcher:
     def after(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A module that makes spikes is a site; its own arithmetic is costed per channel, not counted here."""
         before = self.stack.pop()
-        if own_kernel(module) and args and isinstance(args[0], Tensor | SpikeTensor):
+        if own_kernel(module, args):
             self.quiet -= 1
+        elif isinstance(module, QuantEmbedding):
+            self.found.embedded += output.numel()
         if not is_spikes(output):
             return
         spikes = output if isinstance(output, SpikeTensor) else output[0]
         if id(spikes) in self.made:
             return  # a container that hands on what a module inside it made
         self.found.attention_macs, self.found.products = before
-        counts = self.counts(spikes, name)
-        site = self.found.sites[counts.site]
-        if isinstance(output, tuple) and len(output) > 1:
-            site.membrane_bytes += nbytes(output[1]) // max(1, len(spikes))
+        membrane = nbytes(output[1]) // max(1, len(spikes)) if isinstance(output, tuple) and len(output) > 1 else 0
+        if name in self.recoded and not isinstance(module, Coding):
+            self.recoded[name] = membrane  # these counts leave the site as a train, which is what is counted
+            return
+        site = self.found.sites[self.counts(spikes, name).site]
+        site.membrane_bytes += membrane + self.recoded.get(name, 0)
 
     def counts(self, spikes: SpikeTensor, name: str) -> Counts:
         """The counts of a SpikeTensor, entered under its site the first time it is seen."""
@@ -283,26 +291,67 @@ class Operators(TorchDispatchMode):
         return out
 
 
-def own_kernel(module: nn.Module) -> bool:
-    """A linear layer that does not go through ``F.linear``: it names its sizes and is no `torch.nn.Linear`."""
+@contextlib.contextmanager
+def exact_forms(watcher: Watcher) -> Iterator[None]:
+    """The integer path's own attention, scans and exponentials are counted as what they are, not by their steps."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> None:
+        watcher.attention(*(x.transpose(1, 2) for x in (q, k, v)), allowed[:, None], False)
+
+    def scan(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, *_: Tensor) -> None:
+        b, t, groups, size = k.shape
+        per_token = groups * (2 if len(gate) else 1) + q.shape[2]  # decay, update; and every query reads
+        watcher.found.attention_macs += b * t * size * v.shape[-1] * per_token
+
+    def quietly(naive: Any, count: Any) -> Any:
+        def call(*args: Any) -> Any:
+            if not watcher.quiet:
+                count(*args)
+            watcher.quiet += 1
+            try:
+                return naive(*args)
+            finally:
+                watcher.quiet -= 1
+
+        return call
+
+    counters = ((exact.ATTEND, attend), (exact.SCAN, scan), (exact.UNARY, lambda x, form: None))
+    before = [operator.naive for operator, _ in counters]
+    for operator, count in counters:
+        operator.naive = quietly(operator.naive, count)
+    try:
+        yield
+    finally:
+        for (operator, _), naive in zip(counters, before):
+            operator.naive = naive
+
+
+def own_kernel(module: nn.Module, args: tuple[Any, ...]) -> bool:
+    """A linear layer that does not go through ``F.linear``: it names its sizes and is no `torch.nn.Linear`.
+
+    It is one where it gets spikes or numbers; a table that is the embedding, too, gets token ids as well.
+    """
     sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    return all(isinstance(n, int) for n in sizes) and not isinstance(module, nn.Linear)
+    linear = all(isinstance(n, int) for n in sizes) and not isinstance(module, nn.Linear)
+    x = args[0] if args else None
+    return linear and (isinstance(x, SpikeTensor) or (isinstance(x, Tensor) and x.is_floating_point()))
 
 
 @contextlib.contextmanager
 def watch(model: nn.Module, watcher: Watcher) -> Iterator[None]:
     """Hooks and modes on; all gone when the block ends."""
     handles = []
+    watcher.recoded = {name: 0 for name, coding in codings(model).items() if coding.active}
     for name, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(watcher.before))
-        site = name.removesuffix(".neuron") if not isinstance(module, SpikeSite) else name
+        site = name.removesuffix(".neuron").removesuffix(".coding") if not isinstance(module, SpikeSite) else name
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any, site: str = site) -> None:
             watcher.after(site, module, args, output)
 
         handles.append(module.register_forward_hook(after))
     try:
-        with ops.use("naive"), Functions(watcher), Operators(watcher):
+        with ops.use("naive"), exact_forms(watcher), Functions(watcher), Operators(watcher):
             yield
     finally:
         for handle in handles:
