@@ -74,9 +74,8 @@ def main() -> None:
             warm.append(took)
     median = statistics.median
     print(f"d_model {width}, {layers} layers, {torch.get_num_threads()} threads; medians of {ROUNDS}, interleaved")
-    print(f"generate_ids        {TOKENS / median(alone):7.1f} tokens/s")
-    print(f"served, one client  {TOKENS / median(served):7.1f} tokens/s   time x{median(served) / median(alone):.2f}")
-    print(f"served, 8 clients   {TOKENS / median(together):7.1f} tokens/s   time x{median(together) / median(alone):.2f}")
+    for what, times in (("generate_ids", alone), ("served, one client", served), ("served, 8 at once", together)):
+        print(f"{what:20}{TOKENS / median(times):7.1f} tokens/s   time x{median(times) / median(alone):.2f}")
     print(f"first token after {LONG} tokens: {median(cold) * 1e3:.0f} ms")
     ratio = median(warm) / median(cold)
     print(f"and after {LONG + 3}, {cached} of them cached: {median(warm) * 1e3:.0f} ms   x{ratio:.3f}")

@@ -3,11 +3,12 @@
     pip install fastsnn-serve[ray]
     serve run fastsnn_serve.ray_app:build bundle=model.snn replicas=2
 
-Each replica loads the bundle and has its own engine and prefix cache.
+Each replica loads the bundle (a path that every node sees) and has its own engine and prefix cache.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -21,12 +22,12 @@ def build(args: dict[str, str]) -> Any:
         from ray import serve
     except ImportError:
         raise ImportError("fastsnn_serve.ray_app needs Ray: pip install fastsnn-serve[ray]") from None
-    streams = int(args.get("max_streams", 16))
+    streams, bundle = int(args.get("max_streams", 16)), str(Path(args["bundle"]).resolve())  # replicas work elsewhere
 
     def asgi() -> Any:
         from fastsnn_serve import app
 
-        return app(args["bundle"], args.get("name"), device=args.get("device", "cpu"), max_streams=streams)
+        return app(bundle, args.get("name"), device=args.get("device", "cpu"), max_streams=streams)
 
     deployment = serve.deployment(serve.ingress(asgi)(), name="fastsnn", num_replicas=int(args.get("replicas", 1)))
     return deployment.options(max_ongoing_requests=4 * streams).bind()
