@@ -131,6 +131,10 @@ class Context:
         """Spikes go through it as spikes."""
         return Replacement(module, "converted" if self.wanted else "kept", note, "pass")
 
+    def fold(self, note: str) -> Replacement:
+        """Nothing is left of it: a neighbour does its work, exactly."""
+        return Replacement(nn.Identity(), "converted", note, "pass")
+
     def makes(self, module: nn.Module, note: str = "") -> Replacement:
         """It has sites of its own (`neuron`) and returns a SpikeTensor."""
         return Replacement(module, "converted", note, "made")

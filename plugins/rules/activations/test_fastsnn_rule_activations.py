@@ -2,4 +2,4 @@
 
 from fastsnn_core.testing import conformance
 
-test_activations = conformance("activations_rules")
+test_activations = conformance("activations")

@@ -2,4 +2,4 @@
 
 from fastsnn_core.testing import conformance
 
-test_attention = conformance("attention_rules")
+test_attention = conformance("attention")

@@ -2,4 +2,4 @@
 
 from fastsnn_core.testing import conformance
 
-test_conv = conformance("conv_rules")
+test_conv = conformance("conv")

@@ -2,4 +2,4 @@
 
 from fastsnn_core.testing import conformance
 
-test_embedding = conformance("embedding_rules")
+test_embedding = conformance("embedding")

@@ -98,9 +98,9 @@ class BatchNorm(Rule):
         if module.running_mean is None:
             return context.keep(module, "has no running statistics, so it works on each batch")
         if context.before is not None and fold_back(module, context.before):
-            return context.passes(nn.Identity(), "folded into the layer before it")
+            return context.fold("folded into the layer before it")
         if context.after is not None and fold_forward(module, context.after):
-            return context.passes(nn.Identity(), "folded into the layer behind it")
+            return context.fold("folded into the layer behind it")
         return context.keep(module, "an affine map of numbers: no linear or convolution directly before or behind it")
 
 

@@ -2,4 +2,4 @@
 
 from fastsnn_core.testing import conformance
 
-test_norms = conformance("norms_rules")
+test_norms = conformance("norms")

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 MAX = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
 AVG = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
+OWN = (passing.MaxPool, passing.AvgPool, passing.AdaptiveAvgPool)
 ADAPTIVE = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
 MAX_ARGS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 AVG_ARGS = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
@@ -50,10 +51,12 @@ class Pooling(Rule):
 
     def matches(self, module: Any) -> bool:
         """Whether this rule speaks for `module`."""
-        return type(module) in {**MAX, **AVG, **ADAPTIVE}
+        return type(module) in {**MAX, **AVG, **ADAPTIVE} or isinstance(module, OWN)
 
     def convert(self, module: Any, context: Context) -> Replacement:
         """The same pool, on counts where they come."""
+        if isinstance(module, OWN):
+            return context.passes(module, "on counts; exact")
         if type(module) in ADAPTIVE:
             return self.adaptive(module, context, ADAPTIVE[type(module)])
         if module.ceil_mode:
@@ -100,17 +103,17 @@ class Shapes(Rule):
     """flatten, dropout, identity: the same spikes in another shape, or fewer of them while training."""
 
     name = "shapes"
-    covers = ("torch.nn.Flatten", "torch.nn.Identity", "torch.nn.Dropout", "torch.nn.AlphaDropout")
+    covers = ("torch.nn.Flatten", "torch.nn.Identity", "torch.nn.Dropout")
 
     def matches(self, module: Any) -> bool:
         """Whether this rule speaks for `module`."""
-        return type(module) in (nn.Flatten, nn.Identity, nn.Dropout)
+        return type(module) in (nn.Flatten, nn.Identity, nn.Dropout, passing.Flatten, passing.Dropout)
 
     def convert(self, module: Any, context: Context) -> Replacement:
         """Its twin for spikes."""
         if type(module) is nn.Dropout:
             return context.passes(passing.Dropout(module.p), "drops counts in training only")
-        if type(module) is nn.Identity:
+        if type(module) is not nn.Flatten:
             return context.passes(module)
         if module.start_dim != 1 or module.end_dim != -1:
             return context.keep(module, f"flattens only dimensions {module.start_dim} to {module.end_dim}")

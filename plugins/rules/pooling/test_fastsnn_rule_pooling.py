@@ -2,4 +2,4 @@
 
 from fastsnn_core.testing import conformance
 
-test_pooling = conformance("pooling_rules")
+test_pooling = conformance("pooling")

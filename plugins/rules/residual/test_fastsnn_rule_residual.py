@@ -2,4 +2,4 @@
 
 from fastsnn_core.testing import conformance
 
-test_residual = conformance("residual_rules")
+test_residual = conformance("residual")

@@ -42,7 +42,7 @@ class Plan:
 
 def all_rules() -> list[Rule]:
     """Every installed rule."""
-    return [cls() for _, cls in classes("rule")]  # type: ignore[misc]
+    return [cls() for _, cls in classes("rule")]
 
 
 def plan(
@@ -197,6 +197,8 @@ def decide(
         if step.target in traced.opaque:
             replacement = walked(module, rules, maker, options, traced.opaque[step.target])
             found[step.name] = (replacement, "")
+        elif isinstance(module, FoldedSite):
+            found[step.name] = (context.makes(module, "spikes already"), "")
         elif rule is None:
             found[step.name] = (context.keep(module, f"no rule covers {type(module).__name__}; kept intact"), "")
         else:

@@ -14,13 +14,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
-from fastsnn_model_graph import Ref, Step
+from fastsnn_model_graph import Network, Ref, Step
 from fastsnn_model_graph.steps import fill
 from fastsnn_model_graph.text import FUNCTIONS, name_of
+from fastsnn_model_sequential import SequentialModule
+from fastsnn_model_sequential.modules import TimeMean
 from torch import fx, nn
 
-from fastsnn_core import Rule
+from fastsnn_core import Rule, passing
 from fastsnn_core.conversion import ConversionError
+from fastsnn_core.folding import FoldedSite
 
 ROOT = "model"
 
@@ -43,8 +46,24 @@ def best_rule(rules: Sequence[Rule], module: nn.Module) -> Rule | None:
     return max(found, key=lambda rule: rule.priority) if found else None
 
 
+def opened(model: nn.Module) -> nn.Module:
+    """A network of ours (`sequential`, `graph`) without its handling of time, which the converted one has again."""
+    if not isinstance(model, SequentialModule | Network):
+        return model
+    kind = type(model)
+    new = copy.copy(model)
+    new.__class__ = type(f"Open{kind.__name__}", (kind,), {"forward": kind.body, "__module__": __name__})
+    return new
+
+
+def ours(module: nn.Module) -> bool:
+    """A layer of FastSNN's own: a step as it is."""
+    return isinstance(module, FoldedSite | TimeMean) or type(module).__module__ == passing.__name__
+
+
 def lowered(model: nn.Module, rules: Sequence[Rule]) -> nn.Module:
     """The model with every module that a rule lowers replaced, from the outside in."""
+    model = opened(model)
     for rule in rules:
         lower = getattr(rule, "lower", None)
         while lower is not None and (simpler := lower(model)) is not None:
@@ -65,7 +84,9 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Modules of torch.nn, and modules that a rule speaks for."""
-        return best_rule(self.rules, m) is not None or super().is_leaf_module(m, module_qualified_name)
+        if ours(m) or best_rule(self.rules, m) is not None:
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Look inside, or keep it whole."""
@@ -116,7 +137,7 @@ class Shell1(Shell):
 
     def forward(self, x: Any) -> Any:
         """The model's output."""
-        return self.model(x)
+        return self.get_submodule(ROOT)(x)
 
 
 class Shell2(Shell):
@@ -124,7 +145,7 @@ class Shell2(Shell):
 
     def forward(self, x: Any, y: Any) -> Any:
         """The model's output."""
-        return self.model(x, y)
+        return self.get_submodule(ROOT)(x, y)
 
 
 class Shell3(Shell):
@@ -132,7 +153,7 @@ class Shell3(Shell):
 
     def forward(self, x: Any, y: Any, z: Any) -> Any:
         """The model's output."""
-        return self.model(x, y, z)
+        return self.get_submodule(ROOT)(x, y, z)
 
 
 SHELLS: dict[int, type[Shell]] = {1: Shell1, 2: Shell2, 3: Shell3}

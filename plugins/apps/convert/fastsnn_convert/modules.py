@@ -75,7 +75,7 @@ def convert_module(
         coverage=coverage, steps=steps, code=code, parameters=sum(p.numel() for p in snn.parameters()),
         calibration=len(data[0]) if data else 0, modules=rows, quality=images.quality(rows), obstacles=says,
     )  # fmt: skip
-    snn.report = report  # type: ignore[assignment]
+    snn.report = report
     return Conversion(snn.train(training), report)
 
 

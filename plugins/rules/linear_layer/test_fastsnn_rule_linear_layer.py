@@ -2,4 +2,4 @@
 
 from fastsnn_core.testing import conformance
 
-test_linear = conformance("linear_rules")
+test_linear_layer = conformance("linear_layer")

@@ -21,7 +21,7 @@ class Linear(Rule):
     weights counts, trains and events give the same bits.
     """
 
-    name = "linear"
+    name = "linear_layer"
     covers = ("torch.nn.Linear",)
 
     def matches(self, module: Any) -> bool:
