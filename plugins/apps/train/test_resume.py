@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed equals the run that was not: weights, optimiser, averages, history, bit for bit."""
+"""A run that was stopped and resumed equals one that was not: weights, moments, averages, history, bit for bit."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_other_settings_or_other_data_are_said(make, packed, tmp_path, caplog):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_kill_nine_at_random_moments(make, packed, tmp_path):
-    """A process that trains and checkpoints at every step is killed; what is left is whole, and ends with equal weights."""
+    """It checkpoints at every step and is killed; what is left is whole, and ends with the same weights."""
     config = TrainConfig(max_steps=25, batch_size=2, log_every=1, checkpoint_every=1, eval_every=7)
     clock = time.perf_counter()
     whole = Trainer(make(), config, out=tmp_path / "whole", quiet=True).fit(packed, packed)

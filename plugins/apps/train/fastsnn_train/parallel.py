@@ -133,6 +133,10 @@ class Network:
             )
         elif world.kind == "fsdp":
             shard(model)
+        elif world.kind == "sequence":
+            from fastsnn_train.sequence import form
+
+            form(model)
 
     def __call__(self, tokens: Tensor, reset: Tensor | None) -> Tensor:
         """Logits of ``tokens [B,T]``; in a sequence world, of this process's share of T."""
@@ -158,6 +162,13 @@ class Network:
         hold = self.world.kind == "ddp" and not last
         with self.called.no_sync() if hold else contextlib.nullcontext():  # type: ignore[operator]
             yield
+
+    def rest(self) -> None:
+        """After a forward pass without a backward: FSDP's root would keep its parameters gathered."""
+        if self.world.kind == "fsdp":
+            for module in self.model.modules():
+                if hasattr(module, "reshard"):
+                    module.reshard()  # type: ignore[operator]
 
     def meet(self) -> None:
         """Average what neither DDP nor FSDP did: all of it in a sequence world, numbers without a shard under FSDP."""
@@ -201,6 +212,9 @@ def whole_model(model: nn.Module) -> nn.Module:
     state = {name: full(t).detach().cpu() for name, t in model.state_dict().items()}
     with torch.random.fork_rng(devices=[]):
         copy = build(model.spec)  # type: ignore[arg-type]
+    for name, tensor in (*copy.named_parameters(), *copy.named_buffers()):
+        if name in state:
+            tensor.data = tensor.data.to(state[name].dtype)
     copy.load_state_dict(state)
     for name in ("meta", "sections", "tokenizer", "tokenizer_json"):
         if hasattr(model, name):

@@ -106,10 +106,9 @@ class Trainer:
             Progress(self.config.max_steps, self.step, quiet=self.quiet) as progress,
             Following(trackers, run) as following,
         ):
-            self.loop(feed, held_out, run, leaving, progress, following)
-            if leaving.asked:
+            if self.loop(feed, held_out, run, leaving, progress, following):
                 self.save(following)
-                raise KeyboardInterrupt(f"{leaving.asked} at step {self.step}")
+                raise KeyboardInterrupt(f"{leaving.asked or 'a signal to another process'} at step {self.step}")
             if run.stopping:
                 progress.say(f"stopped at step {self.step}: {run.stopping}")
             if held_out is not None and self.step and "held_out" not in (self.history or [{}])[-1]:
@@ -120,18 +119,17 @@ class Trainer:
 
     def loop(
         self, feed: Feed, held_out: Packed | None, run: Run, leaving: Leaving, progress: Progress, following: Following
-    ) -> None:
-        """Step after step."""
-        config, seen, clock = self.config, 0, time.perf_counter()
-        while self.step < config.max_steps and not run.stopping and not leaving.asked:
+    ) -> bool:
+        """Step after step; True where all processes agreed to leave early because one got a signal."""
+        config, seen, clock, leave = self.config, 0, time.perf_counter(), False
+        while self.step < config.max_steps and not run.stopping and not leave:
             batch = feed.next()
             if batch is None:
                 progress.say(f"the data ended after {self.step} steps of {config.max_steps}")
-                return
+                break
             last = self.step + 1 == config.max_steps
             due = last or (self.step + 1) % config.log_every == 0
             outcome = self.train_step(*batch, look=due, leaving=bool(leaving.asked))
-            leaving.asked = leaving.asked or ("another process was stopped" if outcome.leaving else "")
             seen += batch[0][:, 1:].numel()
             row: dict[str, Any] = {"step": self.step, "loss": outcome.loss}
             if due:
@@ -145,8 +143,10 @@ class Trainer:
                 run.stopping = self.world.first(run.stopping)
                 seen, clock = 0, time.perf_counter()
             progress.update(self.step, row)
-            if not last and self.is_due(judged):
+            leave = outcome.leaving if self.world.size > 1 else bool(leaving.asked)
+            if not last and not leave and self.is_due(judged):
                 self.save(following)
+        return leave
 
     def is_due(self, judged: bool) -> bool:
         """Is a checkpoint to be written: every so many steps, and at the best evaluation?"""
@@ -171,6 +171,7 @@ class Trainer:
         rows, marks = (None if t is None else self.world.rows(t).to(self.device) for t in (tokens, reset))
         with self.autocast():
             where = health.first_bad(self.model, lambda: self.stepper.loss(rows, marks))
+        self.stepper.network.rest()
         self.optimizer.zero_grad(set_to_none=True)
         saved = ""
         if self.out is not None and self.world.leader:
@@ -201,6 +202,7 @@ class Trainer:
         if ready := self.rescue.due(found, self.model):
             rows, marks = (None if t is None else self.world.rows(t).to(self.device) for t in batch)
             news += self.rescue.help(ready, self.model, lambda: self.stepper.loss(rows, marks), self.world.average_)
+            self.stepper.network.rest()
             self.warned -= set(ready)
         for text in news if self.world.leader else ():
             log.warning("step %d: %s", self.step, text)
@@ -225,6 +227,7 @@ class Trainer:
             held_out = held_out.part(begin, begin + n * held_out.seq_len + 1)
         with self.autocast():
             found = evaluate(self.model, held_out, max_sequences=n)
+        self.stepper.network.rest()
         (nats,) = self.world.mean([found["nats_per_token"]], self.device)
         return found | {"nats_per_token": nats, "perplexity": math.exp(min(nats, 700.0))}
 
