@@ -19,7 +19,7 @@ VANISHING, EXPLODING = 1e-4, 1e2
 
 @attrs.frozen
 class SiteHealth:
-    """Share of silent channels, mean |count|, and share of counts at the neuron's limit."""
+    """Share of silent channels, mean |count|, and which share of the others is at the neuron's limit."""
 
     silent: float
     mean_count: float
@@ -41,8 +41,9 @@ class SiteHealth:
 def health_of(spikes: SpikeTensor, module: nn.Module) -> SiteHealth:
     """One module's health; only sums, so that it is cheap enough for training."""
     counts, limit = spikes.counts.detach().abs(), limit_of(module)
-    at_limit = float((counts >= limit).float().mean()) if math.isfinite(limit) else 0.0
-    return SiteHealth(float((counts == 0).float().mean()), float(counts.float().mean()), at_limit)
+    silent = float((counts == 0).float().mean())
+    at_limit = float((counts >= limit).float().mean()) / max(1.0 - silent, 1e-9) if math.isfinite(limit) else 0.0
+    return SiteHealth(silent, float(counts.float().mean()), at_limit)
 
 
 def limit_of(module: nn.Module | None) -> float:
@@ -80,7 +81,7 @@ def complaints(found: dict[str, SiteHealth], modules: dict[str, nn.Module]) -> d
             says[name] = f"{name} is silent ({h.silent:.1%} of counts are 0): {fix}, or lower the learning rate"
         elif state == "saturated":
             fix = "raise its threshold (rescue = 3 sets it from data) or its limit" if fixed else "raise its limit"
-            says[name] = f"{name} is saturated ({h.saturated:.1%} of counts are at the limit): {fix}"
+            says[name] = f"{name} is saturated ({h.saturated:.1%} of its spiking channels are at the limit): {fix}"
     return says
 
 

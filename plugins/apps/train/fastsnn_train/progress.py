@@ -14,6 +14,7 @@ class Progress:
     def __init__(self, total: int, start: int = 0, label: str = "training", quiet: bool = False) -> None:
         self.total, self.done, self.label, self.quiet = total, start, label, quiet
         self.terminal = sys.stderr.isatty() and not quiet
+        self.known: dict[str, Any] = {}  # the newest of every fact, so that the bar does not flicker
         self.bar: Any = None
         self.task: Any = None
 
@@ -43,9 +44,9 @@ class Progress:
 
     def update(self, step: int, row: dict[str, Any]) -> None:
         """Move to `step`; `row` is the newest log row."""
-        self.done = step
+        self.done, self.known = step, self.known | row
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, facts=facts(row))
+            self.bar.update(self.task, completed=step, facts=facts(self.known))
 
     def log(self, row: dict[str, Any]) -> None:
         """A log row: a line where there is no bar."""

@@ -1,0 +1,164 @@
+"""Trackers follow a run and cannot endanger it; signals end it in good order; the screen says how it goes."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import attrs
+import pytest
+import torch
+from attrs import frozen
+from fastsnn_train import TrainConfig, Trainer
+from fastsnn_train.following import Leaving
+from fastsnn_train.progress import Progress, facts
+
+from fastsnn_core import Session, Tracker, create, param
+
+
+@frozen
+class Told(Tracker):
+    """Writes down what it is told."""
+
+    name = "told"
+    fails_at: int = param(0, ge=0, doc="step")
+    stops_at: int = param(0, ge=0, doc="step")
+    seen: list = attrs.field(factory=list)
+
+    def start(self, run):
+        tracker, seen = self, self.seen
+        seen.append(("start", run.total, len(run.history), run.config["lr"]))
+
+        class Telling(Session):
+            def log(self, row):
+                if row["step"] == tracker.fails_at:
+                    raise OSError("disk full")
+                if row["step"] == tracker.stops_at:
+                    run.stop("enough")
+                seen.append(("log", row["step"]))
+
+            def saved(self, path):
+                seen.append(("saved", path.name))
+
+            def end(self, error):
+                seen.append(("end", type(error).__name__))
+
+        return Telling()
+
+
+def run(tracker, make, packed, out=None, **config):
+    config = TrainConfig(max_steps=6, batch_size=4, log_every=2, checkpoint_every=4, trackers=(tracker,), **config)
+    return Trainer(make(), config, out=out, quiet=True).fit(packed, packed)
+
+
+def test_a_tracker_is_told_everything_in_order(make, packed, tmp_path):
+    tracker = Told()
+    run(tracker, make, packed, tmp_path)
+    assert tracker.seen == [
+        ("start", 6, 0, 0.003), ("log", 2), ("log", 4), ("saved", "step-000004"), ("log", 6), ("saved", "step-000006"),
+        ("end", "NoneType"),
+    ]  # fmt: skip
+
+
+def test_a_failing_tracker_is_left_out_and_the_run_goes_on(make, packed, caplog):
+    tracker = Told(fails_at=2)
+    assert run(tracker, make, packed).step == 6
+    assert tracker.seen == [("start", 6, 0, 0.003)]
+    assert "tracker told (1) failed and is left out of the rest of this run: OSError('disk full')" in caplog.text
+
+
+def test_a_tracker_that_cannot_start_ends_the_run_before_its_first_step(make, packed):
+    @frozen
+    class Broken(Tracker):
+        """Needs what is not there."""
+
+        name = "broken"
+
+        def start(self, run):
+            raise ImportError("pip install something")
+
+    with pytest.raises(ImportError, match="pip install something"):
+        run(Broken(), make, packed)
+
+
+def test_a_tracker_may_stop_the_run(make, packed, tmp_path, capsys):
+    trainer = run(Told(stops_at=4), make, packed, tmp_path)
+    assert trainer.step == 4
+    assert "held_out" in trainer.history[-1]
+    assert [p.name for p in trainer.folder.iterdir()] == ["step-000004"]
+
+
+def test_trackers_of_a_spec(tmp_path):
+    from fastsnn_core import spec
+
+    text = 'fastsnn = 1\n[model]\nkind = "decoder"\n[train]\ntrackers = [{ kind = "jsonl" }, "tensorboard"]\n'
+    found = spec.loads(text)
+    assert [t.name for t in found.sections["train"].trackers] == ["jsonl", "tensorboard"]
+    assert spec.loads(spec.dumps(found)) == found
+
+
+def test_both_first_party_trackers_together(make, packed, tmp_path):
+    pytest.importorskip("tensorboard")
+    from fastsnn_tracker_tensorboard import TensorBoard
+
+    trackers = (create("tracker", "jsonl"), TensorBoard())
+    config = TrainConfig(max_steps=2, batch_size=4, log_every=1, trackers=trackers)
+    Trainer(make(), config, out=tmp_path, quiet=True).fit(packed)
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == [1, 2]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+# -- signals ------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_signal_asks_the_second_interrupts_and_handlers_come_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Leaving() as leaving:
+        assert leaving.asked == ""
+        signal.raise_signal(signal.SIGTERM)
+        assert leaving.asked == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+# -- the screen ---------------------------------------------------------------------------------------------------
+
+
+def test_plain_lines_where_there_is_no_terminal(make, packed, capfd):
+    Trainer(make(), TrainConfig(max_steps=2, batch_size=4, log_every=1)).fit(packed, packed)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(word in lines[1] for word in ("2/2", "loss ", "held-out ", "tok/s", "silent ", "count "))
+
+
+def test_quiet_says_nothing(make, packed, capfd):
+    Trainer(make(), TrainConfig(max_steps=2, batch_size=4, log_every=1), quiet=True).fit(packed)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_a_bar_with_speed_loss_firing_and_time_left(monkeypatch):
+    import io
+
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "140")
+    row = {"step": 1, "loss": 2.5, "tokens_per_second": 1234.0, "silent": 0.25, "mean_count": 1.5, "held_out": 2.75}
+    with Progress(4) as progress:
+        for step in (1, 2, 3):
+            progress.update(step, row)
+            progress.log(row)
+        progress.update(4, {"step": 4, "loss": 2.25})
+    shown = screen.getvalue()
+    for word in ("4/4", "loss 2.250", "1,234 tok/s", "silent 25%", "count 1.50", "held-out 2.750", "0:00:0"):
+        assert word in shown, word
+
+
+def test_facts():
+    assert facts({"loss": 1.0}) == "loss 1.000"
+    assert torch.__version__
