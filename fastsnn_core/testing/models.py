@@ -17,6 +17,7 @@ from fastsnn_core import build, ops
 from fastsnn_core.bundle import load, save
 from fastsnn_core.component import KINDS, Component, Model, contract
 from fastsnn_core.testing import checks, strategies
+from fastsnn_core.testing.runtimes import check_integer_path
 
 
 def sweep(b: int, t: int, d: int) -> Tensor:
@@ -57,6 +58,9 @@ def check_model(model: Any, data: st.DataObject) -> None:
             checks.check_reset(run, x, data.draw(st.integers(0, x.shape[1] - 1)), who)
     if promises["differentiable"]:
         check_training(module, x, who)
+    if promises["deterministic"] and promises["streaming"]:
+        module.eval().float()
+        check_integer_path(module, x, who, data)
 
 
 def check_training(module: Any, tokens: Tensor, who: str) -> None:

@@ -27,7 +27,14 @@ class AdaptiveThreshold(Neuron):
     """
 
     name = "adaptive_threshold"
-    k: float = param(3.0, gt=0.0, le=1e4, unit="spikes", doc="mean count per channel: larger is finer and denser")
+    k: float = param(
+        3.0,
+        gt=0.0,
+        le=1e4,
+        unit="spikes",
+        doc="mean count per channel: larger is finer and denser",
+        draw=(1.0, 3.0, 40.0),
+    )
     limit: int = param(
         0, ge=0, le=2**31 - 1, unit="spikes", doc="largest count; 0 leaves counts unbounded", draw=(0, 7)
     )
