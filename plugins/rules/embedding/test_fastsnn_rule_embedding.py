@@ -1,5 +1,18 @@
-"""The conformance kit over this plugin."""
+"""Embeddings are kept."""
+
+from __future__ import annotations
+
+import torch
+from fastsnn_rule_embedding import Embedding
+from torch import nn
 
 from fastsnn_core.testing import conformance
+from fastsnn_core.testing.rules import check_rule
 
 test_embedding = conformance("embedding")
+
+
+def test_an_embedding_is_kept_and_says_why():
+    found = check_rule(Embedding(), nn.Embedding(7, 3), torch.tensor([[1, 2], [0, 6]]))
+    assert (found.status, found.spikes) == ("kept", "no")
+    assert "a row is looked up" in found.note

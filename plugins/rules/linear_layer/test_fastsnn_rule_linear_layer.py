@@ -1,5 +1,28 @@
-"""The conformance kit over this plugin."""
+"""Linear layers read spikes and keep their value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fastsnn_rule_linear_layer import Linear
+from torch import nn
 
 from fastsnn_core.testing import conformance
+from fastsnn_core.testing.rules import check_rule
 
 test_linear_layer = conformance("linear_layer")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(4, 6), (4, 5, 6)])
+def test_a_linear_layer_reads_spikes(bias, shape):
+    found = check_rule(Linear(), nn.Linear(6, 3, bias=bias), torch.randn(shape))
+    assert (found.status, found.spikes) == ("converted", "in")
+
+
+def test_a_layer_of_another_kind_is_left_to_its_own_rule():
+    class Quantised(nn.Linear):
+        """Somebody's own layer."""
+
+    assert not Linear().matches(Quantised(2, 2))
+    assert not Linear().matches(nn.Bilinear(2, 2, 2))
