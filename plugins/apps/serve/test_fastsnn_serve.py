@@ -735,6 +735,13 @@ def test_close_ends_streams_and_tells_them(model: Any) -> None:
         socket.create_connection(("127.0.0.1", handle.port), timeout=5)
 
 
+def test_one_client_may_come_right_back(model: Any) -> None:
+    """With a single place and no queue, the answer is given when the place is free."""
+    with TestClient(app(model, max_streams=1, max_waiting=0)) as http_client:
+        for _ in range(30):
+            assert http_client.post("/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
+
+
 def test_taken_port_is_an_error(handle: Any, model: Any) -> None:
     with pytest.raises(OSError, match=f"cannot listen at 127.0.0.1:{handle.port}"):
         serve(model, port=handle.port, block=False)

@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
 
 def command(argv: list[str]) -> int:
-    """serve a bundle over HTTP with the OpenAI protocol"""
+    """Serve a bundle over HTTP with the OpenAI protocol."""
     from fastsnn_serve.running import main
 
     return main(argv)

@@ -166,7 +166,7 @@ class Engine:
                 left, self.running, self.waiting = [*self.running, *self.waiting], [], deque()
             for stream in left:
                 stream.say(Piece(error=Refused("closed", self.failure or "the server is shutting down")))
-                stream.release()
+                stream.end()
 
     def round(self) -> bool:
         """Let newcomers in and step every stream once; without any, keep an ended turn; False once closed."""
@@ -184,9 +184,9 @@ class Engine:
             if not stream.cancelled:
                 self.turn(stream)
             if stream.done or stream.cancelled:
-                stream.release()
                 with self.wake:
                     self.running.remove(stream)
+                stream.end()
         return True
 
     def admit(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import json
 import socket
 import threading
@@ -66,10 +67,9 @@ def serve(
     if not block:
         return Handle(server, listener, application, host).start()
     print(greeting(address(host, listener.getsockname()[1]), application), flush=True)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn has shut down by then, and passes the signal on
         server.run([listener])
-    except KeyboardInterrupt:  # uvicorn has shut down by then, and passes the signal on
-        print("stopped", flush=True)
+    print("stopped", flush=True)
     return None
 
 

@@ -64,14 +64,32 @@ class Stream:
         self.state: Any = None
         self.logits: Tensor | None = None
         self.ids: list[int] = []
-        self.begun = self.done = self.cancelled = False
+        self.begun = self.cancelled = False
+        self.ending: Piece | None = None
         self.submitted = self.spoke = time.perf_counter()
         self.need = 0.0
         prompt.users += 1
 
+    @property
+    def done(self) -> bool:
+        """Has it said its last?"""
+        return self.ending is not None
+
     def say(self, piece: Piece) -> None:
-        """Hand a piece over; a listener that is gone cancels the stream."""
-        self.done = self.done or piece.finish is not None or piece.error is not None
+        """Hand a piece over; the last one waits for `end`."""
+        if piece.finish is not None or piece.error is not None:
+            self.ending = piece
+        else:
+            self.tell(piece)
+
+    def end(self) -> None:
+        """Hand the last piece over and let go: by then the stream's place is free, so a client may come right back."""
+        if self.ending is not None:
+            self.tell(self.ending)
+        self.release()
+
+    def tell(self, piece: Piece) -> None:
+        """A listener that is gone cancels the stream."""
         try:
             self.emit(piece)
         except RuntimeError:  # its event loop is closed
