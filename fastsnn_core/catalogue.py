@@ -2,11 +2,12 @@
 
 FIRST_PARTY: dict[str, tuple[str, ...]] = {
     "surrogate": ("atan", "identity", "window"),
-    "neuron": ("adaptive_threshold", "ilif", "lif", "lif_sint"),
+    "neuron": ("adaptive_max", "adaptive_threshold", "ilif", "lif", "lif_sint"),
     "coder": ("binary", "bitwise", "delta", "latency", "rate", "ternary", "twos_complement"),
     "attention": ("gla", "hybrid", "linear", "sliding_window", "softmax"),
     "feedforward": ("pulse",),
     "model": ("decoder", "sequential"),
+    "exporter": ("w8a",),
     "scope": ("energy", "membrane", "raster", "scaling", "sparsity"),
     "kernel": ("numba",),
     "tracker": ("jsonl", "tensorboard"),

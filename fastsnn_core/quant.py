@@ -220,6 +220,9 @@ def quantise(model: nn.Module, quant: Quant | None = None) -> nn.Module:
     if spec.quant is not None:
         raise ValueError("this model is in integer arithmetic already")
     new_spec = attrs.evolve(spec, quant=quant or Quant())
-    new = apply(copy.deepcopy(model), new_spec.quant).eval()
+    new: Any = apply(copy.deepcopy(model), new_spec.quant).eval()
     new.spec = new_spec
+    meta = dict(getattr(model, "meta", {}))
+    done = {"what": "quantise", **attrs.asdict(new_spec.quant)}
+    new.meta = {k: v for k, v in meta.items() if k != "created"} | {"milestones": [*meta.get("milestones", []), done]}
     return new

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
 def run(argv: list[str]) -> int:
@@ -80,11 +81,47 @@ def export(argv: list[str]) -> int:
     args.add_argument("bundle", help="a .snn bundle")
     args.add_argument("out", help="what to write")
     args.add_argument("--to", default="snn", help="snn, or an installed exporter (fastsnn plugins --kind exporter)")
+    args.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the exporter")
+    args.add_argument("--text", help="a text file: print perplexity before and after (where a bundle is written)")
     args.add_argument("--json", action="store_true", help="as JSON")
     opts = args.parse_args(argv)
     from fastsnn import FastSNN
 
-    path = FastSNN.export(FastSNN.load(opts.bundle), opts.out, to=opts.to)
-    size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
-    print(json.dumps({"path": str(path), "bytes": size}) if opts.json else f"{path}  {size:,} bytes")
+    model = FastSNN.load(opts.bundle)
+    path = FastSNN.export(model, opts.out, to=opts.to, **settings_of(opts.set))
+    result: dict[str, Any] = {"path": str(path), "bytes": weight(path), "bytes_before": weight(Path(opts.bundle))}
+    if opts.text:
+        from fastsnn_train import evaluate_text
+
+        text = Path(opts.text).read_text(encoding="utf-8")
+        rows = {"perplexity_before": model, "perplexity": FastSNN.load(path)}
+        result |= {name: evaluate_text(each, text)["perplexity"] for name, each in rows.items()}
+    if opts.json:
+        print(json.dumps(result))
+        return 0
+    print(f"{path}  {result['bytes']:,} bytes, {result['bytes'] / result['bytes_before']:.3f} of {opts.bundle}")
+    if opts.text:
+        before, after = result["perplexity_before"], result["perplexity"]
+        print(f"perplexity {before:.4f} before, {after:.4f} after ({after / before - 1:+.2%})")
     return 0
+
+
+def settings_of(rows: list[str]) -> dict[str, Any]:
+    """``["group=128", "kv=true"]`` as keywords, values written as in TOML."""
+    import tomli
+
+    found = {}
+    for row in rows:
+        key, equals, value = row.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes KEY=VALUE, got {row!r}")
+        try:
+            found[key.strip()] = tomli.loads(f"value = {value}")["value"]
+        except tomli.TOMLDecodeError:
+            found[key.strip()] = value.strip()
+    return found
+
+
+def weight(path: Path) -> int:
+    """Bytes of a file, or of everything in a folder."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
