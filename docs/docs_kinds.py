@@ -16,9 +16,9 @@ HERE = Path(__file__).parent / "kinds"
 
 def page(kind: str) -> str:
     """The page of a kind: its contract, its checks, its first-party components."""
-    hook, base = getattr(hookspecs, f"fastsnn_{kind}s"), KINDS[kind]
+    hook, base = getattr(hookspecs, hookspecs.hook_of(kind)), KINDS[kind]
     lines = [f"# {kind}", "", inspect.cleandoc(base.__doc__ or ""), ""]
-    lines += [f"Hook: `fastsnn_{kind}s`. {inspect.cleandoc(hook.__doc__)}", ""]
+    lines += [f"Hook: `{hookspecs.hook_of(kind)}`. {inspect.cleandoc(hook.__doc__)}", ""]
     lines += [f"A new one: `fastsnn new-plugin {kind} acme-{kind}`. The kit checks:", ""]
     lines += [f"- *{name}*: {inspect.cleandoc(check.__doc__ or '').splitlines()[0]}" for name, check in CHECKS[kind].items()]
     for name in FIRST_PARTY.get(kind, ()):

@@ -19,8 +19,8 @@ class Run:
     """One training run.
 
     `out` is its folder (None where nothing may be written), `config` its settings as plain data, `total` the steps it
-    is meant to take, `history` the rows so far: not empty when a run is resumed, and then what a tracker wrote of
-    later steps is void. `stop` ends the run after the current step, as early stopping does.
+    is meant to take, `history` the rows so far, this one included: not empty at the start of a resumed run, and then
+    what a tracker wrote of later steps is void. `stop` ends the run after the current step, as early stopping does.
     """
 
     model: nn.Module

@@ -347,26 +347,21 @@ class @class(Tracker):
     patience: int = param(3, ge=1, unit="evaluations", doc="evaluations without improvement before the run is ended")
 
     def start(self, run):
-        """The session of one run; after a resume the history is read again."""
-        session = @classSession(run, self.patience)
-        for row in run.history:
-            session.log(row)
-        return session
+        """The session of one run."""
+        return @classSession(run, self.patience)
 
 
 class @classSession(Session):
-    """Watches ``held_out``."""
+    """Watches ``held_out``; `run.history` has the rows of before a resume, and of now."""
 
     def __init__(self, run, patience):
-        self.run, self.patience, self.best, self.since = run, patience, float("inf"), 0
+        self.run, self.patience = run, patience
 
     def log(self, row):
         """A row of the log."""
-        if "held_out" in row:
-            self.since = 0 if row["held_out"] < self.best else self.since + 1
-            self.best = min(self.best, row["held_out"])
-            if self.since >= self.patience:
-                self.run.stop(f"no better for {self.since} evaluations")
+        losses = [r["held_out"] for r in self.run.history if "held_out" in r]
+        if len(losses) > self.patience and min(losses[-self.patience :]) > min(losses):
+            self.run.stop(f"no better for {self.patience} evaluations")
 ''',
 }
 SLOTTED = ("surrogate", "neuron", "coder", "attention", "feedforward", "model")

@@ -116,12 +116,12 @@ def test_exports_exist_and_are_sorted():
 
 
 def test_every_hook_is_documented():
-    assert set(hookspecs.HOOKS) == {f"fastsnn_{kind}s" for kind in KINDS}
+    assert set(hookspecs.HOOKS) == {hookspecs.hook_of(kind) for kind in KINDS}
     for name in hookspecs.HOOKS:
         assert getattr(hookspecs, name).__doc__, name
     for kind in KINDS:
         text = (ROOT / "docs" / "kinds" / f"{kind}.md").read_text(encoding="utf-8")
-        assert f"`fastsnn_{kind}s`" in text
+        assert f"`{hookspecs.hook_of(kind)}`" in text
 
 
 def test_the_pages_of_the_kinds_are_current():

@@ -159,6 +159,7 @@ def check_tracker(cls: Any) -> None:
                 run = Run(model, where, {"max_steps": 3}, 3, [dict(row) for row in rows[:past]])
                 session = cls().start(run)
                 for row in rows[past:]:
+                    run.history.append(dict(row))
                     session.log(dict(row))
                     session.saved(out / "checkpoints")
                 session.end(error)
