@@ -15,19 +15,23 @@ class SpikeSite(nn.Module):
 
     `blend` in [0, 1] mixes in the dense value while spikes are warmed up: ``(1 - blend) x + blend · spikes``; at 1
     (the default) only spikes pass. `coding` writes the counts as a spike train (`fastsnn_core.runtime`); without it
-    they leave as counts.
+    they leave as counts. A `centred` site first takes a constant off every channel (``x - centre``, trained or set from
+    data): what a channel always carries needs no spikes, and the biases behind the site make up for it.
     """
 
     exact = True
 
-    def __init__(self, neuron: nn.Module | None) -> None:
+    def __init__(self, neuron: nn.Module | None, features: int = 0, centred: bool = False) -> None:
         super().__init__()
-        self.neuron = neuron
+        self.neuron, self.features = neuron, features
+        self.register_parameter("centre", nn.Parameter(torch.zeros(features)) if centred else None)
         self.blend = 1.0
         self.coding: nn.Module | None = None
 
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Any, Any]:
         """Spikes of `x`."""
+        if self.centre is not None:
+            x = x - self.centre
         if self.neuron is None:
             return x, state
         before = state

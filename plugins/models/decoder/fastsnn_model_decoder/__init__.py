@@ -10,7 +10,20 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastsnn_core import Attention, Dims, Feedforward, Model, Neuron, SpikeSite, hookimpl, param, quant, runtime, slot, slots
+from fastsnn_core import (
+    Attention,
+    Dims,
+    Feedforward,
+    Model,
+    Neuron,
+    SpikeSite,
+    hookimpl,
+    param,
+    quant,
+    runtime,
+    slot,
+    slots,
+)
 from fastsnn_core.quant import Quant, QuantEmbedding, row_linear
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, initialise, settle
 from fastsnn_model_decoder.rope import BLOCK, Rope
@@ -31,13 +44,22 @@ class DecoderState(NamedTuple):
 
 
 @frozen
+class At:
+    """Another neuron at some sites; of several that name a site the last counts."""
+
+    sites: tuple[str, ...] = param(choices=SITES, doc="which sites")
+    neuron: Neuron = slot(Neuron, "adaptive_threshold", doc="what makes the spikes there")
+
+
+@frozen
 class Decoder(Model):
     """x_0 = E[tokens];  x ← x + attention_l(norm(x));  x ← x + feedforward_l(norm(x));  logits = W norm(x_L).
 
     tokens [B,T] -> logits [B,T,vocab_size]; ``return_state=True`` gives (logits, state), and the state of a stream goes
     back in with its next tokens. Layer l has attention[l mod len(attention)]. Spikes stand at `sites`: in front of
     every projection (attn_in, attn_out, ffn_in, ffn_hidden) by default; also possible after the embedding, on q and k
-    after rotation, on v, and before the head. No sites makes it an ordinary dense decoder (Llama, Qwen).
+    after rotation, on v, and before the head. No sites makes it an ordinary dense decoder (Llama, Qwen). Sites that are
+    `centred` take a constant off every channel first, which biases (or, for keys, the softmax) make up for.
     """
 
     name = "decoder"
@@ -56,6 +78,10 @@ class Decoder(Model):
         choices=SITES,
         doc="where spikes stand; none makes the model dense",
         draw=(PROJECTIONS, SITES, ("ffn_in",)),
+    )
+    at: tuple[At, ...] = param((), doc="other neurons at some of the sites", draw=((),))
+    centred: tuple[str, ...] = param(
+        (), choices=SITES, doc="sites that subtract a constant from each channel", draw=((), ("attn_in", "k"))
     )
     attention: tuple[Attention, ...] = slots(Attention, "gla", "sliding_window", doc="cycled over the layers")
     feedforward: Feedforward = slot(Feedforward, "pulse", doc="the channel mixer of every layer")
@@ -91,6 +117,11 @@ class Decoder(Model):
         width = self.head_dim or self.d_model // self.n_heads
         return Dims(self.d_model, self.n_heads, self.n_kv_heads or self.n_heads, width)
 
+    def neuron_at(self, site: str) -> Neuron | None:
+        """What makes the spikes at a site, if anything does."""
+        chosen = [row.neuron for row in self.at if site in row.sites]
+        return ([self.neuron, *chosen])[-1] if site in self.sites else None
+
     def build(self) -> DecoderModule:
         """The network."""
         return DecoderModule(self)
@@ -110,7 +141,8 @@ class DecoderModule(nn.Module):
         self.spec = spec
 
         def site(name: str, features: int) -> SpikeSite:
-            return SpikeSite(spec.neuron.build(features) if name in spec.sites else None)
+            neuron = spec.neuron_at(name)
+            return SpikeSite(neuron.build(features) if neuron else None, features, centred=name in spec.centred)
 
         qk_norm = spec.norm_eps if spec.qk_norm else 0.0
         self.embed = nn.Embedding(spec.vocab_size, spec.d_model)

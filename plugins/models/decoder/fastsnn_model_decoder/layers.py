@@ -69,7 +69,7 @@ class AttentionLayer(nn.Module):
 
     def spiking_heads(self, heads: Heads, s: AttentionState, reset: Tensor | None) -> tuple[Heads, Any, Any, Any]:
         """q, k (after rotation) and v through their own spike sites, where the spec asks for them."""
-        if all(site.neuron is None for site in (self.q_site, self.k_site, self.v_site)):
+        if all(site.neuron is None and site.centre is None for site in (self.q_site, self.k_site, self.v_site)):
             return heads, None, None, None
         q, k = heads.rotated()
         rows, states = [], []
