@@ -13,10 +13,10 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from fastsnn_serve import serve
-from fastsnn_text import ByteTokenizer, Sampling, attach, generate_ids
 
 from fastsnn_core import build, create
+from fastsnn_serve import serve
+from fastsnn_text import ByteTokenizer, Sampling, attach, generate_ids
 
 ROUNDS, TOKENS, LONG = 7, 128, 2048
 

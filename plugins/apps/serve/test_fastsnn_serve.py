@@ -20,6 +20,12 @@ from typing import Any
 import openai
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from fastsnn_core import build, create, save
+from fastsnn_core.state import leaves, nbytes, tree_map
 from fastsnn_serve import Engine, app, serve
 from fastsnn_serve.cache import PrefixCache, keys, worth_keeping
 from fastsnn_serve.chat import ChatTemplate
@@ -27,12 +33,6 @@ from fastsnn_serve.engine import CHUNK
 from fastsnn_serve.streams import Piece, Prompt, Stream, Want
 from fastsnn_serve.writer import Writer
 from fastsnn_text import ByteTokenizer, Sampling, attach, generate_ids, generate_text, train_bpe
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
-from starlette.testclient import TestClient
-
-from fastsnn_core import build, create, save
-from fastsnn_core.state import leaves, nbytes, tree_map
 
 TEXT = "Once upon a time a spike met a threshold. "
 

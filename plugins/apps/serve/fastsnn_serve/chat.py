@@ -16,9 +16,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastsnn_text import HuggingFaceTokenizer, Tokenizer
-
 from fastsnn_serve.fields import Fields, Invalid, is_text, shown
+from fastsnn_text import HuggingFaceTokenizer, Tokenizer
 
 ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
 EMPTY: dict[str, tuple[Any, ...]] = {  # what clients send back of an answer, as long as it says nothing

@@ -15,7 +15,6 @@ import time
 from collections import deque
 
 import torch
-from fastsnn_text import tokenizer_of
 from torch import nn
 
 from fastsnn_core.state import nbytes
@@ -25,9 +24,10 @@ from fastsnn_serve.metrics import Metrics
 from fastsnn_serve.reading import Reader
 from fastsnn_serve.streams import Piece, Stream
 from fastsnn_serve.writer import Scored, placed, scores
+from fastsnn_text import tokenizer_of
+from fastsnn_text.generate import CHUNK
 
 LOG = logging.getLogger("fastsnn.serve")
-CHUNK = 256  # tokens; long enough that reading is near its best rate, short enough not to hold up other streams
 
 
 class Refused(Exception):

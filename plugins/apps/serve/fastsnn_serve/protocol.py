@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
-from fastsnn_text import Sampling, Tokenizer
 
 from fastsnn_serve.chat import ChatTemplate
 from fastsnn_serve.fields import Fields, Invalid, is_int, is_text, shown
 from fastsnn_serve.streams import Want
+from fastsnn_text import Sampling, Tokenizer
 
 COMPLETION_TOKENS, CHAT_TOKENS = 16, 1024  # max_tokens where the request names none
 STOPS, STOP_LENGTH = 16, 256

@@ -7,11 +7,10 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from fastsnn_text import Tokenizer
-
 from fastsnn_serve.protocol import Ask
 from fastsnn_serve.streams import Piece, Stream
 from fastsnn_serve.writer import Scored, token_bytes, token_name
+from fastsnn_text import Tokenizer
 
 
 class Reply:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
-from fastsnn_text import Sampling, Tokenizer
 from torch import Tensor
 
 from fastsnn_serve.writer import Scored, Writer
+from fastsnn_text import Sampling, Tokenizer
 
 
 @attrs.frozen

@@ -6,9 +6,10 @@ import math
 from collections import deque
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from fastsnn_text import ByteTokenizer, TextStream, Tokenizer
 from fastsnn_text.generate import cut, overlap
-from torch import Tensor
 
 FLOOR = -9999.0  # stands for a probability of zero: JSON knows no infinity
 

@@ -11,15 +11,23 @@ from torch import Tensor, nn
 
 from fastsnn_text.tokenizers import TextStream, tokenizer_of
 
+CHUNK = 256
+"""Tokens of a prompt read at once; on two cores as fast as longer pieces, and a shared beginning can be cached."""
+
 
 @attrs.frozen
 class Sampling:
     """How the next token is chosen. temperature 0 is greedy; the lowest id wins a tie."""
 
-    temperature: float = attrs.field(default=1.0, validator=attrs.validators.ge(0))
-    top_p: float = attrs.field(default=1.0, validator=[attrs.validators.gt(0), attrs.validators.le(1)])
+    temperature: float = attrs.field(default=1.0)
+    top_p: float = attrs.field(default=1.0, validator=[attrs.validators.ge(1e-6), attrs.validators.le(1)])
     top_k: int = attrs.field(default=0, validator=attrs.validators.ge(0))
     seed: int | None = None
+
+    @temperature.validator
+    def _check(self, _: attrs.Attribute[float], value: float) -> None:
+        if not (value == 0 or 1e-6 <= value < float("inf")):
+            raise ValueError(f"temperature must be 0 (greedy) or at least 1e-6, got {value}")
 
     def generator(self) -> torch.Generator:
         """The random stream of one completion."""
@@ -55,11 +63,12 @@ def generate_ids(
     *,
     stop: int | None = None,
     state: Any = None,
-    chunk: int = 2048,
+    chunk: int = CHUNK,
 ) -> Iterator[int]:
     """Token ids after `prompt` (and after `state`, where a stream goes on), until `stop` or `max_tokens`.
 
-    The prompt is read in chunks, so that its memory is bounded; each further token costs one recurrent step.
+    The prompt is read in chunks, so that its memory is bounded; each further token costs one recurrent step. The server
+    cuts prompts at the same places, so that its tokens are these.
     """
     sampling = sampling or Sampling()
     size = getattr(getattr(model, "spec", None), "vocab_size", None)

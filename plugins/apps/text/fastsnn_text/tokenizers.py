@@ -66,6 +66,7 @@ class HuggingFaceTokenizer:
         self.native.no_truncation()
         self.vocab_size = self.native.get_vocab_size(with_added_tokens=True)
         self.start, self.end = start, end if end is not None else self.find(self.ENDS)
+        self.chat_template: str | None = None
 
     def find(self, names: Iterable[str]) -> int | None:
         """Id of the first of `names` in the vocabulary."""
@@ -93,6 +94,7 @@ class HuggingFaceTokenizer:
                 setattr(found, "start" if name == "bos_token" else "end", number)
         if config.get("add_bos_token") is False:
             found.start = None
+        found.chat_template = config.get("chat_template")
         return found
 
     def encode(self, text: str) -> list[int]:
@@ -104,8 +106,9 @@ class HuggingFaceTokenizer:
         return self.native.decode(ids, skip_special_tokens=True)
 
     def describe(self) -> dict[str, Any]:
-        """Kind and special tokens; the tokenizer.json itself travels in the bundle."""
-        return {"kind": "huggingface", "start": self.start, "end": self.end}
+        """Kind, special tokens, chat template; the tokenizer.json itself travels in the bundle."""
+        says = {"kind": "huggingface", "start": self.start, "end": self.end}
+        return says | ({"chat_template": self.chat_template} if self.chat_template else {})
 
 
 class TextStream:
@@ -224,6 +227,7 @@ def tokenizer_of(model: nn.Module) -> Tokenizer:
     text: Any = getattr(model, "tokenizer_json", None)
     if says.get("kind") == "huggingface" and text:
         found = HuggingFaceTokenizer(text, says.get("start"), says.get("end"))
+        found.chat_template = says.get("chat_template")
     elif says.get("kind") == "sentencepiece" and text:
         import base64
 
