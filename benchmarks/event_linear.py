@@ -1,88 +1,140 @@
-"""One row of spikes through an 11008 → 4096 layer with INT8 weights: event-driven, dense, and torch's F.linear.
+"""Spikes through an 11008 → 4096 layer with INT8 weights: event-driven, dense, and torch's F.linear.
 
-    python benchmarks/event_linear.py [--rounds 15] [--json out.json]
+    python benchmarks/event_linear.py [--rounds 15] [--many] [--json out.json]
 
-What a decoded token does in front of one projection, at several fractions of silent inputs. Every call gets a spike
-pattern it has not seen, and weights come from three matrices in turn (135 MB in INT8, 540 MB in float32), so that no
-cache can help. The floor of the event-driven row is the weight rows that spiked, active · 4096 bytes, over the read
-bandwidth measured in the same rounds. Counts are 1 + Poisson(1.2), of either sign; every result is checked.
+One row is what a decoded token puts in front of one projection, at several fractions of silent inputs. Every call gets
+a spike pattern of its own, twelve calls in a row as a decoding loop makes them, and weights come from three matrices in
+turn (135 MB in INT8, 540 MB in float32), so that no cache can help. Counts are 1 + Poisson(1.2), of either sign;
+results are checked first. The floor of the event-driven
+row is the weight rows that spiked, active · 4096 bytes, over the read bandwidth of the same rounds; *dense* reads all
+INT8 weights, stored output-major. The break-even is the density at which the event-driven row would take as long.
+``--many`` times exact integer products of many rows beside their floating-point candidates.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import harness
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from fastsnn_core import SpikeTensor, ops
 
-WIDE, TALL, MATRICES, CALLS = 11008, 4096, 3, 6
+WIDE, TALL, MATRICES, CALLS = 11008, 4096, 3, 12
+SILENT = (0.0, 0.5, 0.7, 0.9, 0.95)
+RIVALS = ("float32", "bfloat16", "dense")
+HEAD = ["silent", "ms", "floor ms", "of bandwidth", "x float32", "x bfloat16", "x int8 dense"]
 
 
-def patterns(silent: float, number: int) -> list[torch.Tensor]:
-    """Rows of counts ``[1, WIDE]`` in int32."""
-    counts = 1 + torch.poisson(torch.full((number, 1, WIDE), 1.2))
+def patterns(silent: float, number: int, rows: int = 1) -> list[Tensor]:
+    """Counts ``[rows, WIDE]`` in int32."""
+    counts = 1 + torch.poisson(torch.full((number, rows, WIDE), 1.2))
     counts *= torch.randint(0, 2, counts.shape) * 2 - 1
     return list((counts * (torch.rand(counts.shape) >= silent)).to(torch.int32))
+
+
+def over(call: Callable[..., Any], inputs: list[Any], weights: list[Tensor], turn: Iterator[int]) -> harness.Run:
+    """`call` on the next input and the next weights, in turn."""
+
+    def run() -> None:
+        i = next(turn)
+        call(inputs[i % len(inputs)], weights[i % len(weights)])
+
+    return run
+
+
+def one_row(rounds: int) -> dict[str, Any]:
+    by_output = [torch.randint(-127, 128, (TALL, WIDE), dtype=torch.int8) for _ in range(MATRICES)]
+    by_input = [ops.input_major(w) for w in by_output]
+    floats, halves = [w.float() for w in by_output], [w.bfloat16() for w in by_output]
+    read, size = harness.reader()
+    result: dict[str, Any] = {}
+    for silent in SILENT:
+        pool, turn = patterns(silent, 64), itertools.count()
+        spikes = [SpikeTensor(p) for p in pool]
+        for p, s, w in zip(pool, spikes, by_input[:2], strict=False):
+            assert torch.equal(ops.count_linear(s, w), p.to(torch.int64) @ w.to(torch.int64).T)
+        rows: dict[str, harness.Run | None] = {
+            "read": read,
+            "event": over(ops.count_linear, spikes, by_input, turn),
+            "dense": over(ops.count_linear, spikes, by_output, turn),
+            "float32": over(F.linear, [p.float() for p in pool], floats, turn),
+            "bfloat16": over(F.linear, [p.bfloat16() for p in pool], halves, turn),
+        }
+        times = harness.interleave(rows, rounds, CALLS)
+        touched = sum(int((p != 0).sum()) for p in pool) / len(pool) * TALL
+        bandwidth = size / harness.median(times, "read")
+        found = {f"{name}_ms": harness.median(times, name) * 1e3 for name in rows if name != "read"}
+        found |= {f"{name}_over_event": harness.ratio(times, name, "event") for name in RIVALS}
+        found |= {"floor_ms": touched / bandwidth * 1e3, "read_gb_s": bandwidth / 1e9}
+        found |= {"of_bandwidth": touched / size * harness.ratio(times, "read", "event")}
+        found |= {"disturbed_rounds": times["disturbed rounds"][0]}
+        result[f"{silent:.2f}"] = found
+    return result | {"break_even_density": break_even(result)}
+
+
+def break_even(result: dict[str, Any]) -> float:
+    """Density of active inputs at which the event-driven row takes as long as the dense one; 1 where it never does."""
+    points = sorted((1 - float(silent), row["event_ms"] / row["dense_ms"]) for silent, row in result.items())
+    for (d0, r0), (d1, r1) in itertools.pairwise(points):
+        if r0 < 1 <= r1:
+            return d0 + (1 - r0) / (r1 - r0) * (d1 - d0)
+    return 1.0 if points[-1][1] < 1 else 0.0
+
+
+def many_rows(rounds: int) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    weight = torch.randint(-127, 128, (TALL, WIDE), dtype=torch.int8)
+    by_input, single, half = ops.input_major(weight), weight.float(), weight.bfloat16()
+    for rows in (4, 16, 64, 256):
+        small = patterns(0.3, 1, rows)[0]
+        burst = small.clone()
+        burst[0, ::500] *= 1000
+        few, bursts = SpikeTensor(small), SpikeTensor(burst)
+        found: dict[str, Any] = {}
+        runs: dict[str, harness.Run | None] = {
+            "ours": partial(ops.count_linear, few, weight),
+            "ours, input-major": partial(ops.count_linear, few, by_input),
+            "ours, bursts of 1000": partial(ops.count_linear, bursts, weight),
+            "float32": partial(F.linear, small.float(), single),
+            "bfloat16 (rounds)": partial(F.linear, small.bfloat16(), half),
+        }
+        times = harness.interleave(runs, rounds)
+        for name in runs:
+            found[name] = {"ms": harness.median(times, name) * 1e3, "over_ours": harness.ratio(times, name, "ours")}
+        result[str(rows)] = found
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--many", action="store_true")
     parser.add_argument("--json")
     args = parser.parse_args()
     torch.manual_seed(0)
-    codes = [torch.randint(-127, 128, (WIDE, TALL), dtype=torch.int8) for _ in range(MATRICES)]
-    inputs = [w.T for w in codes]  # [out, in] as everywhere, stored input-major
-    outputs = [w.T.contiguous() for w in codes]
-    floats = [w.float() for w in outputs]
-    halves = [w.bfloat16() for w in outputs]
-    read, size = harness.reader()
-    result = {}
-    rows = []
-    for silent in (0.0, 0.5, 0.7, 0.9, 0.95):
-        pool = patterns(silent, 64)
-        turn = itertools.count()
-
-        def over(call, weights, kind=None):
-            given = [SpikeTensor(p) if kind is None else p.to(kind) for p in pool]
-
-            def run():
-                i = next(turn)
-                return call(given[i % len(given)], weights[i % MATRICES])
-
-            return run
-
-        for p, w in zip(pool[:4], itertools.cycle(inputs)):
-            assert torch.equal(ops.count_linear(SpikeTensor(p), w), p.to(torch.int64) @ w.to(torch.int64).T)
-        times = harness.interleave(
-            {
-                "read": read,
-                "event": over(ops.count_linear, inputs),
-                "int8": over(ops.count_linear, outputs),
-                "float32": over(F.linear, floats, torch.float32),
-                "bfloat16": over(F.linear, halves, torch.bfloat16),
-            },
-            args.rounds, CALLS,
-        )  # fmt: skip
-        touched = sum(int((p != 0).sum()) for p in pool) / len(pool) * TALL
-        bandwidth = size / harness.median(times, "read")
-        event = harness.median(times, "event")
-        floor = touched / bandwidth
-        share = touched / size * harness.ratio(times, "read", "event")
-        result[str(silent)] = {
-            "event_ms": event * 1e3, "floor_ms": floor * 1e3, "share_of_bandwidth": share,
-            "read_gb_s": bandwidth / 1e9, **{f"{k}_ms": harness.median(times, k) * 1e3 for k in times if k != "read"},
-            **{f"{k}_over_event": harness.ratio(times, k, "event") for k in times if k not in ("read", "event")},
-        }  # fmt: skip
-        rows.append(
-            [f"{silent:.0%}", event * 1e3, floor * 1e3, f"{share:.0%}", *(harness.ratio(times, k, "event") for k in ("float32", "bfloat16", "int8"))]
-        )
-        print(harness.table(["silent", "ms", "floor ms", "of bandwidth", "x float32", "x bfloat16", "x int8 dense"], rows[-1:]), flush=True)
-        print({k: round(v*1e3,3) for k in times for v in [min(times[k])]})
+    if args.many:
+        result = many_rows(args.rounds)
+        names = list(result["16"])
+        print(harness.table(["rows, ms", *names], [[n] + [row[k]["ms"] for k in names] for n, row in result.items()]))
+    else:
+        result = one_row(args.rounds)
+        lines = [
+            [f"{float(silent):.0%}", row["event_ms"], row["floor_ms"], f"{row['of_bandwidth']:.0%}"]
+            + [row[f"{name}_over_event"] for name in RIVALS]
+            for silent, row in result.items()
+            if silent != "break_even_density"
+        ]
+        print(harness.table(HEAD, lines))
+        first = result[f"{SILENT[0]:.2f}"]
+        print(f"reads {first['read_gb_s']:.1f} GB/s; dense INT8 takes {first['dense_ms']:.2f} ms; ", end="")
+        print(f"break-even at {result['break_even_density']:.0%} active inputs")
     harness.emit(result, args.json)
 
 

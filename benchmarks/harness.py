@@ -114,8 +114,8 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
 
     cells = [head] + [[cell(v) for v in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in cells]
-    return "\n".join(lines)
+    first, *rest = widths
+    return "\n".join("  ".join([row[0].ljust(first), *map(str.rjust, row[1:], rest)]) for row in cells)
 
 
 def emit(result: dict[str, Any], path: str | None) -> None:

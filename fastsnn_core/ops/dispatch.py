@@ -18,10 +18,14 @@ _last: dict[str, str] = {}
 
 @attrs.define(eq=False)
 class Operator:
-    """A named operation: `naive` defines it, kernels with the same signature stand behind it."""
+    """A named operation: `naive` defines it, kernels with the same signature stand behind it.
+
+    `plain` ones are as fast naive; without a kernel nobody is told to install one.
+    """
 
     name: str
     naive: Callable[..., Any]
+    plain: bool = False
 
     def __attrs_post_init__(self) -> None:
         OPERATORS[self.name] = self
@@ -35,7 +39,8 @@ class Operator:
                     return kernel, table[self.name]
             if forced:
                 raise LookupError(f"no kernel set {forced!r} has {self.name!r} on {device}")
-            _say_once(self.name, device)
+            if not self.plain:
+                _say_once(self.name, device)
         return "naive", self.naive
 
     def __call__(self, device: str, *args: Any) -> Any:

@@ -42,14 +42,25 @@ def check_sums(magnitudes: Tensor, weight: Tensor) -> None:
         return
     largest = 128.0 if weight.dtype == torch.int8 else float(weight.to(torch.float64).abs().max())
     if float(magnitudes.max()) * largest >= 2.0**63:
-        raise OverflowError(
-            f"counts that add up to {float(magnitudes.max()):.3g}, times weights up to {largest:.3g}, "
-            "do not fit the 64 bits of an integer sum; use smaller counts or a larger threshold"
-        )
+        raise too_large(float(magnitudes.max()), largest)
+
+
+def too_large(total: float, largest: float) -> OverflowError:
+    """The error for sums that 64 bits might not hold."""
+    return OverflowError(
+        f"counts that add up to {total:.3g}, times weights up to {largest:.3g}, "
+        "do not fit the 64 bits of an integer sum; use smaller counts or a larger threshold"
+    )
+
+
+def input_major_naive(weight: Tensor) -> Tensor:
+    """A transposed copy, seen transposed."""
+    return weight.T.contiguous().T
 
 
 COUNT_LINEAR = Operator("count_linear", count_linear_naive)
 EVENT_LINEAR = Operator("event_linear", event_linear_naive)
+INPUT_MAJOR = Operator("input_major", input_major_naive, plain=True)
 
 
 def whole(t: Tensor, what: str) -> Tensor:
@@ -64,6 +75,8 @@ def whole(t: Tensor, what: str) -> Tensor:
 def count_linear(spikes: SpikeTensor, weight: Tensor) -> Tensor:
     """Exact integer accumulators ``[…, out]`` of the counts with an integer `weight` ``[out, D]``."""
     counts = spikes.counts.detach()
+    if counts.ndim == 2:
+        return COUNT_LINEAR(counts.device.type, counts, weight)
     rows = math.prod(spikes.shape[:-1])
     out = COUNT_LINEAR(counts.device.type, counts.reshape(rows, counts.shape[-1]), weight)
     return out.reshape(*spikes.shape[:-1], weight.shape[0])
@@ -97,7 +110,7 @@ def spike_sums(spikes: SpikeTensor, weight: Tensor, inputs: slice = slice(None))
 
 def input_major(weight: Tensor) -> Tensor:
     """The same `weight` ``[out, in]``, stored so that the weights of one input are contiguous (strides 1 and out)."""
-    return weight.T.contiguous().T
+    return INPUT_MAJOR(weight.device.type, weight)
 
 
 def spike_linear(spikes: SpikeTensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -19,6 +19,7 @@ TABLE = {
     "lif_membrane": "lif.membrane",
     "count_linear": "linear.count_linear",
     "event_linear": "linear.event_linear",
+    "input_major": "linear.input_major",
     "exact_unary": "exact.unary",
     "exact_row_sum": "exact.row_sum",
     "exact_attend": "exact.attend",

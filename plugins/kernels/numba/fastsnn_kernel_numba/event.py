@@ -12,17 +12,19 @@ blocks that stay in cache, so that weights are read once for all of them.
 from __future__ import annotations
 
 from math import gcd
-from typing import Any
 
 import numpy as np
 import torch
 from numba import prange
 from torch import Tensor
 
-from fastsnn_core.ops.event import whole
+from fastsnn_core.ops.event import too_large, whole
 from fastsnn_kernel_numba.launch import Threaded, compile, flat, prefetch, scratch, workers
 
 U = np.uint64  # unsigned indices: no wrap-around test, so LLVM vectorises
+TYPES = (torch.float32, torch.int32, torch.int64)  # of counts; each takes seconds to compile, so no more of them
+DONE, FRACTIONS, MANY, WIDE = range(4)  # what `_few` found
+SHARED = 4  # parts from which the adding up is shared out, too
 GROUP = 8  # weight rows added per pass
 ROOM = 255  # Σ|c| that 16 bits hold: 255 · 128 < 2^15
 COLUMNS = 4096  # outputs per task: 8 KiB of 16-bit sums stay in L1
@@ -120,6 +122,16 @@ def _first(index, low, high, value):  # type: ignore[no-untyped-def]
 
 
 @compile
+def _total(sums, parts, size, first, last, out):  # type: ignore[no-untyped-def]
+    """The sums of all parts, in 64 bits."""
+    for o in range(first, last):
+        out[o] = sums[o]
+    for part in range(1, parts):
+        for o in range(first, last):
+            out[o] += sums[U(part) * size + o]
+
+
+@compile
 def _cut(index, starts, rows, wide, part, parts):  # type: ignore[no-untyped-def]
     """First input of a part: equal shares of the events of one row, or of the inputs of several."""
     if part == 0 or part == parts or rows > 1:
@@ -128,9 +140,19 @@ def _cut(index, starts, rows, wide, part, parts):  # type: ignore[no-untyped-def
 
 
 @Threaded
-def _product(w, index, count, starts, shape, acc, room, at, sums, out, nw):  # type: ignore[no-untyped-def]
-    """A task is a part of the inputs and a block of outputs; the parts are added up at the end."""
+def _few(counts, w, shape, limit, bits, index, count, starts, acc, room, at, sums, out, most, nw):  # type: ignore[no-untyped-def]
+    """Lists the events, and adds their weight rows where that is possible and worth it; says what was found.
+
+    A task is a part of the inputs and a block of outputs; the parts are added up at the end.
+    """
     rows, wide, tall, width, block, parts = shape
+    total, most[0], whole = _collect(counts, rows, wide, index, count, starts)
+    if not whole:
+        return FRACTIONS
+    if starts[rows] >= limit:
+        return MANY
+    if total >> (bits - 7) or (most[0] > SATURATED and float(most[0]) * wide >= 2.0 ** (bits - 7)):
+        return WIDE
     blocks = (tall + width - 1) // width
     tasks = parts * blocks
     for worker in prange(nw):
@@ -155,38 +177,37 @@ def _product(w, index, count, starts, shape, acc, room, at, sums, out, nw):  # t
             for row in range(rows):
                 own = worker * rows + row
                 _widen(acc, U(own * width), sums, U((part * rows + row) * tall + column), n)
-    for worker in prange(nw):
-        for o in range(U(worker * rows * tall // nw), U((worker + 1) * rows * tall // nw)):
-            total = np.int64(0)
-            for part in range(parts):
-                total += sums[U(part * rows * tall) + o]
-            out[o] = total
+    if parts > SHARED:
+        for worker in prange(nw):
+            first, last = worker * rows * tall // nw, (worker + 1) * rows * tall // nw
+            _total(sums, parts, U(rows * tall), U(first), U(last), out)
+    else:
+        _total(sums, parts, U(rows * tall), U(0), U(rows * tall), out)
+    return DONE
 
 
-def events(counts: Tensor) -> tuple[Any, Any, Any, int]:
-    """``(inputs, counts, starts of rows, largest Σ|c| of a row)`` of counts ``[N, D]`` (scratch)."""
-    if counts.dtype not in (torch.float32, torch.int32, torch.int64):
-        counts = whole(counts, "counts").to(torch.int64)
-    rows, wide = counts.shape
-    index, count = scratch("index", counts.numel() + 1, np.int64), scratch("count", counts.numel() + 1, np.int64)
-    starts = scratch("starts", rows + 1, np.int64)
-    total, most, exact = _collect(flat(counts.contiguous()), rows, wide, index, count, starts)
-    if not exact:
-        raise ValueError("counts must be whole numbers for integer arithmetic")
-    return index, count, starts[: rows + 1], total if most <= SATURATED else most * wide
-
-
-def product(weight: Tensor, index: Any, count: Any, starts: Any, largest: int) -> Tensor:
-    """``[rows, out]`` from events sorted by row and input; `weight` is input-major, `largest` bounds Σ|c| of a row."""
-    (tall, wide), rows = weight.shape, len(starts) - 1
-    nw, width = workers(), min(tall, COLUMNS)
-    blocks = -(-tall // width)
-    parts = nw // gcd(blocks, nw)
-    block = wide if rows == 1 else max(GROUP, BLOCK // width)
+def few(counts: Tensor, weight: Tensor, limit: float) -> Tensor | None:
+    """``[N, out]`` of counts ``[N, D]`` with an input-major `weight` ``[out, D]``; None from `limit` events on."""
+    if counts.dtype not in TYPES:
+        counts = whole(counts, "counts").to(torch.int64 if counts.is_floating_point() else torch.int32)
+    (rows, wide), tall, nw = counts.shape, len(weight), workers()
+    width = min(tall, COLUMNS)
+    parts = nw // gcd(-(-tall // width), nw)
+    shape = (rows, wide, tall, width, wide if rows == 1 else max(GROUP, BLOCK // width), parts)
     out = torch.empty(rows, tall, dtype=torch.int64)
-    acc = scratch("acc", nw * rows * width, np.int16)
-    room, at = scratch("room", nw * rows, np.int64), scratch("at", nw * rows, np.int64)
-    sums = scratch("sums", parts * rows * tall, np.int32 if largest * 128 < 1 << 31 else np.int64)
-    shape = (rows, wide, tall, width, block, parts)
-    _product(flat(weight.T), index, count, starts, shape, acc, room, at, sums, flat(out))
-    return out
+    most = scratch("most", 1, np.int64)
+    for bits, kind in ((31, np.int32), (63, np.int64)):
+        found = _few(
+            flat(counts.contiguous()), weight.numpy().T.reshape(-1), shape, int(min(limit, rows * wide + 1)), bits,
+            scratch("index", rows * wide + 1, np.int64), scratch("count", rows * wide + 1, np.int64),
+            scratch("starts", rows + 1, np.int64), scratch("acc", nw * rows * width, np.int16),
+            scratch("room", nw * rows, np.int64), scratch("at", nw * rows, np.int64),
+            scratch("sums", parts * rows * tall, kind), flat(out), most,
+        )  # fmt: skip
+        if found != WIDE:
+            break
+    if found == FRACTIONS:
+        raise ValueError("counts must be whole numbers for integer arithmetic")
+    if found == WIDE:
+        raise too_large(float(most[0]), 128.0)
+    return None if found == MANY else out

@@ -128,4 +128,4 @@ def scratch(name: str, numbers: int, dtype: Any) -> Any:
 
 def flat(t: Tensor) -> Any:
     """A contiguous tensor as a one-dimensional NumPy array on the same memory."""
-    return t.detach().reshape(-1).numpy()
+    return (t.detach() if t.requires_grad else t).numpy().reshape(-1)

@@ -12,6 +12,7 @@ wins. `fastsnn_core.ops.paths` says which it was.
 
 from __future__ import annotations
 
+import math
 import time
 from functools import cache
 from typing import Any
@@ -23,10 +24,11 @@ from torch import Tensor
 
 from fastsnn_core.ops.dispatch import took
 from fastsnn_core.ops.event import check_sums, whole
-from fastsnn_kernel_numba.event import events, product
+from fastsnn_kernel_numba.event import few
 from fastsnn_kernel_numba.launch import Threaded, flat, workers
+from fastsnn_kernel_numba.memory import lasting
 
-FEW, EVENTS_PER_INPUT = 16, 4.0
+FEW, EVENTS_PER_INPUT = 32, 7.0
 U = np.uint64
 
 
@@ -37,12 +39,11 @@ def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
     rows, wide = counts.shape
     if not counts.numel() or not len(weight):
         return torch.zeros(rows, len(weight), dtype=torch.int64)
-    if rows < FEW and is_input_major(weight):
-        index, count, starts, largest = events(counts)
-        if starts[rows] < EVENTS_PER_INPUT * wide:
-            took("count_linear", "numba: events")
-            check_sums(torch.tensor(float(largest)), weight)
-            return product(weight, index, count, starts, largest)
+    if is_input_major(weight) and (rows < FEW or sparse(counts)):
+        took("count_linear", "numba: events")
+        out = by_events(counts, weight, EVENTS_PER_INPUT * wide if rows < FEW else math.inf)
+        if out is not None:
+            return out
     took("count_linear", "numba: dense")
     return dense(counts, weight)
 
@@ -52,13 +53,30 @@ def event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> T
     if weight.dtype != torch.int8:
         return NotImplemented
     check_sums(weights.to(torch.float64).abs().sum(), weight)
-    wide = weight.shape[1]
+    tall, wide = weight.shape
     counts = torch.zeros(rows * wide, dtype=torch.int64).index_add_(0, index, weights.to(torch.int64)).view(rows, wide)
-    if not is_input_major(weight) or not weight.numel() or not rows:
+    if not is_input_major(weight) or not counts.numel() or not tall:
         took("event_linear", "numba: dense")
         return count_linear(counts, weight)
     took("event_linear", "numba: events")
-    return product(weight, *events(counts))
+    return by_events(counts, weight, math.inf)
+
+
+def by_events(counts: Tensor, weight: Tensor, limit: float) -> Any:
+    """`few` over any number of rows; None where one call has `limit` events."""
+    if len(counts) <= FEW:
+        return few(counts, weight, limit)
+    return torch.cat([few(piece, weight, limit) for piece in counts.split(FEW)])
+
+
+def sparse(counts: Tensor) -> bool:
+    """Do `FEW` rows have fewer than `EVENTS_PER_INPUT` events per input, on average?"""
+    return int(torch.count_nonzero(counts)) * FEW < EVENTS_PER_INPUT * counts.numel()
+
+
+def input_major(weight: Tensor) -> Tensor:
+    """Twin of `fastsnn_core.ops.event.input_major_naive`, on huge pages: an event then misses no page table entry."""
+    return lasting(weight.T).T
 
 
 def is_input_major(weight: Tensor) -> bool:

@@ -54,6 +54,14 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return out
 
 
+def lasting(t: Tensor) -> Tensor:
+    """A contiguous copy of weights, on memory of their own: whole huge pages where they are large."""
+    if t.nbytes < LARGE:
+        return t.contiguous()
+    out = torch.from_numpy(_fresh(-(-t.nbytes // HUGE) * HUGE))[: t.nbytes].view(t.dtype).view(t.shape)
+    return out.copy_(t)
+
+
 def _fresh(size: int) -> Any:
     """Untouched memory that starts on a huge page."""
     memory = np.empty(size + HUGE, np.uint8)
