@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core.folding import FoldedSite
+from fastsnn_core.passing import reads_spikes
 from fastsnn_core.spike_tensor import SpikeTensor
 
 STATUSES = ("converted", "approximated", "kept", "refused")
@@ -119,6 +120,7 @@ class Context:
 
     def project(self, module: nn.Module, note: str = "") -> Replacement:
         """It reads spikes: every multiplication becomes an event."""
+        self.check(module, "is to read spikes")
         return Replacement(module, "converted", note, "in")
 
     def spike(self, module: nn.Module, note: str = "") -> Replacement:
@@ -127,8 +129,16 @@ class Context:
             return self.keep(module, "nothing downstream reads its output as spikes" + (f"; {note}" if note else ""))
         return Replacement(module, "converted", note, "out")
 
+    @staticmethod
+    def check(module: nn.Module, what: str) -> None:
+        """A module that is handed spikes must say that it takes them."""
+        if not reads_spikes(module):
+            name = type(module).__name__
+            raise ConversionError(f"{name} {what}, but does not say so: give the class `reads_spikes = True`")
+
     def passes(self, module: nn.Module, note: str = "") -> Replacement:
         """Spikes go through it as spikes."""
+        self.check(module, "is to hand spikes on")
         return Replacement(module, "converted" if self.wanted else "kept", note, "pass")
 
     def fold(self, note: str) -> Replacement:

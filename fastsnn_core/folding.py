@@ -86,6 +86,8 @@ class FoldedSite(SpikeSite):
     (tokens of a sequence, say) are streams of their own. Outside of `through`, N is the batch and T is 1.
     """
 
+    reads_spikes = True
+
     def __init__(self, neuron: nn.Module | None, channels: int = 1) -> None:
         super().__init__(neuron)
         if channels < 1:

@@ -17,11 +17,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_core.spike_tensor import SpikeTensor, plain
 
 MAX_POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 AVG_POOLS: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 ADAPTIVE_POOLS: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+
+READERS = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Identity,
+)  # fmt: skip
+
+
+def reads_spikes(module: nn.Module) -> bool:
+    """Does a module take a SpikeTensor as such? Projections do, and modules that say so: ``reads_spikes = True``."""
+    return isinstance(module, READERS) or bool(getattr(module, "reads_spikes", False))
+
+
+def fed(module: nn.Module, x: Any) -> Any:
+    """`x` as the module wants it: spikes for those who read them, their value for all others."""
+    return x if reads_spikes(module) else plain(x)
 
 
 def shared_scale(spikes: SpikeTensor, dims: int, what: str) -> Tensor:
@@ -39,6 +54,8 @@ def single(size: Any) -> int:
 class Flatten(nn.Module):
     """``[N, …] -> [N, D]``."""
 
+    reads_spikes = True
+
     def forward(self, x: Any) -> Any:
         """The same numbers or spikes in one dimension."""
         if not isinstance(x, SpikeTensor):
@@ -51,8 +68,35 @@ class Flatten(nn.Module):
         return SpikeTensor(x.counts.flatten(1), scale)
 
 
+class Unflatten(nn.Module):
+    """``[N, D] -> [N, *shape]``."""
+
+    reads_spikes = True
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return f"shape={self.shape}"
+
+    def forward(self, x: Any) -> Any:
+        """The same numbers or spikes in more dimensions."""
+        if not isinstance(x, SpikeTensor):
+            return x.unflatten(1, self.shape)
+        scale = x.scale
+        if scale.ndim == x.ndim and scale.shape[-1] == 1:
+            scale = scale.unflatten(1, (1,) * len(self.shape))
+        elif scale.ndim:
+            scale = scale.expand(x.shape).unflatten(1, self.shape)
+        return SpikeTensor(x.counts.unflatten(1, self.shape), scale)
+
+
 class MaxPool(nn.Module):
     """Maximum over windows of the last `dims` dimensions."""
+
+    reads_spikes = True
 
     def __init__(self, dims: int, kernel: Any, stride: Any, padding: Any = 0, dilation: Any = 1) -> None:
         super().__init__()
@@ -75,6 +119,8 @@ class MaxPool(nn.Module):
 
 class AvgPool(nn.Module):
     """Mean over windows of the last `dims` dimensions; padding counts as zeros."""
+
+    reads_spikes = True
 
     def __init__(self, dims: int, kernel: Any, stride: Any, padding: Any = 0) -> None:
         super().__init__()
@@ -101,6 +147,8 @@ class AvgPool(nn.Module):
 class AdaptiveAvgPool(nn.Module):
     """Mean over equal windows, as many as `size` says; numbers also where the windows are not equal."""
 
+    reads_spikes = True
+
     def __init__(self, dims: int, size: tuple[int, ...]) -> None:
         super().__init__()
         self.dims, self.size = dims, size
@@ -122,6 +170,8 @@ class AdaptiveAvgPool(nn.Module):
 
 class Dropout(nn.Dropout):
     """Dropout that leaves counts whole."""
+
+    reads_spikes = True
 
     def forward(self, input: Any) -> Any:
         """Drops channels in training."""

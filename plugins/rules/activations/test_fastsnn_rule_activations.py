@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastsnn_rule_activations import CALLS, MODULES, Activations
 from torch import nn
 from torch.nn import functional as F
 
 from fastsnn_core.testing import conformance
 from fastsnn_core.testing.rules import check_rule
+from fastsnn_rule_activations import CALLS, MODULES, Activations
 
 test_activations = conformance("activations")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastsnn_rule_attention import SOFTMAX, Attention, AttentionRule, Encoder
 from torch import nn
 from torch.nn import functional as F
 
 from fastsnn_core.conversion import ConversionError
 from fastsnn_core.testing import conformance
 from fastsnn_core.testing.rules import check_rule
+from fastsnn_rule_attention import SOFTMAX, Attention, AttentionRule, Encoder
 
 test_attention = conformance("attention")
 

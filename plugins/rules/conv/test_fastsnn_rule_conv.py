@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastsnn_rule_conv import Conv
 from torch import nn
 
 from fastsnn_core.testing import conformance
 from fastsnn_core.testing.rules import check_rule, context
+from fastsnn_rule_conv import Conv
 
 test_conv = conformance("conv")
 

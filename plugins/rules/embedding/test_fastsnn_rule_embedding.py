@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from fastsnn_rule_embedding import Embedding
 from torch import nn
 
 from fastsnn_core.testing import conformance
 from fastsnn_core.testing.rules import check_rule
+from fastsnn_rule_embedding import Embedding
 
 test_embedding = conformance("embedding")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastsnn_rule_linear_layer import Linear
 from torch import nn
 
 from fastsnn_core.testing import conformance
 from fastsnn_core.testing.rules import check_rule
+from fastsnn_rule_linear_layer import Linear
 
 test_linear_layer = conformance("linear_layer")
 

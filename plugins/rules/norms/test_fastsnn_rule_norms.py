@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from fastsnn_rule_norms import BatchNorm, Norms
 from torch import nn
 
 from fastsnn_core.testing import conformance
 from fastsnn_core.testing.rules import check_rule, context
+from fastsnn_rule_norms import BatchNorm, Norms
 
 test_norms = conformance("norms")
 

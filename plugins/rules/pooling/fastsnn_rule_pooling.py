@@ -98,21 +98,29 @@ class Pooling(Rule):
         return {**MAX_CALLS, **AVG_CALLS, **ADAPTIVE_CALLS}[function](**given)
 
 
+KINDS = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, passing.Flatten, passing.Unflatten, passing.Dropout)
+
+
 @frozen
 class Shapes(Rule):
-    """flatten, dropout, identity: the same spikes in another shape, or fewer of them while training."""
+    """flatten, unflatten, dropout, identity: the same spikes in another shape, or fewer of them while training."""
 
     name = "shapes"
-    covers = ("torch.nn.Flatten", "torch.nn.Identity", "torch.nn.Dropout")
+    covers = ("torch.nn.Flatten", "torch.nn.Unflatten", "torch.nn.Identity", "torch.nn.Dropout")
 
     def matches(self, module: Any) -> bool:
         """Whether this rule speaks for `module`."""
-        return type(module) in (nn.Flatten, nn.Identity, nn.Dropout, passing.Flatten, passing.Dropout)
+        return type(module) in KINDS
 
     def convert(self, module: Any, context: Context) -> Replacement:
         """Its twin for spikes."""
         if type(module) is nn.Dropout:
             return context.passes(passing.Dropout(module.p), "drops counts in training only")
+        if type(module) is nn.Unflatten:
+            sizes_ = tuple(int(n) for n in module.unflattened_size)
+            if module.dim != 1 or -1 in sizes_:
+                return context.keep(module, f"unflattens dimension {module.dim} to {sizes_}")
+            return context.passes(passing.Unflatten(sizes_), "the same spikes in more dimensions")
         if type(module) is not nn.Flatten:
             return context.passes(module)
         if module.start_dim != 1 or module.end_dim != -1:

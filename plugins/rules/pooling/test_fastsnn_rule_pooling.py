@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastsnn_rule_pooling import Pooling, Shapes
 from torch import nn
 from torch.nn import functional as F
 
 from fastsnn_core import passing
 from fastsnn_core.testing import conformance
 from fastsnn_core.testing.rules import check_rule
+from fastsnn_rule_pooling import Pooling, Shapes
 
 test_pooling = conformance("pooling")
 
@@ -55,6 +55,11 @@ def test_a_pool_without_an_example_is_kept():
 @pytest.mark.parametrize("module", [nn.Flatten(), nn.Identity(), nn.Dropout(0.3), passing.Flatten()], ids=str)
 def test_shapes_and_dropout_pass(module):
     assert check_rule(Shapes(), module, torch.randn(2, 3, 4)).spikes == "pass"
+
+
+def test_unflatten_passes():
+    assert check_rule(Shapes(), nn.Unflatten(1, (2, 3)), torch.randn(4, 6)).spikes == "pass"
+    assert check_rule(Shapes(), nn.Unflatten(2, (2, 3)), torch.randn(4, 5, 6)).status == "kept"
 
 
 def test_a_partial_flatten_is_kept():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import operator
 
 import torch
-from fastsnn_rule_residual import Residual
 from torch import nn
 
 from fastsnn_core.testing import conformance
+from fastsnn_rule_residual import Residual
 
 test_residual = conformance("residual")
 

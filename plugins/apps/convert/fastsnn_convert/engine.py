@@ -13,8 +13,6 @@ from typing import Any
 
 import attrs
 import torch
-from fastsnn_model_graph import Network, Ref, Step
-from fastsnn_model_graph.steps import refs, run_all
 from torch import Tensor, nn
 
 from fastsnn_convert.graph import Traced, best_rule, lowered, renamed, trace
@@ -23,6 +21,8 @@ from fastsnn_core import Neuron, Rule, passing
 from fastsnn_core.conversion import Context, ConversionError, Replacement, channels_of
 from fastsnn_core.folding import FoldedSite
 from fastsnn_core.plugins import classes
+from fastsnn_model_graph import Network, Ref, Step
+from fastsnn_model_graph.steps import refs, run_all
 
 COVERAGES = ("projections", "activations")
 
@@ -67,7 +67,7 @@ def plan(
     samples: dict[str, Any] = {}
     run_all(dense, example, lambda step, value: samples.__setitem__(step.name, value))
     maker = Maker(kind, fallback)
-    found = decide(traced, rules, samples, maker, dict(options or {}))
+    found = decide(traced, rules, samples, maker, dict(options or {}), coverage)
     for step in traced.steps:
         if step.kind == "module" and step.name in found:
             traced.held[step.target] = found[step.name][0].module
@@ -139,7 +139,12 @@ def readers(steps: Sequence[Step]) -> dict[str, list[Step]]:
 
 
 def decide(
-    traced: Traced, rules: Sequence[Rule], samples: Mapping[str, Any], maker: Maker, options: Mapping[str, Any]
+    traced: Traced,
+    rules: Sequence[Rule],
+    samples: Mapping[str, Any],
+    maker: Maker,
+    options: Mapping[str, Any],
+    coverage: str,
 ) -> dict[str, tuple[Replacement, str]]:
     """What every module step's rule says: ``{step: (replacement, rule's name)}``; modules without a rule are kept."""
     reads, out = readers(traced.steps), {ref.name for ref in refs(traced.output)}
@@ -151,11 +156,16 @@ def decide(
     once: dict[str, tuple[Replacement, str]] = {}
     producers = {step.name: step for step in traced.steps}
 
+    def says(step: Step) -> str:
+        return found[step.name][0].spikes if step.name in found else "no"
+
     def wanted(name: str) -> bool:
+        if coverage == "activations":  # whatever stands between it and a projection
+            return any(says(r) == "in" or wanted(r.name) for r in reads.get(name, ()))
         return any(
-            found[r.name][0].spikes == "in" or (found[r.name][0].spikes == "pass" and wanted(r.name))
+            says(r) == "in" or (says(r) == "pass" and wanted(r.name))
             for r in reads.get(name, ())
-            if r.name in found and r.args and r.args[0] == Ref(name)
+            if r.args and r.args[0] == Ref(name)
         )
 
     def alone(step: Step) -> bool:

@@ -8,22 +8,23 @@ modules by simpler ones beforehand (``lower``) and name the module that a functi
 from __future__ import annotations
 
 import copy
+import keyword
 import linecache
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import attrs
-from fastsnn_model_graph import Network, Ref, Step
-from fastsnn_model_graph.steps import fill
-from fastsnn_model_graph.text import FUNCTIONS, name_of
-from fastsnn_model_sequential import SequentialModule
-from fastsnn_model_sequential.modules import TimeMean
 from torch import fx, nn
 
 from fastsnn_core import Rule, passing
 from fastsnn_core.conversion import ConversionError
 from fastsnn_core.folding import FoldedSite
+from fastsnn_model_graph import Network, Ref, Step
+from fastsnn_model_graph.steps import fill
+from fastsnn_model_graph.text import FUNCTIONS, name_of
+from fastsnn_model_sequential import SequentialModule
+from fastsnn_model_sequential.modules import TimeMean
 
 ROOT = "model"
 
@@ -95,10 +96,11 @@ class Tracer(fx.Tracer):
             return super().call_module(m, forward, args, kwargs)
         if path in self.opaque:
             return self.create_proxy("call_module", path, args, kwargs)
-        before = list(self.graph.nodes)
+        before, stack = list(self.graph.nodes), self.module_stack.copy()
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:
+            self.module_stack = stack
             for node in reversed([n for n in self.graph.nodes if n not in set(before)]):
                 self.graph.erase_node(node)
             self.opaque[path] = stopped_at(error, m)
@@ -173,7 +175,7 @@ def trace(model: nn.Module, inputs: int, rules: Sequence[Rule]) -> Traced:
         )
     traced = fx.GraphModule(shell, graph)
     traced.graph.eliminate_dead_code()
-    return steps_of(traced.graph, traced, rules, tracer.opaque)
+    return tidy(steps_of(traced.graph, traced, rules, tracer.opaque))
 
 
 def bare(path: str) -> str:
@@ -242,6 +244,22 @@ def plain_tree(tree: Any) -> Any:
     if isinstance(tree, slice):
         return slice(*(plain_tree(t) for t in (tree.start, tree.stop, tree.step)))
     return tree
+
+
+def tidy(traced: Traced) -> Traced:
+    """Names without the shell's prefix."""
+    names: dict[str, str] = {}
+    taken = {step.name for step in traced.steps}
+    for step in traced.steps:
+        short = step.name.removeprefix(f"{ROOT}_")
+        short = short if short.isidentifier() else f"n{short}"
+        if short != step.name and short not in taken and not keyword.iskeyword(short):
+            names[step.name] = short
+            taken.add(short)
+    traced.steps = [attrs.evolve(renamed(s, names), name=names.get(s.name, s.name)) for s in traced.steps]
+    traced.output = fill(traced.output, lambda ref: Ref(names.get(ref.name, ref.name)))
+    traced.notes = {names.get(name, name): note for name, note in traced.notes.items()}
+    return traced
 
 
 def renamed(step: Step, names: dict[str, str]) -> Step:

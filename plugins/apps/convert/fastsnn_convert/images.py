@@ -168,8 +168,6 @@ def tune(
     names = order(network, sites, data)
     wanted = dict.fromkeys(names, settings.steps)
     if isinstance(settings.per_site, Mapping):
-        if unknown := sorted(set(settings.per_site) - set(names)):
-            raise ConversionError(f"steps_per_site names {unknown[0]!r}, which is no site; sites: {', '.join(names)}")
         wanted |= dict(settings.per_site)
     if settings.steps is None and isinstance(settings.per_site, int | float):
         raise ConversionError("steps_per_site as a number needs steps=, the most steps that a site may have")

@@ -62,7 +62,7 @@ def convert_module(
     found = plan(
         model, given, neuron=neuron, coverage=coverage, fallback=d_model_fallback, rules=rules, options=options
     )
-    settings = images.Settings(steps, code, steps_per_site, refine)
+    settings = images.Settings(steps, code, by_site(steps_per_site, found), refine)
     images.tune(found.network, site_modules(found.network), data or given, settings, calibrated=bool(data))
     says = obstacles(found.network)
     snn = found.network if says else written(found.network, given)
@@ -77,6 +77,19 @@ def convert_module(
     )  # fmt: skip
     snn.report = report
     return Conversion(snn.train(training), report)
+
+
+def by_site(steps: Mapping[str, int] | float | None, found: Plan) -> Mapping[str, int] | float | None:
+    """Steps given by the module that a site serves (the report's name), by site."""
+    if not isinstance(steps, Mapping):
+        return steps
+    target = {step.name: step.target for step in found.dense.steps}
+    sites = {target[served]: f"net.{name}" for name, served in found.sites.items()}
+    if unknown := sorted(set(steps) - set(sites)):
+        raise ConversionError(
+            f"steps_per_site names {unknown[0]!r}, where no site is; sites: {', '.join(sites) or 'none'}"
+        )
+    return {sites[name]: n for name, n in steps.items()}
 
 
 def inputs_of(data: Any) -> tuple[Tensor, ...]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from attrs import frozen
-from fastsnn_model_sequential import Layer, settle
 from torch import nn
 
 from fastsnn_core import Model, hookimpl, param
 from fastsnn_model_graph.steps import Network, Ref, Step, refs
 from fastsnn_model_graph.text import DTYPES, CallError, arguments, read
+from fastsnn_model_sequential import Layer, settle
 
 __version__ = "0.1.0"
 __all__ = ["CallError", "Graph", "GraphModule", "Input", "Network", "Node", "Ref", "Step", "fastsnn_models"]

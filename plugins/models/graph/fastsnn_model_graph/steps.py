@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core.folding import label, through
+from fastsnn_core.passing import fed
 from fastsnn_core.spike_tensor import plain
 
 
@@ -126,7 +127,8 @@ class Network(nn.Module):
             return self.held(step.target)
         args, kwargs = fill((step.args, step.kwargs), lambda ref: values[ref.name])
         if step.kind == "module":
-            return self.held(step.target)(*args, **kwargs)
+            module = self.held(step.target)
+            return module(*fed(module, args), **fed(module, kwargs))
         args, kwargs = plain(args), plain(kwargs)
         if step.method:
             return getattr(args[0], step.target)(*args[1:], **kwargs)

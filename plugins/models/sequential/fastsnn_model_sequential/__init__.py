@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastsnn_core import Model, hookimpl, param
 from fastsnn_core.folding import label, through
+from fastsnn_core.passing import fed
 from fastsnn_model_sequential.describe import describe
 from fastsnn_model_sequential.layer import Layer
 
@@ -84,7 +85,7 @@ class SequentialModule(nn.Module):
     def body(self, x: Any) -> Any:
         """The layers, one after the other, over ``[N, …]``."""
         for layer in self.layers:
-            x = layer(x)
+            x = layer(fed(layer, x))
         return x
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None, return_state: bool = False) -> Any:

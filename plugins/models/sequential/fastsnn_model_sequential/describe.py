@@ -54,8 +54,8 @@ def describe(module: Any) -> Layer | None:
         found = Layer(op="prelu", features=module.num_parameters)
     elif kind in (nn.Dropout, passing.Dropout):
         found = Layer(op="dropout", p=float(module.p)) if module.p < 1 else None
-    elif kind is nn.Unflatten and module.dim == 1:
-        found = Layer(op="unflatten", shape=tuple(int(n) for n in module.unflattened_size))
+    elif kind is passing.Unflatten:
+        found = Layer(op="unflatten", shape=module.shape)
     return found or norm(module) or pool(module)
 
 

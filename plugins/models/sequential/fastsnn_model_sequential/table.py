@@ -215,7 +215,7 @@ OPS: dict[str, Op] = {
         {"shape": NEEDED}, lambda v: passing.AdaptiveAvgPool(len(v.shape), v.shape), pooled_mean, ranks=(2, 3, 4)
     ),
     "flatten": Op({}, lambda v: passing.Flatten(), lambda v, s: (math.prod(s),)),
-    "unflatten": Op({"shape": NEEDED}, lambda v: nn.Unflatten(1, v.shape), unflattened, ranks=(1,)),
+    "unflatten": Op({"shape": NEEDED}, lambda v: passing.Unflatten(v.shape), unflattened, ranks=(1,)),
     "dropout": Op({"p": 0.5}, lambda v: passing.Dropout(v.p)),
     "identity": plain(nn.Identity),
     "spikes": Op({"neuron": NEEDED, "dims": None, "features": None}, site, features=group),
