@@ -1,4 +1,4 @@
-"""Sessions: core, plugin(name), together, slow, lint, types, docs, build. `nox -l` lists them; `nox -s together` runs one."""
+"""Sessions: core, plugin(name), together, slow, lint, types, docs, build. `nox -l` lists them, `nox -s NAME` runs one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def editable(session: nox.Session, folders: list[Path], *more: str) -> None:
     """torch first, then what is not first-party, then the first-party folders without build isolation."""
     ours = {project(folder)["name"] for folder in PLUGINS} | {"fastsnn-core"}
     needs = {d for folder in [ROOT, *folders] for d in project(folder)["dependencies"]}
-    needs |= {d for folder in folders for extra in project(folder).get("optional-dependencies", {}).values() for d in extra}
+    needs |= {
+        d for folder in folders for extra in project(folder).get("optional-dependencies", {}).values() for d in extra
+    }
     outside = sorted(d for d in needs if d.split("[")[0].split(">")[0].split("=")[0].strip() not in ours)
     install(session, *outside, *more)
     paths = [arg for folder in [ROOT, *folders] for arg in ("-e", str(folder))]

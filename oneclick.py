@@ -45,7 +45,16 @@ def outside(projects: list[dict]) -> list[str]:
 
 def pip(*args: str) -> None:
     """pip inside the .venv, under constraints.txt; its output is shown only when it fails."""
-    command = [str(PYTHON), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
+    command = [
+        str(PYTHON),
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "-c",
+        str(ROOT / "constraints.txt"),
+    ]
     done = subprocess.run([*command, *args], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"pip install {' '.join(args[:4])} … failed:\n{done.stdout}{done.stderr}")
@@ -53,12 +62,20 @@ def pip(*args: str) -> None:
 
 def install(testing: bool) -> None:
     """Make the .venv and install everything into it, unless the same was done before."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - an older Python must hear it in words
         sys.exit(f"FastSNN needs Python 3.11 or newer; this is {sys.version.split()[0]}")
     paths = folders()
     texts = [(p / "pyproject.toml").read_text(encoding="utf-8") for p in paths]
-    texts += [(ROOT / "constraints.txt").read_text(encoding="utf-8"), str(ROOT), sys.version, repr(TESTING if testing else "")]
-    mark, wanted = VENV / f"installed{'-testing' if testing else ''}", hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    texts += [
+        (ROOT / "constraints.txt").read_text(encoding="utf-8"),
+        str(ROOT),
+        sys.version,
+        repr(TESTING if testing else ""),
+    ]
+    mark, wanted = (
+        VENV / f"installed{'-testing' if testing else ''}",
+        hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+    )
     if PYTHON.exists() and mark.is_file() and mark.read_text() == wanted:
         say(f"installed already in {VENV.name}")
         return
@@ -90,7 +107,9 @@ def main() -> int:
     os.chdir(ROOT)
     if opts.what == "test":
         return checks(rest)
-    return subprocess.run([str(PYTHON), "-m", "fastsnn.tour", "--steps", str(opts.steps), "--out", opts.out], check=False).returncode
+    return subprocess.run(
+        [str(PYTHON), "-m", "fastsnn.tour", "--steps", str(opts.steps), "--out", opts.out], check=False
+    ).returncode
 
 
 def checks(rest: list[str]) -> int:

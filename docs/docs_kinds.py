@@ -1,4 +1,4 @@
-"""Writes docs/kinds/<kind>.md from the hooks and the installed first-party components: ``python docs/docs_kinds.py``."""
+"""Writes docs/kinds/<kind>.md from the hooks and the first-party components: ``python docs/docs_kinds.py``."""
 
 from __future__ import annotations
 
@@ -20,14 +20,27 @@ def page(kind: str) -> str:
     lines = [f"# {kind}", "", inspect.cleandoc(base.__doc__ or ""), ""]
     lines += [f"Hook: `{hookspecs.hook_of(kind)}`. {inspect.cleandoc(hook.__doc__)}", ""]
     lines += [f"A new one: `fastsnn new-plugin {kind} acme-{kind}`. The kit checks:", ""]
-    lines += [f"- *{name}*: {inspect.cleandoc(check.__doc__ or '').splitlines()[0]}" for name, check in CHECKS[kind].items()]
+    lines += [
+        f"- *{name}*: {inspect.cleandoc(check.__doc__ or '').splitlines()[0]}" for name, check in CHECKS[kind].items()
+    ]
     for name in FIRST_PARTY.get(kind, ()):
         data = describe.describe(*registry().find(kind, name))
-        lines += ["", f"## {name}", "", f"`pip install fastsnn-{kind}-{name.replace('_', '-')}`", "", "```text", data["doc"], "```"]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            f"`pip install fastsnn-{kind}-{name.replace('_', '-')}`",
+            "",
+            "```text",
+            data["doc"],
+            "```",
+        ]
         if data["parameters"]:
             lines += ["", "| parameter | type | default | allowed | meaning |", "| --- | --- | --- | --- | --- |"]
         for row in data["parameters"]:
-            default = "required" if row["required"] else "" if row["default"] is None else f"`{toml.value(row['default'])}`"
+            default = (
+                "required" if row["required"] else "" if row["default"] is None else f"`{toml.value(row['default'])}`"
+            )
             allowed = "; ".join(filter(None, [row["bounds"], row["unit"]]))
             cells = (f"`{row['name']}`", row["type"], default, allowed, row["doc"])
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

@@ -1,4 +1,4 @@
-"""Every code block a reader could copy runs: README, docs, plugins' READMEs, and the two documents the user began with."""
+"""Every code block a reader could copy runs: README, docs, plugins' READMEs, and the user's two documents."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ def run(parts: list[str], name: str) -> None:
         exec(compile(part, f"{name} block {n}", "exec"), space)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(encoding="utf-8"), "python")], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [p for p in PAGES if blocks(p.read_text(encoding="utf-8"), "python")],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_python_blocks_run(page, tmp_path, monkeypatch, data):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTSNN_DATA", str(data))
@@ -41,7 +45,9 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, data):
     run(blocks(page.read_text(encoding="utf-8"), "python"), page.name)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(encoding="utf-8"), "toml")], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p.read_text(encoding="utf-8"), "toml")], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_toml_blocks_build(page):
     from fastsnn_core.testing.models import check_toml_blocks
 

@@ -1,10 +1,8 @@
-"""The house keeps its rules: plugins are whole and alike, imports are declared, surfaces are frozen, docs are current."""
+"""The house keeps its rules: plugins are whole, imports are declared, surfaces are frozen, docs are current."""
 
 from __future__ import annotations
 
 import ast
-import importlib
-import importlib.util
 import re
 import subprocess
 import sys
@@ -23,7 +21,9 @@ PLUGINS = sorted(p.parent for p in ROOT.glob("plugins/*/*/pyproject.toml"))
 CONTRIB = sorted(p.parent for p in ROOT.glob("contrib/*/pyproject.toml"))
 TRACKED = [
     ROOT / name
-    for name in subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False).stdout.split("\n")
+    for name in subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False).stdout.split(
+        "\n"
+    )
     if name and (ROOT / name).is_file()
 ]
 OPTIONAL = {"fastsnn-kernel-triton", "fastsnn-lm-eval", "fastsnn-tracker-tensorboard"}
@@ -63,13 +63,19 @@ def test_a_plugin_is_whole_and_declares_what_it_imports(folder):
     if folder in PLUGINS:
         assert found["license"] == "Apache-2.0"
         kind = {"attention": "attention", "feedforward": "feedforward"}.get(folder.parent.name, folder.parent.name[:-1])
-        wanted = folder.name if folder.name == "fastsnn" else f"fastsnn-{'' if kind == 'app' else kind + '-'}{folder.name}"
+        wanted = (
+            folder.name if folder.name == "fastsnn" else f"fastsnn-{'' if kind == 'app' else kind + '-'}{folder.name}"
+        )
         assert found["name"] == wanted.replace("_", "-"), "distribution is named after kind and folder"
-    module = project(folder).get("tool", {}).get("flit", {}).get("module", {}).get("name", found["name"].replace("-", "_"))
+    module = (
+        project(folder).get("tool", {}).get("flit", {}).get("module", {}).get("name", found["name"].replace("-", "_"))
+    )
     used = {n for path in code(folder) for n in imports(path) if n.startswith("fastsnn")} - {module}
     declared = {name.replace("-", "_") for name in needs(folder)}
     lazy = {"fastsnn"} if folder.name == "serve" else set()
-    assert used <= declared | lazy, f"{folder.name} imports {sorted(used - declared)} without naming it in its pyproject"
+    assert used <= declared | lazy, (
+        f"{folder.name} imports {sorted(used - declared)} without naming it in its pyproject"
+    )
 
 
 def test_versions_agree():
@@ -96,7 +102,9 @@ def test_the_catalogue_is_what_the_folders_hold():
     found: dict[str, set[str]] = {}
     for folder in PLUGINS:
         for name in project(folder)["project"].get("entry-points", {}).get("fastsnn1", {}):
-            kind = {"attention": "attention", "feedforward": "feedforward"}.get(folder.parent.name, folder.parent.name[:-1])
+            kind = {"attention": "attention", "feedforward": "feedforward"}.get(
+                folder.parent.name, folder.parent.name[:-1]
+            )
             found.setdefault(kind, set()).add(name)
     assert {kind: set(names) for kind, names in FIRST_PARTY.items()} == found
 
@@ -129,7 +137,9 @@ def test_the_pages_of_the_kinds_are_current():
 
     for kind in KINDS:
         path = ROOT / "docs" / "kinds" / f"{kind}.md"
-        assert path.read_text(encoding="utf-8") == page(kind), f"run: python docs/docs_kinds.py ({path.name} is out of date)"
+        assert path.read_text(encoding="utf-8") == page(kind), (
+            f"run: python docs/docs_kinds.py ({path.name} is out of date)"
+        )
 
 
 def test_files_are_short_and_say_what_they_hold():
@@ -144,7 +154,9 @@ def test_files_are_short_and_say_what_they_hold():
 
 
 def test_no_host_of_a_registry_and_no_path_of_a_machine():
-    hosts = re.compile("|".join(["py" + r"pi\.org", r"files\.python" + "hosted", r"registry\.npm" + "js", r"download\.py" + "torch"]))
+    hosts = re.compile(
+        "|".join(["py" + r"pi\.org", r"files\.python" + "hosted", r"registry\.npm" + "js", r"download\.py" + "torch"])
+    )
     paths = re.compile(r"/(?:" + "wo" + "rk|fa" + r"rm)/[\w.]|/opt/" + r"wheels|/root/\.")
     for path in TRACKED:
         if path.suffix in (".py", ".md", ".toml", ".txt", ".yml", ""):
@@ -155,7 +167,16 @@ def test_no_host_of_a_registry_and_no_path_of_a_machine():
 
 def test_the_top_level_stays():
     wanted = {"fastsnn_core", "plugins", "contrib", "tests", "benchmarks", "docs"}
-    wanted |= {"pyproject.toml", "noxfile.py", "oneclick.py", "README.md", "LICENSE", "constraints.txt", ".gitignore", ".ci"}
+    wanted |= {
+        "pyproject.toml",
+        "noxfile.py",
+        "oneclick.py",
+        "README.md",
+        "LICENSE",
+        "constraints.txt",
+        ".gitignore",
+        ".ci",
+    }
     assert {p.relative_to(ROOT).parts[0] for p in TRACKED} == wanted
 
 

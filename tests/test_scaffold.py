@@ -40,12 +40,15 @@ def test_one_plugin_per_kind_passes_its_conformance(tmp_path):
 
 
 def test_a_scaffolded_plugin_in_an_environment_of_its_own(tmp_path):
-    """A fresh venv (torch and core are seen through a path file), a real ``pip install``, the plugin's own test file."""
+    """A fresh venv (torch and core seen through a path file), a real ``pip install``, the plugin's own test file."""
     home = tmp_path / "env"
     venv.create(home, with_pip=True)
     own = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     where = subprocess.run(
-        [own, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], capture_output=True, text=True, check=True
+        [own, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.strip()
     import pathlib
 
@@ -69,7 +72,9 @@ def test_templates_are_ruff_clean(kind, tmp_path):
     pytest.importorskip("ruff")
     folder = new_plugin(kind, "acme-thing", tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E,F,W,B,UP", "--line-length", "120", str(folder)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select=E,F,W,B,UP", "--line-length=120", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout

@@ -110,13 +110,13 @@ def rewrite(path, change):
 
 def test_a_missing_plugin_says_what_to_install(path):
     rewrite(path, lambda c: (c["model"].update(kind="gone/net"), c["distributions"].update({"gone-nets": "0.4"})))
-    with pytest.raises(BundleError, match="pip install 'gone-nets>=0.4'"):
+    with pytest.raises(BundleError, match=r"pip install 'gone-nets>=0.4'"):
         load(path)
 
 
 def test_a_newer_format_says_so(path):
     rewrite(path, lambda c: c.update(bundle=2))
-    with pytest.raises(BundleError, match="bundle format 2.*newer fastsnn-core"):
+    with pytest.raises(BundleError, match=r"bundle format 2.*newer fastsnn-core"):
         load(path)
 
 

@@ -41,7 +41,13 @@ def test_lif_scan_is_its_equations(shape, beta, binary, hard, surrogate, resets,
     v0 = torch.randn(shape[0], shape[2], generator=g, dtype=torch.float64)
     reset = torch.rand(shape[:2], generator=g) < 0.2 if resets else None
     keep = None if reset is None else (~reset).double()
-    kind = {"beta": beta, "lo": 0.0 if binary else -3.0, "hi": 1.0 if binary else 3.0, "heaviside": binary, "hard": hard}
+    kind = {
+        "beta": beta,
+        "lo": 0.0 if binary else -3.0,
+        "hi": 1.0 if binary else 3.0,
+        "heaviside": binary,
+        "hard": hard,
+    }
     grads, outs = [], []
     for run in ("ours", "autograd"):
         leaves = x.clone().requires_grad_(), v0.clone().requires_grad_()
@@ -99,7 +105,9 @@ def test_linear_scan_chunked_is_recurrent(t, gate, grouped, resets, carried, chu
     rng = torch.Generator().manual_seed(seed + 1)
     reset = torch.rand(2, t, generator=rng) < 0.15 if resets else None
     state = (torch.randn(2, k.shape[2], 3, 5).double(), torch.randn(2, k.shape[2], 3).double()) if carried else None
-    fast, slow = (f(q, k, v, log_g, state, reset) for f in (lambda *a: ops.linear_scan(*a, chunk), ops.linear_scan_naive))
+    fast, slow = (
+        f(q, k, v, log_g, state, reset) for f in (lambda *a: ops.linear_scan(*a, chunk), ops.linear_scan_naive)
+    )
     torch.testing.assert_close(fast, slow)
 
 

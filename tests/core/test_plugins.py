@@ -28,7 +28,7 @@ GOOD = """
 BAD = {
     "raises": "raise ImportError('libnothing.so is missing')",
     "exits": "import sys; sys.exit('I quit')",
-    "in_hook": "from fastsnn_core import hookimpl\n@hookimpl\ndef fastsnn_neurons():\n    raise RuntimeError('not today')",
+    "in_hook": "from fastsnn_core import hookimpl\n@hookimpl\ndef fastsnn_neurons():\n    raise RuntimeError('no')",
     "misspelt": "from fastsnn_core import hookimpl\n@hookimpl\ndef fastsnn_nuerons():\n    return []",
     "nonsense": "from fastsnn_core import hookimpl\n@hookimpl\ndef fastsnn_neurons():\n    return [3]",
 }
@@ -51,7 +51,9 @@ def site(tmp_path):
 
 def fastsnn(folder, *words, **env):
     env = os.environ | {"PYTHONPATH": str(folder), "FASTSNN_STRICT": "", "FASTSNN_DISABLE": ""} | env
-    return subprocess.run([sys.executable, "-m", "fastsnn_core", *words], capture_output=True, text=True, env=env, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "fastsnn_core", *words], capture_output=True, text=True, env=env, check=False
+    )
 
 
 def test_broken_plugins_cost_one_line_each(site):

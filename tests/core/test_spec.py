@@ -126,16 +126,16 @@ def test_messages(text, says):
 
 
 def test_unknown_first_party_name_says_what_to_install():
-    with pytest.raises(spec.SpecError, match="pip install fastsnn-neuron-lif-sint"):
+    with pytest.raises(spec.SpecError, match=r"pip install fastsnn-neuron-lif-sint"):
         spec.loads("fastsnn = 1\n[model]\nkind='net'\nneuron='lif_sint'")
 
 
 def test_python_and_toml_are_equally_strict():
     with pytest.raises(ParamError, match=r"toy.tau: expected > 1, <= 64 tokens, got 1.0"):
         Toy(tau=1.0)
-    with pytest.raises(ParamError, match="toy.levels: expected int, got '4'"):
+    with pytest.raises(ParamError, match=r"toy.levels: expected int, got '4'"):
         Toy(levels="4")
-    with pytest.raises(ParamError, match="net.neuron: expected neuron, got 3"):
+    with pytest.raises(ParamError, match=r"net.neuron: expected neuron, got 3"):
         Net(neuron=3)
     with pytest.raises(plugins.LookupFailure, match="did you mean 'tau'"):
         plugins.create("neuron", "toy", tua=3.0)
@@ -164,7 +164,9 @@ def test_locate_finds_nested_lines():
 
 
 scalars = st.one_of(st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())
-values = st.recursive(scalars, lambda c: st.lists(c, max_size=3) | st.dictionaries(st.text(), c, max_size=3), max_leaves=9)
+values = st.recursive(
+    scalars, lambda c: st.lists(c, max_size=3) | st.dictionaries(st.text(), c, max_size=3), max_leaves=9
+)
 
 
 @given(st.dictionaries(st.text(), values, max_size=4))

@@ -102,7 +102,7 @@ class FastSNN:
 
     @staticmethod
     def convert(source: Any, **options: Any) -> Any:
-        """A trained network (Hugging Face directory, ``nn.Module``, weights and spec) as a spiking one, with a report."""
+        """A trained network (Hugging Face directory, module, weights and spec) as a spiking one, with a report."""
         from fastsnn_convert import convert
 
         return convert(source, **options)
@@ -126,7 +126,7 @@ class FastSNN:
 
     @staticmethod
     def serve(path: str | Path, port: int = 8000, **options: Any) -> Any:
-        """Serve a bundle over the OpenAI API until stopped (``block=False``: a handle with ``.url`` and ``.close()``)."""
+        """Serve a bundle over the OpenAI API until stopped (``block=False``: a handle, ``.url``, ``.close()``)."""
         from fastsnn_serve import serve
 
         return serve(path, port=port, **options)

@@ -18,10 +18,9 @@ def run(argv: list[str]) -> int:
     args.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     args.add_argument("--json", action="store_true", help="as JSON")
     opts = args.parse_args(argv)
-    from fastsnn_train.cli import fit_spec
-
     from fastsnn import FastSNN
     from fastsnn_core import bundle, spec
+    from fastsnn_train.cli import fit_spec
 
     out = Path(opts.out or Path("runs", Path(opts.spec).stem))
     trainer, path = fit_spec(spec.load(opts.spec), out, resume=opts.resume, quiet=opts.json)

@@ -28,6 +28,7 @@ class Steps:
         self.n, self.began, self.last = 0, time.perf_counter(), time.perf_counter()
 
     def __call__(self, text: str) -> None:
+        """Begin the next step."""
         self.n += 1
         self.last = time.perf_counter()
         print(f"\n[{self.n}/{TOTAL}] {text}", flush=True)
@@ -70,11 +71,20 @@ def tour(out: Path, steps: int) -> dict[str, Any]:
 
     step(f"train: {steps} steps on Python's own documentation (builtin:pydoc)")
     trainer = FastSNN.fit(
-        model, dataset="builtin:pydoc", seq_len=256, max_steps=steps, batch_size=12, lr=4e-3, log_every=20, out=out / "fit"
+        model,
+        dataset="builtin:pydoc",
+        seq_len=256,
+        max_steps=steps,
+        batch_size=12,
+        lr=4e-3,
+        log_every=20,
+        out=out / "fit",
     )
     last = trainer.history[-1]
     floor = unigram_nats(trainer.data)
-    step.done(f"held-out {last['held_out']:.3f} nats a byte, {1 - last['held_out'] / floor:.0%} below unigram ({floor:.3f})")
+    step.done(
+        f"held-out {last['held_out']:.3f} nats a byte, {1 - last['held_out'] / floor:.0%} below unigram ({floor:.3f})"
+    )
 
     step("extend context: 256 → 1024 tokens, state carried between chunks")
     proof = FastSNN.extend_context(model, trainer, new_seq_len=1024, max_steps=max(2, steps // 20))
@@ -89,7 +99,7 @@ def tour(out: Path, steps: int) -> dict[str, Any]:
 
     step("scope: rasters, membranes, sparsity, scaling, energy")
     report = FastSNN.scope(model).report(out / "report")
-    step.done(f"{report}")
+    step.done(f"{report / 'index.html'}")
 
     step("export: one .snn bundle")
     bundle = FastSNN.export(model, out / "model.snn")
@@ -119,7 +129,7 @@ def tour(out: Path, steps: int) -> dict[str, Any]:
         "training_tokens_per_second": last.get("tokens_per_second"),
         "decoding_tokens_per_second": speed,
         "bundle": str(bundle),
-        "report": str(report),
+        "report": str(report / "index.html"),
         "seconds": round(time.perf_counter() - step.began, 1),
     }
 
@@ -133,13 +143,14 @@ def main() -> None:
     out = Path(opts.out)
     result = tour(out, opts.steps)
     (out / "tour.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    speed = result["decoding_tokens_per_second"]
     print(f"""
 made in {result["seconds"]:.0f} s
   {result["bundle"]}   the trained model, whole
   {result["report"]}   open it in a browser
   held-out loss   {result["held_out_nats"]:.3f} nats a byte, {result["below_unigram"]:.0%} below unigram entropy
   silent          {result["silent_fraction"]:.0%} of channels, mean count {result["mean_count"]:.2f}
-  speed           training {result["training_tokens_per_second"]:,.0f} tokens/s, decoding {result["decoding_tokens_per_second"]:,.0f} tokens/s
+  speed           training {result["training_tokens_per_second"]:,.0f} tokens/s, decoding {speed:,.0f} tokens/s
 
 try next
   fastsnn generate {result["bundle"]} --prompt "The import statement" --max-tokens 200

@@ -19,7 +19,7 @@ from fastsnn_text import Sampling, Tokenizer
 
 COMPLETION_TOKENS, CHAT_TOKENS = 16, 1024  # max_tokens where the request names none
 STOPS, STOP_LENGTH = 16, 256
-TINY = 1e-30  # smaller divisors and shares leave float32
+TINY = 1e-6  # what fastsnn_text.Sampling takes
 CHOICES, TOP = 128, 20
 HARMLESS: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
