@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastsnn_core import Model
@@ -38,6 +39,22 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ConversionError(f"{path} is damaged: {error}; supported: .safetensors") from None
+
+
+def read_inputs(path: str | Path) -> Tensor:
+    """Calibration inputs ``[B, …]``: a .npy file, or a .safetensors file that holds one tensor."""
+    path = Path(path)
+    if path.suffix == ".npy":
+        import numpy as np
+
+        try:
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise ConversionError(f"{path} cannot be read: {error}; supported: .npy, .safetensors") from None
+    found = read_state(path)
+    if len(found) != 1:
+        raise ConversionError(f"{path} holds {len(found)} tensors ({', '.join(found)}); one is needed")
+    return next(iter(found.values()))
 
 
 def spec_of(spec: Any, source: Any) -> Model:

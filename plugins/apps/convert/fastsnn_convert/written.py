@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from fastsnn_model_graph import Graph, GraphModule, Input, Network, Node, Ref, Step
-from fastsnn_model_graph.text import write
-from fastsnn_model_sequential import Layer, Sequential, SequentialModule, describe
 from torch import Tensor, nn
 
 from fastsnn_core.folding import FoldedSite, label
+from fastsnn_model_graph import Graph, GraphModule, Input, Network, Node, Ref, Step
+from fastsnn_model_graph.text import write
+from fastsnn_model_sequential import Layer, Sequential, SequentialModule, describe
 
 
 def layers_of(network: Network) -> tuple[dict[str, Layer], list[str]]:
