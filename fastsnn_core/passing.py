@@ -46,6 +46,11 @@ def shared_scale(spikes: SpikeTensor, dims: int, what: str) -> Tensor:
     return spikes.scale
 
 
+def counts_of(spikes: SpikeTensor) -> Tensor:
+    """Counts as floats: torch pools no integers."""
+    return spikes.counts if spikes.counts.is_floating_point() else spikes.counts.to(spikes.scale.dtype)
+
+
 def single(size: Any) -> int:
     """A size of one dimension, given alone or in a tuple."""
     return size[0] if isinstance(size, tuple) else size
@@ -114,7 +119,7 @@ class MaxPool(nn.Module):
         """On numbers, or on counts."""
         if not isinstance(x, SpikeTensor):
             return self.pool(x)
-        return SpikeTensor(self.pool(x.counts), shared_scale(x, self.dims, "max pooling"))
+        return SpikeTensor(self.pool(counts_of(x)), shared_scale(x, self.dims, "max pooling"))
 
 
 class AvgPool(nn.Module):
@@ -139,9 +144,9 @@ class AvgPool(nn.Module):
         scale = shared_scale(x, self.dims, "average pooling") / self.window
         if self.dims == 1:  # has no divisor of its own
             kernel, stride, padding = map(single, (self.kernel, self.stride, self.padding))
-            sums = F.avg_pool2d(x.counts[:, :, None], (1, kernel), (1, stride), (0, padding), divisor_override=1)
+            sums = F.avg_pool2d(counts_of(x)[:, :, None], (1, kernel), (1, stride), (0, padding), divisor_override=1)
             return SpikeTensor(sums[:, :, 0], scale)
-        return SpikeTensor(pool(x.counts, self.kernel, self.stride, self.padding, divisor_override=1), scale)
+        return SpikeTensor(pool(counts_of(x), self.kernel, self.stride, self.padding, divisor_override=1), scale)
 
 
 class AdaptiveAvgPool(nn.Module):

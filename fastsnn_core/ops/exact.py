@@ -169,7 +169,7 @@ def unary(x: Tensor, form: str) -> Tensor:
 
 def row_sum(x: Tensor, form: str = "sum") -> Tensor:
     """Sum of x, |x| (``abs``) or x² (``square``) over the last dimension, ``[…, D] -> […, 1]``."""
-    rows = x.detach().float().reshape(-1, x.shape[-1])
+    rows = x.detach().float().reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return ROW_SUM(x.device.type, rows, form).reshape(*x.shape[:-1], 1).to(x.dtype)
 
 
