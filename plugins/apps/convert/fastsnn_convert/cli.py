@@ -15,9 +15,7 @@ def main(argv: list[str]) -> int:
     args.add_argument("--steps", type=int, help="spike steps that counts must fit into")
     args.add_argument("--code", choices=("bitwise", "unary"), help="what a step carries (bitwise unless given)")
     args.add_argument("--coverage", choices=("projections", "activations"), help="what spikes (networks of layers)")
-    args.add_argument(
-        "--calibration", help="inputs to choose thresholds on: a .npy file, or a .safetensors of one tensor"
-    )
+    args.add_argument("--calibration", help="inputs to choose thresholds on: .npy, or .safetensors of one tensor")
     args.add_argument("--spec", help="the spec (TOML) of the network that the weights belong to")
     args.add_argument("--names", help="names of the weights in the spec: conv1=layers.0,fc=layers.3")
     args.add_argument("--json", action="store_true", help="the report as JSON")
