@@ -157,7 +157,7 @@ def test_the_command(foreign, capsys):
     words += ["--names", "conv=layers.0,bn=layers.1,fc=layers.4", "--steps", "4"]
     for inputs in ("x.npy", "x.safetensors"):
         assert main([*words, "--calibration", str(folder / inputs)]) == 0
-    assert "what" in capsys.readouterr().out
+    assert f"wrote {folder / 'out.snn'}" in capsys.readouterr().out
     torch.testing.assert_close(load(folder / "out.snn")(x), model(x), rtol=0.5, atol=0.5)
     page = folder / "report.html"
     assert main([*words, "--json", "--html", str(page), "--code", "unary", "--coverage", "activations"]) == 0
