@@ -1,5 +1,139 @@
-"""The conformance kit over this plugin."""
+"""The kit over this plugin; calls as text and back; what is refused is never evaluated."""
 
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastsnn_core import build, spec
 from fastsnn_core.testing import conformance
+from fastsnn_model_graph import Graph, Input, Node, Ref, Step
+from fastsnn_model_graph.text import FUNCTIONS, METHODS, CallError, arguments, read, write
+from fastsnn_model_sequential import Layer
 
 test_graph = conformance("graph")
+
+CALLS = [
+    "add(x, y)",
+    "x.view(-1, 8)",
+    "cat((x, y), dim=1)",
+    "cat([x, y])",
+    "getitem(x, (slice(None, 3, None), 0, ..., None))",
+    "getattr(x, 'shape')",
+    "x.transpose(1, 2)",
+    "zeros((2, 3), dtype=dtype('float32'))",
+    "clamp(x, min=0.5, max=number('inf'))",
+    "mul(x, -2.5)",
+    "scaled_dot_product_attention(q, k, v, attn_mask=None, is_causal=True)",
+    "getitem(x, (0,))",
+]
+
+
+@pytest.mark.parametrize("text", CALLS)
+def test_a_call_reads_and_writes_the_same(text):
+    step = read(text, "n")
+    assert write(step) == text
+    assert write(read(write(step), "n")) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("__import__('os').system('true')", "no method 'system'"),
+        ("eval('1')", "no function 'eval'"),
+        ("x.__class__()", "no method '__class__'"),
+        ("getattr(x, '__class__')", "attributes that may be read: T, device"),
+        ("add(x, (lambda: 1)())", "is not understood"),
+        ("add(x, [y for y in x])", "is not understood"),
+        ("add(x, open('f'))", "is not understood"),
+        ("add(x, **y)", "** is not understood"),
+        ("add(x", "cannot be read"),
+        ("x", "is no call"),
+        ("add(x, 1j)", "is not understood"),
+        ("add(x, dtype('quint8'))", "is not understood"),
+    ],
+)
+def test_what_is_not_on_the_list_is_refused(text, says):
+    with pytest.raises(CallError) as error:
+        read(text, "n")
+    assert says in str(error.value)
+
+
+def test_what_has_no_text_is_not_written():
+    assert write(Step("n", "call", "cumsum", (Ref("x"),), function=torch.cumsum)) is None
+    assert write(Step("n", "call", "tolist", (Ref("x"),), method=True)) is None
+    assert write(Step("n", "call", "add", (Ref("x"), object()), function=FUNCTIONS["add"])) is None
+    assert "__class__" not in METHODS
+    assert not [name for name in METHODS if name.startswith("_")]
+    with pytest.raises(CallError, match="a layer takes no keywords"):
+        arguments("x, y=1")
+
+
+def graph(*nodes: Node, output: str = "y", inputs: int = 1) -> Graph:
+    names = "xz"[:inputs]
+    return Graph(inputs=tuple(Input(name=n, shape=(4,)) for n in names), nodes=nodes, output=output)
+
+
+LINEAR = Layer(op="linear", features=4, size=4)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: graph(Node(name="y", call="add(x, later)")), "node 'y' uses 'later', which nothing before it makes"),
+        (lambda: graph(Node(name="x", call="neg(x)")), "two nodes are called 'x'"),
+        (lambda: graph(Node(name="a", call="neg(x)")), "output 'y' is no node"),
+        (lambda: Node(name="y"), "node 'y' is one of layer, call and tensor"),
+        (lambda: Node(name="y", call="neg(x)", tensor=(1,)), "is one of layer, call and tensor"),
+        (lambda: Node(name="1y", call="neg(x)"), "needs a name that Python would accept"),
+        (lambda: Node(name="y", layer=LINEAR, args="x", path="a..b"), "path 'a..b' is no dotted name"),
+        (lambda: Graph(inputs=(), nodes=(), output="x"), "a graph needs at least one input"),
+        (
+            lambda: graph(Node(name="y", layer=Layer(op="linear", size=2), args="x")).build(),
+            "node 'y': linear needs features",
+        ),
+    ],
+    ids=range(9),
+)
+def test_a_graph_that_does_not_hold_together(make, says):
+    with pytest.raises(ValueError, match=".") as error:
+        make()
+    assert says in str(error.value)
+
+
+def test_shared_weights_tensors_and_several_inputs():
+    nodes = (
+        Node(name="a", layer=LINEAR, args="x", path="twice"),
+        Node(name="b", layer=LINEAR, args="a", path="twice"),
+        Node(name="w", tensor=(4,), path="part.w"),
+        Node(name="n", tensor=(4,), dtype="int64", learnt=False),
+        Node(name="y", call="mul(b, w)"),
+        Node(name="pair", call="cat((y, z), dim=-1)"),
+    )
+    model = build(graph(*nodes, output="(pair, y)", inputs=2))
+    assert set(model.state_dict()) == {"net.twice.weight", "net.twice.bias", "net.part.w", "net.n"}
+    assert {n for n, _ in model.named_parameters()} == {"net.twice.weight", "net.twice.bias", "net.part.w"}
+    x, z = torch.randn(3, 4), torch.randn(3, 4)
+    pair, y = model(x, z)
+    wanted = model.net.twice(model.net.twice(x)) * model.net.part.w
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(pair, torch.cat([wanted, z], -1))
+    timed = model(x[:, None].expand(-1, 5, -1), z[:, None].expand(-1, 5, -1))[0]
+    torch.testing.assert_close(timed[:, 2], pair)
+    with pytest.raises(ValueError, match="all with time or none"):
+        model(x[:, None], z)
+    assert len(model.spec.example(2)) == 2
+
+
+def test_a_spec_file_says_where_it_is_wrong():
+    text = """fastsnn = 1
+[model]
+kind = "graph"
+inputs = [{ name = "x", shape = [4] }]
+output = "y"
+[[model.nodes]]
+name = "y"
+call = "system(x)"
+"""
+    with pytest.raises(spec.SpecError, match=r"no function 'system'; functions: abs, add, amax"):
+        spec.loads(text)

@@ -1,5 +1,123 @@
-"""The conformance kit over this plugin."""
+"""The kit over this plugin; every operation's shape, module and description; what is refused."""
 
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastsnn_core import build, create, spec
+from fastsnn_core.leaky import Leaky
 from fastsnn_core.testing import conformance
+from fastsnn_model_sequential import Layer, Sequential, describe
+from fastsnn_model_sequential.table import OPS
 
 test_sequential = conformance("sequential")
+
+NEURON = create("neuron", "adaptive_threshold", k=2.0)
+LAYERS = {
+    "linear": ({"size": 5}, (2, 6)),
+    "conv1d": ({"size": 5, "kernel": (3,), "stride": (2,), "padding": (1,)}, (2, 9)),
+    "conv2d": ({"size": 4, "kernel": (3, 1), "groups": 2, "dilation": (2,), "bias": False}, (2, 8, 8)),
+    "conv_transpose1d": ({"size": 5, "kernel": (3,), "stride": (2,), "output_padding": (1,)}, (2, 5)),
+    "conv_transpose2d": ({"size": 5, "kernel": (3,), "stride": (2, 1), "padding": (1,), "dilation": (2,)}, (2, 5, 6)),
+    "embedding": ({"features": 7, "size": 5}, (4,)),
+    "batch_norm": ({"affine": False}, (3, 4)),
+    "layer_norm": ({"eps": 1e-3, "bias": False}, (3, 4)),
+    "rms_norm": ({}, (3, 4)),
+    "group_norm": ({"groups": 2}, (4, 3)),
+    "avg_pool": ({"kernel": (2,), "stride": (1,), "padding": (1,)}, (3, 6, 6)),
+    "max_pool": ({"kernel": (3, 2), "dilation": (1, 2)}, (3, 7, 8)),
+    "adaptive_avg_pool": ({"shape": (2, 2)}, (3, 6, 6)),
+    "flatten": ({}, (3, 2, 2)),
+    "unflatten": ({"shape": (3, 4)}, (12,)),
+    "dropout": ({"p": 0.2}, (5,)),
+    "leaky_relu": ({"slope": 0.3}, (5,)),
+    "elu": ({"slope": 0.5}, (5,)),
+    "prelu": ({}, (5,)),
+    "spikes": ({"neuron": NEURON}, (3, 4)),
+    "part": ({"part": Sequential(input=(6,), layers=(Layer(op="linear", size=2),))}, (6,)),
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_shape_module_and_description_agree(op):
+    """The shape that the spec works out is the module's; describing the module gives a layer of the same weights."""
+    more, shape = LAYERS.get(op, ({}, (5,)))
+    layer = Layer(op=op, **more)
+    module = layer.build(shape).eval()
+    x = torch.randint(0, 7, (3, *shape)) if op == "embedding" else torch.randn(3, *shape)
+    y = module(x)
+    y = y if isinstance(y, torch.Tensor) else y.value()
+    assert y.shape == (3, *layer.after(shape))
+    again = describe(module)
+    assert again is not None
+    assert again.op == op
+    twin = again.build().eval()
+    twin.load_state_dict(module.state_dict())
+    z = twin(x)
+    assert torch.equal(z if isinstance(z, torch.Tensor) else z.value(), y)
+    if op not in ("mean",):
+        assert describe(twin) == again
+
+
+def test_modules_without_a_layer_are_not_described():
+    for module in (nn.Conv2d(1, 1, 3, padding_mode="reflect"), nn.Conv2d(1, 1, 2, padding="same"), nn.Softmax(1)):
+        assert describe(module) is None
+    for module in (nn.LSTM(2, 2), nn.BatchNorm1d(2, momentum=0.3), nn.Embedding(3, 2, max_norm=1.0)):
+        assert describe(module) is None
+    assert describe(nn.Conv1d(1, 2, 3, padding="same")).padding == (1,)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"op": "relu", "kernel": [3]}, "relu takes no 'kernel'; it takes nothing"),
+        ({"op": "linear"}, "linear needs size"),
+        ({"op": "conv2d", "size": 4, "kernel": [3, 3, 3]}, "conv2d has 2 dimensions, but kernel = [3, 3, 3]"),
+        ({"op": "conv2d", "size": 4, "kernel": [9]}, "conv2d makes [4, 0, 0] out of [1, 8, 8]"),
+        ({"op": "conv1d", "size": 4, "kernel": [3]}, "conv1d works on samples of 2 dimensions, got [1, 8, 8]"),
+        ({"op": "linear", "size": 2, "features": 7}, "linear says features = 7, but 8 come in from [1, 8, 8]"),
+        ({"op": "adaptive_avg_pool", "shape": [2]}, "adaptive_avg_pool to [2] needs 2 dimensions, got [1, 8, 8]"),
+        ({"op": "rleu"}, "expected one of 'linear'"),
+        ({"op": "dropout", "p": 1.0}, "expected >= 0, < 1, got 1.0"),
+    ],
+    ids=range(9),
+)
+def test_what_does_not_fit_is_an_error_with_its_place(table, says):
+    text = {"fastsnn": 1, "model": {"kind": "sequential", "input": [1, 8, 8], "layers": [table]}}
+    with pytest.raises(spec.SpecError) as error:
+        spec.from_table(text)
+    assert says in str(error.value)
+
+
+def test_weights_are_called_plainly():
+    layers = (Layer(op="conv2d", size=4, kernel=(3,)), Layer(op="batch_norm"), Layer(op="relu"), Layer(op="flatten"))
+    model = build(Sequential(input=(1, 6, 6), layers=(*layers, Layer(op="linear", size=2))))
+    assert {n.rpartition(".")[0] for n in model.state_dict()} == {"layers.0", "layers.1", "layers.4"}
+    assert model.state_dict()["layers.4.weight"].shape == (2, 64)
+
+
+def test_a_membrane_is_carried_and_the_mean_ends_time():
+    class Leaks(type(NEURON)):
+        """A neuron with a membrane, of core alone."""
+
+        def build(self, features):
+            return Leaky(beta=0.7, threshold=0.5, lo=-4.0, hi=4.0)
+
+    torch.manual_seed(0)
+    layers = (Layer(op="linear", size=4), Layer(op="spikes", neuron=Leaks()), Layer(op="linear", size=2))
+    model, x = Sequential(input=(3,), layers=layers).build().eval(), torch.randn(2, 6, 3)
+    whole, end = model(x, return_state=True)
+    assert whole.shape == (2, 6, 2)
+    state, rows = None, []
+    for piece in x.split([2, 1, 3], 1):
+        y, state = model(piece, state, return_state=True)
+        rows.append(y)
+    torch.testing.assert_close(torch.cat(rows, 1), whole)
+    assert end.keys() == {"layers.1"}
+    assert not torch.allclose(whole, torch.stack([model(x[:, t]) for t in range(6)], 1))  # the membrane matters
+    pooled = Sequential(input=(3,), layers=(*layers, Layer(op="mean"), Layer(op="softmax"))).build().eval()
+    pooled.load_state_dict(model.state_dict())
+    torch.testing.assert_close(pooled(x), whole.mean(1).softmax(-1))
+    assert pooled(x[:, 0]).shape == (2, 2)
