@@ -105,7 +105,9 @@ def inputs_of(data: Any) -> tuple[Tensor, ...]:
 
 
 def guess(model: nn.Module, fallback: int) -> Tensor:
-    """An input for a model that comes without an example: by its first layer, or the fallback's width."""
+    """An input for a model that comes without an example: its spec's, by its first layer, or the fallback's width."""
+    if isinstance(spec := getattr(model, "spec", None), Model) and isinstance(found := spec.example(2), Tensor):
+        return found
     for module in model.modules():
         if isinstance(module, nn.Linear):
             return torch.zeros(1, module.in_features, dtype=module.weight.dtype)
