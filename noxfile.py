@@ -1,4 +1,4 @@
-"""Sessions: core, plugin(name), together, slow, lint, types, docs, build. `nox -l` lists them, `nox -s NAME` runs one."""
+"""Sessions: core, plugin(name), together, slow, lint, types, docs, build. `nox -l` lists them."""
 
 from __future__ import annotations
 

@@ -140,14 +140,15 @@ def read_want(
         says = f"max_tokens is {longest} and max_completion_tokens {other}: give one"
         raise Invalid(says, "max_tokens", "invalid_value")
     top_k = fields.integer("top_k", 0, -1)
+    temperature = fields.number("temperature", 1.0, 0.0, 2.0)
+    if 0 < temperature < TINY:
+        raise fields.wrong("temperature", f"0 (greedy) or a number from {TINY:g} to 2", temperature)
     sampling = Sampling(
-        temperature=fields.number("temperature", 1.0, 0.0, 2.0),
+        temperature=temperature,
         top_p=fields.number("top_p", 1.0, TINY, 1.0),
         top_k=max(0, top_k),
         seed=fields.integer("seed", None, -(2**63), 2**63 - 1),
     )
-    if 0 < sampling.temperature < TINY:
-        raise fields.wrong("temperature", f"0 (greedy) or a number from {TINY:g} to 2", sampling.temperature)
     n = fields.integer("n", 1, 1, CHOICES)
     return Want(sampling, default if other is None else other, stops + read_stops(fields), logprobs), n
 
