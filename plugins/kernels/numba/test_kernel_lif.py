@@ -90,6 +90,17 @@ def test_backward(case, form, custom, layout):
         assert same(a, b)
 
 
+@pytest.mark.parametrize("form", [(1, 0.3), (2, 1.7)])
+@pytest.mark.parametrize("heaviside", [True, False])
+def test_closed_forms_round_as_the_twin_does(form, heaviside):
+    x, v, theta = torch.randn(2, 130, 40) * 3, torch.randn(2, 40), torch.tensor(0.9)
+    rest = (0.7, -1.0, 2.0, heaviside, False)
+    marks = lif.forward_naive(x, v, EMPTY, theta, *rest)[2]
+    args = (torch.randn_like(x), torch.randn_like(v), x, marks, EMPTY, x.new_empty(0), theta, *rest, *form)
+    for a, b in zip(lif.backward_naive(*args), numba(lif.BACKWARD)(*args), strict=True):
+        assert same(a, b)
+
+
 def bell(u, first, last):
     return (-(u - first).abs()).exp()
 

@@ -106,19 +106,24 @@ def test_fractions_and_sums_beyond_64_bits_are_refused(kernel, layout):
                 ops.count_linear(SpikeTensor(torch.tensor([[huge, 1]])), weight)
 
 
-def test_a_burst_on_one_input():
-    counts = torch.ones(20, 300, dtype=torch.int64)
-    counts[3, 5] = 12_345  # the second digit has one input, which torch's INT8 product gets wrong
+@pytest.mark.parametrize("largest", [100, 12_345])
+def test_one_input_and_a_burst_on_one_input(largest):
+    """With one input torch's INT8 product returns memory that it never wrote."""
+    counts = torch.full((40, 1), largest)
+    weight = torch.randint(-128, 128, (30, 1), dtype=torch.int8)
+    assert torch.equal(event.COUNT_LINEAR("cpu", counts, weight), event.count_linear_naive(counts, weight))
+    counts = torch.ones(40, 300, dtype=torch.int64)
+    counts[3, 5] = largest
     weight = torch.randint(-128, 128, (30, 300), dtype=torch.int8)
     assert torch.equal(event.COUNT_LINEAR("cpu", counts, weight), event.count_linear_naive(counts, weight))
 
 
-@pytest.mark.parametrize("largest", [100, 70_000])
+@pytest.mark.parametrize("largest", [113, 70_001])
 def test_where_the_int8_product_is_not_trusted_float32_is_exact(monkeypatch, largest):
     from fastsnn_kernel_numba import linear
 
     monkeypatch.setattr(linear, "trusted", lambda: False)
     counts = torch.full((20, 3000), largest)
-    counts[:, ::7] = -largest
-    weight = torch.full((5, 3000), -128, dtype=torch.int8)
+    counts[:, ::700] -= 2
+    weight = torch.full((5, 3000), -127, dtype=torch.int8)  # odd, so that sums beyond 2^24 would be rounded
     assert torch.equal(linear.dense(counts, weight), event.count_linear_naive(counts, weight))
