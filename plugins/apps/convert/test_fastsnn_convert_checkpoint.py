@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastsnn_convert.checkpoint import Checkpoint, CheckpointError
-from fastsnn_convert.families import import_dense, source_of, spec_of
 from safetensors.torch import load_file, save_file
 
+from fastsnn_convert.checkpoint import Checkpoint, CheckpointError
+from fastsnn_convert.families import import_dense, source_of, spec_of
 from fastsnn_core import build
 
 CONFIG = {

@@ -358,6 +358,25 @@ def test_a_part_that_depends_on_data_is_kept_and_its_modules_are_converted():
         done.save("nowhere.snn")
 
 
+class Choosy(nn.Module):
+    """Takes one of two ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.a(x) if x.sum() > 0 else self.b(x)
+
+
+def test_a_site_that_the_data_does_not_reach_is_left_alone():
+    done = convert(Choosy(), calibration=torch.ones(4, 4), steps=3, functional=False)
+    figures = {r["name"]: r["silent_fraction"] for r in done.report["modules"]}
+    assert figures["a"] is not None
+    assert figures["b"] is None
+    assert done.model(-torch.ones(2, 4)).shape == (2, 4)
+
+
 def test_modules_only():
     model, x = Branches().eval(), torch.randn(6, 4)
     done = convert(model, example=x, neuron=FINE, functional=False)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastsnn_neuron_adaptive_max import AdaptiveMax
 
 from fastsnn_core.testing import conformance
+from fastsnn_neuron_adaptive_max import AdaptiveMax
 
 test_adaptive_max = conformance("adaptive_max")
 

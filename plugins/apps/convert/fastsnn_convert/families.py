@@ -13,11 +13,11 @@ from typing import Any
 
 import attrs
 import torch
-from fastsnn_model_decoder import Decoder, Rope
 from torch import Tensor, nn
 
 from fastsnn_convert.checkpoint import CONFIG, Checkpoint, CheckpointError
 from fastsnn_core import Attention, Feedforward, build, create
+from fastsnn_model_decoder import Decoder, Rope
 
 ACTIVATIONS = {
     "silu": "silu",

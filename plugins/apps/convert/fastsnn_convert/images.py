@@ -82,8 +82,6 @@ def arriving(network: nn.Module, site: FoldedSite, data: tuple[Tensor, ...], bat
             network(*pieces)
     finally:
         handle.remove()
-    if not rows:
-        raise ConversionError(f"site {site.label} was not reached by the calibration data")
     return torch.cat(rows)[:, None]
 
 
@@ -140,18 +138,18 @@ def fit(site: FoldedSite, x: Tensor, x0: Tensor) -> None:
 
 
 def order(network: nn.Module, sites: Mapping[str, FoldedSite], data: tuple[Tensor, ...]) -> list[str]:
-    """Names of the sites in the order in which they run; sites that do not run come last."""
+    """Names of the sites in the order in which they run on the data; those that it does not reach are left out."""
     seen: list[str] = []
     handles = [
         site.register_forward_hook(lambda _m, _a, _o, name=name: seen.append(name)) for name, site in sites.items()
     ]
     try:
         with torch.no_grad():
-            network(*(x[:1] for x in data))
+            network(*(x[:256] for x in data))
     finally:
         for handle in handles:
             handle.remove()
-    return [*dict.fromkeys(seen), *(name for name in sites if name not in seen)]
+    return list(dict.fromkeys(seen))
 
 
 def tune(
@@ -166,12 +164,12 @@ def tune(
     if not sites:
         return
     names = order(network, sites, data)
-    wanted = dict.fromkeys(names, settings.steps)
+    wanted: dict[str, int | None] = dict.fromkeys(sites, settings.steps)
     if isinstance(settings.per_site, Mapping):
         wanted |= dict(settings.per_site)
     if settings.steps is None and isinstance(settings.per_site, int | float):
         raise ConversionError("steps_per_site as a number needs steps=, the most steps that a site may have")
-    for name in names:
+    for name in sites:
         if (most := wanted[name]) is not None:
             set_neuron(sites[name], limited(sites[name].component, levels(most, settings.code)))
     thresholds(network, sites, names, data, settings, calibrated)
