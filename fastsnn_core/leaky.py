@@ -24,6 +24,7 @@ class Leaky(nn.Module):
     """``(x, v, reset) -> (SpikeTensor, v)``; see the module's equation."""
 
     theta: Tensor
+    dials = ("theta",)
     exact = True  # single operations per channel, token after token, in any case
 
     def __init__(
@@ -71,6 +72,11 @@ class Leaky(nn.Module):
             heaviside=self.heaviside, hard=self.hard, surrogate=self.slope,
         )  # fmt: skip
         return SpikeTensor(counts, theta), v
+
+    @torch.no_grad()
+    def dial_(self, name: str, value: float) -> None:
+        """Set one of `dials`: θ."""
+        getattr(self, name).fill_(value)
 
     @torch.no_grad()
     def potential(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> Tensor:

@@ -5,6 +5,7 @@
 `linear_scan`      (gated) linear attention, chunk-parallel; `linear_step` is its recurrent form for one token
 `count_linear`     exact integer product of counts with integer weights
 `event_linear`     the same from events: only the rows that spiked are read
+`input_major`      weights stored so that an event reads one contiguous piece
 `spike_linear`     what ``F.linear`` does with a SpikeTensor
 `exact`            norms, activations, attention and scans in a fixed order: the floats of the integer path
 =================  ===================================================================================================

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastsnn_exporter_w8a import W8a
 from torch import nn
 
 from fastsnn_core import build, create, load, save
 from fastsnn_core.testing import conformance
+from fastsnn_exporter_w8a import W8a
 
 test_w8a = conformance("w8a")
 

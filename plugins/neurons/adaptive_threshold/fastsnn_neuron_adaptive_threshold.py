@@ -60,6 +60,7 @@ class AdaptiveThresholdModule(nn.Module):
     dead_zone: Tensor
     top: Tensor
     exact = False
+    dials = ("dead_zone", "k", "top")
 
     def __init__(self, spec: AdaptiveThreshold) -> None:
         super().__init__()
@@ -70,8 +71,7 @@ class AdaptiveThresholdModule(nn.Module):
             self.register_buffer("k", k)
         self.sparser = spec.dead_zone > 0 or spec.top > 0
         if self.sparser:
-            self.register_buffer("dead_zone", torch.tensor(float(spec.dead_zone)))
-            self.register_buffer("top", torch.tensor(spec.top, dtype=torch.int32))
+            self.silence(spec.dead_zone, spec.top)
         self.bound = float(spec.limit) if spec.limit else float("inf")
         self.derivative = spec.surrogate.derivative if spec.surrogate else None
 
@@ -98,6 +98,19 @@ class AdaptiveThresholdModule(nn.Module):
         if self.sparser:
             counts = counts - (counts * self.silenced(u.detach())).detach()
         return SpikeTensor(counts, v), None
+
+    def silence(self, dead_zone: float, top: int) -> None:
+        """Make dead_zone and top constants of this site."""
+        self.sparser = True
+        self.register_buffer("dead_zone", torch.tensor(float(dead_zone), device=self.k.device))
+        self.register_buffer("top", torch.tensor(int(top), dtype=torch.int32, device=self.k.device))
+
+    @torch.no_grad()
+    def dial_(self, name: str, value: float) -> None:
+        """Set one of `dials`; those that silence are added where this site had none (its spec must then have them)."""
+        if name != "k" and not self.sparser:
+            self.silence(0.0, 0)
+        getattr(self, name).fill_(round(value) if name == "top" else value)
 
     def silenced(self, u: Tensor) -> Tensor:
         """Which channels ``[B,T,D]`` the dead zone and `top` keep silent, of potentials `u` in thresholds."""

@@ -6,8 +6,6 @@ import json
 
 import pytest
 import torch
-from fastsnn_scope_energy import PJ, Energy, break_even, multiply, row_of, tally
-from fastsnn_scope_energy.picture import amount
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +13,8 @@ from torch.nn import functional as F
 from fastsnn_core import SpikeSite, SpikeTensor
 from fastsnn_core.subject import observe
 from fastsnn_core.testing import conformance
+from fastsnn_scope_energy import PJ, Energy, break_even, multiply, row_of, tally
+from fastsnn_scope_energy.picture import amount
 
 test_energy = conformance("energy")
 

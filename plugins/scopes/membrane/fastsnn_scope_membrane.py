@@ -24,7 +24,8 @@ class Membrane(Scope):
 
     Any neuron that offers ``membrane(x [B,T,D]) -> u [B,T,D]`` is drawn over tokens with the level where its first
     spike is counted: θ for a step, θ/2 where counts are rounded (θ is the SpikeTensor's scale). One that offers
-    ``replay(x, S) -> (u, s) [S,B,T,D]`` is drawn inside one token. The first sequence of the batch is used.
+    ``replay(x, S) -> (u, s) [S,B,T,D]`` is drawn inside one token; in the event runtime, one that offers ``drive`` is
+    drawn in the steps of the model's own coder. The first sequence of the batch is used.
     """
 
     name = "membrane"
@@ -34,7 +35,8 @@ class Membrane(Scope):
         "Neurons that carry a membrane from token to token are drawn over tokens: the line is the potential just "
         "before it is counted, the dashed level is where the first spike falls, dots are the spikes (larger for a "
         "larger count). Neurons that decide inside a token are drawn over its spike steps: an integrate-and-fire "
-        "replay that gives one threshold back per spike, and whose spikes sum to the count."
+        "replay that gives one threshold back per spike, and whose spikes sum to the count. In the event runtime "
+        "these are the model's own spike times: the dashed line is the threshold of each step of its coder."
     )
     sites: tuple[str, ...] = param(
         (), doc="names or patterns of sites; none picks three over the depth", draw=((), ("layers.0.*",))
@@ -71,6 +73,8 @@ class Membrane(Scope):
         counts = record.spikes.counts[0].detach()
         if callable(getattr(module, "membrane", None)):
             return self.over_tokens(record, x, counts)
+        if record.coding is not None and callable(getattr(module, "drive", None)):
+            return self.over_code(record, x, counts, labels)
         if callable(getattr(module, "replay", None)):
             return self.over_steps(record, x, counts, labels)
         return {"form": "none", "why": f"{type(module).__name__} offers neither membrane(x) nor replay(x, steps)"}
@@ -115,6 +119,34 @@ class Membrane(Scope):
             "neuron": type(module).__name__,
             "traces": traces,
         }
+
+    def over_code(self, record: Record, x: Tensor, counts: Tensor, labels: tuple[str, ...]) -> Data:
+        """Membrane and spikes over the steps of one token, as the event runtime's coder makes them."""
+        module: Any = record.module
+        coding: Any = record.coding
+        t = self.token if self.token >= 0 else int(counts.abs().sum(1).argmax())
+        if t >= len(counts):
+            return {"form": "none", "why": f"token {t} was asked for, the input has {len(counts)}"}
+        u, first = module.drive(x[:, t : t + 1])
+        steps = max(int(coding.steps), coding.coder.steps_for(int(counts[t].abs().max())))
+        if steps > self.steps:
+            return {"form": "none", "why": f"{steps} {coding.coder.name} steps are more than the {self.steps} shown"}
+        membranes, train = coding.coder.replay(u, steps, first)
+        weights = coding.coder.encode(torch.zeros(1, dtype=torch.int64), steps).weights.tolist()
+        scale = record.spikes.scale.detach().expand(record.spikes.shape)[0, t]
+        traces = []
+        for c in busiest(counts[t].abs(), self.channels):
+            v = float(scale[c])
+            traces.append(
+                {
+                    "channel": c, "x": float(x[0, t, c]), "threshold": v, "count": int(counts[t, c].round()),
+                    "u": plain(membranes[:, 0, 0, c] * v), "spikes": train[:, 0, 0, c].long().tolist(),
+                    "levels": [0.0 if w < 0 else w * v for w in weights],
+                }
+            )  # fmt: skip
+        label = labels[t] if t < len(labels) else ""
+        made = f"{type(module).__name__}, {coding.coder.name}"
+        return {"form": "replay", "token": t, "label": label, "steps": steps, "neuron": made, "traces": traces}
 
     def draw(self, data: Data, figure: Any) -> None:
         """A panel per channel: below each other over tokens, side by side over steps."""
@@ -192,11 +224,14 @@ def draw_steps(row: Data, axes: Any) -> None:
     for axis, trace in zip(axes, row["traces"]):
         level, u, spikes = trace["threshold"], trace["u"], trace["spikes"]
         last = u[-1] - abs(spikes[-1]) * level
-        axis.axhline(level, color="#555555", linewidth=0.8, linestyle=(0, (4, 3)))
+        levels = trace.get("levels", [level] * len(u))
+        if levels == sorted(levels, reverse=True) or levels[0] == 0:  # least significant first has no thresholds
+            steps = [*levels, levels[-1]]
+            axis.step(range(len(steps)), steps, where="post", color="#555555", linewidth=0.8, linestyle=(0, (4, 3)))
         axis.step(range(len(u) + 1), [*u, last], where="post", color="#888888", linewidth=1.2)
         t = [i for i, s in enumerate(spikes) if s]
         axis.scatter(t, [u[i] for i in t], s=24, color=[BLUE if spikes[i] > 0 else ORANGE for i in t], zorder=3)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=min(0.0, *u))
         told = f"channel {trace['channel']}\nx = {trace['x']:.3g}, V = {level:.3g}\ncount {trace['count']}"
         axis.text(0.98, 0.97, told, transform=axis.transAxes, ha="right", va="top", fontsize="small")
         axis.set_xlabel("spike step")

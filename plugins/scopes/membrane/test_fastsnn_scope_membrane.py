@@ -6,15 +6,15 @@ import json
 
 import pytest
 import torch
-from fastsnn_scope_membrane import Membrane, busiest
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from fastsnn_core import SpikeTensor
+from fastsnn_core import SpikeTensor, build, create
 from fastsnn_core.leaky import Leaky
 from fastsnn_core.probe import Record
-from fastsnn_core.subject import Subject
+from fastsnn_core.subject import Subject, observe
 from fastsnn_core.testing import conformance
+from fastsnn_scope_membrane import Membrane, busiest
 
 test_membrane = conformance("membrane")
 
@@ -91,6 +91,22 @@ def test_a_neuron_that_offers_neither_is_named():
 def test_busiest_goes_down_to_the_median():
     assert busiest(torch.tensor([0.0, 5.0, 1.0, 3.0, 2.0, 4.0]), 3) == [1, 5, 3]
     assert busiest(torch.zeros(3), 2) == [0]
+
+
+@pytest.mark.parametrize("coder", ["bitwise", "ternary", "twos_complement", {"kind": "bitwise", "order": "lsb"}])
+def test_the_event_runtime_shows_its_own_spike_times(coder):
+    model = build(create("model", "decoder", d_model=16, n_layers=1, n_heads=2, vocab_size=17)).eval()
+    model.runtime("event", coder)
+    scope = Membrane()
+    data = json.loads(json.dumps(scope.measure(observe(model, torch.arange(6)[None]))))
+    for site in data["sites"]:
+        for trace in site["traces"]:
+            weights = [round(level / trace["threshold"]) for level in trace["levels"]]
+            weights[0] = weights[0] or -(2 ** (len(weights) - 1))  # two's complement
+            assert sum(w * s for w, s in zip(weights, trace["spikes"])) == trace["count"]
+    figure = Figure(layout="constrained")
+    scope.draw(data, figure)
+    figure.canvas.draw()
 
 
 @pytest.mark.parametrize("forms", [("a",), ("b",), ("a", "b")])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import torch
-from fastsnn_scope_raster import Raster, bits, choose, shown
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -13,6 +12,7 @@ from fastsnn_core import SpikeTensor
 from fastsnn_core.probe import Record
 from fastsnn_core.subject import Subject
 from fastsnn_core.testing import conformance
+from fastsnn_scope_raster import Raster, bits, choose, shown
 
 test_raster = conformance("raster")
 

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from fastsnn_scope_scaling import Scaling, human, peak_bytes, slope
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from fastsnn_core.probe import Record
 from fastsnn_core.state import nbytes
 from fastsnn_core.subject import Subject, observe
 from fastsnn_core.testing import conformance
+from fastsnn_scope_scaling import Scaling, human, peak_bytes, slope
 
 test_scaling = conformance("scaling")
 

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from fastsnn_scope_sparsity import Sparsity, place
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -15,6 +14,7 @@ from fastsnn_core.leaky import Leaky
 from fastsnn_core.probe import Record
 from fastsnn_core.subject import Subject
 from fastsnn_core.testing import conformance
+from fastsnn_scope_sparsity import Sparsity, place
 
 test_sparsity = conformance("sparsity")
 
