@@ -1,0 +1,129 @@
+"""The dials of spike sites: which of a neuron's constants to turn, and what value silences how much.
+
+A neuron module that has ``dials`` (names of constants) and ``dial_(name, value)`` can be turned. For the adaptive
+threshold: `dead_zone` silences what is small and leaves the rest as fine as it was, `k` makes the threshold itself
+coarser, `top` keeps the largest few; for leaky neurons `theta`. Several sites are turned together by one amount: the
+dead zone itself, a factor on θ or on 1/k, or the share of channels that `top` keeps silent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from fastsnn_core.site import SpikeSite, sites
+
+RANGE = {"dead_zone": (0.0, 1e4), "theta": (1.0, 1e3), "k": (1.0, 1e3), "top": (0.0, 1.0)}  # of the amount
+STORED = ("dead_zone", "top")  # constants that sites have only where the spec asks for them
+ROUNDS = 40
+
+Dials = dict[str, float]
+
+
+def dial_of(site: SpikeSite, wanted: str) -> str:
+    """The dial to turn at a site: `wanted` where its neuron has it, its first otherwise."""
+    neuron: Any = site.neuron
+    names = [name for name in getattr(neuron, "dials", ()) if name in RANGE]
+    if not names:
+        raise ValueError(f"{type(neuron).__name__} has no dial for its sparsity (no attribute dials)")
+    if wanted != "auto" and wanted not in names and len(names) > 1:
+        raise ValueError(f"{type(neuron).__name__} has no dial {wanted!r}; there are {', '.join(names)}")
+    return wanted if wanted in names else names[0]
+
+
+def dials_of(model: nn.Module, wanted: str) -> dict[str, str]:
+    """The dial of every spike site, by site name."""
+    names = {name: dial_of(site, wanted) for name, site in sites(model).items()}
+    if not names:
+        raise ValueError("this model has no spike sites, so there is nothing to tune")
+    return names
+
+
+def value_of(site: SpikeSite, name: str) -> float:
+    """Where a dial stands; 0 where the neuron does not have the constant yet."""
+    found = getattr(site.neuron, name, None)
+    return 0.0 if found is None else float(found)
+
+
+def turned(name: str, before: float, amount: float, width: int) -> float:
+    """The value of a dial that stood at `before`, turned by an amount out of `RANGE`."""
+    if name == "dead_zone":
+        return max(before, amount)
+    if name == "theta":
+        return before * amount
+    if name == "k":
+        return before / amount
+    kept = max(1, width - int(amount * width))
+    return float(min(kept, before) if before else kept)
+
+
+@torch.no_grad()
+def silent_channels(site: SpikeSite, x: Tensor) -> int:
+    """Silent channels of a site on recorded inputs ``[B,T,D]``, over all tokens."""
+    assert site.neuron is not None
+    return int((site.neuron(x, None, None)[0].counts == 0).sum())
+
+
+def values_for(group: dict[str, SpikeSite], names: dict[str, str], xs: dict[str, Tensor], fraction: float) -> Dials:
+    """Dial values of sites turned together: the least amount that silences at least `fraction` of `xs`.
+
+    The dials are left where they were; where the group is that silent already, their values are what comes back.
+    """
+    (name,) = {names[site] for site in group}
+    before = {site: value_of(found, name) for site, found in group.items()}
+    total = sum(xs[site].numel() for site in group)
+
+    def values(amount: float) -> Dials:
+        return {site: turned(name, before[site], amount, xs[site].shape[-1]) for site in group}
+
+    def reaches(amount: float) -> bool:
+        turn(group, names, values(amount))
+        return sum(silent_channels(found, xs[site]) for site, found in group.items()) >= fraction * total
+
+    low, high = RANGE[name]
+    try:
+        turn(group, names, before)
+        if sum(silent_channels(found, xs[site]) for site, found in group.items()) >= fraction * total:
+            return before
+        for _ in range(ROUNDS):
+            middle = (low * high) ** 0.5 if low > 0 else (low + min(high, 64.0)) / 2
+            if high - low < 1e-4 * max(1.0, low):
+                break
+            low, high = (low, middle) if reaches(middle) else (middle, high)
+        return values(high)
+    finally:
+        turn(group, names, before)
+
+
+def turn(group: dict[str, SpikeSite], names: dict[str, str], values: Dials) -> None:
+    """Set the dials of some sites."""
+    for site, value in values.items():
+        neuron: Any = group[site].neuron
+        neuron.dial_(names[site], value)
+
+
+def settle(model: Any, names: dict[str, str], values: Dials) -> None:
+    """Turn the dials of a model for good: its spec says that the sites have constants of their own.
+
+    Nominal values in the spec are the largest of any site; the sites' own come with the weights.
+    """
+    found = sites(model)
+    stored = {site: name for site, name in names.items() if name in STORED}
+    if stored and not any(values[site] for site in stored):  # nothing is silenced: no constants to store
+        values = {site: value for site, value in values.items() if site not in stored}
+    turn(found, names, values)
+    own = {name: [value_of(found[s], name) for s, n in stored.items() if n == name] for name in STORED}
+    nominal = {name: max(values, default=0.0) for name, values in own.items()}
+
+    def spoken(neuron: Any) -> Any:
+        fields = {f.name for f in attrs.fields(type(neuron))}
+        given = {"dead_zone": nominal["dead_zone"], "top": round(nominal["top"])}
+        return attrs.evolve(neuron, **{name: value for name, value in given.items() if name in fields and value})
+
+    changes: dict[str, Any] = {"neuron": spoken(model.spec.neuron)}
+    if getattr(model.spec, "at", ()):
+        changes["at"] = tuple(attrs.evolve(row, neuron=spoken(row.neuron)) for row in model.spec.at)
+    model.spec = attrs.evolve(model.spec, **changes)

@@ -1,0 +1,36 @@
+"""The curve as a picture: perplexity and decoding speed against the silent fraction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+
+
+def draw(data: dict[str, Any], path: str | Path) -> None:
+    """Write a PNG of what `Tuned.data` holds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 5.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    x = [100 * p["silent_fraction"] for p in data["curve"]]
+    upper.plot(x, [p["perplexity"] for p in data["curve"]], marker="o", color=BLUE)
+    upper.set_ylabel("perplexity, held-out")
+    upper.set_title("sparsity as a dial", loc="left")
+    for key, colour, name in (
+        ("tokens_per_second", GREEN, "as it is"),
+        ("tokens_per_second_w8a", ORANGE, "INT8 weights"),
+    ):
+        row = [p[key] for p in data["curve"]]
+        if all(v is not None for v in row):
+            lower.plot(x, row, marker="o", color=colour, label=name)
+    lower.set_ylabel("decoded tokens/s, one stream")
+    lower.set_xlabel("silent inputs, %")
+    lower.set_ylim(bottom=0)
+    if lower.lines:
+        lower.legend(frameon=False)
+    for axis in (upper, lower):
+        axis.axvline(100 * data["after"]["silent_fraction"], color="#888888", linewidth=0.8, linestyle=(0, (4, 3)))
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)

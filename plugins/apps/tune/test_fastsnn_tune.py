@@ -1,0 +1,175 @@
+"""Dials that are found, paths in order of price, targets that are met, and bundles that keep their constants."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fastsnn_core import SpikeSite, build, create, load, save
+from fastsnn_core.component import KINDS
+from fastsnn_core.quant import quantise
+from fastsnn_core.site import sites
+from fastsnn_core.spec import converter
+from fastsnn_text import attach, load_tokenizer
+from fastsnn_tune import tune
+from fastsnn_tune.cli import main
+from fastsnn_tune.dial import silent_channels, turn, value_of, values_for
+from fastsnn_tune.search import Step, first, merged, ordered
+
+TEXT = "A neuron keeps what it hears, leaks a little, and speaks only when it must. " * 12
+SMALL = {"seq_len": 32, "calibration_tokens": 128, "held_out_tokens": 96, "points": 3, "decode_tokens": 0}
+
+
+def model(neuron=None, **changes):
+    torch.manual_seed(0)
+    table = {"kind": "decoder", "d_model": 16, "n_layers": 1, "n_heads": 2, "vocab_size": 257} | changes
+    if neuron:
+        table["neuron"] = neuron
+    net = build(converter().structure(table, KINDS["model"])).eval()
+    attach(net, load_tokenizer("byte"))
+    return net
+
+
+def quick(net, **goal):
+    return tune(net, TEXT, **(SMALL | goal))
+
+
+@pytest.mark.parametrize(
+    ("neuron", "dial"),
+    [
+        ("adaptive_threshold", "dead_zone"),
+        ("adaptive_threshold", "k"),
+        ("adaptive_threshold", "top"),
+        ("lif_sint", "theta"),
+        ("ilif", "theta"),
+    ],
+)
+@pytest.mark.parametrize("fraction", [0.6, 0.9])
+def test_a_dial_is_the_least_that_reaches(neuron, dial, fraction):
+    torch.manual_seed(0)
+    site, x = SpikeSite(create("neuron", neuron).build(64)), torch.randn(1, 50, 64)
+    group, names, before = {"a": site}, {"a": dial}, value_of(site, dial)
+    already = silent_channels(site, x) / x.numel()
+    values = values_for(group, names, {"a": x}, fraction)
+    assert value_of(site, dial) == before
+    turn(group, names, values)
+    reached = silent_channels(site, x) / x.numel()
+    assert fraction <= reached <= max(already, fraction + 0.02)
+
+
+def test_sites_turned_together_share_an_amount():
+    torch.manual_seed(0)
+    group = {n: SpikeSite(create("neuron", "adaptive_threshold").build(64)) for n in "ab"}
+    xs = {"a": torch.randn(1, 50, 64), "b": torch.randn(1, 50, 64) ** 3}
+    values = values_for(group, dict.fromkeys("ab", "dead_zone"), xs, 0.7)
+    assert values["a"] == values["b"]
+    turn(group, dict.fromkeys("ab", "dead_zone"), values)
+    silent = {n: silent_channels(site, xs[n]) / 3200 for n, site in group.items()}
+    assert abs(sum(silent.values()) / 2 - 0.7) < 0.01
+    assert abs(silent["a"] - silent["b"]) > 0.05
+
+
+def test_paths_take_the_cheapest_first_and_keep_the_order_of_a_site():
+    a = [Step("a", 1, 0.1, 0.1), Step("a", 2, 0.4, 0.1)]
+    b = [Step("b", 1, 0.3, 0.1), Step("b", 2, 0.1, 0.1)]  # its second step is cheaper: both are one
+    assert merged(b) == [Step("b", 2, 0.4, 0.2)]
+    assert [(s.site, s.value) for s in ordered([a, b])] == [("a", 1), ("b", 2), ("a", 2)]
+    assert first(5, lambda n: n >= 3) == 3
+    assert first(5, lambda n: n >= 6) is None
+    assert first(5, lambda n: True) == 0
+
+
+def test_a_silent_fraction_is_reached_and_kept(tmp_path):
+    net = model()
+    tuned = quick(net, silent=0.5, decode_tokens=2)
+    assert 0.45 <= tuned.after.silent_fraction <= 0.75
+    assert tuned.before.silent_fraction < 0.3
+    assert [p.silent_fraction for p in tuned.curve] == sorted(p.silent_fraction for p in tuned.curve)
+    assert tuned.after.tokens_per_second > 0
+    assert tuned.after.tokens_per_second_w8a > 0
+    assert value_of(sites(net)["layers.0.attention.inner"], "dead_zone") == 0.0, "the model given is left as it was"
+    again, tokens = load(save(tuned.model, tmp_path / "a.snn")), torch.randint(0, 257, (1, 9))
+    assert torch.equal(again(tokens), tuned.model(tokens))
+    assert not torch.equal(again(tokens), net(tokens))
+    zones = {n: value_of(s, "dead_zone") for n, s in sites(again).items()}
+    assert {n: row["after"] for n, row in tuned.dials.items()} == zones
+    assert again.spec.neuron.dead_zone == max(zones.values())
+    assert again.meta["milestones"][-1]["what"] == "tune"
+
+
+@pytest.mark.parametrize("dial", ["dead_zone", "k", "top"])
+@pytest.mark.parametrize("together", [True, False])
+def test_every_dial_alone_and_together(dial, together, tmp_path):
+    net = model(at=[{"sites": ["ffn_in"], "neuron": {"kind": "adaptive_threshold", "k": 5.0}}])
+    tuned = quick(net, silent=0.4, dial=dial, together=together)
+    assert tuned.after.silent_fraction > 0.35
+    assert {row["dial"] for row in tuned.dials.values()} == {dial}
+    if together and dial == "dead_zone":
+        assert len({row["after"] for row in tuned.dials.values()}) == 1
+    again, tokens = load(save(tuned.model, tmp_path / "a.snn")), torch.randint(0, 257, (1, 9))
+    assert torch.equal(again(tokens), tuned.model(tokens))
+
+
+def test_leaky_and_integer_models():
+    tuned = quick(quantise(model({"kind": "lif_sint"})), silent=0.6, decode_tokens=2)
+    assert tuned.after.silent_fraction > 0.55
+    assert tuned.after.tokens_per_second == tuned.after.tokens_per_second_w8a
+
+
+def test_a_budget_is_not_overdrawn(tmp_path):
+    net = model()
+    tuned = quick(net, budget=1.0)
+    assert tuned.target == {"budget": 1.0}
+    loose = quick(net, budget=1e6)
+    assert loose.after.silent_fraction > 0.9
+    assert loose.after.silent_fraction > tuned.after.silent_fraction
+    for i, each in enumerate((tuned, quick(net))):  # also where nothing was turned
+        load(save(each.model, tmp_path / f"{i}.snn"))
+
+
+def test_without_a_goal_the_curve_is_measured():
+    net = model()
+    tuned = quick(net)
+    assert tuned.before == tuned.after == tuned.curve[0]
+    assert len(tuned.curve) == 3
+    assert tuned.model.state_dict().keys() == net.state_dict().keys()
+
+
+def test_goals_that_make_no_sense_are_refused():
+    net = model()
+    with pytest.raises(ValueError, match="not both"):
+        quick(net, silent=0.5, budget=1.1)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        quick(net, silent=1.5)
+    with pytest.raises(ValueError, match="at least 1"):
+        quick(net, budget=0.9)
+    with pytest.raises(ValueError, match="there are dead_zone, k, top"):
+        quick(net, silent=0.5, dial="volume")
+    with pytest.raises(ValueError, match="out of reach"):
+        quick(net, silent=0.999)
+    with pytest.raises(ValueError, match="no spike sites"):
+        quick(model(sites=[]), silent=0.5)
+    with pytest.raises(ValueError, match="do not turn together"):
+        quick(model(at=[{"sites": ["ffn_in"], "neuron": {"kind": "ilif"}}]), silent=0.5, together=True)
+    with pytest.raises(ValueError, match="tokens; at least 66 are needed"):
+        tune(net, "short", silent=0.5, seq_len=32)
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save(model(), "m.snn")
+    (tmp_path / "t.txt").write_text(TEXT)
+    less = ["--seq-len", "32", "--tokens", "128", "--points", "3", "--decode", "2"]
+    assert main(["m.snn", "--text", "t.txt", "--silent", "0.5", "--to", "o.snn", *less]) == 0
+    out = capsys.readouterr().out
+    assert "<-" in out
+    assert "wrote o.snn" in out
+    data = json.loads((tmp_path / "m.tune" / "tune.json").read_text())
+    assert data["target"] == {"silent": 0.5}
+    assert (tmp_path / "m.tune" / "tune.png").read_bytes()[:4] == b"\x89PNG"
+    assert load(tmp_path / "o.snn").spec.neuron.dead_zone > 0
+    with pytest.raises(SystemExit):
+        main(["m.snn", "--text", "t.txt", "--to", "p.snn"])
+    assert "--to needs a goal" in capsys.readouterr().err
