@@ -20,6 +20,7 @@ class SpikeSite(nn.Module):
     """
 
     exact = True
+    centre: Tensor | None
 
     def __init__(self, neuron: nn.Module | None, features: int = 0, centred: bool = False) -> None:
         super().__init__()

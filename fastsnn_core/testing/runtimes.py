@@ -51,8 +51,8 @@ def check_event(module: Any, tokens: Tensor, who: str, coder: Any, steps: Any) -
 
 def signed_coders() -> list[str]:
     """Installed coders that carry any count."""
-    coders = registry().names("coder")
-    return [n for n in coders if (c := registry().find("coder", n)[1]).lossless and c.signed]
+    found: dict[str, Any] = {name: registry().find("coder", name)[1] for name in registry().names("coder")}
+    return [name for name, coder in found.items() if coder.lossless and coder.signed]
 
 
 def check_integer_path(module: nn.Module, tokens: Tensor, who: str, data: st.DataObject) -> None:

@@ -48,7 +48,7 @@ CAUSAL = nn.Transformer.generate_square_subsequent_mask(5)
 MASKS = {
     "causal, numbers": {"attn_mask": CAUSAL},
     "causal, booleans": {"attn_mask": CAUSAL != 0},
-    "per head": {"attn_mask": torch.rand(6, 5, 5) < 0.3},
+    "per head": {"attn_mask": (torch.rand(6, 5, 5) < 0.3) & ~torch.eye(5, dtype=torch.bool)},
     "padding": {"key_padding_mask": torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [False] * 4 + [True]])},
     "both": {"attn_mask": CAUSAL != 0, "key_padding_mask": torch.tensor([[False] * 4 + [True]] * 3)},
 }
