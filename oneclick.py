@@ -30,9 +30,11 @@ def say(text: str) -> None:
     print(f"\033[1m{text}\033[0m" if sys.stdout.isatty() else text, flush=True)
 
 
-def folders() -> list[Path]:
-    """Core and every plugin of this checkout."""
-    return [ROOT, *sorted(p.parent for p in ROOT.glob("plugins/*/*/pyproject.toml"))]
+def folders(testing: bool) -> list[Path]:
+    """Core and every plugin of this checkout; for its tests the contributed ones as well."""
+    found = sorted(ROOT.glob("plugins/*/*/pyproject.toml"))
+    found += sorted(ROOT.glob("contrib/*/pyproject.toml")) if testing else []
+    return [ROOT, *(path.parent for path in found)]
 
 
 def outside(projects: list[dict]) -> list[str]:
@@ -64,7 +66,7 @@ def install(testing: bool) -> None:
     """Make the .venv and install everything into it, unless the same was done before."""
     if sys.version_info < (3, 11):  # noqa: UP036 - an older Python must hear it in words
         sys.exit(f"FastSNN needs Python 3.11 or newer; this is {sys.version.split()[0]}")
-    paths = folders()
+    paths = folders(testing)
     texts = [(p / "pyproject.toml").read_text(encoding="utf-8") for p in paths]
     texts += [
         (ROOT / "constraints.txt").read_text(encoding="utf-8"),

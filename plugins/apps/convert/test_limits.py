@@ -36,7 +36,7 @@ def test_a_forward_that_depends_on_data_is_refused_with_its_line():
     with pytest.raises(ConversionError) as error:
         convert(Branches(), example=torch.randn(2, 4))
     text = str(error.value)
-    assert "test_modules.py:" in text
+    assert "test_limits.py:" in text
     assert "`if h.sum() > 1e9:` (what it does depends on data)" in text
     assert "nn.Module of its own" in text
     assert "functional=False" in text
