@@ -10,12 +10,12 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from fastsnn_scope import Scoped, report, scope
-from fastsnn_scope.command import main
 from torch import Tensor, nn
 
 from fastsnn_core import Model, Scope, SpikeSite, build, param
 from fastsnn_core.leaky import Leaky
+from fastsnn_scope import Scoped, report, scope
+from fastsnn_scope.command import main
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import torch
-from fastsnn_tracker_jsonl import Jsonl
 
 from fastsnn_core import Run
 from fastsnn_core.testing import conformance
+from fastsnn_tracker_jsonl import Jsonl
 
 test_jsonl = conformance("jsonl")
 

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from fastsnn_tracker_tensorboard import TensorBoard
 
 from fastsnn_core import Run
 from fastsnn_core.testing import conformance
+from fastsnn_tracker_tensorboard import TensorBoard
 
 pytest.importorskip("tensorboard")
 test_tensorboard = conformance("tensorboard")
