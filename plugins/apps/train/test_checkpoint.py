@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from fastsnn_train import TrainConfig, Trainer, checkpoint
 from fastsnn_train.checkpoint import CheckpointError
 

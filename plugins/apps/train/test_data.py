@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
+
 from fastsnn_text import ByteTokenizer, attach, tokenizer_of
 from fastsnn_train import Data, DataError, Packed, TrainConfig, Trainer, load_data, sources, tokens
 from fastsnn_train.evaluate import nats
@@ -166,6 +168,25 @@ def test_workers_give_the_same_tokens_in_the_same_order(monkeypatch):
     three = tokens.encode(texts, ByteTokenizer(), workers=3)
     assert one[0].tolist() == three[0].tolist()
     assert one[1] == three[1]
+
+
+class Failing(ByteTokenizer):
+    """Cannot read one document."""
+
+    def encode(self, text):
+        if text == "bad":
+            raise ValueError("no such text")
+        if text == "dead":
+            os._exit(9)
+        return super().encode(text)
+
+
+def test_what_goes_wrong_in_a_worker_is_said_here(monkeypatch):
+    monkeypatch.setattr(tokens, "SPLIT", 4)
+    with pytest.raises(ValueError, match="no such text"):
+        tokens.encode(["good", "bad", "good"], Failing(), workers=2)
+    with pytest.raises(RuntimeError, match="died"):
+        tokens.encode(["good", "dead", "good"], Failing(), workers=2)
 
 
 class Counting(ByteTokenizer):

@@ -9,11 +9,11 @@ import attrs
 import pytest
 import torch
 from attrs import frozen
+
+from fastsnn_core import Session, Tracker, create, param
 from fastsnn_train import TrainConfig, Trainer
 from fastsnn_train.following import Leaving
 from fastsnn_train.progress import Progress, facts
-
-from fastsnn_core import Session, Tracker, create, param
 
 
 @frozen

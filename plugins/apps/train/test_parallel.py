@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from fastsnn_train import TrainConfig, Trainer, checkpoint
 from fastsnn_train.parallel import World
-from safetensors.torch import load_file
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed")
 HERE = Path(__file__).parent
@@ -165,9 +166,8 @@ checkpoint_every = 2
 
 
 def test_the_command_under_torchrun_and_its_resumption_alone(tmp_path):
-    from fastsnn_train.cli import fit
-
     from fastsnn_core import load
+    from fastsnn_train.cli import fit
 
     spec, out = tmp_path / "spec.toml", tmp_path / "out"
     spec.write_text(SPEC)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from attrs import frozen
+
+from fastsnn_core import Session, Tracker, create, param
 from fastsnn_train import Data, TrainConfig, Trainer
 from fastsnn_train.snapshot import take
 from fastsnn_train.streaming import Streamed
-
-from fastsnn_core import Session, Tracker, create, param
 
 CONFIG = {
     "max_steps": 14, "batch_size": 4, "log_every": 3, "eval_every": 5, "checkpoint_every": 4, "ema": 0.9,

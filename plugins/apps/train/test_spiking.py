@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastsnn_train import TrainConfig, Trainer, health
-from fastsnn_train.health import SiteHealth
-from fastsnn_train.spiking import band_penalty, blend_at, rate, watch
 
 from fastsnn_core import create
 from fastsnn_core.probe import probe
 from fastsnn_core.site import sites
+from fastsnn_train import TrainConfig, Trainer, health
+from fastsnn_train.health import SiteHealth
+from fastsnn_train.spiking import band_penalty, blend_at, rate, watch
 
 
 def fit(model, packed, n=30, **config):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastsnn_train import TrainConfig, Trainer, TrainingError
-from fastsnn_train.optim import learning_rate
 from safetensors.torch import load_file
 
 from fastsnn_core import create
+from fastsnn_train import TrainConfig, Trainer, TrainingError
+from fastsnn_train.optim import learning_rate
 
 
 def steps(model, packed, n=3, **config):

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from attrs import frozen
-from fastsnn_train import Packed, TrainConfig, Trainer, TrainingError
-from fastsnn_train.parallel import full, join, leave, whole_model
 from safetensors.torch import save_file
 
 from fastsnn_core import Session, Tracker, build, create
+from fastsnn_train import Packed, TrainConfig, Trainer, TrainingError
+from fastsnn_train.parallel import full, join, leave, whole_model
 
 CONFIG = {
     "max_steps": 6,
@@ -54,8 +54,9 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def gradients(kind: str, accumulate: int = 1) -> dict[str, torch.Tensor]:
-    """Gradients of the first batch as the optimiser would see them."""
-    trainer = Trainer(make(), TrainConfig(**CONFIG, parallel=kind, accumulate=accumulate), quiet=True)
+    """Gradients of the first batch as the optimiser would see them; blocks are recomputed where it is cut in pieces."""
+    more = {"parallel": kind, "accumulate": accumulate, "checkpointing": accumulate > 1}
+    trainer = Trainer(make(), TrainConfig(**CONFIG, **more), quiet=True)
     data, step = corpus(), trainer.stepper
     tokens = data.batch(0, 4, 0)
     rows, marks = trainer.world.rows(tokens), trainer.world.rows(data.resets(tokens[:, :-1]))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from fastsnn_text import attach, load_tokenizer
 
 from fastsnn_core import build, bundle, spec
 from fastsnn_core.files import write_text
+from fastsnn_text import attach, load_tokenizer
 from fastsnn_train.config import DataConfig, TrainConfig
 from fastsnn_train.evaluate import evaluate_text
 from fastsnn_train.packing import Data, load_data

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastsnn_text import tokenizer_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core.probe import Trace, probe
+from fastsnn_text import tokenizer_of
 from fastsnn_train.packing import Packed
 
 

@@ -42,8 +42,9 @@ def begin(trainer: Trainer, feed: Feed, resume: bool) -> None:
     """Stand where the newest whole checkpoint stood, or at the start; then the feed, then the random state."""
     folder = trainer.folder
     picked = trainer.world.lead(lambda: newest(trainer, folder, resume)) if folder is not None else None
-    if picked is None:
-        feed.begin(trainer.step, None, {})
+    if picked is None:  # a loader that shuffles must shuffle the same way in every process
+        position, tensors = feed.position() if trainer.world.size > 1 else ({}, {})
+        feed.begin(trainer.step, trainer.world.first(position), tensors)
         return
     path, state = picked
     tensors = checkpoint.read(path, snapshot.like(trainer.model))

@@ -10,9 +10,9 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from fastsnn_text import Tokenizer, load_tokenizer, train_bpe
 from torch import Tensor
 
+from fastsnn_text import Tokenizer, load_tokenizer, train_bpe
 from fastsnn_train.sources import Corpus, DataError, documents
 from fastsnn_train.tokens import cached, document
 

@@ -9,9 +9,9 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from fastsnn_text import Tokenizer
 from torch import Tensor
 
+from fastsnn_text import Tokenizer
 from fastsnn_train.packing import document_starts
 from fastsnn_train.sources import DataError
 from fastsnn_train.tokens import encoded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import hashlib
 import itertools
@@ -11,17 +10,16 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from fastsnn_text import Tokenizer
 
 from fastsnn_core.files import beside
+from fastsnn_text import Tokenizer
 
 SPLIT = 1 << 20  # characters encoded at a time
-
-_worker: list[Tokenizer] = []
 
 
 def width(tokenizer: Tokenizer) -> type[np.generic]:
@@ -37,18 +35,20 @@ def document(text: str, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def encoded(texts: Iterable[str], tokenizer: Tokenizer, workers: int = 1) -> Iterator[np.ndarray]:
-    """Tokens of each document, in order, whoever made them; at most ``4 · workers`` groups are in flight."""
+    """Tokens of each document, in order, whoever made them; every worker has at most one group in hand."""
     if workers == 1:
         yield from (document(text, tokenizer) for text in texts)
         return
-    waiting: collections.deque[Future[list[np.ndarray]]] = collections.deque()
-    with pool(tokenizer, workers) as executor:
+    with pool(tokenizer, workers) as ends:
+        given = 0
         for group in grouped(texts):
-            waiting.append(executor.submit(work, group))
-            if len(waiting) >= 4 * workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+            end = ends[given % workers]
+            if given >= workers:  # a worker is given a group only while it waits for one, so no pipe can fill up
+                yield from receive(end)
+            end.send(group)
+            given += 1
+        for place in range(max(0, given - workers), given):
+            yield from receive(ends[place % workers])
 
 
 def grouped(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -65,31 +65,59 @@ def grouped(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def pool(tokenizer: Tokenizer, workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes that know the tokenizer; on Linux they are forked, since they only tokenise."""
+def pool(tokenizer: Tokenizer, workers: int) -> Iterator[list[Connection]]:
+    """Worker processes that know the tokenizer, one pipe to each; on Linux they are forked, since they only tokenise.
+
+    No thread or lock stands between (an executor's would be copied in whatever state a fork finds them).
+    """
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    ends: list[Connection] = []
+    processes = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forking with threads
-            with ProcessPoolExecutor(workers, context, learn, (tokenizer,)) as executor:
-                yield executor
+            for _ in range(workers):
+                mine, other = context.Pipe()
+                process = context.Process(target=serve, args=(other, tokenizer), daemon=True)
+                process.start()
+                other.close()
+                ends.append(mine)
+                processes.append(process)
+        yield ends
     finally:
+        for end, process in zip(ends, processes):
+            process.kill()  # it may have inherited handlers that put SIGTERM off
+            process.join()
+            end.close()
         if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
+            os.environ.pop("TOKENIZERS_PARALLELISM", None)
         else:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-def learn(tokenizer: Tokenizer) -> None:
-    """Keep the tokenizer in a worker."""
-    _worker[:] = [tokenizer]
+def serve(end: Connection, tokenizer: Tokenizer) -> None:
+    """A worker: a group of documents in, their tokens (or the error they gave) out, until the other side is gone."""
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            group = end.recv()
+            try:
+                found: Any = [document(text, tokenizer) for text in group]
+            except Exception as error:
+                found = error
+            end.send(found)
 
 
-def work(group: list[str]) -> list[np.ndarray]:
-    """Tokens of a group of documents, in a worker."""
-    return [document(text, _worker[0]) for text in group]
+def receive(end: Connection) -> list[np.ndarray]:
+    """What a worker made of a group; its error is raised here."""
+    try:
+        found = end.recv()
+    except EOFError:
+        raise RuntimeError("a process that tokenises died; was it killed for memory? Use fewer workers") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def encode(texts: Iterable[str], tokenizer: Tokenizer, workers: int = 1) -> tuple[np.ndarray, int]:
