@@ -13,6 +13,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 import venv
@@ -23,6 +24,14 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TESTING = ["pytest>=9", "hypothesis>=6.150", "pytest-timeout", "pytest-xdist", "ruff==0.17.6", "mypy==2.4.1", "openai"]
 TESTING += ["transformers", "peft", "nox"]
+# One process makes all editable wheels; pip would start two for each.
+WHEELS = """
+import os, sys
+from flit_core.buildapi import build_editable
+for path in sys.argv[2:]:
+    os.chdir(path)
+    build_editable(sys.argv[1])
+"""
 
 
 def say(text: str) -> None:
@@ -45,21 +54,16 @@ def outside(projects: list[dict]) -> list[str]:
     return sorted(d for d in needs if d.split("[")[0].split(">")[0].split("=")[0].split("<")[0].strip() not in ours)
 
 
+def run(command: list[str]) -> None:
+    """A command whose output is shown only when it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command[1:8])} … failed:\n{done.stdout}{done.stderr}")
+
+
 def pip(*args: str) -> None:
     """pip inside the .venv, under constraints.txt; its output is shown only when it fails."""
-    command = [
-        str(PYTHON),
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--disable-pip-version-check",
-        "-c",
-        str(ROOT / "constraints.txt"),
-    ]
-    done = subprocess.run([*command, *args], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"pip install {' '.join(args[:4])} … failed:\n{done.stdout}{done.stderr}")
+    run([str(PYTHON), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), *args])
 
 
 def install(testing: bool) -> None:
@@ -91,7 +95,9 @@ def install(testing: bool) -> None:
     say(f"3/4 installing {len(needs)} libraries")
     pip(*needs)
     say(f"4/4 installing core and {len(paths) - 1} plugins")
-    pip("--no-build-isolation", "--no-deps", *(word for p in paths for word in ("-e", str(p))))
+    with tempfile.TemporaryDirectory() as wheels:
+        run([str(PYTHON), "-c", WHEELS, wheels, *map(str, paths)])
+        pip("--no-deps", "--force-reinstall", *map(str, sorted(Path(wheels).glob("*.whl"))))
     mark.write_text(wanted)
 
 
