@@ -52,14 +52,17 @@ def show(argv: list[str]) -> int:
     """Show a component: equation, parameters with units and bounds, contract. `show kernels`: which path runs what."""
     args = parser("show", show.__doc__)
     args.add_argument("name", help="a component (lif, acme/lif, neuron:lif), or 'kernels'")
+    args.add_argument("bundle", nargs="?", help="with 'kernels': which path each layer of this bundle takes, and why")
     args.add_argument("--json", action="store_true", help="as JSON")
     opts = args.parse_args(argv)
     from fastsnn_core import describe
 
     if opts.name == "kernels":
-        data = describe.kernels()
+        data = describe.kernels(opts.bundle)
         print(json.dumps(data, indent=2) if opts.json else describe.kernels_text(data))
         return 0
+    if opts.bundle:
+        raise UserError("only 'fastsnn show kernels' takes a bundle")
     found = describe.components(opts.name)
     print(json.dumps(found, indent=2) if opts.json else "\n\n".join(map(describe.text, found)))
     return 0

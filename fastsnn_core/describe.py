@@ -86,8 +86,11 @@ def text(data: dict[str, Any]) -> str:
     return "\n".join([*lines, "", "contract: " + ", ".join(kept or ["nothing promised"])])
 
 
-def kernels() -> dict[str, Any]:
-    """Kernel sets with their reasons, and for each operator and device type the implementation it takes."""
+def kernels(bundle: str | None = None) -> dict[str, Any]:
+    """Kernel sets with their reasons, and for each operator and device type the implementation it takes.
+
+    With a bundle, also which path each of its layers takes and why: on a prompt, and on one decoded token.
+    """
     import torch
 
     from fastsnn_core import ops
@@ -99,7 +102,14 @@ def kernels() -> dict[str, Any]:
         sets.append({"name": f"{plugin}/{cls.name}", "devices": list(kernel.devices), "inactive": kernel.why_not()})
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     picks = {name: {d: op.pick(d)[0] for d in devices} for name, op in sorted(ops.OPERATORS.items())}
-    return {"sets": sets, "operators": picks}
+    data: dict[str, Any] = {"sets": sets, "operators": picks}
+    if bundle:
+        from fastsnn_core import load, runtime_paths
+
+        model: Any = load(bundle)
+        found = runtime_paths.of_model(model, model.spec.example(1))
+        data["layers"] = {phase: [attrs.asdict(row) for row in rows] for phase, rows in found.items()}
+    return data
 
 
 def kernels_text(data: dict[str, Any]) -> str:
@@ -109,4 +119,9 @@ def kernels_text(data: dict[str, Any]) -> str:
         "",
         *(f"{name:<20} " + ", ".join(f"{d}: {k}" for d, k in row.items()) for name, row in data["operators"].items()),
     ]
+    if "layers" in data:
+        from fastsnn_core import runtime_paths
+
+        rows = {phase: [runtime_paths.Way(**row) for row in rows] for phase, rows in data["layers"].items()}
+        lines += ["", runtime_paths.text(rows)]
     return "\n".join(lines)

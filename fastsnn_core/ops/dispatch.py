@@ -14,6 +14,7 @@ log = logging.getLogger("fastsnn")
 OPERATORS: dict[str, Operator] = {}
 _forced: list[str] = []
 _last: dict[str, str] = {}
+_why: dict[str, str] = {}
 
 
 @attrs.define(eq=False)
@@ -46,6 +47,7 @@ class Operator:
     def __call__(self, device: str, *args: Any) -> Any:
         """Run on `device` with the chosen implementation; one that returns NotImplemented leaves it to the naive."""
         _last[self.name], function = self.pick(device)
+        _why.pop(self.name, None)
         out = function(*args)
         if out is NotImplemented:
             _last[self.name], out = "naive", self.naive(*args)
@@ -84,11 +86,16 @@ def use(kernel: str) -> Iterator[None]:
         _forced.pop()
 
 
-def took(operator: str, path: str) -> None:
-    """For kernels that choose by the data: say which way the call in progress went (``"numba: events"``)."""
-    _last[operator] = path
+def took(operator: str, path: str, why: str = "") -> None:
+    """For kernels that choose by the data: say which way the call in progress went (``"numba: events"``), and why."""
+    _last[operator], _why[operator] = path, why
 
 
 def paths() -> dict[str, str]:
     """The implementation each operator took last."""
     return dict(_last)
+
+
+def reasons() -> dict[str, str]:
+    """Why each operator took its last path, where its kernel chose by the data and said so."""
+    return dict(_why)

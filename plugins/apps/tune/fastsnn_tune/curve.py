@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -14,6 +16,8 @@ from fastsnn_core.probe import probe
 from fastsnn_core.quant import quantise
 from fastsnn_text import Sampling, generate_ids
 from fastsnn_train.evaluate import Tally, nats
+
+ROUNDS = 3
 
 
 @attrs.frozen
@@ -39,28 +43,37 @@ def loss(model: nn.Module, windows: Tensor, batch: int = 8) -> tuple[float, floa
     return total / max(1, count), tally.figures()["silent_fraction"]
 
 
-def speed(models: dict[str, nn.Module], prompt: list[int], tokens: int, rounds: int) -> dict[str, float]:
-    """Tokens per second of each model, decoding greedily after `prompt`: medians over interleaved rounds."""
-    found: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(rounds + 1):
-        for name, model in models.items():
-            stream = generate_ids(model, prompt, tokens + 1, Sampling(temperature=0.0))
-            next(stream)  # the prompt is read now
-            began = time.perf_counter()
-            made = sum(1 for _ in stream)
-            if turn:  # the first round warms up
-                found[name].append(made / (time.perf_counter() - began))
-    return {name: statistics.median(rates) for name, rates in found.items()}
+def speeds(
+    forms: dict[str, nn.Module], settings: dict[int, Callable[[nn.Module], None]], prompt: list[int], tokens: int
+) -> dict[int, dict[str, float]]:
+    """Tokens per second of every form of a model at every setting of its dials, decoding greedily after `prompt`.
+
+    Medians over rounds that go through all settings, so that a busy moment of the machine does not fall on one of them.
+    """
+    found: dict[int, dict[str, list[float]]] = {n: {name: [] for name in forms} for n in settings}
+    for turn in range(ROUNDS + 1):
+        for n, apply in settings.items():
+            for name, model in forms.items():
+                apply(model)
+                stream = generate_ids(model, prompt, tokens + 1, Sampling(temperature=0.0))
+                next(stream)  # the prompt is read now
+                began = time.perf_counter()
+                made = sum(1 for _ in stream)
+                if turn:  # the first round warms up
+                    found[n][name].append(made / (time.perf_counter() - began))
+    return {n: {name: statistics.median(rates) for name, rates in row.items()} for n, row in found.items()}
 
 
-def measure(model: Any, windows: Tensor, *, tokens: int = 64, rounds: int = 3) -> Point:
-    """A point: perplexity and silent fraction on `windows`; speed as it is and, for float models, as W8A-spike."""
-    mean, silent = loss(model, windows)
-    if not tokens:
-        return Point(silent, float(torch.tensor(mean).exp()))
+def forms_of(model: Any) -> dict[str, nn.Module]:
+    """The model as it is, and, where its weights are floats, as W8A-spike."""
     forms = {"own": model}
     if hasattr(model.spec, "quant") and model.spec.quant is None:
         forms["w8a"] = quantise(model)
-    rates = speed(forms, windows[0][:16].tolist(), tokens, rounds)
-    own = rates["own"]
-    return Point(silent, float(torch.tensor(mean).exp()), own, rates.get("w8a", None if "w8a" in forms else own))
+    return forms
+
+
+def point(loss: tuple[float, float], rates: dict[str, float]) -> Point:
+    """A point of the curve, from its nats per token and silent fraction and what `speeds` gave."""
+    mean, silent = loss
+    own = rates.get("own")
+    return Point(silent, math.exp(min(mean, 700.0)), own, rates.get("w8a", own))

@@ -105,6 +105,11 @@ def turn(group: dict[str, SpikeSite], names: dict[str, str], values: Dials) -> N
         neuron.dial_(names[site], value)
 
 
+def turn_model(model: nn.Module, names: dict[str, str], values: Dials) -> None:
+    """Set the dials of some sites of `model`, a copy perhaps of the one that they were found on."""
+    turn(sites(model), names, values)
+
+
 def settle(model: Any, names: dict[str, str], values: Dials) -> None:
     """Turn the dials of a model for good: its spec says that the sites have constants of their own.
 

@@ -17,6 +17,8 @@ def draw(data: dict[str, Any], path: str | Path) -> None:
     x = [100 * p["silent_fraction"] for p in data["curve"]]
     upper.plot(x, [p["perplexity"] for p in data["curve"]], marker="o", color=BLUE)
     upper.set_ylabel("perplexity, held-out")
+    if max(p["perplexity"] for p in data["curve"]) > 3 * min(p["perplexity"] for p in data["curve"]):
+        upper.set_yscale("log")
     upper.set_title("sparsity as a dial", loc="left")
     for key, colour, name in (
         ("tokens_per_second", GREEN, "as it is"),

@@ -4,8 +4,8 @@ First every site is turned up alone, level by level, and what that costs in nats
 cheapest next step (nats per silent channel won) is taken, again and again: a path from the model as it is to one that
 is nearly silent. Costs of single sites do not quite add up, so where to stop on the path is found by measuring, not by
 adding: at the silent fraction asked for, or at the last point within the perplexity budget. Turned together, all sites
-follow one dial, further and further. Choices are made on the first part of the text; perplexities of the curve are
-from the rest.
+follow one dial, further and further. The order is found on one part of the text (differences on the same tokens need
+few of them), the place to stop on another, and perplexities of the curve are from the rest.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import attrs
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 from fastsnn_core.probe import probe
 from fastsnn_core.site import sites
 from fastsnn_text import tokenizer_of
-from fastsnn_tune.curve import Point, loss, measure
-from fastsnn_tune.dial import Dials, dials_of, settle, silent_channels, turn, value_of, values_for
+from fastsnn_tune.curve import Point, forms_of, loss, point, speeds
+from fastsnn_tune.dial import Dials, dials_of, settle, silent_channels, turn, turn_model, value_of, values_for
 
 LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+USELESS = 10.0  # times the perplexity: nobody wants to see the curve beyond
 TOGETHER = tuple(i / 50 for i in range(5, 50))
 
 
@@ -81,23 +83,28 @@ def tune(
     curve are measured on the way, with `decode_tokens` decoded tokens each for the speed (0: none).
     """
     check(silent, budget)
-    chosen, held = windows_of(model, text, seq_len, calibration_tokens, held_out_tokens)
+    order, chosen, held = windows_of(model, text, seq_len, calibration_tokens, held_out_tokens)
     new: Any = copy.deepcopy(model).eval()
     names, found = dials_of(new, dial), sites(new)
     start = {name: value_of(site, names[name]) for name, site in found.items()}
     base, _ = loss(new, chosen)
-    path = [start, *(uniform if together else single)(new, names, chosen, base)]
+    path = [start, *(uniform if together else single)(new, names, order)]
 
     def go(n: int) -> tuple[float, float]:
         turn(found, names, path[n])
         return loss(new, chosen)
 
     stop = where(len(path) - 1, go, base, silent, budget)
-    marks = sorted({round(i * (len(path) - 1) / max(1, points - 1)) for i in range(points)} | {0, stop})
-    curve: dict[int, Point] = {}
-    for n in marks:
-        turn(found, names, path[n])
-        curve[n] = measure(new, held, tokens=decode_tokens)
+    broken = first(len(path) - 1, lambda n: go(n)[0] > base + math.log(USELESS))
+    end = max(stop, len(path) - 1 if broken is None else broken)
+    marks = sorted({round(i * end / max(1, points - 1)) for i in range(points)} | {0, stop})
+    turns = {n: partial(turn_model, names=names, values=path[n]) for n in marks}
+    losses = {}
+    for n, apply in turns.items():
+        apply(new)
+        losses[n] = loss(new, held)
+    rates = speeds(forms_of(new), turns, held[0][:16].tolist(), decode_tokens) if decode_tokens else {}
+    curve = {n: point(losses[n], rates.get(n, {})) for n in marks}
     final: Any = copy.deepcopy(model).eval()
     target = {k: v for k, v in (("silent", silent), ("budget", budget)) if v is not None}
     if stop:
@@ -136,18 +143,29 @@ def where(
     return last if over is None else max(0, over - 1)
 
 
-def windows_of(model: Any, text: str, seq_len: int, most: int, held: int) -> tuple[Tensor, Tensor]:
-    """``(to choose on, to report on)``: windows ``[N, seq_len + 1]`` of the first 60 % of the text and of the rest."""
+def windows_of(model: Any, text: str, seq_len: int, most: int, held: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``(to order on, to stop on, to report on)``: windows ``[N, seq_len + 1]``, about `most` tokens and `held` tokens.
+
+    The first two come from the first 60 % of the text, a quarter and three quarters, the third from the rest; each is
+    spread evenly over its part.
+    """
     ids = torch.tensor(tokenizer_of(model).encode(text))
     windows = ids[: len(ids) // (seq_len + 1) * (seq_len + 1)].reshape(-1, seq_len + 1)
-    if len(windows) < 2:
+    if len(windows) < 4:
         raise ValueError(
-            f"the text has {len(ids)} tokens; at least {2 * (seq_len + 1)} are needed (or a smaller seq_len)"
+            f"the text has {len(ids)} tokens; at least {4 * (seq_len + 1)} are needed (or a smaller seq_len)"
         )
-    edge = max(1, int(0.6 * len(windows)))
-    device = next(model.parameters()).device
-    rest = windows[edge:]
-    return (windows[:edge][: max(1, most // seq_len)].to(device), rest[: max(1, held // seq_len)].to(device))
+    windows = windows.to(next(model.parameters()).device)
+    edge = max(2, int(0.6 * len(windows)))
+    chosen = spread(windows[:edge], max(2, most // seq_len))
+    order = torch.arange(len(chosen), device=chosen.device) % 4 == 0
+    return chosen[order], chosen[~order], spread(windows[edge:], max(1, held // seq_len))
+
+
+def spread(windows: Tensor, most: int) -> Tensor:
+    """At most `most` of the windows, evenly spaced."""
+    n = min(most, len(windows))
+    return windows[torch.linspace(0, len(windows) - 1, n).long()]
 
 
 @torch.no_grad()
@@ -158,7 +176,7 @@ def inputs_of(model: nn.Module, windows: Tensor) -> dict[str, Tensor]:
     return {name: record.x for name, record in trace.items()}
 
 
-def uniform(model: nn.Module, names: dict[str, str], windows: Tensor, base: float) -> list[Dials]:
+def uniform(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[Dials]:
     """The path on which all sites are turned together, 2 % of the channels at a time."""
     if len(set(names.values())) > 1:
         raise ValueError(f"sites with different dials ({', '.join(sorted(set(names.values())))}) do not turn together")
@@ -168,18 +186,19 @@ def uniform(model: nn.Module, names: dict[str, str], windows: Tensor, base: floa
     return [row for n, row in enumerate(rows) if row != ([start, *rows])[n]]
 
 
-def single(model: nn.Module, names: dict[str, str], windows: Tensor, base: float) -> list[Dials]:
+def single(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[Dials]:
     """The path on which every step turns one site, the cheapest first."""
     now = {name: value_of(site, names[name]) for name, site in sites(model).items()}
     path = []
-    for step in ordered(sensitivities(model, names, windows, base)):
+    for step in ordered(sensitivities(model, names, windows)):
         now = now | {step.site: step.value}
         path.append(now)
     return path
 
 
-def sensitivities(model: nn.Module, names: dict[str, str], windows: Tensor, base: float) -> list[list[Step]]:
+def sensitivities(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[list[Step]]:
     """For every site the steps of its levels: the dial value, and nats and silent fraction against the level before."""
+    base = loss(model, windows)[0]
     found, xs = sites(model), inputs_of(model, windows)
     total = sum(x.shape[-1] for x in xs.values())
     ladders = []

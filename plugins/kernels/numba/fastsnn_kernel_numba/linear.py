@@ -30,6 +30,9 @@ from fastsnn_kernel_numba.memory import lasting
 
 FEW, EVENTS_PER_INPUT = 32, 7.0
 U = np.uint64
+SKIP = f"fewer than {EVENTS_PER_INPUT:g} events per input: only rows of weights that spiked are read"
+MANY = f"{EVENTS_PER_INPUT:g} events per input or more: reading every weight once is faster"
+BY_OUTPUT = "weights are stored output-major, so an event has no row to read"
 
 
 def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
@@ -39,12 +42,13 @@ def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
     rows, wide = counts.shape
     if not counts.numel() or not len(weight):
         return torch.zeros(rows, len(weight), dtype=torch.int64)
-    if is_input_major(weight) and (rows < FEW or sparse(counts)):
-        took("count_linear", "numba: events")
+    major = is_input_major(weight)
+    if major and (rows < FEW or sparse(counts)):
+        took("count_linear", "numba: events", SKIP)
         out = by_events(counts, weight, EVENTS_PER_INPUT * wide if rows < FEW else math.inf)
         if out is not None:
             return out
-    took("count_linear", "numba: dense")
+    took("count_linear", "numba: dense", MANY if major else BY_OUTPUT)
     return dense(counts, weight)
 
 
@@ -56,9 +60,9 @@ def event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> T
     tall, wide = weight.shape
     counts = torch.zeros(rows * wide, dtype=torch.int64).index_add_(0, index, weights.to(torch.int64)).view(rows, wide)
     if not is_input_major(weight) or not counts.numel() or not tall:
-        took("event_linear", "numba: dense")
+        took("event_linear", "numba: dense", BY_OUTPUT)
         return count_linear(counts, weight)
-    took("event_linear", "numba: events")
+    took("event_linear", "numba: events", "events came in")
     return by_events(counts, weight, math.inf)
 
 
