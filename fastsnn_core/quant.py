@@ -1,13 +1,14 @@
 """W8A-spike: INT8 weights on integer counts, so that every projection is an exact integer sum and one scaling.
 
-    y = (float(Σ_i c_i · w_oi) · s_o) · V + b_o      codes w in [-127, 127], s_o = max_i |W_oi| / 127, V the threshold
+    y = (float(Σ_i c_i · w_oi) · s_o) · V + b_o      codes w in [-127, 127], s_o = ⌈max_i |W_oi| / 127⌉, V the threshold
 
-With groups, (Σ_g float(Σ_{i in g} c_i w_oi) · s_og) · V + b_o, groups one after the other. Integer sums do not depend
-on their order, on the batch, on how counts are written as spikes, or on which kernel adds them up; all else on the path
-is done in the fixed order of `fastsnn_core.ops.exact`. So a stream's logits are the same bits alone and in any batch,
-under any cut of the prompt, and in either runtime. Where no spikes stand in front of a projection, its input becomes
-counts of eight bits by itself, V = max|x| / 127 per token. Biases, norms, neuron constants and states of linear
-attention stay float32.
+⌈·⌉ rounds up to a bfloat16, in which scales are stored; they are float32 at work. With groups,
+(Σ_g float(Σ_{i in g} c_i w_oi) · s_og) · V + b_o, groups one after the other. Integer sums do not depend on their
+order, on the batch, on how counts are written as spikes, or on which kernel adds them up; all else on the path is done
+in the fixed order of `fastsnn_core.ops.exact`. So a stream's logits are the same bits alone and in any batch, under any
+cut of the prompt, and in either runtime. Where no spikes stand in front of a projection, its input becomes counts of
+eight bits by itself, V = max|x| / 127 per token. Biases, norms, neuron constants and states of linear attention stay
+float32.
 """
 
 from __future__ import annotations
@@ -58,9 +59,15 @@ def encode(weight: Tensor, group: int = 0) -> tuple[Tensor, Tensor]:
     out, size = weight.shape
     group = group or max(1, size)
     rows = F.pad(weight, (0, -size % group)).reshape(out, -1, group)
-    codes, scale = levels(rows)
-    codes = codes.clamp(-LARGEST, LARGEST).to(torch.int8).reshape(out, -1)[:, :size]
-    return codes, scale[..., 0]
+    _, scale = levels(rows)
+    scale = short(scale)
+    codes = (rows / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8)
+    return codes.reshape(out, -1)[:, :size], scale[..., 0]
+
+
+def short(scale: Tensor) -> Tensor:
+    """Positive float32 numbers rounded up to the next bfloat16, so that no code leaves its range."""
+    return ((scale.view(torch.int32) + 0xFFFF) & -0x10000).view(torch.float32)
 
 
 def decode(codes: Tensor, scale: Tensor, group: int = 0) -> Tensor:
@@ -70,11 +77,25 @@ def decode(codes: Tensor, scale: Tensor, group: int = 0) -> Tensor:
     return codes.to(scale.dtype) * scale.repeat_interleave(group, -1)[..., : codes.shape[-1]]
 
 
-class QuantLinear(nn.Module):
-    """A linear layer on counts with INT8 weights: ``SpikeTensor (or numbers) […, in] -> numbers […, out]``."""
+class Stored(nn.Module):
+    """INT8 codes and their scales, which a state dict holds in bfloat16 where that loses nothing."""
 
     weight: Tensor
     scale: Tensor
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        half = self.scale.detach().to(torch.bfloat16)
+        if torch.equal(half.float(), self.scale):
+            destination[f"{prefix}scale"] = half
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.scale = self.scale.float()
+
+
+class QuantLinear(Stored):
+    """A linear layer on counts with INT8 weights: ``SpikeTensor (or numbers) […, in] -> numbers […, out]``."""
 
     def __init__(self, linear: nn.Linear, group: int = 0) -> None:
         super().__init__()
@@ -116,11 +137,8 @@ def project(x: SpikeTensor | Tensor, weight: Tensor, scale: Tensor, group: int) 
     return total * threshold.to(scale.dtype), path
 
 
-class QuantEmbedding(nn.Module):
+class QuantEmbedding(Stored):
     """A table of INT8 rows: ``tokens -> rows``; and, as the head of tied weights, ``spikes or numbers -> logits``."""
-
-    weight: Tensor
-    scale: Tensor
 
     def __init__(self, table: nn.Embedding, group: int = 0) -> None:
         super().__init__()

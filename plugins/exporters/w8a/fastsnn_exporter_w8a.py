@@ -17,11 +17,11 @@ __version__ = "0.1.0"
 class W8a(Exporter):
     """w = clamp(round(W / s), -127, 127) in INT8, s = max|W| / 127 per output (or per group of inputs); y = s V (w c).
 
-    Writes a ``.snn`` bundle about a quarter as large as with float32, which loads, runs, streams and serves like any
-    other (`fastsnn_core.quant` has the arithmetic). All projections are quantised, down and gate projections included;
-    biases, norms, neuron constants and states of linear attention stay float32. Symmetric, round to nearest, as the
-    W8ASpike scheme of SpikingBrain (arXiv 2509.05276), but clamped, and really stored in 8 bits. Errors: a model
-    without an integer form, weights that are not finite.
+    s is rounded up to a bfloat16 first, and stored as one. Writes a ``.snn`` bundle about a quarter as large as with
+    float32, which loads, runs, streams and serves like any other (`fastsnn_core.quant` has the arithmetic). All
+    projections are quantised, down and gate projections included; biases, norms, neuron constants and states of linear
+    attention stay float32. Symmetric, round to nearest, as the W8ASpike scheme of SpikingBrain (arXiv 2509.05276), but
+    clamped, and really stored in 8 bits. Errors: a model without an integer form, weights that are not finite.
     """
 
     name = "w8a"
