@@ -24,6 +24,7 @@ TABLE = {
     "exact_row_sum": "exact.row_sum",
     "exact_attend": "exact.attend",
     "exact_scan": "exact.scan",
+    "decode_step": "stepper.NumbaStepper",
 }
 
 

@@ -65,6 +65,14 @@ def _add(w, o0, o1, o2, o3, o4, o5, o6, o7, c0, c1, c2, c3, c4, c5, c6, c7, acc,
 
 
 @compile
+def _add_pairs(w, o0, o1, o2, o3, c0, c1, c2, c3, out, oo, n):  # type: ignore[no-untyped-def]
+    """Four weight rows with counts up to 127, onto the wide sums: two products fit 16 bits (2 · 127 · 128 < 2^15)."""
+    for j in range(n):
+        a, b = np.int16(c0 * w[o0 + j] + c1 * w[o1 + j]), np.int16(c2 * w[o2 + j] + c3 * w[o3 + j])
+        out[oo + j] += a + b
+
+
+@compile
 def _add_wide(w, o, c, out, oo, n):  # type: ignore[no-untyped-def]
     """One row whose count is too large for 16 bits, straight onto the wide sums."""
     for j in range(n):

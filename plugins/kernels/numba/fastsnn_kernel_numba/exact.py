@@ -75,35 +75,40 @@ def _normal_cdf(x):  # type: ignore[no-untyped-def]
     return tail if x < ZERO else ONE - tail
 
 
+@compile
+def _map(x, first, end, form, out):  # type: ignore[no-untyped-def]
+    """One of `FORMS` on the numbers first … end of `x`; `out` may be `x`."""
+    if form == 0:
+        for i in range(first, end):
+            out[i] = _exp(x[i])
+    elif form == 1:
+        for i in range(first, end):
+            out[i] = _sigmoid(x[i])
+    elif form == 2:
+        for i in range(first, end):
+            out[i] = x[i] / (_exp(-x[i]) + ONE)
+    elif form == 3:
+        for i in range(first, end):
+            out[i] = x[i] * _normal_cdf(x[i])
+    elif form == 4:
+        for i in range(first, end):
+            out[i] = x[i] * _sigmoid((x[i] * x[i] * x[i] * CUBE + x[i]) * GELU)
+    elif form == 5:
+        for i in range(first, end):
+            out[i] = ZERO if x[i] < ZERO else x[i]
+    elif form == 6:
+        for i in range(first, end):
+            out[i] = x[i] + ONE if x[i] > ZERO else _exp(x[i])
+    else:
+        for i in range(first, end):
+            out[i] = _logsigmoid(x[i])
+
+
 @Threaded
 def _unary(x, form, out, nw):  # type: ignore[no-untyped-def]
     size = len(x)
     for worker in prange(nw):
-        first, end = U(worker * size // nw), U((worker + 1) * size // nw)
-        if form == 0:
-            for i in range(first, end):
-                out[i] = _exp(x[i])
-        elif form == 1:
-            for i in range(first, end):
-                out[i] = _sigmoid(x[i])
-        elif form == 2:
-            for i in range(first, end):
-                out[i] = x[i] / (_exp(-x[i]) + ONE)
-        elif form == 3:
-            for i in range(first, end):
-                out[i] = x[i] * _normal_cdf(x[i])
-        elif form == 4:
-            for i in range(first, end):
-                out[i] = x[i] * _sigmoid((x[i] * x[i] * x[i] * CUBE + x[i]) * GELU)
-        elif form == 5:
-            for i in range(first, end):
-                out[i] = ZERO if x[i] < ZERO else x[i]
-        elif form == 6:
-            for i in range(first, end):
-                out[i] = x[i] + ONE if x[i] > ZERO else _exp(x[i])
-        else:
-            for i in range(first, end):
-                out[i] = _logsigmoid(x[i])
+        _map(x, U(worker * size // nw), U((worker + 1) * size // nw), form, out)
 
 
 @compile
@@ -126,33 +131,38 @@ def _half_of(size):  # type: ignore[no-untyped-def]
     return width // 2
 
 
+@compile
+def _folded(x, a, size, half, form, part, at):  # type: ignore[no-untyped-def]
+    """Sum of ``x[a : a + size]`` (form 0), of magnitudes (1) or of squares (2), folded; `half` is `_half_of` size."""
+    if half == 0:
+        y = x[a]
+        return y if form == 0 else abs(y) if form == 1 else y * y
+    first, rest = U(half), U(size - half)
+    if form == 0:
+        for i in range(rest):
+            part[at + i] = x[a + i] + x[a + first + i]
+        for i in range(rest, first):
+            part[at + i] = x[a + i] + ZERO
+    elif form == 1:
+        for i in range(rest):
+            part[at + i] = abs(x[a + i]) + abs(x[a + first + i])
+        for i in range(rest, first):
+            part[at + i] = abs(x[a + i]) + ZERO
+    else:
+        for i in range(rest):
+            part[at + i] = x[a + i] * x[a + i] + x[a + first + i] * x[a + first + i]
+        for i in range(rest, first):
+            part[at + i] = x[a + i] * x[a + i] + ZERO
+    return _halves(part, at, half)
+
+
 @Threaded
 def _row_sum(x, rows, size, form, part, out, nw):  # type: ignore[no-untyped-def]
     half = _half_of(size)
     for worker in prange(nw):
-        at, first, rest = U(worker * max(half, 1)), U(half), U(size - half)
+        at = U(worker * max(half, 1))
         for row in range(worker * rows // nw, (worker + 1) * rows // nw):
-            a = U(row * size)
-            if half == 0:
-                y = x[a]
-                out[row] = y if form == 0 else abs(y) if form == 1 else y * y
-                continue
-            if form == 0:
-                for i in range(rest):
-                    part[at + i] = x[a + i] + x[a + first + i]
-                for i in range(rest, first):
-                    part[at + i] = x[a + i] + ZERO
-            elif form == 1:
-                for i in range(rest):
-                    part[at + i] = abs(x[a + i]) + abs(x[a + first + i])
-                for i in range(rest, first):
-                    part[at + i] = abs(x[a + i]) + ZERO
-            else:
-                for i in range(rest):
-                    part[at + i] = x[a + i] * x[a + i] + x[a + first + i] * x[a + first + i]
-                for i in range(rest, first):
-                    part[at + i] = x[a + i] * x[a + i] + ZERO
-            out[row] = _halves(part, at, half)
+            out[row] = _folded(x, U(row * size), size, half, form, part, at)
 
 
 @compile
@@ -273,6 +283,22 @@ def _read(q, a, s, o, size, wide, half, part, at, out, oo):  # type: ignore[no-u
         out[oo + i] = part[at + i]
 
 
+@compile
+def _grow(k, ka, v, va, gate, ga, s, so, z, zo, size, n):  # type: ignore[no-untyped-def]
+    """S and z take in one token, after their decay where there is a gate."""
+    for c in range(U(size)):
+        row, key = so + c * n, k[ka + c]
+        if len(gate):
+            held = gate[ga + c]
+            for i in range(n):
+                s[row + i] = s[row + i] * held + key * v[va + i]
+            z[zo + c] = z[zo + c] * held + key
+        else:
+            for i in range(n):
+                s[row + i] = s[row + i] + key * v[va + i]
+            z[zo + c] = z[zo + c] + key
+
+
 @Threaded
 def _scan(q, k, v, gate, s, z, keep, shape, part, out, norm, nw):  # type: ignore[no-untyped-def]
     b_all, t_all, h_all, groups, size, wide = shape
@@ -289,17 +315,7 @@ def _scan(q, k, v, gate, s, z, keep, shape, part, out, norm, nw):  # type: ignor
                     for i in range(U(size)):
                         z[zo + i] = ZERO
                 ka, va = U(((b * t_all + t) * groups + g) * size), U(((b * t_all + t) * groups + g) * wide)
-                for c in range(U(size)):
-                    row, key = so + c * n, k[ka + c]
-                    if len(gate):
-                        held = gate[ka + c]
-                        for i in range(n):
-                            s[row + i] = s[row + i] * held + key * v[va + i]
-                        z[zo + c] = z[zo + c] * held + key
-                    else:
-                        for i in range(n):
-                            s[row + i] = s[row + i] + key * v[va + i]
-                        z[zo + c] = z[zo + c] + key
+                _grow(k, ka, v, va, gate, ka, s, so, z, zo, size, n)
                 for h in range(g * share, (g + 1) * share):
                     row = (b * t_all + t) * h_all + h
                     _read(q, U(row * size), s, so, size, wide, half, part, at, out, U(row * wide))

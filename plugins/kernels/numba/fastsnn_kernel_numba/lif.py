@@ -71,26 +71,28 @@ def _u_row(x, o, u, ou, v, ov, n, k, heaviside, hard):  # type: ignore[no-untype
 
 
 @compile
-def _back(g, s, h, through, k, heaviside, hard):  # type: ignore[no-untyped-def]
+def _back(g, s, h, through, k, heaviside, hard, attached):  # type: ignore[no-untyped-def]
     """Gradient of u = h from those of the count (times its derivative s) and of the next v."""
     zero = k[9]
     if hard:
         through = zero if _fire(h, k, heaviside, hard)[0] != zero else through
+    if attached:
+        g = g - through
     return g * s + through
 
 
 @compile
-def _grad_row(g, og, s, os, u, ou, grad_x, o, carry, oc, n, k, heaviside, hard):  # type: ignore[no-untyped-def]
+def _grad_row(g, og, s, os, u, ou, grad_x, o, carry, oc, n, k, heaviside, hard, attached):  # type: ignore[no-untyped-def]
     """One token of n channels backwards, with derivatives given in s: grad_x, and what goes on to the token before."""
     beta, theta, unit = k[0], k[8], k[8] == 1
     for d in range(n):
-        grad_u = _back(g[og + d], s[os + d], u[ou + d], carry[oc + d], k, heaviside, hard)
+        grad_u = _back(g[og + d], s[os + d], u[ou + d], carry[oc + d], k, heaviside, hard, attached)
         grad_x[o + d] = grad_u if unit else grad_u / theta
         carry[oc + d] = beta * grad_u
 
 
 @compile
-def _grad_row_closed(g, og, form, u, ou, grad_x, o, carry, oc, n, k, heaviside, hard):  # type: ignore[no-untyped-def]
+def _grad_row_closed(g, og, form, u, ou, grad_x, o, carry, oc, n, k, heaviside, hard, attached):  # type: ignore[no-untyped-def]
     """The same with a closed form, in the order of operations of `rounding.derivative`."""
     beta, theta, unit = k[0], k[8], k[8] == 1
     first, last, alpha, steep, half, zero, one = k[3], k[4], k[5], k[6], k[7], k[9], k[10]
@@ -100,7 +102,7 @@ def _grad_row_closed(g, og, form, u, ou, grad_x, o, carry, oc, n, k, heaviside, 
         far = (zero if below < zero else below) + (zero if above < zero else above)
         z = steep * far
         s = (one if far <= alpha else zero) if form == WINDOW else one / (one + z * z) * half
-        grad_u = _back(g[og + d], s, h, carry[oc + d], k, heaviside, hard)
+        grad_u = _back(g[og + d], s, h, carry[oc + d], k, heaviside, hard, attached)
         grad_x[o + d] = grad_u if unit else grad_u / theta
         carry[oc + d] = beta * grad_u
 
@@ -164,7 +166,25 @@ def _membrane(x, v, keep, k, heaviside, hard, shape, width, u, nw):  # type: ign
 
 @Threaded
 def _backward(
-    g, g_batch, g_step, carry, x, marks, keep, slope, k, heaviside, hard, form, shape, width, grad_x, us, vs, nw
+    g,
+    g_batch,
+    g_step,
+    carry,
+    x,
+    marks,
+    keep,
+    slope,
+    k,
+    heaviside,
+    hard,
+    attached,
+    form,
+    shape,
+    width,
+    grad_x,
+    us,
+    vs,
+    nw,
 ):  # type: ignore[no-untyped-def]
     batch, steps, wide, every = shape
     blocks, pieces = (wide + width - 1) // width, (steps + every - 1) // every
@@ -189,11 +209,11 @@ def _backward(
                     og = U(b * g_batch + t * g_step + d0)
                     _ask(grad_x, o - U(AHEAD * wide), n)
                     if closed:
-                        _grad_row_closed(g, og, form, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard)
+                        _grad_row_closed(g, og, form, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard, attached)
                     elif form == SLOPE:
-                        _grad_row(g, og, slope, o, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard)
+                        _grad_row(g, og, slope, o, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard, attached)
                     else:
-                        _grad_row(g, og, vs, os, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard)
+                        _grad_row(g, og, vs, os, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard, attached)
                     if len(keep) and not keep[b * steps + t]:
                         _fill(carry, oc, n, k[9])
 
@@ -241,7 +261,7 @@ def membrane(
 
 def backward(
     grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
-    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float,
+    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Twin of `fastsnn_core.ops.lif.backward_naive`; the gradient of a sum, one number expanded, is read as one row."""
     if x.dtype not in TYPES:
@@ -255,7 +275,7 @@ def backward(
         vs = torch.empty(workers() * 2 * width, dtype=x.dtype)
         _backward(
             g, g_batch, g_step, flat(carry), flat(x), flat(marks), flat(keep), flat(slope), k, heaviside, hard,
-            SLOPE if slope.numel() else form, (*x.shape, CHECKPOINT), width, flat(grad_x), flat(us), flat(vs),
+            attached, SLOPE if slope.numel() else form, (*x.shape, CHECKPOINT), width, flat(grad_x), flat(us), flat(vs),
         )  # fmt: skip
     return grad_x, carry
 

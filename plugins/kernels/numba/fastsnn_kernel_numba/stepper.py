@@ -1,0 +1,242 @@
+"""A plan made ready for `fastsnn_kernel_numba.decode`: tables of whole numbers, constants, working memory, streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsnn_core.ops import exact
+from fastsnn_core.ops.decode import Layer, Matrix, Mixer, Plan, Spikes
+from fastsnn_kernel_numba import step
+from fastsnn_kernel_numba.decode import Work, _step
+from fastsnn_kernel_numba.launch import flat, workers
+from fastsnn_kernel_numba.linear import input_major, is_input_major
+from fastsnn_kernel_numba.step import KEYS
+
+F, I = np.float32, np.int64
+FORMS = list(exact.FORMS)
+KINDS = {"levels": step.LEVELS, "mean": step.MEAN, "max": step.MAX}
+COLUMNS = 4096  # outputs per task: 8 KiB of 16-bit sums stay in L1
+NARROW = 4096  # projections up to this many outputs are split over events
+States = list[list[tuple[Tensor, Tensor]]]
+
+
+class Tables:
+    """Rows of whole numbers and a list of constants that grow while a plan is read."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.constants: list[Any] = []
+        self.size = 0
+        self.matrices: list[list[int]] = []
+        self.tasks: list[list[int]] = []
+        self.sites: list[list[int]] = []
+        self.levels: list[list[float]] = []
+        self.mixers: list[list[int]] = []
+        self.rates: list[list[float]] = []
+        self.held: list[Tensor] = []  # weights whose addresses are in use
+        self.room = self.most = self.wide = 1  # sums, columns of a task, inputs
+
+    def constant(self, values: Tensor | None) -> int:
+        """Where these numbers are; -1 for none."""
+        if values is None:
+            return -1
+        self.constants.append(values.detach().float().reshape(-1).numpy())
+        self.size += values.numel()
+        return self.size - values.numel()
+
+    def matrix(self, matrix: Matrix, sums: int, parts: int) -> int:
+        """A row of `mats`."""
+        weight = matrix.weight if is_input_major(matrix.weight) else input_major(matrix.weight)
+        self.held.append(weight)
+        tall, inputs = weight.shape
+        self.wide = max(self.wide, inputs)
+        row = [weight.data_ptr(), tall, inputs, self.constant(matrix.scale), self.constant(matrix.bias), sums, parts]
+        self.matrices.append(row)
+        return len(self.matrices) - 1
+
+    def projection(self, matrices: list[Matrix], split: list[bool]) -> tuple[list[int], int, int]:
+        """Matrices with the same input: their rows, and the first and last task of the phase."""
+        begin, sums, rows = len(self.tasks), 0, []
+        for matrix, over_events in zip(matrices, split, strict=True):
+            tall = len(matrix.weight)
+            parts = self.workers if over_events and tall <= NARROW else 1
+            row = self.matrix(matrix, sums, parts)
+            for part in range(parts):
+                for column in range(0, tall, COLUMNS):
+                    columns = min(COLUMNS, tall - column)
+                    self.tasks.append([row, column, columns, part])
+                    self.most = max(self.most, columns)
+            rows.append(row)
+            sums += tall * parts
+        self.room = max(self.room, sums)
+        return rows, begin, len(self.tasks)
+
+    def site(self, spikes: Spikes) -> int:
+        """A row of `sites`."""
+        self.sites.append([KINDS[spikes.kind], self.constant(spikes.centre)])
+        self.levels.append([spikes.level, spikes.bound, spikes.dead_zone])
+        return len(self.sites) - 1
+
+    def mixer(self, mixer: Mixer, down: int) -> None:
+        """A row of `mixers`."""
+        feature = FORMS.index(mixer.feature) if mixer.feature else -1
+        up = -1 if mixer.gate is None else self.matrix(mixer.gate.up, 0, 1)
+        self.mixers.append([feature, int(mixer.rotary), mixer.window, down, up, self.constant(mixer.norm)])
+        self.rates.append([mixer.gate.tau if mixer.gate else 1.0, mixer.eps])
+
+    def layer(self, layer: Layer) -> list[int]:
+        """A row of `layers`."""
+        gates = [m.gate.down for m in layer.mixers if m.gate]
+        (q, k, v, *downs), first, last = self.projection(
+            [layer.q, layer.k, layer.v, *gates], [True] * 3 + [False] * len(gates)
+        )
+        begin, left = len(self.mixers), iter(downs)
+        for mixer in layer.mixers:
+            self.mixer(mixer, next(left) if mixer.gate else -1)
+        head = [self.constant(layer.norm), self.site(layer.spikes), first, last, q, k, v]
+        head += [self.constant(layer.q_norm), self.constant(layer.k_norm), begin, len(self.mixers)]
+        (out,), first, last = self.projection([layer.out], [True])
+        head += [self.site(layer.mixed), out, first, last, self.constant(layer.norm2), self.site(layer.spikes2)]
+        both = [layer.up] if layer.gate is None else [layer.up, layer.gate]
+        (up, *gate), first, last = self.projection(both, [True] * len(both))
+        head += [first, last, up, gate[0] if gate else -1, FORMS.index(layer.activation), self.site(layer.hidden)]
+        (down,), first, last = self.projection([layer.down], [True])
+        return [*head, down, first, last, len(layer.up.weight)]
+
+
+class NumbaStepper:
+    """`fastsnn_core.ops.decode.Stepper`: one working memory for all its streams, so one step at a time."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, nw = plan, workers()
+        self.workers = nw
+        t = Tables(nw)
+        layers = [t.layer(layer) for layer in plan.layers]
+        (head,), first, last = t.projection([plan.head], [False])
+        tail = [0] * 27
+        tail[0], tail[1], tail[2], tail[3], tail[4] = t.constant(plan.norm), t.site(plan.spikes), first, last, head
+        self.tables = t
+        share, size = plan.n_heads // plan.n_kv_heads, plan.head_dim
+        rank = max([len(m.gate.down.weight) for layer in plan.layers for m in layer.mixers if m.gate] + [0])
+        self.own = -(-((2 * share + 5) * size + rank) // 16) * 16
+        fold = 1 << (max(t.wide, plan.width, size) - 1).bit_length()
+        self.part = max(fold // 2, max(size, KEYS) * size, 16)
+        wide, t.constants = max(t.wide, plan.width), t.constants or [np.zeros(1, F)]
+        coded = plan.table_scale is not None
+        phases = 10 * len(plan.layers) + 2
+        self.work = Work(
+            np.zeros(16 * phases, I), *(np.array(rows, I) for rows in ([*layers, tail], t.matrices, t.tasks, t.sites)),
+            np.array(t.levels, F).reshape(-1, 3), np.array(t.mixers, I).reshape(-1, 6),
+            np.array(t.rates, F).reshape(-1, 2), np.concatenate(t.constants),
+            flat(plan.table) if coded else np.zeros(0, np.int8),
+            flat(plan.table_scale if plan.table_scale is not None else plan.table),
+            np.zeros(8, I), np.zeros(8, F),
+            np.zeros(plan.width, F), np.zeros(wide, F), np.zeros(wide, F), np.zeros(wide, F),
+            np.zeros(wide + 1, np.int32), np.zeros(wide + 1, np.int32), np.zeros(wide + 1, np.int32),
+            np.zeros(nw * t.most, np.int16), np.zeros(t.room, np.int32), np.zeros(t.room, I),
+            np.zeros(nw * self.own, F), np.zeros(nw * self.part, F), np.zeros(len(plan.head.weight), F),
+        )  # fmt: skip
+        self.work.volts[1] = size**-0.5
+        self.logits = torch.from_numpy(self.work.logits)
+        self.shape = (plan.width, plan.n_heads, plan.n_kv_heads, size, F(plan.eps))
+        self.sizes = (self.own, self.part, t.most, 0)
+        self.cos = self.sin = np.zeros(0, F)
+        self.places = 0
+
+    def angles(self, place: int) -> None:
+        """Cosines and sines reach `place`."""
+        if place >= self.places and any(m.rotary for layer in self.plan.layers for m in layer.mixers):
+            cos, sin = self.plan.angles(place + 1)
+            self.places = len(cos)
+            self.cos, self.sin = (flat(t.float().contiguous()) for t in (cos, sin))
+
+    def start(self, position: int, states: States) -> NumbaStream:
+        """A stream of its own."""
+        return NumbaStream(self, position, states)
+
+
+class NumbaStream:
+    """`fastsnn_core.ops.decode.Stream`."""
+
+    def __init__(self, stepper: NumbaStepper, position: int, states: States) -> None:
+        self.stepper, self.position = stepper, position
+        mixers = [m for layer in stepper.plan.layers for m in layer.mixers]
+        given = [pair for layer in states for pair in layer]
+        self.state = np.zeros((max(1, len(mixers)), 4), I)
+        self.memory: list[Any] = [None] * len(mixers)
+        for m, (mixer, (first, second)) in enumerate(zip(mixers, given, strict=True)):
+            if mixer.feature:
+                self.keep(m, np.array(flat(first.contiguous())), np.array(flat(second.contiguous())))
+            else:
+                self.fill(m, first, second)
+        self.refresh()
+
+    def keep(self, m: int, first: Any, second: Any) -> None:
+        self.memory[m] = (first, second)
+        self.state[m, :2] = first.ctypes.data, second.ctypes.data
+
+    def fill(self, m: int, keys: Tensor, values: Tensor) -> None:
+        """A cache with room for more than it holds: `keys`, `values` ``[n, G, K]``, oldest first."""
+        held, groups, size = keys.shape
+        window = self.mixers()[m].window
+        room = -(-(window or 2 * held + KEYS) // KEYS) * KEYS
+        k, v = np.zeros((groups, room // KEYS, size, KEYS), F), np.zeros((groups, room, size), F)
+        padded = np.zeros((groups, room, size), F)
+        padded[:, :held], v[:, :held] = keys.transpose(0, 1).numpy(), values.transpose(0, 1).numpy()
+        k[:] = padded.reshape(groups, room // KEYS, KEYS, size).swapaxes(2, 3)
+        self.keep(m, k.reshape(-1), v.reshape(-1))
+        self.state[m, 2:] = room, held
+
+    def mixers(self) -> list[Mixer]:
+        return [m for layer in self.stepper.plan.layers for m in layer.mixers]
+
+    def refresh(self) -> None:
+        """Scores need as much room as the longest cache."""
+        self.score = np.zeros(self.stepper.workers * int(self.state[:, 2].max(initial=0)) + 1, F)
+
+    def step(self, token: int) -> Tensor:
+        """Logits after `token`."""
+        s = self.stepper
+        if not 0 <= token < len(s.plan.table):
+            raise ValueError(f"token {token} is outside 0 … {len(s.plan.table) - 1}")
+        for m, mixer in enumerate(self.mixers()):
+            if not mixer.feature and not mixer.window and self.state[m, 3] == self.state[m, 2]:
+                self.fill(m, *self.held(m))
+                self.refresh()
+        s.angles(self.position)
+        s.work.sync.fill(0)
+        s.work.info.fill(0)
+        _step(s.work, self.state, self.score, s.cos, s.sin, token, self.position, s.shape, s.sizes, F(s.plan.eps))
+        if s.work.info[step.BAD]:
+            raise ValueError("not finite")
+        self.position += 1
+        self.state[:, 3] += 1
+        return s.logits
+
+    def held(self, m: int) -> tuple[Tensor, Tensor]:
+        """A mixer's state, out of the kernel's form."""
+        plan, mixer = self.stepper.plan, self.mixers()[m]
+        groups, size = plan.n_kv_heads, plan.head_dim
+        first, second = self.memory[m]
+        if mixer.feature:
+            return torch.from_numpy(first.reshape(groups, size, size).copy()), torch.from_numpy(
+                second.reshape(groups, size).copy()
+            )
+        room, seen = (int(n) for n in self.state[m, 2:])
+        held = min(seen, mixer.window) if mixer.window else seen
+        slots = np.arange(seen - held, seen) % room
+        k = first.reshape(groups, room // KEYS, size, KEYS).swapaxes(2, 3).reshape(groups, room, size)
+        v = second.reshape(groups, room, size)
+        return tuple(torch.from_numpy(x[:, slots].swapaxes(0, 1).copy()) for x in (k, v))
+
+    def states(self) -> States:
+        """All states, per layer."""
+        out, m = [], 0
+        for layer in self.stepper.plan.layers:
+            out.append([self.held(m + i) for i in range(len(layer.mixers))])
+            m += len(layer.mixers)
+        return out

@@ -1,0 +1,119 @@
+"""Work shared out inside one parallel region: atomic counters, and phases that begin when the phase before has ended.
+
+A phase is a number of tasks. Workers draw task numbers from a counter until none is left, and wait for those that
+others have drawn. Nobody waits for a worker that never came: with a single thread all tasks are simply its own, so no
+pool, however it shares out iterations, can bring this to a halt. A phase costs a few hundred nanoseconds, starting a
+region of its own 2.3 µs.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from fastsnn_kernel_numba.launch import compile
+
+LINE = 8  # 64-bit numbers per cache line: every counter has one of its own
+SPINS = 2000  # looks at a counter before the core is offered to somebody else
+PAUSE = platform.machine().lower() in ("x86_64", "amd64")
+YIELD = sys.platform != "win32"
+
+
+def _place(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    return builder.gep(array.data, [args[1]])
+
+
+@intrinsic
+def add(typing: Any, array: Any, index: Any, value: Any) -> Any:
+    """``array[index] += value`` of 64-bit integers, as one operation; what was there before."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", _place(context, builder, signature, args), args[2], "seq_cst")
+
+    return types.int64(array, types.int64, types.int64), generate
+
+
+@intrinsic
+def look(typing: Any, array: Any, index: Any) -> Any:
+    """``array[index]`` as others have left it; what they wrote before it can be read after it."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(_place(context, builder, signature, args), "seq_cst", 8)
+
+    return types.int64(array, types.int64), generate
+
+
+@intrinsic
+def breathe(typing: Any) -> Any:
+    """A pause between two looks, where the processor has one."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if PAUSE:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", fnty=kind), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def give_way(typing: Any) -> Any:
+    """Offer this core to another thread, where the system can be asked to."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if YIELD:
+            kind = ir.FunctionType(ir.IntType(32), [])
+            existing = builder.module.globals.get("sched_yield")
+            builder.call(existing or ir.Function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@compile
+def draw(sync, phase):  # type: ignore[no-untyped-def]
+    """The next task of a phase."""
+    return add(sync, 2 * LINE * phase, 1)
+
+
+@compile
+def finish(sync, phase):  # type: ignore[no-untyped-def]
+    """A task that was drawn is done."""
+    add(sync, 2 * LINE * phase + LINE, 1)
+
+
+@compile
+def wait(sync, phase, tasks):  # type: ignore[no-untyped-def]
+    """Until all tasks of a phase are done."""
+    spins = 0
+    while look(sync, 2 * LINE * phase + LINE) < tasks:
+        breathe()
+        spins += 1
+        if spins > SPINS:
+            give_way()
+
+
+@intrinsic
+def bytes_at(typing: Any, address: Any) -> Any:
+    """A pointer to 8-bit integers at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.CPointer(types.int8)(types.int64), generate
+
+
+@intrinsic
+def floats_at(typing: Any, address: Any) -> Any:
+    """A pointer to float32 numbers at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.FloatType().as_pointer())
+
+    return types.CPointer(types.float32)(types.int64), generate

@@ -1,0 +1,162 @@
+"""The fused decoding step of a decoder in integer arithmetic: its plan, and streams that keep a `DecoderState`'s form.
+
+`stepper` describes the network to `fastsnn_core.ops.decode`; where that is not possible it says why (`Unsupported`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsnn_core.ops import decode
+from fastsnn_core.ops.decode import Gate, Layer, Matrix, Mixer, Plan, Spikes, Unsupported
+from fastsnn_core.quant import QuantEmbedding, QuantLinear
+
+
+def matrix(layer: Any, name: str) -> Matrix:
+    """A projection with INT8 weights and one scale per output."""
+    if not isinstance(layer, QuantLinear | QuantEmbedding):
+        raise Unsupported(f"{name} has no INT8 weights")
+    if layer.scale.shape[-1] != 1:
+        raise Unsupported(f"{name} has a scale per group of {layer.group} inputs; only one per output is fused")
+    return Matrix(layer.weight, layer.scale[:, 0], getattr(layer, "bias", None))
+
+
+def spikes(site: Any, name: str) -> Spikes:
+    """How a site makes its counts."""
+    centre, neuron = site.centre, site.neuron
+    if site.blend < 1.0:
+        raise Unsupported(f"{name} blends spikes with numbers ({site.blend:g})")
+    if neuron is None:
+        return Spikes(centre=centre)
+    kind = type(neuron).__name__
+    if kind == "AdaptiveThresholdModule":
+        sparser = neuron.sparser
+        if sparser and int(neuron.top):
+            raise Unsupported(f"{name}: adaptive_threshold with top = {int(neuron.top)} is not fused")
+        bound = 0.0 if neuron.bound == float("inf") else float(neuron.bound)
+        return Spikes("mean", float(neuron.k), bound, float(neuron.dead_zone) if sparser else 0.0, centre)
+    if kind == "AdaptiveMaxModule":
+        if int(neuron.burst):
+            raise Unsupported(f"{name}: adaptive_max with burst = {int(neuron.burst)} is not fused")
+        return Spikes("max", float(neuron.clip), float(neuron.most), 0.0, centre)
+    raise Unsupported(f"{name}: the neuron {kind} is not fused")
+
+
+def mixers(mixer: Any, spec: Any, name: str) -> tuple[Mixer, ...]:
+    """One attention, or a hybrid's branches."""
+    if spec.name == "hybrid":
+        return tuple(
+            mixers(branch, part, f"{name}.branches.{i}")[0]
+            for i, (branch, part) in enumerate(zip(mixer.branches, spec.branches))
+        )
+    if spec.name == "gla":
+        gate = Gate(
+            matrix(mixer.gate_down, f"{name}.gate_down"), matrix(mixer.gate_up, f"{name}.gate_up"),
+            mixer.tau,
+        )  # fmt: skip
+        return (Mixer("relu", gate=gate, norm=mixer.norm.weight, eps=mixer.norm.eps),)
+    if spec.name == "linear":
+        return (Mixer(mixer.feature, eps=mixer.eps),)
+    if spec.name in ("sliding_window", "softmax"):
+        if mixer.kv_bits:
+            raise Unsupported(f"{name}: a cache in {mixer.kv_bits} bits is not fused")
+        return (Mixer(window=getattr(mixer, "window", 0), rotary=True),)
+    raise Unsupported(f"{name}: the attention {spec.name!r} is not fused")
+
+
+def layer(block: Any, spec: Any, name: str) -> Layer:
+    """One residual block."""
+    a, f = block.attention, block.feedforward
+    for key in ("q", "k", "v"):
+        site = getattr(a, f"{key}_site")
+        if site.neuron is not None or site.centre is not None:
+            raise Unsupported(f"{name}.attention.{key}_site: spikes on queries, keys or values are not fused")
+    if type(f).__name__ != "PulseLayer":
+        raise Unsupported(f"{name}.feedforward: {type(f).__name__} is not fused")
+    at = f"{name}.attention"
+    return Layer(
+        norm=block.attention_norm.weight,
+        spikes=spikes(a.inner, f"{at}.inner"),
+        q=matrix(a.q, f"{at}.q"),
+        k=matrix(a.k, f"{at}.k"),
+        v=matrix(a.v, f"{at}.v"),
+        mixers=mixers(a.mixer, spec, f"{at}.mixer"),
+        mixed=spikes(a.outer, f"{at}.outer"),
+        out=matrix(a.out, f"{at}.out"),
+        norm2=block.feedforward_norm.weight,
+        spikes2=spikes(f.inner, f"{name}.feedforward.inner"),
+        up=matrix(f.up, f"{name}.feedforward.up"),
+        gate=None if f.gate is None else matrix(f.gate, f"{name}.feedforward.gate"),
+        activation=f.activation,
+        hidden=spikes(f.hidden, f"{name}.feedforward.hidden"),
+        down=matrix(f.down, f"{name}.feedforward.down"),
+        q_norm=None if a.q_norm is None else a.q_norm.weight,
+        k_norm=None if a.k_norm is None else a.k_norm.weight,
+    )
+
+
+def plan(model: Any) -> Plan:
+    """The network as numbers and tensors; `Unsupported` says what cannot be fused."""
+    spec = model.spec
+    if spec.quant is None:
+        raise Unsupported("float weights: only W8A models are fused; fastsnn export BUNDLE --to w8a OUT.snn")
+    if model.embed.weight.device.type != "cpu":
+        raise Unsupported(f"the model is on {model.embed.weight.device}; the fused step runs on the CPU")
+    if model.embed_site.neuron is not None or model.embed_site.centre is not None:
+        raise Unsupported("embed_site: spikes after the embedding are not fused")
+    coded = isinstance(model.embed, QuantEmbedding)
+    if coded and model.embed.scale.shape[-1] != 1:
+        raise Unsupported(f"embed has a scale per group of {model.embed.group} inputs; only one per row is fused")
+
+    def angles(places: int) -> tuple[Tensor, Tensor]:
+        model.angles(torch.tensor([[places - 1]]))
+        return model.table
+
+    kinds = [spec.attention[i % len(spec.attention)] for i in range(spec.n_layers)]
+    return Plan(
+        width=spec.d_model,
+        n_heads=spec.dims.n_heads,
+        n_kv_heads=spec.dims.n_kv_heads,
+        head_dim=spec.dims.head_dim,
+        eps=spec.norm_eps,
+        table=model.embed.weight,
+        table_scale=model.embed.scale if coded else None,
+        layers=tuple(layer(b, kind, f"layers.{i}") for i, (b, kind) in enumerate(zip(model.layers, kinds))),
+        norm=model.norm.weight,
+        spikes=spikes(model.head_site, "head_site"),
+        head=matrix(model.embed if model.head is None else model.head, "the head"),
+        angles=angles,
+    )
+
+
+class FastStream:
+    """A stream in the fused step: ``step(token) -> logits [vocab]``; `state` gives it back in the model's form."""
+
+    def __init__(self, model: Any, made: Any, state: Any) -> None:
+        self.model, self.like = model, state
+        pairs = []
+        for i, block in enumerate(state.layers):
+            mixed = block.attention.mixer
+            kind = model.spec.attention[i % len(model.spec.attention)]
+            pairs.append([pair(s) for s in (mixed if kind.name == "hybrid" else (mixed,))])
+        self.stream = made.start(int(state.position), pairs)
+
+    def step(self, token: int) -> Tensor:
+        """Logits after one more token; the next step overwrites them."""
+        return self.stream.step(token)
+
+
+def pair(state: Any) -> tuple[Tensor, Tensor]:
+    """A mixer's state of one stream as the kernels take it."""
+    if hasattr(state, "kv_acc"):
+        return state.kv_acc[0], state.z_acc[0]
+    return state.k[0][state.valid[0]], state.v[0][state.valid[0]]
+
+
+def start(model: nn.Module, state: Any) -> tuple[str, FastStream]:
+    """``(kernel set, stream)`` that goes on from the state of one stream."""
+    kernel, made = decode.stepper(plan(model))
+    return kernel, FastStream(model, made, state)
