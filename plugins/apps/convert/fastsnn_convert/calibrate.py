@@ -162,8 +162,8 @@ def balance(
             s = (log_s - log_s.mean())[groups].exp()
             y = (x - mean * share) / s
             error = expected_error(y, cost * s.pow(2), threshold(y, neuron))  # type: ignore[arg-type]
-            if float(error) / power < best[0]:
-                best = (float(error) / power, s.detach().clone(), (mean * share).detach().clone())
+            if error.item() / power < best[0]:
+                best = (error.item() / power, s.detach().clone(), (mean * share).detach().clone())
             if step < steps:
                 optimiser.zero_grad()
                 error.backward()
@@ -194,7 +194,7 @@ def apply(port: Port, found: Balanced) -> None:
 
 @torch.no_grad()
 def calibrate(
-    model: Any, tokens: Tensor, *, scale: bool = True, samples: int = 4096, steps: int = 150, seed: int = 0
+    model: Any, tokens: Tensor, *, scale: bool = True, samples: int = 2048, steps: int = 150, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Balance every projection site of a spiking decoder on ``tokens [N,T]``, a layer at a time.
 
@@ -290,9 +290,9 @@ def balance_heads(
                 error = error + (0.0 if v is None else expected_error(y, cost, v))
             if not isinstance(error, Tensor):
                 return
-            before = before or float(error)
-            if float(error) < best[0]:
-                best = (float(error), s.detach().clone())
+            before = before or error.item()
+            if error.item() < best[0]:
+                best = (error.item(), s.detach().clone())
             if step < steps:
                 optimiser.zero_grad()
                 error.backward()

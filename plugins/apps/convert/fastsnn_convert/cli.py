@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+WORDS = (
+    "k", "burst", "attention", "place", "attention_window", "heal", "heal_minutes", "heal_steps", "out", "resume",
+)  # fmt: skip
+
 
 def main(argv: list[str]) -> int:
     """Convert a trained network (Hugging Face directory, .snn bundle, or safetensors with --spec) to a spiking one."""
@@ -14,19 +18,47 @@ def main(argv: list[str]) -> int:
     args.add_argument("--neuron", default="adaptive_threshold", help="what makes the spikes")
     args.add_argument("--steps", type=int, help="spike steps that counts must fit into")
     args.add_argument("--code", choices=("bitwise", "unary"), help="what a step carries (bitwise unless given)")
-    args.add_argument("--coverage", choices=("projections", "activations"), help="what spikes (networks of layers)")
-    args.add_argument("--calibration", help="inputs to choose thresholds on: .npy, or .safetensors of one tensor")
+    args.add_argument(
+        "--coverage",
+        choices=("projections", "activations", "boundaries"),
+        help="what spikes: inputs of projections; behind activations (networks of layers); SpikingJelly's boundaries "
+        "(language models)",
+    )
+    args.add_argument(
+        "--calibration",
+        help="inputs to choose thresholds on: .npy, or .safetensors of one tensor; for language models text",
+    )
     args.add_argument("--spec", help="the spec (TOML) of the network that the weights belong to")
     args.add_argument("--names", help="names of the weights in the spec: conv1=layers.0,fc=layers.3")
+    words = args.add_argument_group("language models (a Hugging Face directory)")
+    words.add_argument("--k", type=float, help="mean count per channel (adaptive_threshold; 3 unless given)")
+    words.add_argument("--burst", type=int, help="channels per token that may need more than --steps (adaptive_max)")
+    words.add_argument("--attention", help="replace attentions: hybrid_alt, gla, … or a list over layers: gla,softmax")
+    words.add_argument("--place", choices=("cycle", "sensitivity"), help="which layers get which attention")
+    words.add_argument("--attention-window", type=int, help="tokens that sliding windows see")
+    words.add_argument("--heal", metavar="TEXT", help="a text file to heal on; without it the dense model writes text")
+    words.add_argument("--heal-minutes", type=float, help="learn from the dense model for so long")
+    words.add_argument("--heal-steps", type=int, help="or for so many steps")
+    words.add_argument("--lora", type=int, help="heal with low-rank additions of this rank only (needs peft)")
+    words.add_argument("--out", help="a folder for checkpoints of the healing run")
+    words.add_argument("--resume", action="store_true", help="go on from the newest of them")
     args.add_argument("--json", action="store_true", help="the report as JSON")
     args.add_argument("--html", help="write the report as an HTML page, too")
     opts = args.parse_args(argv)
     from fastsnn_convert import convert
 
     options = {key: getattr(opts, key) for key in ("spec", "code", "coverage") if getattr(opts, key) is not None}
+    given = {key: getattr(opts, key) for key in WORDS if getattr(opts, key) not in (None, False)}
+    if opts.attention and "," in opts.attention:
+        given["attention"] = opts.attention.split(",")
+    if opts.lora:
+        given["healing"] = {"lora": opts.lora}
+    options |= given
     if opts.names:
         options["names"] = dict(pair.split("=", 1) for pair in opts.names.split(","))
-    if opts.calibration:
+    if opts.calibration and Path(opts.calibration).suffix not in (".npy", ".safetensors"):
+        options["calibration"] = opts.calibration
+    elif opts.calibration:
         from fastsnn_convert.weights import read_inputs
 
         options["calibration"] = read_inputs(opts.calibration)

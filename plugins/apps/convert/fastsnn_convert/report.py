@@ -5,7 +5,8 @@
               saturation, error (this module alone), cumulative (this and all before it)
     quality   figures of the whole;  curve  figures against steps;  obstacles  what keeps it out of a bundle
 
-Errors are relative: ‖y - y₀‖ / ‖y₀ - mean y₀‖ of the network's output on calibration data. `None` is "not measured".
+Errors are relative: ‖y - y₀‖ / ‖y₀ - mean y₀‖ of the network's output on calibration data; where `error_unit` says so
+(language models) they are KL(dense ‖ spiking) of the next token, in nats per token. `None` is "not measured".
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 from html import escape
 from typing import Any
 
-BAD_ERROR, BAD_SATURATION, BAD_SILENCE = 0.2, 0.02, 0.999
+BAD_ERROR, BAD_KL, BAD_SATURATION, BAD_SILENCE = 0.2, 0.02, 0.02, 0.999
 COLUMNS = {
     "name": "module",
     "class": "class",
@@ -67,6 +68,7 @@ class Report(dict[str, Any]):
     def advice(self) -> list[str]:
         """What to try where a layer is bad: one line each, worst first."""
         says = []
+        nats = "error_unit" in self
         for r in sorted(self.get("modules", []), key=lambda r: -(r["error"] or 0.0)):
             name = r["name"]
             if r["status"] == "refused":
@@ -74,7 +76,10 @@ class Report(dict[str, Any]):
             if (r["saturation"] or 0.0) > BAD_SATURATION:
                 fix = "give it one step more, a lower k, or scale its outlier channels into the weights"
                 says.append((r["saturation"], f"{name} saturates in {r['saturation']:.1%} of its channels: {fix}"))
-            elif (r["error"] or 0.0) > BAD_ERROR:
+            elif nats and (r["error"] or 0.0) > BAD_KL:
+                fix = "a higher k, one step more or a bursting channel (burst), more calibration text, or healing"
+                says.append((r["error"], f"{name} alone costs {r['error']:.3f} nats per token: {fix}"))
+            elif not nats and (r["error"] or 0.0) > BAD_ERROR:
                 fix = "give it one step more (steps_per_site), more calibration data, or train the network a little"
                 says.append((r["error"], f"{name} alone costs {r['error']:.0%} of the output: {fix}"))
             if (r["silent_fraction"] or 0.0) > BAD_SILENCE:

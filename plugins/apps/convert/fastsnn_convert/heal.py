@@ -1,0 +1,285 @@
+"""Healing: a converted model learns to say what the dense teacher says, with its spikes on.
+
+    loss = KL(teacher ‖ student) of the next token, mean over tokens  +  hidden · mean_l |h_l - h_l^T|² / var h_l^T
+
+No labels are needed, so the text may be anything, also text that the teacher writes itself. Gradients pass the counts
+straight through. A model with other attentions than its teacher is healed in two stages, as SpikingBrain was trained:
+first the attentions with numbers at every site, then everything with spikes. Hinton et al. 2015 (arXiv 1503.02531).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastsnn_convert.rebuild import numbers
+from fastsnn_core.conversion import ConversionError
+from fastsnn_core.site import sites
+
+STAGES = ("attention", "spikes")
+WARM = 20
+
+
+@attrs.frozen
+class Healing:
+    """How a model is healed. The budget is `steps`, or `minutes` of wall time; `share` of it is the first stage's.
+
+    `lr` is the peak of AdamW's rate: a short warm-up, then a cosine to its 50th part, afresh in each stage. `lora` > 0
+    trains low-rank additions of that rank (by peft) instead of all weights; they are merged at the end. `every` is how
+    many steps lie between two checkpoints.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    lr: float = 2e-3
+    batch: int = 16
+    length: int = 128
+    hidden: float = 0.0
+    lora: int = 0
+    share: float = 0.5
+    seed: int = 0
+    every: int = 200
+    log: int = 50
+
+    def __attrs_post_init__(self) -> None:
+        if (self.steps is None) == (self.minutes is None):
+            raise ConversionError("healing needs a budget: steps or minutes, one of the two")
+        if self.batch < 1 or self.length < 2:
+            raise ConversionError(f"healing needs a batch of at least 1 × 2 tokens, got {self.batch} × {self.length}")
+
+    def progress(self, step: int, seconds: float, share: float) -> float:
+        """How much of a stage's budget is used, 0 … 1."""
+        if self.steps is not None:
+            return step / max(1, round(self.steps * share))
+        return seconds / max(1e-9, 60 * float(self.minutes or 0) * share)
+
+    def rate(self, step: int, progress: float) -> float:
+        """Learning rate of a step."""
+        return self.lr * min(1.0, (step + 1) / WARM) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+@attrs.define
+class Run:
+    """Where a healing run is: stage, step and seconds in it, and the log so far."""
+
+    stage: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = attrs.field(factory=list)
+
+
+def heal(
+    model: nn.Module,
+    teacher: Any,
+    data: Any = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    stages: tuple[str, ...] | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Heal `model` in place; returns the log, rows of stage, step, loss, kl, seconds.
+
+    `teacher` is the dense decoder or its Hugging Face directory; `data` a text file, texts, or token ids, and None lets
+    the teacher write (half a million tokens at most). `settings` are those of `Healing`. With `out` the run is kept
+    there in checkpoints, and `resume` goes on from the newest whole one.
+    """
+    from fastsnn_convert.families import import_dense
+    from fastsnn_convert.texts import tokens_of, write
+
+    config = Healing(**settings)
+    if not isinstance(teacher, nn.Module):
+        teacher = import_dense(teacher)
+    if teacher.spec.vocab_size != model.spec.vocab_size:
+        sizes = f"{teacher.spec.vocab_size} and {model.spec.vocab_size}"
+        raise ConversionError(f"teacher and model must have one vocabulary, theirs have {sizes} tokens")
+    if stages is None:
+        stages = STAGES if teacher.spec.attention != model.spec.attention else STAGES[1:]
+    if not stages or len(stages) > 2 or set(stages) - set(STAGES):
+        raise ConversionError(f"stages are {' and '.join(STAGES)}, one or both, not {stages!r}")
+    if data is None:
+        wanted = (config.steps or 2000) * config.batch * config.length
+        streams = max(1, min(wanted, 1 << 19) // 256)
+        data = write(teacher, streams, 256, seed=config.seed)
+    ids = tokens_of(data, teacher, "healing")
+    if len(ids) <= config.length:
+        raise ConversionError(f"healing text has {len(ids)} tokens; more than length = {config.length} are needed")
+    before, training = {p: p.requires_grad for p in model.parameters()}, model.training
+    student = with_lora(model, config.lora) if config.lora else model
+    try:
+        run = Healer(student, teacher.eval(), ids, config, Path(out) if out else None, quiet).all(stages, resume)
+    finally:
+        if config.lora:
+            student.merge_and_unload()
+        for p, wanted in before.items():
+            p.requires_grad_(wanted)
+        model.train(training)
+    return run.history
+
+
+def with_lora(model: nn.Module, rank: int) -> Any:
+    """`model` with low-rank additions on all projections, and its norms and centres trained whole."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ImportError("healing with lora needs peft: pip install peft") from None
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".mixer." not in n and n != "head"]
+    peft = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
+    for name, p in model.named_parameters():
+        if ".mixer." in name or name.endswith((".centre", "norm.weight", ".bias")):
+            p.requires_grad_(True)
+    return peft
+
+
+@attrs.define(eq=False)
+class Healer:
+    """One healing run."""
+
+    model: Any
+    teacher: nn.Module
+    ids: Tensor
+    config: Healing
+    out: Path | None
+    quiet: bool
+    neurons: list[Any] = attrs.field(factory=list)
+
+    def all(self, stages: tuple[str, ...], resume: bool) -> Run:
+        """Every stage, from where the run stands."""
+        from fastsnn_train.progress import Progress
+
+        run = Run()
+        self.neurons = [(site, site.neuron) for site in sites(self.model).values()]
+        shares = [1.0] if len(stages) == 1 else [self.config.share, 1 - self.config.share]
+        held = self.load(run) if resume else {}
+        self.model.train()
+        for number in range(run.stage, len(stages)):
+            if run.stage != number:
+                run.stage, run.step, run.seconds = number, 0, 0.0
+            dense = numbers(self.model) if stages[number] == "attention" else contextlib.nullcontext()
+            with dense, Progress(100, 0, f"healing ({stages[number]})", self.quiet) as progress:
+                self.stage(run, stages[number], shares[number], held, progress)
+            held = {}
+        return run
+
+    def stage(self, run: Run, name: str, share: float, held: dict[str, Tensor], progress: Any) -> None:
+        """One stage: AdamW under a rate that follows the budget."""
+        c = self.config
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=c.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        if held:
+            self.put(optimizer, held)
+        begin = time.perf_counter() - run.seconds
+        while (done := c.progress(run.step, run.seconds, share)) < 1.0:
+            for group in optimizer.param_groups:
+                group["lr"] = c.rate(run.step, done)
+            tokens = self.batch(run)
+            loss, kl = self.loss(tokens, c.hidden or (1.0 if name == "attention" else 0.0))
+            if not math.isfinite(loss.item()):
+                raise ConversionError(
+                    f"healing diverged at step {run.step} of stage {name}; take a lower lr than {c.lr}"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            run.step, run.seconds = run.step + 1, time.perf_counter() - begin
+            if run.step % c.log == 0 or run.step == 1:
+                row = {"stage": name, "step": run.step, "loss": loss.item(), "kl": kl, "seconds": round(run.seconds, 1)}
+                run.history.append(row)
+                rate = run.step * tokens.numel() / run.seconds
+                shown = {"step": round(100 * done), "loss": loss.item(), "tokens_per_second": rate}
+                progress.update(round(100 * done), shown)
+                progress.log(shown)
+            if self.out is not None and run.step % c.every == 0:
+                self.save(run, optimizer)
+        if self.out is not None:
+            self.save(run, optimizer)
+
+    def batch(self, run: Run) -> Tensor:
+        """Random pieces ``[batch, length]``, the same for the same step of the same stage and seed."""
+        c = self.config
+        generator = torch.Generator().manual_seed((c.seed * 2 + run.stage) * 1_000_003 + run.step)
+        places = torch.randint(0, len(self.ids) - c.length + 1, (c.batch, 1), generator=generator)
+        return self.ids[places + torch.arange(c.length)].to(next(self.model.parameters()).device)
+
+    def loss(self, tokens: Tensor, weight: float) -> tuple[Tensor, float]:
+        """The loss, and its first term as a number."""
+        with hidden(self.teacher) as theirs, torch.no_grad():
+            wanted = self.teacher(tokens).float().log_softmax(-1)
+        with hidden(self.model) as mine:
+            said = self.model(tokens).float().log_softmax(-1)
+        kl = F.kl_div(said, wanted, log_target=True, reduction="none").sum(-1).mean()
+        loss = kl
+        if weight:
+            apart = [(a - b).pow(2).mean() / b.var().clamp_min(1e-12) for a, b in zip(mine, theirs)]
+            loss = kl + weight * torch.stack(apart).mean()
+        return loss, kl.item()
+
+    # -- on disk -----------------------------------------------------------------------------------------------------
+
+    def save(self, run: Run, optimizer: torch.optim.Optimizer) -> None:
+        """A checkpoint, whole or not at all."""
+        from fastsnn_train import checkpoint, snapshot
+        from fastsnn_train.parallel import World
+
+        assert self.out is not None
+        state = {"step": 10**6 * run.stage + run.step, "healing": attrs.asdict(self.config), "stage": run.stage}
+        state |= {"stage_step": run.step, "seconds": run.seconds}
+        off = [(site, neuron) for site, neuron in self.neurons if site.neuron is None]
+        for site, neuron in off:  # a stage without spikes has taken them off: the checkpoint is of the whole model
+            site.neuron = neuron
+        rows = snapshot.take(self.model, optimizer, None)
+        for site, _ in off:
+            site.neuron = None
+        checkpoint.save(self.out, rows, state, run.history, World(), set(), 2)
+
+    def load(self, run: Run) -> dict[str, Tensor]:
+        """Take up the newest whole checkpoint, if there is one; gives its tensors, for the optimiser."""
+        from fastsnn_train import checkpoint, snapshot
+
+        if self.out is None:
+            raise ConversionError("resume needs out=, the folder that the run was kept in")
+        checkpoint.tidy(self.out)
+        picked = checkpoint.pick(self.out)
+        if picked is None:
+            return {}
+        path, state = picked
+        mine = attrs.asdict(self.config)
+        free = ("steps", "minutes", "every", "log")
+        if odd := [k for k, v in state["healing"].items() if k not in free and mine.get(k) != v]:
+            raise ConversionError(f"{path} was healed with other settings: {', '.join(odd)}")
+        held = checkpoint.read(path, snapshot.like(self.model))
+        snapshot.put_model(self.model, held, path)
+        run.stage, run.step, run.seconds = state["stage"], state["stage_step"], state["seconds"]
+        run.history = checkpoint.history(path)
+        return held
+
+    def put(self, optimizer: torch.optim.Optimizer, held: dict[str, Tensor]) -> None:
+        """Moments of a checkpoint."""
+        for name, p in self.model.named_parameters():
+            row = {what: held.get(f"optimizer/{what}/{name}") for what in ("step", "exp_avg", "exp_avg_sq")}
+            if row["step"] is not None:
+                optimizer.state[p] = {what: t for what, t in row.items() if t is not None}
+
+
+@contextlib.contextmanager
+def hidden(model: Any) -> Iterator[list[Tensor]]:
+    """Outputs ``[B,T,D]`` of the blocks while the block of code runs."""
+    found: list[Tensor] = []
+    layers = model.get_base_model().layers if hasattr(model, "get_base_model") else model.layers
+    handles = [m.register_forward_hook(lambda _m, _a, out: found.append(out[0])) for m in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
