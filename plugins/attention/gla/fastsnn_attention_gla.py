@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import attrs
 from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,6 +41,10 @@ class Gla(Attention):
         """The mixer, with its own gates and norm."""
         return GlaMixer(self, dims)
 
+    def forgetting(self, scale: float, length: int) -> Gla:
+        """The same with every log-gate multiplied by `scale`: above 1 it forgets faster."""
+        return attrs.evolve(self, tau=min(1e3, self.tau / scale))
+
 
 class GlaMixer(nn.Module):
     """``(heads, state, reset) -> (o, state)``."""
@@ -52,6 +57,10 @@ class GlaMixer(nn.Module):
         self.gate_down = nn.Linear(dims.d_model, spec.rank, bias=False)
         self.gate_up = nn.Linear(spec.rank, dims.n_kv_heads * dims.head_dim)
         self.norm = nn.RMSNorm(dims.head_dim, eps=spec.eps)
+
+    def adopt(self, spec: Gla) -> None:
+        """Take over what can change after training: tau."""
+        self.tau = spec.tau
 
     def log_gate(self, heads: Heads) -> Tensor:
         """log g ``[B,T,G,K]``, in float32 at least."""

@@ -48,6 +48,12 @@ class HybridMixer(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList(branches)
 
+    def adopt(self, spec: Hybrid) -> None:
+        """Every branch takes over what it can."""
+        for mixer, branch in zip(self.branches, spec.branches):
+            if hasattr(mixer, "adopt"):
+                mixer.adopt(branch)
+
     def forward(
         self, heads: Heads, state: tuple[Any, ...] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, tuple[Any, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import attrs
 import torch
 from attrs import frozen
 from torch import Tensor, nn
@@ -25,19 +26,25 @@ class LinearState(NamedTuple):
 
 @frozen
 class Linear(Attention):
-    """o_t = φ(q_t) kv_t / (φ(q_t)·z_t + ε);  kv_t = kv_{t-1} + φ(k_t)ᵀ v_t;  z_t = z_{t-1} + φ(k_t).
+    """o_t = φ(q_t) kv_t / (φ(q_t)·z_t + ε);  kv_t = e^-δ kv_{t-1} + φ(k_t)ᵀ v_t;  z_t = e^-δ z_{t-1} + φ(k_t).
 
     φ is elu + 1, ReLU or sigmoid; no positions. Heads q [B,T,H,K], k, v [B,T,G,K] -> o [B,T,H,K]; the state is
-    constant in T. Chunk-parallel for T > 1, recurrent for T = 1. Katharopoulos et al. 2020 (arXiv 2006.16236).
+    constant in T. Chunk-parallel for T > 1, recurrent for T = 1. Katharopoulos et al. 2020 (arXiv 2006.16236); with a
+    decay δ, of which there is none by default, the gate of Sun et al. 2023 (RetNet, arXiv 2307.08621).
     """
 
     name = "linear"
     feature: str = param("elu1", choices=tuple(FEATURES), doc="non-negative feature map φ of queries and keys")
     eps: float = param(1e-6, gt=0.0, le=1.0, doc="ε in the denominator")
+    decay: float = param(0.0, ge=0.0, le=5.0, unit="nats per token", doc="δ, how fast old tokens fade; 0: never")
 
     def build(self, dims: Dims) -> LinearMixer:
         """The mixer."""
         return LinearMixer(self)
+
+    def forgetting(self, scale: float, length: int) -> Linear:
+        """The same with a decay of zero at scale 1, else one that leaves 1/e after length / (scale - 1) tokens."""
+        return attrs.evolve(self, decay=min(5.0, max(0.0, self.decay + (scale - 1.0) / length)))
 
 
 class LinearMixer(nn.Module):
@@ -47,18 +54,23 @@ class LinearMixer(nn.Module):
 
     def __init__(self, spec: Linear) -> None:
         super().__init__()
-        self.feature, self.eps = spec.feature, spec.eps
+        self.feature, self.eps, self.decay = spec.feature, spec.eps, spec.decay
+
+    def adopt(self, spec: Linear) -> None:
+        """Take over what can change after training: the decay."""
+        self.decay = spec.decay
 
     def forward(
         self, heads: Heads, state: LinearState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, LinearState]:
         """Mix the tokens of a (piece of a) stream."""
+        gate = heads.k.new_full(heads.k.shape, -self.decay) if self.decay else None
         if self.exact:
             q, k = (ops.exact.unary(x, self.feature) for x in (heads.q, heads.k))
-            out, norm, (kv, z) = ops.exact.scan(q, k, heads.v, None, state, reset)
+            out, norm, (kv, z) = ops.exact.scan(q, k, heads.v, gate, state, reset)
         else:
             q, k = FEATURES[self.feature](heads.q), FEATURES[self.feature](heads.k)
-            out, norm, (kv, z) = ops.linear_scan(q, k, heads.v, None, state, reset)
+            out, norm, (kv, z) = ops.linear_scan(q, k, heads.v, gate, state, reset)
         return out / (norm[..., None] + self.eps), LinearState(kv, z)
 
 

@@ -55,6 +55,10 @@ class WindowMixer(nn.Module):
         super().__init__()
         self.window = window
 
+    def adopt(self, spec: SlidingWindow) -> None:
+        """Take over what can change after training: the window; streams begun before do not fit it."""
+        self.window = spec.window
+
     def forward(
         self, heads: Heads, state: WindowState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, WindowState]:

@@ -45,7 +45,7 @@ class TrainConfig:
     batch_size: int = param(8, ge=1, unit="sequences", doc="sequences per optimiser step, over all processes")
     accumulate: int = param(1, ge=1, doc="pieces a process cuts its batch into, to save memory")
     lr: float = param(3e-3, gt=0.0, doc="peak learning rate")
-    warmup: float = param(0.05, ge=0.0, le=1.0, doc="share of the steps with a rising rate")
+    warmup: float = param(0.1, ge=0.0, le=1.0, doc="share of the steps with a rising rate")
     schedule: str = param("cosine", choices=("cosine", "wsd", "constant"), doc="what follows warm-up")
     final: float = param(0.1, ge=0.0, le=1.0, doc="last learning rate as a share of the peak")
     weight_decay: float = param(0.1, ge=0.0, doc="decoupled, on matrices only")

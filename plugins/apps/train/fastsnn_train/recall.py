@@ -86,7 +86,8 @@ class Recall:
 
     def table(self) -> dict[str, Any]:
         """Plain data."""
-        return attrs.asdict(self) | {"by_length": {str(n): self.at(n) for n in self.lengths}}
+        plain = json.loads(json.dumps(attrs.asdict(self)))  # lists, as JSON has them
+        return plain | {"by_length": {str(n): self.at(n) for n in self.lengths}}
 
     def __str__(self) -> str:
         head = "  ".join(f"{d:>5.0%}" for d in self.depths)
