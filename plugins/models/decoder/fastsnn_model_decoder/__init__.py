@@ -17,6 +17,7 @@ from fastsnn_core import (
     Model,
     Neuron,
     SpikeSite,
+    SpikeTensor,
     hookimpl,
     param,
     quant,
@@ -192,7 +193,7 @@ class DecoderModule(nn.Module):
             news.append(new)
         spikes, head = self.head_site(self.norm(x), None if state is None else state.head, reset)
         if last:
-            spikes = spikes[:, -1:]
+            spikes = newest(spikes)
         if self.head is not None:
             logits = self.head(spikes)
         elif isinstance(self.embed, QuantEmbedding):
@@ -223,6 +224,16 @@ class DecoderModule(nn.Module):
         super()._apply(fn, recurse)
         self.frequencies = self.spec.rope.frequencies(self.spec.dims.head_dim).to(self.embed.weight.device)
         return self
+
+
+def newest(x: SpikeTensor | Tensor) -> SpikeTensor | Tensor:
+    """The last token of ``[B,T,D]``; spikes stay spikes (indexing them would give their values)."""
+    if isinstance(x, Tensor):
+        return x[:, -1:]
+    scale = x.scale[:, -1:] if x.scale.ndim == 3 and x.scale.shape[1] > 1 else x.scale
+    if x.form == "dense":
+        return SpikeTensor.from_train(x.train[:, :, -1:], x.weights, scale, x.coder)
+    return SpikeTensor(x.counts[:, -1:], scale)
 
 
 def positions(tokens: Tensor, before: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
