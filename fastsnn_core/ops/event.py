@@ -67,7 +67,7 @@ def whole(t: Tensor, what: str) -> Tensor:
     """Integers as they are; floats only when they are whole numbers."""
     if t.is_floating_point():
         if not torch.equal(t, t.round()):
-            raise ValueError(f"{what} must be whole numbers for integer arithmetic")
+            raise ValueError(f"{what} must be finite whole numbers for integer arithmetic")
         return t.to(torch.int64)
     return t
 

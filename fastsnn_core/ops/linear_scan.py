@@ -56,7 +56,7 @@ def linear_scan_naive(
         s = s + k[:, t, :, :, None] * v[:, t, :, None, :]
         z = z + k[:, t]
         heads = q[:, t].reshape(b, groups, h // groups, width)
-        outs.append((heads @ s).reshape(b, h, -1))
+        outs.append((heads @ s).reshape(b, h, v.shape[-1]))
         norms.append((heads @ z[..., None]).reshape(b, h))
     if not outs:
         return q.new_zeros(b, 0, h, v.shape[-1]), q.new_zeros(b, 0, h), (s, z)
@@ -89,7 +89,7 @@ def linear_scan(
         if q.dtype in (torch.bfloat16, torch.float16):
             q, k, v = q.float(), k.float(), v.float()
             log_g = None if log_g is None else log_g.float()
-        if q.shape[1] == 1:
+        if q.shape[1] <= 1:
             return linear_step(q, k, v, log_g, state, reset)
         return _chunked(q, k, v, log_g, start(q, k, v, state), reset, chunk or (32 if log_g is not None else 64))
 

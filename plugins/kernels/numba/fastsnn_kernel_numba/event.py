@@ -215,7 +215,7 @@ def few(counts: Tensor, weight: Tensor, limit: float) -> Tensor | None:
         if found != WIDE:
             break
     if found == FRACTIONS:
-        raise ValueError("counts must be whole numbers for integer arithmetic")
+        raise ValueError("counts must be finite whole numbers for integer arithmetic")
     if found == WIDE:
         raise too_large(float(most[0]), 128.0)
     return None if found == MANY else out

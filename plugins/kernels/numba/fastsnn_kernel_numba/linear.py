@@ -116,7 +116,7 @@ def narrow(counts: Tensor) -> Tensor:
     out, fractions = torch.empty(counts.shape, dtype=torch.int8), np.zeros(workers(), np.int64)
     _narrow(flat(counts), flat(out), fractions)
     if fractions.any():
-        raise ValueError("counts must be whole numbers for integer arithmetic")
+        raise ValueError("counts must be finite whole numbers for integer arithmetic")
     return out
 
 
