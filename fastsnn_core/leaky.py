@@ -4,8 +4,8 @@
 
 θ is a neuron constant, one per module, stored with the weights. `calibrate_` sets it from data (``θ = threshold ·
 mean|x|``); until then it is `threshold` itself. With ``learn`` it is a parameter and gets the LSQ gradient
-``Σ g (c - u/θ)``, since counts are taken of x/θ and multiplied by θ again. Shapes: x ``[B,T,D]``, state v ``[B,D]``
-(in units of θ), reset ``[B,T]``; the output is a SpikeTensor ``[B,T,D]`` with scale θ.
+``Σ g c - h x/θ`` (h what reaches x/θ), since counts are taken of that and multiplied by θ again. Shapes: x ``[B,T,D]``,
+state v ``[B,D]`` (in units of θ), reset ``[B,T]``; the output is a SpikeTensor ``[B,T,D]`` with scale θ.
 """
 
 from __future__ import annotations
@@ -36,19 +36,14 @@ class Leaky(nn.Module):
         hi: float,
         heaviside: bool = False,
         hard: bool = False,
+        attached: bool = False,
         surrogate: Surrogate | None = None,
         default: tuple[str, float] = ("window", 0.5),
         learn: bool = False,
     ) -> None:
         super().__init__()
-        self.beta, self.threshold, self.lo, self.hi, self.heaviside, self.hard = (
-            beta,
-            threshold,
-            lo,
-            hi,
-            heaviside,
-            hard,
-        )
+        self.beta, self.threshold, self.lo, self.hi = beta, threshold, lo, hi
+        self.heaviside, self.hard, self.attached = heaviside, hard, attached
         theta = torch.tensor(float(threshold))
         if learn:
             self.theta = nn.Parameter(theta)
@@ -69,7 +64,7 @@ class Leaky(nn.Module):
         theta = self.theta.to(x.dtype)
         counts, v = ops.lif_scan(
             x, state, reset, theta, beta=self.beta, lo=self.lo, hi=self.hi,
-            heaviside=self.heaviside, hard=self.hard, surrogate=self.slope,
+            heaviside=self.heaviside, hard=self.hard, attached=self.attached, surrogate=self.slope,
         )  # fmt: skip
         return SpikeTensor(counts, theta), v
 

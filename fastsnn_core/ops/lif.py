@@ -5,14 +5,18 @@ With u and v in units of the threshold θ, for each stream b and channel d:
     u_t = β · keep_t · v_{t-1} + x_t / θ      c_t = round(clip(u_t, lo, hi))   (or 1[u_t >= 1])
     v_t = u_t - c_t                           (hard reset: v_t = 0 where c_t ≠ 0)
 
-keep_t is 0 where a new document starts. Backward (reset detached), with s the surrogate derivative:
+keep_t is 0 where a new document starts. Backward, with s the surrogate derivative:
 
     λ_T = ∂L/∂v_T      ∂L/∂u_t = ∂L/∂c_t · s(u_t) + r_t λ_t      ∂L/∂x_t = ∂L/∂u_t / θ      λ_{t-1} = β keep_t ∂L/∂u_t
 
-(r_t is 1; with hard reset 0 where c_t ≠ 0). Shapes: x, c, u ``[B, T, D]``; v ``[B, D]``; keep ``[B, T]``; θ one number.
-The forward also returns v at every `CHECKPOINT` steps, from which a backward kernel recomputes u instead of reading it.
-The division by θ is part of the operator, and gradients come in with any strides, because each pass over x that an
-operation of its own would take costs as much as the whole scan.
+r_t = ∂v_t/∂u_t is 1 where the reset is detached (with hard reset 0 where c_t ≠ 0), and 1 - s(u_t) where it is
+`attached`. A count of many levels leaves a rounding error behind, which does not grow with x: attached, as it is, x_t
+gets the gradient of c_t alone; detached, also a share β^n of that of every c_{t+n}, which is false.
+
+Shapes: x, c, u ``[B, T, D]``; v ``[B, D]``; keep ``[B, T]``; θ one number. The forward also returns v at every
+`CHECKPOINT` steps, from which a backward kernel recomputes u instead of reading it. The division by θ is part of the
+operator, and gradients come in with any strides, because each pass over x that an operation of its own would take costs
+as much as the whole scan.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ def forward_naive(
 
 def backward_naive(
     grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
-    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float,
+    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The definition of the backward: gradients of x and of the initial v. `slope` replaces the form where given."""
     u_all, first = membrane(x, marks, keep, theta, beta, lo, hi, heaviside, hard), thresholds(lo, hi, heaviside)
@@ -57,7 +61,8 @@ def backward_naive(
         u = u_all[:, t]
         fired = (u >= 1) if heaviside else u.clamp(lo, hi).round() != 0
         through = torch.where(fired, torch.zeros_like(carry), carry) if hard else carry
-        grad_u = grad_c[:, t] * s[:, t] + through
+        grad = grad_c[:, t] - through if attached else grad_c[:, t]
+        grad_u = grad * s[:, t] + through
         grad_x[:, t] = grad_u / theta
         carry = beta * grad_u
         carry = carry if not len(keep) else torch.where(keep[:, t, None], carry, torch.zeros_like(carry))
@@ -96,13 +101,13 @@ MEMBRANE = Operator("lif_membrane", membrane)
 @torch.library.custom_op("fastsnn::lif_scan", mutates_args=())
 def _lif_scan(
     x: Tensor, v: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
-    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float,
+    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return FORWARD(x.device.type, x.contiguous(), v.contiguous(), keep, theta, beta, lo, hi, heaviside, hard)
 
 
 @_lif_scan.register_fake
-def _(x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, form, alpha):  # type: ignore[no-untyped-def]
+def _(x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, form, alpha, attached=False):  # type: ignore[no-untyped-def]
     marks = x.new_empty(x.shape[0], -(-x.shape[1] // CHECKPOINT), x.shape[2])
     return torch.empty_like(x), torch.empty_like(v), marks
 
@@ -110,11 +115,11 @@ def _(x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, form, alpha):  # 
 @torch.library.custom_op("fastsnn::lif_scan_backward", mutates_args=())
 def _lif_scan_backward(
     grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
-    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float,
+    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return BACKWARD(
         x.device.type, grad_c, grad_v.contiguous(), x.contiguous(), marks, keep, slope.contiguous(), theta,
-        beta, lo, hi, heaviside, hard, form, alpha,
+        beta, lo, hi, heaviside, hard, form, alpha, attached,
     )  # fmt: skip
 
 
@@ -131,7 +136,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 def _backward(ctx: Any, grad_c: Tensor, grad_v: Tensor, _: Tensor) -> tuple[Any, ...]:
     x, marks, keep, slope, theta = ctx.saved_tensors
     grad_x, grad_v0 = _lif_scan_backward(grad_c, grad_v, x, marks, keep, slope, theta, *ctx.rest)
-    return grad_x, grad_v0, *[None] * 10
+    return grad_x, grad_v0, *[None] * 11
 
 
 _lif_scan.register_autograd(_backward, setup_context=_setup)
@@ -148,14 +153,18 @@ def lif_scan(
     hi: float,
     heaviside: bool = False,
     hard: bool = False,
+    attached: bool = False,
     surrogate: tuple[str, float] | Callable[[Tensor, float, float], Tensor] = ("window", 0.5),
 ) -> tuple[Tensor, Tensor]:
     """Counts ``[B,T,D]`` and the final membrane ``[B,D]`` of `x` ``[B,T,D]``, starting from `v` (zeros).
 
     `x` is in units of the threshold, or is divided by `scale` θ first; `v` is in units of it either way. `reset`
     ``[B,T]`` marks tokens that start a new document. `surrogate` is a closed form of `rounding` with its parameter,
-    fused into the kernel, or a function ``(u, first, last) -> derivative``, which costs one more pass.
+    fused into the kernel, or a function ``(u, first, last) -> derivative``, which costs one more pass. `attached` lets
+    the gradient through the reset (soft resets only); see above for when that is right.
     """
+    if attached and hard:
+        raise ValueError("lif_scan has no gradient through a hard reset; use a soft one, or leave it detached")
     if x.ndim != 3:
         raise ValueError(f"lif_scan takes [B, T, D], got {tuple(x.shape)}")
     v = x.new_zeros(x.shape[0], x.shape[2]) if v is None else v.to(x.dtype)
@@ -170,5 +179,7 @@ def lif_scan(
             marks = _lif_scan(x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, 0, 0.0)[2]
             u = MEMBRANE(x.device.type, x, marks, keep, theta, beta, lo, hi, heaviside, hard)
             slope = surrogate(u, *thresholds(lo, hi, heaviside)).contiguous()
-    counts, v, _ = _lif_scan(x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, FORMS.index(form), alpha)
+    counts, v, _ = _lif_scan(
+        x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, FORMS.index(form), alpha, attached
+    )
     return counts, v

@@ -11,7 +11,7 @@ from fastsnn_core import ops
 from fastsnn_core.ops import lif
 
 
-def by_autograd(x, v, keep, theta, *, beta, lo, hi, heaviside, hard, surrogate):
+def by_autograd(x, v, keep, theta, *, beta, lo, hi, heaviside, hard, surrogate, attached):
     """The equations of `ops.lif`, differentiated by torch itself."""
     first, last = ops.thresholds(lo, hi, heaviside)
     outs = []
@@ -20,7 +20,7 @@ def by_autograd(x, v, keep, theta, *, beta, lo, hi, heaviside, hard, surrogate):
             v = v * keep[:, t, None]
         u = beta * v + x[:, t] / theta
         c = ops.count(u, lo, hi, heaviside=heaviside, slope=lambda u: ops.derivative(u, *surrogate, first, last))
-        v = u * (c == 0) if hard else u - c.detach()
+        v = u * (c == 0) if hard else u - (c if attached else c.detach())
         outs.append(c)
     return torch.stack(outs, 1), v
 
@@ -33,9 +33,10 @@ def by_autograd(x, v, keep, theta, *, beta, lo, hi, heaviside, hard, surrogate):
     hard=st.booleans(),
     surrogate=st.sampled_from([("identity", 0.0), ("window", 0.5), ("atan", 2.0)]),
     resets=st.booleans(),
+    attached=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_lif_scan_is_its_equations(shape, beta, binary, hard, surrogate, resets, seed):
+def test_lif_scan_is_its_equations(shape, beta, binary, hard, surrogate, resets, attached, seed):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=g, dtype=torch.float64) * 2
     v0 = torch.randn(shape[0], shape[2], generator=g, dtype=torch.float64)
@@ -47,6 +48,7 @@ def test_lif_scan_is_its_equations(shape, beta, binary, hard, surrogate, resets,
         "hi": 1.0 if binary else 3.0,
         "heaviside": binary,
         "hard": hard,
+        "attached": attached and not hard,
     }
     grads, outs = [], []
     for run in ("ours", "autograd"):
@@ -73,7 +75,16 @@ def test_a_custom_surrogate_costs_a_pass_and_is_right():
     torch.testing.assert_close(*grads)
 
 
+def test_inside_the_window_an_attached_reset_gives_each_token_the_gradient_of_its_own_count():
+    x = torch.linspace(-3, 3, 60, dtype=torch.float64).reshape(2, 5, 6).requires_grad_()
+    weights = torch.arange(60.0).reshape(2, 5, 6).double()
+    (ops.lif_scan(x, beta=0.5, lo=-8, hi=8, attached=True)[0] * weights).sum().backward()
+    assert torch.equal(x.grad, weights)
+
+
 def test_lif_scan_refuses_other_shapes():
+    with pytest.raises(ValueError, match="no gradient through a hard reset"):
+        ops.lif_scan(torch.zeros(1, 3, 4), beta=0.5, lo=0, hi=1, hard=True, attached=True)
     with pytest.raises(ValueError, match=r"\[B, T, D\]"):
         ops.lif_scan(torch.zeros(3, 4), beta=0.5, lo=0, hi=1)
 

@@ -71,8 +71,14 @@ def test_forward_and_membrane(case):
 
 
 @quick
-@given(cases(), st.sampled_from([(0, 0.0), (1, 0.5), (1, 0.3), (2, 2.0), (2, 1.7)]), st.booleans(), st.integers(0, 4))
-def test_backward(case, form, custom, layout):
+@given(
+    cases(),
+    st.sampled_from([(0, 0.0), (1, 0.5), (1, 0.3), (2, 2.0), (2, 1.7)]),
+    st.booleans(),
+    st.integers(0, 4),
+    st.booleans(),
+)
+def test_backward(case, form, custom, layout, attached):
     x, v, keep, theta, rest = case
     marks = lif.forward_naive(x, v, keep, theta, *rest)[2]
     grad = torch.randn_like(x)
@@ -85,18 +91,19 @@ def test_backward(case, form, custom, layout):
     elif layout == 4:
         grad = grad.transpose(0, 2).contiguous().transpose(0, 2)
     slope = torch.rand_like(x) if custom else x.new_empty(0)
-    args = (grad, torch.randn_like(v), x, marks, keep, slope, theta, *rest, *form)
+    args = (grad, torch.randn_like(v), x, marks, keep, slope, theta, *rest, *form, attached)
     for a, b in zip(lif.backward_naive(*args), numba(lif.BACKWARD)(*args), strict=True):
         assert same(a, b)
 
 
 @pytest.mark.parametrize("form", [(1, 0.3), (2, 1.7)])
 @pytest.mark.parametrize("heaviside", [True, False])
-def test_closed_forms_round_as_the_twin_does(form, heaviside):
+@pytest.mark.parametrize("attached", [True, False])
+def test_closed_forms_round_as_the_twin_does(form, heaviside, attached):
     x, v, theta = torch.randn(2, 130, 40) * 3, torch.randn(2, 40), torch.tensor(0.9)
     rest = (0.7, -1.0, 2.0, heaviside, False)
     marks = lif.forward_naive(x, v, EMPTY, theta, *rest)[2]
-    args = (torch.randn_like(x), torch.randn_like(v), x, marks, EMPTY, x.new_empty(0), theta, *rest, *form)
+    args = (torch.randn_like(x), torch.randn_like(v), x, marks, EMPTY, x.new_empty(0), theta, *rest, *form, attached)
     for a, b in zip(lif.backward_naive(*args), numba(lif.BACKWARD)(*args), strict=True):
         assert same(a, b)
 

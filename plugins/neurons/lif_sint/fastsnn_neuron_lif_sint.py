@@ -15,7 +15,9 @@ class LifSint(Neuron):
     """u_t = β v_{t-1} + x_t;  c_t = round(clip(u_t / θ, lo, hi));  v_t = u_t - c_t θ.
 
     lo is -hi, or 0 when unsigned; rounding is half to even. x [B,T,D] -> SpikeTensor [B,T,D], scale θ; state v [B,D]
-    in units of θ. Gradient: windowed straight-through (identity for lo <= u/θ <= hi), reset detached. DESIGN §6.
+    in units of θ. Gradient: windowed straight-through (identity for lo <= u/θ <= hi), through the reset too: inside the
+    window v is a rounding error, which x does not move, so that x_t gets the gradient of c_t. `detach_reset` leaves the
+    reset out, and the gradient of each later count leaks in by β^n: models then learn little beyond word frequencies.
     """
 
     name = "lif_sint"
@@ -26,13 +28,14 @@ class LifSint(Neuron):
     hi: int = param(8, ge=1, le=32767, unit="spikes", doc="largest count", draw=(1, 4, 8))
     signed: bool = param(True, doc="counts may be negative, down to -hi")
     learn_threshold: bool = param(False, doc="train θ")
+    detach_reset: bool = param(False, doc="no gradient through the reset, as neurons of few spikes have it")
     surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the count; windowed straight-through when left out")
 
     def build(self, features: int) -> Leaky:
         """The module for `features` channels."""
         return Leaky(
             beta=self.beta, threshold=self.threshold, lo=-float(self.hi) if self.signed else 0.0, hi=float(self.hi),
-            surrogate=self.surrogate, learn=self.learn_threshold,
+            attached=not self.detach_reset, surrogate=self.surrogate, learn=self.learn_threshold,
         )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -115,15 +114,20 @@ def any_rotary(spec: Any) -> bool:
 
 
 def initialise(model: nn.Module, layers: int) -> None:
-    """Weights N(0, 2 / 5·fan_in), those that write into the residual stream smaller by √(2·layers); biases 0."""
+    """Embedding N(0, 1/D); weights N(0, 1/fan_in), 2·layers smaller where they write into the residual stream; bias 0.
+
+    What a token is must outweigh what the 2·layers branches add before they have learnt anything, and logits of a tied
+    head must begin with a spread of about 1. With an embedding of 0.02 every layer saw little but the noise of the one
+    before.
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            deep = math.sqrt(2 * max(1, layers)) if name.endswith((".out", ".down")) else 1.0
-            nn.init.normal_(module.weight, std=math.sqrt(0.4 / module.in_features) / deep)
+            deep = 2 * max(1, layers) if name.endswith((".out", ".down")) else 1
+            nn.init.normal_(module.weight, std=module.in_features**-0.5 / deep)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
 
 
 def settle(model: nn.Module, vocab_size: int) -> None:
