@@ -194,3 +194,13 @@ def test_data_draws_again_from_json(toy):
     assert Energy().measure(observe(nn.Identity(), torch.zeros(1, 2))) == {"reason": "the model makes no spikes"}
     assert multiply(8, "int8_add") == pytest.approx(PJ["int8_mac"])
     assert [amount(x) for x in (1.5, 2500, 3e6, 4e9)] == ["1.5 pJ", "2.5 nJ", "3 µJ", "4 mJ"]
+
+
+def test_constants_stand_in_one_table_with_their_sources():
+    from fastsnn_scope_energy import CONSTANTS, constants
+
+    table = constants()
+    assert len(table["rows"]) == len(CONSTANTS) == len(PJ)
+    assert all(source for *_, source in table["rows"])
+    for kind in ("fp32", "fp16", "int8"):
+        assert PJ[f"{kind}_mac"] == pytest.approx(PJ[f"{kind}_mul"] + PJ[f"{kind}_add"])

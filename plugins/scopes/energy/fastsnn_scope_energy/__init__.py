@@ -14,11 +14,23 @@ from fastsnn_scope_energy.picture import amount, picture, tables
 
 __version__ = "0.1.0"
 
-PJ = {
-    "fp32_mac": 4.6, "fp32_mul": 3.7, "fp32_add": 0.9, "fp16_mac": 1.5, "fp16_mul": 1.1, "fp16_add": 0.4,
-    "int8_mac": 0.23, "int8_mul": 0.2, "int8_add": 0.03, "int32_add": 0.1,
-    "sram_32kb": 20.0, "sram_1mb": 100.0, "dram": 1300.0,
-}  # fmt: skip
+HOROWITZ = "Horowitz, ISSCC 2014, fig. 1.1.9"
+CONSTANTS = (
+    ("fp32_add", 0.9, "addition, 32-bit float", HOROWITZ),
+    ("fp32_mul", 3.7, "multiplication, 32-bit float", HOROWITZ),
+    ("fp32_mac", 4.6, "multiplication and addition, 32-bit float", "sum of the two"),
+    ("fp16_add", 0.4, "addition, 16-bit float", HOROWITZ),
+    ("fp16_mul", 1.1, "multiplication, 16-bit float", HOROWITZ),
+    ("fp16_mac", 1.5, "multiplication and addition, 16-bit float", "sum of the two"),
+    ("int8_add", 0.03, "addition, 8-bit integer", HOROWITZ),
+    ("int8_mul", 0.2, "multiplication, 8-bit integers", HOROWITZ),
+    ("int8_mac", 0.23, "multiplication and addition, 8-bit integers", "sum of the two"),
+    ("int32_add", 0.1, "addition, 32-bit integer", HOROWITZ),
+    ("sram_32kb", 20.0, "64 bits from a cache of 32 KiB", HOROWITZ),
+    ("sram_1mb", 100.0, "64 bits from a cache of 1 MiB", HOROWITZ),
+    ("dram", 1300.0, "64 bits from DRAM", f"{HOROWITZ}: 1300 to 2600"),
+)
+PJ = {name: pj for name, pj, _, _ in CONSTANTS}
 SOURCES = (
     "Operations and 64-bit memory accesses in pJ at 45 nm: Horowitz, Computing's energy problem, ISSCC 2014. DRAM is "
     "1300–2600 there; the lower end is used, which is kind to whoever reads more.",
@@ -111,7 +123,7 @@ class Energy(Scope):
             ["energy vs bit-matched dense", f"{rows[0]['ratio']:.2f}×"],
             ["energy by events", f"{amount(rows[0]['total'])} / {found.unit}"],
         ]
-        data["tables"] = tables(data)
+        data["tables"] = [*tables(data), constants()]
         data["notes"] = [verdict(found, data)]
         data["assumptions"] = [*ASSUMPTIONS, *SOURCES]
         return data
@@ -122,6 +134,12 @@ class Energy(Scope):
             figure.text(0.5, 0.5, data["reason"], ha="center", wrap=True)
             return
         picture(data, figure)
+
+
+def constants() -> Data:
+    """Every constant of the account with where it comes from, as a table."""
+    rows = [[what, f"{pj:g}", source] for _, pj, what, source in CONSTANTS]
+    return {"title": "Constants at 45 nm, pJ", "columns": ["", "pJ", "source"], "rows": rows}
 
 
 def row_of(kind: str, found: Tally, place: str, activity: float = 1.0) -> Data:
