@@ -22,6 +22,7 @@ from fastsnn_convert.heal import heal
 from fastsnn_convert.rebuild import numbers, rebuild, site_table, with_biases
 from fastsnn_core import create, load, save
 from fastsnn_core.probe import probe
+from fastsnn_core.quant import quantise
 
 WORDS = [
     "the",
@@ -132,6 +133,18 @@ def test_both_runtimes_give_the_same_and_counts_fit(folder):
     assert max(r.spikes.largest() for r in trace.values()) == 7
     assert torch.equal(model.runtime("event", "bitwise", steps=3)(x), want)
     assert torch.equal(model.runtime("count")(x), want)
+
+
+@pytest.mark.parametrize("options", [{"steps": 3, "burst": 1}, {"k": 2.0}])
+def test_integer_weights_give_the_same_bits_in_both_runtimes_and_alone(folder, options):
+    model = quantise(convert(folder, calibration=[TEXT], measure=False, **FAST | {"windows": 3}, **options).model)
+    x = tokens()
+    want = model(x)
+    assert torch.equal(model.runtime("event", "bitwise", steps=3)(x), want)
+    model.runtime("count")
+    assert torch.equal(model(x[1:2]), want[1:2])
+    first, state = model(x[:, :7], return_state=True)
+    assert torch.equal(torch.cat([first, model(x[:, 7:], state)], 1), want)
 
 
 def test_healing_lowers_the_divergence_and_resumes_bit_for_bit(folder, tmp_path):
