@@ -9,7 +9,7 @@ FIRST_PARTY: dict[str, tuple[str, ...]] = {
     "model": ("decoder", "graph", "sequential"),
     "rule": ("activations", "attention", "conv", "embedding", "linear_layer", "norms", "pooling", "residual"),
     "exporter": ("w8a",),
-    "scope": ("energy", "membrane", "raster", "scaling", "sparsity"),
+    "scope": ("energy", "membrane", "paths", "raster", "scaling", "sparsity"),
     "kernel": ("numba",),
     "tracker": ("jsonl", "tensorboard"),
 }

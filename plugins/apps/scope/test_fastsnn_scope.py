@@ -251,7 +251,7 @@ def test_the_command_writes_a_report_of_a_bundle(tmp_path, monkeypatch, capsys):
 
 def test_every_installed_scope_over_a_decoder(tmp_path):
     decoder = pytest.importorskip("fastsnn_model_decoder").Decoder
-    names = ["sparsity", "raster", "membrane", "scaling", "energy"]
+    names = ["sparsity", "raster", "membrane", "scaling", "energy", "paths"]
     for name in names:
         pytest.importorskip(f"fastsnn_scope_{name}")
     from fastsnn_core import create
