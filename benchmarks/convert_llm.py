@@ -48,6 +48,7 @@ HEALED: dict[str, dict[str, Any]] = {
     "heal-sparse": {"k": 0.55},
     "hybrid": {"k": 3.0, "attention": "hybrid_alt", "place": "sensitivity", "attention_window": 128},
 }
+LONGER = {"hybrid": {"batch": 8, "length": 256}}  # new attentions must learn to remember
 PIECES = ("plain", "calibrated", "burst", "boundaries", *HEALED)
 
 
@@ -109,6 +110,7 @@ class Bench:
         own = write(self.dense, self.opts.written, 256)
         ids = torch.cat([tokens_of([self.fit], self.dense), own.flatten()])
         settings = {"steps": self.opts.heal_steps, "batch": self.opts.batch, "length": self.opts.length}
+        settings |= LONGER.get(piece, {})
         began_healing = time.process_time()
         history = heal(done.model, SOURCE, ids, lr=self.opts.lr, log=100, quiet=self.opts.quiet, **settings)
         cpu = time.process_time() - began_healing
@@ -129,7 +131,7 @@ def main() -> None:
     args.add_argument("--only", help=f"pieces, with commas, out of {', '.join(PIECES)}")
     args.add_argument("--windows", type=int, default=40, help="windows of text to calibrate on (4/5 of them)")
     args.add_argument("--heal-steps", type=int, default=1500)
-    args.add_argument("--batch", type=int, default=32)
+    args.add_argument("--batch", type=int, default=16)
     args.add_argument("--length", type=int, default=64)
     args.add_argument("--lr", type=float, default=2e-3)
     args.add_argument("--written", type=int, default=512, help="streams of 256 tokens that the dense model writes")
