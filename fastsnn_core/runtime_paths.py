@@ -66,7 +66,7 @@ def ways(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[list[Way], Any]:
 
 def way(name: str, module: Any, x: SpikeTensor | Tensor) -> Way:
     """What a layer did with the input that it has just had."""
-    spikes = isinstance(x, SpikeTensor)
+    spikes = x if isinstance(x, SpikeTensor) else None
     values = x.counts.detach() if isinstance(x, SpikeTensor) else x
     width = values.shape[-1]
     sizes = (getattr(module, "in_features", 0) or module.in_channels, getattr(module, "out_features", 0))
@@ -74,20 +74,20 @@ def way(name: str, module: Any, x: SpikeTensor | Tensor) -> Way:
     rows = math.prod(values.shape[:-1]) if isinstance(module, nn.Linear) or not isinstance(module, DENSE) else 0
     out = sizes[1] or module.out_channels
     if isinstance(module, QuantLinear | QuantEmbedding):
-        operator = "event_linear" if spikes and x.form == "event" else "count_linear"
+        operator = "event_linear" if spikes is not None and spikes.form == "event" else "count_linear"
         why = reasons().get(operator, "")
         if module.path == "naive":
             why = why or f"no compiled kernel takes {operator} on {values.device.type}"
-        if spikes and x.form == "dense":
-            why += f"; one product per spike step, {x.steps} in all"
-        if not spikes:
+        if spikes is not None and spikes.form == "dense":
+            why += f"; one product per spike step, {spikes.steps} in all"
+        if spikes is None:
             why += "; numbers come in, which become counts of 8 bits"
         return Way(name, width, out, rows, active, module.path, why)
     if isinstance(module, RowLinear):
         path, why = "torch, row by row", "float weights whose sums must not depend on the batch"
-    elif not spikes:
+    elif spikes is None:
         path, why = "torch, dense", "no spikes in front"
-    elif isinstance(module, nn.Linear) and (not x.scale.ndim or x.scale.shape[-1] == 1):
+    elif isinstance(module, nn.Linear) and (not spikes.scale.ndim or spikes.scale.shape[-1] == 1):
         path, why = "torch, dense on counts", "float weights; one threshold per token leaves the sum"
     elif isinstance(module, nn.Linear):
         path, why = "torch, dense on values", "float weights; a threshold per channel cannot leave the sum"
