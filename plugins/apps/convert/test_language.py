@@ -83,7 +83,10 @@ def test_one_command_writes_a_bundle_with_its_tokenizer(folder, tmp_path, capsys
     assert model.meta["tokenizer"]["start"] == 1
     again = tmp_path / "again.snn"
     save(model, again)
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in again.iterdir()}
+    files = [{p.relative_to(b): p.read_bytes() for p in b.rglob("*") if p.is_file()} for b in (out, again)]
+    assert files[0] == files[1]
+    assert json.loads(files[0][Path("spike.report/conversion.json")])["modules"] == report["modules"]
+    assert b"against steps" in files[0][Path("spike.report/conversion.html")].lower()
 
 
 def test_balancing_leaves_the_dense_function_as_it_is(folder):

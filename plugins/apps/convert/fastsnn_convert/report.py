@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from html import escape
+from pathlib import Path
 from typing import Any
 
 BAD_ERROR, BAD_KL, BAD_SATURATION, BAD_SILENCE = 0.2, 0.02, 0.02, 0.999
@@ -120,6 +121,13 @@ class Report(dict[str, Any]):
         if advice := self.advice():
             text += ["", "what to try", *(f"  {line}" for line in advice)]
         return "\n".join(text)
+
+    def write(self, folder: Path) -> None:
+        """conversion.json and conversion.html, a page of its own, in a folder."""
+        title = f"Conversion of {escape(str(self.get('source', 'a network')))}"
+        page = f'<!doctype html>\n<meta charset="utf-8">\n<title>{title}</title>\n{self.html()}'
+        (folder / "conversion.json").write_text(self.json() + "\n", encoding="utf-8")
+        (folder / "conversion.html").write_text(page, encoding="utf-8")
 
     def html(self) -> str:
         """A section of a page: plain, self-contained, no script."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ class Conversion:
     options: dict[str, Any] = attrs.field(factory=dict)
 
     def save(self, path: str | Path) -> Path:
-        """Write a ``.snn`` bundle; a network that no spec can say is refused, and every obstacle is named."""
+        """Write a ``.snn`` bundle, the report in it (spike.report/conversion.json and .html).
+
+        A network that no spec can say is refused, and every obstacle is named.
+        """
         if getattr(self.model, "spec", None) is None:
             what = "; ".join(self.report.get("obstacles") or ["it carries no .spec"])
             raise ConversionError(
@@ -38,4 +42,6 @@ class Conversion:
         kept = {k: v for k, v in self.report.items() if k not in ("modules", "curve")}
         meta["milestones"] = [*meta.get("milestones", []), {"what": "convert"} | kept]
         self.model.meta = meta  # type: ignore[assignment]
-        return bundle.save(self.model, path, **self.options)
+        with tempfile.TemporaryDirectory() as folder:
+            self.report.write(Path(folder))
+            return bundle.save(self.model, path, **({"report": folder} | self.options))
