@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Verb = Callable[[list[str]], int]
@@ -49,9 +50,9 @@ def plugins(argv: list[str]) -> int:
 
 
 def show(argv: list[str]) -> int:
-    """Show a component: equation, parameters with units and bounds, contract. `show kernels`: which path runs what."""
+    """Show a component (equation, parameters, contract), what a bundle holds, or `kernels`: which path runs what."""
     args = parser("show", show.__doc__)
-    args.add_argument("name", help="a component (lif, acme/lif, neuron:lif), or 'kernels'")
+    args.add_argument("name", help="a component (lif, acme/lif, neuron:lif), a .snn bundle, or 'kernels'")
     args.add_argument("bundle", nargs="?", help="with 'kernels': which path each layer of this bundle takes, and why")
     args.add_argument("--json", action="store_true", help="as JSON")
     opts = args.parse_args(argv)
@@ -63,22 +64,34 @@ def show(argv: list[str]) -> int:
         return 0
     if opts.bundle:
         raise UserError("only 'fastsnn show kernels' takes a bundle")
+    if Path(opts.name).is_dir():
+        held = describe.bundle(opts.name)
+        print(json.dumps(held, indent=2) if opts.json else describe.bundle_text(held))
+        return 0
     found = describe.components(opts.name)
     print(json.dumps(found, indent=2) if opts.json else "\n\n".join(map(describe.text, found)))
     return 0
 
 
 def check(argv: list[str]) -> int:
-    """Check a spec: every error at once with file and line, or the filled spec."""
+    """Check a spec: every error at once with file and line, or the filled spec. A bundle: are its files intact?"""
     args = parser("check", check.__doc__)
-    args.add_argument("spec", help="a TOML spec")
+    args.add_argument("spec", help="a TOML spec, or a .snn bundle")
     args.add_argument("--json", action="store_true", help="as JSON")
     opts = args.parse_args(argv)
     from fastsnn_core import spec
     from fastsnn_core.component import contract
 
+    if Path(opts.spec).is_dir():
+        from fastsnn_core import bundle
+
+        found = spec.Spec(bundle.load(opts.spec).spec)  # type: ignore[arg-type]
+        if not opts.json:
+            print(f"# {opts.spec}: every file is as it was written, and the weights fit the spec")
+    else:
+        found = None
     try:
-        found = spec.load(opts.spec)
+        found = found or spec.load(opts.spec)
     except spec.SpecError as error:
         if not opts.json:
             raise

@@ -63,6 +63,57 @@ def describe(qualified: str, cls: type[Component]) -> dict[str, Any]:
     }
 
 
+def bundle(path: str) -> dict[str, Any]:
+    """What a bundle holds: its spec, sizes by number type, runtime, tokenizer, history; its files are verified."""
+    from pathlib import Path
+
+    from safetensors import safe_open
+
+    from fastsnn_core import bundle as bundles
+
+    table, meta = bundles.verify(path)
+    numbers, nbytes = dict[str, int](), dict[str, int]()
+    with safe_open(Path(path) / bundles.WEIGHTS, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            tensor = file.get_tensor(name)
+            kind = str(tensor.dtype).removeprefix("torch.")
+            numbers[kind] = numbers.get(kind, 0) + tensor.numel()
+            nbytes[kind] = nbytes.get(kind, 0) + tensor.nbytes
+    return {
+        "bundle": str(path),
+        "model": table["model"],
+        "numbers": numbers,
+        "bytes": nbytes,
+        "runtime": table.get("runtime", {"mode": "count"}),
+        "distributions": table["distributions"],
+        "files": {name: row["bytes"] for name, row in meta["files"].items()},
+        "milestones": meta.get("milestones", []),
+        "created": meta.get("created"),
+    }
+
+
+def bundle_text(data: dict[str, Any]) -> str:
+    """The same as text."""
+    from fastsnn_core import toml
+
+    sizes = [f"{n:,} {kind} ({data['bytes'][kind]:,} bytes)" for kind, n in sorted(data["numbers"].items())]
+    running = data["runtime"]
+    coder = f", {running['coder']['kind']} coder" if "coder" in running else ""
+    lines = [
+        f"bundle {data['bundle']}, {sum(data['files'].values()):,} bytes in {len(data['files'])} files, all intact"
+    ]
+    lines += ["numbers: " + ", ".join(sizes), f"runtime: {running['mode']}{coder}"]
+    lines += [f"needs: {', '.join(f'{name} {version}' for name, version in data['distributions'].items())}"]
+    for row in data["milestones"]:
+        rest = {k: v for k, v in row.items() if k != "what"}
+        lines.append(f"history: {row.get('what', '?')} {rest or ''}".rstrip())
+    lines += ["", "[model]"]
+    for key, value in data["model"].items():
+        if value is not None:
+            lines.append(f"{key} = {toml.value(value)}")
+    return "\n".join(lines)
+
+
 def plain(value: Any) -> Any:
     """A default as JSON data."""
     from fastsnn_core.spec import to_table

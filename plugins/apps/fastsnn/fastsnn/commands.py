@@ -69,8 +69,15 @@ def generate(argv: list[str]) -> int:
         text.append(piece)
         if not opts.json:
             print(piece, end="", flush=True)
-    seconds = time.perf_counter() - began
-    print(json.dumps({"text": "".join(text), "seconds": round(seconds, 3)}) if opts.json else "")
+    seconds, said = time.perf_counter() - began, "".join(text)
+    if opts.json:
+        from fastsnn_text import tokenizer_of
+
+        tokens = len(tokenizer_of(model).encode(said))
+        rates = {"tokens": tokens, "seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds, 1)}
+        print(json.dumps({"prompt": prompt, "text": said, **rates}))
+    else:
+        print()
     return 0
 
 
@@ -81,7 +88,10 @@ def export(argv: list[str]) -> int:
     args.add_argument("out", help="what to write")
     args.add_argument("--to", default="snn", help="snn, or an installed exporter (fastsnn plugins --kind exporter)")
     args.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the exporter")
-    args.add_argument("--text", help="a text file: print perplexity before and after (where a bundle is written)")
+    args.add_argument(
+        "--text",
+        help="measure perplexity before and after on this text file (default: 20,000 characters of Python's docs)",
+    )
     args.add_argument("--json", action="store_true", help="as JSON")
     opts = args.parse_args(argv)
     from fastsnn import FastSNN
@@ -89,20 +99,28 @@ def export(argv: list[str]) -> int:
     model = FastSNN.load(opts.bundle)
     path = FastSNN.export(model, opts.out, to=opts.to, **settings_of(opts.set))
     result: dict[str, Any] = {"path": str(path), "bytes": weight(path), "bytes_before": weight(Path(opts.bundle))}
-    if opts.text:
+    if (path / "config.json").is_file() and (opts.text or getattr(model, "meta", {}).get("tokenizer")):
         from fastsnn_train import evaluate_text
 
-        text = Path(opts.text).read_text(encoding="utf-8")
+        text = Path(opts.text).read_text(encoding="utf-8") if opts.text else sample()
         rows = {"perplexity_before": model, "perplexity": FastSNN.load(path)}
         result |= {name: evaluate_text(each, text)["perplexity"] for name, each in rows.items()}
     if opts.json:
         print(json.dumps(result))
         return 0
     print(f"{path}  {result['bytes']:,} bytes, {result['bytes'] / result['bytes_before']:.3f} of {opts.bundle}")
-    if opts.text:
+    if "perplexity" in result:
         before, after = result["perplexity_before"], result["perplexity"]
-        print(f"perplexity {before:.4f} before, {after:.4f} after ({after / before - 1:+.2%})")
+        where = opts.text or "Python's documentation"
+        print(f"perplexity on {where}: {before:.4f} before, {after:.4f} after ({after / before - 1:+.2%})")
     return 0
+
+
+def sample() -> str:
+    """Prose that every machine with Python has, to compare a model with itself on."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(text for _, text in sorted(topics.items()))[:20000]
 
 
 def settings_of(rows: list[str]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Stream:
         self.prompt, self.want, self.emit = prompt, want, emit
         self.tokenizer = tokenizer
         self.generator = want.sampling.generator()
-        self.writer = Writer(tokenizer, want.stops, len(prompt.echo or ""))
+        self.writer = Writer(tokenizer, want.stops, len(prompt.echo or ""), prompt.ids)
         self.state: Any = None
         self.logits: Tensor | None = None
         self.ids: list[int] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -46,8 +47,10 @@ class Writer:
     It says what `fastsnn_text.generate_text` says: with the same tokens and stop strings, the same text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...], begun: int = 0) -> None:
-        self.stream, self.stops = TextStream(tokenizer), stops
+    def __init__(
+        self, tokenizer: Tokenizer, stops: tuple[str, ...], begun: int = 0, before: Sequence[int] = ()
+    ) -> None:
+        self.stream, self.stops = TextStream(tokenizer, before), stops
         self.held, self.said = "", begun
         self.tokens: deque[Scored] = deque()
 

@@ -106,7 +106,7 @@ def generate_text(
     training = model.training
     model.eval()
     try:
-        stream, held = TextStream(tokenizer), ""
+        stream, held = TextStream(tokenizer, ids), ""
         for token in generate_ids(model, ids, max_tokens, sampling, stop=tokenizer.end):
             held += stream.push(token)
             held, done = cut(held, stop)

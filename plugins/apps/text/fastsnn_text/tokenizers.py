@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -112,11 +112,16 @@ class HuggingFaceTokenizer:
 
 
 class TextStream:
-    """Text of a growing list of ids, piece by piece: a piece is held back while a character is incomplete."""
+    """Text of a growing list of ids, piece by piece: a piece is held back while a character is incomplete.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer, self.ids, self.said = tokenizer, list[int](), ""
+    `before` are the ids that the text goes on from: a word's leading space is only there after something.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
+        self.tokenizer, self.ids, self.said = tokenizer, list(before[-16:]), ""
         self.bytes = codecs.getincrementaldecoder("utf-8")("replace") if isinstance(tokenizer, ByteTokenizer) else None
+        if self.bytes is None and self.ids:
+            self.said = tokenizer.decode(self.ids).rstrip("�")
 
     def push(self, token: int) -> str:
         """The text that `token` adds."""
