@@ -54,7 +54,6 @@ class Options:
     out: str | Path | None = None
     resume: bool = False
     measure: bool = True
-    stored: bool = False
     seed: int = 0
     quiet: bool = False
 
@@ -92,7 +91,8 @@ def convert_language(source: str | Path, *, neuron: Any = "adaptive_threshold", 
                 `attention_window` for sliding windows
     heal        text to heal on, with `heal_minutes` or `heal_steps`; without text the dense model writes it. `healing`
                 has more settings of `fastsnn_convert.heal.Healing`; `out` keeps checkpoints, `resume` goes on from them
-    stored      keep the checkpoint's own number type instead of float32
+
+    Weights become float32 (INT8 by `fastsnn export --to w8a` afterwards).
 
     Errors: `CheckpointError` and `ConversionError` name the file or option, and what is supported.
     """
@@ -104,7 +104,7 @@ def convert_language(source: str | Path, *, neuron: Any = "adaptive_threshold", 
     o = Options(**options)
     chosen = neuron_of(neuron, o)
     began = time.perf_counter()
-    dense: Any = import_dense(source, None if o.stored else torch.float32)
+    dense: Any = import_dense(source)
     sources = dense.spec
     fit, spare = samples(dense, o)
     held = figures.Held.of(dense, spare)

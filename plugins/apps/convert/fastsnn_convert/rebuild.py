@@ -70,7 +70,7 @@ def rebuild(model: nn.Module, spec: Decoder) -> nn.Module:
         if neuron is not None:
             site.neuron = neuron.build(site.features)
         if site.centre is not None and site.centre.is_meta:
-            site.centre = nn.Parameter(torch.zeros(site.features))
+            site.centre = nn.Parameter(torch.zeros(site.features, dtype=new.embed.weight.dtype))
     dtype = new.embed.weight.dtype
     for i, layer in enumerate(new.layers):
         mixer = layer.attention.mixer
