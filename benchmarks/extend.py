@@ -1,0 +1,197 @@
+"""From 512 to 4096 tokens: what each way of extending a context keeps of perplexity and of recall.
+
+    python benchmarks/extend.py [--seeds 3] [--steps 900] [--extend 150] [--methods carry,long,…] [--json out.json]
+
+A small spiking decoder (gated-linear layer + window of 64, adaptive thresholds) is trained at 512 tokens on Shakespeare
+in lower case, with pairs (#K7) stored in every block and asked for (?K) later in it. Then each method goes on from the
+same weights and moments with the same number of tokens. Perplexity is of held-out text by position; recall is
+`fastsnn_train.recall`'s mqar (2 pairs) around held-out text; chance is 10 %. Beside it a model with windows alone,
+trained the same way: its two layers reach 126 tokens back. Bars: carry's perplexity at 2k–4k no worse than the
+un-extended model's at 256–512; its recall at 2048 tokens at least 90 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import os
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import harness
+import numpy as np
+import torch
+
+from fastsnn_core import build, create
+from fastsnn_text import ByteTokenizer, attach
+from fastsnn_train import Data, TrainConfig, Trainer, extend_context
+from fastsnn_train.evaluate import by_position
+from fastsnn_train.extend_shape import adopt
+from fastsnn_train.packing import Packed
+from fastsnn_train.recall import mqar, recall
+
+OLD, NEW, PAIRS, WINDOW = 512, 4096, 2, 64
+EDGES = [0, 256, 512, 1024, 2048, 4096]
+LENGTHS = (512, 1024, 2048, 4096)
+METHODS = ("rope", "short", "decay", "pass", "long", "carry")
+
+
+@attrs.frozen(eq=False)
+class Blocks:
+    """Text in blocks of `seq_len` with pairs stored in the first half of each, and asked for all along behind them."""
+
+    text: np.ndarray
+    seq_len: int
+    end: int | None = None
+    documents: bool = False
+
+    def __len__(self) -> int:
+        return (len(self.text) - 1) // self.seq_len
+
+    def with_length(self, seq_len: int) -> Blocks:
+        return attrs.evolve(self, seq_len=seq_len)
+
+    def resets(self, tokens: torch.Tensor) -> None:
+        return None
+
+    def batch(self, step: int, size: int, seed: int) -> torch.Tensor:
+        return torch.stack([self.make(np.random.default_rng([seed, step, i])) for i in range(size)])
+
+    def block(self, i: int) -> torch.Tensor:
+        return self.make(np.random.default_rng([7, i]))
+
+    def make(self, rng: np.random.Generator) -> torch.Tensor:
+        start = int(rng.integers(len(self.text) - self.seq_len - 1))
+        ids = self.text[start : start + self.seq_len + 1].astype(np.int64)
+        asked = mqar(rng, ByteTokenizer().encode, PAIRS)
+        place = int(rng.integers(1, self.seq_len // 2))
+        ids[place : place + len(asked.fact)] = asked.fact
+        size, room = len(asked.end), self.seq_len - place - len(asked.fact)
+        questions = self.seq_len // 40
+        places = place + len(asked.fact) + np.sort(rng.integers(0, max(1, room - size), questions))
+        pairs = [asked.end[i : i + 3] for i in range(0, size, 3)]
+        for at in places:
+            ids[at : at + size] = np.concatenate([pairs[i] for i in rng.permutation(len(pairs))])
+        return torch.from_numpy(ids)
+
+
+def corpus() -> tuple[Data, Packed, str]:
+    """Training blocks, plain held-out text for perplexity, and text around the facts of the recall test."""
+    root = Path(os.environ.get("FASTSNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    files = sorted((root / "tinyshakespeare").glob("*.txt"))
+    assert files, f"no tinyshakespeare under {root}; set FASTSNN_DATA"
+    text = max((f.read_text() for f in files), key=len).lower().replace("#", "").replace("?", "")
+    bytes_ = np.frombuffer(text.encode("ascii", "ignore"), np.uint8)
+    cut = int(0.9 * len(bytes_))
+    train, held = Blocks(bytes_[:cut], OLD), Blocks(bytes_[cut:], OLD)
+    return Data(train, held, ByteTokenizer()), Packed(bytes_[cut:], NEW), bytes_[cut:].tobytes().decode()
+
+
+def make(seed: int, kinds: tuple[str, ...] = ("gla", "sliding_window")) -> torch.nn.Module:
+    """A decoder of two layers."""
+    torch.manual_seed(seed)
+    rows = tuple(create("attention", k, **({"window": WINDOW} if k == "sliding_window" else {})) for k in kinds)
+    model = build(create("model", "decoder", d_model=64, n_layers=2, n_heads=2, attention=rows))
+    attach(model, ByteTokenizer())
+    return model
+
+
+def judge(model: torch.nn.Module, plain: Packed, filler: str) -> dict[str, Any]:
+    """Perplexity by bucket, recall by length."""
+    found = recall(model, partial(mqar, pairs=PAIRS), lengths=LENGTHS, samples=8, filler=filler)
+    rows = by_position(model, plain, EDGES, 16)
+    return {
+        "perplexity": {f"{r['from']}–{r['to']}": r["perplexity"] for r in rows},
+        "recall": {str(n): found.at(n) for n in LENGTHS},
+        "grid": found.accuracy,
+    }
+
+
+def extended(trainer: Trainer, model: Any, data: Data, method: str, steps: int) -> float:
+    """Go on from a trained model in one way; seconds."""
+    began, quiet = time.perf_counter(), {"quiet": True, "recall": (), "eval_sequences": 1, "data": data}
+    if method == "rope":
+        adopt(model, attrs.evolve(model.spec, rope=attrs.evolve(model.spec.rope, theta=model.spec.rope.theta * 8)))
+    elif method == "short":
+        config = attrs.evolve(trainer.config, max_steps=trainer.step + steps, lr=trainer.config.lr / 10, warmup=0.0)
+        more = Trainer(model, config, quiet=True)
+        more.stepper.optimizer.load_state_dict(trainer.optimizer.state_dict())
+        more.step = trainer.step
+        for step in range(steps):
+            more.train_step(data.train.batch(step, config.batch_size, 1))
+        model.eval()
+    else:
+        extend_context(model, trainer, new_seq_len=NEW, max_steps=steps, mode=method, **quiet)
+    return time.perf_counter() - began
+
+
+def run(seed: int, opts: argparse.Namespace) -> dict[str, Any]:
+    """One seed: train, then every method from the same point."""
+    data, plain, filler = corpus()
+    config = TrainConfig(max_steps=opts.steps, batch_size=8, lr=4e-3, seed=seed, eval_sequences=32)
+    began = time.perf_counter()
+    trainer = Trainer(make(seed), config, quiet=True).fit(data)
+    print(f"seed {seed}: trained at {OLD} in {time.perf_counter() - began:.0f} s", flush=True)
+    found = {"base": judge(trainer.model, plain, filler)}
+    print("  base", found["base"]["perplexity"], found["base"]["recall"], flush=True)
+    for method in opts.methods.split(","):
+        again = copy.deepcopy(trainer)
+        seconds = extended(again, again.model, data, method, opts.extend)
+        found[method] = judge(again.model, plain, filler) | {"seconds": seconds}
+        print(f"  {method}", found[method]["perplexity"], found[method]["recall"], f"{seconds:.0f} s", flush=True)
+    if opts.window:
+        alone = Trainer(make(seed, ("sliding_window", "sliding_window")), config, quiet=True).fit(data)
+        found["windows alone"] = judge(alone.model, plain, filler)
+        print("  windows alone", found["windows alone"]["recall"], flush=True)
+    return found
+
+
+def show(results: list[dict[str, Any]]) -> bool:
+    """The table over seeds (means), and the bars."""
+    names, head = list(results[0]), [f"{a}–{b}" for a, b in itertools.pairwise(EDGES[1:])]
+
+    def mean(name: str, what: str, key: str) -> float:
+        return statistics.mean(r[name][what][key] for r in results)
+
+    rows = []
+    for name in names:
+        seconds = [r[name].get("seconds") for r in results]
+        cells = [f"{mean(name, 'perplexity', k):.2f}" for k in head]
+        cells += [f"{mean(name, 'recall', str(n)):.0%}" for n in LENGTHS]
+        rows.append([name, *cells, statistics.mean(seconds) if None not in seconds else ""])
+    title = ["", *(f"ppl {k}" for k in head), *(f"recall {n}" for n in LENGTHS), "s"]
+    print(harness.table(title, rows))
+    if "carry" not in names:
+        return True
+    late = [r["carry"]["perplexity"]["2048–4096"] / r["base"]["perplexity"]["256–512"] for r in results]
+    kept = [r["carry"]["recall"]["2048"] for r in results]
+    good = max(late) <= 1.0 and min(kept) >= 0.9
+    print(f"carry at 2k–4k over base at 256–512: {', '.join(f'{x:.3f}' for x in late)} (bar: at most 1)")
+    print(f"carry's recall at {4 * OLD}: {', '.join(f'{x:.0%}' for x in kept)} (bar: at least 90 %)")
+    return good
+
+
+def main() -> int:
+    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    args.add_argument("--seeds", type=int, default=3)
+    args.add_argument("--first", type=int, default=0, help="the first seed")
+    args.add_argument("--steps", type=int, default=900)
+    args.add_argument("--extend", type=int, default=150, help="steps of every method")
+    args.add_argument("--methods", default=",".join(METHODS))
+    args.add_argument("--window", action=argparse.BooleanOptionalAction, default=True, help="windows alone beside it")
+    args.add_argument("--json")
+    opts = args.parse_args()
+    torch.set_num_threads(1)
+    results = [run(seed, opts) for seed in range(opts.first, opts.first + opts.seeds)]
+    good = show(results)
+    harness.emit({"seeds": results, "bars met": good}, opts.json)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
