@@ -180,6 +180,15 @@ def use(
     return model
 
 
+class Switchable:
+    """A module with the method ``model.runtime("count" | "event", coder=…, steps=…)``."""
+
+    def runtime(self, mode: str, coder: Any = None, steps: str | int = "auto", **options: Any) -> Any:
+        """Switch to the "count" or the "event" runtime (see `use`); returns this model."""
+        model: Any = self
+        return use(model, mode, coder, steps, **options)
+
+
 def component(coder: Any) -> Coder:
     """A coder by name or table, or as it is."""
     from fastsnn_core import spec

@@ -249,7 +249,8 @@ def test_networks_over_images_too():
     net = build(make("model", "sequential", input=[1, 6, 6], layers=layers)).eval()
     x = net.spec.example(2).float()
     wanted = net(x)
-    runtime.use(net, "event", "binary", calibration=x)
+    assert net.runtime("event", "binary", calibration=x) is net
+    assert runtime.mode_of(net) == "event"
     assert torch.equal(net(x), wanted)
     assert torch.equal(runtime.replay(net, x).output, wanted)
 

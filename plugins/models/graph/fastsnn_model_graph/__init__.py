@@ -10,6 +10,7 @@ from attrs import frozen
 from torch import nn
 
 from fastsnn_core import Model, hookimpl, param
+from fastsnn_core.runtime import Switchable
 from fastsnn_model_graph.steps import Network, Ref, Step, refs
 from fastsnn_model_graph.text import DTYPES, CallError, arguments, read
 from fastsnn_model_sequential import Layer, settle
@@ -128,7 +129,7 @@ class Graph(Model):
         return found[0] if len(found) == 1 else tuple(found)
 
 
-class GraphModule(Network):
+class GraphModule(Switchable, Network):
     """The network of a `Graph`."""
 
     def __init__(self, spec: Graph) -> None:

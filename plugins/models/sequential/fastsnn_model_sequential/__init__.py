@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastsnn_core import Model, hookimpl, param
 from fastsnn_core.folding import label, through
 from fastsnn_core.passing import fed
+from fastsnn_core.runtime import Switchable
 from fastsnn_model_sequential.describe import describe
 from fastsnn_model_sequential.layer import Layer
 
@@ -71,7 +72,7 @@ class Sequential(Model):
         return torch.rand(batch, *self.input, generator=generator)
 
 
-class SequentialModule(nn.Module):
+class SequentialModule(Switchable, nn.Module):
     """The network of a `Sequential`."""
 
     def __init__(self, spec: Sequential) -> None:
