@@ -12,6 +12,7 @@ import torch
 
 from fastsnn_core import bundle
 from fastsnn_train import Data, TrainConfig, Trainer, extend_context
+from fastsnn_train.extend_cli import extend
 from fastsnn_train.extend_decay import calibrate_decay
 from fastsnn_train.extend_shape import adopt, attentions, shaped
 from fastsnn_train.extend_walk import FRESH, Walk, deep_share
@@ -235,3 +236,31 @@ def test_what_cannot_be_is_refused(make, data):
     streamed = Data(Streamed(["a b c"], data.tokenizer, 12), None, data.tokenizer)
     with pytest.raises(ValueError, match="packed corpus"):
         extend_context(model, trainer, new_seq_len=24, max_steps=1, data=streamed)
+
+
+SPEC = """
+fastsnn = 1
+[model]
+kind = "decoder"
+d_model = 16
+n_layers = 2
+n_heads = 2
+attention = [{ kind = "gla" }, { kind = "sliding_window", window = 8 }]
+[data]
+seq_len = 32
+[train]
+max_steps = 2
+batch_size = 4
+eval_sequences = 2
+"""
+
+
+def test_the_command_extends_a_run(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path, out = tmp_path / "spec.toml", tmp_path / "run"
+    path.write_text(SPEC)
+    assert extend([str(path), "--out", str(out), "--to", "64,128", "--steps", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [s["to"] for s in found["stages"]] == [64, 128]
+    assert [m["what"] for m in bundle.load(out / "extended.snn").meta["milestones"]] == ["fit", "extend_context"]
+    assert (out / "extension" / "extension.json").is_file()
