@@ -63,7 +63,7 @@ def run(command: list[str]) -> None:
 
 def pip(*args: str) -> None:
     """pip inside the .venv, under constraints.txt; its output is shown only when it fails."""
-    run([str(PYTHON), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), *args])
+    run([str(PYTHON), "-m", "pip", "install", "-q", "--no-compile", "-c", str(ROOT / "constraints.txt"), *args])
 
 
 def install(testing: bool) -> None:
