@@ -75,7 +75,7 @@ def tour(out: Path, steps: int) -> dict[str, Any]:
         dataset="builtin:pydoc",
         seq_len=256,
         max_steps=steps,
-        batch_size=8,
+        batch_size=6,
         log_every=20,
         out=out / "fit",
     )
