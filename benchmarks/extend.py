@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
+import math
 import os
 import statistics
 import time
@@ -30,34 +30,21 @@ import torch
 from fastsnn_core import build, create
 from fastsnn_text import ByteTokenizer, attach
 from fastsnn_train import Data, TrainConfig, Trainer, extend_context
-from fastsnn_train.evaluate import by_position
 from fastsnn_train.extend_shape import adopt
 from fastsnn_train.packing import Packed
 from fastsnn_train.recall import mqar, recall
 
 OLD, NEW, PAIRS, WINDOW = 512, 4096, 2, 64
-EDGES = [0, 256, 512, 1024, 2048, 4096]
+BUCKETS = ((256, 512), (512, 1024), (1024, 2048), (2048, 4096))
+TEXT = 32768
+"""Tokens that every bucket scores, the same ones: read from so far before that they stand at the bucket's places."""
 LENGTHS = (512, 1024, 2048, 4096)
 METHODS = ("rope", "short", "decay", "pass", "long", "carry")
 
 
 @attrs.frozen(eq=False)
-class Blocks:
+class Blocks(Packed):
     """Text in blocks of `seq_len` with pairs stored in the first half of each, and asked for all along behind them."""
-
-    text: np.ndarray
-    seq_len: int
-    end: int | None = None
-    documents: bool = False
-
-    def __len__(self) -> int:
-        return (len(self.text) - 1) // self.seq_len
-
-    def with_length(self, seq_len: int) -> Blocks:
-        return attrs.evolve(self, seq_len=seq_len)
-
-    def resets(self, tokens: torch.Tensor) -> None:
-        return None
 
     def batch(self, step: int, size: int, seed: int) -> torch.Tensor:
         return torch.stack([self.make(np.random.default_rng([seed, step, i])) for i in range(size)])
@@ -66,8 +53,8 @@ class Blocks:
         return self.make(np.random.default_rng([7, i]))
 
     def make(self, rng: np.random.Generator) -> torch.Tensor:
-        start = int(rng.integers(len(self.text) - self.seq_len - 1))
-        ids = self.text[start : start + self.seq_len + 1].astype(np.int64)
+        start = int(rng.integers(len(self.tokens) - self.seq_len - 1))
+        ids = self.tokens[start : start + self.seq_len + 1].astype(np.int64)
         asked = mqar(rng, ByteTokenizer().encode, PAIRS)
         place = int(rng.integers(1, self.seq_len // 2))
         ids[place : place + len(asked.fact)] = asked.fact
@@ -80,7 +67,7 @@ class Blocks:
         return torch.from_numpy(ids)
 
 
-def corpus() -> tuple[Data, Packed, str]:
+def corpus() -> tuple[Data, torch.Tensor, str]:
     """Training blocks, plain held-out text for perplexity, and text around the facts of the recall test."""
     root = Path(os.environ.get("FASTSNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     files = sorted((root / "tinyshakespeare").glob("*.txt"))
@@ -89,7 +76,11 @@ def corpus() -> tuple[Data, Packed, str]:
     bytes_ = np.frombuffer(text.encode("ascii", "ignore"), np.uint8)
     cut = int(0.9 * len(bytes_))
     train, held = Blocks(bytes_[:cut], OLD), Blocks(bytes_[cut:], OLD)
-    return Data(train, held, ByteTokenizer()), Packed(bytes_[cut:], NEW), bytes_[cut:].tobytes().decode()
+    return (
+        Data(train, held, ByteTokenizer()),
+        torch.from_numpy(bytes_[cut:].astype(np.int64)),
+        bytes_[cut:].tobytes().decode(),
+    )
 
 
 def make(seed: int, kinds: tuple[str, ...] = ("gla", "sliding_window")) -> torch.nn.Module:
@@ -101,12 +92,26 @@ def make(seed: int, kinds: tuple[str, ...] = ("gla", "sliding_window")) -> torch
     return model
 
 
-def judge(model: torch.nn.Module, plain: Packed, filler: str) -> dict[str, Any]:
+@torch.inference_mode()
+def perplexity(model: torch.nn.Module, text: torch.Tensor, low: int, high: int) -> float:
+    """Of the same `TEXT` tokens, each at a place between `low` and `high` of what the model has read."""
+    model.eval()
+    starts = [NEW + begin - low for begin in range(0, TEXT, high - low)]
+    total = 0.0
+    for begin in range(0, len(starts), 8):
+        tokens = torch.stack([text[s : s + high + 1] for s in starts[begin : begin + 8]])
+        logits = model(tokens[:, :-1])[:, low:]
+        total += float(
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, low + 1 :].flatten(), reduction="sum")
+        )
+    return math.exp(total / TEXT)
+
+
+def judge(model: torch.nn.Module, plain: torch.Tensor, filler: str) -> dict[str, Any]:
     """Perplexity by bucket, recall by length."""
     found = recall(model, partial(mqar, pairs=PAIRS), lengths=LENGTHS, samples=8, filler=filler)
-    rows = by_position(model, plain, EDGES, 16)
     return {
-        "perplexity": {f"{r['from']}–{r['to']}": r["perplexity"] for r in rows},
+        "perplexity": {f"{a}–{b}": perplexity(model, plain, a, b) for a, b in BUCKETS},
         "recall": {str(n): found.at(n) for n in LENGTHS},
         "grid": found.accuracy,
     }
@@ -153,7 +158,7 @@ def run(seed: int, opts: argparse.Namespace) -> dict[str, Any]:
 
 def show(results: list[dict[str, Any]]) -> bool:
     """The table over seeds (means), and the bars."""
-    names, head = list(results[0]), [f"{a}–{b}" for a, b in itertools.pairwise(EDGES[1:])]
+    names, head = list(results[0]), [f"{a}–{b}" for a, b in BUCKETS]
 
     def mean(name: str, what: str, key: str) -> float:
         return statistics.mean(r[name][what][key] for r in results)
