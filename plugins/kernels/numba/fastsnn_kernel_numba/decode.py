@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray, prange
+from numba import prange
 
 from fastsnn_kernel_numba.event import U
 from fastsnn_kernel_numba.exact import F, _dot, _grow, _half_of, _map, _read
@@ -23,6 +23,7 @@ from fastsnn_kernel_numba.step import (
     GATE_DOWN,
     GATE_UP,
     MIX_NORM,
+    KEYS,
     ROOM,
     ROTARY,
     SECOND,
@@ -30,6 +31,7 @@ from fastsnn_kernel_numba.step import (
     TAU,
     WIDE,
     WINDOW,
+    _fetch,
     _gates,
     _norm,
     _recall,
@@ -39,7 +41,8 @@ from fastsnn_kernel_numba.step import (
     _turn,
     _weigh,
 )  # fmt: skip
-from fastsnn_kernel_numba.sync import draw, finish, floats_at, wait
+from fastsnn_kernel_numba.sync import draw, finish, wait
+from fastsnn_kernel_numba.views import f32, f32_rows, i8, i16, i32, i64, rows
 
 (
     NORM, SITE_IN, QKV, QKV_END, Q, K, V, Q_NORM, K_NORM, MIX, MIX_END, SITE_MIXED, OUT, OUT_TASKS, OUT_END,
@@ -47,6 +50,7 @@ from fastsnn_kernel_numba.sync import draw, finish, floats_at, wait
 ) = range(27)  # fmt: skip  # of a layer
 RELU = 5
 BLOCK = 512  # hidden channels per task
+AHEAD = 1 << 13  # numbers of a head's state that are asked for in advance, 32 KiB
 
 
 class Work(NamedTuple):
@@ -78,6 +82,21 @@ class Work(NamedTuple):
     own: Any  # of every worker: heads
     part: Any  # of every worker: folds
     logits: Any
+    lanes: Any  # of every worker: sums of gates
+
+
+@compile
+def _expect(w, state, layer, g, groups, size):  # type: ignore[no-untyped-def]
+    """Ask for what a head will read of its state: nothing else foresees it."""
+    row = w.layers[layer]
+    for m in range(row[MIX], row[MIX_END]):
+        if w.mixers[m, FEATURE] < 0:
+            room, seen = state[m, ROOM], state[m, SEEN]
+            held = min(-(-(seen + 1) // KEYS) * KEYS, room, AHEAD // size)
+            _fetch(f32(state[m, FIRST], groups * room * size), g * room * size, held * size)
+            _fetch(f32(state[m, SECOND], groups * room * size), g * room * size, held * size)
+        else:
+            _fetch(f32(state[m, FIRST], groups * size * size), g * size * size, min(size * size, AHEAD))
 
 
 @compile
@@ -111,8 +130,8 @@ def _heads(w, state, score, cos, sin, place, layer, g, worker, shape, own_size, 
         key, form = turned + U(share) * n, w.mixers[m, FEATURE]
         if form < 0:
             room, seen = state[m, ROOM], state[m, SEEN]
-            keys = carray(floats_at(state[m, FIRST]), (groups * room * size,))
-            values = carray(floats_at(state[m, SECOND]), (groups * room * size,))
+            keys = f32(state[m, FIRST], groups * room * size)
+            values = f32(state[m, SECOND], groups * room * size)
             _remember(keys, values, g, room, size, seen % room, own, key, own, val)
             held = seen + 1 if w.mixers[m, WINDOW] == 0 else min(seen + 1, w.mixers[m, WINDOW])
             for h in range(share):
@@ -125,19 +144,19 @@ def _heads(w, state, score, cos, sin, place, layer, g, worker, shape, own_size, 
                 )  # fmt: skip
             continue
         _map(own, turned, turned + U((share + 1) * size), form, own)
-        s = carray(floats_at(state[m, FIRST]), (groups * size * size,))
-        z = carray(floats_at(state[m, SECOND]), (groups * size,))
+        s = f32(state[m, FIRST], groups * size * size)
+        z = f32(state[m, SECOND], groups * size)
         gated, so, zo = w.mixers[m, GATE_DOWN] >= 0, U(g * size * size), U(g * size)
         if gated:
             _gates(
                 w.mats, w.mixers[m, GATE_DOWN], w.mixers[m, GATE_UP], g * size, size, wide, w.sums, w.big, w.f, v,
-                w.rates[m, TAU], own, low, own, gate, w.info,
+                w.rates[m, TAU], own, low, w.lanes, U(worker * size), own, gate, w.info,
             )  # fmt: skip
             for i in range(U(share * size)):
                 own[turned + i] = own[turned + i] * scale
             _grow(own, key, own, val, own, gate, s, so, z, zo, size, n)
         else:
-            _grow(own, key, own, val, own[:0], gate, s, so, z, zo, size, n)
+            _grow(own, key, own, val, w.own[:0], gate, s, so, z, zo, size, n)
         for h in range(share):
             a, to = turned + U(h) * n, U(((g * share + h) * branches + m - row[MIX]) * size)
             _read(own, a, s, so, size, size, half, part, pa, w.mixed, to)
@@ -203,10 +222,27 @@ def _hidden(w, layer, t):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _walk(w, state, score, cos, sin, token, place, shape, sizes, eps, worker):  # type: ignore[no-untyped-def]
+def _views(at):  # type: ignore[no-untyped-def]
+    """The arrays of a `Work` at these places."""
+    return Work(
+        i64(at[0, 0], at[0, 1]), rows(at[1, 0], at[1, 1], 27), rows(at[2, 0], at[2, 1], 7),
+        rows(at[3, 0], at[3, 1], 4), rows(at[4, 0], at[4, 1], 2), f32_rows(at[5, 0], at[5, 1], 3),
+        rows(at[6, 0], at[6, 1], 6), f32_rows(at[7, 0], at[7, 1], 2), f32(at[8, 0], at[8, 1]),
+        i8(at[9, 0], at[9, 1]), f32(at[10, 0], at[10, 1]), i64(at[11, 0], at[11, 1]), f32(at[12, 0], at[12, 1]),
+        f32(at[13, 0], at[13, 1]), f32(at[14, 0], at[14, 1]), f32(at[15, 0], at[15, 1]), f32(at[16, 0], at[16, 1]),
+        i32(at[17, 0], at[17, 1]), i32(at[18, 0], at[18, 1]), i32(at[19, 0], at[19, 1]), i16(at[20, 0], at[20, 1]),
+        i32(at[21, 0], at[21, 1]), i64(at[22, 0], at[22, 1]), f32(at[23, 0], at[23, 1]), f32(at[24, 0], at[24, 1]),
+        f32(at[25, 0], at[25, 1]), i32(at[26, 0], at[26, 1]),
+    )  # fmt: skip
+
+
+@compile
+def _walk(at, states, scores, angles, token, place, shape, sizes, eps, worker):  # type: ignore[no-untyped-def]
     """What one worker does of a token's step."""
+    w, state, score = _views(at), rows(states[0], states[1], 4), f32(scores[0], scores[1])
+    cos, sin = f32(angles[0], angles[2]), f32(angles[1], angles[2])
     width, h_all, groups, size, qk_eps = shape
-    own_size, part_size, columns, final = sizes
+    own_size, part_size, columns, ahead = sizes
     half, phase, depth = _half_of(width), 0, len(w.layers) - 1
     for layer in range(depth):
         row = w.layers[layer]
@@ -222,6 +258,10 @@ def _walk(w, state, score, cos, sin, token, place, shape, sizes, eps, worker):  
         _project(w, phase + 1, row[QKV], row[QKV_END], worker, columns)
         g = draw(w.sync, phase + 2)
         while g < groups:
+            if g < ahead:
+                _expect(w, state, layer, g, groups, size)
+            if g + ahead < groups:
+                _expect(w, state, layer, g + ahead, groups, size)
             _heads(w, state, score, cos, sin, place, layer, g, worker, shape, own_size, part_size)
             finish(w.sync, phase + 2)
             g = draw(w.sync, phase + 2)
@@ -276,6 +316,6 @@ def _walk(w, state, score, cos, sin, token, place, shape, sizes, eps, worker):  
 
 
 @Threaded
-def _step(w, state, score, cos, sin, token, place, shape, sizes, eps, nw):  # type: ignore[no-untyped-def]
+def _step(at, states, scores, angles, token, place, shape, sizes, eps, nw):  # type: ignore[no-untyped-def]
     for worker in prange(nw):
-        _walk(w, state, score, cos, sin, token, place, shape, sizes, eps, worker)
+        _walk(at, states, scores, angles, token, place, shape, sizes, eps, worker)

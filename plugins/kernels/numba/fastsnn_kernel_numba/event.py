@@ -29,7 +29,8 @@ GROUP = 8  # weight rows added per pass
 ROOM = 255  # Σ|c| that 16 bits hold: 255 · 128 < 2^15
 COLUMNS = 4096  # outputs per task: 8 KiB of 16-bit sums stay in L1
 SATURATED, SMALLEST, LARGEST = 1 << 40, -(1 << 63), (1 << 63) - 1  # |c| enters the bound on sums up to the first
-AHEAD = 256  # bytes of each of the next rows asked for in advance
+PAIR = 127  # counts of which two products fit 16 bits
+TILE = 256  # columns of the next rows that are asked for while as many of these are added
 BLOCK = 1 << 18  # bytes of weights that several rows share
 
 
@@ -87,32 +88,54 @@ def _widen(acc, oa, out, oo, n):  # type: ignore[no-untyped-def]
 
 
 @compile
+def _ask(w, index, first, last, tall, column, begin, end):  # type: ignore[no-untyped-def]
+    """Ask for the columns begin … end of the events first … last."""
+    for q in range(first, last):
+        for line in range(index[q] * tall + column + begin, index[q] * tall + column + end, 64):
+            prefetch(w, line)
+
+
+@compile
 def _take(w, index, count, k, end, tall, column, n, acc, oa, out, oo, room):  # type: ignore[no-untyped-def]
     """Events k … end of one row onto the outputs column … column + n; `room` is what the 16-bit sums still hold."""
     while k < end:
-        m, size = min(GROUP, end - k), 0
+        m, size, most = min(GROUP, end - k), 0, 0
         for q in range(m):
             size += abs(count[k + q])
-        if size > ROOM:
+            most = max(most, abs(count[k + q]))
+        ahead, beyond = k + m, min(k + m + GROUP, end)
+        if size > ROOM and most > PAIR:
             for q in range(m):
                 _add_wide(w, U(index[k + q] * tall + column), out.dtype.type(count[k + q]), out, oo, n)
-        else:
-            if size > room:
-                _widen(acc, oa, out, oo, n)
-                room = ROOM
+            k += m
+            continue
+        if size > room and size <= ROOM:
+            _widen(acc, oa, out, oo, n)
+            room = ROOM
+        a, o0, c0 = k + m - 1, U(index[k] * tall + column), np.int16(count[k])  # past the end: row a, 0 times
+        o1, c1 = U(index[min(k + 1, a)] * tall + column), np.int16(count[k + 1] if m > 1 else 0)
+        o2, c2 = U(index[min(k + 2, a)] * tall + column), np.int16(count[k + 2] if m > 2 else 0)
+        o3, c3 = U(index[min(k + 3, a)] * tall + column), np.int16(count[k + 3] if m > 3 else 0)
+        o4, c4 = U(index[min(k + 4, a)] * tall + column), np.int16(count[k + 4] if m > 4 else 0)
+        o5, c5 = U(index[min(k + 5, a)] * tall + column), np.int16(count[k + 5] if m > 5 else 0)
+        o6, c6 = U(index[min(k + 6, a)] * tall + column), np.int16(count[k + 6] if m > 6 else 0)
+        o7, c7 = U(index[min(k + 7, a)] * tall + column), np.int16(count[k + 7] if m > 7 else 0)
+        at, b = 0, U(0)
+        while at < n:
+            step = min(TILE, np.int64(n) - at)
+            _ask(w, index, ahead, beyond, tall, column, at, at + step)
+            b = U(at)
+            if size <= ROOM:
+                _add(
+                    w, o0 + b, o1 + b, o2 + b, o3 + b, o4 + b, o5 + b, o6 + b, o7 + b, c0, c1, c2, c3, c4, c5, c6, c7,
+                    acc, oa + b, U(step),
+                )  # fmt: skip
+            else:
+                _add_pairs(w, o0 + b, o1 + b, o2 + b, o3 + b, c0, c1, c2, c3, out, oo + b, U(step))
+                _add_pairs(w, o4 + b, o5 + b, o6 + b, o7 + b, c4, c5, c6, c7, out, oo + b, U(step))
+            at += step
+        if size <= ROOM:
             room -= size
-            for q in range(k + m, min(k + m + GROUP, end)):
-                for line in range(0, AHEAD, 64):
-                    prefetch(w, index[q] * tall + column + line)
-            a, o0, c0 = k + m - 1, U(index[k] * tall + column), np.int16(count[k])  # past the end: row a, 0 times
-            o1, c1 = U(index[min(k + 1, a)] * tall + column), np.int16(count[k + 1] if m > 1 else 0)
-            o2, c2 = U(index[min(k + 2, a)] * tall + column), np.int16(count[k + 2] if m > 2 else 0)
-            o3, c3 = U(index[min(k + 3, a)] * tall + column), np.int16(count[k + 3] if m > 3 else 0)
-            o4, c4 = U(index[min(k + 4, a)] * tall + column), np.int16(count[k + 4] if m > 4 else 0)
-            o5, c5 = U(index[min(k + 5, a)] * tall + column), np.int16(count[k + 5] if m > 5 else 0)
-            o6, c6 = U(index[min(k + 6, a)] * tall + column), np.int16(count[k + 6] if m > 6 else 0)
-            o7, c7 = U(index[min(k + 7, a)] * tall + column), np.int16(count[k + 7] if m > 7 else 0)
-            _add(w, o0, o1, o2, o3, o4, o5, o6, o7, c0, c1, c2, c3, c4, c5, c6, c7, acc, oa, n)
         k += m
     return room
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
+import threading
 from functools import cache
 from typing import Any
 
@@ -18,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGE, KEEP = 4 << 20, 256 << 20
+SMALL, LARGE, KEEP = 64 << 10, 4 << 20, 256 << 20
 HUGE, MADV_HUGEPAGE = 2 << 20, 14
+_block: dict[str, tuple[Any, int]] = {}
+_filling = threading.Lock()
 _free: dict[int, list[Any]] = {}  # buffers by size; single operations only, so that a finaliser may come at any time
 
 
@@ -55,11 +58,35 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def lasting(t: Tensor) -> Tensor:
-    """A contiguous copy of weights, on memory of their own: whole huge pages where they are large."""
-    if t.nbytes < LARGE:
+    """A contiguous copy of weights, on memory of their own: whole huge pages, which small ones share."""
+    if t.nbytes < SMALL:
         return t.contiguous()
-    out = torch.from_numpy(_fresh(-(-t.nbytes // HUGE) * HUGE))[: t.nbytes].view(t.dtype).view(t.shape)
-    return out.copy_(t)
+    return torch.from_numpy(_room(t.nbytes)).view(t.dtype).view(t.shape).copy_(t)
+
+
+def zeros(shape: tuple[int, ...]) -> Any:
+    """As ``np.zeros`` in float32, on huge pages like `lasting`."""
+    size = 4 * math.prod(shape)
+    if size < SMALL:
+        return np.zeros(shape, np.float32)
+    out = _room(size).view(np.float32).reshape(shape)
+    out.fill(0)
+    return out
+
+
+def _room(size: int) -> Any:
+    return _share(size) if size < LARGE else _fresh(-(-size // HUGE) * HUGE)[:size]
+
+
+def _share(size: int) -> Any:
+    """A piece of the block that is being filled; it lives as long as any of its pieces."""
+    need = -(-size // 64) * 64
+    with _filling:
+        block, used = _block.get("now", (None, LARGE))
+        if used + need > LARGE:
+            block, used = _fresh(LARGE), 0
+        _block["now"] = block, used + need
+    return block[used : used + size]
 
 
 def _fresh(size: int) -> Any:

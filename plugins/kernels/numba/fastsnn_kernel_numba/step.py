@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
 from fastsnn_core.ops.linear_scan import MIN_LOG_GATE
@@ -26,8 +26,8 @@ from fastsnn_kernel_numba.exact import (
     _half_of,
     _logsigmoid,
 )
-from fastsnn_kernel_numba.launch import compile
-from fastsnn_kernel_numba.sync import bytes_at
+from fastsnn_kernel_numba.launch import compile, prefetch
+from fastsnn_kernel_numba.views import i8
 
 (LEVELS, MEAN, MAX) = range(3)  # kinds of spikes
 EVENTS, WIDE, BAD, SITE = range(4)  # of info
@@ -43,6 +43,13 @@ LARGEST_LEVEL, SMALLEST_V, LARGEST_V, LEAST_CLIP = F(127), F(1e-5), F(1e4), F(1e
 COUNTS = F(2147483648.0)  # magnitudes stay below
 SUM_32 = (1 << 31) // 128  # Σ|c| from which sums take 64 bits
 FLOOR = F(MIN_LOG_GATE)
+
+
+@compile
+def _fetch(x, first, size):  # type: ignore[no-untyped-def]
+    """Ask for `size` float32 numbers."""
+    for line in range(first, first + size, 16):
+        prefetch(x, line)
 
 
 @compile
@@ -162,7 +169,7 @@ def _weigh(mats, tasks, t, worker, index, count, info, acc, width, sums, big):  
     """One task of a projection: the events of its part onto its columns."""
     m, column, n, part = tasks[t, MATRIX], tasks[t, COLUMN], U(tasks[t, COLUMNS]), tasks[t, PART]
     tall, parts, events = mats[m, TALL], mats[m, PARTS], info[EVENTS]
-    w = carray(bytes_at(mats[m, ADDRESS]), (tall * mats[m, INPUTS],))
+    w = i8(mats[m, ADDRESS], tall * mats[m, INPUTS])
     first, last = events * part // parts, events * (part + 1) // parts
     oa, oo = U(worker * width), U(mats[m, SUMS] + part * tall + column)
     for j in range(n):
@@ -203,26 +210,33 @@ def _scaled(mats, m, first, n, wide, sums, big, f, v, out, oo):  # type: ignore[
 
 
 @compile
-def _gates(mats, down, up, column, n, wide, sums, big, f, v, tau, low, lo, gate, go, info):  # type: ignore[no-untyped-def]
+def _gates(mats, down, up, column, n, wide, sums, big, f, v, tau, low, lo, lanes, la, gate, go, info):  # type: ignore[no-untyped-def]
     """Decays of `n` channels: the small projection's numbers become levels, then the second projection."""
-    rank = mats[down, TALL]
+    rank, tall = mats[down, TALL], mats[up, TALL]
     _scaled(mats, down, 0, rank, wide, sums, big, f, v, low, lo)
     level = _largest(low, lo, rank) / LARGEST_LEVEL
     level = level if level > ZERO else ONE
-    w, tall = carray(bytes_at(mats[up, ADDRESS]), (mats[up, TALL] * rank,)), mats[up, TALL]
-    scale, bias = U(mats[up, SCALE] + column), mats[up, BIAS]
-    for i in range(U(n)):
-        total = np.int64(0)
-        for r in range(rank):
-            c = np.rint(low[lo + U(r)] / level)
-            if not abs(c) < COUNTS:
-                info[BAD], c = 2, ZERO
-            total += np.int64(c) * np.int64(w[U(r * tall + column) + i])
-        y = F(total) * f[scale + i] * level
-        if bias >= 0:
-            y = y + f[U(bias + column) + i]
-        y = _logsigmoid(y) / tau
-        gate[go + i] = _exp(FLOOR if y < FLOOR else y)
+    w, n = i8(mats[up, ADDRESS], tall * rank), U(n)
+    scale, bias = U(mats[up, SCALE] + column), U(mats[up, BIAS] + column)
+    for i in range(n):
+        lanes[la + i] = 0
+    for r in range(rank):
+        c = np.rint(low[lo + U(r)] / level)
+        if not abs(c) < COUNTS:
+            info[BAD], c = 2, ZERO
+        level_r, row = np.int32(c), U(r * tall + column)
+        for i in range(n):  # |level| <= 127, rank <= 4096: far from 32 bits
+            lanes[la + i] += level_r * np.int32(w[row + i])
+    for i in range(n):
+        gate[go + i] = F(lanes[la + i]) * f[scale + i] * level
+    if mats[up, BIAS] >= 0:
+        for i in range(n):
+            gate[go + i] = gate[go + i] + f[bias + i]
+    for i in range(n):
+        y = _logsigmoid(gate[go + i]) / tau
+        gate[go + i] = FLOOR if y < FLOOR else y
+    for i in range(n):
+        gate[go + i] = _exp(gate[go + i])
 
 
 @compile

@@ -14,7 +14,9 @@ from fastsnn_kernel_numba import step
 from fastsnn_kernel_numba.decode import Work, _step
 from fastsnn_kernel_numba.launch import flat, workers
 from fastsnn_kernel_numba.linear import input_major, is_input_major
+from fastsnn_kernel_numba.memory import zeros
 from fastsnn_kernel_numba.step import KEYS
+from fastsnn_kernel_numba.views import places
 
 F, I = np.float32, np.int64
 FORMS = list(exact.FORMS)
@@ -139,13 +141,15 @@ class NumbaStepper:
             np.zeros(wide + 1, np.int32), np.zeros(wide + 1, np.int32), np.zeros(wide + 1, np.int32),
             np.zeros(nw * t.most, np.int16), np.zeros(t.room, np.int32), np.zeros(t.room, I),
             np.zeros(nw * self.own, F), np.zeros(nw * self.part, F), np.zeros(len(plan.head.weight), F),
+            np.zeros(nw * size, np.int32),
         )  # fmt: skip
         self.work.volts[1] = size**-0.5
+        self.at = places(self.work)
         self.logits = torch.from_numpy(self.work.logits)
         self.shape = (plan.width, plan.n_heads, plan.n_kv_heads, size, F(plan.eps))
-        self.sizes = (self.own, self.part, t.most, 0)
+        self.sizes = (self.own, self.part, t.most, nw)
         self.cos = self.sin = np.zeros(0, F)
-        self.places = 0
+        self.angles_at, self.places = np.zeros(3, I), 0
 
     def angles(self, place: int) -> None:
         """Cosines and sines reach `place`."""
@@ -153,10 +157,18 @@ class NumbaStepper:
             cos, sin = self.plan.angles(place + 1)
             self.places = len(cos)
             self.cos, self.sin = (flat(t.float().contiguous()) for t in (cos, sin))
+            self.angles_at = np.array([self.cos.ctypes.data, self.sin.ctypes.data, self.cos.size], I)
 
     def start(self, position: int, states: States) -> NumbaStream:
         """A stream of its own."""
         return NumbaStream(self, position, states)
+
+
+def copied(t: Tensor) -> Any:
+    """The numbers of a tensor in memory of our own."""
+    out = zeros((t.numel(),))
+    out[:] = t.reshape(-1).numpy()
+    return out
 
 
 class NumbaStream:
@@ -170,7 +182,7 @@ class NumbaStream:
         self.memory: list[Any] = [None] * len(mixers)
         for m, (mixer, (first, second)) in enumerate(zip(mixers, given, strict=True)):
             if mixer.feature:
-                self.keep(m, np.array(flat(first.contiguous())), np.array(flat(second.contiguous())))
+                self.keep(m, *(copied(x) for x in (first, second)))
             else:
                 self.fill(m, first, second)
         self.refresh()
@@ -184,7 +196,7 @@ class NumbaStream:
         held, groups, size = keys.shape
         window = self.mixers()[m].window
         room = -(-(window or 2 * held + KEYS) // KEYS) * KEYS
-        k, v = np.zeros((groups, room // KEYS, size, KEYS), F), np.zeros((groups, room, size), F)
+        k, v = zeros((groups, room // KEYS, size, KEYS)), zeros((groups, room, size))
         padded = np.zeros((groups, room, size), F)
         padded[:, :held], v[:, :held] = keys.transpose(0, 1).numpy(), values.transpose(0, 1).numpy()
         k[:] = padded.reshape(groups, room // KEYS, KEYS, size).swapaxes(2, 3)
@@ -197,6 +209,7 @@ class NumbaStream:
     def refresh(self) -> None:
         """Scores need as much room as the longest cache."""
         self.score = np.zeros(self.stepper.workers * int(self.state[:, 2].max(initial=0)) + 1, F)
+        self.score_at, self.state_at = (np.array([x.ctypes.data, x.size], I) for x in (self.score, self.state))
 
     def step(self, token: int) -> Tensor:
         """Logits after `token`."""
@@ -210,7 +223,7 @@ class NumbaStream:
         s.angles(self.position)
         s.work.sync.fill(0)
         s.work.info.fill(0)
-        _step(s.work, self.state, self.score, s.cos, s.sin, token, self.position, s.shape, s.sizes, F(s.plan.eps))
+        _step(s.at, self.state_at, self.score_at, s.angles_at, token, self.position, s.shape, s.sizes, F(s.plan.eps))
         if s.work.info[step.BAD]:
             raise ValueError("not finite")
         self.position += 1

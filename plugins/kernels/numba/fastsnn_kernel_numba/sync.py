@@ -97,23 +97,3 @@ def wait(sync, phase, tasks):  # type: ignore[no-untyped-def]
         spins += 1
         if spins > SPINS:
             give_way()
-
-
-@intrinsic
-def bytes_at(typing: Any, address: Any) -> Any:
-    """A pointer to 8-bit integers at an address."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-
-    return types.CPointer(types.int8)(types.int64), generate
-
-
-@intrinsic
-def floats_at(typing: Any, address: Any) -> Any:
-    """A pointer to float32 numbers at an address."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], ir.FloatType().as_pointer())
-
-    return types.CPointer(types.float32)(types.int64), generate
