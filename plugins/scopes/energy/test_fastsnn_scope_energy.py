@@ -204,3 +204,13 @@ def test_constants_stand_in_one_table_with_their_sources():
     assert all(source for *_, source in table["rows"])
     for kind in ("fp32", "fp16", "int8"):
         assert PJ[f"{kind}_mac"] == pytest.approx(PJ[f"{kind}_mul"] + PJ[f"{kind}_add"])
+
+
+def test_caches_are_read_as_far_as_they_are_filled():
+    from fastsnn_core import build, create
+
+    table = {"d_model": 16, "n_layers": 1, "n_heads": 2, "vocab_size": 17}
+    window = create("attention", "sliding_window", window=101)
+    model = build(create("model", "decoder", attention=(window,), **table)).eval()
+    found = tally(observe(model, torch.arange(10)[None]))
+    assert found.state_bytes == 10 * (2 * 16 * 4 + 1) + 8  # keys and values in float32, whether valid; the position

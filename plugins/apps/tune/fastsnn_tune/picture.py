@@ -11,6 +11,7 @@ BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 def draw(data: dict[str, Any], path: str | Path) -> None:
     """Write a PNG of what `Tuned.data` holds."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     figure = Figure(figsize=(7.2, 5.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -19,6 +20,9 @@ def draw(data: dict[str, Any], path: str | Path) -> None:
     upper.set_ylabel("perplexity, held-out")
     if max(p["perplexity"] for p in data["curve"]) > 3 * min(p["perplexity"] for p in data["curve"]):
         upper.set_yscale("log")
+        upper.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        upper.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
+        upper.yaxis.set_minor_locator(NullLocator())
     upper.set_title("sparsity as a dial", loc="left")
     for key, colour, name in (
         ("tokens_per_second", GREEN, "as it is"),

@@ -49,7 +49,7 @@ ASSUMPTIONS = (
     "Attention mixing, norms and gates are counted as multiplications and costed at FP16 in every row; exponentials, "
     "divisions by a threshold and additions of the residual stream are not counted in any.",
     "Layers without spikes in front are costed as INT8 (FP16 in the FP16 row). The state of the stream, as it is after "
-    "this input, is read once per token.",
+    "this input and in the numbers it is kept in, is read once per token; of a cache the entries that exist.",
 )
 FAVOURS = {
     "events": "spikes: free routing and row skipping at batch one",

@@ -374,5 +374,15 @@ def tally(subject: Subject) -> Tally:
         model.train(training)
     if streams:
         membranes = sum(site.membrane_bytes for site in found.sites.values())
-        found.state_bytes = nbytes(out[1]) // len(inputs) - membranes
+        found.state_bytes = held(out[1]) // len(inputs) - membranes
     return found
+
+
+def held(state: Any) -> int:
+    """Bytes of a state that a token has to read: of a cache (it says what is ``valid``) only entries that exist."""
+    valid = getattr(state, "valid", None)
+    if isinstance(valid, Tensor):
+        return round(float(valid.double().mean()) * nbytes(state)) if valid.numel() else 0
+    if isinstance(state, dict | tuple | list):
+        return sum(held(part) for part in (state.values() if isinstance(state, dict) else state))
+    return nbytes(state)
