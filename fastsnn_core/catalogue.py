@@ -10,6 +10,6 @@ FIRST_PARTY: dict[str, tuple[str, ...]] = {
     "rule": ("activations", "attention", "conv", "embedding", "linear_layer", "norms", "pooling", "residual"),
     "exporter": ("w8a",),
     "scope": ("energy", "membrane", "paths", "raster", "scaling", "sparsity"),
-    "kernel": ("numba",),
+    "kernel": ("numba", "triton"),
     "tracker": ("jsonl", "tensorboard"),
 }
