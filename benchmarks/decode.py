@@ -1,22 +1,31 @@
 """One token through a 134 M decoder with random weights: the fused step beside transformers and llama.cpp.
 
-    python benchmarks/decode.py [--silent 0.5] [--k 3] [--rounds 9] [--attention gla sliding_window] [--bundle B] [--json out.json]
+    python benchmarks/decode.py [--silent 0.5] [--k 3] [--bundle B] [--attention gla sliding_window] [--json out.json]
 
-D 768, 12 layers, 12 heads, feed-forward 2048, 32000 tokens, embedding and head apart. Ours: INT8 weights, spikes in front
-of every projection and of the head; ``--silent`` finds the k that leaves that fraction of inputs silent, ``--k`` takes
-one. Rivals: transformers' Llama of that shape in float32, and llama.cpp with Q8_0 weights of that shape (null where
-llama_cpp or gguf is not installed). Every row decodes in turn, a few tokens per round, behind a prompt of 32. Floor: the
-bytes of the weight rows that spiked, over the read bandwidth of the same rounds. ``--bundle`` measures the silent
-fraction of a trained model's sites and takes that one. Logits are first compared with the ordinary path, bit for bit.
+D 768, 12 layers, 12 heads, feed-forward 2048, 32000 tokens, embedding and head apart. Ours: INT8 weights, spikes in
+front of every projection and of the head; ``--silent`` finds the k that leaves that fraction of inputs silent (weighted by
+the weights behind them), ``--k`` takes one, ``--bundle`` measures a trained model's fraction and takes that. Rivals:
+transformers' Llama of that shape in float32, and llama.cpp with Q8_0 weights of that shape (null where llama_cpp or
+gguf is not installed). Every row lives in a process of its own, so that no thread pool disturbs another, and decodes
+some tokens in turn behind a prompt of 32; caches are emptied before they reach 256 tokens. Floor: the bytes of the
+weight rows that spiked, over the read bandwidth of the same rounds. Our logits are first compared with the ordinary
+path's, bit for bit.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # 1 ms: llama.cpp sleeps at every barrier otherwise, 13 for 7 ms
 
 import harness
 import numpy as np
@@ -30,7 +39,8 @@ from fastsnn_model_decoder import fast
 
 SHAPE = {"vocab_size": 32000, "d_model": 768, "n_layers": 12, "n_heads": 12, "d_ff": 2048, "tied": False}
 SITES = ["attn_in", "attn_out", "ffn_in", "ffn_hidden", "head"]
-PROMPT, CALLS = 32, 8
+PROMPT, CALLS, LONGEST = 32, 8, 256
+RIVALS = ("transformers fp32", "llama.cpp Q8_0")
 
 
 def network(attention: list[str], k: float) -> Any:
@@ -84,15 +94,17 @@ def ours(model: Any, tokens: torch.Tensor) -> harness.Run:
     """Steps of one stream, whose logits were compared with the ordinary path's."""
     with torch.inference_mode():
         _, state = model(tokens[:, :PROMPT], return_state=True, last=True)
-        _, check = fast.start(model, state)
+        first, (_, check) = state, fast.start(model, state)
         for i in range(3):
             token = int(tokens[0, PROMPT + i])
             logits, state = model(torch.tensor([[token]]), state, return_state=True, last=True)
             assert torch.equal(logits[0, 0], check.step(token)), "the fused step's logits differ"
-    turn = iter(range(1 << 30))
+    turn, streams = iter(range(1 << 30)), [check]
 
     def run() -> None:
-        check.step(int(tokens[0, next(turn) % tokens.shape[1]]))
+        if streams[0].stream.position >= LONGEST:
+            streams[0] = fast.start(model, first)[1]
+        streams[0].step(int(tokens[0, next(turn) % tokens.shape[1]]))
 
     return run
 
@@ -111,6 +123,8 @@ def transformers_row() -> harness.Run:
     turn = iter(range(1 << 30))
 
     def run() -> None:
+        if past.get_seq_length() >= LONGEST:
+            past.crop(PROMPT)
         with torch.inference_mode():
             model(torch.tensor([[500 + next(turn) % 1000]]), past_key_values=past, use_cache=True)
 
@@ -178,60 +192,135 @@ def llama_cpp_row(threads: int) -> harness.Run | None:
     turn = iter(range(1 << 30))
 
     def run() -> None:
-        if model.n_tokens >= 1024:
+        if model.n_tokens >= LONGEST:
             model.n_tokens = PROMPT
         model.eval([500 + next(turn) % 1000])
 
     return run
 
 
+def serve(name: str, attention: list[str], bundle_path: str | None) -> None:
+    """A row's process: a line of JSON in, a line out."""
+    state: dict[str, Any] = {}
+    if name == "read":
+        state["run"], state["size"] = harness.reader()
+    elif name == "transformers fp32":
+        state["run"] = transformers_row()
+    elif name == "llama.cpp Q8_0":
+        state["run"] = llama_cpp_row(torch.get_num_threads())
+    else:
+        model, tokens = network(attention, 3.0), torch.randint(0, 32000, (1, 256))
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "calls" in asked:
+            delay, start = harness.waited(), time.perf_counter()
+            for _ in range(asked["calls"]):
+                state["run"]()
+            seconds = (time.perf_counter() - start) / asked["calls"]
+            answer: dict[str, Any] = {"seconds": seconds, "waited": harness.waited() - delay}
+        elif "trained" in asked:
+            from fastsnn_core import bundle
+
+            learned = bundle.load(bundle_path)
+            answer = {"silent": silent_rows(learned, torch.randint(0, learned.spec.vocab_size, (1, 64)))[0]}
+        elif "silent" in asked or "k" in asked:
+            k = asked["k"] if "k" in asked else find_k(model, asked["silent"], tokens[:, :64])
+            set_k(model, k)
+            silent, touched = silent_rows(model, tokens[:, :64])
+            state["run"] = ours(model, tokens)
+            answer = {"k": k, "silent_fraction": silent, "touched": touched}
+        else:
+            answer = {"installed": state.get("run", True) is not None, "size": state.get("size")}
+        print(json.dumps(answer), flush=True)
+
+
+class Row:
+    """The parent's end of a row's process."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--row", name, "--threads", str(args.threads)]
+        command += ["--attention", *args.attention] + (["--bundle", args.bundle] if args.bundle else [])
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.about = self.ask({})
+
+    def ask(self, what: dict[str, Any]) -> dict[str, Any]:
+        """One line there, one line back."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a row ended: {self.process.args}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def measure(rows: dict[str, Row], rounds: int) -> harness.Times:
+    """As `harness.interleave`, over processes."""
+    for row in rows.values():
+        row.ask({"calls": 2})
+    quiet: list[dict[str, float]] = []
+    noisy: list[dict[str, float]] = []
+    names = list(rows)
+    for r in range(4 * rounds):
+        delay = total = 0.0
+        seconds = {}
+        for name in names[r % len(names) :] + names[: r % len(names)]:
+            calls = 1 if name == "read" else CALLS
+            answer = rows[name].ask({"calls": calls})
+            seconds[name] = answer["seconds"]
+            delay, total = delay + answer["waited"], total + answer["seconds"] * calls
+        (quiet if delay < 0.03 * total else noisy).append(seconds)
+        if len(quiet) == rounds:
+            break
+    kept = quiet if len(quiet) >= min(3, rounds) else quiet + noisy
+    times = {name: [seconds[name] for seconds in kept] for name in names}
+    return times | {"disturbed rounds": [len(noisy) if kept is quiet else -1]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--silent", type=float, nargs="*", default=[0.5], help="fractions of inputs without spikes")
     parser.add_argument("--k", type=float, nargs="*", default=[3.0], help="thresholds to measure besides")
-    parser.add_argument("--bundle", help="a trained model whose silent fraction is measured and taken")
+    parser.add_argument("--bundle", help="a trained W8A model whose silent fraction is measured and taken")
     parser.add_argument("--attention", nargs="+", default=["gla", "sliding_window"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model = network(args.attention, 3.0)
-    tokens = torch.randint(0, 32000, (1, 256))
-    fractions, trained = list(args.silent), None
-    if args.bundle:
-        from fastsnn_core import bundle
-
-        learned = bundle.load(args.bundle)
-        trained = silent_rows(learned, torch.randint(0, learned.spec.vocab_size, (1, 64)))[0]
-        fractions.append(trained)
-    rivals = {"transformers fp32": transformers_row(), "llama.cpp Q8_0": llama_cpp_row(args.threads)}
-    read, size = harness.reader()
+    if args.row:
+        serve(args.row, args.attention, args.bundle)
+        return
+    rows = {name: Row(name, args) for name in ("read", "ours", *RIVALS)}
+    rows = {name: row for name, row in rows.items() if row.about["installed"]}
+    size = rows["read"].about["size"]
+    trained = rows["ours"].ask({"trained": True})["silent"] if args.bundle else None
+    wanted = [{"silent": fraction} for fraction in [*args.silent, *([trained] if args.bundle else [])]]
     results = []
-    for k in [find_k(model, silent, tokens[:, :64]) for silent in fractions] + list(args.k):
-        set_k(model, k)
-        silent, touched = silent_rows(model, tokens[:, :64])
-        rows: dict[str, Any] = {"read": read, "ours": ours(model, tokens), **rivals}
-        times = harness.interleave(rows, args.rounds, CALLS)
-        bandwidth = size / harness.median(times, "read")
-        found: dict[str, Any] = {
-            "k": k, "silent_fraction": silent, "floor_ms": touched / bandwidth * 1e3, "read_gb_s": bandwidth / 1e9,
+    for want in wanted + [{"k": k} for k in args.k]:
+        found = rows["ours"].ask(want)
+        times = measure(rows, args.rounds)
+        print(harness.disturbance(times))
+        bandwidth, touched = size / harness.median(times, "read"), found.pop("touched")
+        found |= {
+            "floor_ms": touched / bandwidth * 1e3, "read_gb_s": bandwidth / 1e9,
             "of_bandwidth": touched / size * harness.ratio(times, "read", "ours"),
             "ratio_transformers_fp32": harness.ratio(times, "transformers fp32", "ours"),
             "ratio_llama_cpp_q8_0": harness.ratio(times, "llama.cpp Q8_0", "ours"),
             "disturbed_rounds": times["disturbed rounds"][0],
         }  # fmt: skip
-        for name in ("ours", *rivals):
+        for name in ("ours", *RIVALS):
             seconds = harness.median(times, name)
             found[f"{name} ms"] = None if seconds is None else seconds * 1e3
         results.append(found)
-        print(harness.disturbance(times))
-    names = ["ours ms", "floor_ms", "of_bandwidth", "transformers fp32 ms", "llama.cpp Q8_0 ms"]
+    names = ["ours ms", "floor_ms", "of_bandwidth", *(f"{name} ms" for name in RIVALS)]
     names += ["ratio_transformers_fp32", "ratio_llama_cpp_q8_0", "read_gb_s"]
     lines = [[f"{r['silent_fraction']:.0%} (k {r['k']:.2f})", *(r[n] for n in names)] for r in results]
     print(harness.table(["silent", *names], lines))
-    first = {key: results[0][key] for key in ("silent_fraction", "floor_ms", "ratio_transformers_fp32")}
-    first["ratio_llama_cpp_q8_0"] = results[0]["ratio_llama_cpp_q8_0"]
+    first = {key: results[0][key] for key in ("silent_fraction", "floor_ms", *names[-3:-1])}
     print(" ".join(f"{key}={'null' if v is None else format(v, '.3g')}" for key, v in first.items()))
     harness.emit({**first, "trained_silent_fraction": trained, "rows": results}, args.json)
 

@@ -7,13 +7,14 @@
 `event_linear`     the same from events: only the rows that spiked are read
 `input_major`      weights stored so that an event reads one contiguous piece
 `spike_linear`     what ``F.linear`` does with a SpikeTensor
+`decode`           one token through a whole decoder in integer arithmetic, as one kernel
 `exact`            norms, activations, attention and scans in a fixed order: the floats of the integer path
 =================  ===================================================================================================
 
 `use` forces an implementation (``with ops.use("naive")``), `paths` says which one each operator took last.
 """
 
-from fastsnn_core.ops import exact
+from fastsnn_core.ops import decode, exact
 from fastsnn_core.ops.dispatch import OPERATORS, Operator, paths, use
 from fastsnn_core.ops.event import count_linear, event_linear, input_major, spike_linear
 from fastsnn_core.ops.lif import lif_scan, thresholds
@@ -25,6 +26,7 @@ __all__ = [
     "Operator",
     "count",
     "count_linear",
+    "decode",
     "derivative",
     "event_linear",
     "exact",

@@ -13,9 +13,7 @@ from typing import Any, Protocol
 from attrs import field, frozen
 from torch import Tensor
 
-from fastsnn_core.ops.dispatch import kernels
-
-OPERATOR = "decode_step"
+from fastsnn_core.ops.dispatch import Operator
 
 
 class Unsupported(ValueError):
@@ -35,10 +33,12 @@ class Matrix:
 class Spikes:
     """How numbers become counts in front of a projection.
 
-    `kind`: "levels" (V = max|x| / 127), "mean" (adaptive_threshold: level is k) or "max" (adaptive_max: level is clip,
-    bound is 2^S - 1). Counts stay within ±bound (0: no bound); |x/V| < dead_zone is silent; `centre` is taken off.
+    `name` is the site's, for errors. `kind`: "levels" (V = max|x| / 127), "mean" (adaptive_threshold: level is k) or
+    "max" (adaptive_max: level is clip, bound is 2^S - 1). Counts stay within ±bound (0: no bound); |x/V| < dead_zone is
+    silent; `centre` is taken off.
     """
 
+    name: str = ""
     kind: str = "levels"
     level: float = 0.0
     bound: float = 0.0
@@ -121,7 +121,7 @@ class Stream(Protocol):
     position: int
 
     def step(self, token: int) -> Tensor:
-        """Logits ``[vocab]`` after `token`; the next step overwrites them."""
+        """Logits ``[vocab]`` after `token`; ValueError where counts are not finite, which ends the stream."""
 
     def states(self) -> list[list[tuple[Tensor, Tensor]]]:
         """Per layer and mixer: (S, z) or the (keys, values) ``[n, G, K]`` that are held, oldest first."""
@@ -134,9 +134,15 @@ class Stepper(Protocol):
         """A stream that goes on from these states (as `Stream.states` gives them)."""
 
 
+def refuse(plan: Plan) -> Any:
+    """No kernel: the model itself is the naive form."""
+    raise Unsupported("no kernel set in use has a fused decoding step; pip install fastsnn-kernel-numba")
+
+
+DECODE_STEP = Operator("decode_step", refuse, plain=True)
+
+
 def stepper(plan: Plan) -> tuple[str, Any]:
     """``(kernel set, Stepper)`` of the best kernel set on the CPU that has a fused step."""
-    for kernel, devices, table in kernels():
-        if OPERATOR in table and "cpu" in devices:
-            return kernel, table[OPERATOR](plan)
-    raise Unsupported("no installed kernel set has a fused decoding step; pip install fastsnn-kernel-numba")
+    kernel, make = DECODE_STEP.pick("cpu")
+    return kernel, make(plan)

@@ -113,7 +113,7 @@ class Engine:
 
     def state_in_use(self) -> int:
         """Bytes of the running streams' states."""
-        return sum(nbytes(s.state) for s in tuple(self.running))
+        return sum(getattr(s.state, "nbytes", None) or nbytes(s.state) for s in tuple(self.running))
 
     def submit(self, streams: list[Stream]) -> None:
         """Queue all of `streams` or refuse them all."""
@@ -219,7 +219,8 @@ class Engine:
     def begin(self, stream: Stream) -> None:
         """Take over the prompt's end and say the first token."""
         prompt = stream.prompt
-        stream.state, stream.logits = copied(prompt.state), prompt.logits
+        begin = self.reader.begin if stream.want.max_tokens > 1 else copied
+        stream.state, stream.logits = begin(copied(prompt.state)), prompt.logits
         stream.leave()
         if prompt.echo is not None:
             stream.say(Piece(prompt.echo, placed(self.tokenizer, prompt.scored)))

@@ -67,8 +67,9 @@ def generate_ids(
 ) -> Iterator[int]:
     """Token ids after `prompt` (and after `state`, where a stream goes on), until `stop` or `max_tokens`.
 
-    The prompt is read in chunks, so that its memory is bounded; each further token costs one recurrent step. The server
-    cuts prompts at the same places, so that its tokens are these.
+    The prompt is read in chunks, so that its memory is bounded; each further token costs one recurrent step, a fused one
+    where the model has it (``model.fast``: the same logits; ``model.fast_step`` says which it was). The server cuts
+    prompts at the same places, so that its tokens are these.
     """
     sampling = sampling or Sampling()
     size = getattr(getattr(model, "spec", None), "vocab_size", None)
@@ -81,13 +82,20 @@ def generate_ids(
     for begin in range(0, len(prompt), chunk):
         piece = torch.tensor([prompt[begin : begin + chunk]], device=device)
         logits, state = model(piece, state, return_state=True, last=True)
+    fused = model.fast(state) if max_tokens > 1 and hasattr(model, "fast") else None
+    logits = logits[0, -1]
     for left in reversed(range(max_tokens)):
-        token = sampling.pick(logits[0, -1], generator)
+        token = sampling.pick(logits, generator)
         if token == stop:
             return
         yield token
-        if left:
+        if not left:
+            return
+        if fused is not None:
+            logits = fused.step(token)
+        else:
             logits, state = model(torch.tensor([[token]], device=device), state, return_state=True, last=True)
+            logits = logits[0, -1]
 
 
 def generate_text(

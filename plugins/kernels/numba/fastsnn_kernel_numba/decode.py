@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 from numba import prange
 
 from fastsnn_kernel_numba.event import U
@@ -22,8 +21,8 @@ from fastsnn_kernel_numba.step import (
     FIRST,
     GATE_DOWN,
     GATE_UP,
-    MIX_NORM,
     KEYS,
+    MIX_NORM,
     ROOM,
     ROTARY,
     SECOND,
@@ -48,7 +47,6 @@ from fastsnn_kernel_numba.views import f32, f32_rows, i8, i16, i32, i64, rows
     NORM, SITE_IN, QKV, QKV_END, Q, K, V, Q_NORM, K_NORM, MIX, MIX_END, SITE_MIXED, OUT, OUT_TASKS, OUT_END,
     NORM_2, SITE_2, FF, FF_END, UP, GATE, ACTIVATION, SITE_HIDDEN, DOWN, DOWN_TASKS, DOWN_END, HIDDEN,
 ) = range(27)  # fmt: skip  # of a layer
-RELU = 5
 BLOCK = 512  # hidden channels per task
 AHEAD = 1 << 13  # numbers of a head's state that are asked for in advance, 32 KiB
 
@@ -102,7 +100,7 @@ def _expect(w, state, layer, g, groups, size):  # type: ignore[no-untyped-def]
 @compile
 def _heads(w, state, score, cos, sin, place, layer, g, worker, shape, own_size, part_size):  # type: ignore[no-untyped-def]
     """A key/value head and its query heads: numbers, norms, rotation, attention, into `mixed`."""
-    width, h_all, groups, size, qk_eps = shape
+    _, h_all, groups, size, eps = shape
     share, half, n = h_all // groups, _half_of(size), U(size)
     row, wide, v = w.layers[layer], w.info[WIDE], w.volts[0]
     own, part, pa = w.own, w.part, U(worker * part_size)
@@ -115,10 +113,9 @@ def _heads(w, state, score, cos, sin, place, layer, g, worker, shape, own_size, 
     if row[Q_NORM] >= 0:
         for h in range(share):
             a = q + U(h) * n
-            _norm(own, a, size, half, w.f, U(row[Q_NORM]), qk_eps, part, pa, own, a)
-        _norm(own, k, size, half, w.f, U(row[K_NORM]), qk_eps, part, pa, own, k)
-    branches, scale = row[MIX_END] - row[MIX], F(1) / np.sqrt(F(size))
-    scale = w.volts[1]
+            _norm(own, a, size, half, w.f, U(row[Q_NORM]), eps, part, pa, own, a)
+        _norm(own, k, size, half, w.f, U(row[K_NORM]), eps, part, pa, own, k)
+    branches, scale = row[MIX_END] - row[MIX], w.volts[1]
     for m in range(row[MIX], row[MIX_END]):
         for h in range(share + 1):  # the key last
             a, o = q + U(h) * n, turned + U(h) * n
@@ -237,11 +234,11 @@ def _views(at):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _walk(at, states, scores, angles, token, place, shape, sizes, eps, worker):  # type: ignore[no-untyped-def]
+def _walk(at, states, scores, angles, token, place, shape, sizes, worker):  # type: ignore[no-untyped-def]
     """What one worker does of a token's step."""
     w, state, score = _views(at), rows(states[0], states[1], 4), f32(scores[0], scores[1])
     cos, sin = f32(angles[0], angles[2]), f32(angles[1], angles[2])
-    width, h_all, groups, size, qk_eps = shape
+    width, h_all, groups, size, eps = shape
     own_size, part_size, columns, ahead = sizes
     half, phase, depth = _half_of(width), 0, len(w.layers) - 1
     for layer in range(depth):
@@ -316,6 +313,6 @@ def _walk(at, states, scores, angles, token, place, shape, sizes, eps, worker): 
 
 
 @Threaded
-def _step(at, states, scores, angles, token, place, shape, sizes, eps, nw):  # type: ignore[no-untyped-def]
+def _step(at, states, scores, angles, token, place, shape, sizes, nw):  # type: ignore[no-untyped-def]
     for worker in prange(nw):
-        _walk(at, states, scores, angles, token, place, shape, sizes, eps, worker)
+        _walk(at, states, scores, angles, token, place, shape, sizes, worker)

@@ -1,7 +1,7 @@
 """The stages of a fused decoding step: spikes of a row, their weight rows, the numbers behind the sums, attention.
 
-The arithmetic is that of `fastsnn_core.ops.exact`, by the functions that its compiled twins are made of; tables of whole
-numbers (`fastsnn_kernel_numba.tables`) say where everything is.
+The arithmetic is that of `fastsnn_core.ops.exact`, by the functions that its compiled twins are made of; tables of
+whole numbers (`fastsnn_kernel_numba.stepper`) say where everything is.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Tables:
         self.levels: list[list[float]] = []
         self.mixers: list[list[int]] = []
         self.rates: list[list[float]] = []
+        self.names: list[str] = []  # of the sites
         self.held: list[Tensor] = []  # weights whose addresses are in use
         self.room = self.most = self.wide = 1  # sums, columns of a task, inputs
 
@@ -80,6 +82,7 @@ class Tables:
     def site(self, spikes: Spikes) -> int:
         """A row of `sites`."""
         self.sites.append([KINDS[spikes.kind], self.constant(spikes.centre)])
+        self.names.append(spikes.name)
         self.levels.append([spikes.level, spikes.bound, spikes.dead_zone])
         return len(self.sites) - 1
 
@@ -149,6 +152,7 @@ class NumbaStepper:
         self.shape = (plan.width, plan.n_heads, plan.n_kv_heads, size, F(plan.eps))
         self.sizes = (self.own, self.part, t.most, nw)
         self.cos = self.sin = np.zeros(0, F)
+        self.busy = threading.Lock()
         self.angles_at, self.places = np.zeros(3, I), 0
 
     def angles(self, place: int) -> None:
@@ -158,6 +162,13 @@ class NumbaStepper:
             self.places = len(cos)
             self.cos, self.sin = (flat(t.float().contiguous()) for t in (cos, sin))
             self.angles_at = np.array([self.cos.ctypes.data, self.sin.ctypes.data, self.cos.size], I)
+
+    def failure(self) -> str:
+        """What was not finite."""
+        if self.work.info[step.BAD] == 2:
+            return "the gates of an attention: counts must be finite; got NaN or infinity"
+        name = self.tables.names[self.work.info[step.SITE]]
+        return f"site {name}: counts must be finite and fit 32 bits; nothing was wrapped"
 
     def start(self, position: int, states: States) -> NumbaStream:
         """A stream of its own."""
@@ -175,7 +186,7 @@ class NumbaStream:
     """`fastsnn_core.ops.decode.Stream`."""
 
     def __init__(self, stepper: NumbaStepper, position: int, states: States) -> None:
-        self.stepper, self.position = stepper, position
+        self.stepper, self.position, self.failure = stepper, position, ""
         mixers = [m for layer in stepper.plan.layers for m in layer.mixers]
         given = [pair for layer in states for pair in layer]
         self.state = np.zeros((max(1, len(mixers)), 4), I)
@@ -185,9 +196,11 @@ class NumbaStream:
                 self.keep(m, *(copied(x) for x in (first, second)))
             else:
                 self.fill(m, first, second)
+        self.endless = [m for m, mixer in enumerate(mixers) if not mixer.feature and not mixer.window]
         self.refresh()
 
     def keep(self, m: int, first: Any, second: Any) -> None:
+        """Hold a mixer's memory, and write down where it is."""
         self.memory[m] = (first, second)
         self.state[m, :2] = first.ctypes.data, second.ctypes.data
 
@@ -204,6 +217,7 @@ class NumbaStream:
         self.state[m, 2:] = room, held
 
     def mixers(self) -> list[Mixer]:
+        """In the order of the state's rows."""
         return [m for layer in self.stepper.plan.layers for m in layer.mixers]
 
     def refresh(self) -> None:
@@ -216,19 +230,35 @@ class NumbaStream:
         s = self.stepper
         if not 0 <= token < len(s.plan.table):
             raise ValueError(f"token {token} is outside 0 … {len(s.plan.table) - 1}")
-        for m, mixer in enumerate(self.mixers()):
-            if not mixer.feature and not mixer.window and self.state[m, 3] == self.state[m, 2]:
+        if self.failure:
+            raise ValueError(f"this stream ended with an error: {self.failure}")
+        with s.busy:
+            self.grow()
+            s.angles(self.position)
+            s.work.sync.fill(0)
+            s.work.info.fill(0)
+            _step(
+                s.at, self.state_at, self.score_at, s.angles_at, token, self.position, s.shape, s.sizes
+            )
+            if s.work.info[step.BAD]:
+                self.failure = s.failure()
+                raise ValueError(self.failure)
+            logits = s.logits.clone()
+        self.position += 1
+        self.state[:, step.SEEN] += 1
+        return logits
+
+    def grow(self) -> None:
+        """Caches without a window get twice the room when they are full."""
+        for m in self.endless:
+            if self.state[m, step.SEEN] == self.state[m, step.ROOM]:
                 self.fill(m, *self.held(m))
                 self.refresh()
-        s.angles(self.position)
-        s.work.sync.fill(0)
-        s.work.info.fill(0)
-        _step(s.at, self.state_at, self.score_at, s.angles_at, token, self.position, s.shape, s.sizes, F(s.plan.eps))
-        if s.work.info[step.BAD]:
-            raise ValueError("not finite")
-        self.position += 1
-        self.state[:, 3] += 1
-        return s.logits
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the states."""
+        return sum(array.nbytes for both in self.memory for array in both)
 
     def held(self, m: int) -> tuple[Tensor, Tensor]:
         """A mixer's state, out of the kernel's form."""

@@ -25,7 +25,9 @@ from fastsnn_core import (
     slot,
     slots,
 )
+from fastsnn_core.ops.decode import Unsupported
 from fastsnn_core.quant import Quant, QuantEmbedding, row_linear
+from fastsnn_model_decoder.fast import FastStream, start
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, initialise, settle
 from fastsnn_model_decoder.rope import BLOCK, Rope
 
@@ -165,6 +167,8 @@ class DecoderModule(nn.Module):
         initialise(self, spec.n_layers)
         settle(self, spec.vocab_size)
         self.table: tuple[Tensor, Tensor] | None = None
+        self.fused: Any = None  # the fused step, made when first asked for
+        self.fast_step: dict[str, Any] = {"kernel": None, "why": "not asked for yet"}
         if spec.quant:
             quant.apply(self, spec.quant)
 
@@ -203,6 +207,23 @@ class DecoderModule(nn.Module):
         else:
             logits = F.linear(spikes, self.embed.weight)
         return (logits, DecoderState(position, embed, tuple(news), head)) if return_state else logits
+
+    def fast(self, state: DecoderState | None) -> FastStream | None:
+        """A stream that goes on from `state` in the fused step, with the same logits; None where that cannot be.
+
+        `fast_step` says which kernel set it is, or why there is none.
+        """
+        try:
+            kernel, stream = start(self, state)
+        except Unsupported as reason:
+            self.fast_step = {"kernel": None, "why": str(reason)}
+            return None
+        self.fast_step = {"kernel": kernel, "why": "every part of the model has a fused form"}
+        return stream
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies make a fused step of their own."""
+        return self.__dict__ | {"fused": None}
 
     def runtime(self, mode: str, coder: Any = None, steps: str | int = "auto", **options: Any) -> DecoderModule:
         """Switch to the "count" or the "event" runtime (`fastsnn_core.runtime.use`); returns this model."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastsnn_core.ops import decode
 from fastsnn_core.ops.decode import Gate, Layer, Matrix, Mixer, Plan, Spikes, Unsupported
 from fastsnn_core.quant import QuantEmbedding, QuantLinear
+from fastsnn_core.runtime import Coding
 
 
 def matrix(layer: Any, name: str) -> Matrix:
@@ -30,18 +31,18 @@ def spikes(site: Any, name: str) -> Spikes:
     if site.blend < 1.0:
         raise Unsupported(f"{name} blends spikes with numbers ({site.blend:g})")
     if neuron is None:
-        return Spikes(centre=centre)
+        return Spikes(name, centre=centre)
     kind = type(neuron).__name__
     if kind == "AdaptiveThresholdModule":
         sparser = neuron.sparser
         if sparser and int(neuron.top):
             raise Unsupported(f"{name}: adaptive_threshold with top = {int(neuron.top)} is not fused")
         bound = 0.0 if neuron.bound == float("inf") else float(neuron.bound)
-        return Spikes("mean", float(neuron.k), bound, float(neuron.dead_zone) if sparser else 0.0, centre)
+        return Spikes(name, "mean", float(neuron.k), bound, float(neuron.dead_zone) if sparser else 0.0, centre)
     if kind == "AdaptiveMaxModule":
         if int(neuron.burst):
             raise Unsupported(f"{name}: adaptive_max with burst = {int(neuron.burst)} is not fused")
-        return Spikes("max", float(neuron.clip), float(neuron.most), 0.0, centre)
+        return Spikes(name, "max", float(neuron.clip), float(neuron.most), 0.0, centre)
     raise Unsupported(f"{name}: the neuron {kind} is not fused")
 
 
@@ -137,26 +138,78 @@ class FastStream:
 
     def __init__(self, model: Any, made: Any, state: Any) -> None:
         self.model, self.like = model, state
-        pairs = []
-        for i, block in enumerate(state.layers):
-            mixed = block.attention.mixer
-            kind = model.spec.attention[i % len(model.spec.attention)]
-            pairs.append([pair(s) for s in (mixed if kind.name == "hybrid" else (mixed,))])
+        pairs = [[pair(s) for s in branches(model, i, state)] for i in range(len(state.layers))]
         self.stream = made.start(int(state.position), pairs)
 
     def step(self, token: int) -> Tensor:
-        """Logits after one more token; the next step overwrites them."""
+        """Logits after one more token; counts that are not finite are a ValueError, and the stream's end."""
         return self.stream.step(token)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the state."""
+        return self.stream.nbytes
+
+    def state(self) -> Any:
+        """The `DecoderState` that the model itself goes on with."""
+        layers = []
+        for i, (old, pairs) in enumerate(zip(self.like.layers, self.stream.states())):
+            found = tuple(unpair(s, *both) for s, both in zip(branches(self.model, i, self.like), pairs))
+            mixer = found if isinstance(old.attention.mixer, tuple) and len(found) > 1 else found[0]
+            layers.append(old._replace(attention=old.attention._replace(mixer=mixer)))
+        return self.like._replace(position=torch.tensor([self.stream.position]), layers=tuple(layers))
+
+
+def branches(model: Any, i: int, state: Any) -> tuple[Any, ...]:
+    """The states of a layer's attention, one per branch."""
+    mixed = state.layers[i].attention.mixer
+    return mixed if model.spec.attention[i % len(model.spec.attention)].name == "hybrid" else (mixed,)
 
 
 def pair(state: Any) -> tuple[Tensor, Tensor]:
-    """A mixer's state of one stream as the kernels take it."""
+    """A mixer's state of one stream as kernels take it: running sums, or the keys and values of this document."""
     if hasattr(state, "kv_acc"):
         return state.kv_acc[0], state.z_acc[0]
     return state.k[0][state.valid[0]], state.v[0][state.valid[0]]
 
 
-def start(model: nn.Module, state: Any) -> tuple[str, FastStream]:
-    """``(kernel set, stream)`` that goes on from the state of one stream."""
-    kernel, made = decode.stepper(plan(model))
+def unpair(like: Any, first: Tensor, second: Tensor) -> Any:
+    """The inverse of `pair`, in the form of `like`."""
+    if hasattr(like, "kv_acc"):
+        return type(like)(first[None], second[None])
+    past = like.k.shape[1] if type(like).__name__ == "WindowState" else len(first)
+    first, second = first[max(0, len(first) - past) :], second[max(0, len(second) - past) :]
+    blank = past - len(first)
+    k, v = (torch.cat([x.new_zeros(blank, *x.shape[1:]), x])[None] for x in (first, second))
+    return like._replace(k=k, v=v, valid=(torch.arange(past) >= blank)[None])
+
+
+def watched(model: nn.Module) -> None:
+    """Refuse what a fused step would leave out: hooks that watch layers, trains that must fit, blends."""
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise Unsupported(f"{name or 'the model'} has a hook, which a fused step would pass by")
+        if isinstance(module, Coding) and module.active and module.strict:
+            raise Unsupported(f"{name}: strict coding checks every count against its steps")
+    if model.training:
+        raise Unsupported("the model is in training mode")
+
+
+def stamp(model: nn.Module) -> tuple[Any, ...]:
+    """Changes when any weight or constant does."""
+    tensors = (*model.parameters(), *model.buffers())
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors), torch.get_num_threads()
+
+
+def start(model: Any, state: Any) -> tuple[str, FastStream]:
+    """``(kernel set, stream)`` that goes on from the state of one stream; `Unsupported` says why not."""
+    watched(model)
+    if state is None or len(state.position) != 1:
+        raise Unsupported("a fused stream begins from the state of one stream")
+    if decode.DECODE_STEP.pick("cpu")[0] == "naive":
+        decode.refuse(None)
+    now = stamp(model)
+    if model.fused is None or model.fused[0] != now:
+        model.fused = now, decode.stepper(plan(model))
+    kernel, made = model.fused[1]
     return kernel, FastStream(model, made, state)

@@ -1,0 +1,194 @@
+"""The fused step against the model itself: equal bits of logits and states, on memory full of NaN; what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("numba")
+pytest.importorskip("fastsnn_kernel_numba")
+
+from fastsnn_core import Model, ops
+from fastsnn_core.probe import probe
+from fastsnn_core.quant import Quant, quantise
+from fastsnn_core.spec import converter
+from fastsnn_core.state import leaves
+
+KINDS = {
+    "gla": [{"kind": "gla", "rank": 4}],
+    "linear": [{"kind": "linear"}, {"kind": "linear", "feature": "relu"}],
+    "window": [{"kind": "sliding_window", "window": 7}],
+    "softmax": [{"kind": "softmax"}],
+    "hybrid": [{"kind": "hybrid"}],
+}
+REST = {
+    "plain": {},
+    "biases": {"n_kv_heads": 2, "qkv_bias": True, "out_bias": True, "qk_norm": True},
+    "odd": {"tied": False, "head_dim": 6, "sites": ["attn_in", "head"], "d_ff": 41},
+    "max": {"neuron": {"kind": "adaptive_max"}, "centred": ["attn_in", "ffn_hidden"], "feedforward": {"gated": False}},
+    "sparse": {"neuron": {"kind": "adaptive_threshold", "dead_zone": 1.0, "limit": 7}, "n_heads": 1},
+}
+
+
+def network(quant=None, **fields):
+    torch.manual_seed(0)
+    feedforward = {"kind": "pulse", **fields.pop("feedforward", {})}
+    table = {"kind": "decoder", "vocab_size": 37, "d_model": 24, "n_layers": 2, "n_heads": 4, **fields}
+    model = converter().structure(table | {"feedforward": feedforward}, Model).build()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return quantise(model, quant).eval()
+
+
+def poison(stream):
+    """Working memory may hold anything between two steps."""
+    work = stream.stream.stepper.work
+    for name in ("x", "y", "z", "mixed", "whole", "index", "count", "acc", "sums", "big", "own", "part", "logits"):
+        getattr(work, name).view("u1").fill(0xFF)
+    stream.stream.score.view("u1").fill(0xFF)
+
+
+@torch.inference_mode()
+def follow(model, tokens, prompt=5):
+    """Steps with both forms; the state at the end goes on in the model."""
+    _, state = model(tokens[:, :prompt], return_state=True)
+    stream = model.fast(state)
+    assert stream is not None, model.fast_step
+    for t in range(prompt, tokens.shape[1]):
+        logits, state = model(tokens[:, t : t + 1], state, return_state=True)
+        poison(stream)
+        assert torch.equal(stream.step(int(tokens[0, t])), logits[0, 0]), f"token {t}"
+    again = dict(leaves(stream.state()))
+    for name, tensor in leaves(state):
+        if not name.endswith((".k", ".v")):  # slots that hold nothing may hold anything
+            assert torch.equal(again[name], tensor), name
+    more = model(tokens[:, :3], state)
+    assert torch.equal(model(tokens[:, :3], stream.state()), more)
+    return stream
+
+
+@pytest.mark.parametrize("rest", list(REST))
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_equal_bits(kind, rest):
+    model = network(attention=KINDS[kind], **REST[rest])
+    follow(model, torch.randint(0, 37, (1, 24)))
+    assert model.fast_step["kernel"] == "numba"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_caches_grow_and_windows_turn_over(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        attention = [{"kind": "softmax"}, {"kind": "sliding_window", "window": 70}]
+        stream = follow(network(attention=attention), torch.randint(0, 37, (1, 210)))
+        assert stream.stream.position == 210
+        assert stream.nbytes > 0
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("mode", ["count", "event"])
+@pytest.mark.parametrize("k", [0.3, 40.0, 1e4])
+def test_few_and_many_spikes(k, mode):
+    """k = 1e4 on 1700 hidden channels needs sums of 64 bits."""
+    model = network(neuron={"kind": "adaptive_threshold", "k": k}, d_ff=1700).runtime(mode)
+    follow(model, torch.randint(0, 37, (1, 9)))
+
+
+def test_tables_in_float():
+    for quant in (Quant(embed=False, head=True), Quant(embed=True, head=True)):
+        follow(network(quant, tied=False), torch.randint(0, 37, (1, 9)))
+
+
+@pytest.mark.parametrize("row", [0.0, 1.0, 1e30, -1e-30, 3e38])
+def test_odd_tokens(row):
+    """Rows that are all zero, all equal, tiny or huge: the same logits, or the same refusal."""
+    model = network()
+    model.embed.weight[3], model.embed.scale[3] = (0, 1.0) if row == 0 else (1, abs(row))
+    model.embed.weight[4, ::2] = 0
+    tokens = torch.tensor([[1, 2, 5, 6, 7, 3, 4, 3, 3, 8]])
+    refused = []
+    with torch.inference_mode():
+        _, state = model(tokens[:, :5], return_state=True)
+        stream = model.fast(state)
+        for t in range(5, 10):
+            poison(stream)
+            try:
+                logits, state = model(tokens[:, t : t + 1], state, return_state=True)
+            except (ValueError, OverflowError) as error:
+                refused.append(error)
+                with pytest.raises(ValueError, match=r"must be finite|ended with an error"):
+                    stream.step(int(tokens[0, t]))
+                return
+            assert torch.equal(stream.step(int(tokens[0, t])), logits[0, 0])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["layers.0.attention_norm", "layers.1.feedforward_norm", "norm"])
+def test_what_is_not_finite_is_named(where, value):
+    model = network()
+    with torch.inference_mode():
+        _, state = model(torch.tensor([[1, 2, 3]]), return_state=True)
+        model.get_submodule(where).weight.data[2] = value
+        stream = model.fast(state)
+        with pytest.raises(ValueError, match="counts must be"):
+            model(torch.tensor([[4]]), state)
+        with pytest.raises(ValueError, match="counts must be finite"):
+            stream.step(4)
+        with pytest.raises(ValueError, match="ended with an error"):
+            stream.step(4)
+        with pytest.raises(ValueError, match="outside 0"):
+            model.fast(state).step(37)
+
+
+def test_weights_that_change_are_seen():
+    model = network()
+    tokens = torch.randint(0, 37, (1, 9))
+    follow(model, tokens)
+    for site in model.modules():
+        if hasattr(site, "dial_"):
+            site.dial_("k", 0.7)
+    follow(model, tokens)
+
+
+def said(model, state):
+    assert model.fast(state) is None
+    assert model.fast_step["kernel"] is None
+    return model.fast_step["why"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"quant": Quant(group=8)}, "scale per group"),
+        ({"quant": Quant(kv=True), "attention": [{"kind": "softmax"}]}, "cache in 8 bits"),
+        ({"sites": ["q", "ffn_in"]}, "q_site"),
+        ({"sites": ["embed"]}, "embed_site"),
+        ({"neuron": {"kind": "lif"}}, "neuron Leaky"),
+        ({"neuron": {"kind": "adaptive_threshold", "top": 3}}, "top = 3"),
+        ({"neuron": {"kind": "adaptive_max", "burst": 1}}, "burst = 1"),
+    ],
+)
+def test_reasons(fields, why):
+    model = network(**fields)
+    _, state = model(torch.tensor([[1, 2]]), return_state=True)
+    assert why in said(model, state)
+
+
+def test_reasons_outside_the_spec():
+    model = network()
+    _, state = model(torch.tensor([[1, 2]]), return_state=True)
+    with probe(model):
+        assert "hook" in said(model, state)
+    with ops.use("naive"):
+        assert "no kernel set in use" in said(model, state)
+    assert "one stream" in said(model, model(torch.tensor([[1], [2]]), return_state=True)[1])
+    assert "training" in said(model.train(), state)
+    model.eval().runtime("event", strict=True)
+    assert "strict" in said(model, state)
+    table = {"kind": "decoder", "vocab_size": 37, "d_model": 24, "n_layers": 1, "n_heads": 4}
+    assert "float weights" in said(converter().structure(table, Model).build().eval(), state)
