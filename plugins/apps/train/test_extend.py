@@ -16,6 +16,7 @@ from fastsnn_train.extend_cli import extend
 from fastsnn_train.extend_decay import calibrate_decay
 from fastsnn_train.extend_shape import adopt, attentions, shaped
 from fastsnn_train.extend_walk import FRESH, Walk, deep_share
+from fastsnn_train.parallel import World
 from fastsnn_train.snapshot import take
 from fastsnn_train.streaming import Streamed
 
@@ -233,6 +234,10 @@ def test_what_cannot_be_is_refused(make, data):
     ):
         with pytest.raises(ValueError, match=says):
             extend_context(model, trainer, **({"max_steps": 1} | wrong))
+    trainer.world = World("ddp", 0, 2)
+    with pytest.raises(ValueError, match="one process"):
+        extend_context(model, trainer, new_seq_len=24, max_steps=1)
+    trainer.world = World()
     streamed = Data(Streamed(["a b c"], data.tokenizer, 12), None, data.tokenizer)
     with pytest.raises(ValueError, match="packed corpus"):
         extend_context(model, trainer, new_seq_len=24, max_steps=1, data=streamed)
