@@ -91,7 +91,8 @@ def test_a_learnt_threshold_stays_positive(make, packed):
     neuron = create("neuron", "adaptive_threshold", learn_k=True, k=0.5)
     trainer = steps(make(neuron), packed, 8, lr=0.5, warmup=0.0, rate_weight=10.0, rate_high=0.001)
     ks = [p for n, p in trainer.model.named_parameters() if n.endswith("neuron.k")]
-    assert all(0 < k.item() < 0.5 for k in ks)
+    assert all(k.item() > 0 for k in ks)
+    assert min(k.item() for k in ks) < 0.05  # halved again and again, where a step of 0.5 would have crossed zero
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
