@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import os
 import statistics
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -135,25 +137,34 @@ def extended(trainer: Trainer, model: Any, data: Data, method: str, steps: int) 
     return time.perf_counter() - began
 
 
+def trained(name: str, seed: int, kinds: tuple[str, ...], opts: argparse.Namespace, data: Data) -> Trainer:
+    """A model trained at the old length; one that was interrupted goes on."""
+    config = TrainConfig(
+        max_steps=opts.steps, batch_size=8, lr=opts.lr, seed=seed, warmup=0.1, log_every=50, checkpoint_every=50
+    )
+    return Trainer(make(seed, kinds), config, out=Path(opts.keep, f"{name}-{seed}"), quiet=True).fit(data, resume=True)
+
+
 def run(seed: int, opts: argparse.Namespace) -> dict[str, Any]:
-    """One seed: train, then every method from the same point."""
+    """One seed: train, then every method from the same point. Rows that are kept already are not done again."""
     data, plain, filler = corpus()
-    config = TrainConfig(max_steps=opts.steps, batch_size=8, lr=4e-3, seed=seed, eval_sequences=32)
-    began = time.perf_counter()
-    trainer = Trainer(make(seed), config, quiet=True).fit(data)
-    print(f"seed {seed}: trained at {OLD} in {time.perf_counter() - began:.0f} s", flush=True)
-    found = {"base": judge(trainer.model, plain, filler)}
-    print("  base", found["base"]["perplexity"], found["base"]["recall"], flush=True)
-    for method in opts.methods.split(","):
-        again = copy.deepcopy(trainer)
-        seconds = extended(again, again.model, data, method, opts.extend)
-        found[method] = judge(again.model, plain, filler) | {"seconds": seconds}
-        print(f"  {method}", found[method]["perplexity"], found[method]["recall"], f"{seconds:.0f} s", flush=True)
-    if opts.window:
-        alone = Trainer(make(seed, ("sliding_window", "sliding_window")), config, quiet=True).fit(data)
-        found["windows alone"] = judge(alone.model, plain, filler)
-        print("  windows alone", found["windows alone"]["recall"], flush=True)
-    return found
+    path = Path(opts.keep, f"rows-{seed}.json")
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    methods = ["base", *(m for m in opts.methods.split(",") if m), *["windows alone"] * opts.window]
+    todo = [m for m in methods if m not in found]
+    base = trained("hybrid", seed, ("gla", "sliding_window"), opts, data) if {*todo} - {"windows alone"} else None
+    for method in todo:
+        seconds = None
+        if base is None or method == "windows alone":
+            model = trained("windows", seed, ("sliding_window", "sliding_window"), opts, data).model
+        else:
+            again = copy.deepcopy(base)
+            model = again.model
+            seconds = extended(again, model, data, method, opts.extend) if method != "base" else None
+        found[method] = judge(model, plain, filler) | {"seconds": seconds}
+        path.write_text(json.dumps(found))
+        print(f"seed {seed}: {method}", found[method]["perplexity"], found[method]["recall"], seconds, flush=True)
+    return {m: found[m] for m in methods}
 
 
 def show(results: list[dict[str, Any]]) -> bool:
@@ -189,10 +200,15 @@ def main() -> int:
     args.add_argument("--extend", type=int, default=150, help="steps of every method")
     args.add_argument("--methods", default=",".join(METHODS))
     args.add_argument("--window", action=argparse.BooleanOptionalAction, default=True, help="windows alone beside it")
+    args.add_argument("--lr", type=float, default=4e-3, help="peak rate of the training before")
+    args.add_argument("--keep", help="folder where an interrupted run goes on")
     args.add_argument("--json")
     opts = args.parse_args()
     torch.set_num_threads(1)
-    results = [run(seed, opts) for seed in range(opts.first, opts.first + opts.seeds)]
+    with tempfile.TemporaryDirectory() as folder:
+        opts.keep = opts.keep or folder
+        Path(opts.keep).mkdir(parents=True, exist_ok=True)
+        results = [run(seed, opts) for seed in range(opts.first, opts.first + opts.seeds)]
     good = show(results)
     harness.emit({"seeds": results, "bars met": good}, opts.json)
     return 0 if good else 1
