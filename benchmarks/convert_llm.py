@@ -90,6 +90,8 @@ class Bench:
         """Rows without training."""
         for kind, values in (("k", (1, 2, 3, 6)), ("S", (3, 4, 5, 6))):
             for n in values:
+                if self.opts.match and self.opts.match != f"{kind}{n}":
+                    continue
                 options: dict[str, Any] = {"k": float(n)} if kind == "k" else {"steps": n}
                 if piece == "plain":
                     options |= {"balance": False, "spread": False}
@@ -110,12 +112,13 @@ class Bench:
         own = write(self.dense, self.opts.written, 256)
         ids = torch.cat([tokens_of([self.fit], self.dense), own.flatten()])
         settings = {"steps": self.opts.heal_steps, "batch": self.opts.batch, "length": self.opts.length}
+        settings |= {"lr": self.opts.lr, "hidden": self.opts.hidden}
         settings |= LONGER.get(piece, {})
         began_healing = time.process_time()
-        history = heal(done.model, SOURCE, ids, lr=self.opts.lr, log=100, quiet=self.opts.quiet, **settings)
+        history = heal(done.model, SOURCE, ids, log=100, quiet=self.opts.quiet, **settings)
         cpu = time.process_time() - began_healing
         row = self.add(f"{piece} {HEALED[piece]}", done, began, before=before, kl=history[-1]["kl"])
-        row |= {"healing_cpu": cpu, "history": history, "settings": settings | {"lr": self.opts.lr}}
+        row |= {"healing_cpu": cpu, "history": history, "settings": settings}
         row["attention"] = [a.name for a in done.model.spec.attention]
         print(f"  before healing {before:.4f}; healing took {cpu:.0f} s of one core, {settings}; {row['attention']}")
         self.rows[-1] = row
@@ -129,11 +132,13 @@ class Bench:
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--only", help=f"pieces, with commas, out of {', '.join(PIECES)}")
+    args.add_argument("--match", help="of the rows without training only this one: k1, S4, …")
     args.add_argument("--windows", type=int, default=40, help="windows of text to calibrate on (4/5 of them)")
     args.add_argument("--heal-steps", type=int, default=1500)
     args.add_argument("--batch", type=int, default=16)
     args.add_argument("--length", type=int, default=64)
-    args.add_argument("--lr", type=float, default=2e-3)
+    args.add_argument("--lr", type=float, default=1e-3)
+    args.add_argument("--hidden", type=float, default=10.0, help="weight of the hidden states")
     args.add_argument("--written", type=int, default=512, help="streams of 256 tokens that the dense model writes")
     args.add_argument("--keep", help="a folder for the healed bundles")
     args.add_argument("--threads", type=int, default=1)

@@ -35,15 +35,15 @@ class Healing:
 
     `lr` is the peak of AdamW's rate: a short warm-up, then a cosine to its 50th part, afresh in each stage. `lora` > 0
     trains low-rank additions of that rank (by peft) instead of all weights; they are merged at the end. `every` is how
-    many steps lie between two checkpoints.
+    many steps lie between two checkpoints. The defaults are what healed stories260K fastest (benchmarks/NOTES.md).
     """
 
     steps: int | None = None
     minutes: float | None = None
-    lr: float = 2e-3
+    lr: float = 1e-3
     batch: int = 16
-    length: int = 128
-    hidden: float = 0.0
+    length: int = 64
+    hidden: float = 10.0
     lora: int = 0
     share: float = 0.5
     seed: int = 0
@@ -183,7 +183,7 @@ class Healer:
             for group in optimizer.param_groups:
                 group["lr"] = c.rate(run.step, done)
             tokens = self.batch(run)
-            loss, kl = self.loss(tokens, c.hidden or (1.0 if name == "attention" else 0.0))
+            loss, kl = self.loss(tokens)
             if not math.isfinite(loss.item()):
                 raise ConversionError(
                     f"healing diverged at step {run.step} of stage {name}; take a lower lr than {c.lr}"
@@ -212,7 +212,7 @@ class Healer:
         places = torch.randint(0, len(self.ids) - c.length + 1, (c.batch, 1), generator=generator)
         return self.ids[places + torch.arange(c.length)].to(next(self.model.parameters()).device)
 
-    def loss(self, tokens: Tensor, weight: float) -> tuple[Tensor, float]:
+    def loss(self, tokens: Tensor) -> tuple[Tensor, float]:
         """The loss, and its first term as a number."""
         with hidden(self.teacher) as theirs, torch.no_grad():
             wanted = self.teacher(tokens).float().log_softmax(-1)
@@ -220,9 +220,9 @@ class Healer:
             said = self.model(tokens).float().log_softmax(-1)
         kl = F.kl_div(said, wanted, log_target=True, reduction="none").sum(-1).mean()
         loss = kl
-        if weight:
+        if self.config.hidden:
             apart = [(a - b).pow(2).mean() / b.var().clamp_min(1e-12) for a, b in zip(mine, theirs)]
-            loss = kl + weight * torch.stack(apart).mean()
+            loss = kl + self.config.hidden * torch.stack(apart).mean()
         return loss, kl.item()
 
     # -- on disk -----------------------------------------------------------------------------------------------------
