@@ -15,8 +15,9 @@ from fastsnn_core.spec import converter
 from fastsnn_text import attach, load_tokenizer
 from fastsnn_tune import tune
 from fastsnn_tune.cli import main
-from fastsnn_tune.dial import silent_channels, turn, value_of, values_for
-from fastsnn_tune.search import Step, first, merged, ordered, where
+from fastsnn_tune.dial import Notch, notches, silent_channels, turn, value_of, values_for
+from fastsnn_tune.path import Path, better, first, where
+from fastsnn_tune.search import Step, costs, merged, ordered
 
 TEXT = "A neuron keeps what it hears, leaks a little, and speaks only when it must. " * 12
 SMALL = {"seq_len": 32, "calibration_tokens": 128, "held_out_tokens": 96, "points": 3, "decode_tokens": 0}
@@ -81,6 +82,40 @@ def test_paths_take_the_cheapest_first_and_keep_the_order_of_a_site():
     assert first(5, lambda n: True) == 0
 
 
+def test_the_better_path_is_taken():
+    cheap = Path(None, {}, None, [{}] * 5, {n: (0.1 * n, 0.2 * n) for n in range(5)})
+    dear = Path(None, {}, None, [{}] * 5, {n: (0.2 * n, 0.2 * n) for n in range(5)})
+    short = Path(None, {}, None, [{}] * 2, {n: (0.0, 0.2 * n) for n in range(2)})
+    assert better([dear, cheap, short], 0.6, None) == (cheap, 3)
+    assert better([dear, cheap], None, 1.25) == (cheap, 2)
+    assert better([dear, cheap], None, None) == (cheap, 0)
+    with pytest.raises(ValueError, match=r"out of reach; these dials go to 0\.800"):
+        better([dear, short], 0.9, None)
+
+
+def test_costs_between_measurements_follow_the_error():
+    rows = [Notch(0.1 * i, 0.1 * i, float(i * i)) for i in range(6)]
+    assert costs(rows, {}) == [0.0] * 6
+    assert costs(rows, {5: 2.5}) == pytest.approx([0.0, 0.1, 0.4, 0.9, 1.6, 2.5])
+    found = costs(rows, {2: -0.01, 4: 3.2})  # noise below nothing: the ratio of both together
+    assert found == sorted(found)
+    assert found[4] == pytest.approx(3.2)
+    assert found[1] == pytest.approx(3.2 / 20)
+
+
+def test_notches_rise_and_leave_the_dial_alone():
+    torch.manual_seed(0)
+    site, x = SpikeSite(create("neuron", "adaptive_threshold").build(64)), torch.randn(2, 50, 64)
+    for dial in ("dead_zone", "k", "top"):
+        before = value_of(site, dial)
+        rows = notches(site, dial, x)
+        assert value_of(site, dial) == before
+        assert rows[0].error == 0.0
+        assert [r.silent for r in rows] == sorted(r.silent for r in rows)
+        assert rows[-1].silent > 0.9
+        assert rows[-1].error > rows[1].error > 0
+
+
 def test_a_silent_fraction_is_reached_and_kept(tmp_path):
     net = model()
     tuned = quick(net, silent=0.5, decode_tokens=2)
@@ -100,13 +135,13 @@ def test_a_silent_fraction_is_reached_and_kept(tmp_path):
 
 
 @pytest.mark.parametrize("dial", ["dead_zone", "k", "top"])
-@pytest.mark.parametrize("together", [True, False])
-def test_every_dial_alone_and_together(dial, together, tmp_path):
+@pytest.mark.parametrize("mode", ["each", "together"])
+def test_every_dial_alone_and_together(dial, mode, tmp_path):
     net = model(at=[{"sites": ["ffn_in"], "neuron": {"kind": "adaptive_threshold", "k": 5.0}}])
-    tuned = quick(net, silent=0.4, dial=dial, together=together)
+    tuned = quick(net, silent=0.4, dial=dial, mode=mode)
     assert tuned.after.silent_fraction > 0.35
     assert {row["dial"] for row in tuned.dials.values()} == {dial}
-    if together and dial == "dead_zone":
+    if mode == "together" and dial == "dead_zone":
         assert len({row["after"] for row in tuned.dials.values()}) == 1
     again, tokens = load(save(tuned.model, tmp_path / "a.snn")), torch.randint(0, 257, (1, 9))
     assert torch.equal(again(tokens), tuned.model(tokens))
@@ -123,10 +158,11 @@ def test_a_budget_is_not_overdrawn(tmp_path):
     tuned = quick(net, budget=1.0)
     assert tuned.target == {"budget": 1.0}
     measured = lambda n: (1.0 + 0.1 * n, 0.05 * n)  # noqa: E731
-    assert where(10, measured, 1.0, None, 1.36) == 3  # e^0.3 < 1.36 < e^0.4
-    assert where(10, measured, 1.0, None, 1.0) == 0
-    assert where(10, measured, 1.0, None, 3.0) == 10
-    assert where(10, measured, 1.0, 0.31, None) == 7
+    assert where(10, measured, None, 1.36) == 3  # e^0.3 < 1.36 < e^0.4
+    assert where(10, measured, None, 1.0) == 0
+    assert where(10, measured, None, 3.0) == 10
+    assert where(10, measured, 0.31, None) == 7
+    assert where(10, measured, 0.7, None) is None
     for i, each in enumerate((tuned, quick(net))):  # also where nothing was turned
         load(save(each.model, tmp_path / f"{i}.snn"))
 
@@ -150,11 +186,13 @@ def test_goals_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="there are dead_zone, k, top"):
         quick(net, silent=0.5, dial="volume")
     with pytest.raises(ValueError, match="out of reach"):
-        quick(net, silent=0.999)
+        quick(net, silent=0.97, dial="top")
     with pytest.raises(ValueError, match="no spike sites"):
         quick(model(sites=[]), silent=0.5)
+    with pytest.raises(ValueError, match="there are auto, each and together"):
+        quick(net, silent=0.5, mode="both")
     with pytest.raises(ValueError, match="do not turn together"):
-        quick(model(at=[{"sites": ["ffn_in"], "neuron": {"kind": "ilif"}}]), silent=0.5, together=True)
+        quick(model(at=[{"sites": ["ffn_in"], "neuron": {"kind": "ilif"}}]), silent=0.5, mode="together")
     with pytest.raises(ValueError, match="tokens; at least 132 are needed"):
         tune(net, "short", silent=0.5, seq_len=32)
 

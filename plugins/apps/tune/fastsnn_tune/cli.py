@@ -24,7 +24,9 @@ def main(argv: list[str]) -> int:
     args.add_argument(
         "--dial", default="auto", help="dead_zone, k or top where the neurons have them (default: their first)"
     )
-    args.add_argument("--together", action="store_true", help="one dial for all sites (default: each site its own)")
+    args.add_argument(
+        "--mode", default="auto", help="each site its own value, all together, or auto: whichever measures better"
+    )
     args.add_argument("--seq-len", type=int, default=256, help="tokens of a window (default 256)")
     args.add_argument("--tokens", type=int, default=4096, help="tokens to choose on (default 4096)")
     args.add_argument("--decode", type=int, default=64, help="tokens decoded to measure speed; 0 measures none")
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> int:
         silent=opts.silent,
         budget=opts.budget,
         dial=opts.dial,
-        together=opts.together,
+        mode=opts.mode,
         seq_len=opts.seq_len,
         calibration_tokens=opts.tokens,
         held_out_tokens=2 * opts.tokens,

@@ -17,7 +17,7 @@ from fastsnn_core.quant import quantise
 from fastsnn_text import Sampling, generate_ids
 from fastsnn_train.evaluate import Tally, nats
 
-ROUNDS = 3
+ROUNDS, ENOUGH = 3, 0.1  # rounds, and seconds of decoding in each
 
 
 @attrs.frozen
@@ -55,12 +55,15 @@ def speeds(
         for n, apply in settings.items():
             for name, model in forms.items():
                 apply(model)
-                stream = generate_ids(model, prompt, tokens + 1, Sampling(temperature=0.0))
-                next(stream)  # the prompt is read now
-                began = time.perf_counter()
-                made = sum(1 for _ in stream)
+                made, spent = 0, 0.0
+                while spent < ENOUGH:  # a small model decodes too few tokens in too short a time to be timed by
+                    stream = generate_ids(model, prompt, tokens + 1, Sampling(temperature=0.0))
+                    next(stream)  # the prompt is read now
+                    began = time.perf_counter()
+                    made += sum(1 for _ in stream)
+                    spent += time.perf_counter() - began
                 if turn:  # the first round warms up
-                    found[n][name].append(made / (time.perf_counter() - began))
+                    found[n][name].append(made / spent)
     return {n: {name: statistics.median(rates) for name, rates in row.items()} for n, row in found.items()}
 
 

@@ -19,6 +19,7 @@ from fastsnn_core.site import SpikeSite, sites
 RANGE = {"dead_zone": (0.0, 1e4), "theta": (1.0, 1e3), "k": (1.0, 1e3), "top": (0.0, 1.0)}  # of the amount
 STORED = ("dead_zone", "top")  # constants that sites have only where the spec asks for them
 ROUNDS = 40
+NEARLY = 0.95  # silent fraction that nobody wants to go beyond
 
 Dials = dict[str, float]
 
@@ -65,6 +66,51 @@ def silent_channels(site: SpikeSite, x: Tensor) -> int:
     """Silent channels of a site on recorded inputs ``[B,T,D]``, over all tokens."""
     assert site.neuron is not None
     return int((site.neuron(x, None, None)[0].counts == 0).sum())
+
+
+@attrs.frozen
+class Notch:
+    """One position of a dial: its value, the silent fraction there, and the mean squared error of the site's output."""
+
+    value: float
+    silent: float
+    error: float
+
+
+@torch.no_grad()
+def notches(site: SpikeSite, name: str, x: Tensor) -> list[Notch]:
+    """Positions of a dial, from where it stands up to nearly silent, on recorded inputs ``[B,T,D]``.
+
+    Neighbours are about 1 % of the channels or more apart; the first is where the dial stands. It is left there.
+    """
+    assert site.neuron is not None
+    neuron: Any = site.neuron
+    before, value = value_of(site, name), site.neuron(x, None, None)[0].value()
+    found = [Notch(before, silent_channels(site, x) / max(1, x.numel()), 0.0)]
+    try:
+        for amount in amounts(name):
+            at = turned(name, before, amount, x.shape[-1])
+            neuron.dial_(name, at)
+            spikes = neuron(x, None, None)[0]
+            silent = float((spikes.counts == 0).double().mean())
+            if silent > found[-1].silent + 0.01:
+                found.append(Notch(at, silent, float((spikes.value() - value).double().square().mean())))
+            if silent > NEARLY:
+                break
+    finally:
+        neuron.dial_(name, before)
+    return found
+
+
+def amounts(name: str) -> list[float]:
+    """A grid over `RANGE`: by ratio, or of equal shares for `top`."""
+    low, high = RANGE[name]
+    if name == "top":
+        return [low + (high - low) * i / 64 for i in range(1, 64)]
+    grid, at = [], max(low, 0.5)
+    while (at := at * 1.05) < high:
+        grid.append(at)
+    return grid
 
 
 def values_for(group: dict[str, SpikeSite], names: dict[str, str], xs: dict[str, Tensor], fraction: float) -> Dials:

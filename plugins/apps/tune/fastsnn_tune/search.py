@@ -1,11 +1,12 @@
 """The calibration: which sites may fall silent, in the order of what each costs.
 
-First every site is turned up alone, level by level, and what that costs in nats per token is measured. Then the
-cheapest next step (nats per silent channel won) is taken, again and again: a path from the model as it is to one that
-is nearly silent. Costs of single sites do not quite add up, so where to stop on the path is found by measuring, not by
-adding: at the silent fraction asked for, or at the last point within the perplexity budget. Turned together, all sites
-follow one dial, further and further. The order is found on one part of the text (differences on the same tokens need
-few of them), the place to stop on another, and perplexities of the curve are from the rest.
+First every site is turned up alone, at a few levels, and what that costs in nats per token is measured; in between, the
+cost follows the squared error of the site's output. Then the cheapest next step (nats per silent channel won) is taken,
+again and again: a path from the model as it is to one that is nearly silent. Costs of single sites do not quite add up,
+so where to stop on the path is found by measuring, not by adding: at the silent fraction asked for, or at the last
+point within the perplexity budget. Turned together, all sites follow one dial, further and further. The order is found
+on one part of the text (differences on the same tokens need few of them), the place to stop on another, and
+perplexities of the curve are from the rest.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from fastsnn_core.probe import probe
 from fastsnn_core.site import sites
 from fastsnn_text import tokenizer_of
 from fastsnn_tune.curve import Point, forms_of, loss, point, speeds
-from fastsnn_tune.dial import Dials, dials_of, settle, silent_channels, turn, turn_model, value_of, values_for
+from fastsnn_tune.dial import Dials, Notch, dials_of, notches, settle, turn, turn_model, value_of, values_for
+from fastsnn_tune.path import Path, better, first
 
-LEVELS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95)  # silent fractions of a site at which its cost is measured
 USELESS = 10.0  # times the perplexity: nobody wants to see the curve beyond
 TOGETHER = tuple(i / 50 for i in range(5, 50))
 
@@ -49,7 +51,7 @@ class Tuned:
 
 @attrs.frozen
 class Step:
-    """One move on the path: a site's dial from one level to the next; costs are differences."""
+    """One move on the path: a site's dial from one position to the next; costs are differences."""
 
     site: str
     value: float
@@ -69,7 +71,7 @@ def tune(
     silent: float | None = None,
     budget: float | None = None,
     dial: str = "auto",
-    together: bool = False,
+    mode: str = "auto",
     seq_len: int = 256,
     calibration_tokens: int = 4096,
     held_out_tokens: int = 8192,
@@ -79,26 +81,22 @@ def tune(
     """Tune a copy of `model` on `text` to a silent fraction, or as far as a perplexity budget (1.05: 5 % worse) goes.
 
     With neither, only the curve is measured and the model comes back as it was. `dial`: dead_zone, k or top where the
-    neurons have them (auto: their first); every site gets its own value, or all are turned `together`. `points` of the
-    curve are measured on the way, with `decode_tokens` decoded tokens each for the speed (0: none).
+    neurons have them (auto: their first). `mode` "each": every site gets its own value; "together": all are turned by
+    one amount; "auto": whichever measures better. `points` of the curve are measured on the way, with `decode_tokens`
+    decoded tokens each for the speed (0: none).
     """
-    check(silent, budget)
+    check(silent, budget, mode)
     order, chosen, held = windows_of(model, text, seq_len, calibration_tokens, held_out_tokens)
     new: Any = copy.deepcopy(model).eval()
     names, found = dials_of(new, dial), sites(new)
     start = {name: value_of(site, names[name]) for name, site in found.items()}
-    base, _ = loss(new, chosen)
-    path = [start, *(uniform if together else single)(new, names, order)]
-
-    def go(n: int) -> tuple[float, float]:
-        turn(found, names, path[n])
-        return loss(new, chosen)
-
-    stop = where(len(path) - 1, go, base, silent, budget)
-    broken = first(len(path) - 1, lambda n: go(n)[0] > base + math.log(USELESS))
-    end = max(stop, len(path) - 1 if broken is None else broken)
+    made = [Path(new, names, chosen, [start, *build(new, names, order)]) for build in builders(names, mode)]
+    path, stop = better(made, silent, budget)
+    base = path.go(0)[0]
+    broken = first(path.last, lambda n: path.go(n)[0] > base + math.log(USELESS))
+    end = max(stop, path.last if broken is None else broken)
     marks = sorted({round(i * end / max(1, points - 1)) for i in range(points)} | {0, stop})
-    turns = {n: partial(turn_model, names=names, values=path[n]) for n in marks}
+    turns = {n: partial(turn_model, names=names, values=path.values[n]) for n in marks}
     losses = {}
     for n, apply in turns.items():
         apply(new)
@@ -108,7 +106,7 @@ def tune(
     final: Any = copy.deepcopy(model).eval()
     target = {k: v for k, v in (("silent", silent), ("budget", budget)) if v is not None}
     if stop:
-        settle(final, names, path[stop])
+        settle(final, names, path.values[stop])
         meta = dict(getattr(model, "meta", {}))
         done = {"what": "tune", **target, "silent_fraction": curve[stop].silent_fraction}
         final.meta = meta | {"milestones": [*meta.get("milestones", []), done]}
@@ -118,8 +116,10 @@ def tune(
     return Tuned(final, curve[0], curve[stop], [curve[n] for n in marks], rows, target)
 
 
-def check(silent: float | None, budget: float | None) -> None:
+def check(silent: float | None, budget: float | None, mode: str) -> None:
     """Refuse goals that make no sense."""
+    if mode not in ("auto", "each", "together"):
+        raise ValueError(f"no mode {mode!r}; there are auto, each and together")
     if silent is not None and budget is not None:
         raise ValueError("give a silent fraction or a perplexity budget, not both")
     if silent is not None and not 0 < silent < 1:
@@ -128,19 +128,11 @@ def check(silent: float | None, budget: float | None) -> None:
         raise ValueError(f"a perplexity budget is a factor of at least 1, got {budget}")
 
 
-def where(
-    last: int, go: Callable[[int], tuple[float, float]], base: float, silent: float | None, budget: float | None
-) -> int:
-    """Where to stop on a path of `last` steps, found by measuring ``go(n) -> (nats per token, silent fraction)``."""
-    if silent is not None:
-        stop = first(last, lambda n: go(n)[1] >= silent)
-        if stop is None:
-            raise ValueError(f"a silent fraction of {silent} is out of reach; these dials go to {go(last)[1]:.3f}")
-        return stop
-    if budget is None:
-        return 0
-    over = first(last, lambda n: go(n)[0] > base + math.log(budget))
-    return last if over is None else max(0, over - 1)
+def builders(names: dict[str, str], mode: str) -> list[Callable[..., list[Dials]]]:
+    """The paths of a mode: all sites together, each for itself, or (auto) both where all have the same dial."""
+    if mode == "auto":
+        return [single, uniform] if len(set(names.values())) == 1 else [single]
+    return [uniform if mode == "together" else single]
 
 
 def windows_of(model: Any, text: str, seq_len: int, most: int, held: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,25 +189,53 @@ def single(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[Dia
 
 
 def sensitivities(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[list[Step]]:
-    """For every site the steps of its levels: the dial value, and nats and silent fraction against the level before."""
-    base = loss(model, windows)[0]
-    found, xs = sites(model), inputs_of(model, windows)
+    """For every site the steps of its dial: the value, and what they cost and win against the step before."""
+    base, found, xs = loss(model, windows)[0], sites(model), inputs_of(model, windows)
     total = sum(x.shape[-1] for x in xs.values())
     ladders = []
     for name, site in found.items():
-        alone, x = {name: site}, xs[name]
-        share = x.shape[-1] / total
-        before, nats, fraction = value_of(site, names[name]), base, silent_channels(site, x) / max(1, x.numel())
-        ladder: list[Step] = []
-        for level in (level for level in LEVELS if level > fraction + 0.02):
-            value = values_for(alone, names, xs, level)[name]
-            turn(alone, names, {name: value})
-            now = loss(model, windows)[0]
-            turn(alone, names, {name: before})
-            ladder.append(Step(name, value, now - nats, (level - fraction) * share))
-            nats, fraction = now, level
-        ladders.append(ladder)
+        alone, rows, measured = {name: site}, notches(site, names[name], xs[name]), {}
+        for level in LEVELS:
+            near = min(range(len(rows)), key=lambda i: abs(rows[i].silent - level))
+            if near and near not in measured:
+                turn(alone, names, {name: rows[near].value})
+                measured[near] = loss(model, windows)[0] - base
+        turn(alone, names, {name: rows[0].value})
+        nats, share = costs(rows, measured), xs[name].shape[-1] / total
+        ladders.append(
+            [
+                Step(name, row.value, nats[i] - nats[i - 1], (row.silent - rows[i - 1].silent) * share)
+                for i, row in enumerate(rows)
+                if i
+            ]
+        )
     return ladders
+
+
+def costs(rows: list[Notch], measured: dict[int, float]) -> list[float]:
+    """Nats of every position, from those measured at some: in between, nats per squared error change evenly.
+
+    A few thousand tokens tell a cost of 0.01 nats but not of 0.001, so the finest measurement shares the ratio of the
+    next, and no cost is negative or falls.
+    """
+    at = sorted(measured)
+    ratios = [max(measured[i], 0.0) / max(rows[i].error, 1e-30) for i in at]
+    if len(ratios) > 1:
+        first_two = [(max(measured[i], 0.0), rows[i].error) for i in at[:2]]
+        ratios[0] = sum(n for n, _ in first_two) / max(sum(e for _, e in first_two), 1e-30)
+    nats, last = [], 0.0
+    for i, row in enumerate(rows):
+        after = next((k for k, j in enumerate(at) if j >= i), len(at) - 1)
+        if not at:
+            ratio = 0.0
+        elif after == 0 or at[after] < i:
+            ratio = ratios[after]
+        else:
+            share = (i - at[after - 1]) / (at[after] - at[after - 1])
+            ratio = ratios[after - 1] + share * (ratios[after] - ratios[after - 1])
+        last = max(last, ratio * row.error)
+        nats.append(last)
+    return nats
 
 
 def ordered(ladders: list[list[Step]]) -> list[Step]:
@@ -237,14 +257,3 @@ def merged(ladder: list[Step]) -> list[Step]:
             step = Step(step.site, step.value, last.nats + step.nats, last.silent + step.silent)
         out.append(step)
     return out
-
-
-def first(length: int, holds: Callable[[int], bool]) -> int | None:
-    """The least n in 0 … length for which `holds(n)`, which holds from some n on; None where it never does."""
-    if not holds(length):
-        return None
-    low, high = -1, length
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high

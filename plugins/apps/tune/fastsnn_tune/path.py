@@ -1,0 +1,73 @@
+"""A path of dial settings, what was measured on it, and where to stop: which of several paths reaches a goal better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import attrs
+from torch import Tensor, nn
+
+from fastsnn_tune.curve import loss
+from fastsnn_tune.dial import Dials, turn_model
+
+HALFWAY = 0.5  # silent fraction at which paths are compared where nobody names a goal
+
+
+@attrs.define(eq=False)
+class Path:
+    """Dial settings from the model as it is to nearly silent, and what was measured on the way."""
+
+    model: nn.Module
+    names: dict[str, str]
+    windows: Tensor
+    values: list[Dials]
+    seen: dict[int, tuple[float, float]] = attrs.field(factory=dict)
+
+    @property
+    def last(self) -> int:
+        """Number of the last setting."""
+        return len(self.values) - 1
+
+    def go(self, n: int) -> tuple[float, float]:
+        """``(nats per token, silent fraction)`` at setting n."""
+        if n not in self.seen:
+            turn_model(self.model, self.names, self.values[n])
+            self.seen[n] = loss(self.model, self.windows)
+        return self.seen[n]
+
+
+def better(paths: list[Path], silent: float | None, budget: float | None) -> tuple[Path, int]:
+    """The path that is better at the goal, and where to stop on it; without a goal, the one better half-way."""
+    goal = silent if silent is not None or budget is not None else HALFWAY
+    ends = [(path, where(path.last, path.go, goal, budget)) for path in paths]
+    reached = [(path, stop) for path, stop in ends if stop is not None]
+    if silent is not None and not reached:
+        most = max(path.go(path.last)[1] for path in paths)
+        raise ValueError(f"a silent fraction of {silent} is out of reach; these dials go to {most:.3f}")
+    if budget is not None:
+        return max(reached, key=lambda end: end[0].go(end[1])[1])
+    path, stop = min(reached, key=lambda end: end[0].go(end[1])[0]) if reached else (paths[0], 0)
+    return path, stop if silent is not None else 0
+
+
+def where(
+    last: int, go: Callable[[int], tuple[float, float]], silent: float | None, budget: float | None
+) -> int | None:
+    """Where to stop on a path of `last` steps, found by measuring ``go(n) -> (nats per token, silent fraction)``."""
+    if budget is None:
+        return first(last, lambda n: go(n)[1] >= (silent or 0.0))
+    limit = go(0)[0] + math.log(budget)
+    over = first(last, lambda n: go(n)[0] > limit)
+    return last if over is None else max(0, over - 1)
+
+
+def first(length: int, holds: Callable[[int], bool]) -> int | None:
+    """The least n in 0 … length for which `holds(n)`, which holds from some n on; None where it never does."""
+    if not holds(length):
+        return None
+    low, high = -1, length
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
