@@ -201,7 +201,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save(model(), "m.snn")
     (tmp_path / "t.txt").write_text(TEXT)
-    less = ["--seq-len", "32", "--tokens", "128", "--points", "3", "--decode", "2"]
+    less = ["--seq-len", "32", "--tokens", "128", "--points", "3", "--decode", "0"]
     assert main(["m.snn", "--text", "t.txt", "--silent", "0.5", "--to", "o.snn", *less]) == 0
     out = capsys.readouterr().out
     assert "<-" in out
