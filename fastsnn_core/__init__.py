@@ -2,56 +2,48 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from fastsnn_core.lazy import lazy
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Attention": "component",
-    "Coder": "component",
-    "Component": "component",
-    "Exporter": "component",
-    "Feedforward": "component",
-    "Kernel": "component",
-    "Model": "component",
-    "Neuron": "component",
-    "ParamError": "component",
-    "Rule": "component",
-    "Scope": "component",
-    "Surrogate": "component",
-    "Tracker": "component",
-    "contract": "component",
-    "param": "component",
-    "parts": "component",
-    "slot": "component",
-    "slots": "component",
-    "hookimpl": "hookspecs",
-    "create": "plugins",
-    "registry": "plugins",
-    "Spec": "spec",
-    "SpecError": "spec",
-    "Dims": "heads",
-    "Heads": "heads",
-    "SpikeSite": "site",
-    "SpikeTensor": "spike_tensor",
-    "Sparsity": "spike_tensor",
-    "Run": "run",
-    "Session": "run",
-    "BundleError": "bundle",
-    "build": "bundle",
-    "load": "bundle",
-    "save": "bundle",
+    "Attention": ".component",
+    "Coder": ".component",
+    "Component": ".component",
+    "Exporter": ".component",
+    "Feedforward": ".component",
+    "Kernel": ".component",
+    "Model": ".component",
+    "Neuron": ".component",
+    "ParamError": ".component",
+    "Rule": ".component",
+    "Scope": ".component",
+    "Surrogate": ".component",
+    "Tracker": ".component",
+    "contract": ".component",
+    "param": ".component",
+    "parts": ".component",
+    "slot": ".component",
+    "slots": ".component",
+    "hookimpl": ".hookspecs",
+    "create": ".plugins",
+    "registry": ".plugins",
+    "Spec": ".spec",
+    "SpecError": ".spec",
+    "Dims": ".heads",
+    "Heads": ".heads",
+    "SpikeSite": ".site",
+    "SpikeTensor": ".spike_tensor",
+    "Sparsity": ".spike_tensor",
+    "Run": ".run",
+    "Session": ".run",
+    "BundleError": ".bundle",
+    "build": ".bundle",
+    "load": ".bundle",
+    "save": ".bundle",
 }
 __all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'fastsnn_core' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"fastsnn_core.{_EXPORTS[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy(__name__, _EXPORTS)
 
 
 def __dir__() -> list[str]:

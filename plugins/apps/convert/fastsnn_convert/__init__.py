@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
+
+from fastsnn_core.lazy import lazy
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Conversion": "result",
-    "ConversionError": "result",
-    "Report": "report",
-    "TinyANN": "ann2snn",
-    "convert_ann_to_snn": "ann2snn",
+    "Conversion": ".result",
+    "ConversionError": ".result",
+    "Report": ".report",
+    "TinyANN": ".ann2snn",
+    "convert_ann_to_snn": ".ann2snn",
 }
 __all__ = sorted([*_EXPORTS, "convert"])
 
@@ -45,12 +46,7 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = "adaptiv
     return done
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'fastsnn_convert' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"fastsnn_convert.{_EXPORTS[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy(__name__, _EXPORTS)
 
 
 def __dir__() -> list[str]:

@@ -6,23 +6,13 @@ model = FastSNN.build(arch="snn-tiny", attn="hybrid_alt", neuron="lif_sint")
 
 from __future__ import annotations
 
-from typing import Any
+from fastsnn_core.lazy import lazy
 
 __version__ = "0.1.0"
 __all__ = ["FastSNN", "SNNConfig", "SpikeTensor"]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "FastSNN":
-        from fastsnn.api import FastSNN
-
-        return FastSNN
-    if name == "SNNConfig":
-        from fastsnn.builder.config import SNNConfig
-
-        return SNNConfig
-    if name == "SpikeTensor":
-        from fastsnn_core import SpikeTensor
-
-        return SpikeTensor
-    raise AttributeError(f"module 'fastsnn' has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {"FastSNN": ".api", "SNNConfig": ".builder.config", "SpikeTensor": "fastsnn_core.spike_tensor"},
+)

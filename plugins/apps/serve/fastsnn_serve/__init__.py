@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fastsnn_core.lazy import lazy
 
 if TYPE_CHECKING:
     from fastsnn_serve.engine import Engine
@@ -12,15 +13,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "Handle", "app", "command", "serve"]
-_EXPORTS = {"Engine": "engine", "Handle": "running", "app": "routes", "serve": "running"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'fastsnn_serve' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"fastsnn_serve.{_EXPORTS[name]}"), name)
-    globals()[name] = value
-    return value
+_EXPORTS = {"Engine": ".engine", "Handle": ".running", "app": ".routes", "serve": ".running"}
+__getattr__ = lazy(__name__, _EXPORTS)
 
 
 def command(argv: list[str]) -> int:
