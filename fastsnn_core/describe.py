@@ -158,7 +158,9 @@ def kernels(bundle: str | None = None) -> dict[str, Any]:
         from fastsnn_core import load, runtime_paths
 
         model: Any = load(bundle)
-        found = runtime_paths.of_model(model, model.spec.example(1))
+        example = model.spec.example(1)
+        found = runtime_paths.of_model(model, example)
+        data["decoding"] = runtime_paths.fused(model, example)
         data["layers"] = {phase: [attrs.asdict(row) for row in rows] for phase, rows in found.items()}
     return data
 
@@ -174,5 +176,5 @@ def kernels_text(data: dict[str, Any]) -> str:
         from fastsnn_core import runtime_paths
 
         rows = {phase: [runtime_paths.Way(**row) for row in rows] for phase, rows in data["layers"].items()}
-        lines += ["", runtime_paths.text(rows)]
+        lines += ["", *filter(None, [runtime_paths.says(data["decoding"])]), runtime_paths.text(rows)]
     return "\n".join(lines)

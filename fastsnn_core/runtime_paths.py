@@ -110,6 +110,32 @@ def of_model(model: nn.Module, inputs: Tensor) -> dict[str, list[Way]]:
         model.train(training)
 
 
+@torch.no_grad()
+def fused(model: Any, inputs: Tensor) -> dict[str, Any] | None:
+    """``{"kernel", "why"}`` of the fused decoding step: which kernel set decodes whole tokens, or why none does.
+
+    None for a model that does not decode tokens, or knows no fused step.
+    """
+    if inputs.is_floating_point() or not hasattr(model, "fast") or not inputs.numel():
+        return None
+    training = model.training
+    model.eval()
+    try:
+        model.fast(model(inputs[:1, :1], return_state=True)[1])
+        return dict(model.fast_step)
+    finally:
+        model.train(training)
+
+
+def says(step: dict[str, Any] | None) -> str:
+    """One line about `fused`."""
+    if step is None:
+        return ""
+    if step["kernel"]:
+        return f"decoding: whole tokens in one fused step ({step['kernel']}: {step['why']}); layer by layer it would be"
+    return f"decoding: layer by layer, since no fused step takes it: {step['why']}"
+
+
 def table(rows: list[Way]) -> tuple[list[str], list[list[str]]]:
     """``(columns, cells)``: layers of one kind that went the same way share a row."""
     groups: dict[tuple[Any, ...], list[Way]] = {}

@@ -44,6 +44,7 @@ class Paths(Scope):
             tables.append({"title": NAMES[phase].capitalize(), "columns": columns, "rows": cells})
         last = next(reversed(found.values()))
         events = sum("events" in row.path for row in last)
+        step = runtime_paths.fused(subject.model, subject.inputs)
         return {
             "phases": {
                 phase: [attrs.asdict(r) | {"events_per_input": r.events_per_input} for r in rows]
@@ -53,7 +54,8 @@ class Paths(Scope):
             "headline": [["layers by events, decoding" if "token" in found else "layers by events",
                           f"{events} of {len(last)}"]],
             "tables": tables,
-            "notes": [],
+            "decoding": step,
+            "notes": [runtime_paths.says(step).capitalize() + "."] if step else [],
         }  # fmt: skip
 
     def draw(self, data: Data, figure: Any) -> None:

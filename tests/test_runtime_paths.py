@@ -51,6 +51,17 @@ def test_integer_layers_say_why(model):
     assert runtime.mode_of(net) == "event"
 
 
+def test_the_fused_step_is_named_or_why_there_is_none(model):
+    tokens = model.spec.example(2)
+    why = runtime_paths.fused(model, tokens)
+    assert why["kernel"] is None
+    assert "float weights" in why["why"]
+    assert "layer by layer" in runtime_paths.says(why)
+    assert runtime_paths.fused(nn.Identity(), torch.zeros(1, 2)) is None
+    pytest.importorskip("fastsnn_kernel_numba")
+    assert runtime_paths.fused(quantise(model), tokens)["kernel"] == "numba"
+
+
 def test_other_layers():
     torch.manual_seed(0)
     site = nn.Sequential(build_site(), nn.Conv1d(4, 3, 2))
