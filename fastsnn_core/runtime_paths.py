@@ -132,7 +132,7 @@ def says(step: dict[str, Any] | None) -> str:
     if step is None:
         return ""
     if step["kernel"]:
-        return f"decoding: whole tokens in one fused step ({step['kernel']}: {step['why']}); layer by layer it would be"
+        return f"decoding: whole tokens in one fused step ({step['kernel']}); below is what an ordinary step takes"
     return f"decoding: layer by layer, since no fused step takes it: {step['why']}"
 
 

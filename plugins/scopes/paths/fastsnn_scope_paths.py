@@ -45,6 +45,7 @@ class Paths(Scope):
         last = next(reversed(found.values()))
         events = sum("events" in row.path for row in last)
         step = runtime_paths.fused(subject.model, subject.inputs)
+        said = runtime_paths.says(step)
         return {
             "phases": {
                 phase: [attrs.asdict(r) | {"events_per_input": r.events_per_input} for r in rows]
@@ -55,7 +56,7 @@ class Paths(Scope):
                           f"{events} of {len(last)}"]],
             "tables": tables,
             "decoding": step,
-            "notes": [runtime_paths.says(step).capitalize() + "."] if step else [],
+            "notes": [f"{said[:1].upper()}{said[1:]}."] if said else [],
         }  # fmt: skip
 
     def draw(self, data: Data, figure: Any) -> None:
