@@ -25,8 +25,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "100000")  # 1 ms: llama.cpp sleeps at every barrier otherwise, 13 for 7 ms
-
 import harness
 import numpy as np
 import torch
@@ -41,6 +39,7 @@ SHAPE = {"vocab_size": 32000, "d_model": 768, "n_layers": 12, "n_heads": 12, "d_
 SITES = ["attn_in", "attn_out", "ffn_in", "ffn_hidden", "head"]
 PROMPT, CALLS, LONGEST = 32, 8, 256
 RIVALS = ("transformers fp32", "llama.cpp Q8_0")
+QUICK = {"GOMP_SPINCOUNT": "1000000", "OMP_NUM_THREADS": "1"}  # else llama.cpp sleeps at every barrier: 6 ms become 13
 
 
 def network(attention: list[str], k: float) -> Any:
@@ -124,7 +123,7 @@ def transformers_row() -> harness.Run:
 
     def run() -> None:
         if past.get_seq_length() >= LONGEST:
-            past.crop(PROMPT)
+            past.crop(PROMPT - past.get_seq_length())  # a negative number: how many to forget
         with torch.inference_mode():
             model(torch.tensor([[500 + next(turn) % 1000]]), past_key_values=past, use_cache=True)
 
@@ -199,7 +198,7 @@ def llama_cpp_row(threads: int) -> harness.Run | None:
     return run
 
 
-def serve(name: str, attention: list[str], bundle_path: str | None) -> None:
+def serve(name: str, threads: int, attention: list[str], bundle_path: str | None) -> None:
     """A row's process: a line of JSON in, a line out."""
     state: dict[str, Any] = {}
     if name == "read":
@@ -207,7 +206,7 @@ def serve(name: str, attention: list[str], bundle_path: str | None) -> None:
     elif name == "transformers fp32":
         state["run"] = transformers_row()
     elif name == "llama.cpp Q8_0":
-        state["run"] = llama_cpp_row(torch.get_num_threads())
+        state["run"] = llama_cpp_row(threads)
     else:
         model, tokens = network(attention, 3.0), torch.randint(0, 32000, (1, 256))
     for line in sys.stdin:
@@ -240,7 +239,8 @@ class Row:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         command = [sys.executable, __file__, "--row", name, "--threads", str(args.threads)]
         command += ["--attention", *args.attention] + (["--bundle", args.bundle] if args.bundle else [])
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        env = os.environ | (QUICK if name.startswith("llama.cpp") else {})
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.about = self.ask({})
 
     def ask(self, what: dict[str, Any]) -> dict[str, Any]:
@@ -290,9 +290,10 @@ def main() -> None:
     parser.add_argument("--json")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    if args.row != "llama.cpp Q8_0":  # torch's threads and llama.cpp's are one pool
+        torch.set_num_threads(args.threads)
     if args.row:
-        serve(args.row, args.attention, args.bundle)
+        serve(args.row, args.threads, args.attention, args.bundle)
         return
     rows = {name: Row(name, args) for name in ("read", "ours", *RIVALS)}
     rows = {name: row for name, row in rows.items() if row.about["installed"]}

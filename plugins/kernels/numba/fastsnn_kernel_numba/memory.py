@@ -8,11 +8,10 @@ bytes wait; `release` gives them back to the system.
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import math
-import sys
+import mmap
 import threading
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 SMALL, LARGE, KEEP = 64 << 10, 4 << 20, 256 << 20
-HUGE, MADV_HUGEPAGE = 2 << 20, 14
+HUGE = 2 << 20
 _block: dict[str, tuple[Any, int]] = {}
 _filling = threading.Lock()
 _free: dict[int, list[Any]] = {}  # buffers by size; single operations only, so that a finaliser may come at any time
@@ -90,19 +89,17 @@ def _share(size: int) -> Any:
 
 
 def _fresh(size: int) -> Any:
-    """Untouched memory that starts on a huge page."""
-    memory = np.empty(size + HUGE, np.uint8)
+    """Untouched memory that starts on a huge page; from the system, since malloc may hand out pages of 4 KiB again."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    area = mmap.mmap(-1, size + HUGE, **private)  # shared memory, the default, gets no huge pages
+    memory = np.frombuffer(area, np.uint8)
     skip = -memory.ctypes.data % HUGE
-    if sys.platform == "linux":
-        _libc().madvise(ctypes.c_void_p(memory.ctypes.data + skip), ctypes.c_size_t(size), MADV_HUGEPAGE)  # a wish
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a wish
+            area.madvise(mmap.MADV_HUGEPAGE)
     return memory[skip : skip + size]
 
 
 def release() -> None:
     """Give all waiting memory back to the system."""
     _free.clear()
-
-
-@cache
-def _libc() -> Any:
-    return ctypes.CDLL(None)
