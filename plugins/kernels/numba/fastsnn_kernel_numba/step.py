@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastsnn_core.ops.linear_scan import MIN_LOG_GATE
-from fastsnn_kernel_numba.event import U, _take, _widen
+from fastsnn_kernel_numba.event import GROUP, U, _ask, _take, _widen
 from fastsnn_kernel_numba.exact import (
     ONE,
     ZERO,
@@ -172,6 +172,7 @@ def _weigh(mats, tasks, t, worker, index, count, info, acc, width, sums, big):  
     w = i8(mats[m, ADDRESS], tall * mats[m, INPUTS])
     first, last = events * part // parts, events * (part + 1) // parts
     oa, oo = U(worker * width), U(mats[m, SUMS] + part * tall + column)
+    _ask(w, index, first, min(first + GROUP, last), tall, column, 0, np.int64(n))
     for j in range(n):
         acc[oa + j] = 0
     if info[WIDE]:
@@ -260,6 +261,28 @@ def _remember(keys, values, g, room, size, slot, k, ka, v, va):  # type: ignore[
 
 
 @compile
+def _gather(score, sa, values, va, held, n, norm, out, oo):  # type: ignore[no-untyped-def]
+    """Adds the values of `held` neighbouring slots, each times its weight, one after the other; the sum of weights."""
+    j, four = U(0), U(4)
+    while j + four <= held:
+        w0, w1, w2, w3 = score[sa + j], score[sa + j + U(1)], score[sa + j + U(2)], score[sa + j + U(3)]
+        norm = (((norm + w0) + w1) + w2) + w3
+        r0 = va + j * n
+        r1, r2, r3 = r0 + n, r0 + n + n, r0 + n + n + n
+        for i in range(n):
+            part = (out[oo + i] + w0 * values[r0 + i]) + w1 * values[r1 + i]
+            out[oo + i] = (part + w2 * values[r2 + i]) + w3 * values[r3 + i]
+        j += four
+    while j < held:
+        w0, r0 = score[sa + j], va + j * n
+        norm += w0
+        for i in range(n):
+            out[oo + i] = out[oo + i] + w0 * values[r0 + i]
+        j += U(1)
+    return norm
+
+
+@compile
 def _recall(q, a, keys, values, g, room, size, half, oldest, held, part, at, score, sa, out, oo):  # type: ignore[no-untyped-def]
     """Softmax attention of one query (scaled already) over `held` slots from the oldest on, round the end."""
     last = min(oldest + held, room)
@@ -276,13 +299,8 @@ def _recall(q, a, keys, values, g, room, size, half, oldest, held, part, at, sco
     n, norm = U(size), ZERO
     for i in range(n):
         out[oo + i] = ZERO
-    for j in range(held):
-        slot = oldest + j
-        slot = slot - room if slot >= room else slot
-        w, row = score[sa + U(slot)], U((g * room + slot) * size)
-        norm += w
-        for i in range(n):
-            out[oo + i] = out[oo + i] + w * values[row + i]
+    norm = _gather(score, sa + U(oldest), values, U((g * room + oldest) * size), first, n, norm, out, oo)
+    norm = _gather(score, sa, values, U(g * room * size), rest, n, norm, out, oo)
     norm = ONE if norm == ZERO else norm
     for i in range(n):
         out[oo + i] = out[oo + i] / norm
