@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from fastsnn_core.component import param
 from fastsnn_core.ops import exact
-from fastsnn_core.ops.event import input_major, spike_sums
+from fastsnn_core.ops.event import count_project, input_major, spike_sums
 from fastsnn_core.spike_tensor import SpikeTensor
 
 LARGEST = 127
@@ -126,6 +126,8 @@ def project(x: SpikeTensor | Tensor, weight: Tensor, scale: Tensor, group: int) 
             "a threshold per channel cannot leave the sum"
         )
     if scale.shape[-1] == 1:
+        if spikes.form == "count":
+            return count_project(spikes, weight, scale[:, 0])
         sums, path = spike_sums(spikes, weight)
         return sums.to(scale.dtype) * scale[:, 0] * threshold.to(scale.dtype), path
     total: Any = 0.0

@@ -27,6 +27,11 @@ def count_linear_naive(counts: Tensor, weight: Tensor) -> Tensor:
     return counts.to(torch.int64) @ weight.to(torch.int64).T
 
 
+def count_project_naive(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor) -> Tensor:
+    """float(sums) · scale · threshold of counts ``[N, D]``; scale ``[out]``, threshold ``[1, 1]`` or ``[N, 1]``."""
+    return COUNT_LINEAR(counts.device.type, counts, weight).to(scale.dtype) * scale * threshold.to(scale.dtype)
+
+
 def event_linear_naive(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> Tensor:
     """Sum of the weight rows that events name: flat coordinates into ``[rows, D]``, 64-bit integers ``[rows, out]``."""
     width = weight.shape[1]
@@ -59,6 +64,7 @@ def input_major_naive(weight: Tensor) -> Tensor:
 
 
 COUNT_LINEAR = Operator("count_linear", count_linear_naive)
+COUNT_PROJECT = Operator("count_project", count_project_naive, plain=True)
 EVENT_LINEAR = Operator("event_linear", event_linear_naive)
 INPUT_MAJOR = Operator("input_major", input_major_naive, plain=True)
 
@@ -106,6 +112,15 @@ def spike_sums(spikes: SpikeTensor, weight: Tensor, inputs: slice = slice(None))
     if isinstance(total, int):
         total = torch.zeros(*spikes.shape[:-1], len(weight), dtype=torch.int64, device=weight.device)
     return total, paths().get("count_linear", "")
+
+
+def count_project(spikes: SpikeTensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, str]:
+    """``(numbers […, out], path)`` of counts with one threshold per token: float(counts @ Wᵀ) · scale · V."""
+    counts, v = spikes.counts.detach(), spikes.scale
+    rows = math.prod(spikes.shape[:-1])
+    v = v.expand(*spikes.shape[:-1], 1).reshape(rows, 1) if v.numel() > 1 else v.reshape(1, 1)
+    out = COUNT_PROJECT(counts.device.type, counts.reshape(rows, counts.shape[-1]), weight, scale, v)
+    return out.reshape(*spikes.shape[:-1], weight.shape[0]), paths().get("count_linear", "")
 
 
 def input_major(weight: Tensor) -> Tensor:

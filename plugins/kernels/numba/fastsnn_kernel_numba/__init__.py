@@ -18,11 +18,12 @@ TABLE = {
     "lif_scan_backward": "lif.backward",
     "lif_membrane": "lif.membrane",
     "count_linear": "linear.count_linear",
+    "count_project": "linear.count_project",
     "event_linear": "linear.event_linear",
     "input_major": "linear.input_major",
     "exact_unary": "exact.unary",
     "exact_row_sum": "exact.row_sum",
-    "exact_attend": "exact.attend",
+    "exact_attend": "attention.attend",
     "exact_scan": "exact.scan",
     "decode_step": "stepper.NumbaStepper",
 }

@@ -28,8 +28,6 @@ A15, A13, A11, A9, A7, A5, A3, A1 = map(F, exact.ATANH)
 E5, E4, E3, E2, E1 = map(F, exact.ERF)
 ERF_P, ROOT_HALF, GELU, CUBE = map(F, (exact.ERF_P, exact.ROOT_HALF, exact.GELU, 0.044715))
 FORMS, SUMS = tuple(exact.FORMS), tuple(exact.SUMS)
-KEYS = 64  # keys scored at a time
-FEW = 4  # queries below which turning the keys round costs more than it saves
 
 
 @intrinsic
@@ -179,85 +177,6 @@ def _dot(q, a, k, b, size, half, part, at):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _dots(q, a, turned, b, keys, n, size, half, part, at, score, c):  # type: ignore[no-untyped-def]
-    """q · k of `n` neighbouring keys out of `keys`, stored channel by channel: a vector of keys per operation."""
-    n = U(n)
-    if half == 0:
-        for j in range(n):
-            score[c + j] = q[a] * turned[b + j]
-        return
-    for i in range(half):
-        o, row, low, high = at + U(i) * n, b + U(i * keys), q[a + U(i)], ZERO
-        if i + half < size:
-            high, other = q[a + U(i + half)], b + U((i + half) * keys)
-            for j in range(n):
-                part[o + j] = low * turned[row + j] + high * turned[other + j]
-        else:
-            for j in range(n):
-                part[o + j] = low * turned[row + j] + ZERO
-    width = half
-    while width > 1:
-        width //= 2
-        for i in range(U(width) * n):
-            part[at + i] = part[at + i] + part[at + U(width) * n + i]
-    for j in range(n):
-        score[c + j] = part[at + j]
-
-
-@Threaded
-def _attend(q, k, v, allowed, shape, scale, own, part, turned, score, out, nw):  # type: ignore[no-untyped-def]
-    b_all, t_all, keys, h_all, groups, size, wide = shape
-    share, half = h_all // groups, _half_of(size)
-    for worker in prange(nw):
-        oa, pa, sa = U(worker * (size + wide)), U(worker * max(half, 1) * KEYS), U(worker * keys)
-        ta = U(worker * size * keys)
-        acc = oa + U(size)
-        for task in range(worker * b_all * groups // nw, (worker + 1) * b_all * groups // nw):
-            b, g = task // groups, task % groups
-            if t_all >= FEW:
-                for j in range(keys):
-                    a = U(((b * keys + j) * groups + g) * size)
-                    for i in range(U(size)):
-                        turned[ta + i * U(keys) + U(j)] = k[a + i]
-            for t in range(t_all):
-                low, high = keys, 0
-                for j in range(keys):
-                    if allowed[b, t, j]:
-                        low, high = min(low, j), j + 1
-                for h in range(g * share, (g + 1) * share):
-                    a = U(((b * t_all + t) * h_all + h) * size)
-                    o = U(((b * t_all + t) * h_all + h) * wide)
-                    for i in range(U(size)):
-                        own[oa + i] = q[a + i] * scale
-                    for i in range(U(wide)):
-                        own[acc + i] = ZERO
-                    top = F(-np.inf)
-                    for j in range(low, high, KEYS):
-                        n = min(KEYS, high - j)
-                        if t_all >= FEW:
-                            _dots(own, oa, turned, ta + U(j), keys, n, size, half, part, pa, score, sa + U(j))
-                        else:
-                            for m in range(j, j + n):
-                                at = U(((b * keys + m) * groups + g) * size)
-                                score[sa + U(m)] = _dot(own, oa, k, at, size, half, part, pa)
-                        for m in range(j, j + n):
-                            if allowed[b, t, m] and score[sa + U(m)] > top:
-                                top = score[sa + U(m)]
-                    for j in range(U(low), U(high)):
-                        score[sa + j] = _exp(score[sa + j] - top)
-                    norm = ZERO
-                    for j in range(low, high):
-                        if allowed[b, t, j]:
-                            w, at = score[sa + U(j)], U(((b * keys + j) * groups + g) * wide)
-                            norm += w
-                            for i in range(U(wide)):
-                                own[acc + i] = own[acc + i] + w * v[at + i]
-                    norm = ONE if norm == ZERO else norm
-                    for i in range(U(wide)):
-                        out[o + i] = own[acc + i] / norm
-
-
-@compile
 def _read(q, a, s, o, size, wide, half, part, at, out, oo):  # type: ignore[no-untyped-def]
     """q S, folded over the channels of q: a vector of values per operation."""
     n = U(wide)
@@ -337,22 +256,6 @@ def row_sum(x: Tensor, form: str) -> Tensor:
     out = torch.empty(rows)
     part = scratch("row_sum", workers() * (1 << (size - 1).bit_length()), F)
     _row_sum(flat(x.contiguous()), rows, size, SUMS.index(form), part, flat(out))
-    return out
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-    """Twin of `fastsnn_core.ops.exact.attend_naive`."""
-    (b, t, h, size), (keys, groups, wide), nw = q.shape, (*k.shape[1:3], v.shape[-1]), workers()
-    if not size or not wide:
-        return NotImplemented
-    out = torch.empty(b, t, h, wide)
-    own = scratch("attend_row", nw * (size + wide), F)
-    part = scratch("attend_part", nw * (1 << (size - 1).bit_length()) * KEYS, F)
-    turned = scratch("attend_keys", nw * size * keys + 1 if t >= FEW else 1, F)
-    score = scratch("attend_score", nw * keys + 1, F)
-    rows = (flat(x.contiguous()) for x in (q, k, v))
-    shape = (b, t, keys, h, groups, size, wide)
-    _attend(*rows, allowed.numpy(), shape, F(size**-0.5), own, part, turned, score, flat(out))
     return out
 
 

@@ -26,10 +26,10 @@ from fastsnn_core.ops.dispatch import took
 from fastsnn_core.ops.event import check_sums, whole
 from fastsnn_kernel_numba.event import few
 from fastsnn_kernel_numba.launch import Threaded, flat, workers
-from fastsnn_kernel_numba.memory import lasting
+from fastsnn_kernel_numba.memory import empty, lasting
 
 FEW, EVENTS_PER_INPUT = 32, 7.0
-U = np.uint64
+U, SMALLEST = np.uint64, -(1 << 63)
 SKIP = f"fewer than {EVENTS_PER_INPUT:g} events per input: only rows of weights that spiked are read"
 MANY = f"{EVENTS_PER_INPUT:g} events per input or more: reading every weight once is faster"
 BY_OUTPUT = "weights are stored output-major, so an event has no row to read"
@@ -39,6 +39,33 @@ def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
     """Twin of `fastsnn_core.ops.event.count_linear_naive`."""
     if weight.dtype != torch.int8:
         return NotImplemented
+    return sums(counts, weight).to(torch.int64)
+
+
+def count_project(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor) -> Tensor:
+    """Twin of `fastsnn_core.ops.event.count_project_naive`: what follows the sums in one pass over them."""
+    if weight.dtype != torch.int8 or scale.dtype != torch.float32 or threshold.dtype != torch.float32:
+        return NotImplemented
+    total = sums(counts, weight)
+    out = empty(tuple(total.shape), torch.float32)
+    scale, threshold = scale.contiguous(), threshold.contiguous()
+    _scale(flat(total.contiguous()), flat(scale), flat(threshold), len(scale), flat(out))
+    return out
+
+
+@Threaded
+def _scale(total, scale, threshold, tall, out, nw):  # type: ignore[no-untyped-def]
+    """float(sum) · scale · V, row after row; one V for all rows, or one each."""
+    rows, each = (len(total) // tall if tall else 0), len(threshold) > 1
+    for worker in prange(nw):
+        for row in range(worker * rows // nw, (worker + 1) * rows // nw):
+            at, v = U(row * tall), threshold[row if each else 0]
+            for i in range(U(tall)):
+                out[at + i] = np.float32(total[at + i]) * scale[i] * v
+
+
+def sums(counts: Tensor, weight: Tensor) -> Tensor:
+    """Exact sums in 32 or 64 bits."""
     rows, wide = counts.shape
     if not counts.numel() or not len(weight):
         return torch.zeros(rows, len(weight), dtype=torch.int64)
@@ -74,8 +101,9 @@ def by_events(counts: Tensor, weight: Tensor, limit: float) -> Any:
 
 
 def sparse(counts: Tensor) -> bool:
-    """Do `FEW` rows have fewer than `EVENTS_PER_INPUT` events per input, on average?"""
-    return int(torch.count_nonzero(counts)) * FEW < EVENTS_PER_INPUT * counts.numel()
+    """Do `FEW` rows have fewer than `EVENTS_PER_INPUT` events per input, on average? Asked of some rows."""
+    some = counts[:: max(1, len(counts) // FEW)]
+    return int(torch.count_nonzero(some)) * FEW < EVENTS_PER_INPUT * some.numel()
 
 
 def input_major(weight: Tensor) -> Tensor:
@@ -89,48 +117,57 @@ def is_input_major(weight: Tensor) -> bool:
 
 
 def dense(counts: Tensor, weight: Tensor) -> Tensor:
-    """Exact sums ``[N, out]`` in 64 bits: one GEMM where all counts have 8 bits, one per digit otherwise."""
-    low, high = (float(edge) for edge in torch.aminmax(counts))
-    if max(-low, high) <= 127:
-        return gemm(narrow(counts), weight).to(torch.int64)
-    rest = whole(counts, "counts").to(torch.int64)
-    check_sums(rest.to(torch.float64).abs().sum(-1), weight)
-    out, shift = torch.zeros(len(rest), len(weight), dtype=torch.int64), 0
-    while True:
-        digit = ((rest + 64) & 127) - 64
-        rest = (rest - digit) >> 7
-        used = digit.any(0).nonzero()[:, 0]
-        if len(used) > counts.shape[1] // 2:
-            out += gemm(digit.to(torch.int8), weight).to(torch.int64) << shift
-        elif len(used):  # large counts stay on few inputs
-            out += gemm(digit[:, used].to(torch.int8), weight.T[used].T).to(torch.int64) << shift
-        if not rest.any():
-            return out
-        shift += 7
-
-
-def narrow(counts: Tensor) -> Tensor:
-    """Counts of at most 127 in 8 bits; refuses fractions."""
+    """Exact sums ``[N, out]`` in 32 or 64 bits: one GEMM where all counts have 8 bits, one per digit otherwise."""
     if counts.dtype != torch.float32:
-        return whole(counts, "counts").to(torch.int8)
-    out, fractions = torch.empty(counts.shape, dtype=torch.int8), np.zeros(workers(), np.int64)
-    _narrow(flat(counts), flat(out), fractions)
-    if fractions.any():
-        raise ValueError("counts must be finite whole numbers for integer arithmetic")
-    return out
+        counts = whole(counts, "counts")
+        counts = counts.to(torch.float32 if counts.dtype == torch.int8 else torch.int64)
+    low, state = torch.empty(counts.shape, dtype=torch.int8), np.zeros((workers(), 2), np.int64)
+    _narrow(flat(counts.contiguous()), flat(low), state)
+    if not state.any():
+        return gemm(low, weight)
+    wide = counts.shape[1]
+    used = np.zeros((workers(), wide), np.uint8)
+    state[:] = 0
+    _digits(flat(counts.contiguous()), flat(low), len(counts), wide, used.reshape(-1), state)
+    if state[:, 0].any():
+        whole(counts, "counts")  # refuses fractions and what is not finite
+        check_sums(counts.to(torch.float64).abs().sum(-1), weight)  # and whole numbers beyond 64 bits
+    if float(state[:, 1].max()) * wide >= 2.0**56:
+        check_sums(counts.to(torch.float64).abs().sum(-1), weight)
+    columns = torch.from_numpy(used.any(0)).nonzero()[:, 0]  # large counts stay on few inputs
+    rest = (counts[:, columns].to(torch.int64) - low[:, columns]) >> 7
+    out = gemm(low, weight).to(torch.int64)
+    return out if not len(columns) else out + (dense(rest, weight.T[columns].T).to(torch.int64) << 7)
 
 
 @Threaded
-def _narrow(counts, out, fractions, nw):  # type: ignore[no-untyped-def]
-    """One pass: the conversion, and how many numbers it changed."""
+def _narrow(counts, out, state, nw):  # type: ignore[no-untyped-def]
+    """One pass: the conversion to 8 bits, and whether any count does not fit ±127 or is no whole number."""
     size = len(counts)
     for worker in prange(nw):
         found = 0
         for i in range(U(worker * size // nw), U((worker + 1) * size // nw)):
-            c = np.int8(counts[i])
-            out[i] = c
-            found += np.float32(c) != counts[i]
-        fractions[worker] = found
+            c = np.int32(counts[i])
+            out[i] = np.int8(c)
+            found += (c != counts[i]) | (abs(c) > 127)
+        state[worker, 0] = found
+
+
+@Threaded
+def _digits(counts, low, rows, wide, used, state, nw):  # type: ignore[no-untyped-def]
+    """The digit d = ((c + 64) mod 128) - 64 of every count, which inputs need more, and max|c|."""
+    for worker in prange(nw):
+        found, most, own = 0, np.int64(0), U(worker * wide)
+        for row in range(worker * rows // nw, (worker + 1) * rows // nw):
+            at = U(row * wide)
+            for i in range(U(wide)):
+                c = np.int64(counts[at + i])
+                found += (c != counts[at + i]) | (c == SMALLEST)
+                d = ((c + np.int64(64)) & np.int64(127)) - np.int64(64)
+                low[at + i] = np.int8(d)
+                used[own + i] |= np.uint8(c != d)
+                most = max(most, abs(c))
+        state[worker, 0], state[worker, 1] = found, most
 
 
 def gemm(digits: Tensor, weight: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastsnn_core.ops.linear_scan import MIN_LOG_GATE
+from fastsnn_kernel_numba.attention import KEYS, _dots
 from fastsnn_kernel_numba.event import GROUP, U, _ask, _take, _widen
 from fastsnn_kernel_numba.exact import (
     ONE,
     ZERO,
     F,
     _as_float,
-    _dots,
     _exp,
     _folded,
     _half_of,
@@ -38,7 +38,6 @@ LEVEL, BOUND, DEAD = range(3)  # of spikes, fractions
 FEATURE, ROTARY, WINDOW, GATE_DOWN, GATE_UP, MIX_NORM = range(6)  # of a mixer
 TAU, EPS = range(2)  # of a mixer, fractions
 FIRST, SECOND, ROOM, SEEN = range(4)  # of a mixer's state
-KEYS = 64  # keys that lie side by side, channel by channel
 LARGEST_LEVEL, SMALLEST_V, LARGEST_V, LEAST_CLIP = F(127), F(1e-5), F(1e4), F(1e-3)
 COUNTS = F(2147483648.0)  # magnitudes stay below
 SUM_32 = (1 << 31) // 128  # Σ|c| from which sums take 64 bits
