@@ -6,12 +6,16 @@ pass over the sums, which stay in the order of the keys.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
-from numba import prange
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic
 from torch import Tensor
 
-from fastsnn_kernel_numba.exact import ONE, ZERO, F, U, _dot, _exp, _half_of
+from fastsnn_kernel_numba.exact import ONE, ZERO, F, U, _as_float, _dot, _exp, _half_of
 from fastsnn_kernel_numba.launch import Threaded, compile, flat, scratch, workers
 
 KEYS = 64  # keys scored at a time
@@ -72,26 +76,73 @@ def _dots(q, a, turned, b, keys, n, size, half, part, at, score, c):  # type: ig
         score[c + j] = part[at + j]
 
 
+@intrinsic
+def _bits(typing: Any, x: Any) -> Any:
+    """The 32 bits of a float32, as a whole number."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+@compile
+def _highest(x, a, size, top):  # type: ignore[no-untyped-def]
+    """The larger of max x and `top`; numbers below zero are ordered the other way round."""
+    code = _bits(top) ^ ((_bits(top) >> np.int32(31)) & np.int32(0x7FFFFFFF))
+    for i in range(U(size)):
+        bits = _bits(x[a + i])
+        code = max(code, np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))))
+    return _as_float(np.int32(code ^ ((code >> np.int32(31)) & np.int32(0x7FFFFFFF))))
+
+
+@compile
+def _gather(score, sa, values, va, stride, held, n, norm, out, oo):  # type: ignore[no-untyped-def]
+    """Adds values (rows `stride` apart) of neighbouring keys, each times its weight, in order; the sum of weights."""
+    j, four = U(0), U(4)
+    while j + four <= held:
+        w0, w1, w2, w3 = score[sa + j], score[sa + j + U(1)], score[sa + j + U(2)], score[sa + j + U(3)]
+        norm = (((norm + w0) + w1) + w2) + w3
+        r0 = va + j * stride
+        r1, r2, r3 = r0 + stride, r0 + stride + stride, r0 + stride + stride + stride
+        for i in range(n):
+            part = (out[oo + i] + w0 * values[r0 + i]) + w1 * values[r1 + i]
+            out[oo + i] = (part + w2 * values[r2 + i]) + w3 * values[r3 + i]
+        j += four
+    while j < held:
+        w0, r0 = score[sa + j], va + j * stride
+        norm += w0
+        for i in range(n):
+            out[oo + i] = out[oo + i] + w0 * values[r0 + i]
+        j += U(1)
+    return norm
+
+
 @Threaded
 def _attend(q, k, v, allowed, shape, scale, own, part, turned, score, out, nw):  # type: ignore[no-untyped-def]
     b_all, t_all, keys, h_all, groups, size, wide = shape
     share, half = h_all // groups, _half_of(size)
     for worker in prange(nw):
-        oa, pa, sa = U(worker * (size + wide)), U(worker * max(half, 1) * KEYS), U(worker * keys)
-        ta = U(worker * size * keys)
+        room = (keys + KEYS - 1) // KEYS * KEYS
+        oa, pa, sa = U(worker * (size + wide)), U(worker * max(half, 1) * KEYS), U(worker * room)
+        ta = U(worker * size * room)
         acc = oa + U(size)
         for task in range(worker * b_all * groups // nw, (worker + 1) * b_all * groups // nw):
             b, g = task // groups, task % groups
             if t_all >= FEW:
                 for j in range(keys):
-                    a = U(((b * keys + j) * groups + g) * size)
-                    for i in range(U(size)):
-                        turned[ta + i * U(keys) + U(j)] = k[a + i]
+                    a, o = U(((b * keys + j) * groups + g) * size), ta + U(j // KEYS * KEYS * size + j % KEYS)
+                    for i in range(U(size)):  # in blocks: channels a power of two apart would share few lines of L1
+                        turned[o + i * U(KEYS)] = k[a + i]
             for t in range(t_all):
-                low, high = keys, 0
-                for j in range(keys):
-                    if allowed[b, t, j]:
-                        low, high = min(low, j), j + 1
+                low, high, seen = 0, keys, 0
+                while low < keys and not allowed[b, t, low]:
+                    low += 1
+                while high > low and not allowed[b, t, high - 1]:
+                    high -= 1
+                for j in range(low, high):
+                    seen += np.int64(allowed[b, t, j])
+                whole = seen == high - low
                 for h in range(g * share, (g + 1) * share):
                     a = U(((b * t_all + t) * h_all + h) * size)
                     o = U(((b * t_all + t) * h_all + h) * wide)
@@ -100,48 +151,33 @@ def _attend(q, k, v, allowed, shape, scale, own, part, turned, score, out, nw): 
                     for i in range(U(wide)):
                         own[acc + i] = ZERO
                     top = F(-np.inf)
-                    for j in range(low, high, KEYS):
-                        n = min(KEYS, high - j)
+                    for block in range(low // KEYS * KEYS, high, KEYS):
+                        j, end = max(low, block), min(block + KEYS, high)
                         if t_all >= FEW:
-                            _dots(own, oa, turned, ta + U(j), keys, n, size, half, part, pa, score, sa + U(j))
+                            first = ta + U(block * size)
+                            _dots(own, oa, turned, first, KEYS, end - block, size, half, part, pa, score, sa + U(block))
                         else:
-                            for m in range(j, j + n):
+                            for m in range(j, end):
                                 at = U(((b * keys + m) * groups + g) * size)
                                 score[sa + U(m)] = _dot(own, oa, k, at, size, half, part, pa)
-                        for m in range(j, j + n):
+                        if whole:
+                            top = _highest(score, sa + U(j), end - j, top)
+                            continue
+                        for m in range(j, end):
                             if allowed[b, t, m] and score[sa + U(m)] > top:
                                 top = score[sa + U(m)]
                     for j in range(U(low), U(high)):
                         score[sa + j] = _exp(score[sa + j] - top)
-                    norm, j = ZERO, low
-                    while j < high:
-                        if (
-                            j + 4 <= high
-                            and allowed[b, t, j]
-                            and allowed[b, t, j + 1]
-                            and allowed[b, t, j + 2]
-                            and allowed[b, t, j + 3]
-                        ):
-                            w0, w1, w2, w3 = (
-                                score[sa + U(j)],
-                                score[sa + U(j + 1)],
-                                score[sa + U(j + 2)],
-                                score[sa + U(j + 3)],
-                            )
-                            norm = (((norm + w0) + w1) + w2) + w3
-                            r0, r = U(((b * keys + j) * groups + g) * wide), U(groups * wide)
-                            for i in range(U(wide)):
-                                held = (own[acc + i] + w0 * v[r0 + i]) + w1 * v[r0 + r + i]
-                                held = (held + w2 * v[r0 + r + r + i]) + w3 * v[r0 + r + r + r + i]
-                                own[acc + i] = held
-                            j += 4
-                            continue
-                        if allowed[b, t, j]:
-                            w, at = score[sa + U(j)], U(((b * keys + j) * groups + g) * wide)
-                            norm += w
-                            for i in range(U(wide)):
-                                own[acc + i] = own[acc + i] + w * v[at + i]
-                        j += 1
+                    norm = ZERO
+                    if whole:
+                        first, stride = U(((b * keys + low) * groups + g) * wide), U(groups * wide)
+                        at, n = sa + U(low), U(high - low)
+                        norm = _gather(score, at, v, first, stride, n, U(wide), norm, own, acc)
+                    else:
+                        for j in range(low, high):
+                            if allowed[b, t, j]:
+                                first = U(((b * keys + j) * groups + g) * wide)
+                                norm = _gather(score, sa + U(j), v, first, U(0), U(1), U(wide), norm, own, acc)
                     norm = ONE if norm == ZERO else norm
                     for i in range(U(wide)):
                         out[o + i] = own[acc + i] / norm
@@ -155,8 +191,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     out = torch.empty(b, t, h, wide)
     own = scratch("attend_row", nw * (size + wide), F)
     part = scratch("attend_part", nw * (1 << (size - 1).bit_length()) * KEYS, F)
-    turned = scratch("attend_keys", nw * size * keys + 1 if t >= FEW else 1, F)
-    score = scratch("attend_score", nw * keys + 1, F)
+    room = -(-keys // KEYS) * KEYS
+    turned = scratch("attend_keys", nw * size * room + 1 if t >= FEW else 1, F)
+    score = scratch("attend_score", nw * room + 1, F)
     rows = (flat(x.contiguous()) for x in (q, k, v))
     shape = (b, t, keys, h, groups, size, wide)
     _attend(*rows, allowed.numpy(), shape, F(size**-0.5), own, part, turned, score, flat(out))

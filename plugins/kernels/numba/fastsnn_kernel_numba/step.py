@@ -6,15 +6,10 @@ whole numbers (`fastsnn_kernel_numba.stepper`) say where everything is.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from fastsnn_core.ops.linear_scan import MIN_LOG_GATE
-from fastsnn_kernel_numba.attention import KEYS, _dots
+from fastsnn_kernel_numba.attention import KEYS, _bits, _dots, _gather, _highest
 from fastsnn_kernel_numba.event import GROUP, U, _ask, _take, _widen
 from fastsnn_kernel_numba.exact import (
     ONE,
@@ -59,16 +54,6 @@ def _norm(x, a, size, half, weight, wo, eps, part, at, out, oo):  # type: ignore
         out[oo + i] = x[a + i] / root * weight[wo + i]
 
 
-@intrinsic
-def _bits(typing: Any, x: Any) -> Any:
-    """The 32 bits of a float32, as a whole number."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.int32(types.float32), generate
-
-
 @compile
 def _largest(x, a, size):  # type: ignore[no-untyped-def]
     """max |x|, by bits: magnitudes are ordered like whole numbers (NaN above all), and those the compiler compares in
@@ -77,16 +62,6 @@ def _largest(x, a, size):  # type: ignore[no-untyped-def]
     for i in range(U(size)):
         top = max(top, _bits(abs(x[a + i])))
     return _as_float(top)
-
-
-@compile
-def _highest(x, a, size, top):  # type: ignore[no-untyped-def]
-    """The larger of max x and `top`; numbers below zero are ordered the other way round."""
-    code = _bits(top) ^ ((_bits(top) >> np.int32(31)) & np.int32(0x7FFFFFFF))
-    for i in range(U(size)):
-        bits = _bits(x[a + i])
-        code = max(code, np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))))
-    return _as_float(np.int32(code ^ ((code >> np.int32(31)) & np.int32(0x7FFFFFFF))))
 
 
 @compile
@@ -260,28 +235,6 @@ def _remember(keys, values, g, room, size, slot, k, ka, v, va):  # type: ignore[
 
 
 @compile
-def _gather(score, sa, values, va, held, n, norm, out, oo):  # type: ignore[no-untyped-def]
-    """Adds the values of `held` neighbouring slots, each times its weight, one after the other; the sum of weights."""
-    j, four = U(0), U(4)
-    while j + four <= held:
-        w0, w1, w2, w3 = score[sa + j], score[sa + j + U(1)], score[sa + j + U(2)], score[sa + j + U(3)]
-        norm = (((norm + w0) + w1) + w2) + w3
-        r0 = va + j * n
-        r1, r2, r3 = r0 + n, r0 + n + n, r0 + n + n + n
-        for i in range(n):
-            part = (out[oo + i] + w0 * values[r0 + i]) + w1 * values[r1 + i]
-            out[oo + i] = (part + w2 * values[r2 + i]) + w3 * values[r3 + i]
-        j += four
-    while j < held:
-        w0, r0 = score[sa + j], va + j * n
-        norm += w0
-        for i in range(n):
-            out[oo + i] = out[oo + i] + w0 * values[r0 + i]
-        j += U(1)
-    return norm
-
-
-@compile
 def _recall(q, a, keys, values, g, room, size, half, oldest, held, part, at, score, sa, out, oo):  # type: ignore[no-untyped-def]
     """Softmax attention of one query (scaled already) over `held` slots from the oldest on, round the end."""
     last = min(oldest + held, room)
@@ -298,8 +251,8 @@ def _recall(q, a, keys, values, g, room, size, half, oldest, held, part, at, sco
     n, norm = U(size), ZERO
     for i in range(n):
         out[oo + i] = ZERO
-    norm = _gather(score, sa + U(oldest), values, U((g * room + oldest) * size), first, n, norm, out, oo)
-    norm = _gather(score, sa, values, U(g * room * size), rest, n, norm, out, oo)
+    norm = _gather(score, sa + U(oldest), values, U((g * room + oldest) * size), n, first, n, norm, out, oo)
+    norm = _gather(score, sa, values, U(g * room * size), n, rest, n, norm, out, oo)
     norm = ONE if norm == ZERO else norm
     for i in range(n):
         out[oo + i] = out[oo + i] / norm
