@@ -269,3 +269,49 @@ def test_the_command_extends_a_run(tmp_path, capsys):
     assert [s["to"] for s in found["stages"]] == [64, 128]
     assert [m["what"] for m in bundle.load(out / "extended.snn").meta["milestones"]] == ["fit", "extend_context"]
     assert (out / "extension" / "extension.json").is_file()
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("mode", ["carry", "long"])
+def test_a_killed_extension_goes_on_as_if_it_had_not_been(make, data, mode, tmp_path, monkeypatch):
+    """Killed in the middle of the second stage; float64, the same numbers to the last bit."""
+    asked = {"new_seq_len": (24, 48), "max_steps": (8, 16), "mode": mode, "gate": 5.0, "recall": ("mqar",)}
+    asked |= {"recall_samples": 1, "quiet": True}
+
+    def begin(out):
+        config = TrainConfig(max_steps=2, batch_size=4, lr=3e-3, eval_sequences=2, ema=0.9)
+        return Trainer(make(vocab_size=257).double(), config, out=out, quiet=True).fit(data, resume=True)
+
+    whole = begin(tmp_path / "whole")
+    right = extend_context(whole.model, whole, **asked)
+    taken = Walk.take
+    for stop in (11, 19):  # calls of take: one after a checkpoint of stage two, one before
+        calls = []
+
+        def take(self, *words, calls=calls, stop=stop):
+            calls.append(1)
+            if len(calls) > stop:
+                raise Killed
+            return taken(self, *words)
+
+        out = tmp_path / f"killed-{stop}"
+        monkeypatch.setattr(Walk, "take", take)
+        first = begin(out)
+        with pytest.raises(Killed):
+            extend_context(first.model, first, **asked)
+        monkeypatch.setattr(Walk, "take", taken)
+        again = begin(out)
+        found = extend_context(again.model, again, resume=True, **asked)
+        assert found["history"] == right["history"]
+        assert found | {"seconds": 0} == right | {"seconds": 0}
+        tensors = take_all(whole)
+        assert all(torch.equal(t, tensors[n]) for n, t in take_all(again).items())
+        with pytest.raises(ValueError, match="other settings"):
+            extend_context(again.model, again, resume=True, **(asked | {"lr": 1e-5}))
+
+
+def take_all(trainer):
+    return take(trainer.model, trainer.optimizer, trainer.stepper.average)

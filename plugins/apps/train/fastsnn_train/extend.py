@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
-import torch
 from torch import nn
 
 from fastsnn_text import tokenizer_of
-from fastsnn_train import snapshot
 from fastsnn_train.evaluate import buckets, evaluate, position_nats
 from fastsnn_train.extend_decay import calibrate_decay
+from fastsnn_train.extend_keep import Diary, keep, packed_proof, put, unpacked_proof
 from fastsnn_train.extend_report import Extension
 from fastsnn_train.extend_shape import adopt, shaped
 from fastsnn_train.extend_walk import Walk, deep_share
@@ -67,6 +66,7 @@ def extend_context(
     recall: Sequence[str] = ("passkey", "mqar"),
     recall_samples: int = 4,
     eval_sequences: int = 4,
+    resume: bool = False,
     quiet: bool | None = None,
 ) -> Extension:
     """Train `model` on to `new_seq_len` tokens of context, or through a list of lengths; returns the proof.
@@ -79,6 +79,9 @@ def extend_context(
     The held-out loss at the old length may get at most `gate` worse (0.02 is 2 %; None: it may do what it likes): a
     stage that ends worse goes back to its last good weights, or stops at once with ``on_gate="stop"``, and the result
     says so. `rope` ("yarn", "ntk") and `window` (tokens) are for softmax layers and windows that grow.
+
+    Where the trainer has a folder, checkpoints go to ``out/extending`` whenever that loss is found good, eight times a
+    stage; with `resume` a killed extension goes on from the newest.
 
     The result is plain data: loss by position and recall by depth and length, before and after; `history` has the
     steps, ``.report(folder)`` writes JSON and heat maps. Milestones go into the model's meta, and so into its bundle.
@@ -109,20 +112,24 @@ def extend_context(
         )  # fmt: skip
     quiet = trainer.quiet if quiet is None else quiet
     judge = Judge(model, trainer, data, [old, *lengths], recall, recall_samples, eval_sequences)
-    began, before, first = time.perf_counter(), judge.proof(), judge.short()
+    asked = attrs.asdict(plan) | {"from": old, "lengths": lengths, "budget": budget}
+    began, diary = time.perf_counter(), Diary(model, trainer, asked, resume)
+    if not diary.facts:
+        diary.facts = {"before": packed_proof(judge.proof()), "first": judge.short()}
+    before, first = unpacked_proof(diary.facts["before"]), diary.facts["first"]
     base: Any = getattr(model, "spec", None)
-    stages, history = [], []
-    for length, steps in zip(lengths, budget):
+    for i, (length, steps) in enumerate(zip(lengths, budget)):
         before_stage = getattr(model, "spec", None)
         if rope != "none" or window:
             adopt(model, shaped(base, original=old, length=length, rope=rope, window=window))
-        stage, rows = run_stage(model, trainer, data, length, steps, plan, judge, first, quiet)
-        stages.append(stage)
-        history += rows
+        if i >= len(diary.stages):
+            diary.close(run_stage(model, trainer, data, length, steps, plan, judge, diary, quiet))
+        stage = diary.stages[i]
         if stage["gate_broken"] and not stage["kept_step"]:
             if before_stage is not None:
                 adopt(model, before_stage)
             break
+    stages = diary.stages
     after, last = judge.proof(), judge.short()
     proof = Extension.of(
         {
@@ -143,7 +150,7 @@ def extend_context(
     )
     meta = dict(getattr(model, "meta", {}))
     model.meta = meta | {"milestones": [*meta.get("milestones", []), dict(proof)]}  # type: ignore[assignment]
-    proof["history"] = history
+    proof["history"] = diary.history
     model.eval()
     return proof
 
@@ -206,54 +213,47 @@ def run_stage(
     steps: int,
     plan: Plan,
     judge: Judge,
-    first: float,
+    diary: Diary,
     quiet: bool,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One stage: what became of it, and its log rows. `first` is the short-context loss before all of them."""
-    old = data.train.seq_len
-    stage: dict[str, Any] = {"to": length, "kept_step": 0, "gate_broken": False}
+) -> dict[str, Any]:
+    """One stage, or what is left of it: what became of it. Its log rows go into the diary."""
+    old, first, history = data.train.seq_len, diary.facts["first"], diary.history
+    stage: dict[str, Any] = diary.under_way or {"to": length, "kept_step": 0, "gate_broken": False, "checks": []}
     if plan.mode == "decay":
         found = calibrate_decay(model, held_out(data, length), original=old, gate=plan.gate)
-        return stage | {"calibration": attrs.asdict(found)}, []
+        return stage | {"calibration": attrs.asdict(found)}
     config = attrs.evolve(trainer.config, max_steps=steps, lr=plan.lr)
     walk = Walk(model, trainer, data.train, data.train.with_length(length), plan.mode, plan.short_share)
     limit = float("inf") if plan.gate is None else first * (1 + plan.gate)
-    good, history, checks = keep(model, trainer), [], []
+    good, checks, begin = keep(model, trainer), stage["checks"], stage["kept_step"]
     every = max(1, -(-steps // CHECKS))
-    with Progress(steps, label=f"extending {old} → {length}", quiet=quiet) as progress:
-        for step in range(steps):
+    with Progress(steps, begin, label=f"extending {old} → {length}", quiet=quiet) as progress:
+        for step in range(begin, steps):
             loss, brief = walk.take(step, learning_rate(step, config))
             row = {"step": step + 1, "length": old if brief else length, "loss": loss}
-            last = step + 1 == steps
-            if plan.gate is not None and (last or (step + 1) % every == 0):
-                row["short"] = judge.short()
-                checks.append({"step": step + 1, "short": row["short"]})
-                if row["short"] <= limit:
-                    good, stage["kept_step"], stage["gate_broken"] = keep(model, trainer), step + 1, False
-                else:
-                    stage["gate_broken"] = True
-            elif plan.gate is None:
-                stage["kept_step"] = step + 1
             history.append(row)
+            last = step + 1 == steps
+            if last or (step + 1) % every == 0:
+                if plan.gate is not None:
+                    row["short"] = judge.short()
+                    checks.append({"step": step + 1, "short": row["short"]})
+                stage["gate_broken"] = row.get("short", 0.0) > limit
+                if not stage["gate_broken"]:
+                    good, stage["kept_step"] = keep(model, trainer), step + 1
+                    diary.save(stage)
             progress.update(step + 1, row)
             if last or (step + 1) % trainer.config.log_every == 0:
                 progress.log(row)
             if stage["gate_broken"] and plan.on_gate == "stop":
                 break
     if stage["gate_broken"]:
-        snapshot.put(model, trainer.optimizer, trainer.stepper.average, good, "the weights before the gate broke")
+        put(model, trainer, good, "the weights before the gate broke")
         log.warning(
             "%d → %d tokens: the loss at %d tokens rose from %.4f to %.4f, more than %.0f %%; back to step %d. "
             "Lower lr or raise short_share", old, length, old, first, checks[-1]["short"], 100 * (plan.gate or 0),
             stage["kept_step"],
         )  # fmt: skip
-    return stage | {"checks": checks}, history
-
-
-def keep(model: nn.Module, trainer: Trainer) -> dict[str, torch.Tensor]:
-    """A copy of weights, moments and averages."""
-    found = snapshot.take(model, trainer.optimizer, trainer.stepper.average)
-    return {name: tensor.detach().clone() for name, tensor in found.items()}
+    return stage
 
 
 def held_out(data: Data, length: int) -> Packed:

@@ -89,6 +89,12 @@ class Recall:
         plain = json.loads(json.dumps(attrs.asdict(self)))  # lists, as JSON has them
         return plain | {"by_length": {str(n): self.at(n) for n in self.lengths}}
 
+    @classmethod
+    def of(cls, table: dict[str, Any]) -> Recall:
+        """The inverse of `table`."""
+        grid = tuple(map(tuple, table["accuracy"]))
+        return cls(table["task"], tuple(table["lengths"]), tuple(table["depths"]), grid, table["samples"])
+
     def __str__(self) -> str:
         head = "  ".join(f"{d:>5.0%}" for d in self.depths)
         rows = [f"{n:>8}  " + "  ".join(f"{a:>5.0%}" for a in row) for n, row in zip(self.lengths, self.accuracy)]
