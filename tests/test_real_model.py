@@ -1,4 +1,4 @@
-"""A trained language model on the integer path: one perplexity in both runtimes, W8A close to float, bits in any batch."""
+"""A trained language model on the integer path: one perplexity in both runtimes, W8A near float, bits in any batch."""
 
 from __future__ import annotations
 

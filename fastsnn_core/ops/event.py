@@ -118,7 +118,7 @@ def count_project(spikes: SpikeTensor, weight: Tensor, scale: Tensor) -> tuple[T
     """``(numbers […, out], path)`` of counts with one threshold per token: float(counts @ Wᵀ) · scale · V."""
     counts, v = spikes.counts.detach(), spikes.scale
     rows = math.prod(spikes.shape[:-1])
-    v = v.expand(*spikes.shape[:-1], 1).reshape(rows, 1) if v.numel() > 1 else v.reshape(1, 1)
+    v = v.reshape(1, 1) if v.numel() == 1 else v.expand(*spikes.shape[:-1], 1).reshape(rows, 1)
     out = COUNT_PROJECT(counts.device.type, counts.reshape(rows, counts.shape[-1]), weight, scale, v)
     return out.reshape(*spikes.shape[:-1], weight.shape[0]), paths().get("count_linear", "")
 

@@ -133,8 +133,9 @@ def test_codes_are_within_half_a_step_and_clamped(seed, group, size):
     if size < 1e-30:  # a step is hardly a number any more; clamped all the same
         return
     assert bool(((decode(codes, scale, group) - weight).abs() <= 0.5001 * steps).all())
+    assert torch.equal(scale.bfloat16().float(), scale), "scales are stored in bfloat16"
     if not group:
-        assert (codes.abs().amax(-1) == 127).all()
+        assert (codes.abs().amax(-1) >= 126).all()  # 127 / (1 + 2^-7) and more
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
