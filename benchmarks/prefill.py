@@ -7,7 +7,7 @@ shape: INT8 products of counts, attention and scans in the fixed order of the in
 of the projections at the rate of one large INT8 product, measured in the same rounds. Then, for each of ``--lengths``,
 time to the first token and peak memory above the loaded model, in a process of its own, of a smaller shape (D 256, 4
 layers, 4 heads; window 512 and gated linear attention in turn, read in chunks of 256 tokens) and of transformers' Llama
-of that shape, which reads its prompt at once. Growth is the exponent between neighbouring lengths: 1 is linear, 2 quadratic.
+of that shape, which reads its prompt at once. Growth: the exponent between neighbouring lengths (1 linear, 2 quadratic).
 Last, the state of one stream after 1k to 64k tokens.
 """
 

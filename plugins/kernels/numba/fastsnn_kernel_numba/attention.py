@@ -119,7 +119,22 @@ def _gather(score, sa, values, va, stride, held, n, norm, out, oo):  # type: ign
 
 
 @Threaded
-def _attend(q, k, v, allowed, shape, scale, own, part, turned, score, out, nw):  # type: ignore[no-untyped-def]
+def _spans(allowed, rows, t_all, keys, spans, nw):  # type: ignore[no-untyped-def]
+    """First and last key of every query (half open), and whether it may see all between them."""
+    for worker in prange(nw):
+        for row in range(worker * rows // nw, (worker + 1) * rows // nw):
+            b, t, low, high, seen = row // t_all, row % t_all, 0, keys, 0
+            while low < keys and not allowed[b, t, low]:
+                low += 1
+            while high > low and not allowed[b, t, high - 1]:
+                high -= 1
+            for j in range(low, high):
+                seen += np.int64(allowed[b, t, j])
+            spans[row, 0], spans[row, 1], spans[row, 2] = low, high, seen == high - low
+
+
+@Threaded
+def _attend(q, k, v, allowed, spans, shape, scale, own, part, turned, score, out, nw):  # type: ignore[no-untyped-def]
     b_all, t_all, keys, h_all, groups, size, wide = shape
     share, half = h_all // groups, _half_of(size)
     for worker in prange(nw):
@@ -135,14 +150,7 @@ def _attend(q, k, v, allowed, shape, scale, own, part, turned, score, out, nw): 
                     for i in range(U(size)):  # in blocks: channels a power of two apart would share few lines of L1
                         turned[o + i * U(KEYS)] = k[a + i]
             for t in range(t_all):
-                low, high, seen = 0, keys, 0
-                while low < keys and not allowed[b, t, low]:
-                    low += 1
-                while high > low and not allowed[b, t, high - 1]:
-                    high -= 1
-                for j in range(low, high):
-                    seen += np.int64(allowed[b, t, j])
-                whole = seen == high - low
+                low, high, whole = spans[b * t_all + t, 0], spans[b * t_all + t, 1], spans[b * t_all + t, 2]
                 for h in range(g * share, (g + 1) * share):
                     a = U(((b * t_all + t) * h_all + h) * size)
                     o = U(((b * t_all + t) * h_all + h) * wide)
@@ -194,7 +202,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     room = -(-keys // KEYS) * KEYS
     turned = scratch("attend_keys", nw * size * room + 1 if t >= FEW else 1, F)
     score = scratch("attend_score", nw * room + 1, F)
+    spans = np.empty((b * t, 3), np.int64)
+    _spans(allowed.numpy(), b * t, t, keys, spans)
     rows = (flat(x.contiguous()) for x in (q, k, v))
     shape = (b, t, keys, h, groups, size, wide)
-    _attend(*rows, allowed.numpy(), shape, F(size**-0.5), own, part, turned, score, flat(out))
+    _attend(*rows, allowed.numpy(), spans, shape, F(size**-0.5), own, part, turned, score, flat(out))
     return out
