@@ -19,6 +19,7 @@ from fastsnn_kernel_numba.exact import ONE, ZERO, F, U, _as_float, _dot, _exp, _
 from fastsnn_kernel_numba.launch import Threaded, compile, flat, scratch, workers
 
 KEYS = 64  # keys scored at a time
+TILE = 8  # queries that go over the keys together
 FEW = 4  # queries below which turning the keys round costs more than it saves
 
 
@@ -133,15 +134,35 @@ def _spans(allowed, rows, t_all, keys, spans, nw):  # type: ignore[no-untyped-de
             spans[row, 0], spans[row, 1], spans[row, 2] = low, high, seen == high - low
 
 
+@compile
+def _some(score, sa, values, va, stride, allowed, b, t, low, n, wide, norm, out, oo):  # type: ignore[no-untyped-def]
+    """As `_gather`, over those of `n` neighbouring keys from `low` on that may be seen."""
+    for j in range(n):
+        if allowed[b, t, low + j]:
+            norm = _gather(score, sa + U(j), values, va + U(j) * stride, stride, U(1), wide, norm, out, oo)
+    return norm
+
+
+@compile
+def _top(score, sa, allowed, b, t, low, n, whole, top):  # type: ignore[no-untyped-def]
+    """The largest score of keys that may be seen, or `top`."""
+    if whole:
+        return _highest(score, sa, n, top)
+    for j in range(n):
+        if allowed[b, t, low + j] and score[sa + U(j)] > top:
+            top = score[sa + U(j)]
+    return top
+
+
 @Threaded
-def _attend(q, k, v, allowed, spans, shape, scale, own, part, turned, score, out, nw):  # type: ignore[no-untyped-def]
+def _attend(q, k, v, allowed, spans, shape, scale, own, part, turned, score, tops, out, nw):  # type: ignore[no-untyped-def]
+    """`TILE` queries at a time go over the keys block by block, so that all but the first read a block from L1."""
     b_all, t_all, keys, h_all, groups, size, wide = shape
-    share, half = h_all // groups, _half_of(size)
+    share, half, stride = h_all // groups, _half_of(size), U(groups * wide)
+    room = (keys + KEYS - 1) // KEYS * KEYS
     for worker in prange(nw):
-        room = (keys + KEYS - 1) // KEYS * KEYS
-        oa, pa, sa = U(worker * (size + wide)), U(worker * max(half, 1) * KEYS), U(worker * room)
-        ta = U(worker * size * room)
-        acc = oa + U(size)
+        oa, pa, sa = U(worker * (size + wide) * TILE), U(worker * max(half, 1) * KEYS), U(worker * room * TILE)
+        ta, acc = U(worker * size * room), oa + U(size * TILE)
         for task in range(worker * b_all * groups // nw, (worker + 1) * b_all * groups // nw):
             b, g = task // groups, task % groups
             if t_all >= FEW:
@@ -149,46 +170,59 @@ def _attend(q, k, v, allowed, spans, shape, scale, own, part, turned, score, out
                     a, o = U(((b * keys + j) * groups + g) * size), ta + U(j // KEYS * KEYS * size + j % KEYS)
                     for i in range(U(size)):  # in blocks: channels a power of two apart would share few lines of L1
                         turned[o + i * U(KEYS)] = k[a + i]
-            for t in range(t_all):
-                low, high, whole = spans[b * t_all + t, 0], spans[b * t_all + t, 1], spans[b * t_all + t, 2]
-                for h in range(g * share, (g + 1) * share):
-                    a = U(((b * t_all + t) * h_all + h) * size)
-                    o = U(((b * t_all + t) * h_all + h) * wide)
+            for tile in range(0, t_all * share, TILE):
+                begin, stop = keys, 0
+                for x in range(tile, min(tile + TILE, t_all * share)):
+                    t, m = x // share, x - tile
+                    a = U(((b * t_all + t) * h_all + g * share + x % share) * size)
                     for i in range(U(size)):
-                        own[oa + i] = q[a + i] * scale
+                        own[oa + U(m * size) + i] = q[a + i] * scale
                     for i in range(U(wide)):
-                        own[acc + i] = ZERO
-                    top = F(-np.inf)
-                    for block in range(low // KEYS * KEYS, high, KEYS):
-                        j, end = max(low, block), min(block + KEYS, high)
-                        if t_all >= FEW:
-                            first = ta + U(block * size)
-                            _dots(own, oa, turned, first, KEYS, end - block, size, half, part, pa, score, sa + U(block))
-                        else:
-                            for m in range(j, end):
-                                at = U(((b * keys + m) * groups + g) * size)
-                                score[sa + U(m)] = _dot(own, oa, k, at, size, half, part, pa)
-                        if whole:
-                            top = _highest(score, sa + U(j), end - j, top)
+                        own[acc + U(m * wide) + i] = ZERO
+                    tops[worker, m, 0], tops[worker, m, 1] = F(-np.inf), ZERO
+                    begin, stop = min(begin, spans[b * t_all + t, 0]), max(stop, spans[b * t_all + t, 1])
+                for block in range(begin // KEYS * KEYS, stop, KEYS):
+                    for x in range(tile, min(tile + TILE, t_all * share)):
+                        t, m = x // share, x - tile
+                        row, o = b * t_all + t, oa + U(m * size)
+                        low, high = max(spans[row, 0], block), min(spans[row, 1], block + KEYS)
+                        if low >= high:
                             continue
-                        for m in range(j, end):
-                            if allowed[b, t, m] and score[sa + U(m)] > top:
-                                top = score[sa + U(m)]
-                    for j in range(U(low), U(high)):
-                        score[sa + j] = _exp(score[sa + j] - top)
-                    norm = ZERO
-                    if whole:
-                        first, stride = U(((b * keys + low) * groups + g) * wide), U(groups * wide)
-                        at, n = sa + U(low), U(high - low)
-                        norm = _gather(score, at, v, first, stride, n, U(wide), norm, own, acc)
-                    else:
-                        for j in range(low, high):
-                            if allowed[b, t, j]:
-                                first = U(((b * keys + j) * groups + g) * wide)
-                                norm = _gather(score, sa + U(j), v, first, U(0), U(1), U(wide), norm, own, acc)
+                        at = sa + U(m * room)
+                        if t_all >= FEW:
+                            first, n = ta + U(block * size), high - block
+                            _dots(own, o, turned, first, KEYS, n, size, half, part, pa, score, at + U(block))
+                        else:
+                            for j in range(low, high):
+                                first = U(((b * keys + j) * groups + g) * size)
+                                score[at + U(j)] = _dot(own, o, k, first, size, half, part, pa)
+                        tops[worker, m, 0] = _top(
+                            score, at + U(low), allowed, b, t, low, high - low, spans[row, 2], tops[worker, m, 0]
+                        )
+                for block in range(begin // KEYS * KEYS, stop, KEYS):
+                    for x in range(tile, min(tile + TILE, t_all * share)):
+                        t, m = x // share, x - tile
+                        row, o = b * t_all + t, acc + U(m * wide)
+                        low, high = max(spans[row, 0], block), min(spans[row, 1], block + KEYS)
+                        if low >= high:
+                            continue
+                        at, n, top = sa + U(m * room + low), U(high - low), tops[worker, m, 0]
+                        for j in range(n):
+                            score[at + j] = _exp(score[at + j] - top)
+                        first, norm = U(((b * keys + low) * groups + g) * wide), tops[worker, m, 1]
+                        if spans[row, 2]:
+                            norm = _gather(score, at, v, first, stride, n, U(wide), norm, own, o)
+                        else:
+                            norm = _some(
+                                score, at, v, first, stride, allowed, b, t, low, high - low, U(wide), norm, own, o
+                            )
+                        tops[worker, m, 1] = norm
+                for x in range(tile, min(tile + TILE, t_all * share)):
+                    t, m = x // share, x - tile
+                    o, norm = U(((b * t_all + t) * h_all + g * share + x % share) * wide), tops[worker, m, 1]
                     norm = ONE if norm == ZERO else norm
                     for i in range(U(wide)):
-                        out[o + i] = own[acc + i] / norm
+                        out[o + i] = own[acc + U(m * wide) + i] / norm
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
@@ -197,14 +231,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     if not size or not wide:
         return NotImplemented
     out = torch.empty(b, t, h, wide)
-    own = scratch("attend_row", nw * (size + wide), F)
+    own = scratch("attend_row", nw * (size + wide) * TILE, F)
     part = scratch("attend_part", nw * (1 << (size - 1).bit_length()) * KEYS, F)
     room = -(-keys // KEYS) * KEYS
     turned = scratch("attend_keys", nw * size * room + 1 if t >= FEW else 1, F)
-    score = scratch("attend_score", nw * room + 1, F)
-    spans = np.empty((b * t, 3), np.int64)
+    score = scratch("attend_score", nw * room * TILE + 1, F)
+    spans, tops = np.empty((b * t, 3), np.int64), np.empty((nw, TILE, 2), F)
     _spans(allowed.numpy(), b * t, t, keys, spans)
     rows = (flat(x.contiguous()) for x in (q, k, v))
     shape = (b, t, keys, h, groups, size, wide)
-    _attend(*rows, allowed.numpy(), spans, shape, F(size**-0.5), own, part, turned, score, flat(out))
+    _attend(*rows, allowed.numpy(), spans, shape, F(size**-0.5), own, part, turned, score, tops, flat(out))
     return out
