@@ -62,19 +62,25 @@ def generate(argv: list[str]) -> int:
         "seed": opts.seed,
         "stop": tuple(opts.stop),
     }
-    began, text = time.perf_counter(), []
+    began, text, spoke = time.perf_counter(), list[str](), 0.0
     if not opts.json:
         print(prompt, end="", flush=True)
     for piece in FastSNN.stream(model, prompt, opts.max_tokens, **settings):
         text.append(piece)
+        spoke = spoke or time.perf_counter()
         if not opts.json:
             print(piece, end="", flush=True)
-    seconds, said = time.perf_counter() - began, "".join(text)
+    done, said = time.perf_counter(), "".join(text)
     if opts.json:
         from fastsnn_text import tokenizer_of
 
         tokens = len(tokenizer_of(model).encode(said))
-        rates = {"tokens": tokens, "seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds, 1)}
+        rates = {
+            "tokens": tokens,
+            "seconds": round(done - began, 3),
+            "seconds_to_first": round((spoke or done) - began, 3),
+            "tokens_per_second": round((tokens - 1) / (done - spoke), 1) if tokens > 1 else None,  # after the first
+        }
         print(json.dumps({"prompt": prompt, "text": said, **rates}))
     else:
         print()
