@@ -79,7 +79,9 @@ def generate(argv: list[str]) -> int:
             "tokens": tokens,
             "seconds": round(done - began, 3),
             "seconds_to_first": round((spoke or done) - began, 3),
-            "tokens_per_second": round((tokens - 1) / (done - spoke), 1) if tokens > 1 else None,  # after the first
+            "tokens_per_second": round((tokens - 1) / (done - spoke), 1)
+            if tokens > 1 and done > spoke
+            else None,  # after the first
         }
         print(json.dumps({"prompt": prompt, "text": said, **rates}))
     else:
