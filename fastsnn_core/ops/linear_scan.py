@@ -136,14 +136,14 @@ def _chunked(
     added_z = k_state.sum(3)  # [B,G,N,K]
     s, z = state
     before_s, before_z = [], []
-    for i in range(n):
+    # taken apart once: the backward of each added[:, :, i] would fill a tensor as large as all of them
+    shares = [x.unbind(2) for x in (carry, fresh) if x is not None]
+    for i, (more_s, more_z) in enumerate(zip(added.unbind(2), added_z.unbind(2))):
         before_s.append(s)
         before_z.append(z)
-        if carry is not None:
-            s, z = s * carry[:, :, i, :, None], z * carry[:, :, i]
-        if fresh is not None:
-            s, z = s * fresh[:, :, i, :, None], z * fresh[:, :, i]
-        s, z = s + added[:, :, i], z + added_z[:, :, i]
+        for share in shares:
+            s, z = s * share[i][..., None], z * share[i]
+        s, z = s + more_s, z + more_z
     past_s, past_z = torch.stack(before_s, 2), torch.stack(before_z, 2)
     rows = q_state.flatten(3, 4)  # [B,G,N,R·C,K]
     out = scores.flatten(3, 4) @ vc + rows @ past_s  # [B,G,N,R·C,V]
