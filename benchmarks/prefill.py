@@ -7,7 +7,7 @@ shape: INT8 products of counts, attention and scans in the fixed order of the in
 of the projections at the rate of one large INT8 product, measured in the same rounds. Then, for each of ``--lengths``,
 time to the first token and peak memory above the loaded model, in a process of its own, of a smaller shape (D 256, 4
 layers, 4 heads; window 512 and gated linear attention in turn, read in chunks of 256 tokens) and of transformers' Llama
-of that shape, which reads its prompt at once. Growth: the exponent between neighbouring lengths (1 linear, 2 quadratic).
+of that shape, which reads its prompt at once. Growth is the exponent between neighbouring lengths (1: linear).
 Last, the state of one stream after 1k to 64k tokens.
 """
 
@@ -17,11 +17,11 @@ import argparse
 import itertools
 import json
 import math
-import resource
 import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import decode
@@ -97,14 +97,20 @@ def alone(name: str, length: int) -> None:
             read_in_chunks(model, tokens[:, : CHUNK + 1])
         else:
             model(tokens[:, :CHUNK], use_cache=True, logits_to_keep=1)
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        before, start = resident("VmRSS"), time.perf_counter()
         if name == "ours":
             read_in_chunks(model, tokens)
         else:
             model(tokens, use_cache=True, logits_to_keep=1)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"seconds": seconds, "mib": peak / 1024}))
+    print(json.dumps({"seconds": seconds, "mib": (resident("VmHWM") - before) / 1024}))
+
+
+def resident(key: str) -> int:
+    """KiB of memory in use (VmRSS), or its peak (VmHWM); Linux."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{key}:")[1].split()[0])
 
 
 def long_prompts(lengths: list[int]) -> list[dict[str, Any]]:
