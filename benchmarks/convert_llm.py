@@ -80,7 +80,8 @@ class Bench:
         found = evaluate_text(done.model, self.test, seq_len=512)
         row = {"what": what, "coverage": done.report["coverage"], "ratio": found["perplexity"] / self.floor, "cpu": cpu}
         row |= {k: found[k] for k in ("perplexity", "silent_fraction", "spikes_per_channel", "mean_count", "steps")}
-        self.rows.append(row | more)
+        row |= more
+        self.rows.append(row)
         cells = [what, row["coverage"], f"{row['ratio']:.4f}", f"{row['perplexity']:.3f}"]
         cells += [f"{row['silent_fraction']:.1%}", f"{row['spikes_per_channel']:.2f}", f"{row['mean_count']:.2f}"]
         print(table(HEAD, [[*cells, row["steps"], f"{cpu:.0f}"]]).splitlines()[1], flush=True)
@@ -121,7 +122,6 @@ class Bench:
         row |= {"healing_cpu": cpu, "history": history, "settings": settings}
         row["attention"] = [a.name for a in done.model.spec.attention]
         print(f"  before healing {before:.4f}; healing took {cpu:.0f} s of one core, {settings}; {row['attention']}")
-        self.rows[-1] = row
         story = generate_text(done.model, "Once upon a time", 120, Sampling(temperature=0.7, seed=1))
         row["story"] = "Once upon a time" + "".join(story)
         print(f"  a story: {row['story']!r}", flush=True)
