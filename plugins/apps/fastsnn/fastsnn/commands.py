@@ -75,13 +75,12 @@ def generate(argv: list[str]) -> int:
         from fastsnn_text import tokenizer_of
 
         tokens = len(tokenizer_of(model).encode(said))
+        rate = (tokens - 1) / (done - spoke) if tokens > 1 and done > spoke else None  # after the first
         rates = {
             "tokens": tokens,
             "seconds": round(done - began, 3),
             "seconds_to_first": round((spoke or done) - began, 3),
-            "tokens_per_second": round((tokens - 1) / (done - spoke), 1)
-            if tokens > 1 and done > spoke
-            else None,  # after the first
+            "tokens_per_second": rate and round(rate, 1),
         }
         print(json.dumps({"prompt": prompt, "text": said, **rates}))
     else:
