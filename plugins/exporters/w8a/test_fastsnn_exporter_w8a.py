@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from fastsnn_core import build, create, load, save
@@ -30,6 +31,9 @@ def test_a_quarter_of_the_size_and_the_same_again_after_loading(tied, tmp_path):
     again = load(small)
     kinds = {t.dtype for n, t in again.state_dict().items() if n.endswith("weight") and t.ndim == 2}
     assert kinds == {torch.int8}
+    stored = load_file(small / "weights.safetensors")
+    assert {t.dtype for n, t in stored.items() if n.endswith("scale")} == {torch.bfloat16}
+    assert {t.dtype for n, t in again.named_buffers() if n.endswith("scale")} == {torch.float32}
     tokens = model.spec.example(2)
     with torch.no_grad():
         logits = again(tokens)
