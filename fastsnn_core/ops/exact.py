@@ -179,11 +179,20 @@ def root(x: Tensor) -> Tensor:
     return x.double().sqrt().float()
 
 
+def norm_naive(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The definition: x / √(mean x² + eps), times the weight unless that is empty; ``[N, D] -> [N, D]``."""
+    rows = rows / root(row_sum(rows, "square") / rows.shape[-1] + eps)
+    return rows * weight if weight.numel() else rows
+
+
+NORM = Operator("exact_norm", norm_naive, plain=True)
+
+
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """x / √(mean x² + eps) · weight over the last dimension."""
-    rows = x.detach().float()
-    rows = rows / root(row_sum(rows, "square") / x.shape[-1] + eps)
-    return (rows if weight is None else rows * weight.float()).to(x.dtype)
+    rows = x.detach().float().reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    by = rows.new_empty(0) if weight is None else weight.detach().float()
+    return NORM(x.device.type, rows, by, eps).reshape(x.shape).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:

@@ -71,6 +71,14 @@ def test_row_sum(data, form):
 
 @quick
 @given(st.data())
+def test_norm(data):
+    shape = data.draw(st.sampled_from([0, 1, 2, 7])), data.draw(st.sampled_from([1, 2, 3, 16, 48, 65, 768]))
+    weight = numbers(data.draw, shape[1]) if data.draw(st.booleans()) else None
+    same(exact.rms_norm, numbers(data.draw, *shape), weight, 1e-5)
+
+
+@quick
+@given(st.data())
 def test_attend(data):
     draw = data.draw
     b, t, s = draw(st.integers(0, 3)), draw(st.sampled_from([0, 1, 2, 5, 9])), draw(st.sampled_from([1, 2, 65, 130]))

@@ -127,3 +127,19 @@ def test_where_the_int8_product_is_not_trusted_float32_is_exact(monkeypatch, lar
     counts[:, ::700] -= 2
     weight = torch.full((5, 3000), -127, dtype=torch.int8)  # odd, so that sums beyond 2^24 would be rounded
     assert torch.equal(linear.dense(counts, weight), event.count_linear_naive(counts, weight))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 40])
+@pytest.mark.parametrize("largest", [1, 127, 3000, 10**6])
+@pytest.mark.parametrize("each", [True, False])
+def test_numbers_behind_the_sums(rows, largest, each):
+    torch.manual_seed(rows)
+    counts = torch.randint(-largest, largest + 1, (rows, 48)).float() * (torch.rand(rows, 48) < 0.5)
+    weight = ops.input_major(torch.randint(-127, 128, (33, 48), dtype=torch.int8))
+    scale, v = torch.rand(33), torch.rand(rows if each else 1, 1)
+    found = []
+    for kernel in ("naive", "numba"):
+        with ops.use(kernel):
+            found.append(ops.event.COUNT_PROJECT("cpu", counts, weight, scale, v))
+    assert found[0].dtype == found[1].dtype == torch.float32
+    assert torch.equal(*found)

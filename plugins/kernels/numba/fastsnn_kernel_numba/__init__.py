@@ -22,6 +22,7 @@ TABLE = {
     "event_linear": "linear.event_linear",
     "input_major": "linear.input_major",
     "exact_unary": "exact.unary",
+    "exact_norm": "exact.norm",
     "exact_row_sum": "exact.row_sum",
     "exact_attend": "attention.attend",
     "exact_scan": "exact.scan",

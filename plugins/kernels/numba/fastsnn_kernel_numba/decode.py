@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from numba import prange
 
 from fastsnn_kernel_numba.event import U
-from fastsnn_kernel_numba.exact import F, _dot, _grow, _half_of, _map, _read
+from fastsnn_kernel_numba.exact import F, _dot, _grow, _half_of, _map, _norm, _read
 from fastsnn_kernel_numba.launch import Threaded, compile
 from fastsnn_kernel_numba.step import (
     EPS,
@@ -32,7 +32,6 @@ from fastsnn_kernel_numba.step import (
     WINDOW,
     _fetch,
     _gates,
-    _norm,
     _recall,
     _remember,
     _scaled,
@@ -113,8 +112,8 @@ def _heads(w, state, score, cos, sin, place, layer, g, worker, shape, own_size, 
     if row[Q_NORM] >= 0:
         for h in range(share):
             a = q + U(h) * n
-            _norm(own, a, size, half, w.f, U(row[Q_NORM]), eps, part, pa, own, a)
-        _norm(own, k, size, half, w.f, U(row[K_NORM]), eps, part, pa, own, k)
+            _norm(own, a, size, half, w.f, U(row[Q_NORM]), True, eps, part, pa, own, a)
+        _norm(own, k, size, half, w.f, U(row[K_NORM]), True, eps, part, pa, own, k)
     branches, scale = row[MIX_END] - row[MIX], w.volts[1]
     for m in range(row[MIX], row[MIX_END]):
         for h in range(share + 1):  # the key last
@@ -158,7 +157,8 @@ def _heads(w, state, score, cos, sin, place, layer, g, worker, shape, own_size, 
             a, to = turned + U(h) * n, U(((g * share + h) * branches + m - row[MIX]) * size)
             _read(own, a, s, so, size, size, half, part, pa, w.mixed, to)
             if gated:
-                _norm(w.mixed, to, size, half, w.f, U(w.mixers[m, MIX_NORM]), w.rates[m, EPS], part, pa, w.mixed, to)
+                at, eps_m = U(w.mixers[m, MIX_NORM]), w.rates[m, EPS]
+                _norm(w.mixed, to, size, half, w.f, at, True, eps_m, part, pa, w.mixed, to)
             else:
                 norm = _dot(own, a, z, zo, size, half, part, pa) + w.rates[m, EPS]
                 for i in range(n):
@@ -248,7 +248,7 @@ def _walk(at, states, scores, angles, token, place, shape, sizes, worker):  # ty
                 _embed(w, token, width)
             else:
                 _residual(w, w.layers[layer - 1, DOWN], width)
-            _norm(w.x, U(0), width, half, w.f, U(row[NORM]), eps, w.part, U(0), w.y, U(0))
+            _norm(w.x, U(0), width, half, w.f, U(row[NORM]), True, eps, w.part, U(0), w.y, U(0))
             _fire(w, width, row[SITE_IN])
             finish(w.sync, phase)
         wait(w.sync, phase, 1)
@@ -273,7 +273,7 @@ def _walk(at, states, scores, angles, token, place, shape, sizes, worker):  # ty
         _project(w, phase + 4, row[OUT_TASKS], row[OUT_END], worker, columns)
         if draw(w.sync, phase + 5) == 0:
             _residual(w, row[OUT], width)
-            _norm(w.x, U(0), width, half, w.f, U(row[NORM_2]), eps, w.part, U(0), w.y, U(0))
+            _norm(w.x, U(0), width, half, w.f, U(row[NORM_2]), True, eps, w.part, U(0), w.y, U(0))
             _fire(w, width, row[SITE_2])
             finish(w.sync, phase + 5)
         wait(w.sync, phase + 5, 1)
@@ -297,7 +297,7 @@ def _walk(at, states, scores, angles, token, place, shape, sizes, worker):  # ty
             _residual(w, w.layers[depth - 1, DOWN], width)
         else:
             _embed(w, token, width)
-        _norm(w.x, U(0), width, half, w.f, U(row[NORM]), eps, w.part, U(0), w.y, U(0))
+        _norm(w.x, U(0), width, half, w.f, U(row[NORM]), True, eps, w.part, U(0), w.y, U(0))
         _fire(w, width, row[SITE_IN])
         finish(w.sync, phase)
     wait(w.sync, phase, 1)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastsnn_core.ops import exact
 from fastsnn_kernel_numba.launch import Threaded, compile, flat, scratch, workers
+from fastsnn_kernel_numba.memory import empty
 
 U, F = np.uint64, np.float32
 ZERO, HALF, ONE, TWO = F(0), F(0.5), F(1), F(2)
@@ -164,6 +165,28 @@ def _row_sum(x, rows, size, form, part, out, nw):  # type: ignore[no-untyped-def
 
 
 @compile
+def _norm(x, a, size, half, weight, wo, weighted, eps, part, at, out, oo):  # type: ignore[no-untyped-def]
+    """RMSNorm of one row; `out` may be `x`."""
+    root = np.sqrt(_folded(x, a, size, half, 2, part, at) / F(size) + eps)
+    if weighted:
+        for i in range(U(size)):
+            out[oo + i] = x[a + i] / root * weight[wo + i]
+    else:
+        for i in range(U(size)):
+            out[oo + i] = x[a + i] / root
+
+
+@Threaded
+def _norms(x, rows, size, weight, eps, part, out, nw):  # type: ignore[no-untyped-def]
+    half = _half_of(size)
+    for worker in prange(nw):
+        at = U(worker * max(half, 1))
+        for row in range(worker * rows // nw, (worker + 1) * rows // nw):
+            a = U(row * size)
+            _norm(x, a, size, half, weight, U(0), len(weight) > 0, eps, part, at, out, a)
+
+
+@compile
 def _dot(q, a, k, b, size, half, part, at):  # type: ignore[no-untyped-def]
     """q · k, folded."""
     if half == 0:
@@ -243,7 +266,7 @@ def _scan(q, k, v, gate, s, z, keep, shape, part, out, norm, nw):  # type: ignor
 
 def unary(x: Tensor, form: str) -> Tensor:
     """Twin of `fastsnn_core.ops.exact.unary_naive`."""
-    out = torch.empty(x.shape)
+    out = empty(tuple(x.shape), torch.float32)
     _unary(flat(x.contiguous()), FORMS.index(form), flat(out))
     return out
 
@@ -256,6 +279,17 @@ def row_sum(x: Tensor, form: str) -> Tensor:
     out = torch.empty(rows)
     part = scratch("row_sum", workers() * (1 << (size - 1).bit_length()), F)
     _row_sum(flat(x.contiguous()), rows, size, SUMS.index(form), part, flat(out))
+    return out
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Twin of `fastsnn_core.ops.exact.norm_naive`."""
+    rows, size = x.shape
+    if not size:
+        return torch.zeros(rows, size)
+    out = empty((rows, size), torch.float32)
+    part = scratch("norm", workers() * (1 << (size - 1).bit_length()), F)
+    _norms(flat(x.contiguous()), rows, size, flat(weight.contiguous()), F(eps), part, flat(out))
     return out
 
 

@@ -47,14 +47,6 @@ def _fetch(x, first, size):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _norm(x, a, size, half, weight, wo, eps, part, at, out, oo):  # type: ignore[no-untyped-def]
-    """RMSNorm of one row; `out` may be `x`."""
-    root = np.sqrt(_folded(x, a, size, half, 2, part, at) / F(size) + eps)
-    for i in range(U(size)):
-        out[oo + i] = x[a + i] / root * weight[wo + i]
-
-
-@compile
 def _largest(x, a, size):  # type: ignore[no-untyped-def]
     """max |x|, by bits: magnitudes are ordered like whole numbers (NaN above all), and those the compiler compares in
     vectors."""
