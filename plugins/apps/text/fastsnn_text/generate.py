@@ -67,7 +67,7 @@ def generate_ids(
 ) -> Iterator[int]:
     """Token ids after `prompt` (and after `state`, where a stream goes on), until `stop` or `max_tokens`.
 
-    The prompt is read in chunks, so that its memory is bounded; each further token costs one recurrent step, a fused one
+    The prompt is read in chunks, so that its memory is bounded; each further token costs one step, fused
     where the model has it (``model.fast``: the same logits; ``model.fast_step`` says which it was). The server cuts
     prompts at the same places, so that its tokens are these.
     """

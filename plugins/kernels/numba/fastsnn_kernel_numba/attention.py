@@ -1,6 +1,6 @@
 """The twin of `fastsnn_core.ops.exact.attend_naive`: softmax attention in a fixed order, the same bits.
 
-Scores are folded over channels with neighbouring keys side by side in vectors; values are added key by key, four per
+Scores are folded over channels with neighbouring keys side by side in vectors; values are added key by key, eight per
 pass over the sums, which stay in the order of the keys.
 """
 
@@ -100,16 +100,21 @@ def _highest(x, a, size, top):  # type: ignore[no-untyped-def]
 @compile
 def _gather(score, sa, values, va, stride, held, n, norm, out, oo):  # type: ignore[no-untyped-def]
     """Adds values (rows `stride` apart) of neighbouring keys, each times its weight, in order; the sum of weights."""
-    j, four = U(0), U(4)
-    while j + four <= held:
-        w0, w1, w2, w3 = score[sa + j], score[sa + j + U(1)], score[sa + j + U(2)], score[sa + j + U(3)]
+    j, eight = U(0), U(8)
+    while j + eight <= held:
+        at, r0 = sa + j, va + j * stride
+        w0, w1, w2, w3 = score[at], score[at + U(1)], score[at + U(2)], score[at + U(3)]
+        w4, w5, w6, w7 = score[at + U(4)], score[at + U(5)], score[at + U(6)], score[at + U(7)]
         norm = (((norm + w0) + w1) + w2) + w3
-        r0 = va + j * stride
-        r1, r2, r3 = r0 + stride, r0 + stride + stride, r0 + stride + stride + stride
+        norm = (((norm + w4) + w5) + w6) + w7
+        r1, r2, r3, r4 = r0 + stride, r0 + U(2) * stride, r0 + U(3) * stride, r0 + U(4) * stride
+        r5, r6, r7 = r0 + U(5) * stride, r0 + U(6) * stride, r0 + U(7) * stride
         for i in range(n):
             part = (out[oo + i] + w0 * values[r0 + i]) + w1 * values[r1 + i]
-            out[oo + i] = (part + w2 * values[r2 + i]) + w3 * values[r3 + i]
-        j += four
+            part = (part + w2 * values[r2 + i]) + w3 * values[r3 + i]
+            part = (part + w4 * values[r4 + i]) + w5 * values[r5 + i]
+            out[oo + i] = (part + w6 * values[r6 + i]) + w7 * values[r7 + i]
+        j += eight
     while j < held:
         w0, r0 = score[sa + j], va + j * stride
         norm += w0
