@@ -36,14 +36,30 @@ from fastsnn_train.extend_shape import adopt
 from fastsnn_train.packing import Packed
 from fastsnn_train.recall import mqar, recall
 
-OLD, NEW, WINDOW = 512, 4096, 64
 PAIRS, DENSITY = 1, 16  # pairs of a block; tokens per question
-BUCKETS = ((256, 512), (512, 1024), (1024, 2048), (2048, 4096))
-TEXT = 16384
-"""Tokens that every bucket scores, the same ones: read from so far before that they stand at the bucket's places."""
-LENGTHS = (512, 1024, 2048, 4096)
 HYBRID = ("sliding_window", "gla")  # the window binds a value to its key, the linear layer keeps it
 METHODS = ("carry", "short", "rope", "pass", "long", "decay")
+
+
+@attrs.frozen
+class Sizes:
+    """From `old` to eight times as many tokens, with windows of `window`; perplexity is of the same `text` tokens."""
+
+    old: int = 512
+    window: int = 64
+    text: int = 16384
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(self.old << i for i in range(4))
+
+    @property
+    def new(self) -> int:
+        return self.lengths[-1]
+
+    @property
+    def buckets(self) -> tuple[tuple[int, int], ...]:
+        return tuple((n // 2, n) for n in self.lengths)
 
 
 @attrs.frozen(eq=False)
@@ -71,7 +87,7 @@ class Blocks(Packed):
         return torch.from_numpy(ids)
 
 
-def corpus() -> tuple[Data, torch.Tensor, str]:
+def corpus(sizes: Sizes) -> tuple[Data, torch.Tensor, str]:
     """Training blocks, plain held-out text for perplexity, and text around the facts of the recall test."""
     root = Path(os.environ.get("FASTSNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     files = sorted((root / "tinyshakespeare").glob("*.txt"))
@@ -79,7 +95,7 @@ def corpus() -> tuple[Data, torch.Tensor, str]:
     text = max((f.read_text() for f in files), key=len).lower().replace("#", "").replace("?", "")
     bytes_ = np.frombuffer(text.encode("ascii", "ignore"), np.uint8)
     cut = int(0.9 * len(bytes_))
-    train, held = Blocks(bytes_[:cut], OLD), Blocks(bytes_[cut:], OLD)
+    train, held = Blocks(bytes_[:cut], sizes.old), Blocks(bytes_[cut:], sizes.old)
     return (
         Data(train, held, ByteTokenizer()),
         torch.from_numpy(bytes_[cut:].astype(np.int64)),
@@ -87,20 +103,20 @@ def corpus() -> tuple[Data, torch.Tensor, str]:
     )
 
 
-def make(seed: int, kinds: tuple[str, ...] = HYBRID) -> torch.nn.Module:
+def make(seed: int, kinds: tuple[str, ...], window: int) -> torch.nn.Module:
     """A decoder of two layers."""
     torch.manual_seed(seed)
-    rows = tuple(create("attention", k, **({"window": WINDOW} if k == "sliding_window" else {})) for k in kinds)
+    rows = tuple(create("attention", k, **({"window": window} if k == "sliding_window" else {})) for k in kinds)
     model = build(create("model", "decoder", d_model=32, n_layers=2, n_heads=2, attention=rows))
     attach(model, ByteTokenizer())
     return model
 
 
 @torch.inference_mode()
-def perplexity(model: torch.nn.Module, text: torch.Tensor, low: int, high: int) -> float:
-    """Of the same `TEXT` tokens, each at a place between `low` and `high` of what the model has read."""
+def perplexity(model: torch.nn.Module, text: torch.Tensor, low: int, high: int, sizes: Sizes) -> float:
+    """Of the same `sizes.text` tokens, each at a place between `low` and `high` of what the model has read."""
     model.eval()
-    starts = [NEW + begin - low for begin in range(0, TEXT, high - low)]
+    starts = [sizes.new + begin - low for begin in range(0, sizes.text, high - low)]
     total = 0.0
     for begin in range(0, len(starts), 8):
         tokens = torch.stack([text[s : s + high + 1] for s in starts[begin : begin + 8]])
@@ -108,20 +124,20 @@ def perplexity(model: torch.nn.Module, text: torch.Tensor, low: int, high: int) 
         total += float(
             torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, low + 1 :].flatten(), reduction="sum")
         )
-    return math.exp(total / TEXT)
+    return math.exp(total / sizes.text)
 
 
-def judge(model: torch.nn.Module, plain: torch.Tensor, filler: str) -> dict[str, Any]:
+def judge(model: torch.nn.Module, plain: torch.Tensor, filler: str, sizes: Sizes) -> dict[str, Any]:
     """Perplexity by bucket, recall by length."""
-    found = recall(model, partial(mqar, pairs=PAIRS), lengths=LENGTHS, samples=8, filler=filler)
+    found = recall(model, partial(mqar, pairs=PAIRS), lengths=sizes.lengths, samples=16, filler=filler)
     return {
-        "perplexity": {f"{a}–{b}": perplexity(model, plain, a, b) for a, b in BUCKETS},
-        "recall": {str(n): found.at(n) for n in LENGTHS},
+        "perplexity": {f"{a}–{b}": perplexity(model, plain, a, b, sizes) for a, b in sizes.buckets},
+        "recall": {str(n): found.at(n) for n in sizes.lengths},
         "grid": found.accuracy,
     }
 
 
-def extended(trainer: Trainer, model: Any, data: Data, method: str, steps: int) -> float:
+def extended(trainer: Trainer, model: Any, data: Data, method: str, steps: int, new: int) -> float:
     """Go on from a trained model in one way; seconds."""
     began, quiet = time.perf_counter(), {"quiet": True, "recall": (), "eval_sequences": 1, "data": data}
     if method == "rope":
@@ -135,24 +151,32 @@ def extended(trainer: Trainer, model: Any, data: Data, method: str, steps: int) 
             more.train_step(data.train.batch(step, config.batch_size, 1))
         model.eval()
     else:
-        extend_context(model, trainer, new_seq_len=NEW, max_steps=steps, mode=method, **quiet)
+        extend_context(model, trainer, new_seq_len=new, max_steps=steps, mode=method, **quiet)
     return time.perf_counter() - began
 
 
 def trained(name: str, seed: int, kinds: tuple[str, ...], opts: argparse.Namespace, data: Data) -> Trainer:
     """A model trained at the old length; one that was interrupted goes on."""
     config = TrainConfig(
-        max_steps=opts.steps, batch_size=4, lr=opts.lr, seed=seed, warmup=0.1, log_every=100, checkpoint_every=100
+        max_steps=opts.steps,
+        batch_size=opts.batch,
+        lr=opts.lr,
+        seed=seed,
+        warmup=0.1,
+        log_every=100,
+        checkpoint_every=100,
     )
-    return Trainer(make(seed, kinds), config, out=Path(opts.keep, f"{name}-{seed}"), quiet=True).fit(data, resume=True)
+    return Trainer(make(seed, kinds, opts.window), config, out=Path(opts.keep, f"{name}-{seed}"), quiet=True).fit(
+        data, resume=True
+    )
 
 
-def run(seed: int, opts: argparse.Namespace) -> dict[str, Any]:
+def run(seed: int, opts: argparse.Namespace, sizes: Sizes) -> dict[str, Any]:
     """One seed: train, then every method from the same point. Rows that are kept already are not done again."""
-    data, plain, filler = corpus()
+    data, plain, filler = corpus(sizes)
     path = Path(opts.keep, f"rows-{seed}.json")
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    methods = ["base", *(m for m in opts.methods.split(",") if m), *["windows alone"] * opts.window]
+    methods = ["base", *(m for m in opts.methods.split(",") if m), *["windows alone"] * opts.alone]
     todo = [m for m in methods if m not in found]
     base = trained("hybrid", seed, HYBRID, opts, data) if {*todo} - {"windows alone"} else None
     for method in todo:
@@ -161,17 +185,18 @@ def run(seed: int, opts: argparse.Namespace) -> dict[str, Any]:
             model = trained("windows", seed, ("sliding_window", "sliding_window"), opts, data).model
         else:
             again = copy.deepcopy(base)
+            again.out = None
             model = again.model
-            seconds = extended(again, model, data, method, opts.extend) if method != "base" else None
-        found[method] = judge(model, plain, filler) | {"seconds": seconds}
+            seconds = extended(again, model, data, method, opts.extend, sizes.new) if method != "base" else None
+        found[method] = judge(model, plain, filler, sizes) | {"seconds": seconds}
         path.write_text(json.dumps(found))
         print(f"seed {seed}: {method}", found[method]["perplexity"], found[method]["recall"], seconds, flush=True)
     return {m: found[m] for m in methods}
 
 
-def show(results: list[dict[str, Any]]) -> bool:
+def show(results: list[dict[str, Any]], sizes: Sizes) -> bool:
     """The table over seeds (means), and the bars."""
-    names, head = list(results[0]), [f"{a}–{b}" for a, b in BUCKETS]
+    names, head = list(results[0]), [f"{a}–{b}" for a, b in sizes.buckets]
 
     def mean(name: str, what: str, key: str) -> float:
         return statistics.mean(r[name][what][key] for r in results)
@@ -180,17 +205,17 @@ def show(results: list[dict[str, Any]]) -> bool:
     for name in names:
         seconds = [r[name].get("seconds") for r in results]
         cells = [f"{mean(name, 'perplexity', k):.2f}" for k in head]
-        cells += [f"{mean(name, 'recall', str(n)):.0%}" for n in LENGTHS]
+        cells += [f"{mean(name, 'recall', str(n)):.0%}" for n in sizes.lengths]
         rows.append([name, *cells, statistics.mean(seconds) if None not in seconds else ""])
-    title = ["", *(f"ppl {k}" for k in head), *(f"recall {n}" for n in LENGTHS), "s"]
+    title = ["", *(f"ppl {k}" for k in head), *(f"recall {n}" for n in sizes.lengths), "s"]
     print(harness.table(title, rows))
     if "carry" not in names:
         return True
-    late = [r["carry"]["perplexity"]["2048–4096"] / r["base"]["perplexity"]["256–512"] for r in results]
-    kept = [r["carry"]["recall"]["2048"] for r in results]
+    late = [r["carry"]["perplexity"][head[-1]] / r["base"]["perplexity"][head[0]] for r in results]
+    kept = [r["carry"]["recall"][str(4 * sizes.old)] for r in results]
     good = max(late) <= 1.0 and min(kept) >= 0.9
-    print(f"carry at 2k–4k over base at 256–512: {', '.join(f'{x:.3f}' for x in late)} (bar: at most 1)")
-    print(f"carry's recall at {4 * OLD}: {', '.join(f'{x:.0%}' for x in kept)} (bar: at least 90 %)")
+    print(f"carry at {head[-1]} over base at {head[0]}: {', '.join(f'{x:.3f}' for x in late)} (bar: at most 1)")
+    print(f"carry's recall at {4 * sizes.old}: {', '.join(f'{x:.0%}' for x in kept)} (bar: at least 90 %)")
     return good
 
 
@@ -201,17 +226,21 @@ def main() -> int:
     args.add_argument("--steps", type=int, default=2000)
     args.add_argument("--extend", type=int, default=150, help="steps of every method")
     args.add_argument("--methods", default=",".join(METHODS))
-    args.add_argument("--window", action=argparse.BooleanOptionalAction, default=True, help="windows alone beside it")
+    args.add_argument("--alone", action=argparse.BooleanOptionalAction, default=True, help="windows alone beside it")
+    args.add_argument("--old", type=int, default=512, help="tokens of the training before; to eight times as many")
+    args.add_argument("--window", type=int, default=64, help="of the sliding windows, tokens")
+    args.add_argument("--batch", type=int, default=4, help="sequences of a step")
     args.add_argument("--lr", type=float, default=6e-3, help="peak rate of the training before")
     args.add_argument("--keep", help="folder where an interrupted run goes on")
     args.add_argument("--json")
     opts = args.parse_args()
     torch.set_num_threads(1)
+    sizes = Sizes(opts.old, opts.window, min(16384, 64 * opts.old))
     with tempfile.TemporaryDirectory() as folder:
         opts.keep = opts.keep or folder
         Path(opts.keep).mkdir(parents=True, exist_ok=True)
-        results = [run(seed, opts) for seed in range(opts.first, opts.first + opts.seeds)]
-    good = show(results)
+        results = [run(seed, opts, sizes) for seed in range(opts.first, opts.first + opts.seeds)]
+    good = show(results, sizes)
     harness.emit({"seeds": results, "bars met": good}, opts.json)
     return 0 if good else 1
 
