@@ -192,3 +192,15 @@ def test_reasons_outside_the_spec():
     assert "strict" in said(model, state)
     table = {"kind": "decoder", "vocab_size": 37, "d_model": 24, "n_layers": 1, "n_heads": 4}
     assert "float weights" in said(converter().structure(table, Model).build().eval(), state)
+
+
+def test_generate_takes_it():
+    text = pytest.importorskip("fastsnn_text.generate")
+    model = network()
+    fused = list(text.generate_ids(model, [1, 2, 3], 20, text.Sampling(temperature=0.8, seed=3)))
+    assert model.fast_step["kernel"] == "numba"
+    with ops.use("naive"):
+        plain = list(text.generate_ids(model, [1, 2, 3], 20, text.Sampling(temperature=0.8, seed=3)))
+    assert model.fast_step["kernel"] is None
+    assert fused == plain
+    assert len(fused) == 20
