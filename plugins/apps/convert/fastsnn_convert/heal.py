@@ -91,7 +91,7 @@ def heal(
     """Heal `model` in place; returns the log, rows of stage, step, loss, kl, seconds.
 
     `teacher` is the dense decoder or its Hugging Face directory; `data` a text file, texts, or token ids, and None lets
-    the teacher write (half a million tokens at most). `settings` are those of `Healing`. With `out` the run is kept
+    the teacher write (131,072 tokens at most). `settings` are those of `Healing`. With `out` the run is kept
     there in checkpoints, and `resume` goes on from the newest whole one.
     """
     from fastsnn_convert.families import import_dense
@@ -109,7 +109,7 @@ def heal(
         raise ConversionError(f"stages are {' and '.join(STAGES)}, one or both, not {stages!r}")
     if data is None:
         wanted = (config.steps or 2000) * config.batch * config.length
-        streams = max(1, min(wanted, 1 << 19) // 256)
+        streams = max(1, min(wanted, 1 << 17) // 256)
         data = write(teacher, streams, 256, seed=config.seed)
     ids = tokens_of(data, teacher, "healing")
     if len(ids) <= config.length:
