@@ -13,11 +13,13 @@ parent started; it runs the same functions compiled without threads.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import threading
 from collections.abc import Callable
 from functools import cache, cached_property
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -51,7 +53,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def compile(function: Callable[..., Any], **options: Any) -> Any:
-    """``numba.njit`` with the disk cache where there is a writable folder, and without it (saying so) where not."""
+    """``numba.njit`` with the disk cache where there is a writable folder, and without it (saying so) where not.
+
+    Numba looks only at the file of a function to see whether its code is stale, and kernels are made of functions of
+    several files: so the name under which code is kept carries a digest of them all.
+    """
+    function.__qualname__ = f"{function.__qualname__}_{digest()}"
     try:
         return numba.njit(cache=True, error_model="numpy", **options)(function)
     except RuntimeError as error:
@@ -59,6 +66,15 @@ def compile(function: Callable[..., Any], **options: Any) -> Any:
             raise
         _warn_no_cache(str(error))
         return numba.njit(error_model="numpy", **options)(function)
+
+
+@cache
+def digest() -> str:
+    """Of every source file of this package."""
+    whole = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        whole.update(path.read_bytes())
+    return whole.hexdigest()[:12]
 
 
 @cache
