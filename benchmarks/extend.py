@@ -2,7 +2,8 @@
 
     python benchmarks/extend.py [--seeds 3] [--steps 2000] [--extend 150] [--methods carry,long,…] [--json out.json]
 
-A small spiking decoder (window of 64, then a gated-linear layer, adaptive thresholds) is trained at 512 tokens on
+(`--old 64 --window 8 --batch 16 --steps 1000` is the same eight times smaller: half a minute a seed.) A small spiking
+decoder (window of 64, then a gated-linear layer, adaptive thresholds) is trained at 512 tokens on
 Shakespeare in lower case, with a fact (#K7) stored in the first half of every block and asked for (?K) all along behind
 it. Then each method goes on from the same weights and moments, for as many steps. Perplexity is of the same held-out
 text at every place; recall is `fastsnn_train.recall`'s mqar (one pair) in held-out text; chance is 10 %. Beside it a
