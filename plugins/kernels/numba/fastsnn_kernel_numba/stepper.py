@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,13 @@ from fastsnn_core.ops import exact
 from fastsnn_core.ops.decode import Layer, Matrix, Mixer, Plan, Spikes
 from fastsnn_kernel_numba import step
 from fastsnn_kernel_numba.decode import Work, _step
-from fastsnn_kernel_numba.launch import flat, workers
+from fastsnn_kernel_numba.launch import digest, flat, workers
 from fastsnn_kernel_numba.linear import input_major, is_input_major
 from fastsnn_kernel_numba.memory import zeros
 from fastsnn_kernel_numba.step import KEYS
 from fastsnn_kernel_numba.views import places
 
+log = logging.getLogger("fastsnn")
 F, I = np.float32, np.int64
 FORMS = list(exact.FORMS)
 KINDS = {"levels": step.LEVELS, "mean": step.MEAN, "max": step.MAX}
@@ -117,6 +120,9 @@ class NumbaStepper:
     """`fastsnn_core.ops.decode.Stepper`: one working memory for all its streams, so one step at a time."""
 
     def __init__(self, plan: Plan) -> None:
+        kept = _step.parallel._cache.cache_path
+        if not _step.parallel.signatures and not (kept and any(Path(kept).glob(f"decode._step_{digest()}*.nbi"))):
+            log.warning("the fused decoding step is compiled now, once: this takes a minute or two")
         self.plan, nw = plan, workers()
         self.workers = nw
         t = Tables(nw)
