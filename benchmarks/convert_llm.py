@@ -45,6 +45,7 @@ HEALED: dict[str, dict[str, Any]] = {
     "heal-s4": {"steps": 4},
     "heal-s4-burst": {"steps": 4, "burst": 4},
     "heal-s3": {"steps": 3},
+    "heal-s3-burst": {"steps": 3, "burst": 4},
     "heal-k1": {"k": 1.0},
     "heal-sparse": {"k": 0.55},
     "hybrid": {"k": 3.0, "attention": "hybrid_alt", "place": "sensitivity", "attention_window": 128},
