@@ -24,6 +24,8 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TESTING = ["pytest>=9", "hypothesis>=6.150", "pytest-timeout", "pytest-xdist", "ruff==0.17.6", "mypy==2.4.1", "openai"]
 TESTING += ["transformers", "peft", "nox"]
+# Their libraries are large and few need them: pip install ./plugins/kernels/triton where wanted.
+APART = ("plugins/apps/lm_eval", "plugins/kernels/triton")
 # One process makes all editable wheels; pip would start two for each.
 WHEELS = """
 import os, sys
@@ -40,10 +42,10 @@ def say(text: str) -> None:
 
 
 def folders(testing: bool) -> list[Path]:
-    """Core and every plugin of this checkout; for its tests the contributed ones as well."""
+    """Core and the plugins of this checkout but those `APART`; for its tests the contributed ones as well."""
     found = sorted(ROOT.glob("plugins/*/*/pyproject.toml"))
     found += sorted(ROOT.glob("contrib/*/pyproject.toml")) if testing else []
-    return [ROOT, *(path.parent for path in found)]
+    return [ROOT, *(p.parent for p in found if p.parent.relative_to(ROOT).as_posix() not in APART)]
 
 
 def outside(projects: list[dict]) -> list[str]:
@@ -94,7 +96,7 @@ def install(testing: bool) -> None:
     needs = outside(projects) + (TESTING if testing else [])
     say(f"3/4 installing {len(needs)} libraries")
     pip(*needs)
-    say(f"4/4 installing core and {len(paths) - 1} plugins")
+    say(f"4/4 installing core and {len(paths) - 1} plugins; not: {', '.join(APART)}, whose libraries are large")
     with tempfile.TemporaryDirectory() as wheels:
         run([str(PYTHON), "-c", WHEELS, wheels, *map(str, paths)])
         pip("--no-deps", "--force-reinstall", *map(str, sorted(Path(wheels).glob("*.whl"))))

@@ -93,7 +93,7 @@ class FastSNN:
 
     @staticmethod
     def extend_context(
-        model: nn.Module, trainer: Any, new_seq_len: int, max_steps: int = 100, **settings: Any
+        model: nn.Module, trainer: Any, new_seq_len: int | tuple[int, ...], max_steps: int = 100, **settings: Any
     ) -> dict[str, Any]:
         """Train on to a longer context; returns the proof, loss by position before and after."""
         from fastsnn_train import extend_context
