@@ -243,9 +243,7 @@ class NumbaStream:
             s.angles(self.position)
             s.work.sync.fill(0)
             s.work.info.fill(0)
-            _step(
-                s.at, self.state_at, self.score_at, s.angles_at, token, self.position, s.shape, s.sizes
-            )
+            _step(s.at, self.state_at, self.score_at, s.angles_at, token, self.position, s.shape, s.sizes)
             if s.work.info[step.BAD]:
                 self.failure = s.failure()
                 raise ValueError(self.failure)
