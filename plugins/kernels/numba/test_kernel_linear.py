@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fastsnn_core import SpikeTensor, ops
 from fastsnn_core.ops import event
+from fastsnn_kernel_numba import linear
 
 quick = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 FLOATS = {torch.float32: 2**24, torch.float64: 2**53}
@@ -143,3 +144,22 @@ def test_numbers_behind_the_sums(rows, largest, each):
             found.append(ops.event.COUNT_PROJECT("cpu", counts, weight, scale, v))
     assert found[0].dtype == found[1].dtype == torch.float32
     assert torch.equal(*found)
+
+
+def test_the_break_even_is_measured_once_per_shape_and_both_ways_agree(monkeypatch):
+    weight = linear.input_major(torch.randint(-127, 128, (1024, 1024), dtype=torch.int8))
+    calls, measure = [], linear.measure
+    monkeypatch.setattr(linear, "_measured", {})
+    monkeypatch.setattr(linear, "measure", lambda rows, w: calls.append(rows) or measure(rows, w))
+    found = [linear.break_even(rows, weight) for rows in (5, 6, 8)]
+    assert calls == [8]
+    assert found[0] == found[1] == found[2]
+    assert 1 <= found[0] <= linear.FEW
+    assert linear.break_even(1, weight) == linear.break_even(9, weight[:8]) == linear.EVENTS_PER_INPUT
+    counts = (torch.rand(8, 1024) < 0.5).float()
+    sums = {}
+    for limit, way in ((1.0, "numba: dense"), (32.0, "numba: events")):
+        monkeypatch.setattr(linear, "_measured", dict.fromkeys(linear._measured, limit))
+        sums[way] = linear.count_linear(counts, weight)
+        assert ops.paths()["count_linear"] == way
+    assert torch.equal(*sums.values())

@@ -6,14 +6,16 @@ digits of base 128, c = Σ_p d_p · 128^p with -64 <= d_p < 64, one GEMM per dig
 where that product is not exact or not fast (tried once), float32 GEMMs take its place, over pieces of the inputs so
 short that no sum reaches 2^24: every float32 operation is then on whole numbers it holds exactly.
 
-The way is chosen by the number of events per input: below `EVENTS_PER_INPUT` (measured, benchmarks/NOTES.md) skipping
-wins. `fastsnn_core.ops.paths` says which it was.
+The way is chosen by the number of events per input: below `break_even` skipping wins. It is measured once per shape and
+process on weights of at least `MEASURED` bytes; smaller ones, where neither way costs anything, take
+`EVENTS_PER_INPUT` (benchmarks/NOTES.md). `fastsnn_core.ops.paths` says which it was. Both give the same integers.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -28,10 +30,10 @@ from fastsnn_kernel_numba.event import few
 from fastsnn_kernel_numba.launch import Threaded, flat, workers
 from fastsnn_kernel_numba.memory import empty, lasting
 
-FEW, EVENTS_PER_INPUT = 32, 7.0
+FEW, EVENTS_PER_INPUT, MEASURED = 32, 7.0, 1 << 20
 U, SMALLEST = np.uint64, -(1 << 63)
-SKIP = f"fewer than {EVENTS_PER_INPUT:g} events per input: only rows of weights that spiked are read"
-MANY = f"{EVENTS_PER_INPUT:g} events per input or more: reading every weight once is faster"
+SKIP = "fewer than {:.3g} events per input: only rows of weights that spiked are read"
+MANY = "{:.3g} events per input or more: reading every weight once is faster"
 BY_OUTPUT = "weights are stored output-major, so an event has no row to read"
 
 
@@ -69,14 +71,53 @@ def sums(counts: Tensor, weight: Tensor) -> Tensor:
     rows, wide = counts.shape
     if not counts.numel() or not len(weight):
         return torch.zeros(rows, len(weight), dtype=torch.int64)
-    major = is_input_major(weight)
-    if major and (rows < FEW or sparse(counts)):
-        took("count_linear", "numba: events", SKIP)
-        out = by_events(counts, weight, EVENTS_PER_INPUT * wide if rows < FEW else math.inf)
+    if not is_input_major(weight):
+        took("count_linear", "numba: dense", BY_OUTPUT)
+        return dense(counts, weight)
+    limit = break_even(rows, weight)
+    if rows < FEW or sparse(counts, limit):
+        took("count_linear", "numba: events", SKIP.format(limit))
+        out = by_events(counts, weight, limit * wide if rows < FEW else math.inf)
         if out is not None:
             return out
-    took("count_linear", "numba: dense", MANY if major else BY_OUTPUT)
+    took("count_linear", "numba: dense", MANY.format(limit))
     return dense(counts, weight)
+
+
+_measured: dict[tuple[int, ...], float] = {}
+
+
+def break_even(rows: int, weight: Tensor) -> float:
+    """Events per input from which the dense way is faster, for up to `rows` rows (taken to the next power of two)."""
+    rows = min(FEW, 1 << (rows - 1).bit_length())
+    if rows == 1 or weight.numel() < MEASURED:  # one row has one event per input at the most, and skipping wins there
+        return EVENTS_PER_INPUT
+    key = (rows, *weight.shape, workers())
+    if key not in _measured:
+        _measured[key] = measure(rows, weight)
+    return _measured[key]
+
+
+def measure(rows: int, weight: Tensor) -> float:
+    """Time at two densities and of the dense way; where the line through the two meets the third."""
+    low, high = 1.0, min(float(rows), 6.0)
+    generator = torch.Generator().manual_seed(0)
+
+    def pattern(events: float) -> Tensor:
+        return (torch.rand(rows, weight.shape[1], generator=generator) < events / rows).float()
+
+    def seconds(way: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            way()
+            times.append(time.perf_counter() - began)
+        return min(times[1:])
+
+    sparse_, busy = pattern(low), pattern(high)
+    first, second = (seconds(lambda c=c: few(c, weight, math.inf)) for c in (sparse_, busy))  # type: ignore[misc]
+    slope = max((second - first) / (high - low), 1e-9)
+    return min(max(low + (seconds(lambda: dense(busy, weight)) - first) / slope, 1.0), float(FEW))
 
 
 def event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> Tensor:
@@ -100,10 +141,10 @@ def by_events(counts: Tensor, weight: Tensor, limit: float) -> Any:
     return torch.cat([few(piece, weight, limit) for piece in counts.split(FEW)])
 
 
-def sparse(counts: Tensor) -> bool:
-    """Do `FEW` rows have fewer than `EVENTS_PER_INPUT` events per input, on average? Asked of some rows."""
+def sparse(counts: Tensor, limit: float) -> bool:
+    """Do `FEW` rows have fewer than `limit` events per input, on average? Asked of some rows."""
     some = counts[:: max(1, len(counts) // FEW)]
-    return int(torch.count_nonzero(some)) * FEW < EVENTS_PER_INPUT * some.numel()
+    return int(torch.count_nonzero(some)) * FEW < limit * some.numel()
 
 
 def input_major(weight: Tensor) -> Tensor:
