@@ -24,7 +24,8 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TESTING = ["pytest>=9", "hypothesis>=6.150", "pytest-timeout", "pytest-xdist", "ruff==0.17.6", "mypy==2.4.1", "openai"]
 TESTING += ["transformers", "peft", "nox"]
-# Their libraries are large and few need them: pip install ./plugins/kernels/triton where wanted.
+# Their libraries are large and few need them: pip install ./plugins/kernels/triton where wanted. The checks install
+# these plugins without them, so what needs them is skipped with a reason.
 APART = ("plugins/apps/lm_eval", "plugins/kernels/triton")
 # One process makes all editable wheels; pip would start two for each.
 WHEELS = """
@@ -42,10 +43,16 @@ def say(text: str) -> None:
 
 
 def folders(testing: bool) -> list[Path]:
-    """Core and the plugins of this checkout but those `APART`; for its tests the contributed ones as well."""
-    found = sorted(ROOT.glob("plugins/*/*/pyproject.toml"))
-    found += sorted(ROOT.glob("contrib/*/pyproject.toml")) if testing else []
-    return [ROOT, *(p.parent for p in found if p.parent.relative_to(ROOT).as_posix() not in APART)]
+    """Core and the plugins of this checkout but those `APART`; for its tests these and the contributed ones as well."""
+    found = [path.parent for path in sorted(ROOT.glob("plugins/*/*/pyproject.toml"))]
+    if testing:
+        return [ROOT, *found, *(path.parent for path in sorted(ROOT.glob("contrib/*/pyproject.toml")))]
+    return [ROOT, *(path for path in found if not apart(path))]
+
+
+def apart(folder: Path) -> bool:
+    """Is it one of `APART`?"""
+    return folder != ROOT and folder.relative_to(ROOT).as_posix() in APART
 
 
 def outside(projects: list[dict]) -> list[str]:
@@ -93,10 +100,10 @@ def install(testing: bool) -> None:
     projects = [tomllib.loads(text)["project"] for text in texts[: len(paths)]]
     say("2/4 installing torch")
     pip("torch==2.13.0", "flit_core>=3.11,<5")
-    needs = outside(projects) + (TESTING if testing else [])
+    needs = outside([p for folder, p in zip(paths, projects) if not apart(folder)]) + (TESTING if testing else [])
     say(f"3/4 installing {len(needs)} libraries")
     pip(*needs)
-    say(f"4/4 installing core and {len(paths) - 1} plugins; not: {', '.join(APART)}, whose libraries are large")
+    say(f"4/4 installing core and {len(paths) - 1} plugins; not the large libraries of {' and '.join(APART)}")
     with tempfile.TemporaryDirectory() as wheels:
         run([str(PYTHON), "-c", WHEELS, wheels, *map(str, paths)])
         pip("--no-deps", "--force-reinstall", *map(str, sorted(Path(wheels).glob("*.whl"))))
