@@ -8,12 +8,12 @@ first 400 sequences of ``test.txt``; and on tinyshakespeare, the last tenth held
 `Trainer` with its defaults (AdamW, warm-up, cosine), the same batches in the same order for every model of a seed.
 
 No model's bar hangs on another's learning rate: each is first trained once (seed 9) at every one of ``--rates`` on the
-training text without its last tenth, and that tenth chooses its rate; the three seeds then train on the whole training
-text at the chosen rate, and only they see the evaluation text. The same at one shared rate (``--lr``) follows, then one
-seed of the table attention × neuron at that rate. Each finished run is a line of ``--rows`` (with the commit it is
-of); those that are there are not run again, so that the plan can be done in pieces: ``--minutes`` stops after so long,
-``--only`` takes runs whose name (``wikitext2/hybrid/adaptive_threshold/0/0.003``, ``…/choose/0.003``) matches a
-pattern. ``--show`` only prints what there is.
+WikiText-2 text without its last tenth, and that tenth chooses its rate (for both texts); the three seeds then train on
+the whole training text at the chosen rate, and only they see the evaluation text. The same at one shared rate
+(``--lr``) follows, then one seed of the table attention × neuron at that rate. Each finished run is a line of
+``--rows`` (with the commit it is of); those that are there are not run again, so that the plan can be done in pieces:
+``--minutes`` stops after so long, ``--only`` takes runs whose name (``wikitext2/hybrid/adaptive_threshold/0/0.003``,
+``…/choose/0.003``) matches a pattern. ``--show`` only prints what there is.
 
 Bars: hybrid with spikes (k = 3) at most 5 % above dense softmax in nats, softmax with spikes at most 2 %. A ratio is
 the mean over seeds of the ratios of runs with the same seed; the spread of the dense runs says what a difference means.
@@ -54,13 +54,12 @@ Rows = list[dict[str, Any]]
 
 def plan(rows: Rows, opts: argparse.Namespace) -> Iterator[Key]:
     """Runs in the order in which they matter: text, attention, neuron, seed, rate; a rate is chosen as `rows` grows."""
-    for text in TEXTS:
-        for a, n in MAIN:
-            yield from ((text, a, n, CHOOSE, rate) for rate in opts.rates)
+    for a, n in MAIN:
+        yield from ((TEXTS[0], a, n, CHOOSE, rate) for rate in opts.rates)
     for text in TEXTS:
         for seed in range(3):
             for model in MAIN:
-                rate = chosen(rows, text, model, opts.rates)
+                rate = chosen(rows, model, opts.rates)
                 if rate is not None:
                     yield text, *model, seed, rate
     for text in TEXTS:
@@ -68,9 +67,9 @@ def plan(rows: Rows, opts: argparse.Namespace) -> Iterator[Key]:
     yield from ((TEXTS[0], a, n, 0, opts.lr) for a in ATTENTIONS for n in NEURONS)
 
 
-def chosen(rows: Rows, text: str, model: tuple[str, str], rates: list[float]) -> float | None:
+def chosen(rows: Rows, model: tuple[str, str], rates: list[float]) -> float | None:
     """The rate with the lowest loss on the part kept for choosing; None until every rate has been tried."""
-    tried = {r["lr"]: r["nats"] for r in rows if (r["text"], r["attention"], r["neuron"]) == (text, *model)
+    tried = {r["lr"]: r["nats"] for r in rows if (r["text"], r["attention"], r["neuron"]) == (TEXTS[0], *model)
              and r["seed"] == CHOOSE and r["lr"] in rates}  # fmt: skip
     return min(tried, key=tried.__getitem__) if len(tried) == len(rates) else None
 
@@ -144,7 +143,7 @@ def bars(rows: Rows, opts: argparse.Namespace) -> list[dict[str, Any]]:
     found = {(r["text"], r["attention"], r["neuron"], r["seed"], r["lr"]): r for r in rows}
     result = []
     for text, own in [(t, own) for own in (True, False) for t in TEXTS]:
-        rates = {m: chosen(rows, text, m, opts.rates) if own else opts.lr for m in MAIN}
+        rates = {m: chosen(rows, m, opts.rates) if own else opts.lr for m in MAIN}
         dense = {s: found[k] for s in range(3) if (k := (text, *MAIN[0], s, rates[MAIN[0]])) in found}
         for model in MAIN:
             mine = {s: found[k] for s in dense if (k := (text, *model, s, rates[model])) in found}
@@ -167,11 +166,11 @@ def bars(rows: Rows, opts: argparse.Namespace) -> list[dict[str, Any]]:
 
 def show(rows: Rows, opts: argparse.Namespace) -> list[dict[str, Any]]:
     """Rates tried, bars, and the table."""
-    print("rates tried on the last tenth of the training text, nats a byte")
+    print("rates tried on the last tenth of the WikiText-2 training text, nats a byte")
     nats = {r["name"]: f"{r['nats']:.4f}" for r in rows}
-    print(harness.table(["text, model", *(f"{rate:g}" for rate in opts.rates), "chosen"], [
-        [f"{text} {a}/{n}", *(nats.get(name_of((text, a, n, CHOOSE, rate)), "-") for rate in opts.rates),
-         chosen(rows, text, (a, n), opts.rates) or "-"] for text in TEXTS for a, n in MAIN
+    print(harness.table(["model", *(f"{rate:g}" for rate in opts.rates), "chosen"], [
+        [f"{a}/{n}", *(nats.get(name_of((TEXTS[0], a, n, CHOOSE, rate)), "-") for rate in opts.rates),
+         chosen(rows, (a, n), opts.rates) or "-"] for a, n in MAIN
     ]))  # fmt: skip
     found = bars(rows, opts)
     head = ["text, model", "rate", "seeds", "nats a byte", "spread", "x dense", "worst", "bar", "parameters", "silent"]
@@ -202,7 +201,7 @@ def draw(rows: Rows, opts: argparse.Namespace) -> None:
     figure, axes = pyplot.subplots(1, len(texts), figsize=(5.5 * len(texts), 4), squeeze=False, layout="constrained")
     for axis, text in zip(axes[0], texts):
         for model in MAIN:
-            rate = chosen(rows, text, model, opts.rates)
+            rate = chosen(rows, model, opts.rates)
             mine = [r["curve"] for r in rows if (r["text"], r["attention"], r["neuron"]) == (text, *model)
                     and r["lr"] == rate and r["seed"] != CHOOSE]  # fmt: skip
             if mine:

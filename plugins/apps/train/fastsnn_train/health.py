@@ -86,13 +86,17 @@ def complaints(found: dict[str, SiteHealth], modules: dict[str, nn.Module]) -> d
 
 
 def gradient_norms(model: nn.Module) -> tuple[dict[str, float], float]:
-    """Norm of the gradient by block, and of all of it: one transfer from the device, one sum over processes."""
+    """Norm of the gradient by block, and of all of it: one transfer from the device, one sum over processes.
+
+    Squares are summed in float64 and norms rounded once, to float32: clipping is by the same number however many shards
+    the gradients lie in (a last bit of it would reach every weight, and a weight's last bit becomes a whole count).
+    """
     blocks: dict[str, list[Tensor]] = {}
     for name, p in model.named_parameters():
         if p.grad is not None:
             grad: Any = p.grad
             local = grad.to_local() if is_sharded(grad) else grad
-            square = torch.linalg.vector_norm(local.detach()).double().square()
+            square = torch.linalg.vector_norm(local.detach(), dtype=torch.float64).square()
             pair = [square, square * 0] if is_sharded(grad) else [square * 0, square]
             blocks.setdefault(block_of(name), []).append(torch.stack(pair))
     if not blocks:
@@ -102,8 +106,9 @@ def gradient_norms(model: nn.Module) -> tuple[dict[str, float], float]:
         shards = table[:, 0].contiguous()
         dist.all_reduce(shards)
         table[:, 0] = shards
-    squares = table.sum(1).tolist()
-    return {name: math.sqrt(s) for name, s in zip(blocks, squares)}, math.sqrt(sum(squares))
+    squares = table.sum(1)
+    norms = torch.stack([*squares, squares.sum()]).sqrt().float().tolist()
+    return dict(zip(blocks, norms)), norms[-1]
 
 
 def block_of(name: str) -> str:
