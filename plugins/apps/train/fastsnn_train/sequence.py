@@ -4,7 +4,8 @@ Process r works on tokens ``[r T/N, (r+1) T/N)`` of every row. Its layer l needs
 behind, a state of constant size (linear attention's sums, a window's last keys), and nothing else: so process r runs
 layer l while process r-1 runs layer l+1, and after N-1 layers all are busy. The backward pass goes the other way, the
 gradient of each handed state travelling back. Activations of T tokens are spread over N processes; the result is that
-of one process reading all of T (Sun et al. 2024, LASP, arXiv 2404.02882, hand on linear-attention states likewise).
+of one process reading all of T (Sun et al. 2024, LASP, arXiv 2404.02882, hand on linear-attention states likewise) up
+to the order in which floats are added, and, bit for bit on a CPU, that of one reading the same shares: `sequence_shares`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,24 @@ def sequence_parallel(model: nn.Module, tokens: Tensor, *, reset: Tensor | None 
             handle.remove()
     link.wait()
     return Tie.apply(logits, *link.received) if link.received else logits
+
+
+def sequence_shares(model: nn.Module, tokens: Tensor, size: int, *, reset: Tensor | None = None) -> list[Tensor]:
+    """What `size` processes of `sequence_parallel` compute, in one: logits ``[B, T/N, V]`` of every share of ``tokens``.
+
+    States are handed from share to share with their gradients. Each share sees the weights through views of its own, so
+    that a weight's gradient is the sum of the shares' whole gradients, as where processes meet.
+    """
+    if tokens.shape[1] % size:
+        raise ValueError(f"{tokens.shape[1]} tokens cannot be cut evenly into {size} shares")
+    found, state = [], None
+    marks = [None] * size if reset is None else reset.chunk(size, 1)
+    for piece, mark in zip(tokens.chunk(size, 1), marks):
+        views = {name: p.view_as(p) for name, p in model.named_parameters()}
+        how = {"reset": mark, "return_state": True}
+        logits, state = torch.func.functional_call(model, views, (piece, state), how)
+        found.append(logits)
+    return found
 
 
 def units(model: nn.Module) -> list[nn.Module]:
