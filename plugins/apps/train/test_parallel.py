@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from fastsnn_train import TrainConfig, Trainer, checkpoint
 from fastsnn_train.parallel import World
+from fastsnn_train.sequence import sequence_shares
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed")
 HERE = Path(__file__).parent
@@ -126,11 +127,22 @@ def test_a_signal_to_one_process_stops_both_at_one_step(kind, said, folder):
     ] == f"step-{steps.pop():06d}"
 
 
-def test_float32_curves_agree_to_a_millionth(said, folder, cases):
-    """One process that cuts its batch where two would share it computes the same numbers."""
-    config = TrainConfig(**cases.CONFIG, accumulate=2)
-    one = Trainer(cases.make().float(), config, quiet=True).fit(cases.corpus())
-    assert [abs(row["loss"] - loss) < 1e-6 for row, loss in zip(one.history, said[0]["float32"])] == [True] * 6
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_is_that_of_one_process_on_the_same_shares(kind, said, folder, cases):
+    """Bit for bit: one process that cuts its rows, or its sequences, where two would share them, adds the same sums."""
+    model = cases.make().float()
+    if kind == "sequence":
+        one = cases.shares(model)
+    else:
+        one = Trainer(model, TrainConfig(**cases.CONFIG, accumulate=2), quiet=True)
+    one.fit(cases.corpus())
+    assert [row["loss"] for row in one.history] == said[0][f"{kind} float32"]
+    assert worst(cases.weights(one.model), load_file(folder / f"{kind}-float32.safetensors")) == 0.0
+
+
+def test_shares_that_do_not_come_out_even_are_refused(cases):
+    with pytest.raises(ValueError, match="12 tokens cannot be cut evenly into 5 shares"):
+        sequence_shares(cases.make(), torch.zeros(1, 12, dtype=torch.long), 5)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():

@@ -53,6 +53,22 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: t.detach().clone() for name, t in whole_model(model).state_dict().items()}
 
 
+def shares(model: torch.nn.Module) -> Trainer:
+    """A trainer of one process that reads half of every sequence, then the other, as a sequence world's two would."""
+    from torch.nn import functional as F
+
+    from fastsnn_train.sequence import sequence_shares
+
+    trainer = Trainer(model, TrainConfig(**CONFIG), quiet=True)
+
+    def loss(tokens, reset, plain=True):
+        found = zip(sequence_shares(model, tokens[:, :-1], 2, reset=reset), tokens[:, 1:].chunk(2, 1))
+        return sum(F.cross_entropy(y.flatten(0, 1), t.flatten()).double() for y, t in found) / 2
+
+    trainer.stepper.loss = loss
+    return trainer
+
+
 def gradients(kind: str, accumulate: int = 1) -> dict[str, torch.Tensor]:
     """Gradients of the first batch as the optimiser would see them; blocks are recomputed where it is cut in pieces."""
     more = {"parallel": kind, "accumulate": accumulate, "checkpointing": accumulate > 1}
@@ -119,8 +135,11 @@ def main(folder: Path) -> None:
             stopped.fit(data)
         except KeyboardInterrupt:
             said[f"{kind} stopped {world.rank}"] = stopped.step
-    fast = Trainer(make().float(), TrainConfig(**CONFIG, parallel="ddp"), quiet=True).fit(data)
-    said["float32"] = [row["loss"] for row in fast.history]
+    for kind in ("ddp", "fsdp", "sequence"):
+        fast = Trainer(make().float(), TrainConfig(**CONFIG, parallel=kind), quiet=True).fit(data)
+        said[f"{kind} float32"] = [row["loss"] for row in fast.history]
+        if world.leader:
+            save_file(weights(fast.model), folder / f"{kind}-float32.safetensors")
     (folder / f"said-{world.rank}.json").write_text(json.dumps(said))
     leave(world)
 

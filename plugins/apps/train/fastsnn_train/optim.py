@@ -17,19 +17,23 @@ def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); weight decay on tensors of two or more dimensions only.
 
     What neurons learn (k, θ) has a group of its own, without decay, at ``neuron_lr`` times the rate.
+
+    torch's fused kernel, where rows are whole vectors: on a CPU it takes what is left over at a tensor's end number
+    by number, which may round otherwise, so that a shard could end up a last bit away from the whole.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("the model has no parameter that requires a gradient; nothing can be trained")
     mine = {id(p) for p in neuron_parameters(model)}
-    groups: dict[tuple[float, float, bool], list[Tensor]] = {}
+    groups: dict[tuple[float, float, bool, bool], list[Tensor]] = {}
     for p in trained:
         neuron = id(p) in mine
         decay = config.weight_decay if p.ndim >= 2 and not neuron else 0.0
-        groups.setdefault((decay, config.neuron_lr if neuron else 1.0, is_sharded(p)), []).append(p)
+        fused = p.device.type != "cpu" or (p.ndim >= 2 and p.shape[-1] % 16 == 0)
+        groups.setdefault((decay, config.neuron_lr if neuron else 1.0, is_sharded(p), fused), []).append(p)
     rows = [
-        {"params": found, "weight_decay": decay, "share": share, "lr": config.lr * share}
-        for (decay, share, _), found in groups.items()
+        {"params": found, "weight_decay": decay, "share": share, "lr": config.lr * share, "fused": fused}
+        for (decay, share, _, fused), found in groups.items()
     ]
     betas = (config.beta1, config.beta2)
     return torch.optim.AdamW(rows, lr=config.lr, betas=betas, eps=1e-8, fused=True)

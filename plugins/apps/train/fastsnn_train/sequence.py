@@ -5,7 +5,8 @@ behind, a state of constant size (linear attention's sums, a window's last keys)
 layer l while process r-1 runs layer l+1, and after N-1 layers all are busy. The backward pass goes the other way, the
 gradient of each handed state travelling back. Activations of T tokens are spread over N processes; the result is that
 of one process reading all of T (Sun et al. 2024, LASP, arXiv 2404.02882, hand on linear-attention states likewise) up
-to the order in which floats are added, and, bit for bit on a CPU, that of one reading the same shares: `sequence_shares`.
+to the order in which floats are added, and, bit for bit on a CPU, that of one reading the same shares
+(`sequence_shares`).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def sequence_parallel(model: nn.Module, tokens: Tensor, *, reset: Tensor | None 
 
 
 def sequence_shares(model: nn.Module, tokens: Tensor, size: int, *, reset: Tensor | None = None) -> list[Tensor]:
-    """What `size` processes of `sequence_parallel` compute, in one: logits ``[B, T/N, V]`` of every share of ``tokens``.
+    """What `size` processes of `sequence_parallel` compute, in one: logits ``[B, T/N, V]`` of every share.
 
     States are handed from share to share with their gradients. Each share sees the weights through views of its own, so
     that a weight's gradient is the sum of the shares' whole gradients, as where processes meet.
