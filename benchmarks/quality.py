@@ -1,7 +1,7 @@
 """Held-out loss of spiking models beside the dense softmax transformer: same data, tokens, seeds; parameters ±2 %.
 
     FASTSNN_DATA=../shared/data python benchmarks/quality.py --rows runs/quality.jsonl [--minutes 8] [--only PATTERN …]
-                                   [--rates 1.5e-3 3e-3 6e-3] [--png runs/quality.png] [--json out.json]
+                                   [--rates 3e-3 6e-3 1.2e-2] [--png runs/quality.png] [--json out.json]
 
 Byte-level decoders (d 96, 3 layers, 3 heads, windows of 64) on WikiText-2: trained on ``valid.txt``, evaluated on the
 first 400 sequences of ``test.txt``; and on tinyshakespeare, the last tenth held out. Every run is the library's
@@ -230,7 +230,7 @@ def main() -> int:
     args.add_argument("--batch", type=int, default=8)
     args.add_argument("--length", type=int, default=256)
     args.add_argument("--lr", type=float, default=3e-3, help="the rate shared by all")
-    args.add_argument("--rates", type=float, nargs="+", default=[1.5e-3, 3e-3, 6e-3], help="tried for each model")
+    args.add_argument("--rates", type=float, nargs="+", default=[3e-3, 6e-3, 1.2e-2], help="tried for each model")
     args.add_argument("--png")
     args.add_argument("--json")
     opts = args.parse_args()
