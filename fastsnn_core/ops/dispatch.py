@@ -27,6 +27,7 @@ class Operator:
     name: str
     naive: Callable[..., Any]
     plain: bool = False
+    _ready: dict[str, tuple[Any, str, Callable[..., Any]]] = attrs.field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         OPERATORS[self.name] = self
@@ -46,7 +47,12 @@ class Operator:
 
     def __call__(self, device: str, *args: Any) -> Any:
         """Run on `device` with the chosen implementation; one that returns NotImplemented leaves it to the naive."""
-        _last[self.name], function = self.pick(device)
+        found = self._ready.get(device)
+        if found is None or _forced or found[0] is not kernels():
+            found = kernels(), *self.pick(device)
+            if not _forced:
+                self._ready[device] = found
+        _, _last[self.name], function = found
         _why.pop(self.name, None)
         out = function(*args)
         if out is NotImplemented:

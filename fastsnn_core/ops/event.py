@@ -80,7 +80,9 @@ def whole(t: Tensor, what: str) -> Tensor:
 
 def count_linear(spikes: SpikeTensor, weight: Tensor) -> Tensor:
     """Exact integer accumulators ``[…, out]`` of the counts with an integer `weight` ``[out, D]``."""
-    counts = spikes.counts.detach()
+    counts = spikes.counts
+    if counts.requires_grad:
+        counts = counts.detach()
     if counts.ndim == 2:
         return COUNT_LINEAR(counts.device.type, counts, weight)
     rows = math.prod(spikes.shape[:-1])

@@ -41,6 +41,8 @@ if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
 _threads = torch.get_num_threads()
 numba.set_num_threads(numba.get_num_threads())  # starts Numba's threading layer
 torch.set_num_threads(_threads)
+ALL = numba.config.NUMBA_NUM_THREADS
+ALONE = numba.threading_layer() == "workqueue"  # a pool that cannot be entered twice
 
 
 def _in_child() -> None:
@@ -114,11 +116,16 @@ class Threaded:
 
     def __call__(self, *args: Any) -> Any:
         """Run on `workers` threads."""
+        return self.on(workers(), *args)
+
+    def on(self, wanted: int, *args: Any) -> Any:
+        """Run on so many threads."""
         if _forked:
             return self.serial(*args, 1)
-        wanted, found = workers(), numba.get_num_threads()
-        guard = _one_at_a_time if numba.threading_layer() == "workqueue" else contextlib.nullcontext()
-        with guard:
+        if wanted == ALL and not ALONE:  # nothing to set, and asking takes a microsecond
+            return self.parallel(*args, wanted)
+        found = numba.get_num_threads()
+        with _one_at_a_time if ALONE else contextlib.nullcontext():
             if wanted == found:
                 return self.parallel(*args, wanted)
             numba.set_num_threads(wanted)
@@ -130,7 +137,7 @@ class Threaded:
 
 def workers() -> int:
     """Threads a kernel runs on: torch's number, at most Numba's."""
-    return 1 if _forked else max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    return 1 if _forked else min(torch.get_num_threads(), ALL)
 
 
 def scratch(name: str, numbers: int, dtype: Any) -> Any:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fastsnn_core.ops.dispatch import took
 from fastsnn_core.ops.event import check_sums, whole
+from fastsnn_kernel_numba import onerow
 from fastsnn_kernel_numba.event import few
 from fastsnn_kernel_numba.launch import Threaded, flat, workers
 from fastsnn_kernel_numba.memory import empty, lasting
@@ -33,6 +34,7 @@ from fastsnn_kernel_numba.memory import empty, lasting
 FEW, EVENTS_PER_INPUT, MEASURED = 32, 7.0, 1 << 20
 U, SMALLEST = np.uint64, -(1 << 63)
 SKIP = "fewer than {:.3g} events per input: only rows of weights that spiked are read"
+EVENTS, ONE_ROW = "numba: events", SKIP.format(EVENTS_PER_INPUT)
 MANY = "{:.3g} events per input or more: reading every weight once is faster"
 BY_OUTPUT = "weights are stored output-major, so an event has no row to read"
 
@@ -41,6 +43,9 @@ def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
     """Twin of `fastsnn_core.ops.event.count_linear_naive`."""
     if weight.dtype != torch.int8:
         return NotImplemented
+    if len(counts) == 1 and (out := onerow.product(counts, weight)) is not None:
+        took("count_linear", EVENTS, ONE_ROW)
+        return out
     return sums(counts, weight).to(torch.int64)
 
 
@@ -48,9 +53,12 @@ def count_project(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tens
     """Twin of `fastsnn_core.ops.event.count_project_naive`: what follows the sums in one pass over them."""
     if weight.dtype != torch.int8 or scale.dtype != torch.float32 or threshold.dtype != torch.float32:
         return NotImplemented
+    scale, threshold = scale.contiguous(), threshold.contiguous()
+    if len(counts) == 1 and (out := onerow.product(counts, weight, scale, threshold)) is not None:
+        took("count_linear", EVENTS, ONE_ROW)
+        return out
     total = sums(counts, weight)
     out = empty(tuple(total.shape), torch.float32)
-    scale, threshold = scale.contiguous(), threshold.contiguous()
     _scale(flat(total.contiguous()), flat(scale), flat(threshold), len(scale), flat(out))
     return out
 
@@ -76,7 +84,7 @@ def sums(counts: Tensor, weight: Tensor) -> Tensor:
         return dense(counts, weight)
     limit = break_even(rows, weight)
     if rows < FEW or sparse(counts, limit):
-        took("count_linear", "numba: events", SKIP.format(limit))
+        took("count_linear", EVENTS, SKIP.format(limit))
         out = by_events(counts, weight, limit * wide if rows < FEW else math.inf)
         if out is not None:
             return out
@@ -130,7 +138,9 @@ def event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> T
     if not is_input_major(weight) or not counts.numel() or not tall:
         took("event_linear", "numba: dense", BY_OUTPUT)
         return count_linear(counts, weight)
-    took("event_linear", "numba: events", "events came in")
+    took("event_linear", EVENTS, "events came in")
+    if rows == 1 and (out := onerow.product(counts, weight)) is not None:
+        return out
     return by_events(counts, weight, math.inf)
 
 

@@ -1,0 +1,100 @@
+"""One row of spikes, the short way: right for any number of workers on any memory; unusual rows are left to others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastsnn_core import ops
+from fastsnn_core.ops import event
+from fastsnn_kernel_numba import launch, linear, onerow
+
+quick = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+KINDS = [torch.int8, torch.int16, torch.int32, torch.int64, torch.float32]
+
+
+@st.composite
+def rows(draw):
+    torch.manual_seed(draw(st.integers(0, 99)))
+    wide = draw(st.sampled_from([2, 3, 7, 8, 9, 17, 100, 700, 1500]))
+    tall = draw(st.sampled_from([2, 3, 64, 100, 4096, 4097, 9000]))
+    largest = draw(st.sampled_from([0, 1, 3, 40, 127, 128, 255, 256, 2**14]))
+    kind = draw(st.sampled_from([k for k in KINDS if k.is_floating_point or largest <= torch.iinfo(k).max]))
+    counts = torch.randint(-largest, largest + 1, (1, wide))
+    counts[torch.rand(1, wide) < draw(st.sampled_from([0.0, 0.5, 0.9]))] = 0
+    if draw(st.booleans()):  # all in one corner, so that pieces of the inputs hold unequal numbers of events
+        counts[:, wide // draw(st.sampled_from([2, 5])) :] = 0
+    weight = torch.randint(-128, 128, (tall, wide), dtype=torch.int8)
+    if draw(st.booleans()):
+        weight.fill_(draw(st.sampled_from([-128, 127])))
+    return counts.to(kind), ops.input_major(weight)
+
+
+def poisoned(monkeypatch, workers, start):
+    """`start` kernels as that many workers, on fresh memory full of NaN."""
+    for array in vars(launch._kept).values():
+        array.fill(0xFF)
+    monkeypatch.setattr(onerow, "workers", lambda: workers)
+    monkeypatch.setattr(launch.Threaded, "on", start)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).view(torch.uint8).fill_(0xFF).view(k["dtype"]))
+
+
+STARTS = {
+    "threads": lambda self, wanted, *args: self.parallel(*args, wanted),
+    "one after the other": lambda self, wanted, *args: self.serial(*args, wanted),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+@quick
+@given(case=rows(), workers=st.sampled_from([1, 2, 3, 8]))
+def test_any_number_of_workers(start, case, workers):
+    counts, weight = case
+    wanted = event.count_linear_naive(counts, weight)
+    scale, v = torch.rand(len(weight)), torch.rand(1, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        poisoned(patch, workers, STARTS[start])
+        found = onerow.product(counts, weight)
+        numbers = onerow.product(counts, weight, scale, v)
+    assert found.dtype == torch.int64
+    assert torch.equal(found, wanted)
+    assert torch.equal(numbers, wanted.float() * scale * v)
+
+
+def test_calls_of_one_row_take_it(monkeypatch):
+    weight = ops.input_major(torch.randint(-128, 128, (40, 30), dtype=torch.int8))
+    counts = torch.randint(-3, 4, (1, 30)).float()
+    scale, v = torch.rand(40), torch.rand(1, 1)
+    seen, product = [], onerow.product
+    monkeypatch.setattr(onerow, "product", lambda *a: seen.append(product(*a)) or seen[-1])
+    monkeypatch.setattr(linear, "few", None)
+    index = counts[0].nonzero()[:, 0]
+    wanted = event.count_linear_naive(counts, weight)
+    assert torch.equal(event.COUNT_LINEAR("cpu", counts, weight), wanted)
+    assert torch.equal(event.EVENT_LINEAR("cpu", index, counts[0, index], 1, weight), wanted)
+    assert torch.equal(event.COUNT_PROJECT("cpu", counts, weight, scale, v), wanted.float() * scale * v)
+    assert len(seen) == 3
+    assert all(out is not None for out in seen)
+    assert "only rows of weights that spiked" in ops.dispatch.reasons()["count_linear"]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.int32, torch.int64])
+def test_unusual_rows_are_left_to_others(kind):
+    weight = ops.input_major(torch.full((5, 3000), -128, dtype=torch.int8))
+    counts = torch.zeros(1, 3000).to(kind)
+    most = onerow.BOUND - 1
+    counts[0, 17], counts[0, 2900] = most - 2, 2
+    assert torch.equal(onerow.product(counts, weight), event.count_linear_naive(counts, weight))
+    counts[0, 2900] = -3  # sums of 2^31 do not fit 32 bits
+    assert onerow.product(counts, weight) is None
+    assert torch.equal(event.COUNT_LINEAR("cpu", counts, weight), event.count_linear_naive(counts, weight))
+    odd = [float("nan"), float("inf"), 0.5, -1e30] if kind == torch.float32 else [torch.iinfo(kind).min]
+    for c in odd:
+        counts[0, 17], counts[0, 2900] = c, 0
+        assert onerow.product(counts, weight) is None
+    assert onerow.product(counts.expand(2, -1)[:1].t().contiguous().t(), weight.contiguous()) is None
+    assert onerow.product(torch.zeros(1, 6000).to(kind)[:, ::2], weight) is None
+    assert onerow.product(torch.zeros(1, 3000, dtype=torch.float64), weight) is None
