@@ -34,6 +34,7 @@ from rival_spikingjelly import Rival, nats
 from fastsnn_convert import convert
 from fastsnn_convert.families import import_dense
 from fastsnn_convert.texts import tokens_of, windows
+from fastsnn_core import load
 from fastsnn_core.probe import probe
 from fastsnn_core.state import nbytes
 from fastsnn_train.evaluate import Tally
@@ -41,7 +42,7 @@ from fastsnn_train.evaluate import Tally
 OURS = {"S = 3": {"steps": 3}, "S = 4": {"steps": 4}, "S = 5": {"steps": 5}} | {
     f"k = {k}": {"k": float(k)} for k in (1, 2, 3, 6)
 }
-QUANTILES = [0.98, 0.985, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1.0]
+QUANTILES = "0.98,0.985,0.99,0.995,0.999,0.9995,0.9999,1.0"
 LENGTHS = (256, 1024, 4096, 16384)
 DEVELOPMENT = 20
 HEAD = ["row", "perplexity", "ratio to dense", "µs per token", "x its dense", "silent", "spikes/channel"]
@@ -103,15 +104,13 @@ def rows(opts: argparse.Namespace) -> dict[str, Any]:
     found = Rows(test)
     found.ours("dense", dense)
     for name, options in OURS.items():
-        done = convert(
-            SOURCE, calibration=[fit], windows=40, coverage="boundaries", measure=False, quiet=True, **options
-        )
-        with probe(done.model) as trace, torch.no_grad():
-            done.model(test[:4])
+        model = converted(name, fit, options, opts.keep)
+        with probe(model) as trace, torch.no_grad():
+            model(test[:4])
         tally = Tally()
         tally.add(trace)
         figures = tally.figures()
-        found.ours(name, done.model, **{k: figures[k] for k in ("silent_fraction", "spikes_per_channel", "steps")})
+        found.ours(name, model, **{k: figures[k] for k in ("silent_fraction", "spikes_per_channel", "steps")})
     rival, says = Rival.start(opts.rival_python)
     print(f"rival: {says}", flush=True)
     names = []
@@ -127,6 +126,18 @@ def rows(opts: argparse.Namespace) -> dict[str, Any]:
         "windows": len(test), "tokens": len(test) * found.scored, "rival": says, "ours": own, "theirs": theirs or None,
         "pairs": pairs,
     }  # fmt: skip
+
+
+def converted(name: str, fit: str, options: dict[str, Any], keep: str | None) -> Any:
+    """A conversion at the rival's boundaries, or the bundle that an earlier run kept of it."""
+    path = Path(keep or "", f"boundaries {name}.snn".replace(" ", ""))
+    if keep and path.is_dir():
+        return load(path).eval()
+    done = convert(SOURCE, calibration=[fit], windows=40, coverage="boundaries", measure=False, quiet=True, **options)
+    if keep:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done.save(path)
+    return done.model
 
 
 def rival_rows(rival: Rival, found: Rows, held: torch.Tensor, opts: argparse.Namespace) -> list[str]:
@@ -146,7 +157,8 @@ def rival_rows(rival: Rival, found: Rows, held: torch.Tensor, opts: argparse.Nam
 
     names = [row("dense (rival)", "dense")]
     for steps in map(int, opts.times.split(",")):
-        best = rival.ask(verb="choose", steps=steps, levels=[steps], quantiles=QUANTILES)
+        quantiles = [float(q) for q in opts.quantiles.split(",")]
+        best = rival.ask(verb="choose", steps=steps, levels=[steps], quantiles=quantiles)
         print(
             f"T = {steps}: levels {best['levels']}, quantile {best['quantile']} (on {DEVELOPMENT} windows)", flush=True
         )
@@ -206,14 +218,19 @@ def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--rival-python", default=os.environ.get("FASTSNN_RIVAL_PYTHON"), help="the rival's interpreter")
     args.add_argument("--times", default="8,16,32,64", help="the rival's time steps")
+    args.add_argument("--quantiles", default=QUANTILES, help="the rival's calibration quantiles to choose from")
     args.add_argument("--windows", type=int, default=20, help="test windows of 512 tokens")
-    args.add_argument("--only", default="rows,state", help="rows, state, or both")
+    args.add_argument("--only", default="rows,state", help="rows, state, convert (only fill --keep), with commas")
+    args.add_argument("--keep", help="a folder for the converted bundles; those in it are not made again")
     args.add_argument("--json", help="write the figures here")
     opts = args.parse_args()
     if not SOURCE.is_dir():
         raise SystemExit(f"no {SOURCE}; set FASTSNN_DATA")
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
+    if "convert" in opts.only.split(","):
+        for name, options in OURS.items():
+            converted(name, texts()[0], options, opts.keep)
     if "rows" in opts.only.split(","):
         found["rows"] = rows(opts)
     if "state" in opts.only.split(","):
