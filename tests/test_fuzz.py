@@ -283,5 +283,11 @@ def test_every_operator_is_here():
         "exact_unary", "exact_row_sum", "exact_attend", "exact_scan",
     }  # fmt: skip
     elsewhere = {"decode_step", "count_project", "exact_norm"}
+    elsewhere |= {
+        "rows_residual",
+        "rows_hidden",
+        "rows_heads",
+        "rows_project",
+    }  # plugins/kernels/numba/test_kernel_rows.py
     assert set(ops.OPERATORS) - elsewhere <= here
     assert lif.FORWARD.name in here

@@ -9,12 +9,13 @@
 `spike_linear`     what ``F.linear`` does with a SpikeTensor
 `decode`           one token through a whole decoder in integer arithmetic, as one kernel
 `exact`            norms, activations, attention and scans in a fixed order: the floats of the integer path
+`rows`             everything between two integer products, row by row: how prompts are read
 =================  ===================================================================================================
 
 `use` forces an implementation (``with ops.use("naive")``), `paths` says which one each operator took last.
 """
 
-from fastsnn_core.ops import decode, exact
+from fastsnn_core.ops import decode, exact, rows
 from fastsnn_core.ops.dispatch import OPERATORS, Operator, paths, use
 from fastsnn_core.ops.event import count_linear, event_linear, input_major, spike_linear
 from fastsnn_core.ops.lif import lif_scan, thresholds
@@ -36,6 +37,7 @@ __all__ = [
     "linear_scan_naive",
     "linear_step",
     "paths",
+    "rows",
     "spike_linear",
     "thresholds",
     "use",

@@ -34,8 +34,8 @@ class Spikes:
     """How numbers become counts in front of a projection.
 
     `name` is the site's, for errors. `kind`: "levels" (V = max|x| / 127), "mean" (adaptive_threshold: level is k) or
-    "max" (adaptive_max: level is clip, bound is 2^S - 1). Counts stay within ±bound (0: no bound); |x/V| < dead_zone is
-    silent; `centre` is taken off.
+    "max" (adaptive_max: level is clip, bound is 2^S - 1). Counts stay within ±bound (0: no bound), except the `burst`
+    largest of a "max" row, which its maximum leaves out; |x/V| < dead_zone is silent; `centre` is taken off.
     """
 
     name: str = ""
@@ -44,6 +44,7 @@ class Spikes:
     bound: float = 0.0
     dead_zone: float = 0.0
     centre: Tensor | None = None
+    burst: int = 0
 
 
 @frozen(eq=False)

@@ -28,6 +28,7 @@ REST = {
     "biases": {"n_kv_heads": 2, "qkv_bias": True, "out_bias": True, "qk_norm": True},
     "odd": {"tied": False, "head_dim": 6, "sites": ["attn_in", "head"], "d_ff": 41},
     "max": {"neuron": {"kind": "adaptive_max"}, "centred": ["attn_in", "ffn_hidden"], "feedforward": {"gated": False}},
+    "burst": {"neuron": {"kind": "adaptive_max", "burst": 3}, "d_ff": 40},
     "sparse": {"neuron": {"kind": "adaptive_threshold", "dead_zone": 1.0, "limit": 7}, "n_heads": 1},
 }
 
@@ -170,7 +171,7 @@ def said(model, state):
         ({"sites": ["embed"]}, "embed_site"),
         ({"neuron": {"kind": "lif"}}, "neuron Leaky"),
         ({"neuron": {"kind": "adaptive_threshold", "top": 3}}, "top = 3"),
-        ({"neuron": {"kind": "adaptive_max", "burst": 1}}, "burst = 1"),
+        ({"neuron": {"kind": "adaptive_max", "burst": 16}}, "burst = 16"),
     ],
 )
 def test_reasons(fields, why):

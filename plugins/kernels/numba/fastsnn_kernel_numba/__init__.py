@@ -26,6 +26,10 @@ TABLE = {
     "exact_row_sum": "exact.row_sum",
     "exact_attend": "attention.attend",
     "exact_scan": "exact.scan",
+    "rows_residual": "rows.residual",
+    "rows_hidden": "rows.hidden",
+    "rows_heads": "rows.heads",
+    "rows_project": "rows.project",
     "decode_step": "stepper.NumbaStepper",
 }
 

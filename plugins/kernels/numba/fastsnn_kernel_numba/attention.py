@@ -15,66 +15,12 @@ from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from fastsnn_kernel_numba.exact import ONE, ZERO, F, U, _as_float, _dot, _exp, _half_of
+from fastsnn_kernel_numba.exact import APART, ONE, ZERO, F, U, _as_float, _dot, _dots, _exp, _half_of
 from fastsnn_kernel_numba.launch import Threaded, compile, flat, scratch, workers
 
 KEYS = 64  # keys scored at a time
 TILE = 8  # queries that go over the keys together
 FEW = 4  # queries below which turning the keys round costs more than it saves
-
-
-@compile
-def _dots_by_8(q, a, turned, b, keys, n, half, part, at):  # type: ignore[no-untyped-def]
-    """The first four of the halvings that `_dots` does, in registers: of 2 · half channels, half / 8 rows are left."""
-    s = half // U(8)
-    for i in range(s):
-        o, h = at + i * n, half
-        x, y = a + i, b + i * keys
-        d, e = s * keys, half * keys
-        q0, q1, q2, q3 = q[x], q[x + s], q[x + U(2) * s], q[x + U(3) * s]
-        q4, q5, q6, q7 = q[x + U(4) * s], q[x + U(5) * s], q[x + U(6) * s], q[x + U(7) * s]
-        p0, p1, p2, p3 = q[x + h], q[x + h + s], q[x + h + U(2) * s], q[x + h + U(3) * s]
-        p4, p5, p6, p7 = q[x + h + U(4) * s], q[x + h + U(5) * s], q[x + h + U(6) * s], q[x + h + U(7) * s]
-        y1, y2, y3, y4, y5 = y + d, y + U(2) * d, y + U(3) * d, y + U(4) * d, y + U(5) * d
-        y6, y7 = y + U(6) * d, y + U(7) * d
-        for j in range(n):
-            k0 = q0 * turned[y + j] + p0 * turned[y + e + j]
-            k4 = q4 * turned[y4 + j] + p4 * turned[y4 + e + j]
-            k2 = q2 * turned[y2 + j] + p2 * turned[y2 + e + j]
-            k6 = q6 * turned[y6 + j] + p6 * turned[y6 + e + j]
-            k1 = q1 * turned[y1 + j] + p1 * turned[y1 + e + j]
-            k5 = q5 * turned[y5 + j] + p5 * turned[y5 + e + j]
-            k3 = q3 * turned[y3 + j] + p3 * turned[y3 + e + j]
-            k7 = q7 * turned[y7 + j] + p7 * turned[y7 + e + j]
-            part[o + j] = ((k0 + k4) + (k2 + k6)) + ((k1 + k5) + (k3 + k7))
-
-
-@compile
-def _dots(q, a, turned, b, keys, n, size, half, part, at, score, c):  # type: ignore[no-untyped-def]
-    """q · k of `n` neighbouring keys out of `keys`, stored channel by channel: a vector of keys per operation."""
-    n = U(n)
-    if half == 0:
-        for j in range(n):
-            score[c + j] = q[a] * turned[b + j]
-        return
-    if half % 8 == 0 and size == 2 * half:
-        _dots_by_8(q, a, turned, b, U(keys), n, U(half), part, at)
-    for i in range(0 if half % 8 or size != 2 * half else half, half):
-        o, row, low, high = at + U(i) * n, b + U(i * keys), q[a + U(i)], ZERO
-        if i + half < size:
-            high, other = q[a + U(i + half)], b + U((i + half) * keys)
-            for j in range(n):
-                part[o + j] = low * turned[row + j] + high * turned[other + j]
-        else:
-            for j in range(n):
-                part[o + j] = low * turned[row + j] + ZERO
-    width = half // 8 if half % 8 == 0 and size == 2 * half else half
-    while width > 1:
-        width //= 2
-        for i in range(U(width) * n):
-            part[at + i] = part[at + i] + part[at + U(width) * n + i]
-    for j in range(n):
-        score[c + j] = part[at + j]
 
 
 @intrinsic
@@ -140,11 +86,13 @@ def _spans(allowed, rows, t_all, keys, spans, nw):  # type: ignore[no-untyped-de
 
 
 @compile
-def _some(score, sa, values, va, stride, allowed, b, t, low, n, wide, norm, out, oo):  # type: ignore[no-untyped-def]
+def _seen(spans, row, score, sa, values, va, stride, allowed, b, t, low, n, wide, norm, out, oo):  # type: ignore[no-untyped-def]
     """As `_gather`, over those of `n` neighbouring keys from `low` on that may be seen."""
+    if spans[row, 2]:
+        return _gather(score, sa, values, va, stride, n, U(wide), norm, out, oo)
     for j in range(n):
-        if allowed[b, t, low + j]:
-            norm = _gather(score, sa + U(j), values, va + U(j) * stride, stride, U(1), wide, norm, out, oo)
+        if allowed[b, t, low + np.int64(j)]:
+            norm = _gather(score, sa + j, values, va + j * stride, stride, U(1), U(wide), norm, out, oo)
     return norm
 
 
@@ -160,14 +108,15 @@ def _top(score, sa, allowed, b, t, low, n, whole, top):  # type: ignore[no-untyp
 
 
 @Threaded
-def _attend(q, k, v, allowed, spans, shape, scale, own, part, turned, score, tops, out, nw):  # type: ignore[no-untyped-def]
+def _attend(q, k, v, allowed, spans, shape, scale, own, part, turned, values, score, tops, out, nw):  # type: ignore[no-untyped-def]
     """`TILE` queries at a time go over the keys block by block, so that all but the first read a block from L1."""
     b_all, t_all, keys, h_all, groups, size, wide = shape
     share, half, stride = h_all // groups, _half_of(size), U(groups * wide)
     room = (keys + KEYS - 1) // KEYS * KEYS
     for worker in prange(nw):
-        oa, pa, sa = U(worker * (size + wide) * TILE), U(worker * max(half, 1) * KEYS), U(worker * room * TILE)
-        ta, acc = U(worker * size * room), oa + U(size * TILE)
+        oa, pa = U(worker * ((size + wide) * TILE + APART)), U(worker * (max(half, 1) * KEYS + APART))
+        sa, ta, acc = U(worker * (room * TILE + APART)), U(worker * size * room), oa + U(size * TILE)
+        va = U(worker * wide * keys)
         for task in range(worker * b_all * groups // nw, (worker + 1) * b_all * groups // nw):
             b, g = task // groups, task % groups
             if t_all >= FEW:
@@ -175,6 +124,9 @@ def _attend(q, k, v, allowed, spans, shape, scale, own, part, turned, score, top
                     a, o = U(((b * keys + j) * groups + g) * size), ta + U(j // KEYS * KEYS * size + j % KEYS)
                     for i in range(U(size)):  # in blocks: channels a power of two apart would share few lines of L1
                         turned[o + i * U(KEYS)] = k[a + i]
+                    a, o = U(((b * keys + j) * groups + g) * wide), va + U(j * wide)
+                    for i in range(U(wide)):  # side by side: rows of a batch lie too far apart for L1 to hold a block
+                        values[o + i] = v[a + i]
             for tile in range(0, t_all * share, TILE):
                 begin, stop = keys, 0
                 for x in range(tile, min(tile + TILE, t_all * share)):
@@ -214,12 +166,15 @@ def _attend(q, k, v, allowed, spans, shape, scale, own, part, turned, score, top
                         at, n, top = sa + U(m * room + low), U(high - low), tops[worker, m, 0]
                         for j in range(n):
                             score[at + j] = _exp(score[at + j] - top)
-                        first, norm = U(((b * keys + low) * groups + g) * wide), tops[worker, m, 1]
-                        if spans[row, 2]:
-                            norm = _gather(score, at, v, first, stride, n, U(wide), norm, own, o)
+                        norm, first = tops[worker, m, 1], va + U(low * wide)
+                        if t_all < FEW:
+                            first = U(((b * keys + low) * groups + g) * wide)
+                            norm = _seen(
+                                spans, row, score, at, v, first, stride, allowed, b, t, low, n, wide, norm, own, o
+                            )
                         else:
-                            norm = _some(
-                                score, at, v, first, stride, allowed, b, t, low, high - low, U(wide), norm, own, o
+                            norm = _seen(
+                                spans, row, score, at, values, first, U(wide), allowed, b, t, low, n, wide, norm, own, o
                             )
                         tops[worker, m, 1] = norm
                 for x in range(tile, min(tile + TILE, t_all * share)):
@@ -236,14 +191,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     if not size or not wide:
         return NotImplemented
     out = torch.empty(b, t, h, wide)
-    own = scratch("attend_row", nw * (size + wide) * TILE, F)
-    part = scratch("attend_part", nw * (1 << (size - 1).bit_length()) * KEYS, F)
     room = -(-keys // KEYS) * KEYS
+    own = scratch("attend_row", nw * ((size + wide) * TILE + APART), F)
+    part = scratch("attend_part", nw * ((1 << (size - 1).bit_length()) * KEYS + APART), F)
     turned = scratch("attend_keys", nw * size * room + 1 if t >= FEW else 1, F)
-    score = scratch("attend_score", nw * room * TILE + 1, F)
-    spans, tops = np.empty((b * t, 3), np.int64), np.empty((nw, TILE, 2), F)
+    score = scratch("attend_score", nw * (room * TILE + APART), F)
+    spans, tops = np.empty((b * t, 3), np.int64), np.empty((nw, 2 * TILE, 2), F)
     _spans(allowed.numpy(), b * t, t, keys, spans)
     rows = (flat(x.contiguous()) for x in (q, k, v))
     shape = (b, t, keys, h, groups, size, wide)
-    _attend(*rows, allowed.numpy(), spans, shape, F(size**-0.5), own, part, turned, score, tops, flat(out))
+    values = scratch("attend_values", nw * wide * keys + 1 if t >= FEW else 1, F)
+    _attend(*rows, allowed.numpy(), spans, shape, F(size**-0.5), own, part, turned, values, score, tops, flat(out))
     return out

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from numba import prange
 
 from fastsnn_kernel_numba.event import U
-from fastsnn_kernel_numba.exact import F, _dot, _grow, _half_of, _map, _norm, _read
+from fastsnn_kernel_numba.exact import F, _apply, _dot, _dots, _grow, _half_of, _norm
 from fastsnn_kernel_numba.launch import Threaded, compile
 from fastsnn_kernel_numba.step import (
     EPS,
@@ -57,7 +57,7 @@ class Work(NamedTuple):
     layers: Any  # [L, 27]
     mats: Any  # [·, 7]
     tasks: Any  # [·, 4]
-    sites: Any  # [·, 2]
+    sites: Any  # [·, 3]
     levels: Any  # [·, 3] fractions of the sites
     mixers: Any  # [·, 6]
     rates: Any  # [·, 2] fractions of the mixers
@@ -116,14 +116,16 @@ def _heads(w, state, score, cos, sin, place, layer, g, worker, shape, own_size, 
         _norm(own, k, size, half, w.f, U(row[K_NORM]), True, eps, part, pa, own, k)
     branches, scale = row[MIX_END] - row[MIX], w.volts[1]
     for m in range(row[MIX], row[MIX_END]):
+        key, form = turned + U(share) * n, w.mixers[m, FEATURE]
         for h in range(share + 1):  # the key last
             a, o = q + U(h) * n, turned + U(h) * n
-            if w.mixers[m, ROTARY]:
+            if form >= 0:
+                _apply(own, a, n, form, own, o)
+            elif w.mixers[m, ROTARY]:
                 _turn(own, a, size, cos, sin, place, own, o)
             else:
                 for i in range(n):
                     own[o + i] = own[a + i]
-        key, form = turned + U(share) * n, w.mixers[m, FEATURE]
         if form < 0:
             room, seen = state[m, ROOM], state[m, SEEN]
             keys = f32(state[m, FIRST], groups * room * size)
@@ -139,7 +141,6 @@ def _heads(w, state, score, cos, sin, place, layer, g, worker, shape, own_size, 
                     score, U(worker * (len(score) // (len(own) // own_size))), w.mixed, to,
                 )  # fmt: skip
             continue
-        _map(own, turned, turned + U((share + 1) * size), form, own)
         s = f32(state[m, FIRST], groups * size * size)
         z = f32(state[m, SECOND], groups * size)
         gated, so, zo = w.mixers[m, GATE_DOWN] >= 0, U(g * size * size), U(g * size)
@@ -155,7 +156,7 @@ def _heads(w, state, score, cos, sin, place, layer, g, worker, shape, own_size, 
             _grow(own, key, own, val, w.own[:0], gate, s, so, z, zo, size, n)
         for h in range(share):
             a, to = turned + U(h) * n, U(((g * share + h) * branches + m - row[MIX]) * size)
-            _read(own, a, s, so, size, size, half, part, pa, w.mixed, to)
+            _dots(own, a, s, so, size, size, size, half, part, pa, w.mixed, to)
             if gated:
                 at, eps_m = U(w.mixers[m, MIX_NORM]), w.rates[m, EPS]
                 _norm(w.mixed, to, size, half, w.f, at, True, eps_m, part, pa, w.mixed, to)
@@ -208,12 +209,12 @@ def _hidden(w, layer, t):  # type: ignore[no-untyped-def]
     row = w.layers[layer]
     first = t * BLOCK
     n, at = min(BLOCK, row[HIDDEN] - first), U(first)
-    _scaled(w.mats, row[UP], first, n, w.info[WIDE], w.sums, w.big, w.f, w.volts[0], w.z, at)
+    source = row[UP] if row[GATE] < 0 else row[GATE]
+    _scaled(w.mats, source, first, n, w.info[WIDE], w.sums, w.big, w.f, w.volts[0], w.z, at)
+    _apply(w.z, at, U(n), row[ACTIVATION], w.y, at)
     if row[GATE] < 0:
-        _map(w.z, at, at + U(n), row[ACTIVATION], w.y)
         return
-    _scaled(w.mats, row[GATE], first, n, w.info[WIDE], w.sums, w.big, w.f, w.volts[0], w.y, at)
-    _map(w.y, at, at + U(n), row[ACTIVATION], w.y)
+    _scaled(w.mats, row[UP], first, n, w.info[WIDE], w.sums, w.big, w.f, w.volts[0], w.z, at)
     for i in range(U(n)):
         w.y[at + U(i)] = w.y[at + U(i)] * w.z[at + U(i)]
 
@@ -223,7 +224,7 @@ def _views(at):  # type: ignore[no-untyped-def]
     """The arrays of a `Work` at these places."""
     return Work(
         i64(at[0, 0], at[0, 1]), rows(at[1, 0], at[1, 1], 27), rows(at[2, 0], at[2, 1], 7),
-        rows(at[3, 0], at[3, 1], 4), rows(at[4, 0], at[4, 1], 2), f32_rows(at[5, 0], at[5, 1], 3),
+        rows(at[3, 0], at[3, 1], 4), rows(at[4, 0], at[4, 1], 3), f32_rows(at[5, 0], at[5, 1], 3),
         rows(at[6, 0], at[6, 1], 6), f32_rows(at[7, 0], at[7, 1], 2), f32(at[8, 0], at[8, 1]),
         i8(at[9, 0], at[9, 1]), f32(at[10, 0], at[10, 1]), i64(at[11, 0], at[11, 1]), f32(at[12, 0], at[12, 1]),
         f32(at[13, 0], at[13, 1]), f32(at[14, 0], at[14, 1]), f32(at[15, 0], at[15, 1]), f32(at[16, 0], at[16, 1]),

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from fastsnn_core.ops import exact
-from fastsnn_kernel_numba.launch import Threaded, compile, flat, scratch, workers
+from fastsnn_kernel_numba.launch import Threaded, compile, flat, prefetch, scratch, workers
 from fastsnn_kernel_numba.memory import empty
 
 U, F = np.uint64, np.float32
@@ -28,6 +28,8 @@ T7, T6, T5, T4, T3, T2, T1, T0 = map(F, exact.TAYLOR)
 A15, A13, A11, A9, A7, A5, A3, A1 = map(F, exact.ATANH)
 E5, E4, E3, E2, E1 = map(F, exact.ERF)
 ERF_P, ROOT_HALF, GELU, CUBE = map(F, (exact.ERF_P, exact.ROOT_HALF, exact.GELU, 0.044715))
+SOON = 3  # tokens that a scan asks for in advance
+APART = 16  # numbers between the memory of two workers: no cache line belongs to both
 FORMS, SUMS = tuple(exact.FORMS), tuple(exact.SUMS)
 
 
@@ -75,39 +77,41 @@ def _normal_cdf(x):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _map(x, first, end, form, out):  # type: ignore[no-untyped-def]
-    """One of `FORMS` on the numbers first … end of `x`; `out` may be `x`."""
+def _apply(x, a, n, form, out, o):  # type: ignore[no-untyped-def]
+    """One of `FORMS` on n numbers; to another place, else the compiler has to take them one by one."""
     if form == 0:
-        for i in range(first, end):
-            out[i] = _exp(x[i])
+        for i in range(n):
+            out[o + i] = _exp(x[a + i])
     elif form == 1:
-        for i in range(first, end):
-            out[i] = _sigmoid(x[i])
+        for i in range(n):
+            out[o + i] = _sigmoid(x[a + i])
     elif form == 2:
-        for i in range(first, end):
-            out[i] = x[i] / (_exp(-x[i]) + ONE)
+        for i in range(n):
+            out[o + i] = x[a + i] / (_exp(-x[a + i]) + ONE)
     elif form == 3:
-        for i in range(first, end):
-            out[i] = x[i] * _normal_cdf(x[i])
+        for i in range(n):
+            out[o + i] = x[a + i] * _normal_cdf(x[a + i])
     elif form == 4:
-        for i in range(first, end):
-            out[i] = x[i] * _sigmoid((x[i] * x[i] * x[i] * CUBE + x[i]) * GELU)
+        for i in range(n):
+            y = x[a + i]
+            out[o + i] = y * _sigmoid((y * y * y * CUBE + y) * GELU)
     elif form == 5:
-        for i in range(first, end):
-            out[i] = ZERO if x[i] < ZERO else x[i]
+        for i in range(n):
+            out[o + i] = ZERO if x[a + i] < ZERO else x[a + i]
     elif form == 6:
-        for i in range(first, end):
-            out[i] = x[i] + ONE if x[i] > ZERO else _exp(x[i])
+        for i in range(n):
+            out[o + i] = x[a + i] + ONE if x[a + i] > ZERO else _exp(x[a + i])
     else:
-        for i in range(first, end):
-            out[i] = _logsigmoid(x[i])
+        for i in range(n):
+            out[o + i] = _logsigmoid(x[a + i])
 
 
 @Threaded
 def _unary(x, form, out, nw):  # type: ignore[no-untyped-def]
     size = len(x)
     for worker in prange(nw):
-        _map(x, U(worker * size // nw), U((worker + 1) * size // nw), form, out)
+        first = U(worker * size // nw)
+        _apply(x, first, U((worker + 1) * size // nw) - first, form, out, first)
 
 
 @compile
@@ -200,29 +204,57 @@ def _dot(q, a, k, b, size, half, part, at):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _read(q, a, s, o, size, wide, half, part, at, out, oo):  # type: ignore[no-untyped-def]
-    """q S, folded over the channels of q: a vector of values per operation."""
-    n = U(wide)
+def _dots_by_8(q, a, turned, b, keys, n, half, part, at):  # type: ignore[no-untyped-def]
+    """The first four of the halvings that `_dots` does, in registers: of 2 · half channels, half / 8 rows are left."""
+    s = half // U(8)
+    for i in range(s):
+        o, h = at + i * n, half
+        x, y = a + i, b + i * keys
+        d, e = s * keys, half * keys
+        q0, q1, q2, q3 = q[x], q[x + s], q[x + U(2) * s], q[x + U(3) * s]
+        q4, q5, q6, q7 = q[x + U(4) * s], q[x + U(5) * s], q[x + U(6) * s], q[x + U(7) * s]
+        p0, p1, p2, p3 = q[x + h], q[x + h + s], q[x + h + U(2) * s], q[x + h + U(3) * s]
+        p4, p5, p6, p7 = q[x + h + U(4) * s], q[x + h + U(5) * s], q[x + h + U(6) * s], q[x + h + U(7) * s]
+        y1, y2, y3, y4, y5 = y + d, y + U(2) * d, y + U(3) * d, y + U(4) * d, y + U(5) * d
+        y6, y7 = y + U(6) * d, y + U(7) * d
+        for j in range(n):
+            k0 = q0 * turned[y + j] + p0 * turned[y + e + j]
+            k4 = q4 * turned[y4 + j] + p4 * turned[y4 + e + j]
+            k2 = q2 * turned[y2 + j] + p2 * turned[y2 + e + j]
+            k6 = q6 * turned[y6 + j] + p6 * turned[y6 + e + j]
+            k1 = q1 * turned[y1 + j] + p1 * turned[y1 + e + j]
+            k5 = q5 * turned[y5 + j] + p5 * turned[y5 + e + j]
+            k3 = q3 * turned[y3 + j] + p3 * turned[y3 + e + j]
+            k7 = q7 * turned[y7 + j] + p7 * turned[y7 + e + j]
+            part[o + j] = ((k0 + k4) + (k2 + k6)) + ((k1 + k5) + (k3 + k7))
+
+
+@compile
+def _dots(q, a, turned, b, keys, n, size, half, part, at, score, c):  # type: ignore[no-untyped-def]
+    """q · the first n columns of a matrix with rows of `keys`, folded over its rows: a vector of columns per operation."""
+    n = U(n)
     if half == 0:
-        for i in range(n):
-            out[oo + i] = q[a] * s[o + i]
+        for j in range(n):
+            score[c + j] = q[a] * turned[b + j]
         return
-    for c in range(half):
-        p, row, low = at + U(c) * n, o + U(c) * n, q[a + U(c)]
-        if c + half < size:
-            high, other = q[a + U(c + half)], o + U(c + half) * n
-            for i in range(n):
-                part[p + i] = low * s[row + i] + high * s[other + i]
+    if half % 8 == 0 and size == 2 * half:
+        _dots_by_8(q, a, turned, b, U(keys), n, U(half), part, at)
+    for i in range(0 if half % 8 or size != 2 * half else half, half):
+        o, row, low, high = at + U(i) * n, b + U(i * keys), q[a + U(i)], ZERO
+        if i + half < size:
+            high, other = q[a + U(i + half)], b + U((i + half) * keys)
+            for j in range(n):
+                part[o + j] = low * turned[row + j] + high * turned[other + j]
         else:
-            for i in range(n):
-                part[p + i] = low * s[row + i] + ZERO
-    width = half
+            for j in range(n):
+                part[o + j] = low * turned[row + j] + ZERO
+    width = half // 8 if half % 8 == 0 and size == 2 * half else half
     while width > 1:
         width //= 2
         for i in range(U(width) * n):
             part[at + i] = part[at + i] + part[at + U(width) * n + i]
-    for i in range(n):
-        out[oo + i] = part[at + i]
+    for j in range(n):
+        score[c + j] = part[at + j]
 
 
 @compile
@@ -246,7 +278,7 @@ def _scan(q, k, v, gate, s, z, keep, shape, part, out, norm, nw):  # type: ignor
     b_all, t_all, h_all, groups, size, wide = shape
     share, half = h_all // groups, _half_of(size)
     for worker in prange(nw):
-        at = U(worker * max(half, 1) * max(wide, 1))
+        at = U(worker * (max(half, 1) * max(wide, 1) + APART))
         for task in range(worker * b_all * groups // nw, (worker + 1) * b_all * groups // nw):
             b, g = task // groups, task % groups
             so, zo, n = U(task * size * wide), U(task * size), U(wide)
@@ -257,11 +289,18 @@ def _scan(q, k, v, gate, s, z, keep, shape, part, out, norm, nw):  # type: ignor
                     for i in range(U(size)):
                         z[zo + i] = ZERO
                 ka, va = U(((b * t_all + t) * groups + g) * size), U(((b * t_all + t) * groups + g) * wide)
+                for line in range(0, size if t + SOON < t_all else 0, 16):  # rows of one head: nothing foresees them
+                    ahead = SOON * groups * size + line
+                    prefetch(k, ka + U(ahead))
+                    prefetch(gate, ka + U(ahead))
+                    prefetch(v, va + U(SOON * groups * wide + line))
+                    prefetch(q, U(((b * t_all + t + SOON) * h_all + g * share) * size + line))
                 _grow(k, ka, v, va, gate, ka, s, so, z, zo, size, n)
                 for h in range(g * share, (g + 1) * share):
                     row = (b * t_all + t) * h_all + h
-                    _read(q, U(row * size), s, so, size, wide, half, part, at, out, U(row * wide))
-                    norm[row] = _dot(q, U(row * size), z, zo, size, half, part, at)
+                    _dots(q, U(row * size), s, so, wide, wide, size, half, part, at, out, U(row * wide))
+                    seen = (task * t_all + t) * share + h - g * share  # a worker's own, unlike the rows of `out`
+                    norm[seen] = _dot(q, U(row * size), z, zo, size, half, part, at)
 
 
 def unary(x: Tensor, form: str) -> Tensor:
@@ -300,10 +339,10 @@ def scan(
     (b, t, h, size), (groups, wide) = q.shape, (k.shape[2], v.shape[-1])
     if not size or not wide:
         return NotImplemented
-    out, norm = torch.empty(b, t, h, wide), torch.empty(b, t, h)
+    out, norm = torch.empty(b, t, h, wide), torch.empty(b, groups, t, h // groups)
     s, z = s.contiguous().clone(), z.contiguous().clone()
-    part = scratch("scan_part", workers() * (1 << (size - 1).bit_length()) * wide, F)
+    part = scratch("scan_part", workers() * ((1 << (size - 1).bit_length()) * wide + APART), F)
     rows = (flat(x.contiguous()) for x in (q, k, v, gate))
     shape = (b, t, h, groups, size, wide)
     _scan(*rows, flat(s), flat(z), flat(keep.contiguous()), shape, part, flat(out), flat(norm))
-    return out, norm, s, z
+    return out, norm.transpose(1, 2).reshape(b, t, h), s, z

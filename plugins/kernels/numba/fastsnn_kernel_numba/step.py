@@ -9,13 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from fastsnn_core.ops.linear_scan import MIN_LOG_GATE
-from fastsnn_kernel_numba.attention import KEYS, _bits, _dots, _gather, _highest
+from fastsnn_kernel_numba.attention import KEYS, _bits, _gather, _highest
 from fastsnn_kernel_numba.event import GROUP, U, _ask, _take, _widen
 from fastsnn_kernel_numba.exact import (
     ONE,
     ZERO,
     F,
     _as_float,
+    _dots,
     _exp,
     _folded,
     _half_of,
@@ -28,13 +29,14 @@ from fastsnn_kernel_numba.views import i8
 EVENTS, WIDE, BAD, SITE = range(4)  # of info
 ADDRESS, TALL, INPUTS, SCALE, BIAS, SUMS, PARTS = range(7)  # of a matrix
 MATRIX, COLUMN, COLUMNS, PART = range(4)  # of a task
-KIND, CENTRE = range(2)  # of spikes, whole numbers
+KIND, CENTRE, BURST = range(3)  # of spikes, whole numbers
 LEVEL, BOUND, DEAD = range(3)  # of spikes, fractions
 FEATURE, ROTARY, WINDOW, GATE_DOWN, GATE_UP, MIX_NORM = range(6)  # of a mixer
 TAU, EPS = range(2)  # of a mixer, fractions
 FIRST, SECOND, ROOM, SEEN = range(4)  # of a mixer's state
 LARGEST_LEVEL, SMALLEST_V, LARGEST_V, LEAST_CLIP = F(127), F(1e-5), F(1e4), F(1e-3)
 COUNTS = F(2147483648.0)  # magnitudes stay below
+MOST_BURST = 16
 SUM_32 = (1 << 31) // 128  # Σ|c| from which sums take 64 bits
 FLOOR = F(MIN_LOG_GATE)
 
@@ -57,22 +59,43 @@ def _largest(x, a, size):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _threshold(x, a, size, half, kind, level, bound, part, at):  # type: ignore[no-untyped-def]
-    """V of a row."""
-    if kind == LEVELS:
-        v = _largest(x, a, size) / LARGEST_LEVEL
-        return v if v > ZERO else ONE
-    if kind == MEAN:
-        v = _folded(x, a, size, half, 1, part, at) / F(size) / level
-    else:
-        v = _largest(x, a, size) * (LEAST_CLIP if level < LEAST_CLIP else level) / bound
-    v = SMALLEST_V if v < SMALLEST_V else v
-    return LARGEST_V if v > LARGEST_V else v
+def _reach(x, a, size, burst, part, at):  # type: ignore[no-untyped-def]
+    """The (burst + 1)-th largest |x|, by bits as in `_largest`; burst < MOST_BURST and < size."""
+    for j in range(U(burst + 1)):
+        part[at + j] = ZERO
+    for i in range(U(size)):
+        m, j = abs(x[a + i]), burst
+        if _bits(m) > _bits(part[at + U(burst)]):
+            while j > 0 and _bits(part[at + U(j - 1)]) < _bits(m):
+                part[at + U(j)] = part[at + U(j - 1)]
+                j -= 1
+            part[at + U(j)] = m
+    return part[at + U(burst)]
 
 
 @compile
-def _count(x, a, size, v, kind, bound, dead, whole):  # type: ignore[no-untyped-def]
-    """Counts of a row; False where one is not finite or does not fit 32 bits. x becomes the counts."""
+def _threshold(x, a, size, half, kind, level, bound, burst, part, at):  # type: ignore[no-untyped-def]
+    """V of a row, and the largest |x| that `bound` holds for."""
+    limit = F(np.inf)
+    if kind == LEVELS:
+        v = _largest(x, a, size) / LARGEST_LEVEL
+        return (v if v > ZERO else ONE), limit
+    if kind == MEAN:
+        v = _folded(x, a, size, half, 1, part, at) / F(size) / level
+    else:
+        if burst > 0:
+            limit = _reach(x, a, size, burst, part, at)
+            v = limit
+        else:
+            v = _largest(x, a, size)
+        v = v * (LEAST_CLIP if level < LEAST_CLIP else level) / bound
+    v = SMALLEST_V if v < SMALLEST_V else v
+    return (LARGEST_V if v > LARGEST_V else v), limit
+
+
+@compile
+def _round(x, a, size, v, kind, bound, dead, limit):  # type: ignore[no-untyped-def]
+    """A row becomes its counts."""
     if kind == MEAN and bound > ZERO:
         for i in range(U(size)):
             u = x[a + i] / v
@@ -85,12 +108,18 @@ def _count(x, a, size, v, kind, bound, dead, whole):  # type: ignore[no-untyped-
     elif kind == MAX:
         for i in range(U(size)):
             u = x[a + i] / v
-            held = np.rint(-bound if u < -bound else bound if u > bound else u)
             free = np.rint(u)
+            held = np.rint(-bound if u < -bound else bound if u > bound else u)
+            held = free if abs(x[a + i]) > limit else held
             x[a + i] = free + (held - free)
     else:
         for i in range(U(size)):
             x[a + i] = np.rint(x[a + i] / v)
+
+
+@compile
+def _count(x, a, size, whole):  # type: ignore[no-untyped-def]
+    """Counts as whole numbers; False where one is not finite or does not fit 32 bits."""
     fits = True
     for i in range(U(size)):
         fits &= abs(x[a + i]) < COUNTS
@@ -119,9 +148,10 @@ def _spikes(x, size, ints, fracs, site, f, part, whole, index, count, info):  # 
         centre = U(ints[site, CENTRE])
         for i in range(U(size)):
             x[i] = x[i] - f[centre + i]
-    kind, bound = ints[site, KIND], fracs[site, BOUND]
-    v = _threshold(x, U(0), size, _half_of(size), kind, fracs[site, LEVEL], bound, part, U(0))
-    if not _count(x, U(0), size, v, kind, bound, fracs[site, DEAD], whole):
+    kind, bound, burst = ints[site, KIND], fracs[site, BOUND], ints[site, BURST]
+    v, limit = _threshold(x, U(0), size, _half_of(size), kind, fracs[site, LEVEL], bound, burst, part, U(0))
+    _round(x, U(0), size, v, kind, bound, fracs[site, DEAD], limit)
+    if not _count(x, U(0), size, whole):
         if info[BAD] == 0:
             info[BAD], info[SITE] = 1, site
         for i in range(size):  # nothing that follows counts any more, but it must stay inside its arrays

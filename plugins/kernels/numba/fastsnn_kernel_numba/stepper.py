@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.ops import exact
-from fastsnn_core.ops.decode import Layer, Matrix, Mixer, Plan, Spikes
+from fastsnn_core.ops.decode import Layer, Matrix, Mixer, Plan, Spikes, Unsupported
 from fastsnn_kernel_numba import step
 from fastsnn_kernel_numba.decode import Work, _step
 from fastsnn_kernel_numba.launch import digest, flat, workers
 from fastsnn_kernel_numba.linear import input_major, is_input_major
 from fastsnn_kernel_numba.memory import zeros
-from fastsnn_kernel_numba.step import KEYS
+from fastsnn_kernel_numba.step import KEYS, MOST_BURST
 from fastsnn_kernel_numba.views import places
 
 log = logging.getLogger("fastsnn")
@@ -84,7 +84,9 @@ class Tables:
 
     def site(self, spikes: Spikes) -> int:
         """A row of `sites`."""
-        self.sites.append([KINDS[spikes.kind], self.constant(spikes.centre)])
+        if spikes.burst >= MOST_BURST:
+            raise Unsupported(f"{spikes.name}: burst = {spikes.burst}; up to {MOST_BURST - 1} are fused")
+        self.sites.append([KINDS[spikes.kind], self.constant(spikes.centre), spikes.burst])
         self.names.append(spikes.name)
         self.levels.append([spikes.level, spikes.bound, spikes.dead_zone])
         return len(self.sites) - 1
@@ -92,6 +94,8 @@ class Tables:
     def mixer(self, mixer: Mixer, down: int) -> None:
         """A row of `mixers`."""
         feature = FORMS.index(mixer.feature) if mixer.feature else -1
+        if mixer.feature and mixer.rotary:
+            raise Unsupported("a running-sum attention with rotary positions is not fused")
         up = -1 if mixer.gate is None else self.matrix(mixer.gate.up, 0, 1)
         self.mixers.append([feature, int(mixer.rotary), mixer.window, down, up, self.constant(mixer.norm)])
         self.rates.append([mixer.gate.tau if mixer.gate else 1.0, mixer.eps])

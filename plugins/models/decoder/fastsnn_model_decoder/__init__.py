@@ -27,6 +27,7 @@ from fastsnn_core import (
 )
 from fastsnn_core.ops.decode import Unsupported
 from fastsnn_core.quant import Quant, QuantEmbedding, row_linear
+from fastsnn_model_decoder import prefill
 from fastsnn_model_decoder.fast import FastStream, start
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, initialise, settle
 from fastsnn_model_decoder.rope import BLOCK, Rope
@@ -188,13 +189,18 @@ class DecoderModule(nn.Module):
         x, embed = self.embed_site(x, None if state is None else state.embed, reset)
         x = x if isinstance(x, Tensor) else x.value()
         news = []
-        for i, layer in enumerate(self.layers):
+        fused = prefill.ready(self, tokens)
+        if fused:
+            x, news = prefill.read(self, x, state, reset, angles)
+        for i, layer in enumerate(() if fused else self.layers):
             old = None if state is None else state.layers[i]
             if self.checkpointing and self.training:
                 x, new = torch.utils.checkpoint.checkpoint(layer, x, old, reset, angles, use_reentrant=False)
             else:
                 x, new = layer(x, old, reset, angles)
             news.append(new)
+        if fused and last and prefill.stateless(self.head_site):
+            x = x[:, -1:]
         spikes, head = self.head_site(self.norm(x), None if state is None else state.head, reset)
         if last:
             spikes = newest(spikes)

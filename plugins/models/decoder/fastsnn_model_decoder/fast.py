@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -40,9 +41,7 @@ def spikes(site: Any, name: str) -> Spikes:
         bound = 0.0 if neuron.bound == float("inf") else float(neuron.bound)
         return Spikes(name, "mean", float(neuron.k), bound, float(neuron.dead_zone) if sparser else 0.0, centre)
     if kind == "AdaptiveMaxModule":
-        if int(neuron.burst):
-            raise Unsupported(f"{name}: adaptive_max with burst = {int(neuron.burst)} is not fused")
-        return Spikes(name, "max", float(neuron.clip), float(neuron.most), 0.0, centre)
+        return Spikes(name, "max", float(neuron.clip), float(neuron.most), 0.0, centre, int(neuron.burst))
     raise Unsupported(f"{name}: the neuron {kind} is not fused")
 
 
@@ -70,6 +69,12 @@ def mixers(mixer: Any, spec: Any, name: str) -> tuple[Mixer, ...]:
 
 def layer(block: Any, spec: Any, name: str) -> Layer:
     """One residual block."""
+    found = body(block, name)
+    return attrs.evolve(found, mixers=mixers(block.attention.mixer, spec, f"{name}.attention.mixer"))
+
+
+def body(block: Any, name: str) -> Layer:
+    """A block without what mixes its tokens."""
     a, f = block.attention, block.feedforward
     for key in ("q", "k", "v"):
         site = getattr(a, f"{key}_site")
@@ -84,7 +89,7 @@ def layer(block: Any, spec: Any, name: str) -> Layer:
         q=matrix(a.q, f"{at}.q"),
         k=matrix(a.k, f"{at}.k"),
         v=matrix(a.v, f"{at}.v"),
-        mixers=mixers(a.mixer, spec, f"{at}.mixer"),
+        mixers=(),
         mixed=spikes(a.outer, f"{at}.outer"),
         out=matrix(a.out, f"{at}.out"),
         norm2=block.feedforward_norm.weight,

@@ -1,0 +1,124 @@
+"""`fastsnn_core.ops.rows`: the compiled kernels against their definitions, bit for bit, on memory full of NaN."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("numba")
+
+from fastsnn_core import ops
+from fastsnn_core.ops import rows
+from fastsnn_core.ops.decode import Matrix, Spikes
+from fastsnn_core.quant import encode
+
+RULES = {
+    "levels": Spikes(),
+    "mean": Spikes(kind="mean", level=3.0),
+    "limit": Spikes(kind="mean", level=3.0, bound=7.0),
+    "dead": Spikes(kind="mean", level=2.0, dead_zone=1.5),
+    "max": Spikes(kind="max", level=0.7, bound=15.0),
+    "burst": Spikes(kind="max", level=1.0, bound=15.0, burst=4),
+}
+
+
+def numbers(*shape: int, odd: str = "") -> torch.Tensor:
+    x = torch.randn(*shape)
+    if odd == "outliers":
+        x[1, ::7] *= 1e4
+    elif odd == "zeros":
+        x[::2] = 0.0
+    elif odd == "equal":
+        x[1] = 2.5
+    elif odd:
+        x[1, 2] = {"nan": math.nan, "inf": math.inf}[odd]
+    return x
+
+
+def sums(n: int, tall: int, bias: bool) -> rows.Sums:
+    scale, offset = torch.rand(tall) * 0.01, torch.randn(tall) if bias else None
+    total = torch.randint(-5000, 5000, (n, tall), dtype=torch.int32)
+    return rows.Sums(total, Matrix(torch.empty(0), scale, offset), torch.linspace(0.1, 3, n)[:, None])
+
+
+def both(call):
+    """What the kernel and the definition give."""
+    found = call()
+    with ops.use("naive"):
+        wanted = call()
+    return found, wanted
+
+
+def agree(found: rows.Counts, wanted: rows.Counts) -> None:
+    assert torch.equal(found.v.nan_to_num(7.0), wanted.v.nan_to_num(7.0))
+    assert found.narrow == wanted.narrow
+    assert torch.equal(found.counts.nan_to_num(7.0), wanted.counts.nan_to_num(7.0))
+    if found.narrow:
+        assert found.active == wanted.active
+
+
+@pytest.fixture(autouse=True)
+def seeded(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("odd", ["", "outliers", "zeros", "equal", "nan", "inf"])
+@pytest.mark.parametrize("rule", list(RULES))
+def test_residual(rule, odd):
+    for size in (1, 24, 70) if rule != "burst" else (24, 70):
+        centre = torch.randn(size) if size == 24 else None
+        made = Spikes("", **{k: getattr(RULES[rule], k) for k in ("kind", "level", "bound", "dead_zone", "burst")})
+        object.__setattr__(made, "centre", centre)
+        start, add = numbers(5, max(size, 3), odd=odd)[:, :size].contiguous(), sums(5, size, size == 70)
+        for extra, norm in ((None, None), (add, torch.rand(size)), (add.numbers(), torch.rand(size))):
+            xs = []
+
+            def call(extra=extra, norm=norm, xs=xs):
+                xs.append(start.clone())
+                return rows.residual(xs[-1], extra, norm, 1e-5, made)
+
+            agree(*both(call))
+            assert torch.equal(xs[0].nan_to_num(7.0), xs[1].nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("gated", [True, False])
+def test_hidden(gated, activation):
+    for rule in RULES.values():
+        up, gate = sums(6, 41, True), sums(6, 41, False) if gated else None
+        agree(*both(lambda up=up, gate=gate, rule=rule: rows.hidden(up, gate, activation, rule)))
+
+
+def test_hidden_with_large_counts():
+    up = sums(6, 41, False)
+    up.matrix.scale[3] = 1e3
+    found, wanted = both(lambda: rows.hidden(up, None, "relu", RULES["mean"]))
+    assert not found.narrow
+    agree(found, wanted)
+
+
+@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("normed", [True, False])
+def test_heads(normed, turned):
+    q, k, v = sums(9, 24, True), sums(9, 12, False), sums(9, 12, True)
+    norms = (torch.rand(6), torch.rand(6)) if normed else None
+    angles = (torch.rand(9, 3), torch.rand(9, 3)) if turned else None
+    found, wanted = both(lambda: rows.heads(q, k, v, 6, norms, 1e-5, angles))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("density", [0.02, 0.9])
+@pytest.mark.parametrize("n", [3, 40])
+def test_project(n, density):
+    weight = ops.input_major(encode(torch.randn(50, 70))[0])
+    x = torch.randint(-127, 128, (n, 70), dtype=torch.int8) * (torch.rand(n, 70) < density)
+    counts = rows.Counts(x, torch.ones(n, 1), int(torch.count_nonzero(x)))
+    found, wanted = both(lambda: rows.project(counts, Matrix(weight, torch.ones(50))).total)
+    assert found.dtype == torch.int32
+    assert torch.equal(found, wanted)
