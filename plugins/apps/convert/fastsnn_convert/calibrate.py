@@ -6,7 +6,8 @@ In front of a projection W the same numbers can be had in other coordinates,
 
 1/s goes into what makes x (a norm's weight, the rows of v or of the up projection), s into W, W μ into the bias; only
 the subtraction of μ (a *centred* site) is left to do. Post-rotary keys need no bias for their centre, since a softmax
-does not see what is the same for all keys; q and k share one s per rotary pair. So outlier channels move into the
+does not see what is the same for all keys; q and k share one s per rotary pair. (Other attentions may see either; each
+is asked, and what it sees is left out.) So outlier channels move into the
 weights and constant ones out of the spikes. s and μ minimise the expected output error of rounding,
 
     E_tokens Σ_i |W_:i|² s_i² V² ρ(x'_i / V),      ρ(u) = u² / (1 + 12 u²)   (u² where silent, 1/12 where it spikes)
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from fastsnn_convert.rebuild import numbers
 from fastsnn_core import SpikeSite
 from fastsnn_core.conversion import ConversionError
+from fastsnn_core.heads import Heads
 
 
 @attrs.frozen(eq=False)
@@ -253,6 +255,16 @@ def capture(layer: Any, found: list[Port], x: Tensor, angles: Any, pick: Tensor)
 # -- queries and keys ---------------------------------------------------------------------------------------------
 
 
+def blind(mixer: Any, heads: Heads, s: Tensor, mu: Tensor) -> bool:
+    """Does a mixer give the same with keys ``(k - μ) / s`` and queries ``q · s``, all after rotation? [G,K] each."""
+    q, k = heads.rotated()
+    s_q = s.repeat_interleave(q.shape[2] // k.shape[2], 0)
+    plain, moved = (
+        mixer(Heads(*pair, heads.v, heads.x), None, None)[0].float() for pair in ((q, k), (q * s_q, (k - mu) / s))
+    )
+    return bool((plain - moved).abs().max() <= 1e-3 * plain.abs().max())
+
+
 def balance_heads(
     layer: Any, x: Tensor, angles: Any, pick: Tensor, rows: list[dict[str, Any]], number: int, steps: int = 150
 ) -> None:
@@ -269,6 +281,10 @@ def balance_heads(
     q, k = (t.flatten(0, 1)[pick].float() for t in seen[0].rotated())  # [n,H,K], [n,G,K]
     groups, width = k.shape[1:]
     mu = k.mean(0) if k_site.centre is not None else torch.zeros(groups, width)
+    if not blind(attention.mixer, seen[0], torch.ones(groups, width), k.mean(0)):
+        mu = torch.zeros(groups, width)
+    if not blind(attention.mixer, seen[0], torch.linspace(0.5, 2.0, width // 2).repeat(groups, 2), 0 * mu):
+        return
     k = k - mu
     wide = k.repeat_interleave(q.shape[1] // groups, 1)
     cost_q = wide.pow(2).mean(0).flatten()
