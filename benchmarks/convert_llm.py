@@ -1,6 +1,6 @@
 """Language models converted: perplexity against k and steps, calibrated, healed, and with other attentions.
 
-    python benchmarks/convert_llm.py [--only plain,calibrated,…] [--heal-steps 1500] [--keep DIR] [--json FILE]
+    python benchmarks/convert_llm.py [--only plain,calibrated,…] [--heal-steps 1500] [--keep DIR] [--plot FILE]
 
 The network is stories260K (a Llama that nobody here trained; 260K parameters, 5 layers, d = 64). Its text is 197 KB of
 TinyStories: the first 60 % of the characters to calibrate and heal on, the last 40 % to evaluate on, in windows of 512
@@ -31,7 +31,6 @@ from harness import emit, table
 from fastsnn_convert import convert
 from fastsnn_convert.families import import_dense
 from fastsnn_convert.heal import heal
-from fastsnn_convert.texts import tokens_of, write
 from fastsnn_text import Sampling, generate_text
 from fastsnn_train import evaluate_text
 
@@ -50,8 +49,9 @@ HEALED: dict[str, dict[str, Any]] = {
     "heal-sparse": {"k": 0.55},
     "hybrid": {"k": 3.0, "attention": "hybrid_alt", "place": "sensitivity", "attention_window": 128},
 }
+CURVE = (3.0, 2.0, 1.0, 0.75, 0.55)
 LONGER = {"hybrid": {"batch": 8, "length": 256}}  # new attentions must learn to remember
-PIECES = ("plain", "calibrated", "burst", "boundaries", *HEALED)
+PIECES = ("plain", "calibrated", "burst", "boundaries", *HEALED, "curve")
 
 
 def texts() -> tuple[str, str]:
@@ -112,13 +112,12 @@ class Bench:
         began = time.process_time()
         done = self.convert(**HEALED[piece])
         before = evaluate_text(done.model, self.test, seq_len=512)["perplexity"] / self.floor
-        own = write(self.dense, self.opts.written, 256)
-        ids = torch.cat([tokens_of([self.fit], self.dense), own.flatten()])
         settings = {"steps": self.opts.heal_steps, "batch": self.opts.batch, "length": self.opts.length}
         settings |= {"lr": self.opts.lr, "hidden": self.opts.hidden}
         settings |= LONGER.get(piece, {})
+        kept = {"out": Path(self.opts.keep) / piece, "resume": True} if self.opts.keep else {}
         began_healing = time.process_time()
-        history = heal(done.model, SOURCE, ids, log=100, quiet=self.opts.quiet, **settings)
+        history = heal(done.model, SOURCE, [self.fit], log=100, quiet=self.opts.quiet, **settings, **kept)
         cpu = time.process_time() - began_healing
         row = self.add(f"{piece} {HEALED[piece]}", done, began, before=before, kl=history[-1]["kl"])
         row |= {"healing_cpu": cpu, "history": history, "settings": settings}
@@ -129,6 +128,41 @@ class Bench:
         print(f"  a story: {row['story']!r}", flush=True)
         if self.opts.keep:
             done.save(Path(self.opts.keep) / f"{piece}.snn")
+
+    def curve(self) -> None:
+        """Quality against silence: a k each, calibrated, then healed for `curve_steps`."""
+        for k in CURVE:
+            began = time.process_time()
+            done = self.convert(k=k)
+            self.add(f"curve k = {k:g}", done, began, k=k, healed=False)
+            settings = {"steps": self.opts.curve_steps, "batch": self.opts.batch, "length": self.opts.length}
+            heal(done.model, SOURCE, [self.fit], quiet=self.opts.quiet, lr=self.opts.lr, **settings)
+            self.add(f"curve k = {k:g} healed", done, began, k=k, healed=True, settings=settings)
+
+    def plot(self, path: str) -> None:
+        """Ratio against silent fraction, calibrated and healed, as an image."""
+        import matplotlib
+
+        matplotlib.use("agg")
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+        for healed, mark, colour in ((False, "o--", "tab:grey"), (True, "o-", "tab:blue")):
+            rows = [r for r in self.rows if r.get("healed") is healed]
+            x = [100 * r["silent_fraction"] for r in rows]
+            label = "calibrated" if not healed else f"healed, {self.opts.curve_steps} steps"
+            axes.plot(x, [r["ratio"] for r in rows], mark, color=colour, label=label)
+            for at, row in zip(x, rows):
+                above = (0, -14) if healed else (0, 8)
+                axes.annotate(f"k = {row['k']:g}", (at, row["ratio"]), above, textcoords="offset points", ha="center")
+        axes.axhline(1.0, color="black", linewidth=0.8)
+        axes.set_xlabel("silent channels, %")
+        axes.set_ylabel("perplexity / dense perplexity")
+        axes.set_title("stories260K with spikes before every projection")
+        axes.margins(0.08, 0.12)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -142,8 +176,9 @@ def main() -> None:
     args.add_argument("--length", type=int, default=64)
     args.add_argument("--lr", type=float, default=1e-3)
     args.add_argument("--hidden", type=float, default=10.0, help="weight of the hidden states")
-    args.add_argument("--written", type=int, default=512, help="streams of 256 tokens that the dense model writes")
-    args.add_argument("--keep", help="a folder for the healed bundles")
+    args.add_argument("--curve-steps", type=int, default=400, help="healing steps of each point of the piece curve")
+    args.add_argument("--plot", help="draw the piece curve into this PNG")
+    args.add_argument("--keep", help="a folder for checkpoints of healing (it goes on from there) and healed bundles")
     args.add_argument("--threads", type=int, default=1)
     args.add_argument("--quiet", action="store_true", help="no progress")
     args.add_argument("--json", help="write the figures here")
@@ -159,7 +194,12 @@ def main() -> None:
     print("SpikingJelly, boundaries, quoted: " + ", ".join(f"T = {t} {r}" for t, r in RIVAL.items()))
     print("  ".join(HEAD))
     for piece in pieces:
-        (bench.healed if piece in HEALED else bench.untrained)(piece)
+        if piece == "curve":
+            bench.curve()
+        else:
+            (bench.healed if piece in HEALED else bench.untrained)(piece)
+    if opts.plot:
+        bench.plot(opts.plot)
     found = {"dense": bench.floor, "rows": bench.rows, "spikingjelly_quoted": RIVAL}
     goals(found)
     emit(found, opts.json)

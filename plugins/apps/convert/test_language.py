@@ -154,7 +154,7 @@ def test_healing_lowers_the_divergence_and_resumes_bit_for_bit(folder, tmp_path)
     def fresh() -> Any:
         return convert(folder, k=0.7, measure=False, calibration=[TEXT], **PLAIN).model
 
-    settings: dict[str, Any] = {"batch": 4, "length": 16, "lr": 3e-3, "log": 1, "quiet": True}
+    settings: dict[str, Any] = {"batch": 8, "length": 16, "lr": 1e-2, "log": 1, "quiet": True}
     whole = fresh()
     rows = heal(whole, folder, [TEXT], steps=40, **settings)
     assert sum(r["kl"] for r in rows[-8:]) < 0.8 * sum(r["kl"] for r in rows[:8])
@@ -186,15 +186,16 @@ class Interrupted:
 def test_attentions_are_replaced_and_healed_in_two_stages(folder):
     done = convert(
         folder, k=3.0, attention="hybrid_alt", place="sensitivity", attention_window=8, calibration=[TEXT],
-        heal_steps=24, healing={"batch": 4, "length": 16, "log": 1}, **PLAIN,
+        heal=[TEXT], heal_steps=40, healing={"length": 16, "lr": 1e-2, "written": 0.0, "log": 1}, **PLAIN,
     )  # fmt: skip
     kinds = sorted(a.name for a in done.model.spec.attention)
     assert kinds == ["gla", "sliding_window"]
     assert len(done.report["sensitivity"]) == 2
     assert {r["status"] for r in done.report["modules"] if r["name"].endswith("mixer")} == {"approximated"}
     stages = [r["stage"] for r in done.report["healed"]]
-    assert stages == ["attention"] * 12 + ["spikes"] * 12
-    assert done.report["healed"][11]["loss"] < done.report["healed"][0]["loss"]
+    assert stages == ["attention"] * 20 + ["spikes"] * 20
+    apart = [r["kl"] for r in done.report["healed"]]
+    assert sum(apart[15:20]) < 0.7 * sum(apart[:5])
 
 
 def test_inherited_projections_are_the_sources(folder):

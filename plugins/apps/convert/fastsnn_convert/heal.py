@@ -2,9 +2,11 @@
 
     loss = KL(teacher ‖ student) of the next token, mean over tokens  +  hidden · mean_l |h_l - h_l^T|² / var h_l^T
 
-No labels are needed, so the text may be anything, also text that the teacher writes itself. Gradients pass the counts
-straight through. A model with other attentions than its teacher is healed in two stages, as SpikingBrain was trained:
-first the attentions with numbers at every site, then everything with spikes. Hinton et al. 2015 (arXiv 1503.02531).
+No labels are needed, so the text may be anything, also text that the teacher writes itself: by default seven eighths of
+every batch are, so that a short text is not learnt by heart. Gradients pass the counts straight through, and also the
+thresholds (`fastsnn_convert.thresholds`). A model with other attentions than its teacher is healed in two stages, as
+SpikingBrain was trained: first the attentions with numbers at every site, then everything with spikes.
+Hinton et al. 2015 (arXiv 1503.02531).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_convert.rebuild import numbers
+from fastsnn_convert.thresholds import Thresholds
 from fastsnn_core.conversion import ConversionError
 from fastsnn_core.site import sites
 
@@ -33,19 +36,25 @@ WARM = 20
 class Healing:
     """How a model is healed. The budget is `steps`, or `minutes` of wall time; `share` of it is the first stage's.
 
-    `lr` is the peak of AdamW's rate: a short warm-up, then a cosine to its 50th part, afresh in each stage. `lora` > 0
-    trains low-rank additions of that rank (by peft) instead of all weights; they are merged at the end. `every` is how
-    many steps lie between two checkpoints. The defaults are what healed stories260K fastest (benchmarks/NOTES.md).
+    `lr` is the peak of AdamW's rate: a short warm-up, the peak, and over the last `fall` of the budget linearly to its
+    50th part, afresh in each stage; so a run that is resumed with a larger budget before its fall is the run that had
+    it from the start. `lora` > 0 trains low-rank additions of that rank (by peft) instead of all weights; they are
+    merged at the end. `written` is the share of a batch that the teacher writes as it goes (all of it where no text is
+    given). With `thresholds` gradients pass through them, and k moves between sites at a constant mean. `every` is how
+    many steps lie between two checkpoints. The defaults are from healing stories260K (benchmarks/NOTES.md).
     """
 
     steps: int | None = None
     minutes: float | None = None
     lr: float = 1e-3
+    fall: float = 0.4
     batch: int = 16
     length: int = 64
     hidden: float = 10.0
     lora: int = 0
     share: float = 0.5
+    written: float = 0.875
+    thresholds: bool = True
     seed: int = 0
     every: int = 200
     log: int = 50
@@ -55,6 +64,8 @@ class Healing:
             raise ConversionError("healing needs a budget: steps or minutes, one of the two")
         if self.batch < 1 or self.length < 2:
             raise ConversionError(f"healing needs a batch of at least 1 × 2 tokens, got {self.batch} × {self.length}")
+        if not 0 <= self.written <= 1:
+            raise ConversionError(f"written is the share of a batch that the teacher writes, 0 … 1, got {self.written}")
 
     def progress(self, step: int, seconds: float, share: float) -> float:
         """How much of a stage's budget is used, 0 … 1."""
@@ -63,8 +74,9 @@ class Healing:
         return seconds / max(1e-9, 60 * float(self.minutes or 0) * share)
 
     def rate(self, step: int, progress: float) -> float:
-        """Learning rate of a step."""
-        return self.lr * min(1.0, (step + 1) / WARM) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        """Learning rate of a step that `progress` of the budget lies before."""
+        falling = min(1.0, (1.0 - progress) / self.fall) if self.fall else 1.0
+        return self.lr * min(1.0, (step + 1) / WARM) * (0.02 + 0.98 * falling)
 
 
 @attrs.define
@@ -91,11 +103,11 @@ def heal(
     """Heal `model` in place; returns the log, rows of stage, step, loss, kl, seconds.
 
     `teacher` is the dense decoder or its Hugging Face directory; `data` a text file, texts, or token ids, and None lets
-    the teacher write (131,072 tokens at most). `settings` are those of `Healing`. With `out` the run is kept
+    the teacher write it all. `settings` are those of `Healing`. With `out` the run is kept
     there in checkpoints, and `resume` goes on from the newest whole one.
     """
     from fastsnn_convert.families import import_dense
-    from fastsnn_convert.texts import tokens_of, write
+    from fastsnn_convert.texts import Written, tokens_of
 
     config = Healing(**settings)
     if not isinstance(teacher, nn.Module):
@@ -107,17 +119,14 @@ def heal(
         stages = STAGES if teacher.spec.attention != model.spec.attention else STAGES[1:]
     if not stages or len(stages) > 2 or set(stages) - set(STAGES):
         raise ConversionError(f"stages are {' and '.join(STAGES)}, one or both, not {stages!r}")
-    if data is None:
-        wanted = (config.steps or 2000) * config.batch * config.length
-        streams = max(1, min(wanted, 1 << 17) // 256)
-        data = write(teacher, streams, 256, seed=config.seed)
-    ids = tokens_of(data, teacher, "healing")
-    if len(ids) <= config.length:
+    ids = None if data is None else tokens_of(data, teacher, "healing")
+    if ids is not None and len(ids) <= config.length:
         raise ConversionError(f"healing text has {len(ids)} tokens; more than length = {config.length} are needed")
+    own = Written(teacher.eval(), config.length, ids)
     before, training = {p: p.requires_grad for p in model.parameters()}, model.training
     student = with_lora(model, config.lora) if config.lora else model
     try:
-        run = Healer(student, teacher.eval(), ids, config, Path(out) if out else None, quiet).all(stages, resume)
+        run = Healer(student, teacher, ids, own, config, Path(out) if out else None, quiet).all(stages, resume)
     finally:
         if config.lora:
             student.merge_and_unload()
@@ -147,21 +156,33 @@ class Healer:
 
     model: Any
     teacher: nn.Module
-    ids: Tensor
+    ids: Tensor | None
+    own: Any
     config: Healing
     out: Path | None
     quiet: bool
     neurons: list[Any] = attrs.field(factory=list)
+    thresholds: Any = None
 
     def all(self, stages: tuple[str, ...], resume: bool) -> Run:
         """Every stage, from where the run stands."""
-        from fastsnn_train.progress import Progress
-
         run = Run()
         self.neurons = [(site, site.neuron) for site in sites(self.model).values()]
         shares = [1.0] if len(stages) == 1 else [self.config.share, 1 - self.config.share]
-        held = self.load(run) if resume else {}
-        self.model.train()
+        learning: Any = contextlib.nullcontext()
+        if self.config.thresholds:
+            self.thresholds = Thresholds(self.model)
+            learning = self.thresholds.learning()
+        with learning:
+            held = self.load(run) if resume else {}
+            self.model.train()
+            self.stages(run, stages, shares, held)
+        return run
+
+    def stages(self, run: Run, stages: tuple[str, ...], shares: list[float], held: dict[str, Tensor]) -> None:
+        """The stages that are left."""
+        from fastsnn_train.progress import Progress
+
         for number in range(run.stage, len(stages)):
             if run.stage != number:
                 run.stage, run.step, run.seconds = number, 0, 0.0
@@ -169,7 +190,6 @@ class Healer:
             with dense, Progress(100, 0, f"healing ({stages[number]})", self.quiet) as progress:
                 self.stage(run, stages[number], shares[number], held, progress)
             held = {}
-        return run
 
     def stage(self, run: Run, name: str, share: float, held: dict[str, Tensor], progress: Any) -> None:
         """One stage: AdamW under a rate that follows the budget."""
@@ -192,6 +212,8 @@ class Healer:
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
+            if self.thresholds is not None:
+                self.thresholds.keep_mean()
             run.step, run.seconds = run.step + 1, time.perf_counter() - begin
             if run.step % c.log == 0 or run.step == 1:
                 row = {"stage": name, "step": run.step, "loss": loss.item(), "kl": kl, "seconds": round(run.seconds, 1)}
@@ -207,10 +229,16 @@ class Healer:
 
     def batch(self, run: Run) -> Tensor:
         """Random pieces ``[batch, length]``, the same for the same step of the same stage and seed."""
-        c = self.config
-        generator = torch.Generator().manual_seed((c.seed * 2 + run.stage) * 1_000_003 + run.step)
-        places = torch.randint(0, len(self.ids) - c.length + 1, (c.batch, 1), generator=generator)
-        return self.ids[places + torch.arange(c.length)].to(next(self.model.parameters()).device)
+        c, seed = self.config, self.config.seed * 2 + run.stage
+        own = c.batch if self.ids is None else round(c.batch * c.written)
+        found = []
+        if self.ids is not None and own < c.batch:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + run.step)
+            places = torch.randint(0, len(self.ids) - c.length + 1, (c.batch - own, 1), generator=generator)
+            found.append(self.ids[places + torch.arange(c.length)])
+        if own:
+            found.append(self.own.pieces(run.step, own, seed))
+        return torch.cat(found).to(next(self.model.parameters()).device)
 
     def loss(self, tokens: Tensor) -> tuple[Tensor, float]:
         """The loss, and its first term as a number."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -47,23 +48,77 @@ def windows(ids: Tensor, length: int, what: str = "calibration") -> Tensor:
 
 
 @torch.no_grad()
-def write(model: nn.Module, streams: int, length: int, *, seed: int = 0, temperature: float = 1.0) -> Tensor:
+def write(
+    model: nn.Module,
+    streams: int,
+    length: int,
+    *,
+    seed: int = 0,
+    temperature: float = 1.0,
+    begin: Tensor | None = None,
+) -> Tensor:
     """Text that the model writes by itself ``[streams, length]``: sampled from its start token on, in parallel streams.
 
-    After its end token a stream begins anew with the start token. A model without either begins with random tokens.
+    With `begin` ``[streams, n]`` it goes on from these tokens, which are part of the text. After its end token a stream
+    begins anew with the start token. A model without either begins with random tokens.
     """
     size = int(model.spec.vocab_size)  # type: ignore[union-attr]
     tokenizer: Any = tokenizer_of(model)
     start = tokenizer.start if tokenizer.start is not None else tokenizer.end
     generator = torch.Generator().manual_seed(seed)
-    first = torch.randint(0, size, (streams, 1), generator=generator)
-    token = first if start is None else torch.full((streams, 1), start)
-    rows, state = [token], None
-    for _ in range(length - 1):
+    if begin is None:
+        random = torch.randint(0, size, (streams, 1), generator=generator)
+        begin = random if start is None else torch.full((streams, 1), start)
+    device = next(model.parameters()).device
+    token, rows, state = begin[:, :length].to(device), [begin[:, :length]], None
+    for _ in range(length - token.shape[1]):
         logits, state = model(token, state, return_state=True, last=True)
-        odds = (logits[:, -1].float() / temperature).softmax(-1)
-        token = torch.multinomial(odds, 1, generator=generator)
+        odds = (logits[:, -1].float() / temperature).softmax(-1).cpu()
+        drawn = torch.multinomial(odds, 1, generator=generator)
         if tokenizer.end is not None and start is not None:
-            token = torch.where(rows[-1] == tokenizer.end, start, token)
-        rows.append(token)
+            drawn = torch.where(rows[-1][:, -1:] == tokenizer.end, start, drawn)
+        rows.append(drawn)
+        token = drawn.to(device)
     return torch.cat(rows, 1)
+
+
+@attrs.define(eq=False)
+class Written:
+    """Text that the dense model goes on writing while it is read: any number of tokens, no more than a chunk at once.
+
+    A chunk is `STREAMS` streams of `length` + `MORE` tokens. It is read `READ` times, in random pieces, then the next
+    one is written. Where there is text, streams go on from `BEGIN` tokens of random places in it, so they are not only
+    beginnings of stories. What step s reads follows from (seed, s) alone: a run that was cut off goes on with the same
+    text.
+    """
+
+    teacher: nn.Module
+    length: int
+    text: Tensor | None = None
+    chunk: tuple[int, int] = (-1, -1)
+    tokens: Tensor | None = None
+
+    STREAMS = 256
+    READ = 4
+    BEGIN = 12
+    MORE = 64
+
+    def pieces(self, step: int, count: int, seed: int) -> Tensor:
+        """``[count, length]`` of step `step`."""
+        number = step * count * self.length // (self.READ * self.STREAMS * (self.length + self.MORE))
+        if self.chunk != (seed, number):
+            self.chunk, self.tokens = (seed, number), self.written(seed * 1_000_003 + number)
+        assert self.tokens is not None
+        generator = torch.Generator().manual_seed((seed + 7) * 1_000_003 + step)
+        rows = torch.randint(0, self.STREAMS, (count, 1), generator=generator)
+        places = torch.randint(0, self.tokens.shape[1] - self.length + 1, (count, 1), generator=generator)
+        return self.tokens[rows, places + torch.arange(self.length)]
+
+    def written(self, seed: int) -> Tensor:
+        """A chunk."""
+        begin = None
+        if self.text is not None and len(self.text) > self.BEGIN:
+            generator = torch.Generator().manual_seed(seed)
+            places = torch.randint(0, len(self.text) - self.BEGIN + 1, (self.STREAMS, 1), generator=generator)
+            begin = self.text[places + torch.arange(self.BEGIN)]
+        return write(self.teacher, self.STREAMS, self.length + self.MORE, seed=seed, begin=begin)

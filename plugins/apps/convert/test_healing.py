@@ -1,0 +1,104 @@
+"""How healing learns: gradients through thresholds, k that moves between sites, text written as it goes, the rate."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from test_language import FAST, PLAIN, TEXT, folder  # noqa: F401
+
+from fastsnn_convert import ConversionError, convert
+from fastsnn_convert.calibrate import threshold
+from fastsnn_convert.families import import_dense
+from fastsnn_convert.heal import Healing, heal
+from fastsnn_convert.rebuild import site_table
+from fastsnn_convert.texts import Written, tokens_of
+from fastsnn_convert.thresholds import Thresholds
+from fastsnn_core import SpikeSite, create
+
+
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        create("neuron", "adaptive_threshold", k=0.8),
+        create("neuron", "adaptive_threshold", k=2.0, limit=2),
+        create("neuron", "adaptive_max", steps=2),
+        create("neuron", "adaptive_max", steps=2, burst=2),
+        create("neuron", "adaptive_max", steps=3, clip=0.6),
+    ],
+)
+def test_gradients_pass_through_the_threshold_and_values_stay(neuron):
+    torch.manual_seed(0)
+    site = SpikeSite(neuron.build(12), 12)
+    x, g = torch.randn(2, 3, 12) * 2, torch.randn(2, 3, 12)
+    plain = site(x)[0].value()
+    with Thresholds(site).learning():
+        leaf = x.clone().requires_grad_()
+        out = site(leaf)[0]
+        assert torch.equal(out.value(), plain)
+        (out.value() * g).sum().backward()
+    same = x.clone().requires_grad_()
+    v = threshold(same, site.neuron)
+    u = (x / v).detach()
+    counts = (plain / v).detach()
+    off = torch.where((u - counts).abs() <= 0.5 + 1e-5, counts - u, 0.0)
+    ((same + off * v) * g).sum().backward()
+    torch.testing.assert_close(leaf.grad, same.grad)
+    assert not torch.allclose(leaf.grad, g)
+
+
+def test_k_moves_between_sites_and_its_mean_stays(folder):  # noqa: F811
+    model = convert(folder, k=0.7, measure=False, calibration=[TEXT], **FAST).model
+    at = [site for _, site in site_table(model).values() if site.neuron is not None]
+    n = torch.tensor([float(site.features) for site in at])
+    before = torch.stack([site.neuron.k.clone() for site in at])
+    names = list(model.state_dict())
+    heal(model, folder, [TEXT], steps=12, batch=4, length=16, lr=1e-2, quiet=True)
+    after = torch.stack([site.neuron.k for site in at])
+    assert (after / before - 1).abs().max() > 0.02
+    assert float((after * n).sum()) == pytest.approx(float((before * n).sum()), rel=1e-4)
+    assert list(model.state_dict()) == names
+    assert not any(name.endswith(".k") for name, _ in model.named_parameters())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_without_thresholds_k_stays(folder):  # noqa: F811
+    model = convert(folder, k=0.7, measure=False, calibration=[TEXT], **PLAIN).model
+    heal(model, folder, [TEXT], steps=3, batch=4, length=16, lr=1e-2, thresholds=False, quiet=True)
+    assert {float(site.neuron.k) for _, site in site_table(model).values() if site.neuron is not None} == {
+        float(torch.tensor(0.7))
+    }
+
+
+def test_text_is_written_as_it_goes_and_depends_on_the_step_alone(folder, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(Written, "STREAMS", 8)
+    monkeypatch.setattr(Written, "MORE", 16)
+    dense = import_dense(folder)
+    text = tokens_of([TEXT], dense)
+    one = Written(dense, 16, text)
+    pieces = [one.pieces(step, 4, 0) for step in range(40)]
+    again = Written(dense, 16, text)
+    for step in (37, 3, 38):  # a run that is taken up begins anywhere
+        assert torch.equal(again.pieces(step, 4, 0), pieces[step])
+    assert one.chunk == (0, 39 * 4 * 16 // (8 * 32 * one.READ))
+    assert not torch.equal(one.pieces(3, 4, 1), pieces[3])
+    begins = {tuple(row.tolist()) for row in text.unfold(0, one.BEGIN, 1)}
+    assert all(tuple(row[: one.BEGIN].tolist()) in begins for row in one.tokens)
+
+
+def test_a_larger_budget_does_not_change_what_came_before_the_fall():
+    short, long = Healing(steps=100), Healing(steps=1000)
+    assert [short.rate(s, short.progress(s, 0.0, 1.0)) for s in range(60)] == [
+        long.rate(s, long.progress(s, 0.0, 1.0)) for s in range(60)
+    ]
+    rates = [short.rate(s, short.progress(s, 0.0, 1.0)) for s in range(60, 100)]
+    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert rates[-1] < 0.06 * short.lr
+
+
+def test_a_share_beyond_one_is_refused(folder):  # noqa: F811
+    model: Any = import_dense(folder)
+    with pytest.raises(ConversionError, match=r"0 … 1, got 1\.5"):
+        heal(model, folder, [TEXT], steps=3, written=1.5)
