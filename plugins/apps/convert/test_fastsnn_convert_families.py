@@ -27,6 +27,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama",
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"},
     ),
+    "llama-eps-theta-gelu-tanh": (
+        "Llama",
+        {
+            "rms_norm_eps": 0.01,
+            "hidden_act": "gelu_pytorch_tanh",
+            "rope_parameters": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    ),
     "llama-head-dim": ("Llama", {"head_dim": 16}),
     "llama-multi-query": ("Llama", {"num_key_value_heads": 1}),
     "mistral-window": ("Mistral", {"sliding_window": 16}),
@@ -101,7 +109,8 @@ def test_family(transformers: Any, tmp_path: Path, case: str) -> None:
 def test_rope_scaling(transformers: Any, tmp_path: Path, scaling: str, family: str) -> None:
     rope = {"rope_parameters": {"rope_theta": 5000.0} | ROPES[scaling]}
     more = rope | ({"sliding_window": None} if family == "Mistral" else {})
-    compare(*pair(transformers, tmp_path, family, more))
+    length = 60 if scaling == "dynamic" else 150  # beyond max_position_embeddings; dynamic there: the test below
+    compare(*pair(transformers, tmp_path, family, more), length=length)
 
 
 @pytest.mark.parametrize("scaling", ["linear", "dynamic", "llama3", "yarn"])
@@ -116,14 +125,16 @@ def test_old_form_of_rope_settings(transformers: Any, tmp_path: Path, scaling: s
 
 
 @torch.no_grad()
-def test_dynamic_beyond_the_original_length_is_cached_decoding(transformers: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+def test_dynamic_beyond_the_original_length_is_cached_decoding(transformers: Any, tmp_path: Path, family: str) -> None:
     """transformers re-turns every token in a full pass; decoding with its cache, as we do, leaves them as they were."""
     rope = {"rope_parameters": {"rope_theta": 5000.0} | ROPES["dynamic"]}
-    theirs, ours = pair(transformers, tmp_path, "Llama", rope)
-    tokens = torch.randint(0, 97, (2, 150), generator=torch.Generator().manual_seed(3))
+    rope |= {"sliding_window": None} if family == "Mistral" else {}
+    theirs, ours = pair(transformers, tmp_path, family, rope)
+    tokens = torch.randint(0, 97, (2, 110), generator=torch.Generator().manual_seed(3))
     out = theirs(tokens[:, :64], use_cache=True)
     rows, cache = [out.logits], out.past_key_values
-    for t in range(64, 150):
+    for t in range(64, 110):
         out = theirs(tokens[:, t : t + 1], past_key_values=cache, use_cache=True)
         rows.append(out.logits)
     wanted = torch.cat(rows, 1)
