@@ -153,8 +153,8 @@ class Bench:
             label = "calibrated" if not healed else f"healed, {self.opts.curve_steps} steps"
             axes.plot(x, [r["ratio"] for r in rows], mark, color=colour, label=label)
             for at, row in zip(x, rows):
-                above = (0, -14) if healed else (0, 8)
-                axes.annotate(f"k = {row['k']:g}", (at, row["ratio"]), above, textcoords="offset points", ha="center")
+                beside, side = ((6, -12), "left") if healed else ((-6, 6), "right")
+                axes.annotate(f"k = {row['k']:g}", (at, row["ratio"]), beside, textcoords="offset points", ha=side)
         axes.axhline(1.0, color="black", linewidth=0.8)
         axes.set_xlabel("silent channels, %")
         axes.set_ylabel("perplexity / dense perplexity")
