@@ -33,6 +33,7 @@ def test_gradients_pass_through_the_threshold_and_values_stay(neuron):
     torch.manual_seed(0)
     site = SpikeSite(neuron.build(12), 12)
     x, g = torch.randn(2, 3, 12) * 2, torch.randn(2, 3, 12)
+    x[1, 1] = 0.0  # a token without input
     plain = site(x)[0].value()
     with Thresholds(site).learning():
         leaf = x.clone().requires_grad_()
@@ -40,7 +41,7 @@ def test_gradients_pass_through_the_threshold_and_values_stay(neuron):
         assert torch.equal(out.value(), plain)
         (out.value() * g).sum().backward()
     same = x.clone().requires_grad_()
-    v = threshold(same, site.neuron)
+    v = threshold(same, site.neuron).clamp_min(1e-5)
     u = (x / v).detach()
     counts = (plain / v).detach()
     off = torch.where((u - counts).abs() <= 0.5 + 1e-5, counts - u, 0.0)
