@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import attrs
+import torch
 from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,6 +38,14 @@ class Gla(Attention):
     rank: int = param(16, ge=1, le=4096, doc="rank of the gate projection", draw=(2, 4))
     tau: float = param(16.0, gt=0.0, le=1e3, doc="divides the log-gate: larger forgets more slowly")
     eps: float = param(1e-5, gt=0.0, le=1.0, doc="of the per-head norm")
+    reach: float = param(
+        0.0,
+        ge=0.0,
+        le=2.0**30,
+        unit="tokens",
+        doc="half-life of each head's slowest channel in new weights; the others are spread down to tau; 0: all tau",
+        draw=(0.0, 64.0),
+    )
 
     def build(self, dims: Dims) -> GlaMixer:
         """The mixer, with its own gates and norm."""
@@ -57,6 +67,14 @@ class GlaMixer(nn.Module):
         self.gate_down = nn.Linear(dims.d_model, spec.rank, bias=False)
         self.gate_up = nn.Linear(spec.rank, dims.n_kv_heads * dims.head_dim)
         self.norm = nn.RMSNorm(dims.head_dim, eps=spec.eps)
+        self.half_lives = half_lives(dims.head_dim, spec.tau, spec.reach)
+        self.initialise_()
+
+    @torch.no_grad()
+    def initialise_(self) -> None:
+        """Gate biases that give every channel its half-life; a model calls this after its own initialisation."""
+        bias = [-math.log(math.expm1(self.tau * math.log(2) / n)) for n in self.half_lives]
+        self.gate_up.bias.copy_(torch.tensor(bias).repeat(self.dims.n_kv_heads))
 
     def adopt(self, spec: Gla) -> None:
         """Take over what can change after training: tau."""
@@ -78,6 +96,12 @@ class GlaMixer(nn.Module):
         scan = ops.exact.scan if self.exact else ops.linear_scan
         out, _, (kv, z) = scan(q, F.relu(heads.k), heads.v, self.log_gate(heads), state, reset)
         return self.norm(out), GlaState(kv, z)
+
+
+def half_lives(channels: int, nearest: float, farthest: float) -> list[float]:
+    """Half-lives in tokens, spread evenly in their logarithm; all `nearest` where `farthest` is not farther."""
+    ratio = max(1.0, farthest / nearest)
+    return [nearest * ratio ** (i / max(1, channels - 1)) for i in range(channels)]
 
 
 @hookimpl

@@ -118,7 +118,7 @@ def initialise(model: nn.Module, layers: int) -> None:
 
     What a token is must outweigh what the 2·layers branches add before they have learnt anything, and logits of a tied
     head must begin with a spread of about 1. With an embedding of 0.02 every layer saw little but the noise of the one
-    before.
+    before. A part with an ``initialise_()`` of its own has the last word on its weights.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -128,6 +128,9 @@ def initialise(model: nn.Module, layers: int) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+    for module in model.modules():
+        if callable(own := getattr(module, "initialise_", None)):
+            own()
 
 
 def settle(model: nn.Module, vocab_size: int) -> None:
