@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_convert.rebuild import numbers
-from fastsnn_convert.thresholds import Thresholds
+from fastsnn_convert.thresholds import followed
 from fastsnn_core.conversion import ConversionError
 from fastsnn_core.site import sites
 
@@ -40,8 +40,8 @@ class Healing:
     50th part, afresh in each stage; so a run that is resumed with a larger budget before its fall is the run that had
     it from the start. `lora` > 0 trains low-rank additions of that rank (by peft) instead of all weights; they are
     merged at the end. `written` is the share of a batch that the teacher writes as it goes (all of it where no text is
-    given). With `thresholds` gradients pass through them, and k moves between sites at a constant mean. `every` is how
-    many steps lie between two checkpoints. The defaults are from healing stories260K (benchmarks/NOTES.md).
+    given). With `thresholds` gradients pass through them, too. `every` is how many steps lie between two checkpoints.
+    The defaults are from healing stories260K (benchmarks/NOTES.md).
     """
 
     steps: int | None = None
@@ -162,18 +162,13 @@ class Healer:
     out: Path | None
     quiet: bool
     neurons: list[Any] = attrs.field(factory=list)
-    thresholds: Any = None
 
     def all(self, stages: tuple[str, ...], resume: bool) -> Run:
         """Every stage, from where the run stands."""
         run = Run()
         self.neurons = [(site, site.neuron) for site in sites(self.model).values()]
         shares = [1.0] if len(stages) == 1 else [self.config.share, 1 - self.config.share]
-        learning: Any = contextlib.nullcontext()
-        if self.config.thresholds:
-            self.thresholds = Thresholds(self.model)
-            learning = self.thresholds.learning()
-        with learning:
+        with followed(self.model) if self.config.thresholds else contextlib.nullcontext():
             held = self.load(run) if resume else {}
             self.model.train()
             self.stages(run, stages, shares, held)
@@ -212,8 +207,6 @@ class Healer:
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-            if self.thresholds is not None:
-                self.thresholds.keep_mean()
             run.step, run.seconds = run.step + 1, time.perf_counter() - begin
             if run.step % c.log == 0 or run.step == 1:
                 row = {"stage": name, "step": run.step, "loss": loss.item(), "kl": kl, "seconds": round(run.seconds, 1)}
