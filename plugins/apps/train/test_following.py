@@ -162,3 +162,46 @@ def test_a_terminal_gets_a_bar_with_speed_loss_firing_and_time_left(monkeypatch)
 def test_facts():
     assert facts({"loss": 1.0}) == "loss 1.000"
     assert torch.__version__
+
+
+SPEC = """
+fastsnn = 1
+[model]
+kind = "decoder"
+d_model = 16
+n_layers = 1
+n_heads = 2
+attention = ["gla"]
+[data]
+dataset = "text.txt"
+seq_len = 16
+[train]
+max_steps = 4
+batch_size = 2
+"""
+
+
+def test_the_command_says_what_stopped_it_and_shows_no_traceback(tmp_path, monkeypatch, capsys):
+    from fastsnn_core.cli import EXIT_INTERRUPT, EXIT_USER, main
+    from fastsnn_train import cli
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("to be or not to be " * 60)
+    (tmp_path / "wild.toml").write_text(SPEC + 'lr = 1e30\nclip = 0.0\nschedule = "constant"\n')
+    assert main(["fit", "wild.toml", "--out", "out", "--quiet"]) == EXIT_USER
+    said = capsys.readouterr().err
+    assert said.startswith("fastsnn: step 1: the loss is ")
+    assert "the batch is in out/bad-batch-step-1.safetensors" in said
+
+    (tmp_path / "spec.toml").write_text(SPEC)
+
+    class Stopped(cli.Trainer):
+        def train_step(self, *batch, **more):
+            outcome = super().train_step(*batch, **more)
+            signal.raise_signal(signal.SIGTERM)
+            return outcome
+
+    monkeypatch.setattr(cli, "Trainer", Stopped)
+    assert main(["fit", "spec.toml", "--out", "stopped", "--quiet"]) == EXIT_INTERRUPT
+    assert "SIGTERM at step 1; its checkpoint is under stopped, --resume goes on from there" in capsys.readouterr().err
+    assert (tmp_path / "stopped" / "checkpoints" / "step-000001").is_dir()

@@ -107,6 +107,16 @@ def test_schedules_by_hand(schedule):
         assert rates[90] == pytest.approx(0.1 + 0.9 * (99 - 90) / (99 - 10 - 0.8 * 89), abs=0.01)
 
 
+@pytest.mark.parametrize(("width", "rate"), [(64, 3e-3), (256, 3e-3), (512, 1.5e-3), (1024, 7.5e-4)])
+def test_the_default_rate_falls_with_the_width_beyond_256(width, rate):
+    model = torch.nn.Linear(2, 2)
+    model.spec = create("model", "decoder", d_model=width, n_heads=4)
+    trainer = Trainer(model, TrainConfig(), quiet=True)
+    assert trainer.config.lr == pytest.approx(rate)
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {trainer.config.lr}
+    assert Trainer(model, TrainConfig(lr=0.5), quiet=True).config.lr == 0.5  # what is said stands
+
+
 def poison(model, name):
     """Make one layer's output infinite."""
     model.get_submodule(name).register_forward_hook(lambda module, args, out: out * float("inf"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from fastsnn_core import build, bundle, spec
+from fastsnn_core.cli import UserError
 from fastsnn_core.files import write_text
 from fastsnn_text import Sampling, attach, generate_text, load_tokenizer
 from fastsnn_train.config import DataConfig, TrainConfig
@@ -17,7 +19,7 @@ from fastsnn_train.evaluate import evaluate_text
 from fastsnn_train.packing import Data, load_data
 from fastsnn_train.parallel import World, join, leave
 from fastsnn_train.recall import draw, recall
-from fastsnn_train.trainer import Trainer
+from fastsnn_train.trainer import Trainer, TrainingError
 
 
 def fit(argv: list[str]) -> int:
@@ -31,7 +33,15 @@ def fit(argv: list[str]) -> int:
     args.add_argument("--json", action="store_true", help="print the result as JSON")
     opts = args.parse_args(argv)
     found = spec.load(opts.spec)
-    trainer, path = fit_spec(found, Path(opts.out), resume=opts.resume, steps=opts.steps, quiet=opts.quiet or opts.json)
+    out, quiet = Path(opts.out), opts.quiet or opts.json
+    try:
+        trainer, path = fit_spec(found, out, resume=opts.resume, steps=opts.steps, quiet=quiet)
+    except TrainingError as error:
+        raise UserError(str(error)) from None
+    except KeyboardInterrupt as stop:
+        if str(stop):
+            print(f"fastsnn: {stop}; its checkpoint is under {out}, --resume goes on from there", file=sys.stderr)
+        raise
     last: dict[str, Any] = {}
     for row in trainer.history[-2:]:
         last |= row

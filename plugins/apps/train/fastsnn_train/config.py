@@ -44,7 +44,7 @@ class TrainConfig:
     max_steps: int = param(1000, ge=0, unit="steps", doc="optimiser steps in all")
     batch_size: int = param(8, ge=1, unit="sequences", doc="sequences per optimiser step, over all processes")
     accumulate: int = param(1, ge=1, doc="pieces a process cuts its batch into, to save memory")
-    lr: float = param(3e-3, gt=0.0, doc="peak learning rate: 3e-3 suits widths of up to 256, 1e-3 one of 512")
+    lr: float = param(0.0, ge=0.0, doc="peak learning rate; 0: 3e-3 up to a width of 256, 3e-3 · 256 / width beyond")
     warmup: float = param(0.1, ge=0.0, le=1.0, doc="share of the steps with a rising rate")
     schedule: str = param("cosine", choices=("cosine", "wsd", "constant"), doc="what follows warm-up")
     final: float = param(0.1, ge=0.0, le=1.0, doc="last learning rate as a share of the peak")

@@ -5,12 +5,27 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from fastsnn_core.site import sites
 from fastsnn_train.config import TrainConfig
 from fastsnn_train.parallel import is_sharded
+
+RATE, WIDTH = 3e-3, 256
+
+
+def settled(config: TrainConfig, model: nn.Module) -> TrainConfig:
+    """`config` with a learning rate: where it says 0, 3e-3, falling with one over the width of models wider than 256.
+
+    One over the width is what keeps the change of a hidden layer's outputs per step as it is (Yang et al. 2022,
+    arXiv 2203.03466). A model without a spec that says ``d_model`` gets 3e-3.
+    """
+    if config.lr:
+        return config
+    width = getattr(getattr(model, "spec", None), "d_model", WIDTH)
+    return attrs.evolve(config, lr=RATE * min(1.0, WIDTH / width))
 
 
 def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

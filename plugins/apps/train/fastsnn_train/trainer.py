@@ -21,7 +21,7 @@ from fastsnn_train.config import TrainConfig, plain
 from fastsnn_train.evaluate import evaluate
 from fastsnn_train.feed import Feed, feed_of
 from fastsnn_train.following import Following, Leaving
-from fastsnn_train.optim import learning_rate
+from fastsnn_train.optim import learning_rate, settled
 from fastsnn_train.packing import Data, Packed
 from fastsnn_train.progress import Progress
 from fastsnn_train.spiking import Rescue
@@ -46,7 +46,7 @@ class Trainer:
     def __init__(
         self, model: nn.Module, config: TrainConfig | None = None, *, out: str | Path | None = None, quiet: bool = False
     ) -> None:
-        self.model, self.config = model, config or TrainConfig()
+        self.model, self.config = model, settled(config or TrainConfig(), model)
         self.out = None if out is None else Path(out)
         self.world = parallel.join(self.config.parallel)
         self.quiet = quiet or not self.world.leader
