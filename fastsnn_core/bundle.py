@@ -2,7 +2,8 @@
 
     model.snn/
         config.json           the filled spec, kinds qualified, and the distributions it needs with their versions
-        weights.safetensors   every parameter and neuron constant
+        weights.safetensors   every parameter and neuron constant; in integer models those that bfloat16 holds exactly
+                              are one tensor, ``packed``, in the order of the state dict (format 2)
         tokenizer.json        where the model has a Hugging Face tokenizer
         meta.json             tokenizer kind, milestones, metrics, environment, size and sha256 of every file
         spike.report/         SpikeScope's report, where one was made
@@ -29,7 +30,8 @@ from fastsnn_core.component import Component, Model, parts
 from fastsnn_core.files import beside
 from fastsnn_core.plugins import registry
 
-FORMAT = 1
+FORMAT, PACKED_FORMAT = 1, 2
+PACKED = "packed"
 CONFIG, WEIGHTS, META, TOKENIZER, REPORT = (
     "config.json",
     "weights.safetensors",
@@ -115,6 +117,28 @@ def tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     return kept, tied
 
 
+def pack(kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Everything that bfloat16 holds without loss as one tensor: a name of its own costs a short vector 100 bytes."""
+    short = {n: t.to(torch.bfloat16) for n, t in kept.items() if t.dtype in (torch.float32, torch.bfloat16)}
+    short = {n: t for n, t in short.items() if torch.equal(t.to(kept[n].dtype), kept[n])}
+    if not short or PACKED in kept:
+        return kept
+    packed = torch.cat([t.reshape(-1) for t in short.values()])
+    return {n: t for n, t in kept.items() if n not in short} | {PACKED: packed}
+
+
+def unpack(model: nn.Module, found: dict[str, torch.Tensor], tied: dict[str, str], where: Path) -> None:
+    """Put the packed numbers of a bundle back under their names: those of the model that the file does not have."""
+    packed, at = found.pop(PACKED).float(), 0
+    absent = {n: t for n, t in model.state_dict().items() if n not in found and n not in tied}
+    size = sum(t.numel() for t in absent.values())
+    if size != packed.numel():
+        raise BundleError(f"{where} does not fit its config: {packed.numel()} packed numbers, {size} expected")
+    for name, tensor in absent.items():
+        found[name] = packed[at : at + tensor.numel()].reshape(tensor.shape)
+        at += tensor.numel()
+
+
 def save(model: nn.Module, path: str | Path, *, tokenizer: str | None = None, report: str | Path | None = None) -> Path:
     """Write a bundle at `path`, whole or not at all. `tokenizer` is the text of a tokenizer.json, `report` a folder."""
     from safetensors.torch import save_file
@@ -124,6 +148,8 @@ def save(model: nn.Module, path: str | Path, *, tokenizer: str | None = None, re
         raise BundleError(f"{path} exists and is no bundle; it is left alone. Choose another name or remove it")
     kept, tied = tensors(model)
     table = config(model) | ({"tied": tied} if tied else {})
+    if getattr(model.spec, "quant", None) is not None and PACKED in (kept := pack(kept)):
+        table["bundle"] = PACKED_FORMAT
     meta = dict(getattr(model, "meta", {}))
     meta.setdefault("environment", environment())
     meta.setdefault("created", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
@@ -192,10 +218,10 @@ def verify(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def read_spec(path: Path, table: dict[str, Any]) -> Model:
     """The model component of a bundle's config; a missing plugin says what to install."""
-    if table.get("bundle") != FORMAT:
+    if table.get("bundle") not in (FORMAT, PACKED_FORMAT):
         raise BundleError(
-            f"{path / CONFIG} has bundle format {table.get('bundle')!r}, this fastsnn-core reads {FORMAT}: "
-            "install a newer fastsnn-core"
+            f"{path / CONFIG} has bundle format {table.get('bundle')!r}, this fastsnn-core reads {FORMAT} and "
+            f"{PACKED_FORMAT}: install a newer fastsnn-core"
         )
     core = {k: v for k, v in table.items() if k not in ("bundle", "distributions", "sections", "tied", "runtime")}
     try:
@@ -238,7 +264,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         found = load_file(path / WEIGHTS)
     except SafetensorError as error:
         raise BundleError(f"{path / WEIGHTS} is damaged: {error}") from None
-    found |= {name: found[other] for name, other in table.get("tied", {}).items() if other in found}
+    tied = table.get("tied", {})
+    if table["bundle"] == PACKED_FORMAT and PACKED in found:
+        unpack(model, found, tied, path / WEIGHTS)
+    found |= {name: found[other] for name, other in tied.items() if other in found}
     restore(model, found, path / WEIGHTS)
     model.meta = {k: v for k, v in meta.items() if k not in ("files", "seal")}  # type: ignore[assignment]
     model.sections = table.get("sections", {})

@@ -7,8 +7,8 @@
 order, on the batch, on how counts are written as spikes, or on which kernel adds them up; all else on the path is done
 in the fixed order of `fastsnn_core.ops.exact`. So a stream's logits are the same bits alone and in any batch, under any
 cut of the prompt, and in either runtime. Where no spikes stand in front of a projection, its input becomes counts of
-eight bits by itself, V = max|x| / 127 per token. Biases, norms, neuron constants and states of linear attention stay
-float32.
+eight bits by itself, V = max|x| / 127 per token. Biases, centres and gains of norms are rounded to bfloat16 once, when
+a model is quantised, and are float32 at work; neuron constants and states of linear attention stay as they are.
 """
 
 from __future__ import annotations
@@ -202,6 +202,16 @@ def apply(model: nn.Module, quant: Quant) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def shorten(model: nn.Module) -> None:
+    """Round biases, centres and gains of norms to the nearest bfloat16, in place; they stay float32 at work."""
+    for module in model.modules():
+        names = ("bias", "centre", "weight") if isinstance(module, nn.RMSNorm) else ("bias", "centre")
+        for p in (module._parameters.get(name) for name in names):
+            if p is not None and p.dtype == torch.float32:
+                p.copy_(p.to(torch.bfloat16))
+
+
 def swap(name: str, module: nn.Module, quant: Quant) -> nn.Module | None:
     """What stands in the place of one float layer, or None."""
     if type(module) is nn.Linear:
@@ -241,6 +251,7 @@ def quantise(model: nn.Module, quant: Quant | None = None) -> nn.Module:
         raise ValueError("this model is in integer arithmetic already")
     new_spec = attrs.evolve(spec, quant=quant or Quant())
     new: Any = apply(copy.deepcopy(model), new_spec.quant).eval()
+    shorten(new)
     new.spec = new_spec
     meta = dict(getattr(model, "meta", {}))
     done = {"what": "quantise", **attrs.asdict(new_spec.quant)}

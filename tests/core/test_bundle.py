@@ -115,8 +115,8 @@ def test_a_missing_plugin_says_what_to_install(path):
 
 
 def test_a_newer_format_says_so(path):
-    rewrite(path, lambda c: c.update(bundle=2))
-    with pytest.raises(BundleError, match=r"bundle format 2.*newer fastsnn-core"):
+    rewrite(path, lambda c: c.update(bundle=3))
+    with pytest.raises(BundleError, match=r"bundle format 3.*newer fastsnn-core"):
         load(path)
 
 

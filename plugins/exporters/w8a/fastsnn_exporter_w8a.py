@@ -19,9 +19,10 @@ class W8a(Exporter):
 
     s is rounded up to a bfloat16 first, and stored as one. Writes a ``.snn`` bundle about a quarter as large as with
     float32, which loads, runs, streams and serves like any other (`fastsnn_core.quant` has the arithmetic). All
-    projections are quantised, down and gate projections included; biases, norms, neuron constants and states of linear
-    attention stay float32. Symmetric, round to nearest, as the W8ASpike scheme of SpikingBrain (arXiv 2509.05276), but
-    clamped, and really stored in 8 bits. Errors: a model without an integer form, weights that are not finite.
+    projections are quantised, down and gate projections included; biases, centres and gains of norms are rounded to
+    bfloat16 and, like the scales, float32 again at work; states of linear attention are float32. Symmetric, round to
+    nearest, as the W8ASpike scheme of SpikingBrain (arXiv 2509.05276), but clamped, and really stored in 8 bits.
+    Errors: a model without an integer form, weights that are not finite.
     """
 
     name = "w8a"

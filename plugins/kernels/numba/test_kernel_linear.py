@@ -163,3 +163,18 @@ def test_the_break_even_is_measured_once_per_shape_and_both_ways_agree(monkeypat
         sums[way] = linear.count_linear(counts, weight)
         assert ops.paths()["count_linear"] == way
     assert torch.equal(*sums.values())
+
+
+@pytest.mark.parametrize(("whole", "wanted"), [(5.0, 4.0), (2.5, 1.5), (0.5, 1.0), (900.0, 32.0)])
+def test_the_break_even_is_where_the_two_ways_take_as_long(monkeypatch, whole, wanted):
+    """On a clock of our own: events take 1 + (events per input), every weight once takes `whole`."""
+    now = [0.0]
+
+    def wait(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(linear.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(linear, "few", lambda c, w, limit: wait(1 + float(c.sum()) / c.shape[1]))
+    monkeypatch.setattr(linear, "dense", lambda c, w: wait(whole))
+    weight = torch.zeros(1, 20_000, dtype=torch.int8)
+    assert linear.measure(8, weight) == pytest.approx(wanted, rel=0.05)
