@@ -185,6 +185,29 @@ def blobs() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     return model, x, labels
 
 
+def test_a_module_is_healed_on_data_without_labels():
+    """The dense outputs are those of the network before: a healed one cannot be measured against itself."""
+    model, x, _ = blobs()
+    with torch.no_grad():
+        y0 = model(x)
+    raw, healed = (convert(model, calibration=x, steps=1, heal_steps=n) for n in (0, 200))
+    errors = {}
+    for name, done in {"raw": raw, "healed": healed}.items():
+        with torch.no_grad():
+            errors[name] = float((done.model(x) - y0).norm() / (y0 - y0.mean(0)).norm())
+        assert done.report["quality"]["output_error"] == pytest.approx(errors[name], rel=1e-4)
+    assert errors["healed"] < 0.95 * errors["raw"]
+    assert raw.report["healed"] == []
+    assert healed.report["healed"][1] < healed.report["healed"][0]
+    with torch.no_grad():
+        assert torch.equal(model(x), y0)
+    only = convert(model, example=x, heal=x, heal_steps=3)
+    assert only.report["healed"]
+    for options in ({"heal_steps": 5}, {"heal_steps": 5, "functional": False, "heal": x}, {"heal": x}):
+        with pytest.raises(ConversionError, match="healing needs heal_steps="):
+            convert(model, example=x, **options)
+
+
 def test_accuracy_against_steps_and_early_exit():
     model, x, labels = blobs()
     rows, found = accuracy_curve(model, x, labels, calibration=x[:100], steps=(1, 2, 4))

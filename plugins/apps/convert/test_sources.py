@@ -164,6 +164,13 @@ def test_the_command(foreign, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["code"], found["coverage"], found["steps"]) == ("unary", "activations", 4)
     assert "<table>" in page.read_text()
+    assert (
+        main([*words, "--calibration", str(folder / "x.npy"), "--heal", str(folder / "x.npy"), "--heal-steps", "2"])
+        == 0
+    )
+    assert len(load(folder / "out.snn").meta["milestones"][-1]["healed"]) == 2
+    with pytest.raises(ConversionError, match="is converted without burst, k; options: example, calibration"):
+        main([*words, "--k", "2", "--burst", "1"])
     with pytest.raises(ConversionError, match="holds 2 tensors"):
         main([*words, "--calibration", str(folder / "two.safetensors")])
     with pytest.raises(ConversionError, match=r"nothing.npy cannot be read"):

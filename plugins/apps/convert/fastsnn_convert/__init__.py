@@ -31,19 +31,35 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = "adaptiv
 
     if isinstance(source, str | Path) and Path(source).is_dir():
         if (Path(source) / "weights.safetensors").is_file() and (Path(source) / "meta.json").is_file():
-            done = convert_module(from_bundle(source), neuron=neuron, **options)
+            done = convert_module(from_bundle(source), neuron=neuron, **of_modules(options))
         else:
             from fastsnn_convert.language import convert_language
 
             done = convert_language(source, neuron=neuron, **options)
     elif isinstance(source, str | Path | dict):
         spec, names = options.pop("spec", None), options.pop("names", None)
-        done = convert_module(from_weights(source, spec, names), neuron=neuron, **options)
+        done = convert_module(from_weights(source, spec, names), neuron=neuron, **of_modules(options))
     else:
-        done = convert_module(source, neuron=neuron, **options)
+        done = convert_module(source, neuron=neuron, **of_modules(options))
     if to is not None:
         done.save(to)
     return done
+
+
+def of_modules(options: dict[str, Any]) -> dict[str, Any]:
+    """`options`, all of which `fastsnn_convert.modules.convert_module` knows."""
+    import inspect
+
+    from fastsnn_convert.modules import convert_module
+    from fastsnn_core.conversion import ConversionError
+
+    known = [name for name in inspect.signature(convert_module).parameters if name != "model"]
+    if unknown := sorted(set(options) - set(known)):
+        raise ConversionError(
+            f"a network of layers is converted without {', '.join(unknown)}; options: {', '.join(known)} "
+            "(others are for language models, which come as a Hugging Face directory)"
+        )
+    return options
 
 
 __getattr__ = lazy(__name__, _EXPORTS)

@@ -36,7 +36,11 @@ def main(argv: list[str]) -> int:
     words.add_argument("--attention", help="replace attentions: hybrid_alt, gla, … or a list over layers: gla,softmax")
     words.add_argument("--place", choices=("cycle", "sensitivity"), help="which layers get which attention")
     words.add_argument("--attention-window", type=int, help="tokens that sliding windows see")
-    words.add_argument("--heal", metavar="TEXT", help="a text file to heal on; without it the dense model writes text")
+    words.add_argument(
+        "--heal",
+        metavar="DATA",
+        help="a text file (or inputs, .npy) to heal on; without it the dense model writes text",
+    )
     words.add_argument("--heal-minutes", type=float, help="learn from the dense model for so long")
     words.add_argument("--heal-steps", type=int, help="or for so many steps")
     words.add_argument("--lora", type=int, help="heal with low-rank additions of this rank only (needs peft)")
@@ -62,11 +66,14 @@ def main(argv: list[str]) -> int:
         from fastsnn_convert.weights import read_inputs
 
         options["calibration"] = read_inputs(opts.calibration)
+    if opts.heal and Path(opts.heal).suffix in (".npy", ".safetensors"):
+        from fastsnn_convert.weights import read_inputs
+
+        options["heal"] = read_inputs(opts.heal)
     done = convert(opts.source, to=opts.to, neuron=opts.neuron, steps=opts.steps, **options)
     if opts.html:
         from fastsnn_core.files import write_text
 
-        page = f'<!doctype html>\n<meta charset="utf-8">\n<title>Conversion of {opts.source}</title>\n'
-        write_text(Path(opts.html), page + done.report.html())
+        write_text(Path(opts.html), done.report.page())
     print(done.report.json() if opts.json else f"{done.report.summary()}\n\nwrote {opts.to}")
     return 0

@@ -59,10 +59,14 @@ def output(network: nn.Module, data: tuple[Tensor, ...], batch: int = 256) -> Te
     """The network's output on the data, batch by batch, as one tensor ``[N, …]`` (all outputs side by side)."""
     rows = []
     for pieces in zip(*(x.split(batch) for x in data)):
-        found = network(*pieces)
-        tensors = [found] if isinstance(found, Tensor) else [t for t in found if isinstance(t, Tensor)]
-        rows.append(torch.cat([t.flatten(1).float() for t in tensors if t.is_floating_point()], 1))
+        rows.append(flat(network(*pieces)))
     return torch.cat(rows)
+
+
+def flat(found: Any) -> Tensor:
+    """An output as ``[N, …]``, several side by side."""
+    tensors = [found] if isinstance(found, Tensor) else [t for t in found if isinstance(t, Tensor)]
+    return torch.cat([t.flatten(1).float() for t in tensors if t.is_floating_point()], 1)
 
 
 def distance(y: Tensor, y0: Tensor) -> float:
@@ -282,8 +286,12 @@ def measure(
     rows: list[dict[str, Any]],
     *,
     errors: bool,
+    wanted: Tensor | None = None,
 ) -> None:
-    """Fill the rows' figures in: spikes always, errors where the data is real."""
+    """Fill the rows' figures in: spikes always, errors where the data is real.
+
+    `wanted`: the dense outputs, where they are no longer those of this network without spikes (it was healed).
+    """
     by_site = {r["site"]: r for r in rows if r["site"]}
     some = tuple(x[:256] for x in data)
     saturated: dict[str, float] = {}
@@ -306,7 +314,7 @@ def measure(
     if not errors:
         return
     with active(sites, ()):
-        y0 = output(network, data)
+        y0 = output(network, data) if wanted is None else wanted
     names = order(network, sites, data)
     for i, name in enumerate(names):
         if (r := by_site.get(name)) is None:

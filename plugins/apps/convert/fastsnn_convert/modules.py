@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_convert import images
+from fastsnn_convert.distil import distil
 from fastsnn_convert.engine import Maker, Plan, all_rules, plan, walked
 from fastsnn_convert.neurons import component
 from fastsnn_convert.report import Report, row
@@ -33,6 +34,8 @@ def convert_module(
     coverage: str = "projections",
     functional: bool = True,
     refine: bool = True,
+    heal: Any = None,
+    heal_steps: int = 0,
     measure: bool = True,
     d_model_fallback: int = 128,
     rules: Sequence[Rule] | None = None,
@@ -46,8 +49,9 @@ def convert_module(
     is the relative output error up to which sites give up steps. `coverage`: ``projections`` (the input of every
     linear and convolution spikes, the network's own input included) or ``activations`` (the outputs of activations).
     `functional=False` replaces modules only and looks into no forward. `refine` searches thresholds on the output's
-    error, `measure` fills in the report's errors; both cost forward passes. `d_model_fallback` is the width of a
-    neuron where neither data nor modules say one.
+    error; with `heal_steps` the weights learn the dense outputs on the inputs `heal`, else on `calibration`
+    (`fastsnn_convert.distil`; no labels, and the more inputs the better); `measure` fills in the report's errors.
+    `d_model_fallback` is the width of a neuron where neither data nor modules say one.
 
     The result takes ``[B, …]`` or ``[B, T, …]``: the module is applied to every t, neurons with a membrane carry it
     over T; ``(y, state) = snn(x, state, return_state=True)`` streams.
@@ -57,6 +61,12 @@ def convert_module(
     measure = measure and bool(given)  # nothing is measured on made-up data
     given = given or (guess(model, d_model_fallback),)
     training = model.training
+    lessons = inputs_of(heal) or data
+    if (heal_steps and not (functional and lessons)) or (heal is not None and not heal_steps):
+        raise ConversionError(
+            "healing needs heal_steps=, heal= or calibration= (inputs [B, …] to learn the dense outputs on), and "
+            "functional=True"
+        )
     if not functional:
         return convert_walked(model, given, data, neuron, steps, code, d_model_fallback, rules, options, measure)
     found = plan(
@@ -67,13 +77,16 @@ def convert_module(
     says = obstacles(found.network)
     snn = found.network if says else written(found.network, given)
     sites = site_modules(snn)
+    healed = distil(snn, images.output(found.dense, lessons), lessons, heal_steps) if heal_steps else []
+    wanted = images.output(found.dense, data) if healed and data else None
     rows = rows_of(found, sites)
     if measure:
-        images.measure(snn, sites, data or given, rows, errors=bool(data))
+        images.measure(snn, sites, data or given, rows, errors=bool(data), wanted=wanted)
     report = Report(
         source=type(model).__name__, kind="module", model=kind_of(snn), neuron=component(neuron).name,
         coverage=coverage, steps=steps, code=code, parameters=sum(p.numel() for p in snn.parameters()),
-        calibration=len(data[0]) if data else 0, modules=rows, quality=images.quality(rows), obstacles=says,
+        calibration=len(data[0]) if data else 0, healed=healed[:1] + healed[-1:], modules=rows,
+        quality=images.quality(rows), obstacles=says,
     )  # fmt: skip
     snn.report = report
     return Conversion(snn.train(training), report)

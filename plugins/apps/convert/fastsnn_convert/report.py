@@ -17,6 +17,12 @@ from pathlib import Path
 from typing import Any
 
 BAD_ERROR, BAD_KL, BAD_SATURATION, BAD_SILENCE = 0.2, 0.02, 0.02, 0.999
+SMALL = ("error", "cumulative", "kl", "output_error")
+DIGITS = {"ratio": 4, "accuracy": 4, "perplexity": 3, "perplexity_dense": 3}
+STYLE = """body{font:14px/1.5 system-ui,sans-serif;margin:2em;max-width:80em;color:#222}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:.15em .7em;text-align:right}
+th{border-bottom:1px solid #888}th:first-child,td:first-child,.name{text-align:left}tr.kept{color:#888}
+tr.refused td{background:#fdd}tr.approximated td{background:#ffd}tbody tr:hover td{background:#eef}"""
 COLUMNS = {
     "name": "module",
     "class": "class",
@@ -47,7 +53,11 @@ def shown(key: str, value: Any) -> str:
     if key in ("silent_fraction", "saturation"):
         return f"{value:.1%}"
     if isinstance(value, float):
-        return f"{value:.3g}" if key in ("error", "cumulative") else f"{value:.2f}"
+        return (
+            f"{value:.3g}"
+            if key in ("error", "cumulative", "kl", "output_error")
+            else f"{value:.{DIGITS.get(key, 2)}f}"
+        )
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -103,7 +113,7 @@ class Report(dict[str, Any]):
         held = f", {steps} {self.get('code', '')} steps" if steps else ""
         said = f"{what}: {counts}; {self.get('neuron')}{held}, coverage {self.get('coverage')}"
         quality = self.get("quality") or {}
-        figures = ", ".join(f"{k.replace('_', ' ')} {shown('', v)}" for k, v in quality.items() if v is not None)
+        figures = ", ".join(f"{k.replace('_', ' ')} {shown(k, v)}" for k, v in quality.items() if v is not None)
         return said + (f"; {figures}" if figures else "")
 
     def summary(self) -> str:
@@ -124,10 +134,14 @@ class Report(dict[str, Any]):
 
     def write(self, folder: Path) -> None:
         """conversion.json and conversion.html, a page of its own, in a folder."""
-        title = f"Conversion of {escape(str(self.get('source', 'a network')))}"
-        page = f'<!doctype html>\n<meta charset="utf-8">\n<title>{title}</title>\n{self.html()}'
         (folder / "conversion.json").write_text(self.json() + "\n", encoding="utf-8")
-        (folder / "conversion.html").write_text(page, encoding="utf-8")
+        (folder / "conversion.html").write_text(self.page(), encoding="utf-8")
+
+    def page(self) -> str:
+        """`html` as a page of its own."""
+        title = f"Conversion of {escape(str(self.get('source', 'a network')))}"
+        head = f'<meta charset="utf-8">\n<title>{title}</title>\n<style>{STYLE}</style>'
+        return f"<!doctype html>\n{head}\n{self.html()}"
 
     def html(self) -> str:
         """A section of a page: plain, self-contained, no script."""
@@ -135,7 +149,7 @@ class Report(dict[str, Any]):
         body = []
         for r in self.get("modules", []):
             cells = "".join(f"<td>{escape(shown(key, r.get(key)))}</td>" for key in COLUMNS)
-            body.append(f'<tr title="{escape(r["note"])}">{cells}</tr>')
+            body.append(f'<tr class="{r["status"]}" title="{escape(r["note"])}">{cells}</tr>')
         notes = "".join(
             f"<li>{escape(r['name'])}: {escape(r['note'])}</li>" for r in self.get("modules", []) if r["note"]
         )
