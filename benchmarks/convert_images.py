@@ -100,14 +100,15 @@ def plain(network: nn.Module, calibration: torch.Tensor) -> nn.Module:
 
 
 def spikingjelly(
-    rival: Rival, network: nn.Module, calibration: torch.Tensor, images: torch.Tensor, labels: torch.Tensor
-) -> dict[str, dict[str, float]]:
+    rival: Rival, network: nn.Module, calibration: torch.Tensor, images: torch.Tensor, labels: torch.Tensor, modes: Any
+) -> dict[str, Any]:
     """Accuracy of `RateCodingRecipe` after T time steps (mean output over them), by mode of its thresholds."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.pt"
         held = {"network": plain(network, calibration), "calibration": calibration}
         torch.save(held | {"images": images, "labels": labels}, path)
-        return {m: rival.ask(verb="images", data=str(path), mode=m, times=list(TIMES)) for m in MODES}
+        found = {m: rival.ask(verb="images", data=str(path), mode=m, times=list(TIMES)) for m in modes}
+        return found | {"images": len(images), "dense": accuracy(network, images, labels)}
 
 
 def seeds(
@@ -134,6 +135,8 @@ def main() -> None:
     args.add_argument("--rows", help="an earlier run's JSON, for the pieces that are not run")
     args.add_argument("--plot", help="draw accuracy against steps here (.png or .svg)")
     args.add_argument("--rival-python", default=os.environ.get("FASTSNN_RIVAL_PYTHON"), help="the rival's interpreter")
+    args.add_argument("--rival-images", type=int, default=10_000, help="test images that the rival takes")
+    args.add_argument("--modes", default=",".join(MODES), help="of the rival's thresholds")
     args.add_argument("--images", type=int, default=10_000, help="test images (fewer for a quick look)")
     args.add_argument("--calibration", type=int, default=512, help="training images that thresholds are chosen on")
     args.add_argument("--epochs", type=int, default=6, help="of the MLP's training")
@@ -160,7 +163,9 @@ def main() -> None:
                 one |= study(network, calibration, images, labels)
                 one["seconds"] = round(time.perf_counter() - began, 1)
             if "rival" in pieces:
-                one["spikingjelly"] = spikingjelly(rival, network, calibration, images, labels) if rival else None
+                some = images[: opts.rival_images], labels[: opts.rival_images]
+                modes = opts.modes.split(",")
+                one["spikingjelly"] = spikingjelly(rival, network, calibration, *some, modes) if rival else None
             show(name, one)
     if "seeds" in pieces:
         found["seeds"] = seeds(train, train_labels, images, labels, opts)
@@ -225,6 +230,8 @@ def show(name: str, one: dict[str, Any]) -> None:
         rival = (one.get("spikingjelly") or {}).get(mode)
         figures = "null" if rival is None else ", ".join(f"T = {t} {a:.2%}" for t, a in rival.items())
         print(f"SpikingJelly RateCodingRecipe {mode} (activations, unary): {figures}", flush=True)
+    if one.get("spikingjelly"):
+        print(f"  on the first {one['spikingjelly']['images']} images, dense {one['spikingjelly']['dense']:.2%}")
     for e in one["early_exit"]:
         print(
             f"early exit, {e['neuron']}, confidence {e['confidence']}: {e['accuracy']:.2%} at {e['mean_steps']:.2f} "
@@ -249,7 +256,7 @@ def plot(found: dict[str, Any], path: str) -> None:
     }
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for ax, (name, one) in zip(axes, found["networks"].items()):
-        ax.axhline(100 * one["dense"], color="black", lw=0.8, label=f"dense {one['dense']:.2%}")
+        ax.axhline(100 * one["dense"], color="black", lw=0.8, label="dense")
         for key, (label, colour, style) in lines.items():
             rows = [
                 r for r in one["rows"] if (r["neuron"], r["coverage"], r["code"]) == key and r["steps"] != "per layer"
@@ -258,18 +265,17 @@ def plot(found: dict[str, Any], path: str) -> None:
         exits = [e for e in one["early_exit"] if e["neuron"] == "fixed threshold"]
         ax.plot(
             [e["mean_steps"] for e in exits], [100 * e["accuracy"] for e in exits], "x--", color="C0",
-            label="the same with early exit (mean steps)",
+            label="fixed threshold, projections, early exit (mean steps)",
         )  # fmt: skip
         for mode, style in zip(MODES, ("D-", "d:")):
-            rival = (one.get("spikingjelly") or {}).get(mode) or {}
-            ax.plot(
-                [int(t) for t in rival],
-                [100 * a for a in rival.values()],
-                style,
-                color="C3",
-                label=f"SpikingJelly {mode}",
-            )
-        ax.set(title=name, xlabel="steps (slots of the code)", ylim=(93, 100 * one["dense"] + 0.4))
+            if rival := (one.get("spikingjelly") or {}).get(mode):
+                label = f"SpikingJelly {mode}, {one['spikingjelly']['images']} images"
+                ax.plot([int(t) for t in rival], [100 * a for a in rival.values()], style, color="C3", label=label)
+        ax.set(
+            title=f"{name} (dense {one['dense']:.2%})",
+            xlabel="steps (slots of the code)",
+            ylim=(93, 100 * one["dense"] + 0.4),
+        )
         ax.set_xscale("log", base=2)
         ax.set_xticks([1, 2, 3, 4, 8, 16, 32], ["1", "2", "3", "4", "8", "16", "32"])
         ax.grid(alpha=0.3)
