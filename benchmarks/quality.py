@@ -157,7 +157,7 @@ def bars(rows: Rows, opts: argparse.Namespace) -> list[dict[str, Any]]:
                     "spread": max(r["nats"] for r in mine.values()) - min(r["nats"] for r in mine.values()),
                     "parameters": mine[min(mine)]["parameters"] / dense[min(mine)]["parameters"], "lr": rates[model],
                     "rate": "own" if own else "shared", "tokens": mine[min(mine)]["tokens"],
-                    "commits": sorted({r["commit"] for r in mine.values()}), "bar": BARS.get(model),
+                    "commits": sorted({r.get("commit", "?") for r in mine.values()}), "bar": BARS.get(model),
                     "silent": statistics.mean(r["silent"] for r in mine.values()),
                 }
             )  # fmt: skip
@@ -186,22 +186,23 @@ def show(rows: Rows, opts: argparse.Namespace) -> list[dict[str, Any]]:
         [a, *(f"{one[a, n]['nats']:.3f} ({one[a, n]['silent']:.2f})" if (a, n) in one else "-" for n in NEURONS)]
         for a in ATTENTIONS
     ]))  # fmt: skip
-    print("commits: " + ", ".join(sorted({r["commit"] for r in rows})))
+    print("commits: " + ", ".join(sorted({r.get("commit", "?") for r in rows})))
     return found
 
 
 def draw(rows: Rows, opts: argparse.Namespace) -> None:
-    """Held-out loss over tokens at each model's own rate: the mean of the seeds, and their range."""
+    """Held-out loss over tokens at each model's own rate (at the shared one until all are chosen): mean and range."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     texts = [t for t in TEXTS if any(r["text"] == t for r in rows)]
+    own = all(chosen(rows, model, opts.rates) for model in MAIN)
     figure, axes = pyplot.subplots(1, len(texts), figsize=(5.5 * len(texts), 4), squeeze=False, layout="constrained")
     for axis, text in zip(axes[0], texts):
         for model in MAIN:
-            rate = chosen(rows, model, opts.rates)
+            rate = chosen(rows, model, opts.rates) if own else opts.lr
             mine = [r["curve"] for r in rows if (r["text"], r["attention"], r["neuron"]) == (text, *model)
                     and r["lr"] == rate and r["seed"] != CHOOSE]  # fmt: skip
             if mine:
