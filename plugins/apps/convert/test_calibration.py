@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_fastsnn_convert_checkpoint import write as directory
 from test_language import FAST, PLAIN, TEXT, tokens
 from test_language import folder as folder
+from torch.nn import functional as F
 
 import fastsnn_convert
 from fastsnn_convert import cli, convert
@@ -22,7 +23,7 @@ from fastsnn_convert.figures import Held
 from fastsnn_convert.language import COVERAGES, Options, samples
 from fastsnn_convert.rebuild import numbers, rebuild, site_table, with_biases
 from fastsnn_convert.texts import write
-from fastsnn_core import create
+from fastsnn_core import create, load
 from fastsnn_core.probe import probe
 from fastsnn_core.state import nbytes
 
@@ -51,13 +52,18 @@ def test_balancing_leaves_the_function_of_every_family(case: str, coverage: str,
     centred = sites if coverage == "projections" else ("k", "ffn_hidden")
     spec = attrs.evolve(dense.spec, neuron=create("neuron", "adaptive_threshold"), sites=sites)
     model = rebuild(dense, with_biases(spec, centred))
-    rows = calibrate(model, x, samples=64, steps=12)
+    keys: list[Any] = []
+    rows = calibrate(model, x, samples=x.numel(), steps=12)
+    handle = model.layers[-1].attention.k_site.register_forward_pre_hook(lambda _, args: keys.append(args[0]))
     assert max(r["factor"] for r in rows) > 1.05
     assert (
         max(float(s.centre.detach().abs().max()) for _, s in site_table(model).values() if s.centre is not None) > 0.01
     )
     with numbers(model), torch.no_grad():
         torch.testing.assert_close(model(x), want, atol=1e-4 * float(want.std()), rtol=1e-3)
+    handle.remove()
+    if coverage == "boundaries":  # a softmax would not mind a wrong centre, but spikes do
+        torch.testing.assert_close(keys[0].mean((0, 1)), model.layers[-1].attention.k_site.centre, atol=1e-3, rtol=1e-3)
 
 
 def test_what_is_measured_was_not_fitted_on() -> None:
@@ -200,3 +206,21 @@ def test_healing_text_is_read_with_the_teachers_tokens(folder: Path) -> None:
             data = torch.tensor([3 + i for i in range(15)])
         runs.append([r["kl"] for r in heal(model, folder, data, **settings)])
     assert runs[0] == runs[1]
+
+
+def test_a_converted_bundle_goes_on_learning(folder: Path, tmp_path: Path) -> None:
+    convert(folder, steps=3, measure=False, to=tmp_path / "a.snn", **PLAIN)
+    model, x = load(tmp_path / "a.snn").train(), tokens()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(p.grad is not None for p in model.parameters())
+    assert losses[-1] < 0.8 * losses[0]
+    model.eval()
+    want = model(x)
+    assert torch.equal(model.runtime("event", "bitwise", steps=3)(x), want)
