@@ -20,6 +20,10 @@ class Unsupported(ValueError):
     """Why a model, or its state, cannot take the fused step; the message says it."""
 
 
+class NotYet(Unsupported):
+    """The fused step is being compiled in the background; ask again later."""
+
+
 @frozen(eq=False)
 class Matrix:
     """INT8 weights ``[out, in]``, one scale per output ``[out]``, and a bias ``[out]`` or None."""
@@ -135,7 +139,7 @@ class Stepper(Protocol):
         """A stream that goes on from these states (as `Stream.states` gives them)."""
 
 
-def refuse(plan: Plan) -> Any:
+def refuse(plan: Plan, wait: bool = True) -> Any:
     """No kernel: the model itself is the naive form."""
     raise Unsupported("no kernel set in use has a fused decoding step; pip install fastsnn-kernel-numba")
 
@@ -143,7 +147,10 @@ def refuse(plan: Plan) -> Any:
 DECODE_STEP = Operator("decode_step", refuse, plain=True)
 
 
-def stepper(plan: Plan) -> tuple[str, Any]:
-    """``(kernel set, Stepper)`` of the best kernel set on the CPU that has a fused step."""
+def stepper(plan: Plan, wait: bool = True) -> tuple[str, Any]:
+    """``(kernel set, Stepper)`` of the best kernel set on the CPU that has a fused step.
+
+    One that has to be compiled first is waited for, or, without `wait`, is `NotYet` while that happens.
+    """
     kernel, make = DECODE_STEP.pick("cpu")
-    return kernel, make(plan)
+    return kernel, make(plan, wait)

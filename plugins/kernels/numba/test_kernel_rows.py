@@ -79,7 +79,7 @@ def test_residual(rule, odd):
         for extra, norm in ((None, None), (add, torch.rand(size)), (add.numbers(), torch.rand(size))):
             xs = []
 
-            def call(extra=extra, norm=norm, xs=xs):
+            def call(extra=extra, norm=norm, xs=xs, start=start, made=made):
                 xs.append(start.clone())
                 return rows.residual(xs[-1], extra, norm, 1e-5, made)
 

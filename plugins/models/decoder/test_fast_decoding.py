@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -156,6 +157,27 @@ def test_weights_that_change_are_seen():
     follow(model, tokens)
 
 
+def test_weights_that_read_the_same_lie_side_by_side():
+    """No second copy; the model itself goes on with the same bits, few rows and many, and can be loaded and copied."""
+    model, tokens = network(Quant(), d_ff=41), torch.randint(0, 37, (3, 40))
+    fresh = network(Quant(), d_ff=41)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    for _ in range(2):
+        follow(model, tokens[:1, :9])
+        a, f = model.layers[0].attention, model.layers[1].feedforward
+        for group in ((a.q, a.k, a.v), (f.up, f.gate)):
+            assert len({layer.weight.untyped_storage().data_ptr() for layer in group}) == 1
+            tall = sum(len(layer.weight) for layer in group)
+            assert all(layer.weight.stride() == (1, tall) for layer in group)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    with torch.inference_mode():
+        for n, t in ((1, 1), (3, 1), (3, 7), (3, 40)):
+            assert torch.equal(model(tokens[:n, :t]), fresh(tokens[:n, :t]))
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(before)
+    follow(twin, tokens[:1, :9])
+
+
 def said(model, state):
     assert model.fast(state) is None
     assert model.fast_step["kernel"] is None
@@ -193,6 +215,27 @@ def test_reasons_outside_the_spec():
     assert "strict" in said(model, state)
     table = {"kind": "decoder", "vocab_size": 37, "d_model": 24, "n_layers": 1, "n_heads": 4}
     assert "float weights" in said(converter().structure(table, Model).build().eval(), state)
+
+
+def test_a_step_that_is_not_compiled_yet_is_not_waited_for(monkeypatch):
+    from fastsnn_kernel_numba import decode, stepper
+
+    text = pytest.importorskip("fastsnn_text.generate")
+    model = network()
+    asked = iter([False, False, True, True])
+    monkeypatch.setattr(stepper, "ready", lambda: next(asked))
+    tokens = list(text.generate_ids(model, [1, 2, 3], 2 * text.AGAIN + 4, text.Sampling(temperature=0.0)))
+    assert model.fast_step["kernel"] == "numba"  # asked for the third time
+    assert tokens == list(text.generate_ids(model, [1, 2, 3], 2 * text.AGAIN + 4, text.Sampling(temperature=0.0)))
+    state = model(torch.tensor([[1, 2]]), return_state=True)[1]
+    model.fused = None
+    monkeypatch.setattr(stepper, "ready", lambda: False)
+    assert model.fast(state, wait=False) is None
+    assert "being compiled" in model.fast_step["why"]
+    assert model.fast(state) is not None
+    decode.make()
+    assert decode.ready()
+    assert not decode._making
 
 
 def test_generate_takes_it():

@@ -31,7 +31,7 @@ class Reader:
     def begin(self, state: Any) -> Any:
         """The state in the form that steps are fastest in: a fused stream where the model has one, with its logits."""
         fast = getattr(self.model, "fast", None)
-        fused = None if fast is None else fast(state)
+        fused = None if fast is None else fast(state, wait=False)
         return state if fused is None else fused
 
     def step(self, token: int, state: Any) -> tuple[Tensor, Any]:
@@ -42,7 +42,7 @@ class Reader:
             return (state.step(token)[None, None], state) if fused else self.run([token], state)
         with probe(self.model) as trace:
             logits, after = self.run([token], state.state() if fused else state)
-        result = logits, self.begin(after) if fused else after
+        result = logits, self.begin(after)  # also where the fused step was still being compiled
         counts = [record.spikes.counts for record in trace.values()]
         self.metrics.add("fastsnn_spike_channels_total", sum(c.numel() for c in counts))
         self.metrics.add("fastsnn_spike_channels_silent_total", sum(int((c == 0).sum()) for c in counts))

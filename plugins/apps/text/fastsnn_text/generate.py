@@ -14,6 +14,9 @@ from fastsnn_text.tokenizers import TextStream, tokenizer_of
 CHUNK = 256
 """Tokens of a prompt read at once; on two cores as fast as longer pieces, and a shared beginning can be cached."""
 
+AGAIN = 16
+"""Tokens after which a fused step that was not there (it may be compiling) is asked for again."""
+
 
 @attrs.frozen
 class Sampling:
@@ -82,7 +85,7 @@ def generate_ids(
     for begin in range(0, len(prompt), chunk):
         piece = torch.tensor([prompt[begin : begin + chunk]], device=device)
         logits, state = model(piece, state, return_state=True, last=True)
-    fused = model.fast(state) if max_tokens > 1 and hasattr(model, "fast") else None
+    fused, fast = None, getattr(model, "fast", None)
     logits = logits[0, -1]
     for left in reversed(range(max_tokens)):
         token = sampling.pick(logits, generator)
@@ -91,6 +94,8 @@ def generate_ids(
         yield token
         if not left:
             return
+        if fused is None and fast is not None and (max_tokens - 1 - left) % AGAIN == 0:
+            fused = fast(state, wait=False)
         if fused is not None:
             logits = fused.step(token)
         else:

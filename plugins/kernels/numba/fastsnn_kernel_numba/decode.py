@@ -1,21 +1,35 @@
 """One token through a whole decoder in one parallel region: `_walk` is what every worker does.
 
-Per layer: norm and spikes (one task) · q, k, v · heads (a task each) · spikes · output projection · norm and spikes ·
-gate and up · hidden (columns) · spikes · down; then the last norm and the head. `fastsnn_kernel_numba.sync` hands out
-the tasks. Projections are split over events where they are narrow, and the parts added by whoever reads them; over
-columns where they are wide.
+A layer has four projections (q, k and v together · output · gate and up together · down), and each of them the same
+stages: whoever draws it makes the row ready (residual, norm) and fires it; tasks of weight rows; then, behind the first
+and the third, heads or hidden channels. The head of the network is one projection more. `fastsnn_kernel_numba.sync`
+hands out the tasks. Projections are split over events where they are narrow, and the parts added by whoever reads them;
+over columns where they are wide.
+
+The walk is compiled by itself and the region calls it by its address: a caller that holds its code would have it all
+optimised again, and everything here is written so that each piece occurs once (compiling took a minute before).
 """
 
 from __future__ import annotations
 
+import logging
+import threading
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from numba import prange
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic
 
 from fastsnn_kernel_numba.event import U
 from fastsnn_kernel_numba.exact import F, _apply, _dot, _dots, _grow, _half_of, _norm
-from fastsnn_kernel_numba.launch import Threaded, compile
+from fastsnn_kernel_numba.launch import Threaded, compile, digest
 from fastsnn_kernel_numba.step import (
+    COLUMN,
+    COLUMNS,
     EPS,
     FEATURE,
     FIRST,
@@ -42,19 +56,23 @@ from fastsnn_kernel_numba.step import (
 from fastsnn_kernel_numba.sync import draw, finish, wait
 from fastsnn_kernel_numba.views import f32, f32_rows, i8, i16, i32, i64, rows
 
-(
-    NORM, SITE_IN, QKV, QKV_END, Q, K, V, Q_NORM, K_NORM, MIX, MIX_END, SITE_MIXED, OUT, OUT_TASKS, OUT_END,
-    NORM_2, SITE_2, FF, FF_END, UP, GATE, ACTIVATION, SITE_HIDDEN, DOWN, DOWN_TASKS, DOWN_END, HIDDEN,
-) = range(27)  # fmt: skip  # of a layer
+log = logging.getLogger("fastsnn")
+SITE, TASKS, TASKS_END, NORM, ADD, SIZE, STAGE = range(7)  # of a projection; the last is how many these are
+Q, K, V, Q_NORM, K_NORM, MIX, MIX_END, UP, GATE, ACTIVATION, HIDDEN, LAYER = range(4 * STAGE, 4 * STAGE + 12)
+INTO_HEADS, INTO_OUT, INTO_HIDDEN, INTO_DOWN = range(4)  # projections
 BLOCK = 512  # hidden channels per task
 AHEAD = 1 << 13  # numbers of a head's state that are asked for in advance, 32 KiB
+TOKEN, PLACE, HEADS, GROUPS, HEAD_SIZE, OWN, PART_SIZE, WIDEST, WORKERS, CALL = range(
+    10, 20
+)  # of a call, behind places
+SCALE_V, EPSILON = 1, 2  # of volts, beside V
 
 
 class Work(NamedTuple):
     """Everything a step touches; whole numbers that say where, constants, and working memory."""
 
     sync: Any  # counters of the phases
-    layers: Any  # [L, 27]
+    layers: Any  # [L + 1, LAYER]
     mats: Any  # [·, 7]
     tasks: Any  # [·, 4]
     sites: Any  # [·, 3]
@@ -99,22 +117,20 @@ def _expect(w, state, layer, g, groups, size):  # type: ignore[no-untyped-def]
 @compile
 def _heads(w, state, score, cos, sin, place, layer, g, worker, shape, own_size, part_size):  # type: ignore[no-untyped-def]
     """A key/value head and its query heads: numbers, norms, rotation, attention, into `mixed`."""
-    _, h_all, groups, size, eps = shape
-    share, half, n = h_all // groups, _half_of(size), U(size)
+    h_all, groups, size = shape
+    share, half, n, eps = h_all // groups, _half_of(size), U(size), w.volts[EPSILON]
     row, wide, v = w.layers[layer], w.info[WIDE], w.volts[0]
     own, part, pa = w.own, w.part, U(worker * part_size)
     q = U(worker * own_size)
     k, val = q + U(share * size), q + U((share + 1) * size)
     turned, gate, low = q + U((share + 2) * size), q + U((2 * share + 3) * size), q + U((2 * share + 4) * size)
-    _scaled(w.mats, row[Q], g * share * size, share * size, wide, w.sums, w.big, w.f, v, own, q)
-    _scaled(w.mats, row[K], g * size, size, wide, w.sums, w.big, w.f, v, own, k)
-    _scaled(w.mats, row[V], g * size, size, wide, w.sums, w.big, w.f, v, own, val)
-    if row[Q_NORM] >= 0:
-        for h in range(share):
-            a = q + U(h) * n
-            _norm(own, a, size, half, w.f, U(row[Q_NORM]), True, eps, part, pa, own, a)
-        _norm(own, k, size, half, w.f, U(row[K_NORM]), True, eps, part, pa, own, k)
-    branches, scale = row[MIX_END] - row[MIX], w.volts[1]
+    for i in range(3):  # q, k, v lie one after the other
+        numbers, to = (share * size, q) if i == 0 else (size, k if i == 1 else val)
+        _scaled(w.mats, row[Q + i], g * numbers, numbers, wide, w.sums, w.big, w.f, v, own, to)
+    for h in range(share + 1 if row[Q_NORM] >= 0 else 0):
+        a = q + U(h) * n
+        _norm(own, a, size, half, w.f, U(row[Q_NORM if h < share else K_NORM]), True, eps, part, pa, own, a)
+    branches, scale = row[MIX_END] - row[MIX], w.volts[SCALE_V]
     for m in range(row[MIX], row[MIX_END]):
         key, form = turned + U(share) * n, w.mixers[m, FEATURE]
         for h in range(share + 1):  # the key last
@@ -151,9 +167,7 @@ def _heads(w, state, score, cos, sin, place, layer, g, worker, shape, own_size, 
             )  # fmt: skip
             for i in range(U(share * size)):
                 own[turned + i] = own[turned + i] * scale
-            _grow(own, key, own, val, own, gate, s, so, z, zo, size, n)
-        else:
-            _grow(own, key, own, val, w.own[:0], gate, s, so, z, zo, size, n)
+        _grow(own, key, own, val, gated, own, gate, s, so, z, zo, size, n)
         for h in range(share):
             a, to = turned + U(h) * n, U(((g * share + h) * branches + m - row[MIX]) * size)
             _dots(own, a, s, so, size, size, size, half, part, pa, w.mixed, to)
@@ -179,25 +193,36 @@ def _embed(w, token, width):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _residual(w, m, width):  # type: ignore[no-untyped-def]
-    """The outputs of a projection onto the residual stream."""
-    _scaled(w.mats, m, 0, width, w.info[WIDE], w.sums, w.big, w.f, w.volts[0], w.y, U(0))
-    for i in range(U(width)):
-        w.x[i] = w.x[i] + w.y[i]
-
-
-@compile
-def _fire(w, size, site):  # type: ignore[no-untyped-def]
-    """`y` becomes the events of the next projection."""
+def _ready(w, layer, stage, token):  # type: ignore[no-untyped-def]
+    """The row in front of a projection becomes its events."""
+    row, width = w.layers[layer], len(w.x)
+    at = stage * STAGE
+    size = row[at + SIZE]
+    if layer == 0 and stage == 0:
+        _embed(w, token, width)
+    elif row[at + ADD] >= 0:
+        _scaled(w.mats, row[at + ADD], 0, width, w.info[WIDE], w.sums, w.big, w.f, w.volts[0], w.y, U(0))
+        for i in range(U(width)):
+            w.x[i] = w.x[i] + w.y[i]
+    if row[at + NORM] >= 0:
+        half, eps = _half_of(width), w.volts[EPSILON]
+        _norm(w.x, U(0), width, half, w.f, U(row[at + NORM]), True, eps, w.part, U(0), w.y, U(0))
+    elif stage == INTO_OUT:
+        for i in range(U(size)):
+            w.y[i] = w.mixed[i]
+    site = row[at + SITE]
     w.volts[0] = _spikes(w.y, size, w.sites, w.levels, site, w.f, w.part, w.whole, w.index, w.count, w.info)
 
 
 @compile
-def _project(w, phase, first, last, worker, columns):  # type: ignore[no-untyped-def]
-    """A phase of projection tasks."""
+def _project(w, phase, first, last, worker, columns, head):  # type: ignore[no-untyped-def]
+    """A phase of projection tasks; those of the network's head (a matrix, else -1) become logits at once."""
     t = draw(w.sync, phase)
     while t < last - first:
         _weigh(w.mats, w.tasks, first + t, worker, w.index, w.count, w.info, w.acc, columns, w.sums, w.big)
+        if head >= 0:
+            at, n = w.tasks[first + t, COLUMN], w.tasks[first + t, COLUMNS]
+            _scaled(w.mats, head, at, n, w.info[WIDE], w.sums, w.big, w.f, w.volts[0], w.logits, U(at))
         finish(w.sync, phase)
         t = draw(w.sync, phase)
     wait(w.sync, phase, last - first)
@@ -223,7 +248,7 @@ def _hidden(w, layer, t):  # type: ignore[no-untyped-def]
 def _views(at):  # type: ignore[no-untyped-def]
     """The arrays of a `Work` at these places."""
     return Work(
-        i64(at[0, 0], at[0, 1]), rows(at[1, 0], at[1, 1], 27), rows(at[2, 0], at[2, 1], 7),
+        i64(at[0, 0], at[0, 1]), rows(at[1, 0], at[1, 1], LAYER), rows(at[2, 0], at[2, 1], 7),
         rows(at[3, 0], at[3, 1], 4), rows(at[4, 0], at[4, 1], 3), f32_rows(at[5, 0], at[5, 1], 3),
         rows(at[6, 0], at[6, 1], 6), f32_rows(at[7, 0], at[7, 1], 2), f32(at[8, 0], at[8, 1]),
         i8(at[9, 0], at[9, 1]), f32(at[10, 0], at[10, 1]), i64(at[11, 0], at[11, 1]), f32(at[12, 0], at[12, 1]),
@@ -234,86 +259,97 @@ def _views(at):  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@compile
-def _walk(at, states, scores, angles, token, place, shape, sizes, worker):  # type: ignore[no-untyped-def]
-    """What one worker does of a token's step."""
-    w, state, score = _views(at), rows(states[0], states[1], 4), f32(scores[0], scores[1])
-    cos, sin = f32(angles[0], angles[2]), f32(angles[1], angles[2])
-    width, h_all, groups, size, eps = shape
-    own_size, part_size, columns, ahead = sizes
-    half, phase, depth = _half_of(width), 0, len(w.layers) - 1
-    for layer in range(depth):
+def _walk(call, worker):  # type: ignore[no-untyped-def]
+    """What one worker does of a token's step; `call` is the address of `CALL` numbers."""
+    c = i64(call, CALL)
+    w = _views(rows(c[0], c[1], 2))
+    state, score = rows(c[2], c[3], 4), f32(c[4], c[5])
+    cos, sin = f32(c[6], c[7]), f32(c[8], c[9])
+    token, place, ahead = c[TOKEN], c[PLACE], c[WORKERS]
+    groups, size = c[GROUPS], c[HEAD_SIZE]
+    shape, depth, phase = (c[HEADS], groups, size), len(w.layers) - 1, 0
+    for layer in range(depth + 1):
         row = w.layers[layer]
-        if draw(w.sync, phase) == 0:
-            if layer == 0:
-                _embed(w, token, width)
-            else:
-                _residual(w, w.layers[layer - 1, DOWN], width)
-            _norm(w.x, U(0), width, half, w.f, U(row[NORM]), True, eps, w.part, U(0), w.y, U(0))
-            _fire(w, width, row[SITE_IN])
-            finish(w.sync, phase)
-        wait(w.sync, phase, 1)
-        _project(w, phase + 1, row[QKV], row[QKV_END], worker, columns)
-        g = draw(w.sync, phase + 2)
-        while g < groups:
-            if g < ahead:
-                _expect(w, state, layer, g, groups, size)
-            if g + ahead < groups:
-                _expect(w, state, layer, g + ahead, groups, size)
-            _heads(w, state, score, cos, sin, place, layer, g, worker, shape, own_size, part_size)
-            finish(w.sync, phase + 2)
-            g = draw(w.sync, phase + 2)
-        wait(w.sync, phase + 2, groups)
-        if draw(w.sync, phase + 3) == 0:
-            inside = h_all * size * (row[MIX_END] - row[MIX])
-            for i in range(U(inside)):
-                w.y[i] = w.mixed[i]
-            _fire(w, inside, row[SITE_MIXED])
-            finish(w.sync, phase + 3)
-        wait(w.sync, phase + 3, 1)
-        _project(w, phase + 4, row[OUT_TASKS], row[OUT_END], worker, columns)
-        if draw(w.sync, phase + 5) == 0:
-            _residual(w, row[OUT], width)
-            _norm(w.x, U(0), width, half, w.f, U(row[NORM_2]), True, eps, w.part, U(0), w.y, U(0))
-            _fire(w, width, row[SITE_2])
-            finish(w.sync, phase + 5)
-        wait(w.sync, phase + 5, 1)
-        _project(w, phase + 6, row[FF], row[FF_END], worker, columns)
-        blocks = (row[HIDDEN] + BLOCK - 1) // BLOCK
-        t = draw(w.sync, phase + 7)
-        while t < blocks:
-            _hidden(w, layer, t)
-            finish(w.sync, phase + 7)
-            t = draw(w.sync, phase + 7)
-        wait(w.sync, phase + 7, blocks)
-        if draw(w.sync, phase + 8) == 0:
-            _fire(w, row[HIDDEN], row[SITE_HIDDEN])
-            finish(w.sync, phase + 8)
-        wait(w.sync, phase + 8, 1)
-        _project(w, phase + 9, row[DOWN_TASKS], row[DOWN_END], worker, columns)
-        phase += 10
-    row = w.layers[depth]  # the last norm and the head
-    if draw(w.sync, phase) == 0:
-        if depth:
-            _residual(w, w.layers[depth - 1, DOWN], width)
-        else:
-            _embed(w, token, width)
-        _norm(w.x, U(0), width, half, w.f, U(row[NORM]), True, eps, w.part, U(0), w.y, U(0))
-        _fire(w, width, row[SITE_IN])
-        finish(w.sync, phase)
-    wait(w.sync, phase, 1)
-    first, last = row[QKV], row[QKV_END]
-    t = draw(w.sync, phase + 1)
-    while t < last - first:
-        _weigh(w.mats, w.tasks, first + t, worker, w.index, w.count, w.info, w.acc, columns, w.sums, w.big)
-        at, n = w.tasks[first + t, 1], w.tasks[first + t, 2]
-        _scaled(w.mats, row[Q], at, n, w.info[WIDE], w.sums, w.big, w.f, w.volts[0], w.logits, U(at))
-        finish(w.sync, phase + 1)
-        t = draw(w.sync, phase + 1)
-    wait(w.sync, phase + 1, last - first)
+        for stage in range(4 if layer < depth else 1):
+            at = stage * STAGE
+            if draw(w.sync, phase) == 0:
+                _ready(w, layer, stage, token)
+                finish(w.sync, phase)
+            wait(w.sync, phase, 1)
+            head = row[Q] if layer == depth else -1
+            _project(w, phase + 1, row[at + TASKS], row[at + TASKS_END], worker, c[WIDEST], head)
+            phase += 2
+            if stage == INTO_HEADS and layer < depth:
+                g = draw(w.sync, phase)
+                while g < groups:
+                    for soon in range(g if g < ahead else g + ahead, min(g + ahead + 1, groups), ahead):
+                        _expect(w, state, layer, soon, groups, size)
+                    _heads(w, state, score, cos, sin, place, layer, g, worker, shape, c[OWN], c[PART_SIZE])
+                    finish(w.sync, phase)
+                    g = draw(w.sync, phase)
+                wait(w.sync, phase, groups)
+                phase += 1
+            elif stage == INTO_HIDDEN:
+                blocks = (row[HIDDEN] + BLOCK - 1) // BLOCK
+                t = draw(w.sync, phase)
+                while t < blocks:
+                    _hidden(w, layer, t)
+                    finish(w.sync, phase)
+                    t = draw(w.sync, phase)
+                wait(w.sync, phase, blocks)
+                phase += 1
+
+
+@cache
+def walk() -> int:
+    """The address of `_walk`, compiled when first asked for."""
+    _walk.__qualname__ = f"_walk_{digest()}"  # as `launch.compile` does
+    kind, options = types.void(types.int64, types.int64), {"error_model": "numpy"}
+    try:
+        return int(numba.cfunc(kind, cache=True, **options)(_walk).address)
+    except RuntimeError as error:
+        if "no locator available" not in str(error):
+            raise
+        return int(numba.cfunc(kind, **options)(_walk).address)
+
+
+_making: list[threading.Thread] = []
+
+
+def ready() -> bool:
+    """Is the step compiled, now or by an earlier process? Where not, that begins in the background."""
+    if _step.parallel.signatures:
+        return True
+    kept = _step.parallel._cache.cache_path
+    if kept and all(any(Path(kept).glob(f"decode.{name}_{digest()}*.nbi")) for name in ("_walk", "_step")):
+        return True
+    if not _making:
+        log.warning("the fused decoding step is compiled in the background, once; until then tokens come slower")
+        _making.append(threading.Thread(target=make, name="fastsnn-compile"))
+        _making[0].start()
+    return False
+
+
+def make() -> None:
+    """Compile the step, or load it."""
+    walk()
+    _step.parallel.compile((types.int64,) * 3)
+
+
+@intrinsic
+def _call(typing: Any, address: Any, argument: Any, worker: Any) -> Any:
+    """The function of two whole numbers at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        i64 = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [i64, i64])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
 
 
 @Threaded
-def _step(at, states, scores, angles, token, place, shape, sizes, nw):  # type: ignore[no-untyped-def]
+def _step(address, call, nw):  # type: ignore[no-untyped-def]
     for worker in prange(nw):
-        _walk(at, states, scores, angles, token, place, shape, sizes, worker)
+        _call(address, call, np.int64(worker))

@@ -176,7 +176,7 @@ def _few(counts, w, shape, limit, bits, index, count, starts, acc, room, at, sum
 
     A task is a part of the inputs and a block of outputs; the parts are added up at the end.
     """
-    rows, wide, tall, width, block, parts = shape
+    rows, wide, tall, width, block, parts, stride = shape
     total, most[0], whole = _collect(counts, rows, wide, index, count, starts)
     if not whole:
         return FRACTIONS
@@ -203,7 +203,7 @@ def _few(counts, w, shape, limit, bits, index, count, starts, acc, room, at, sum
                     own = worker * rows + row
                     oa, oo = U(own * width), U((part * rows + row) * tall + column)
                     k, end = at[own], _first(index, at[own], starts[row + 1], min(low + block, stop))
-                    room[own] = _take(w, index, count, k, end, tall, column, n, acc, oa, sums, oo, room[own])
+                    room[own] = _take(w, index, count, k, end, stride, column, n, acc, oa, sums, oo, room[own])
                     at[own] = end
             for row in range(rows):
                 own = worker * rows + row
@@ -224,12 +224,14 @@ def few(counts: Tensor, weight: Tensor, limit: float) -> Tensor | None:
     (rows, wide), tall, nw = counts.shape, len(weight), workers()
     width = min(tall, COLUMNS)
     parts = nw // gcd(-(-tall // width), nw)
-    shape = (rows, wide, tall, width, wide if rows == 1 else max(GROUP, BLOCK // width), parts)
+    stride = weight.stride(1) if wide > 1 else tall  # more than `tall` where matrices lie side by side
+    flat_weight = weight.as_strided(((wide - 1) * stride + tall,), (1,)).numpy()
+    shape = (rows, wide, tall, width, wide if rows == 1 else max(GROUP, BLOCK // width), parts, stride)
     out = torch.empty(rows, tall, dtype=torch.int64)
     most = scratch("most", 1, np.int64)
     for bits, kind in ((31, np.int32), (63, np.int64)):
         found = _few(
-            flat(counts.contiguous()), weight.numpy().T.reshape(-1), shape, int(min(limit, rows * wide + 1)), bits,
+            flat(counts.contiguous()), flat_weight, shape, int(min(limit, rows * wide + 1)), bits,
             scratch("index", rows * wide + 1, np.int64), scratch("count", rows * wide + 1, np.int64),
             scratch("starts", rows + 1, np.int64), scratch("acc", nw * rows * width, np.int16),
             scratch("room", nw * rows, np.int64), scratch("at", nw * rows, np.int64),

@@ -231,7 +231,7 @@ def _dots_by_8(q, a, turned, b, keys, n, half, part, at):  # type: ignore[no-unt
 
 @compile
 def _dots(q, a, turned, b, keys, n, size, half, part, at, score, c):  # type: ignore[no-untyped-def]
-    """q · the first n columns of a matrix with rows of `keys`, folded over its rows: a vector of columns per operation."""
+    """q · n columns of a matrix with rows of `keys`, folded over its rows: a vector of columns per operation."""
     n = U(n)
     if half == 0:
         for j in range(n):
@@ -258,11 +258,11 @@ def _dots(q, a, turned, b, keys, n, size, half, part, at, score, c):  # type: ig
 
 
 @compile
-def _grow(k, ka, v, va, gate, ga, s, so, z, zo, size, n):  # type: ignore[no-untyped-def]
+def _grow(k, ka, v, va, gated, gate, ga, s, so, z, zo, size, n):  # type: ignore[no-untyped-def]
     """S and z take in one token, after their decay where there is a gate."""
     for c in range(U(size)):
         row, key = so + c * n, k[ka + c]
-        if len(gate):
+        if gated:
             held = gate[ga + c]
             for i in range(n):
                 s[row + i] = s[row + i] * held + key * v[va + i]
@@ -295,7 +295,7 @@ def _scan(q, k, v, gate, s, z, keep, shape, part, out, norm, nw):  # type: ignor
                     prefetch(gate, ka + U(ahead))
                     prefetch(v, va + U(SOON * groups * wide + line))
                     prefetch(q, U(((b * t_all + t + SOON) * h_all + g * share) * size + line))
-                _grow(k, ka, v, va, gate, ka, s, so, z, zo, size, n)
+                _grow(k, ka, v, va, len(gate) > 0, gate, ka, s, so, z, zo, size, n)
                 for h in range(g * share, (g + 1) * share):
                     row = (b * t_all + t) * h_all + h
                     _dots(q, U(row * size), s, so, wide, wide, size, half, part, at, out, U(row * wide))

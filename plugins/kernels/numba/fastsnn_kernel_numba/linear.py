@@ -163,8 +163,8 @@ def input_major(weight: Tensor) -> Tensor:
 
 
 def is_input_major(weight: Tensor) -> bool:
-    """Are the weights of one input contiguous?"""
-    return weight.T.is_contiguous()
+    """Are the weights of one input contiguous? They may be a part of a larger matrix's."""
+    return weight.T.is_contiguous() or (weight.stride(0) == 1 and weight.stride(1) >= len(weight))
 
 
 def dense(counts: Tensor, weight: Tensor) -> Tensor:

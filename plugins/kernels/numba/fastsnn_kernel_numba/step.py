@@ -209,7 +209,7 @@ def _scaled(mats, m, first, n, wide, sums, big, f, v, out, oo):  # type: ignore[
 @compile
 def _gates(mats, down, up, column, n, wide, sums, big, f, v, tau, low, lo, lanes, la, gate, go, info):  # type: ignore[no-untyped-def]
     """Decays of `n` channels: the small projection's numbers become levels, then the second projection."""
-    rank, tall = mats[down, TALL], mats[up, TALL]
+    rank, tall = mats[up, INPUTS], mats[up, TALL]
     _scaled(mats, down, 0, rank, wide, sums, big, f, v, low, lo)
     level = _largest(low, lo, rank) / LARGEST_LEVEL
     level = level if level > ZERO else ONE

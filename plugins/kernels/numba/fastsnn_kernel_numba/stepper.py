@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +10,15 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.ops import exact
-from fastsnn_core.ops.decode import Layer, Matrix, Mixer, Plan, Spikes, Unsupported
+from fastsnn_core.ops.decode import Layer, Matrix, Mixer, NotYet, Plan, Spikes, Unsupported
 from fastsnn_kernel_numba import step
-from fastsnn_kernel_numba.decode import Work, _step
-from fastsnn_kernel_numba.launch import digest, flat, workers
+from fastsnn_kernel_numba.decode import CALL, EPSILON, LAYER, SCALE_V, Q, Work, _step, ready, walk
+from fastsnn_kernel_numba.launch import flat, workers
 from fastsnn_kernel_numba.linear import input_major, is_input_major
 from fastsnn_kernel_numba.memory import zeros
 from fastsnn_kernel_numba.step import KEYS, MOST_BURST
 from fastsnn_kernel_numba.views import places
 
-log = logging.getLogger("fastsnn")
 F, I = np.float32, np.int64
 FORMS = list(exact.FORMS)
 KINDS = {"levels": step.LEVELS, "mean": step.MEAN, "max": step.MAX}
@@ -55,9 +52,8 @@ class Tables:
         self.size += values.numel()
         return self.size - values.numel()
 
-    def matrix(self, matrix: Matrix, sums: int, parts: int) -> int:
-        """A row of `mats`."""
-        weight = matrix.weight if is_input_major(matrix.weight) else input_major(matrix.weight)
+    def matrix(self, matrix: Matrix, weight: Tensor, sums: int, parts: int) -> int:
+        """A row of `mats`: where the outputs of a matrix are among those of `weight`."""
         self.held.append(weight)
         tall, inputs = weight.shape
         self.wide = max(self.wide, inputs)
@@ -65,22 +61,27 @@ class Tables:
         self.matrices.append(row)
         return len(self.matrices) - 1
 
-    def projection(self, matrices: list[Matrix], split: list[bool]) -> tuple[list[int], int, int]:
-        """Matrices with the same input: their rows, and the first and last task of the phase."""
-        begin, sums, rows = len(self.tasks), 0, []
-        for matrix, over_events in zip(matrices, split, strict=True):
-            tall = len(matrix.weight)
-            parts = self.workers if over_events and tall <= NARROW else 1
-            row = self.matrix(matrix, sums, parts)
+    def projection(self, *groups: list[Matrix], split: int = 1) -> tuple[list[int], list[int]]:
+        """Matrices with the same input, each group as one: their rows, and the first and last task of the phase.
+
+        The first `split` groups may be split over events; what reads them adds up the parts, and may do that only once.
+        """
+        rows, begin, sums = [], len(self.tasks), 0
+        for i, matrices in enumerate(groups):
+            weight, own = joined(matrices), len(rows)
+            tall = len(weight)
+            parts, first = self.workers if i < split and tall <= NARROW else 1, sums
+            for matrix in matrices:
+                rows.append(self.matrix(matrix, weight, first, parts))
+                first += len(matrix.weight)
             for part in range(parts):
                 for column in range(0, tall, COLUMNS):
                     columns = min(COLUMNS, tall - column)
-                    self.tasks.append([row, column, columns, part])
+                    self.tasks.append([rows[own], column, columns, part])
                     self.most = max(self.most, columns)
-            rows.append(row)
             sums += tall * parts
         self.room = max(self.room, sums)
-        return rows, begin, len(self.tasks)
+        return rows, [begin, len(self.tasks)]
 
     def site(self, spikes: Spikes) -> int:
         """A row of `sites`."""
@@ -96,44 +97,63 @@ class Tables:
         feature = FORMS.index(mixer.feature) if mixer.feature else -1
         if mixer.feature and mixer.rotary:
             raise Unsupported("a running-sum attention with rotary positions is not fused")
-        up = -1 if mixer.gate is None else self.matrix(mixer.gate.up, 0, 1)
+        up = -1 if mixer.gate is None else self.matrix(mixer.gate.up, joined([mixer.gate.up]), 0, 1)
         self.mixers.append([feature, int(mixer.rotary), mixer.window, down, up, self.constant(mixer.norm)])
         self.rates.append([mixer.gate.tau if mixer.gate else 1.0, mixer.eps])
 
-    def layer(self, layer: Layer) -> list[int]:
-        """A row of `layers`."""
+    def stage(self, spikes: Spikes, tasks: list[int], norm: Tensor | None, add: int, size: int) -> list[int]:
+        """What `_ready` does in front of a projection, and its tasks."""
+        return [self.site(spikes), *tasks, self.constant(norm), add, size]
+
+    def layer(self, layer: Layer, add: int) -> tuple[list[int], int]:
+        """A row of `layers`, behind the projection `add`; the projection that the next layer begins with."""
         gates = [m.gate.down for m in layer.mixers if m.gate]
-        (q, k, v, *downs), first, last = self.projection(
-            [layer.q, layer.k, layer.v, *gates], [True] * 3 + [False] * len(gates)
-        )
+        (q, k, v, *downs), tasks = self.projection([layer.q, layer.k, layer.v], *([down] for down in gates))
+        row = self.stage(layer.spikes, tasks, layer.norm, add, len(layer.norm))
         begin, left = len(self.mixers), iter(downs)
         for mixer in layer.mixers:
             self.mixer(mixer, next(left) if mixer.gate else -1)
-        head = [self.constant(layer.norm), self.site(layer.spikes), first, last, q, k, v]
-        head += [self.constant(layer.q_norm), self.constant(layer.k_norm), begin, len(self.mixers)]
-        (out,), first, last = self.projection([layer.out], [True])
-        head += [self.site(layer.mixed), out, first, last, self.constant(layer.norm2), self.site(layer.spikes2)]
-        both = [layer.up] if layer.gate is None else [layer.up, layer.gate]
-        (up, *gate), first, last = self.projection(both, [True] * len(both))
-        head += [first, last, up, gate[0] if gate else -1, FORMS.index(layer.activation), self.site(layer.hidden)]
-        (down,), first, last = self.projection([layer.down], [True])
-        return [*head, down, first, last, len(layer.up.weight)]
+        (out,), tasks = self.projection([layer.out])
+        row += self.stage(layer.mixed, tasks, None, -1, layer.out.weight.shape[1])
+        (up, *gate), tasks = self.projection([layer.up] if layer.gate is None else [layer.up, layer.gate])
+        row += self.stage(layer.spikes2, tasks, layer.norm2, out, len(layer.norm2))
+        (down,), tasks = self.projection([layer.down])
+        hidden = len(layer.up.weight)
+        row += self.stage(layer.hidden, tasks, None, -1, hidden)
+        row += [q, k, v, self.constant(layer.q_norm), self.constant(layer.k_norm), begin, len(self.mixers)]
+        return [*row, up, gate[0] if gate else -1, FORMS.index(layer.activation), hidden], down
+
+
+def joined(matrices: list[Matrix]) -> Tensor:
+    """The weights of matrices with the same input as one, input-major: as they lie, or a copy side by side."""
+    first, tall = matrices[0].weight, sum(len(m.weight) for m in matrices)
+    place, stride = first.data_ptr(), first.stride(1)
+    for m in matrices:
+        if not is_input_major(m.weight) or m.weight.stride(1) != stride or m.weight.data_ptr() != place:
+            return input_major(torch.cat([m.weight for m in matrices]))
+        place += len(m.weight)
+    if stride != tall:  # a part of something larger
+        return input_major(torch.cat([m.weight for m in matrices]))
+    return first.as_strided((tall, first.shape[1]), (1, stride))
 
 
 class NumbaStepper:
     """`fastsnn_core.ops.decode.Stepper`: one working memory for all its streams, so one step at a time."""
 
-    def __init__(self, plan: Plan) -> None:
-        kept = _step.parallel._cache.cache_path
-        if not _step.parallel.signatures and not (kept and any(Path(kept).glob(f"decode._step_{digest()}*.nbi"))):
-            log.warning("the fused decoding step is compiled now, once: this takes a minute or two")
+    def __init__(self, plan: Plan, wait: bool = True) -> None:
+        if not wait and not ready():
+            raise NotYet("the fused step is being compiled; the model itself answers meanwhile, with the same bits")
         self.plan, nw = plan, workers()
         self.workers = nw
         t = Tables(nw)
-        layers = [t.layer(layer) for layer in plan.layers]
-        (head,), first, last = t.projection([plan.head], [False])
-        tail = [0] * 27
-        tail[0], tail[1], tail[2], tail[3], tail[4] = t.constant(plan.norm), t.site(plan.spikes), first, last, head
+        layers, add = [], -1
+        for layer in plan.layers:
+            row, add = t.layer(layer, add)
+            layers.append(row)
+        (head,), tasks = t.projection([plan.head], split=0)
+        tail = t.stage(plan.spikes, tasks, plan.norm, add, plan.width)
+        tail += [0] * (LAYER - len(tail))
+        tail[Q] = head
         self.tables = t
         share, size = plan.n_heads // plan.n_kv_heads, plan.head_dim
         rank = max([len(m.gate.down.weight) for layer in plan.layers for m in layer.mixers if m.gate] + [0])
@@ -156,14 +176,15 @@ class NumbaStepper:
             np.zeros(nw * self.own, F), np.zeros(nw * self.part, F), np.zeros(len(plan.head.weight), F),
             np.zeros(nw * size, np.int32),
         )  # fmt: skip
-        self.work.volts[1] = size**-0.5
-        self.at = places(self.work)
+        self.work.volts[SCALE_V], self.work.volts[EPSILON] = size**-0.5, plan.eps
+        self.at, self.call = places(self.work), np.zeros(CALL, I)
+        self.work_at, self.call_at = [self.at.ctypes.data, self.at.size], self.call.ctypes.data
         self.logits = torch.from_numpy(self.work.logits)
-        self.shape = (plan.width, plan.n_heads, plan.n_kv_heads, size, F(plan.eps))
-        self.sizes = (self.own, self.part, t.most, nw)
+        self.sizes = [plan.n_heads, plan.n_kv_heads, size, self.own, self.part, t.most, nw]
         self.cos = self.sin = np.zeros(0, F)
+        self.walk = walk()
         self.busy = threading.Lock()
-        self.angles_at, self.places = np.zeros(3, I), 0
+        self.angles_at, self.places = [0] * 4, 0
 
     def angles(self, place: int) -> None:
         """Cosines and sines reach `place`."""
@@ -171,7 +192,7 @@ class NumbaStepper:
             cos, sin = self.plan.angles(place + 1)
             self.places = len(cos)
             self.cos, self.sin = (flat(t.float().contiguous()) for t in (cos, sin))
-            self.angles_at = np.array([self.cos.ctypes.data, self.sin.ctypes.data, self.cos.size], I)
+            self.angles_at = [self.cos.ctypes.data, self.cos.size, self.sin.ctypes.data, self.sin.size]
 
     def failure(self) -> str:
         """What was not finite."""
@@ -233,7 +254,7 @@ class NumbaStream:
     def refresh(self) -> None:
         """Scores need as much room as the longest cache."""
         self.score = np.zeros(self.stepper.workers * int(self.state[:, 2].max(initial=0)) + 1, F)
-        self.score_at, self.state_at = (np.array([x.ctypes.data, x.size], I) for x in (self.score, self.state))
+        self.places = [n for x in (self.state, self.score) for n in (x.ctypes.data, x.size)]
 
     def step(self, token: int) -> Tensor:
         """Logits after `token`."""
@@ -247,7 +268,8 @@ class NumbaStream:
             s.angles(self.position)
             s.work.sync.fill(0)
             s.work.info.fill(0)
-            _step(s.at, self.state_at, self.score_at, s.angles_at, token, self.position, s.shape, s.sizes)
+            s.call[:] = [*s.work_at, *self.places, *s.angles_at, token, self.position, *s.sizes]
+            _step(s.walk, s.call_at)
             if s.work.info[step.BAD]:
                 self.failure = s.failure()
                 raise ValueError(self.failure)

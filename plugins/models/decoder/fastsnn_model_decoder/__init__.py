@@ -214,13 +214,14 @@ class DecoderModule(nn.Module):
             logits = F.linear(spikes, self.embed.weight)
         return (logits, DecoderState(position, embed, tuple(news), head)) if return_state else logits
 
-    def fast(self, state: DecoderState | None) -> FastStream | None:
+    def fast(self, state: DecoderState | None, wait: bool = True) -> FastStream | None:
         """A stream that goes on from `state` in the fused step, with the same logits; None where that cannot be.
 
-        `fast_step` says which kernel set it is, or why there is none.
+        `fast_step` says which kernel set it is, or why there is none. Where the step has to be compiled first, that is
+        waited for, or, without `wait`, begun in the background: then there is none yet.
         """
         try:
-            kernel, stream = start(self, state)
+            kernel, stream = start(self, state, wait)
         except Unsupported as reason:
             self.fast_step = {"kernel": None, "why": str(reason)}
             return None

@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from fastsnn_core.ops import decode
+from fastsnn_core.ops import decode, input_major
 from fastsnn_core.ops.decode import Gate, Layer, Matrix, Mixer, Plan, Spikes, Unsupported
 from fastsnn_core.quant import QuantEmbedding, QuantLinear
 from fastsnn_core.runtime import Coding
@@ -206,7 +206,27 @@ def stamp(model: nn.Module) -> tuple[Any, ...]:
     return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors), torch.get_num_threads()
 
 
-def start(model: Any, state: Any) -> tuple[str, FastStream]:
+def join(model: Any) -> None:
+    """Weights that read the same spikes lie side by side, so that one event reads one long row: q, k, v; up, gate.
+
+    The layers keep views of the whole, so there is no second copy.
+    """
+    for block in model.layers:
+        a, f = block.attention, block.feedforward
+        for layers in ([a.q, a.k, a.v], [f.up] if f.gate is None else [f.up, f.gate]):
+            tall, first = sum(len(layer.weight) for layer in layers), layers[0].weight
+            shared = {layer.weight.untyped_storage().data_ptr() for layer in layers}
+            if first.stride() == (1, tall) and len(shared) == 1:
+                continue
+            with torch.inference_mode(False):  # what is made in inference mode could not be loaded into again
+                whole = input_major(torch.cat([layer.weight for layer in layers]))
+            begin = 0
+            for layer in layers:
+                layer.weight = whole[begin : begin + len(layer.weight)]
+                begin += len(layer.weight)
+
+
+def start(model: Any, state: Any, wait: bool = True) -> tuple[str, FastStream]:
     """``(kernel set, stream)`` that goes on from the state of one stream; `Unsupported` says why not."""
     watched(model)
     if state is None or len(state.position) != 1:
@@ -215,6 +235,8 @@ def start(model: Any, state: Any) -> tuple[str, FastStream]:
         decode.refuse(None)
     now = stamp(model)
     if model.fused is None or model.fused[0] != now:
-        model.fused = now, decode.stepper(plan(model))
+        plan(model)  # says what cannot be fused before anything is moved
+        join(model)
+        model.fused = stamp(model), decode.stepper(plan(model), wait)
     kernel, made = model.fused[1]
     return kernel, FastStream(model, made, state)
