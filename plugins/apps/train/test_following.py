@@ -205,3 +205,14 @@ def test_the_command_says_what_stopped_it_and_shows_no_traceback(tmp_path, monke
     assert main(["fit", "spec.toml", "--out", "stopped", "--quiet"]) == EXIT_INTERRUPT
     assert "SIGTERM at step 1; its checkpoint is under stopped, --resume goes on from there" in capsys.readouterr().err
     assert (tmp_path / "stopped" / "checkpoints" / "step-000001").is_dir()
+
+
+def test_the_command_lists_every_setting(capsys):
+    from fastsnn_train.cli import fit
+    from fastsnn_train.config import DataConfig
+
+    assert fit(["--settings"]) == 0
+    said = capsys.readouterr().out
+    for section in (DataConfig, TrainConfig):
+        assert all(f"\n  {field.name} = " in said for field in attrs.fields(section))
+    assert '  schedule = "cosine"  what follows warm-up (one of ' in said

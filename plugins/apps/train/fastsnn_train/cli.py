@@ -12,6 +12,7 @@ import attrs
 
 from fastsnn_core import build, bundle, spec
 from fastsnn_core.cli import UserError
+from fastsnn_core.component import bounds_of, fields
 from fastsnn_core.files import write_text
 from fastsnn_text import Sampling, attach, generate_text, load_tokenizer
 from fastsnn_train.config import DataConfig, TrainConfig
@@ -31,6 +32,10 @@ def fit(argv: list[str]) -> int:
     args.add_argument("--steps", type=int, help="instead of [train] max_steps")
     args.add_argument("--quiet", action="store_true", help="no progress")
     args.add_argument("--json", action="store_true", help="print the result as JSON")
+    args.add_argument("--settings", action="store_true", help="list what [data] and [train] may say, and stop")
+    if "--settings" in argv:
+        print(settings())
+        return 0
     opts = args.parse_args(argv)
     found = spec.load(opts.spec)
     out, quiet = Path(opts.out), opts.quiet or opts.json
@@ -51,6 +56,19 @@ def fit(argv: list[str]) -> int:
         print(json.dumps(result) if opts.json else "\n".join(lines))
     leave(trainer.world)
     return 0
+
+
+def settings() -> str:
+    """Every setting of the two sections: name, default, what it is, unit and bounds."""
+    lines = []
+    for section in (DataConfig, TrainConfig):
+        table = spec.to_table(section())
+        lines.append(f"[{section.name}]  {section.__doc__}")
+        for field in fields(section):
+            bounds = bounds_of(field)
+            more = ", ".join(text for text in (bounds.unit, bounds.describe()) if text)
+            lines.append(f"  {field.name} = {json.dumps(table[field.name])}  {bounds.doc}{more and f' ({more})'}")
+    return "\n".join(lines)
 
 
 def fit_spec(
