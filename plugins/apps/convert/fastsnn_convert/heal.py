@@ -2,9 +2,9 @@
 
     loss = KL(teacher ‖ student) of the next token, mean over tokens  +  hidden · mean_l |h_l - h_l^T|² / var h_l^T
 
-No labels are needed, so the text may be anything, also text that the teacher writes itself: by default seven eighths of
-every batch are, so that a short text is not learnt by heart. Gradients pass the counts straight through, and also the
-thresholds (`fastsnn_convert.thresholds`). A model with other attentions than its teacher is healed in two stages, as
+No labels are needed, so the text may be anything, also text that the teacher writes itself: by default half of every
+batch is, so that a short text is not learnt by heart. Gradients pass the counts straight through, and the thresholds
+(`fastsnn_convert.thresholds`). A model with other attentions than its teacher is healed in two stages, as
 SpikingBrain was trained: first the attentions with numbers at every site, then everything with spikes.
 Hinton et al. 2015 (arXiv 1503.02531).
 """
@@ -53,7 +53,7 @@ class Healing:
     hidden: float = 10.0
     lora: int = 0
     share: float = 0.5
-    written: float = 0.875
+    written: float = 0.5
     thresholds: bool = True
     seed: int = 0
     every: int = 200
