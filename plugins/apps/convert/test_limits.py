@@ -112,6 +112,33 @@ def test_an_unknown_module_is_kept_intact_and_listed():
     torch.testing.assert_close(done.model(x), model(x), rtol=2e-3, atol=2e-3)
 
 
+class Calls(nn.Module):
+    """Layers without modules, between layers with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.group = nn.Conv1d(3, 4, 3, padding=1), nn.GroupNorm(2, 4)
+        self.up, self.out = nn.ConvTranspose1d(4, 4, 2, 2), nn.Linear(6, 2)
+        self.w, self.kernel = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(4, 4, 1))
+
+    def forward(self, x):
+        x = F.relu(self.group(self.first(x)))
+        x = F.conv1d(self.up(x), self.kernel)
+        x = F.layer_norm(F.avg_pool1d(x, 2).mean(-1), (4,))
+        return self.out(F.silu(F.linear(x, self.w)))
+
+
+def test_calls_with_weights_of_their_own_are_listed_with_what_would_make_them_spike():
+    model, x = Calls().eval(), torch.randn(5, 3, 8)
+    done = convert(model, example=x, neuron=FINE)
+    torch.testing.assert_close(done.model(x), model(x), rtol=2e-3, atol=2e-3)
+    rows = {r["class"]: r for r in done.report["modules"]}
+    assert [rows[n]["status"] for n in ("Conv1d", "ConvTranspose1d", "Linear")] == ["converted"] * 3
+    assert [rows[n]["status"] for n in ("GroupNorm", "conv1d()", "layer_norm()", "linear()")] == ["kept"] * 4
+    assert "an nn.Conv in its place would read spikes" in rows["conv1d()"]["note"]
+    assert "an nn.Linear in its place would read spikes" in rows["linear()"]["note"]
+
+
 def test_a_call_that_no_spec_can_say_keeps_it_out_of_a_bundle():
     done = convert(nn.Sequential(nn.Linear(4, 4), Odd()), example=torch.randn(2, 4))
     with pytest.raises(ConversionError, match="cannot be saved as a bundle: call cumsum"):

@@ -6,6 +6,7 @@ from typing import Any
 
 from attrs import frozen
 from torch import nn
+from torch.nn import functional as F
 
 from fastsnn_core import Rule, hookimpl
 from fastsnn_core.conversion import Context, Replacement
@@ -13,6 +14,8 @@ from fastsnn_core.conversion import Context, Replacement
 __version__ = "0.1.0"
 
 MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+CALLS = (F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 @frozen
@@ -35,6 +38,12 @@ class Conv(Rule):
         if module.padding_mode != "zeros":
             return context.keep(module, f"pads with {module.padding_mode!r}; only zeros are silent")
         return context.project(module, "weights kept")
+
+    def lift(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """A call that stays a call, and why."""
+        if function in CALLS:
+            return "multiplies numbers, since its weight is no module's; an nn.Conv in its place would read spikes"
+        return None
 
 
 @hookimpl

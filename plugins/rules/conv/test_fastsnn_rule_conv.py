@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fastsnn_core.testing import conformance
 from fastsnn_core.testing.rules import check_rule, context
@@ -36,3 +37,8 @@ def test_padding_with_values_is_kept():
     assert (found.status, found.spikes) == ("kept", "no")
     assert found.note == "pads with 'reflect'; only zeros are silent"
     assert context().convert.__doc__
+
+
+def test_a_convolution_without_a_module_says_why_it_stays():
+    assert "an nn.Conv in its place" in Conv().lift(F.conv_transpose2d, (), {})
+    assert Conv().lift(F.linear, (), {}) is None

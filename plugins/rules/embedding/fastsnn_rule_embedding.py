@@ -6,11 +6,14 @@ from typing import Any
 
 from attrs import frozen
 from torch import nn
+from torch.nn import functional as F
 
 from fastsnn_core import Rule, hookimpl
 from fastsnn_core.conversion import Context, Replacement
 
 __version__ = "0.1.0"
+
+LOOKED_UP = "one token, one event: a row is looked up; the projection behind it spikes"
 
 
 @frozen
@@ -26,7 +29,11 @@ class Embedding(Rule):
 
     def convert(self, module: Any, context: Context) -> Replacement:
         """The table itself."""
-        return context.keep(module, "one token, one event: a row is looked up; the projection behind it spikes")
+        return context.keep(module, LOOKED_UP)
+
+    def lift(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """A call that stays a call, and why."""
+        return LOOKED_UP if function in (F.embedding, F.embedding_bag) else None
 
 
 @hookimpl

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
+import torch
 from attrs import frozen
 from torch import nn
+from torch.nn import functional as F
 
 from fastsnn_core import Rule, hookimpl
 from fastsnn_core.conversion import Context, Replacement
 
 __version__ = "0.1.0"
+
+PRODUCTS = (operator.matmul, torch.matmul, torch.bmm, torch.einsum, "matmul", "bmm")
 
 
 @frozen
@@ -31,6 +36,12 @@ class Linear(Rule):
     def convert(self, module: Any, context: Context) -> Replacement:
         """The layer, reading spikes."""
         return context.project(module, "weights kept")
+
+    def lift(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """A call that stays a call, and why."""
+        if function is F.linear:
+            return "multiplies numbers, since its weight is no module's; an nn.Linear in its place would read spikes"
+        return "a product of two values" if function in PRODUCTS else None
 
 
 @hookimpl

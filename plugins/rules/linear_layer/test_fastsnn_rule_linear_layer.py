@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fastsnn_core.testing import conformance
 from fastsnn_core.testing.rules import check_rule
@@ -26,3 +27,9 @@ def test_a_layer_of_another_kind_is_left_to_its_own_rule():
 
     assert not Linear().matches(Quantised(2, 2))
     assert not Linear().matches(nn.Bilinear(2, 2, 2))
+
+
+def test_a_product_without_a_module_says_why_it_stays():
+    assert "an nn.Linear in its place" in Linear().lift(F.linear, (), {})
+    assert Linear().lift(torch.matmul, (), {}) == Linear().lift("bmm", (), {}) == "a product of two values"
+    assert Linear().lift(torch.add, (), {}) is None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from attrs import frozen
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastsnn_core import Rule, hookimpl
 from fastsnn_core.conversion import Context, Replacement
@@ -20,6 +21,9 @@ KEPT = (
     nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
     nn.LocalResponseNorm,
 )  # fmt: skip
+
+CALLS = (F.layer_norm, F.rms_norm, F.group_norm, F.instance_norm, F.local_response_norm, F.normalize)
+NEEDS = "needs every channel's value; the projection behind it spikes"
 
 
 def affine(norm: Any) -> tuple[Tensor, Tensor]:
@@ -117,7 +121,13 @@ class Norms(Rule):
 
     def convert(self, module: Any, context: Context) -> Replacement:
         """The norm itself."""
-        return context.keep(module, "needs every channel's value; the projection behind it spikes")
+        return context.keep(module, NEEDS)
+
+    def lift(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """A call that stays a call, and why."""
+        if function is F.batch_norm:
+            return "an affine map of numbers, since its weights are no module's; an nn.BatchNorm would be folded"
+        return NEEDS if function in CALLS else None
 
 
 @hookimpl

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fastsnn_core.testing import conformance
 from fastsnn_core.testing.rules import check_rule, context
@@ -95,3 +96,9 @@ def test_a_norm_without_statistics_is_kept():
 def test_norms_over_channels_are_kept_and_say_so(module, shape):
     found = check_rule(Norms(), module, torch.randn(shape))
     assert (found.status, found.note) == ("kept", "needs every channel's value; the projection behind it spikes")
+
+
+def test_norms_without_a_module_say_why_they_stay():
+    assert "would be folded" in Norms().lift(F.batch_norm, (), {})
+    assert Norms().lift(F.group_norm, (), {}) == "needs every channel's value; the projection behind it spikes"
+    assert Norms().lift(F.relu, (), {}) is None
