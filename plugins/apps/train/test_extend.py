@@ -17,6 +17,7 @@ from fastsnn_train.extend_decay import calibrate_decay
 from fastsnn_train.extend_shape import adopt, attentions, shaped
 from fastsnn_train.extend_walk import FRESH, Walk, deep_share
 from fastsnn_train.parallel import World
+from fastsnn_train.recall import mqar, recall
 from fastsnn_train.snapshot import take
 from fastsnn_train.streaming import Streamed
 
@@ -103,6 +104,27 @@ def test_stages_carry_the_optimiser_and_leave_milestones(make, data, tmp_path):
     assert "mqar at 48 tokens" in str(found)
     again = bundle.load(bundle.save(model, tmp_path / "m.snn"))
     assert again.meta["milestones"][-1]["to"] == 48
+
+
+def test_recall_is_of_tasks_of_ones_own_in_ones_own_text(make, data, monkeypatch):
+    import fastsnn_train.extend as module
+
+    fillers = set()
+
+    def measured(*words, filler=None, **options):
+        fillers.add(filler)
+        return recall(*words, filler=filler, **options)
+
+    def two(rng, encode):
+        return mqar(rng, encode, pairs=2)
+
+    monkeypatch.setattr(module, "recall", measured)
+    model = make(vocab_size=257)
+    found = extend_context(
+        model, trained(model, data), new_seq_len=24, max_steps=1, recall=(two,), recall_samples=1, filler="a b c "
+    )
+    assert found.grids["two"][1].lengths == (12, 24)
+    assert "a b c " in fillers
 
 
 @pytest.mark.parametrize("action", ["rollback", "stop"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -26,12 +26,13 @@ from fastsnn_train.extend_walk import Walk, deep_share
 from fastsnn_train.optim import learning_rate
 from fastsnn_train.packing import Data, Packed
 from fastsnn_train.progress import Progress
-from fastsnn_train.recall import Recall, recall
+from fastsnn_train.recall import Question, Recall, recall, task_name
 from fastsnn_train.trainer import Trainer
 
 log = logging.getLogger("fastsnn")
 MODES = ("carry", "long", "pass", "decay")
 ROPES = ("none", "yarn", "ntk")
+Task = str | Callable[..., Question]
 CHECKS = 8
 """How often a stage looks at the short-context loss."""
 
@@ -63,8 +64,9 @@ def extend_context(
     on_gate: str = "rollback",
     rope: str = "none",
     window: int = 0,
-    recall: Sequence[str] = ("passkey", "mqar"),
+    recall: Sequence[Task] = ("passkey", "mqar"),
     recall_samples: int = 4,
+    filler: str | None = None,
     eval_sequences: int = 4,
     resume: bool = False,
     quiet: bool | None = None,
@@ -83,8 +85,9 @@ def extend_context(
     Where the trainer has a folder, checkpoints go to ``out/extending`` whenever that loss is found good, eight times a
     stage; with `resume` a killed extension goes on from the newest.
 
-    The result is plain data: loss by position and recall by depth and length, before and after; `history` has the
-    steps, ``.report(folder)`` writes JSON and heat maps. Milestones go into the model's meta, and so into its bundle.
+    The result is plain data: loss by position and recall by depth and length, before and after (`recall` names tasks or
+    is functions that make one, `filler` is the text around the fact: `fastsnn_train.recall`); `history` has the steps,
+    ``.report(folder)`` writes JSON and heat maps. Milestones go into the model's meta, and so into its bundle.
     """
     data = data or trainer.data
     if data is None:
@@ -111,7 +114,7 @@ def extend_context(
             "distance; give longer documents, or use mode='pass'", 100 * share, old,
         )  # fmt: skip
     quiet = trainer.quiet if quiet is None else quiet
-    judge = Judge(model, trainer, data, [old, *lengths], recall, recall_samples, eval_sequences)
+    judge = Judge(model, trainer, data, [old, *lengths], recall, recall_samples, eval_sequences, filler)
     asked = attrs.asdict(plan) | {"from": old, "lengths": lengths, "budget": budget}
     began, diary = time.perf_counter(), Diary(model, trainer, asked, resume)
     if not diary.facts:
@@ -164,10 +167,12 @@ class Judge:
         trainer: Trainer,
         data: Data,
         lengths: list[int],
-        tasks: Sequence[str],
+        tasks: Sequence[Task],
         n: int,
         rows: int,
+        filler: str | None = None,
     ) -> None:
+        self.filler = filler
         self.model, self.trainer, self.lengths, self.tasks, self.n, self.rows = model, trainer, lengths, tasks, n, rows
         old, new = lengths[0], lengths[-1]
         self.held = held_out(data, old)
@@ -184,9 +189,10 @@ class Judge:
         """Loss by position, and recall by depth and length."""
         with self.trainer.autocast():
             table = position_nats(self.model, self.long, self.rows, self.lengths[0])
-            return {"positions": buckets(table, self.edges), "recall": {t: self.recall(t) for t in self.tasks}}
+            found = {task_name(t): self.recall(t) for t in self.tasks}
+            return {"positions": buckets(table, self.edges), "recall": found}
 
-    def recall(self, task: str) -> Recall | str:
+    def recall(self, task: Task) -> Recall | str:
         """Recall at every length that fits the task, or why there is none."""
         try:
             tokenizer_of(self.model)
@@ -200,7 +206,7 @@ class Judge:
                 if "too few" not in str(error):
                     raise
                 continue
-            found = recall(self.model, task, lengths=self.lengths[n:], samples=self.n)
+            found = recall(self.model, task, lengths=self.lengths[n:], samples=self.n, filler=self.filler)
             break
         return found or f"{self.lengths[-1]} tokens are too few for the task"
 

@@ -69,6 +69,11 @@ def mqar(rng: np.random.Generator, encode: Callable[[str], Ids], pairs: int = 4)
 TASKS: dict[str, Callable[..., Question]] = {"passkey": passkey, "mqar": mqar}
 
 
+def task_name(task: str | Callable[..., Question]) -> str:
+    """What a task is called in results."""
+    return task if isinstance(task, str) else getattr(task, "__name__", "task")
+
+
 @attrs.frozen
 class Recall:
     """Accuracy by length (rows) and depth (columns; 0 is the beginning of the text, 1 just before the question)."""
@@ -140,8 +145,7 @@ def recall(
             row.append(sum(scores) / len(scores))
         table.append(tuple(row))
     model.train(training)
-    name = task if isinstance(task, str) else getattr(task, "__name__", "task")
-    return Recall(name, tuple(lengths), places, tuple(table), samples)
+    return Recall(task_name(task), tuple(lengths), places, tuple(table), samples)
 
 
 def sample(
