@@ -132,12 +132,16 @@ class Bench:
     def curve(self) -> None:
         """Quality against silence: a k each, calibrated, then healed for `curve_steps`."""
         for k in CURVE:
+            if self.opts.match and self.opts.match != f"k{k:g}":
+                continue
             began = time.process_time()
             done = self.convert(k=k)
             self.add(f"curve k = {k:g}", done, began, k=k, healed=False)
             settings = {"steps": self.opts.curve_steps, "batch": self.opts.batch, "length": self.opts.length}
             heal(done.model, SOURCE, [self.fit], quiet=self.opts.quiet, lr=self.opts.lr, **settings)
             self.add(f"curve k = {k:g} healed", done, began, k=k, healed=True, settings=settings)
+            if self.opts.plot:  # what there is so far
+                self.plot(self.opts.plot)
 
     def plot(self, path: str) -> None:
         """Ratio against silent fraction, calibrated and healed, as an image."""
@@ -168,7 +172,7 @@ class Bench:
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--only", help=f"pieces, with commas, out of {', '.join(PIECES)}")
-    args.add_argument("--match", help="of the rows without training only this one: k1, S4, …")
+    args.add_argument("--match", help="of the rows without training, or of the curve, only this one: k1, S4, …")
     args.add_argument("--windows", type=int, default=40, help="windows of text to calibrate on (4/5 of them)")
     args.add_argument("--burst", type=int, default=2, help="channels of a token that may burst, in the piece burst")
     args.add_argument("--heal-steps", type=int, default=1500)
@@ -198,8 +202,6 @@ def main() -> None:
             bench.curve()
         else:
             (bench.healed if piece in HEALED else bench.untrained)(piece)
-    if opts.plot:
-        bench.plot(opts.plot)
     found = {"dense": bench.floor, "rows": bench.rows, "spikingjelly_quoted": RIVAL}
     goals(found)
     emit(found, opts.json)
