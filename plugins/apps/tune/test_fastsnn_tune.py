@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from fastsnn_core.quant import quantise
 from fastsnn_core.site import sites
 from fastsnn_core.spec import converter
 from fastsnn_text import attach, load_tokenizer
-from fastsnn_tune import tune
+from fastsnn_tune import path, tune
 from fastsnn_tune.cli import main
 from fastsnn_tune.dial import Notch, notches, silent_channels, turn, value_of, values_for
 from fastsnn_tune.path import Path, better, first, where
-from fastsnn_tune.search import Step, costs, merged, ordered
+from fastsnn_tune.search import Step, costs, merged, ordered, windows_of
 
 TEXT = "A neuron keeps what it hears, leaks a little, and speaks only when it must. " * 12
 SMALL = {"seq_len": 32, "calibration_tokens": 128, "held_out_tokens": 96, "points": 3, "decode_tokens": 0}
@@ -167,6 +168,32 @@ def test_a_budget_is_not_overdrawn(tmp_path):
         load(save(each.model, tmp_path / f"{i}.snn"))
 
 
+def test_a_budget_is_kept_on_text_that_played_no_part_in_the_choice(monkeypatch):
+    losses = {n: torch.full((4,), 1.0 + 0.1 * n) for n in range(6)}
+    monkeypatch.setattr(path, "turn_model", lambda model, names, values: model.append(values))
+    monkeypatch.setattr(path, "window_losses", lambda model, windows: losses[model[-1]] + windows)
+    seen = {n: (0.05 * n, 0.1 * n) for n in range(6)}  # where it is looked for, each setting costs half as much
+    rows = [Path([], {}, None, list(range(6)), seen, check) for check in (None, torch.zeros(4))]
+    ends = [better([row], None, math.exp(0.26))[1] for row in rows]
+    assert ends == [5, 2]
+    noise = torch.tensor([0.04, -0.04, 0.04, -0.04])  # the same mean, less sure of it
+    losses = {n: row + n * noise for n, row in losses.items()}
+    unsure = Path([], {}, None, list(range(6)), seen, torch.zeros(4))
+    assert unsure.cost(2) == pytest.approx(0.2 + 1.645 * 2 * float(noise.std()) / 2)
+    assert better([unsure], None, math.exp(0.26))[1] == 1
+    alone = Path([], {}, None, list(range(6)), seen, torch.zeros(1))  # one window tells no error: its cost, again
+    losses = {n: row[:1] for n, row in losses.items()}
+    assert alone.cost(1) == pytest.approx(2.645 * float(losses[1] - losses[0]))
+
+
+def test_no_text_is_used_twice():
+    text = bytes(torch.randint(33, 123, (2000,), generator=torch.Generator().manual_seed(0)).tolist()).decode()
+    order, chosen, checked, held = windows_of(model(), text, 32, 256, 128)
+    parts = [{tuple(row) for row in part.tolist()} for part in (order, chosen, checked, held)]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set.union(*parts))
+
+
 def test_without_a_goal_the_curve_is_measured():
     net = model()
     tuned = quick(net)
@@ -193,7 +220,7 @@ def test_goals_that_make_no_sense_are_refused():
         quick(net, silent=0.5, mode="both")
     with pytest.raises(ValueError, match="do not turn together"):
         quick(model(at=[{"sites": ["ffn_in"], "neuron": {"kind": "ilif"}}]), silent=0.5, mode="together")
-    with pytest.raises(ValueError, match="tokens; at least 132 are needed"):
+    with pytest.raises(ValueError, match="tokens; at least 198 are needed"):
         tune(net, "short", silent=0.5, seq_len=32)
 
 

@@ -37,14 +37,16 @@ def poisoned(monkeypatch, workers, start):
     for array in vars(launch._kept).values():
         array.fill(0xFF)
     monkeypatch.setattr(onerow, "workers", lambda: workers)
-    monkeypatch.setattr(launch.Threaded, "on", start)
+    monkeypatch.setattr(onerow, "_team", start)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).view(torch.uint8).fill_(0xFF).view(k["dtype"]))
 
 
+TEAM = onerow._team
 STARTS = {
-    "threads": lambda self, wanted, *args: self.parallel(*args, wanted),
-    "one after the other": lambda self, wanted, *args: self.serial(*args, wanted),
+    "torch's threads": TEAM,
+    "Numba's threads": lambda wanted, at: onerow._rows.parallel(at, wanted),
+    "one does it all": lambda wanted, at: TEAM.alone.ctypes(at),
 }
 
 
@@ -79,6 +81,18 @@ def test_calls_of_one_row_take_it(monkeypatch):
     assert len(seen) == 3
     assert all(out is not None for out in seen)
     assert "only rows of weights that spiked" in ops.dispatch.reasons()["count_linear"]
+
+
+def test_without_an_openmp_that_torch_shares_numbas_threads_do_it(monkeypatch):
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(launch, "torch_pool", lambda: None)
+        monkeypatch.setattr(onerow, "_team", launch.Team(onerow._enter, onerow._rows))
+        weight = ops.input_major(torch.randint(-128, 128, (40, 30), dtype=torch.int8))
+        counts = torch.randint(-3, 4, (1, 30))
+        assert torch.equal(onerow.product(counts, weight), event.count_linear_naive(counts, weight))
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.int32, torch.int64])

@@ -43,6 +43,12 @@ def loss(model: nn.Module, windows: Tensor, batch: int = 8) -> tuple[float, floa
     return total / max(1, count), tally.figures()["silent_fraction"]
 
 
+@torch.no_grad()
+def window_losses(model: nn.Module, windows: Tensor, batch: int = 8) -> Tensor:
+    """Nats per token of every window ``[N]``."""
+    return torch.cat([nats(model, rows).double().reshape(len(rows), -1).mean(1) for rows in windows.split(batch)])
+
+
 def speeds(
     forms: dict[str, nn.Module], settings: dict[int, Callable[[nn.Module], None]], prompt: list[int], tokens: int
 ) -> dict[int, dict[str, float]]:

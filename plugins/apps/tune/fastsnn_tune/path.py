@@ -9,21 +9,28 @@ from collections.abc import Callable
 import attrs
 from torch import Tensor, nn
 
-from fastsnn_tune.curve import loss
+from fastsnn_tune.curve import loss, window_losses
 from fastsnn_tune.dial import Dials, turn_model
 
+SURE = 1.645  # standard errors that a cost may be underestimated by: one-sided, 95 %
 HALFWAY = 0.5  # silent fraction at which paths are compared where nobody names a goal
 
 
 @attrs.define(eq=False)
 class Path:
-    """Dial settings from the model as it is to nearly silent, and what was measured on the way."""
+    """Dial settings from the model as it is to nearly silent, and what was measured on the way.
+
+    Where to stop is looked for on `windows`; whether a budget is kept there is asked of `check`, text that played no
+    part in the choice.
+    """
 
     model: nn.Module
     names: dict[str, str]
     windows: Tensor
     values: list[Dials]
     seen: dict[int, tuple[float, float]] = attrs.field(factory=dict)
+    check: Tensor | None = None
+    checked: dict[int, Tensor] = attrs.field(factory=dict)
 
     @property
     def last(self) -> int:
@@ -36,6 +43,24 @@ class Path:
             turn_model(self.model, self.names, self.values[n])
             self.seen[n] = loss(self.model, self.windows)
         return self.seen[n]
+
+    def cost(self, n: int) -> float:
+        """Nats per token that setting n costs on `check`, at most: the mean over windows and `SURE` standard errors."""
+        for i in (0, n):
+            if i not in self.checked:
+                assert self.check is not None
+                turn_model(self.model, self.names, self.values[i])
+                self.checked[i] = window_losses(self.model, self.check)
+        more = self.checked[n] - self.checked[0]
+        error = float(more.std()) / math.sqrt(len(more)) if len(more) > 1 else abs(float(more.mean()))
+        return float(more.mean()) + SURE * error
+
+    def back_off(self, stop: int, budget: float) -> int:
+        """The last setting up to `stop` that keeps the budget on `check`, too."""
+        if self.check is None:
+            return stop
+        over = first(stop, lambda n: self.cost(n) > math.log(budget))
+        return stop if over is None else max(0, over - 1)
 
     def near(self, share: float, end: int) -> int:
         """About where the path is this share of the way to the silence of `end`, by what was measured so far."""
@@ -56,6 +81,7 @@ def better(paths: list[Path], silent: float | None, budget: float | None) -> tup
         most = max(path.go(path.last)[1] for path in paths)
         raise ValueError(f"a silent fraction of {silent} is out of reach; these dials go to {most:.3f}")
     if budget is not None:
+        reached = [(path, path.back_off(stop, budget)) for path, stop in reached]
         return max(reached, key=lambda end: end[0].go(end[1])[1])
     path, stop = min(reached, key=lambda end: end[0].go(end[1])[0]) if reached else (paths[0], 0)
     return path, stop if silent is not None else 0

@@ -4,9 +4,10 @@ First every site is turned up alone, at a few levels, and what that costs in nat
 cost follows the squared error of the site's output. Then the cheapest next step (nats per silent channel won) is taken,
 again and again: a path from the model as it is to one that is nearly silent. Costs of single sites do not quite add up,
 so where to stop on the path is found by measuring, not by adding: at the silent fraction asked for, or at the last
-point within the perplexity budget. Turned together, all sites follow one dial, further and further. The order is found
-on one part of the text (differences on the same tokens need few of them), the place to stop on another, and
-perplexities of the curve are from the rest.
+point within the perplexity budget; from there the path is walked back until text that played no part in the choice
+says, with its standard error counted against the model, that the budget is kept. Turned together, all sites follow one
+dial, further and further. The order is found on one part of the text (differences on the same tokens need few of them),
+the place to stop on another, checked on a third, and perplexities of the curve are from the rest.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fastsnn_tune.dial import Dials, Notch, dials_of, notches, settle, turn, tur
 from fastsnn_tune.path import Path, better, first
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95)  # silent fractions of a site at which its cost is measured
+LEAST = 6  # windows: one to order on, one to stop on, one to check on, and the rest
 USELESS = 10.0  # times the perplexity: nobody wants to see the curve beyond
 TOGETHER = tuple(i / 50 for i in range(5, 50))
 
@@ -86,11 +88,13 @@ def tune(
     decoded tokens each for the speed (0: none).
     """
     check(silent, budget, mode)
-    order, chosen, held = windows_of(model, text, seq_len, calibration_tokens, held_out_tokens)
+    order, chosen, check_on, held = windows_of(model, text, seq_len, calibration_tokens, held_out_tokens)
     new: Any = copy.deepcopy(model).eval()
     names, found = dials_of(new, dial), sites(new)
     start = {name: value_of(site, names[name]) for name, site in found.items()}
-    made = [Path(new, names, chosen, [start, *build(new, names, order)]) for build in builders(names, mode)]
+    made = [
+        Path(new, names, chosen, [start, *build(new, names, order)], check=check_on) for build in builders(names, mode)
+    ]
     path, stop = better(made, silent, budget)
     base = path.go(0)[0]
     broken = first(path.last, lambda n: path.go(n)[0] > base + math.log(USELESS))
@@ -135,23 +139,25 @@ def builders(names: dict[str, str], mode: str) -> list[Callable[..., list[Dials]
     return [uniform if mode == "together" else single]
 
 
-def windows_of(model: Any, text: str, seq_len: int, most: int, held: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``(to order on, to stop on, to report on)``: windows ``[N, seq_len + 1]``, about `most` tokens and `held` tokens.
+def windows_of(model: Any, text: str, seq_len: int, most: int, held: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(to order on, to stop on, to check on, to report on)``: windows ``[N, seq_len + 1]``.
 
-    The first two come from the first 60 % of the text, a quarter and three quarters, the third from the rest; each is
-    spread evenly over its part.
+    The first three come from the first 60 % of the text: every other window is one to check on, about `most` tokens in
+    all, and of as many others a quarter and three quarters; the fourth, about `held` tokens, comes from the rest. Each
+    is spread evenly over its part.
     """
     ids = torch.tensor(tokenizer_of(model).encode(text))
     windows = ids[: len(ids) // (seq_len + 1) * (seq_len + 1)].reshape(-1, seq_len + 1)
-    if len(windows) < 4:
+    if len(windows) < LEAST:
         raise ValueError(
-            f"the text has {len(ids)} tokens; at least {4 * (seq_len + 1)} are needed (or a smaller seq_len)"
+            f"the text has {len(ids)} tokens; at least {LEAST * (seq_len + 1)} are needed (or a smaller seq_len)"
         )
     windows = windows.to(next(model.parameters()).device)
-    edge = max(2, int(0.6 * len(windows)))
-    chosen = spread(windows[:edge], max(2, most // seq_len))
+    edge = max(LEAST // 2, int(0.6 * len(windows)))
+    several = spread(windows[:edge], max(LEAST // 2, 2 * most // seq_len))
+    chosen = several[::2]
     order = torch.arange(len(chosen), device=chosen.device) % 4 == 0
-    return chosen[order], chosen[~order], spread(windows[edge:], max(1, held // seq_len))
+    return chosen[order], chosen[~order], several[1::2], spread(windows[edge:], max(1, held // seq_len))
 
 
 def spread(windows: Tensor, most: int) -> Tensor:

@@ -13,12 +13,13 @@ parent started; it runs the same functions compiled without threads.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import logging
 import os
 import threading
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -54,20 +55,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
-def compile(function: Callable[..., Any], **options: Any) -> Any:
-    """``numba.njit`` with the disk cache where there is a writable folder, and without it (saying so) where not.
+def compile(function: Callable[..., Any], maker: Any = numba.njit, **options: Any) -> Any:
+    """``numba.njit``, or another maker, with the disk cache; without it, and saying so, where no folder is writable.
 
     Numba looks only at the file of a function to see whether its code is stale, and kernels are made of functions of
     several files: so the name under which code is kept carries a digest of them all.
     """
     function.__qualname__ = f"{function.__qualname__}_{digest()}"
     try:
-        return numba.njit(cache=True, error_model="numpy", **options)(function)
+        return maker(cache=True, error_model="numpy", **options)(function)
     except RuntimeError as error:
         if "no locator available" not in str(error):
             raise
         _warn_no_cache(str(error))
-        return numba.njit(error_model="numpy", **options)(function)
+        return maker(error_model="numpy", **options)(function)
 
 
 @cache
@@ -133,6 +134,51 @@ class Threaded:
                 return self.parallel(*args, wanted)
             finally:
                 numba.set_num_threads(found)
+
+
+class Team:
+    """A kernel that every worker calls with the address of its arguments; workers tell themselves apart by counting.
+
+    It runs on torch's own OpenMP threads where torch has GNU's (or Intel's), whose entry point needs neither Numba's
+    dispatcher nor its pool: a second pool finds the cores taken by threads of the first, which wait for work by
+    spinning, and is 0.2 ms late after every operation of torch. Elsewhere `threaded` does the same on Numba's pool.
+    As many workers as asked for need not come, so one alone must be able to do the work of all.
+    """
+
+    def __init__(self, function: Callable[..., Any], threaded: Threaded) -> None:
+        self.function, self.threaded = function, threaded
+
+    @cached_property
+    def alone(self) -> Any:
+        """The work of one worker, as a C function."""
+        return compile(self.function, partial(numba.cfunc, types.void(types.int64)))
+
+    @cached_property
+    def start(self) -> Any:
+        """``(workers, address of the arguments)``: run."""
+        alone, pool = self.alone, torch_pool()
+        if pool is None:
+            return self.threaded.on
+        address = alone.address
+        return lambda wanted, at: pool(address, at, wanted, 0)
+
+    def __call__(self, wanted: int, at: int) -> None:
+        """Run on so many workers, with the arguments at this address."""
+        if wanted == 1 or _forked:
+            self.alone.ctypes(at)
+        else:
+            self.start(wanted, at)
+
+
+@cache
+def torch_pool() -> Any:
+    """GOMP_parallel(function, data, threads, flags) of the OpenMP that torch runs on; None where it has none."""
+    try:
+        start = ctypes.CDLL(torch._C.__file__).GOMP_parallel  # looked for in torch's libraries and all they need
+    except (AttributeError, OSError):
+        return None
+    start.argtypes, start.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return start
 
 
 def workers() -> int:

@@ -11,6 +11,7 @@ its task done by another. Anything unusual (fractions, sums beyond 32 bits) is l
 
 from __future__ import annotations
 
+import struct
 import threading
 from math import gcd
 from typing import Any
@@ -21,7 +22,7 @@ from numba import prange
 from torch import Tensor
 
 from fastsnn_kernel_numba.event import COLUMNS, GROUP, ROOM, U, _ask, _take, _widen
-from fastsnn_kernel_numba.launch import Threaded, compile, scratch, workers
+from fastsnn_kernel_numba.launch import Team, Threaded, compile, scratch, workers
 from fastsnn_kernel_numba.sync import LINE, add, finish, wait
 from fastsnn_kernel_numba.views import f32, i8, i16, i32, i64
 
@@ -30,6 +31,8 @@ LISTED, WEIGHED, ADDED = range(3)  # phases
 PHASES = 3
 BOUND = 1 << 24  # Σ|c| below this leaves sums in 32 bits: 2^24 · 128 = 2^31
 EVENTS, TOTAL = range(2)  # what is known of a piece of the inputs
+ASKED, UNUSUAL, HEAD = 0, 1, 3 * LINE  # numbers in front of it all: workers so far, what was found, the arguments
+_pack = struct.Struct("11q").pack_into
 _own = threading.local()
 
 
@@ -111,12 +114,16 @@ def _weigh(w, index, count, info, wide, tall, width, parts, task, nw, acc, oa, s
 
 
 @compile
-def _work(at_counts, kind, at_weight, at_scale, at_v, at_out, at_scratch, wide, tall, width, parts, worker, nw):  # type: ignore[no-untyped-def]
+def _row(at):  # type: ignore[no-untyped-def]
     """What one worker does; it ends early where the row is an unusual one."""
+    head = i64(at, HEAD)
+    worker = add(head, ASKED, 1)
+    at_counts, kind, at_weight, at_scale, at_v, at_out = head[8], head[9], head[10], head[11], head[12], head[13]
+    wide, tall, width, parts, nw = head[14], head[15], head[16], head[17], head[18]
     w = i8(at_weight, wide * tall)
-    at, size = at_scratch, LINE * (2 * PHASES + PHASES * nw)
-    sync = i64(at, size)
-    at += 8 * size
+    at += 8 * HEAD
+    sync = i64(at, LINE * PHASES * (2 + nw))
+    at += 8 * LINE * PHASES * (2 + nw)
     info = i64(at, LINE * nw)
     at += 8 * LINE * nw
     index = i32(at, wide)
@@ -140,6 +147,7 @@ def _work(at_counts, kind, at_weight, at_scale, at_v, at_out, at_scratch, wide, 
     for piece in range(nw):
         total += info[LINE * piece + TOTAL]
     if total >= BOUND:
+        head[UNUSUAL] = 1
         return
     tasks = parts * ((tall + width - 1) // width)
     for d in range(nw):
@@ -155,19 +163,17 @@ def _work(at_counts, kind, at_weight, at_scale, at_v, at_out, at_scratch, wide, 
             _finish(tall * share // nw, tall * (share + 1) // nw, tall, parts, sums, at_scale, at_v, at_out)
 
 
+def _enter(at):  # type: ignore[no-untyped-def]
+    _row(at)
+
+
 @Threaded
-def _row(at_counts, kind, at_weight, at_scale, at_v, at_out, at_scratch, wide, tall, width, parts, nw):  # type: ignore[no-untyped-def]
-    """The whole product; False where the row is an unusual one and nothing was written."""
-    size = LINE * (2 * PHASES + PHASES * nw)
-    sync = i64(at_scratch, size + LINE * nw)
-    for i in range(size):
-        sync[i] = 0
-    for worker in prange(nw):
-        _work(at_counts, kind, at_weight, at_scale, at_v, at_out, at_scratch, wide, tall, width, parts, worker, nw)
-    total = np.int64(0)
-    for piece in range(nw):
-        total += sync[size + LINE * piece + TOTAL]
-    return total < BOUND
+def _rows(at, nw):  # type: ignore[no-untyped-def]
+    for _worker in prange(nw):
+        _row(at)
+
+
+_team = Team(_enter, _rows)
 
 
 def product(counts: Tensor, weight: Tensor, scale: Tensor | None = None, threshold: Tensor | None = None) -> Any:
@@ -185,18 +191,22 @@ def product(counts: Tensor, weight: Tensor, scale: Tensor | None = None, thresho
         at_scale, at_v, out = scale.data_ptr(), threshold.data_ptr(), torch.empty(1, tall, dtype=torch.float32)
     nw, width = workers(), min(tall, COLUMNS)
     parts = nw // gcd(-(-tall // width), nw)
-    done = _row.on(
-        nw, counts.data_ptr(), kind, weight.data_ptr(), at_scale, at_v, out.data_ptr(),
-        _room(wide, tall, width, parts, nw), wide, tall, width, parts,
+    head, at = _room(wide, tall, width, parts, nw)
+    head.fill(0)
+    _pack(
+        head, 8 * LINE, counts.data_ptr(), kind, weight.data_ptr(), at_scale, at_v, out.data_ptr(), wide, tall, width,
+        parts, nw,
     )  # fmt: skip
-    return out if done else None
+    _team(nw, at)
+    return None if head[UNUSUAL] else out
 
 
-def _room(wide: int, tall: int, width: int, parts: int, nw: int) -> int:
-    """Address, on a cache line, of working memory that this thread keeps: any content."""
-    need = 64 + 8 * LINE * (2 * PHASES + (PHASES + 1) * nw) + 8 * wide + 4 * parts * tall + 2 * nw * width
-    if getattr(_own, "size", 0) < need:
-        _own.memory, _own.size = scratch("row", need, np.uint8), need
-        _own.address = -(-_own.memory.ctypes.data // 64) * 64
-    address: int = _own.address
-    return address
+def _room(wide: int, tall: int, width: int, parts: int, nw: int) -> Any:
+    """Working memory that this thread keeps, any content: what is to be set to 0, and the address."""
+    need = 64 + 8 * (HEAD + LINE * (PHASES * (2 + nw) + nw)) + 8 * wide + 4 * parts * tall + 2 * nw * width
+    if getattr(_own, "need", (0, 0)) < (need, nw):
+        memory = scratch("row", need, np.uint8)
+        skip = -memory.ctypes.data % 64
+        zero = memory[skip : skip + 8 * (HEAD + LINE * PHASES * (2 + nw))].view(np.int64)
+        _own.need, _own.found = (need, nw), (zero, memory.ctypes.data + skip)
+    return _own.found
