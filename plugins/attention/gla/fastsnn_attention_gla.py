@@ -67,12 +67,19 @@ class GlaMixer(nn.Module):
         self.gate_down = nn.Linear(dims.d_model, spec.rank, bias=False)
         self.gate_up = nn.Linear(spec.rank, dims.n_kv_heads * dims.head_dim)
         self.norm = nn.RMSNorm(dims.head_dim, eps=spec.eps)
+        self.spread = spec.reach > spec.tau
         self.half_lives = half_lives(dims.head_dim, spec.tau, spec.reach)
         self.initialise_()
 
     @torch.no_grad()
     def initialise_(self) -> None:
-        """Gate biases that give every channel its half-life; a model calls this after its own initialisation."""
+        """Gate biases that give every channel its half-life; a model calls this after its own initialisation.
+
+        With a `reach` the input moves the gates a tenth as much at first: what is meant to last is not forgotten by the
+        way, before anything is stored there.
+        """
+        if self.spread:
+            self.gate_up.weight.mul_(0.1)
         bias = [-math.log(math.expm1(self.tau * math.log(2) / n)) for n in self.half_lives]
         self.gate_up.bias.copy_(torch.tensor(bias).repeat(self.dims.n_kv_heads))
 

@@ -45,5 +45,11 @@ def test_a_decoder_leaves_the_gates_as_they_begin():
     kind = create("attention", "gla", reach=256.0)
     model = build(create("model", "decoder", d_model=12, n_heads=2, n_layers=1, attention=(kind,)))
     bias = model.layers[0].attention.mixer.gate_up.bias.view(2, 6)
+    new = [
+        build(create("model", "decoder", d_model=64, n_heads=2, n_layers=1, attention=(k,)))
+        for k in (kind, create("attention", "gla"))
+    ]
+    spread, plain = (m.layers[0].attention.mixer.gate_up.weight.std() for m in new)
+    assert 0.05 < spread / plain < 0.2
     lives = -16 * math.log(2) / torch.nn.functional.logsigmoid(bias)
     torch.testing.assert_close(lives, torch.tensor(half_lives(6, 16.0, 256.0)).expand(2, 6), rtol=1e-4, atol=0)
