@@ -94,7 +94,8 @@ def generate_ids(
         yield token
         if not left:
             return
-        if fused is None and fast is not None and (max_tokens - 1 - left) % AGAIN == 0:
+        step = max_tokens - 1 - left
+        if fused is None and fast is not None and (step == 1 or step % AGAIN == 0):
             fused = fast(state, wait=False)
         if fused is not None:
             logits = fused.step(token)

@@ -313,20 +313,26 @@ def walk() -> int:
         return int(numba.cfunc(kind, **options)(_walk).address)
 
 
-_making: list[threading.Thread] = []
+_making: list[threading.Thread | None] = []  # None: asked for once
 
 
 def ready() -> bool:
-    """Is the step compiled, now or by an earlier process? Where not, that begins in the background."""
+    """Is the step compiled, now or by an earlier process? Where not, that begins in the background when asked again.
+
+    Not at once: compilations wait for each other, and the model's own kernels for one token should come first.
+    """
     if _step.parallel.signatures:
         return True
     kept = _step.parallel._cache.cache_path
     if kept and all(any(Path(kept).glob(f"decode.{name}_{digest()}*.nbi")) for name in ("_walk", "_step")):
         return True
-    if not _making:
+    if _making == [None]:
         log.warning("the fused decoding step is compiled in the background, once; until then tokens come slower")
-        _making.append(threading.Thread(target=make, name="fastsnn-compile"))
-        _making[0].start()
+        thread = threading.Thread(target=make, name="fastsnn-compile")
+        _making.append(thread)
+        thread.start()
+    elif not _making:
+        _making.append(None)
     return False
 
 
