@@ -1,6 +1,6 @@
 """Spikes through an 11008 → 4096 layer with INT8 weights: event-driven, dense, and torch's F.linear.
 
-    python benchmarks/event_linear.py [--rounds 7] [--many] [--json out.json]
+    python benchmarks/event_linear.py [--rounds 3] [--many] [--json out.json]
 
 One row is what a decoded token puts in front of one projection, at several fractions of silent inputs. Every call gets
 a spike pattern of its own, 84 calls in a row as one token of a twelve-layer decoder makes them (the first is slow, with
@@ -124,7 +124,7 @@ def many_rows(rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--many", action="store_true")
     parser.add_argument("--json")
     args = parser.parse_args()
