@@ -166,9 +166,7 @@ def extended(
     if method == "rope":
         adopt(model, attrs.evolve(model.spec, rope=attrs.evolve(model.spec.rope, theta=model.spec.rope.theta * 8)))
     elif method == "short":
-        config = attrs.evolve(
-            trainer.config, max_steps=trainer.step + opts.extend, lr=opts.extend_lr, warmup=0.0
-        )
+        config = attrs.evolve(trainer.config, max_steps=trainer.step + opts.extend, lr=opts.extend_lr, warmup=0.0)
         more = Trainer(model, config, quiet=True)
         more.stepper.optimizer.load_state_dict(trainer.optimizer.state_dict())
         more.step = trainer.step
