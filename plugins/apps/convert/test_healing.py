@@ -12,7 +12,7 @@ from test_language import FAST, TEXT, folder  # noqa: F401
 from fastsnn_convert import ConversionError, convert
 from fastsnn_convert.calibrate import threshold
 from fastsnn_convert.families import import_dense
-from fastsnn_convert.heal import Healing, heal
+from fastsnn_convert.heal import Healer, Healing, heal
 from fastsnn_convert.rebuild import site_table
 from fastsnn_convert.texts import Written, tokens_of
 from fastsnn_convert.thresholds import followed
@@ -78,6 +78,31 @@ def test_text_is_written_as_it_goes_and_depends_on_the_step_alone(folder, monkey
     assert not torch.equal(one.pieces(3, 4, 1), pieces[3])
     begins = {tuple(row.tolist()) for row in text.unfold(0, one.BEGIN, 1)}
     assert all(tuple(row[: one.BEGIN].tolist()) in begins for row in one.tokens)
+
+
+def test_words_of_the_text_are_exchanged_anew_at_every_reading(folder):  # noqa: F811
+    dense = import_dense(folder)
+    pieces = tokens_of([TEXT], dense)[:512].view(16, 32)
+
+    def altered(share: float, seed: int) -> Any:
+        run = Healer(None, dense, None, None, Healing(steps=1, altered=share), None, True)
+        return run.alter(pieces, torch.Generator().manual_seed(seed))
+
+    one = altered(0.5, 0)
+    assert torch.equal(one, altered(0.5, 0)) and not torch.equal(one, altered(0.5, 1))
+    assert torch.equal(one[:, 0], pieces[:, 0])  # nothing stands before the first
+    assert 0.3 < (one != pieces).float().mean() < 0.55
+    assert (altered(0.1, 0) != pieces).float().mean() < 0.15
+    assert torch.equal(altered(0.0, 0), pieces)
+    odds = dense(pieces[:, :-1]).softmax(-1)
+    changed = (one != pieces)[:, 1:]
+    chosen = odds.gather(-1, one[:, 1:, None])[..., 0][changed].log().mean()
+    assert chosen > odds.log().mean(-1)[changed].mean() + 0.05  # what the teacher would say, not anything
+
+
+def test_the_weight_of_hidden_states_falls_with_the_rate():
+    settings = Healing(steps=100, fall=0.5)
+    assert [settings.falling(p) for p in (0.0, 0.5, 0.75, 1.0)] == [1.0, 1.0, 0.5, 0.0]
 
 
 def test_a_larger_budget_does_not_change_what_came_before_the_fall():

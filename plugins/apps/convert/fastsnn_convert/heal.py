@@ -2,8 +2,8 @@
 
     loss = KL(teacher ‖ student) of the next token, mean over tokens  +  hidden · mean_l |h_l - h_l^T|² / var h_l^T
 
-No labels are needed, so the text may be anything, also text that the teacher writes itself: by default half of every
-batch is, so that a short text is not learnt by heart. Gradients pass the counts straight through, and the thresholds
+No labels are needed, so the text may be anything, also text that the teacher writes itself: by default a quarter of
+every batch is, and in the rest words are exchanged, so that a short text is not learnt by heart. Gradients pass the counts straight through, and the thresholds
 (`fastsnn_convert.thresholds`). A model with other attentions than its teacher is healed in two stages, as
 SpikingBrain was trained: first the attentions with numbers at every site, then everything with spikes.
 Hinton et al. 2015 (arXiv 1503.02531).
@@ -30,6 +30,7 @@ from fastsnn_core.site import sites
 
 STAGES = ("attention", "spikes")
 WARM = 20
+WARMTH = 1.4  # temperature at which the teacher writes: stranger places than its own
 
 
 @attrs.frozen
@@ -37,10 +38,11 @@ class Healing:
     """How a model is healed. The budget is `steps`, or `minutes` of wall time; `share` of it is the first stage's.
 
     `lr` is the peak of AdamW's rate: a short warm-up, the peak, and over the last `fall` of the budget linearly to its
-    50th part, afresh in each stage; so a run that is resumed with a larger budget before its fall is the run that had
+    50th part, afresh in each stage, and with it the weight `hidden` of the hidden states, to 0; so a run that is resumed with a larger budget before its fall is the run that had
     it from the start. `lora` > 0 trains low-rank additions of that rank (by peft) instead of all weights; they are
     merged at the end. `written` is the share of a batch that the teacher writes as it goes (all of it where no text is
-    given). With `thresholds` gradients pass through them, too. `every` is how many steps lie between two checkpoints.
+    given). `altered` is the share of tokens in pieces of the given text that are replaced by what the teacher would say
+    there, drawn anew at every reading, so that a short text is not learnt by heart. With `thresholds` gradients pass through them, too. `every` is how many steps lie between two checkpoints.
     The defaults are from healing stories260K (benchmarks/NOTES.md).
     """
 
@@ -53,7 +55,8 @@ class Healing:
     hidden: float = 10.0
     lora: int = 0
     share: float = 0.5
-    written: float = 0.5
+    written: float = 0.25
+    altered: float = 0.15
     thresholds: bool = True
     seed: int = 0
     every: int = 200
@@ -64,8 +67,9 @@ class Healing:
             raise ConversionError("healing needs a budget: steps or minutes, one of the two")
         if self.batch < 1 or self.length < 2:
             raise ConversionError(f"healing needs a batch of at least 1 × 2 tokens, got {self.batch} × {self.length}")
-        if not 0 <= self.written <= 1:
-            raise ConversionError(f"written is the share of a batch that the teacher writes, 0 … 1, got {self.written}")
+        for name in ("written", "altered"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConversionError(f"{name} is a share, 0 … 1, got {getattr(self, name)}")
 
     def progress(self, step: int, seconds: float, share: float) -> float:
         """How much of a stage's budget is used, 0 … 1."""
@@ -73,10 +77,13 @@ class Healing:
             return step / max(1, round(self.steps * share))
         return seconds / max(1e-9, 60 * float(self.minutes or 0) * share)
 
+    def falling(self, progress: float) -> float:
+        """1 until the last `fall` of the budget, over which it falls to 0."""
+        return min(1.0, (1.0 - progress) / self.fall) if self.fall else 1.0
+
     def rate(self, step: int, progress: float) -> float:
         """Learning rate of a step that `progress` of the budget lies before."""
-        falling = min(1.0, (1.0 - progress) / self.fall) if self.fall else 1.0
-        return self.lr * min(1.0, (step + 1) / WARM) * (0.02 + 0.98 * falling)
+        return self.lr * min(1.0, (step + 1) / WARM) * (0.02 + 0.98 * self.falling(progress))
 
 
 @attrs.define
@@ -122,7 +129,7 @@ def heal(
     ids = None if data is None else tokens_of(data, teacher, "healing")
     if ids is not None and len(ids) <= config.length:
         raise ConversionError(f"healing text has {len(ids)} tokens; more than length = {config.length} are needed")
-    own = Written(teacher.eval(), config.length, ids)
+    own = Written(teacher.eval(), config.length, ids, WARMTH)
     before, training = {p: p.requires_grad for p in model.parameters()}, model.training
     student = with_lora(model, config.lora) if config.lora else model
     try:
@@ -198,7 +205,7 @@ class Healer:
             for group in optimizer.param_groups:
                 group["lr"] = c.rate(run.step, done)
             tokens = self.batch(run)
-            loss, kl = self.loss(tokens)
+            loss, kl = self.loss(tokens, c.hidden * c.falling(done))
             if not math.isfinite(loss.item()):
                 raise ConversionError(
                     f"healing diverged at step {run.step} of stage {name}; take a lower lr than {c.lr}"
@@ -228,12 +235,23 @@ class Healer:
         if self.ids is not None and own < c.batch:
             generator = torch.Generator().manual_seed(seed * 1_000_003 + run.step)
             places = torch.randint(0, len(self.ids) - c.length + 1, (c.batch - own, 1), generator=generator)
-            found.append(self.ids[places + torch.arange(c.length)])
+            found.append(self.alter(self.ids[places + torch.arange(c.length)], generator))
         if own:
             found.append(self.own.pieces(run.step, own, seed))
         return torch.cat(found).to(next(self.model.parameters()).device)
 
-    def loss(self, tokens: Tensor) -> tuple[Tensor, float]:
+    @torch.no_grad()
+    def alter(self, pieces: Tensor, generator: torch.Generator) -> Tensor:
+        """Pieces with a share of their tokens replaced by what the teacher would say there."""
+        if not self.config.altered:
+            return pieces
+        device = next(self.teacher.parameters()).device
+        odds = (self.teacher(pieces[:, :-1].to(device)).float() / WARMTH).softmax(-1).cpu()
+        said = torch.multinomial(odds.flatten(0, 1), 1, generator=generator).view(len(pieces), -1)
+        swap = torch.rand(said.shape, generator=generator) < self.config.altered
+        return torch.cat([pieces[:, :1], torch.where(swap, said, pieces[:, 1:])], 1)
+
+    def loss(self, tokens: Tensor, weight: float) -> tuple[Tensor, float]:
         """The loss, and its first term as a number."""
         with hidden(self.teacher) as theirs, torch.no_grad():
             wanted = self.teacher(tokens).float().log_softmax(-1)
@@ -241,9 +259,9 @@ class Healer:
             said = self.model(tokens).float().log_softmax(-1)
         kl = F.kl_div(said, wanted, log_target=True, reduction="none").sum(-1).mean()
         loss = kl
-        if self.config.hidden:
+        if weight:
             apart = [(a - b).pow(2).mean() / b.var().clamp_min(1e-12) for a, b in zip(mine, theirs)]
-            loss = kl + self.config.hidden * torch.stack(apart).mean()
+            loss = kl + weight * torch.stack(apart).mean()
         return loss, kl.item()
 
     # -- on disk -----------------------------------------------------------------------------------------------------

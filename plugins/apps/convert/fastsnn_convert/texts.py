@@ -95,6 +95,7 @@ class Written:
     teacher: nn.Module
     length: int
     text: Tensor | None = None
+    temperature: float = 1.0
     chunk: tuple[int, int] = (-1, -1)
     tokens: Tensor | None = None
 
@@ -121,4 +122,6 @@ class Written:
             generator = torch.Generator().manual_seed(seed)
             places = torch.randint(0, len(self.text) - self.BEGIN + 1, (self.STREAMS, 1), generator=generator)
             begin = self.text[places + torch.arange(self.BEGIN)]
-        return write(self.teacher, self.STREAMS, self.length + self.MORE, seed=seed, begin=begin)
+        return write(
+            self.teacher, self.STREAMS, self.length + self.MORE, seed=seed, begin=begin, temperature=self.temperature
+        )
