@@ -204,7 +204,8 @@ def product(counts: Tensor, weight: Tensor, scale: Tensor | None = None, thresho
 def _room(wide: int, tall: int, width: int, parts: int, nw: int) -> Any:
     """Working memory that this thread keeps, any content: what is to be set to 0, and the address."""
     need = 64 + 8 * (HEAD + LINE * (PHASES * (2 + nw) + nw)) + 8 * wide + 4 * parts * tall + 2 * nw * width
-    if getattr(_own, "need", (0, 0)) < (need, nw):
+    kept, teams = getattr(_own, "need", (0, 0))
+    if kept < need or teams != nw:  # what is to be set to 0 depends on the workers, whatever the size
         memory = scratch("row", need, np.uint8)
         skip = -memory.ctypes.data % 64
         zero = memory[skip : skip + 8 * (HEAD + LINE * PHASES * (2 + nw))].view(np.int64)
