@@ -3,7 +3,8 @@
     loss = KL(teacher ‖ student) of the next token, mean over tokens  +  hidden · mean_l |h_l - h_l^T|² / var h_l^T
 
 No labels are needed, so the text may be anything, also text that the teacher writes itself: by default a quarter of
-every batch is, and in the rest words are exchanged, so that a short text is not learnt by heart. Gradients pass the counts straight through, and the thresholds
+every batch is, and in the rest words are exchanged, so that a short text is not learnt by heart. Gradients pass the
+counts straight through, and the thresholds
 (`fastsnn_convert.thresholds`). A model with other attentions than its teacher is healed in two stages, as
 SpikingBrain was trained: first the attentions with numbers at every site, then everything with spikes.
 Hinton et al. 2015 (arXiv 1503.02531).
@@ -38,11 +39,13 @@ class Healing:
     """How a model is healed. The budget is `steps`, or `minutes` of wall time; `share` of it is the first stage's.
 
     `lr` is the peak of AdamW's rate: a short warm-up, the peak, and over the last `fall` of the budget linearly to its
-    50th part, afresh in each stage, and with it the weight `hidden` of the hidden states, to 0; so a run that is resumed with a larger budget before its fall is the run that had
+    50th part, afresh in each stage, and with it the weight `hidden` of the hidden states, to 0; so a run that is
+    resumed with a larger budget before its fall is the run that had
     it from the start. `lora` > 0 trains low-rank additions of that rank (by peft) instead of all weights; they are
     merged at the end. `written` is the share of a batch that the teacher writes as it goes (all of it where no text is
     given). `altered` is the share of tokens in pieces of the given text that are replaced by what the teacher would say
-    there, drawn anew at every reading, so that a short text is not learnt by heart. With `thresholds` gradients pass through them, too. `every` is how many steps lie between two checkpoints.
+    there, drawn anew at every reading, so that a short text is not learnt by heart. With `thresholds` gradients pass
+    through them, too. `every` is how many steps lie between two checkpoints.
     The defaults are from healing stories260K (benchmarks/NOTES.md).
     """
 
