@@ -186,7 +186,8 @@ class Interrupted:
 def test_attentions_are_replaced_and_healed_in_two_stages(folder):
     done = convert(
         folder, k=3.0, attention="hybrid_alt", place="sensitivity", attention_window=8, calibration=[TEXT],
-        heal=[TEXT], heal_steps=40, healing={"length": 16, "lr": 1e-2, "written": 0.0, "altered": 0.0, "log": 1}, **PLAIN,
+        heal=[TEXT], heal_steps=40,
+        healing={"length": 16, "lr": 1e-2, "written": 0.0, "altered": 0.0, "log": 1}, **PLAIN,
     )  # fmt: skip
     kinds = sorted(a.name for a in done.model.spec.attention)
     assert kinds == ["gla", "sliding_window"]
