@@ -140,6 +140,11 @@ def test_float32_is_that_of_one_process_on_the_same_shares(kind, said, folder, c
     assert worst(cases.weights(one.model), load_file(folder / f"{kind}-float32.safetensors")) == 0.0
 
 
+def test_no_thread_of_the_group_outlives_it(said):
+    """A process that ends while one lets go of a tensor aborts."""
+    assert not [name for found in said for name in found["threads"] if "gloo" in name]
+
+
 def test_shares_that_do_not_come_out_even_are_refused(cases):
     with pytest.raises(ValueError, match="12 tokens cannot be cut evenly into 5 shares"):
         sequence_shares(cases.make(), torch.zeros(1, 12, dtype=torch.long), 5)

@@ -140,8 +140,10 @@ def main(folder: Path) -> None:
         said[f"{kind} float32"] = [row["loss"] for row in fast.history]
         if world.leader:
             save_file(weights(fast.model), folder / f"{kind}-float32.safetensors")
-    (folder / f"said-{world.rank}.json").write_text(json.dumps(said))
+    del trainer, again, stopped, fast
     leave(world)
+    said["threads"] = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+    (folder / f"said-{world.rank}.json").write_text(json.dumps(said))
 
 
 if __name__ == "__main__":

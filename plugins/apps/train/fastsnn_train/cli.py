@@ -54,7 +54,9 @@ def fit(argv: list[str]) -> int:
     if trainer.world.leader:
         lines = [f"{k}: {v}" for k, v in result.items() if not isinstance(v, dict)]
         print(json.dumps(result) if opts.json else "\n".join(lines))
-    leave(trainer.world)
+    world = trainer.world
+    del trainer
+    leave(world)
     return 0
 
 

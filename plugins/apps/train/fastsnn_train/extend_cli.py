@@ -48,5 +48,7 @@ def extend(argv: list[str]) -> int:
     path = bundle.save(trainer.model, out / "extended.snn")
     report = found.report(out / "extension")
     print(json.dumps(found) if opts.json else f"{found}\n{path}\n{report}")
-    leave(trainer.world)
+    world = trainer.world
+    del trainer, found
+    leave(world)
     return 0

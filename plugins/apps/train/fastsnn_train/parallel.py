@@ -12,6 +12,8 @@ One process trains as if nothing had been asked for, so one spec serves a laptop
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -103,6 +105,8 @@ def join(kind: str) -> World:
     if kind == "none":
         raise ValueError(f"{size} processes were started; say what they share with [train] parallel = 'ddp' or 'fsdp'")
     if not dist.is_initialized():
+        import torch.distributed.nn.functional  # now: imported later, defaults of its functions hold the group
+
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -111,8 +115,22 @@ def join(kind: str) -> World:
 
 
 def leave(world: World) -> None:
-    """Give up what `join` opened."""
+    """Give up what `join` opened, when every process is here and nothing that trained is held any more.
+
+    What still holds the group keeps its threads, and a process that ends while one of them lets go of a tensor aborts
+    (SIGABRT, "terminate called without an active exception").
+    """
     if world.size > 1 and dist.is_initialized():
+        from torch.distributed import tensor
+        from torch.distributed.tensor import _redistribute, debug
+
+        world.wait()
+        debug._clear_sharding_prop_cache()  # all these caches of DTensor hold meshes, which hold groups
+        _redistribute.clear_redistribute_planner_cache()
+        for kept in gc.get_objects():
+            if isinstance(kept, functools._lru_cache_wrapper) and str(kept.__module__).startswith(tensor.__name__):
+                kept.cache_clear()
+        gc.collect()  # DDP's reducer is in cycles
         dist.destroy_process_group()
 
 
