@@ -21,6 +21,17 @@ SEED_SIZES = {  # what would take too long on two cores, and the server that wou
 }
 
 
+@pytest.fixture(autouse=True)
+def registered():
+    """What a page files under `add_module` goes with it: other tests go through all that is registered."""
+    from fastsnn_core.plugins import registry
+
+    found = registry()
+    plugins, kinds = list(found.plugins), {k: {n: list(v) for n, v in t.items()} for k, t in found.components.items()}
+    yield
+    found.plugins, found.components = plugins, kinds
+
+
 def blocks(text: str, language: str) -> list[str]:
     return [re.sub(rf"^{m[1]}", "", m[3], flags=re.MULTILINE) for m in BLOCK.finditer(text) if m[2] == language]
 

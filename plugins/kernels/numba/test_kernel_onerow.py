@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -64,6 +66,16 @@ def test_any_number_of_workers(start, case, workers):
     assert found.dtype == torch.int64
     assert torch.equal(found, wanted)
     assert torch.equal(numbers, wanted.float() * scale * v)
+
+
+def test_what_is_set_to_0_follows_the_workers_not_the_size(monkeypatch):
+    """A smaller row for more workers has more claims; one left from an earlier call would be waited for, for ever."""
+    monkeypatch.setattr(onerow, "_own", threading.local())
+    for workers in (2, 8, 3):
+        head, at = onerow._room(1500 // workers, 9000 // workers, 4096, 2, workers)
+        assert len(head) == onerow.HEAD + onerow.LINE * onerow.PHASES * (2 + workers)
+        assert at == head.ctypes.data
+        assert at % 64 == 0
 
 
 def test_calls_of_one_row_take_it(monkeypatch):
