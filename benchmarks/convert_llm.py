@@ -112,7 +112,9 @@ class Bench:
         began = time.process_time()
         done = self.convert(**HEALED[piece])
         before = evaluate_text(done.model, self.test, seq_len=512)["perplexity"] / self.floor
-        settings = {"steps": self.opts.heal_steps, "batch": self.opts.batch, "length": self.opts.length}
+        minutes = self.opts.heal_minutes
+        budget = {"minutes": minutes} if minutes else {"steps": self.opts.heal_steps}
+        settings = budget | {"batch": self.opts.batch, "length": self.opts.length}
         settings |= {"lr": self.opts.lr, "hidden": self.opts.hidden}
         settings |= LONGER.get(piece, {})
         kept = {"out": Path(self.opts.keep) / piece, "resume": True} if self.opts.keep else {}
@@ -176,6 +178,7 @@ def main() -> None:
     args.add_argument("--windows", type=int, default=40, help="windows of text to calibrate on (4/5 of them)")
     args.add_argument("--burst", type=int, default=2, help="channels of a token that may burst, in the piece burst")
     args.add_argument("--heal-steps", type=int, default=1500)
+    args.add_argument("--heal-minutes", type=float, help="instead, of wall time")
     args.add_argument("--batch", type=int, default=16)
     args.add_argument("--length", type=int, default=64)
     args.add_argument("--lr", type=float, default=1e-3)

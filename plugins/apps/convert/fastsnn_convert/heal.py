@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,7 @@ class Healer:
             for group in optimizer.param_groups:
                 group["lr"] = c.rate(run.step, done)
             tokens = self.batch(run)
-            loss, kl = self.loss(tokens, c.hidden * c.falling(done))
+            loss, parts = self.loss(tokens, c.hidden * c.falling(done))
             if not math.isfinite(loss.item()):
                 raise ConversionError(
                     f"healing diverged at step {run.step} of stage {name}; take a lower lr than {c.lr}"
@@ -219,10 +219,10 @@ class Healer:
             optimizer.step()
             run.step, run.seconds = run.step + 1, time.perf_counter() - begin
             if run.step % c.log == 0 or run.step == 1:
-                row = {"stage": name, "step": run.step, "loss": loss.item(), "kl": kl, "seconds": round(run.seconds, 1)}
+                row = {"stage": name, "step": run.step, **parts(), "seconds": round(run.seconds, 1)}
                 run.history.append(row)
                 rate = run.step * tokens.numel() / run.seconds
-                shown = {"step": round(100 * done), "loss": loss.item(), "tokens_per_second": rate}
+                shown = {"step": round(100 * done), "loss": row["loss"], "tokens_per_second": rate}
                 progress.update(round(100 * done), shown)
                 progress.log(shown)
             if self.out is not None and run.step % c.every == 0:
@@ -248,24 +248,30 @@ class Healer:
         """Pieces with a share of their tokens replaced by what the teacher would say there."""
         if not self.config.altered:
             return pieces
-        device = next(self.teacher.parameters()).device
-        odds = (self.teacher(pieces[:, :-1].to(device)).float() / WARMTH).softmax(-1).cpu()
-        said = torch.multinomial(odds.flatten(0, 1), 1, generator=generator).view(len(pieces), -1)
-        swap = torch.rand(said.shape, generator=generator) < self.config.altered
-        return torch.cat([pieces[:, :1], torch.where(swap, said, pieces[:, 1:])], 1)
+        device, pieces = next(self.teacher.parameters()).device, pieces.clone()
+        swap = torch.rand(pieces[:, 1:].shape, generator=generator) < self.config.altered
+        said = self.teacher(pieces[:, :-1].to(device))[swap.to(device)].float()
+        odds = (said / WARMTH).softmax(-1).cpu()
+        if len(odds):
+            pieces[:, 1:][swap] = torch.multinomial(odds, 1, generator=generator)[:, 0]
+        return pieces
 
-    def loss(self, tokens: Tensor, weight: float) -> tuple[Tensor, float]:
-        """The loss, and its first term as a number."""
+    def loss(self, tokens: Tensor, weight: float) -> tuple[Tensor, Callable[[], dict[str, float]]]:
+        """The loss plus the teacher's entropy, which nothing can change; and its parts, where asked for."""
         with hidden(self.teacher) as theirs, torch.no_grad():
-            wanted = self.teacher(tokens).float().log_softmax(-1)
+            wanted = self.teacher(tokens).float().softmax(-1).flatten(0, 1)
         with hidden(self.model) as mine:
-            said = self.model(tokens).float().log_softmax(-1)
-        kl = F.kl_div(said, wanted, log_target=True, reduction="none").sum(-1).mean()
-        loss = kl
+            said = self.model(tokens).float().flatten(0, 1)
+        loss = first = F.cross_entropy(said, wanted)
         if weight:
             apart = [(a - b).pow(2).mean() / b.var().clamp_min(1e-12) for a, b in zip(mine, theirs)]
-            loss = kl + weight * torch.stack(apart).mean()
-        return loss, kl.item()
+            loss = first + weight * torch.stack(apart).mean()
+
+        def parts() -> dict[str, float]:
+            entropy = torch.special.entr(wanted).sum(-1).mean()
+            return {"loss": (loss - entropy).item(), "kl": (first - entropy).item()}
+
+        return loss, parts
 
     # -- on disk -----------------------------------------------------------------------------------------------------
 
