@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import emit, table
+from harness import emit, pieces_of, table
 
 from fastsnn_convert import convert
 from fastsnn_convert.families import import_dense
@@ -116,6 +116,7 @@ class Bench:
         budget = {"minutes": minutes} if minutes else {"steps": self.opts.heal_steps}
         settings = budget | {"batch": self.opts.batch, "length": self.opts.length}
         settings |= {"lr": self.opts.lr, "hidden": self.opts.hidden}
+        settings |= {k: v for k in ("written", "altered") if (v := getattr(self.opts, k)) is not None}
         settings |= LONGER.get(piece, {})
         kept = {"out": Path(self.opts.keep) / piece, "resume": True} if self.opts.keep else {}
         began_healing = time.process_time()
@@ -183,6 +184,8 @@ def main() -> None:
     args.add_argument("--length", type=int, default=64)
     args.add_argument("--lr", type=float, default=1e-3)
     args.add_argument("--hidden", type=float, default=10.0, help="weight of the hidden states")
+    args.add_argument("--written", type=float, help="share of a batch that the teacher writes")
+    args.add_argument("--altered", type=float, help="share of words of the given text that are exchanged")
     args.add_argument("--curve-steps", type=int, default=400, help="healing steps of each point of the piece curve")
     args.add_argument("--plot", help="draw the piece curve into this PNG")
     args.add_argument("--keep", help="a folder for checkpoints of healing (it goes on from there) and healed bundles")
@@ -192,9 +195,7 @@ def main() -> None:
     opts = args.parse_args()
     if not SOURCE.is_dir():
         raise SystemExit(f"no {SOURCE}; set FASTSNN_DATA")
-    pieces = opts.only.split(",") if opts.only else PIECES
-    if odd := [p for p in pieces if p not in PIECES]:
-        raise SystemExit(f"no piece {odd[0]}; pieces: {', '.join(PIECES)}")
+    pieces = pieces_of(opts.only, PIECES)
     torch.set_num_threads(opts.threads)
     bench = Bench(opts)
     print(f"dense: perplexity {bench.floor:.4f} (ratio 1)")

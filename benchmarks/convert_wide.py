@@ -23,7 +23,7 @@ from typing import Any
 import attrs
 import torch
 from convert_llm import HEAD, SOURCE, texts
-from harness import emit, table
+from harness import emit, pieces_of, table
 from safetensors.torch import save_file
 
 from fastsnn_convert import convert
@@ -137,9 +137,7 @@ def main() -> None:
     opts = args.parse_args()
     if not SOURCE.is_dir():
         raise SystemExit(f"no {SOURCE}; set FASTSNN_DATA")
-    pieces = opts.only.split(",") if opts.only else PIECES
-    if odd := [p for p in pieces if p not in PIECES]:
-        raise SystemExit(f"no piece {odd[0]}; pieces: {', '.join(PIECES)}")
+    pieces = pieces_of(opts.only, PIECES)
     torch.set_num_threads(opts.threads)
     folder = trained(Path(opts.keep), texts()[0], opts)
     bench = Bench(folder, opts)

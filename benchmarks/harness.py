@@ -15,7 +15,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +122,11 @@ def emit(result: dict[str, Any], path: str | None) -> None:
     """Write a result as JSON where a path was given."""
     if path:
         Path(path).write_text(json.dumps(result | {"machine": machine()}, indent=1) + "\n")
+
+
+def pieces_of(asked: str | None, known: Sequence[str]) -> list[str]:
+    """The pieces of a script that were asked for, with commas; all where none was."""
+    pieces = asked.split(",") if asked else list(known)
+    if odd := [p for p in pieces if p not in known]:
+        raise SystemExit(f"no piece {odd[0]}; pieces: {', '.join(known)}")
+    return pieces

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastsnn_convert import Conversion, ConversionError, convert
+from fastsnn_convert import Conversion, ConversionError, convert, images
 from fastsnn_convert.steps import replay
 from fastsnn_core import load
 from fastsnn_core.folding import FoldedSite
@@ -274,6 +274,18 @@ def test_calibration_is_better_than_none():
     with torch.no_grad():
         errors["none"] = float((loose(x) - model(x)).norm() / (model(x) - model(x).mean(0)).norm())
     assert errors[True] <= errors[False] < errors["none"]
+
+
+def test_refining_minds_directions_not_sizes():
+    y0 = torch.randn(50, 10)
+    shrunk, turned = 0.8 * y0, y0 + 0.2 * torch.randn(50, 10)
+    assert images.distance(shrunk, y0) == pytest.approx(images.distance(turned, y0), rel=0.2)
+    assert images.apart(y0, y0) < 1e-3
+    assert images.apart(y0 + 7.0, y0) < 1e-3
+    assert images.apart(shrunk, y0) < 0.5 * images.apart(turned, y0)
+    assert images.apart(0.1 * y0, y0) > images.apart(turned, y0)
+    one = torch.randn(50, 1)
+    assert images.apart(0.8 * one, one) == images.distance(0.8 * one, one)
 
 
 def test_the_report_says_what_each_module_costs():

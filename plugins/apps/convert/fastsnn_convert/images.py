@@ -5,7 +5,7 @@ Sites are taken in the order in which they run. For each, on the data as it arri
     V* = argmin_V ‖ V · clip(round(x / V)) - x₀ ‖²        x as it arrives, x₀ as it would without spikes
 
 over a grid of the largest value that is still counted. `refine` then moves each threshold by the error of the network's
-output, ‖y - y₀‖ / ‖y₀ - mean y₀‖. Sites without a largest count keep the neuron's own setting (k spikes a channel).
+output (`apart`). Sites without a largest count keep the neuron's own setting (k spikes a channel).
 """
 
 from __future__ import annotations
@@ -73,6 +73,20 @@ def distance(y: Tensor, y0: Tensor) -> float:
     """‖y - y₀‖ / ‖y₀ - mean y₀‖."""
     spread = (y0 - y0.mean(0)).norm() if len(y0) > 1 else y0.norm()
     return float((y - y0).norm() / spread.clamp_min(1e-12))
+
+
+def apart(y: Tensor, y0: Tensor) -> float:
+    """√ mean of 2 (1 - cos(y, y₀)) + (ln ‖y‖ / ‖y₀‖)² / 10 over the samples, each without its mean.
+
+    What thresholds are refined on: ‖y - y₀‖ is smallest for outputs that have shrunk, and samples with large outputs
+    say most of it; the largest channel depends on neither. Below three channels directions say nothing: `distance`.
+    """
+    if y.shape[-1] < 3:
+        return distance(y, y0)
+    y, y0 = (z - z.mean(-1, keepdim=True) for z in (y, y0))
+    size, size0 = (z.norm(dim=-1).clamp_min(1e-12) for z in (y, y0))
+    turned = 2 - 2 * (y * y0).sum(-1) / (size * size0)
+    return float((turned + 0.1 * (size / size0).log().square()).mean().clamp_min(0).sqrt())
 
 
 @torch.no_grad()
@@ -209,11 +223,12 @@ def thresholds(
         refine(network, sites, names, data)
 
 
-def refine(network: nn.Module, sites: Mapping[str, FoldedSite], names: list[str], data: tuple[Tensor, ...]) -> float:
-    """Move one threshold at a time while the output's error falls; returns the error."""
+def refine(network: nn.Module, sites: Mapping[str, FoldedSite], names: list[str], data: tuple[Tensor, ...]) -> None:
+    """Move one threshold at a time while the output comes closer by `apart`, and goes no farther by `distance`."""
     with active(sites, ()):
         y0 = output(network, data)
-    best = distance(output(network, data), y0)
+    y = output(network, data)
+    best, far = apart(y, y0), distance(y, y0)
     for _ in range(ROUNDS):
         before = best
         for name in names:
@@ -228,14 +243,13 @@ def refine(network: nn.Module, sites: Mapping[str, FoldedSite], names: list[str]
                     mean = arriving(network, site, tuple(x[:64] for x in data)).abs().mean()
             for move in MOVES:
                 set_threshold(site, start * move, mean)
-                error = distance(output(network, data), y0)
-                if error < best:
+                y = output(network, data)
+                if (error := apart(y, y0)) < best and distance(y, y0) <= far:
                     best, kept, component = error, start * move, site.component
             set_threshold(site, kept, mean)
             site.component = component
         if best > 0.995 * before:
             break
-    return best
 
 
 def save_steps(
