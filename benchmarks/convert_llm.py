@@ -116,7 +116,7 @@ class Bench:
         budget = {"minutes": minutes} if minutes else {"steps": self.opts.heal_steps}
         settings = budget | {"batch": self.opts.batch, "length": self.opts.length}
         settings |= {"lr": self.opts.lr, "hidden": self.opts.hidden}
-        settings |= {k: v for k in ("written", "altered") if (v := getattr(self.opts, k)) is not None}
+        settings |= {k: v for k in ("written", "altered", "fall") if (v := getattr(self.opts, k)) is not None}
         settings |= LONGER.get(piece, {})
         kept = {"out": Path(self.opts.keep) / piece, "resume": True} if self.opts.keep else {}
         began_healing = time.process_time()
@@ -186,6 +186,7 @@ def main() -> None:
     args.add_argument("--hidden", type=float, default=10.0, help="weight of the hidden states")
     args.add_argument("--written", type=float, help="share of a batch that the teacher writes")
     args.add_argument("--altered", type=float, help="share of words of the given text that are exchanged")
+    args.add_argument("--fall", type=float, help="share of healing over which its rate falls")
     args.add_argument("--curve-steps", type=int, default=400, help="healing steps of each point of the piece curve")
     args.add_argument("--plot", help="draw the piece curve into this PNG")
     args.add_argument("--keep", help="a folder for checkpoints of healing (it goes on from there) and healed bundles")

@@ -106,6 +106,24 @@ def test_the_weight_of_hidden_states_falls_with_the_rate():
     assert [settings.falling(p) for p in (0.0, 0.5, 0.75, 1.0)] == [1.0, 1.0, 0.5, 0.0]
 
 
+def test_a_run_exchanges_other_words_every_time_and_lets_the_hidden_states_go(folder, monkeypatch):  # noqa: F811
+    seen, loss = [], Healer.loss
+
+    def spy(self, tokens, weight):
+        seen.append((tokens, weight))
+        return loss(self, tokens, weight)
+
+    monkeypatch.setattr(Healer, "loss", spy)
+    model: Any = convert(folder, calibration=[TEXT], windows=2, measure=False, quiet=True).model
+    ids = tokens_of([TEXT], model)[:17]
+    settings = {"hidden": 4.0, "fall": 0.5, "written": 0.0, "altered": 0.5, "batch": 2, "length": 16}
+    heal(model, folder, ids, steps=10, quiet=True, **settings)
+    assert [weight for _, weight in seen] == pytest.approx([4.0] * 6 + [3.2, 2.4, 1.6, 0.8])
+    rows = [row for tokens, _ in seen for row in tokens if row[0] == ids[0]]  # the same place every time
+    assert len(rows) > 4
+    assert len({tuple(row.tolist()) for row in rows}) > len(rows) / 2
+
+
 def test_a_larger_budget_does_not_change_what_came_before_the_fall():
     short, long = Healing(steps=100), Healing(steps=1000)
     assert [short.rate(s, short.progress(s, 0.0, 1.0)) for s in range(60)] == [
