@@ -68,3 +68,21 @@ def test_a_stream_is_itself_in_any_company(trained, kv):
     rows = tokens[torch.arange(33) % 8, :48].clone()
     rows[8:] = (rows[8:] + torch.arange(25)[:, None]) % 512
     check_batch_invariance(quantise(model, Quant(kv=kv)), rows, "stories260k", [1, 30, 2, 15], (8, 33))
+
+
+def test_a_bundle_of_it_goes_on_training(trained, data, tmp_path):
+    """What its spikes cost, and more, is learnt back in a few plain steps on text of the same kind; k stays."""
+    from fastsnn_text import tokenizer_of
+    from fastsnn_train import TrainConfig, Trainer, load_data
+
+    model, tokens = trained
+    model = load(model_at(model, tmp_path))
+    with torch.no_grad():
+        before = nats(model(tokens[:, :-1]), tokens)
+    text = next((data / "tinystories_text").glob("*.txt")).read_text(encoding="utf-8")[:-40_000]
+    (tmp_path / "begin.txt").write_text(text, encoding="utf-8")
+    packed = load_data(str(tmp_path / "begin.txt"), tokenizer=tokenizer_of(model), seq_len=128)
+    Trainer(model, TrainConfig(max_steps=30, batch_size=8, lr=3e-4), quiet=True).fit(packed)
+    with torch.no_grad():
+        after = nats(model.eval()(tokens[:, :-1]), tokens)
+    assert after < before - 0.05
