@@ -166,7 +166,7 @@ class Bench:
         axes.set_xlabel("silent channels, %")
         axes.set_ylabel("perplexity / dense perplexity")
         axes.set_title("stories260K with spikes before every projection")
-        axes.margins(0.08, 0.12)
+        axes.margins(0.12, 0.12)
         axes.grid(alpha=0.3)
         axes.legend()
         figure.savefig(path, dpi=120)
