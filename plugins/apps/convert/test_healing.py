@@ -11,6 +11,7 @@ from test_language import FAST, TEXT, folder  # noqa: F401
 
 from fastsnn_convert import ConversionError, convert
 from fastsnn_convert.calibrate import threshold
+from fastsnn_convert.exchange import Exchanged
 from fastsnn_convert.families import import_dense
 from fastsnn_convert.heal import Healer, Healing, heal
 from fastsnn_convert.rebuild import site_table
@@ -80,16 +81,22 @@ def test_text_is_written_as_it_goes_and_depends_on_the_step_alone(folder, monkey
     assert all(tuple(row[: one.BEGIN].tolist()) in begins for row in one.tokens)
 
 
-def test_words_of_the_text_are_exchanged_anew_at_every_reading(folder):  # noqa: F811
-    dense = import_dense(folder)
-    pieces = tokens_of([TEXT], dense)[:512].view(16, 32)
+@pytest.mark.parametrize("short", [True, False])
+def test_words_of_the_text_are_exchanged_anew_at_every_reading(folder, monkeypatch, short):  # noqa: F811
+    dense = import_dense(folder).eval()
+    ids = tokens_of([TEXT], dense)[:515]
+    places = torch.arange(16) * 31
+    pieces = ids[places[:, None] + torch.arange(32)]
+    monkeypatch.setattr(Exchanged, "SHORT", 10**6 if short else 10)
 
-    def altered(share: float, seed: int) -> Any:
-        run = Healer(None, dense, None, None, Healing(steps=1, altered=share), None, True)
-        return run.alter(pieces, torch.Generator().manual_seed(seed))
+    def altered(share: float, seed: int, text: Any = None) -> Any:
+        text = text or Exchanged(dense, ids, 32, share, 1.0)
+        return text.pieces(places, torch.Generator().manual_seed(seed))
 
     one = altered(0.5, 0)
-    assert torch.equal(one, altered(0.5, 0))
+    used = Exchanged(dense, ids, 32, 0.5, 1.0)
+    used.pieces(places[9:] + 3, torch.Generator().manual_seed(3))
+    assert torch.equal(one, altered(0.5, 0, used))  # whatever was read before
     assert not torch.equal(one, altered(0.5, 1))
     assert torch.equal(one[:, 0], pieces[:, 0])  # nothing stands before the first
     assert 0.3 < (one != pieces).float().mean() < 0.55

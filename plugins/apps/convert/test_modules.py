@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastsnn_convert import Conversion, ConversionError, convert, images
+from fastsnn_convert import Conversion, ConversionError, convert, measuring, outputs
 from fastsnn_convert.steps import replay
 from fastsnn_core import load
 from fastsnn_core.folding import FoldedSite
@@ -277,15 +277,16 @@ def test_calibration_is_better_than_none():
 
 
 def test_refining_minds_directions_not_sizes():
+    torch.manual_seed(0)
     y0 = torch.randn(50, 10)
     shrunk, turned = 0.8 * y0, y0 + 0.2 * torch.randn(50, 10)
-    assert images.distance(shrunk, y0) == pytest.approx(images.distance(turned, y0), rel=0.2)
-    assert images.apart(y0, y0) < 1e-3
-    assert images.apart(y0 + 7.0, y0) < 1e-3
-    assert images.apart(shrunk, y0) < 0.5 * images.apart(turned, y0)
-    assert images.apart(0.1 * y0, y0) > images.apart(turned, y0)
+    assert outputs.distance(shrunk, y0) == pytest.approx(outputs.distance(turned, y0), rel=0.2)
+    assert outputs.apart(y0, y0) < 1e-3
+    assert outputs.apart(y0 + 7.0, y0) < 1e-3
+    assert outputs.apart(shrunk, y0) < 0.5 * outputs.apart(turned, y0)
+    assert outputs.apart(0.1 * y0, y0) > outputs.apart(turned, y0)
     one = torch.randn(50, 1)
-    assert images.apart(0.8 * one, one) == images.distance(0.8 * one, one)
+    assert outputs.apart(0.8 * one, one) == outputs.distance(0.8 * one, one)
 
 
 def test_the_report_says_what_each_module_costs():
@@ -312,7 +313,6 @@ def test_the_report_says_what_each_module_costs():
 
 def test_errors_alone_are_found_where_they_are_made():
     """The planted fault: one site whose threshold is far too high stands out in the table, and the advice names it."""
-    from fastsnn_convert import images
     from fastsnn_convert.written import site_modules
 
     model, x = network("mlp")
@@ -320,7 +320,7 @@ def test_errors_alone_are_found_where_they_are_made():
     sites = site_modules(done.model)
     bad = list(sites)[1]
     sites[bad].neuron.k.fill_(0.02)
-    images.measure(done.model, sites, (x,), done.report["modules"], errors=True)
+    measuring.measure(done.model, sites, (x,), done.report["modules"], errors=True)
     errors = {r["site"]: r["error"] for r in done.report["modules"] if r["site"]}
     assert max(errors, key=errors.get) == bad
     assert errors[bad] > 0.5

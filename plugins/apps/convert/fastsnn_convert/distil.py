@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastsnn_convert.images import flat
+from fastsnn_convert.outputs import flat
 
 
 def distil(
@@ -27,7 +27,7 @@ def distil(
 ) -> list[float]:
     """Train `network` in place for `steps` steps of `batch` samples of `data`; returns the losses.
 
-    `wanted` ``[N, …]`` are the dense outputs (`fastsnn_convert.images.output`). The network is in evaluation mode:
+    `wanted` ``[N, …]`` are the dense outputs (`fastsnn_convert.outputs.output`). The network is in evaluation mode:
     no dropout, and batch norms keep their statistics.
     """
     power = float((wanted - wanted.mean(0)).pow(2).mean()) or 1.0

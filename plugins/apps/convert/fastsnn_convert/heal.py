@@ -4,9 +4,9 @@
 
 No labels are needed, so the text may be anything, also text that the teacher writes itself: by default a quarter of
 every batch is, and in the rest words are exchanged, so that a short text is not learnt by heart. Gradients pass the
-counts straight through, and the thresholds
-(`fastsnn_convert.thresholds`). A model with other attentions than its teacher is healed in two stages, as
-SpikingBrain was trained: first the attentions with numbers at every site, then everything with spikes.
+counts straight through, and the thresholds (`fastsnn_convert.thresholds`). A model with other attentions than its
+teacher is healed in two stages, as SpikingBrain was trained: first the attentions with numbers at every site, then
+everything with spikes.
 Hinton et al. 2015 (arXiv 1503.02531).
 """
 
@@ -24,79 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastsnn_convert.heal_settings import Healing, Run
 from fastsnn_convert.rebuild import numbers
 from fastsnn_convert.thresholds import followed
 from fastsnn_core.conversion import ConversionError
 from fastsnn_core.site import sites
 
 STAGES = ("attention", "spikes")
-WARM = 20
 WARMTH = 1.4  # temperature at which the teacher writes: stranger places than its own
-
-
-@attrs.frozen
-class Healing:
-    """How a model is healed. The budget is `steps`, or `minutes` of wall time; `share` of it is the first stage's.
-
-    `lr` is the peak of AdamW's rate: a short warm-up, the peak, and over the last `fall` of the budget linearly to its
-    50th part, afresh in each stage, and with it the weight `hidden` of the hidden states, to 0; so a run that is
-    resumed with a larger budget before its fall is the run that had
-    it from the start. `lora` > 0 trains low-rank additions of that rank (by peft) instead of all weights; they are
-    merged at the end. `written` is the share of a batch that the teacher writes as it goes (all of it where no text is
-    given). `altered` is the share of tokens in pieces of the given text that are replaced by what the teacher would say
-    there, drawn anew at every reading, so that a short text is not learnt by heart. With `thresholds` gradients pass
-    through them, too. `every` is how many steps lie between two checkpoints.
-    The defaults are from healing stories260K (benchmarks/NOTES.md).
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-    lr: float = 1e-3
-    fall: float = 0.4
-    batch: int = 16
-    length: int = 64
-    hidden: float = 10.0
-    lora: int = 0
-    share: float = 0.5
-    written: float = 0.25
-    altered: float = 0.15
-    thresholds: bool = True
-    seed: int = 0
-    every: int = 200
-    log: int = 50
-
-    def __attrs_post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise ConversionError("healing needs a budget: steps or minutes, one of the two")
-        if self.batch < 1 or self.length < 2:
-            raise ConversionError(f"healing needs a batch of at least 1 × 2 tokens, got {self.batch} × {self.length}")
-        for name in ("written", "altered"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConversionError(f"{name} is a share, 0 … 1, got {getattr(self, name)}")
-
-    def progress(self, step: int, seconds: float, share: float) -> float:
-        """How much of a stage's budget is used, 0 … 1."""
-        if self.steps is not None:
-            return step / max(1, round(self.steps * share))
-        return seconds / max(1e-9, 60 * float(self.minutes or 0) * share)
-
-    def falling(self, progress: float) -> float:
-        """1 until the last `fall` of the budget, over which it falls to 0."""
-        return min(1.0, (1.0 - progress) / self.fall) if self.fall else 1.0
-
-    def rate(self, step: int, progress: float) -> float:
-        """Learning rate of a step that `progress` of the budget lies before."""
-        return self.lr * min(1.0, (step + 1) / WARM) * (0.02 + 0.98 * self.falling(progress))
-
-
-@attrs.define
-class Run:
-    """Where a healing run is: stage, step and seconds in it, and the log so far."""
-
-    stage: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = attrs.field(factory=list)
 
 
 def heal(
@@ -116,6 +51,7 @@ def heal(
     the teacher write it all. `settings` are those of `Healing`. With `out` the run is kept
     there in checkpoints, and `resume` goes on from the newest whole one.
     """
+    from fastsnn_convert.exchange import Exchanged
     from fastsnn_convert.families import import_dense
     from fastsnn_convert.texts import Written, tokens_of
 
@@ -133,10 +69,13 @@ def heal(
     if ids is not None and len(ids) <= config.length:
         raise ConversionError(f"healing text has {len(ids)} tokens; more than length = {config.length} are needed")
     own = Written(teacher.eval(), config.length, ids, WARMTH)
+    text = None
+    if ids is not None:
+        text = Exchanged(teacher, ids, config.length, config.altered, WARMTH, config.seed)
     before, training = {p: p.requires_grad for p in model.parameters()}, model.training
     student = with_lora(model, config.lora) if config.lora else model
     try:
-        run = Healer(student, teacher, ids, own, config, Path(out) if out else None, quiet).all(stages, resume)
+        run = Healer(student, teacher, text, own, config, Path(out) if out else None, quiet).all(stages, resume)
     finally:
         if config.lora:
             student.merge_and_unload()
@@ -166,7 +105,7 @@ class Healer:
 
     model: Any
     teacher: nn.Module
-    ids: Tensor | None
+    text: Any
     own: Any
     config: Healing
     out: Path | None
@@ -233,28 +172,15 @@ class Healer:
     def batch(self, run: Run) -> Tensor:
         """Random pieces ``[batch, length]``, the same for the same step of the same stage and seed."""
         c, seed = self.config, self.config.seed * 2 + run.stage
-        own = c.batch if self.ids is None else round(c.batch * c.written)
+        own = c.batch if self.text is None else round(c.batch * c.written)
         found = []
-        if self.ids is not None and own < c.batch:
+        if self.text is not None and own < c.batch:
             generator = torch.Generator().manual_seed(seed * 1_000_003 + run.step)
-            places = torch.randint(0, len(self.ids) - c.length + 1, (c.batch - own, 1), generator=generator)
-            found.append(self.alter(self.ids[places + torch.arange(c.length)], generator))
+            places = torch.randint(0, len(self.text.ids) - c.length + 1, (c.batch - own,), generator=generator)
+            found.append(self.text.pieces(places, generator))
         if own:
             found.append(self.own.pieces(run.step, own, seed))
         return torch.cat(found).to(next(self.model.parameters()).device)
-
-    @torch.no_grad()
-    def alter(self, pieces: Tensor, generator: torch.Generator) -> Tensor:
-        """Pieces with a share of their tokens replaced by what the teacher would say there."""
-        if not self.config.altered:
-            return pieces
-        device, pieces = next(self.teacher.parameters()).device, pieces.clone()
-        swap = torch.rand(pieces[:, 1:].shape, generator=generator) < self.config.altered
-        said = self.teacher(pieces[:, :-1].to(device))[swap.to(device)].float()
-        odds = (said / WARMTH).softmax(-1).cpu()
-        if len(odds):
-            pieces[:, 1:][swap] = torch.multinomial(odds, 1, generator=generator)[:, 0]
-        return pieces
 
     def loss(self, tokens: Tensor, weight: float) -> tuple[Tensor, Callable[[], dict[str, float]]]:
         """The loss plus the teacher's entropy, which nothing can change; and its parts, where asked for."""

@@ -5,7 +5,7 @@ Sites are taken in the order in which they run. For each, on the data as it arri
     V* = argmin_V ‖ V · clip(round(x / V)) - x₀ ‖²        x as it arrives, x₀ as it would without spikes
 
 over a grid of the largest value that is still counted. `refine` then moves each threshold by the error of the network's
-output (`apart`). Sites without a largest count keep the neuron's own setting (k spikes a channel).
+output (`outputs.apart`). Sites without a largest count keep the neuron's own setting (k spikes a channel).
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from fastsnn_convert.neurons import knob, largest_count, levels, limited, smallest_count, turned
+from fastsnn_convert.neurons import knob, largest_count, levels, limited, turned
+from fastsnn_convert.outputs import apart, distance, output
 from fastsnn_core.conversion import ConversionError
 from fastsnn_core.folding import FoldedSite
-from fastsnn_core.probe import probe
-from fastsnn_core.spike_tensor import SpikeTensor
 
 GRID = torch.logspace(-1.7, 0.0, 40).tolist()
 ENOUGH = 1 << 20  # values that a threshold is chosen on
@@ -52,41 +51,6 @@ def active(sites: Mapping[str, FoldedSite], names: Any) -> Iterator[None]:
     finally:
         for name, site in sites.items():
             site.blend = before[name]
-
-
-@torch.no_grad()
-def output(network: nn.Module, data: tuple[Tensor, ...], batch: int = 256) -> Tensor:
-    """The network's output on the data, batch by batch, as one tensor ``[N, …]`` (all outputs side by side)."""
-    rows = []
-    for pieces in zip(*(x.split(batch) for x in data)):
-        rows.append(flat(network(*pieces)))
-    return torch.cat(rows)
-
-
-def flat(found: Any) -> Tensor:
-    """An output as ``[N, …]``, several side by side."""
-    tensors = [found] if isinstance(found, Tensor) else [t for t in found if isinstance(t, Tensor)]
-    return torch.cat([t.flatten(1).float() for t in tensors if t.is_floating_point()], 1)
-
-
-def distance(y: Tensor, y0: Tensor) -> float:
-    """‖y - y₀‖ / ‖y₀ - mean y₀‖."""
-    spread = (y0 - y0.mean(0)).norm() if len(y0) > 1 else y0.norm()
-    return float((y - y0).norm() / spread.clamp_min(1e-12))
-
-
-def apart(y: Tensor, y0: Tensor) -> float:
-    """√ mean of 2 (1 - cos(y, y₀)) + (ln ‖y‖ / ‖y₀‖)² / 10 over the samples, each without its mean.
-
-    What thresholds are refined on: ‖y - y₀‖ is smallest for outputs that have shrunk, and samples with large outputs
-    say most of it; the largest channel depends on neither. Below three channels directions say nothing: `distance`.
-    """
-    if y.shape[-1] < 3:
-        return distance(y, y0)
-    y, y0 = (z - z.mean(-1, keepdim=True) for z in (y, y0))
-    size, size0 = (z.norm(dim=-1).clamp_min(1e-12) for z in (y, y0))
-    turned = 2 - 2 * (y * y0).sum(-1) / (size * size0)
-    return float((turned + 0.1 * (size / size0).log().square()).mean().clamp_min(0).sqrt())
 
 
 @torch.no_grad()
@@ -287,91 +251,3 @@ def save_steps(
         set_neuron(sites[name], component)
         sites[name].neuron.load_state_dict(state)
         steps[name] -= 1
-
-
-# -- measuring -------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def measure(
-    network: nn.Module,
-    sites: Mapping[str, FoldedSite],
-    data: tuple[Tensor, ...],
-    rows: list[dict[str, Any]],
-    *,
-    errors: bool,
-    wanted: Tensor | None = None,
-) -> None:
-    """Fill the rows' figures in: spikes always, errors where the data is real.
-
-    `wanted`: the dense outputs, where they are no longer those of this network without spikes (it was healed).
-    """
-    by_site = {r["site"]: r for r in rows if r["site"]}
-    some = tuple(x[:256] for x in data)
-    saturated: dict[str, float] = {}
-    handles = [site.neuron.register_forward_hook(clipping(saturated, name)) for name, site in sites.items()]
-    try:
-        with probe(network) as trace:
-            network(*some)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, record in trace.items():
-        site = next((s for s in sites.values() if s.neuron is record.module), None)
-        found = record.spikes.sparsity(declared_steps(site))
-        if (r := by_site.get(name)) is not None:
-            r |= {
-                "silent_fraction": found.silent_fraction, "spikes_per_channel": found.spikes_per_channel,
-                "slot_sparsity": found.slot_sparsity, "steps": found.steps, "largest": found.largest,
-                "saturation": saturated.get(name, 0.0), "channels": record.spikes.numel() // max(1, len(some[0])),
-            }  # fmt: skip
-    if not errors:
-        return
-    with active(sites, ()):
-        y0 = output(network, data) if wanted is None else wanted
-    names = order(network, sites, data)
-    for i, name in enumerate(names):
-        if (r := by_site.get(name)) is None:
-            continue
-        with active(sites, (name,)):
-            r["error"] = distance(output(network, data), y0)
-        with active(sites, names[: i + 1]):
-            r["cumulative"] = distance(output(network, data), y0)
-
-
-def declared_steps(site: FoldedSite | None) -> int | None:
-    """Binary digits that a site's largest count needs; None where counts are not bounded."""
-    top = largest_count(site.neuron) if site is not None else math.inf
-    return int(top).bit_length() if math.isfinite(top) else None
-
-
-def clipping(found: dict[str, float], name: str) -> Any:
-    """A hook that measures which share of channels wanted a larger count than there is."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        spikes: SpikeTensor = out[0]
-        top, low = largest_count(module), smallest_count(module)
-        counts = spikes.counts
-        beyond = (args[0].float() - spikes.value()).abs() > 0.51 * spikes.scale.abs()
-        at_end = (counts >= top) | ((counts <= low) & (low < 0))
-        found[name] = float((beyond & at_end).float().mean()) if counts.numel() else 0.0
-
-    return hook
-
-
-def quality(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of the whole: channel-weighted sparsity, slots, and the error of the fully spiking network."""
-    spiking = [r for r in rows if r["silent_fraction"] is not None]
-    if not spiking:
-        return {}
-    total = sum(r["channels"] for r in spiking)
-
-    def mean(key: str) -> float:
-        return sum(r[key] * r["channels"] for r in spiking) / total
-
-    last = [r["cumulative"] for r in spiking if r["cumulative"] is not None]
-    return {
-        "output_error": last[-1] if last else None, "silent_fraction": mean("silent_fraction"),
-        "spikes_per_channel": mean("spikes_per_channel"), "saturation": mean("saturation"),
-        "steps": max(r["steps"] for r in spiking),
-    }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsnn_convert import images
+from fastsnn_convert import images, measuring, outputs
 from fastsnn_convert.distil import distil
 from fastsnn_convert.engine import Maker, Plan, all_rules, plan, walked
 from fastsnn_convert.neurons import component
@@ -77,16 +77,16 @@ def convert_module(
     says = obstacles(found.network)
     snn = found.network if says else written(found.network, given)
     sites = site_modules(snn)
-    healed = distil(snn, images.output(found.dense, lessons), lessons, heal_steps) if heal_steps else []
-    wanted = images.output(found.dense, data) if healed and data else None
+    healed = distil(snn, outputs.output(found.dense, lessons), lessons, heal_steps) if heal_steps else []
+    wanted = outputs.output(found.dense, data) if healed and data else None
     rows = rows_of(found, sites)
     if measure:
-        images.measure(snn, sites, data or given, rows, errors=bool(data), wanted=wanted)
+        measuring.measure(snn, sites, data or given, rows, errors=bool(data), wanted=wanted)
     report = Report(
         source=type(model).__name__, kind="module", model=kind_of(snn), neuron=component(neuron).name,
         coverage=coverage, steps=steps, code=code, parameters=sum(p.numel() for p in snn.parameters()),
         calibration=len(data[0]) if data else 0, healed=healed[:1] + healed[-1:], modules=rows,
-        quality=images.quality(rows), obstacles=says,
+        quality=measuring.quality(rows), obstacles=says,
     )  # fmt: skip
     snn.report = report
     return Conversion(snn.train(training), report)
@@ -200,11 +200,11 @@ def convert_walked(
         size = sum(p.numel() for p in module.parameters())
         rows.append(row(name, type(module).__name__, status, "", note, parameters=size, site=site))
     if measure:
-        images.measure(snn, sites, data or given, rows, errors=bool(data))
+        measuring.measure(snn, sites, data or given, rows, errors=bool(data))
     report = Report(
         source=type(model).__name__, kind="module", model="network without a spec", neuron=component(neuron).name,
         coverage="modules only", steps=steps, code=code, parameters=sum(p.numel() for p in snn.parameters()),
-        calibration=len(data[0]) if data else 0, modules=rows, quality=images.quality(rows),
+        calibration=len(data[0]) if data else 0, modules=rows, quality=measuring.quality(rows),
         obstacles=["functional=False: its forward is code, which a bundle does not hold"],
     )  # fmt: skip
     snn.report = report  # type: ignore[assignment]
