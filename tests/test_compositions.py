@@ -44,11 +44,12 @@ def test_every_composition_survives_its_bundle(table):
     models.check_bundle(through_toml(table))
 
 
-FAULTS = {
-    "not causal": "x = x + x.mean(1, keepdim=True)",
-    "not deterministic": "x = x + 0.01 * torch.randn_like(x)",
-    "dead gradients": "x = x.detach()",
-}
+FAULTS = [
+    ("not causal", "x = x + x.mean(1, keepdim=True)"),
+    ("not deterministic", "x = x + 0.01 * torch.randn_like(x)"),
+    ("dead gradients", "x = x.detach()"),
+    ("dead gradients", "x = 0 * x"),
+]
 PLANTED = """
     import torch
     from attrs import frozen
@@ -73,10 +74,10 @@ PLANTED = """
 """
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found_and_named(fault, tmp_path):
+@pytest.mark.parametrize(("fault", "line"), FAULTS)
+def test_a_planted_fault_is_found_and_named(fault, line, tmp_path):
     """A faulty third-party neuron is found among all the others, and the smallest failing network names it."""
-    (tmp_path / "acme.py").write_text(textwrap.dedent(PLANTED).replace("FAULT", FAULTS[fault]))
+    (tmp_path / "acme.py").write_text(textwrap.dedent(PLANTED).replace("FAULT", line))
     info = tmp_path / "acme-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")

@@ -66,7 +66,7 @@ def test_healing_passes_gradients_through_thresholds_and_leaves_nothing_behind(f
 
 
 def test_text_is_written_as_it_goes_and_depends_on_the_step_alone(folder, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(Written, "STREAMS", 8)
+    monkeypatch.setattr(Written, "CHUNK", 8 * 16)
     monkeypatch.setattr(Written, "MORE", 16)
     dense = import_dense(folder)
     text = tokens_of([TEXT], dense)

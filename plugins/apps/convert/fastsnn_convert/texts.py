@@ -86,10 +86,10 @@ def write(
 class Written:
     """Text that the dense model goes on writing while it is read: any number of tokens, no more than a chunk at once.
 
-    A chunk is `STREAMS` streams of `length` + `MORE` tokens. It is read `READ` times, in random pieces, then the next
-    one is written. Where there is text, streams go on from `BEGIN` tokens of random places in it, so they are not only
-    beginnings of stories. What step s reads follows from (seed, s) alone: a run that was cut off goes on with the same
-    text.
+    A chunk is `CHUNK` tokens in streams of `length`, and `MORE` to each. It is read `READ` times, in random
+    pieces, then the next one is written. Where there is text, streams go on from `BEGIN` tokens of random places in it,
+    so they are not only beginnings of stories. What step s reads follows from (seed, s) alone: a run that was cut off
+    goes on with the same text.
     """
 
     teacher: nn.Module
@@ -99,19 +99,24 @@ class Written:
     chunk: tuple[int, int] = (-1, -1)
     tokens: Tensor | None = None
 
-    STREAMS = 256
+    CHUNK = 2**14
     READ = 4
     BEGIN = 12
     MORE = 64
 
+    @property
+    def streams(self) -> int:
+        """Streams that are written at once."""
+        return max(1, self.CHUNK // self.length)
+
     def pieces(self, step: int, count: int, seed: int) -> Tensor:
         """``[count, length]`` of step `step`."""
-        number = step * count * self.length // (self.READ * self.STREAMS * (self.length + self.MORE))
+        number = step * count * self.length // (self.READ * self.streams * (self.length + self.MORE))
         if self.chunk != (seed, number):
             self.chunk, self.tokens = (seed, number), self.written(seed * 1_000_003 + number)
         assert self.tokens is not None
         generator = torch.Generator().manual_seed((seed + 7) * 1_000_003 + step)
-        rows = torch.randint(0, self.STREAMS, (count, 1), generator=generator)
+        rows = torch.randint(0, self.streams, (count, 1), generator=generator)
         places = torch.randint(0, self.tokens.shape[1] - self.length + 1, (count, 1), generator=generator)
         return self.tokens[rows, places + torch.arange(self.length)]
 
@@ -120,8 +125,8 @@ class Written:
         begin = None
         if self.text is not None and len(self.text) > self.BEGIN:
             generator = torch.Generator().manual_seed(seed)
-            places = torch.randint(0, len(self.text) - self.BEGIN + 1, (self.STREAMS, 1), generator=generator)
+            places = torch.randint(0, len(self.text) - self.BEGIN + 1, (self.streams, 1), generator=generator)
             begin = self.text[places + torch.arange(self.BEGIN)]
         return write(
-            self.teacher, self.STREAMS, self.length + self.MORE, seed=seed, begin=begin, temperature=self.temperature
+            self.teacher, self.streams, self.length + self.MORE, seed=seed, begin=begin, temperature=self.temperature
         )

@@ -122,11 +122,13 @@ def leave(world: World) -> None:
     """
     if world.size > 1 and dist.is_initialized():
         from torch.distributed import tensor
-        from torch.distributed.tensor import _redistribute, debug
 
         world.wait()
-        debug._clear_sharding_prop_cache()  # all these caches of DTensor hold meshes, which hold groups
-        _redistribute.clear_redistribute_planner_cache()
+        with contextlib.suppress(ImportError, AttributeError):  # private names, which another torch may not have
+            from torch.distributed.tensor import _redistribute, debug
+
+            debug._clear_sharding_prop_cache()  # all these caches of DTensor hold meshes, which hold groups
+            _redistribute.clear_redistribute_planner_cache()
         for kept in gc.get_objects():
             if isinstance(kept, functools._lru_cache_wrapper) and str(kept.__module__).startswith(tensor.__name__):
                 kept.cache_clear()
