@@ -30,8 +30,8 @@ class Healing:
     minutes: float | None = None
     lr: float = 1e-3
     fall: float = 0.4
-    batch: int = 16
-    length: int = 64
+    batch: int = 8
+    length: int = 128
     hidden: float = 10.0
     lora: int = 0
     share: float = 0.5
