@@ -35,7 +35,7 @@ def count_project_naive(counts: Tensor, weight: Tensor, scale: Tensor, threshold
 def event_linear_naive(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> Tensor:
     """Sum of the weight rows that events name: flat coordinates into ``[rows, D]``, 64-bit integers ``[rows, out]``."""
     width = weight.shape[1]
-    check_sums(weights.to(torch.float64).abs().sum(), weight)
+    check_events(index, weights, rows, weight)
     out = torch.zeros(rows, weight.shape[0], dtype=torch.int64, device=weight.device)
     picked = weight.T.to(torch.int64)[index % width] * weights.to(torch.int64)[:, None]
     return out.index_add_(0, index // width, picked)
@@ -48,6 +48,16 @@ def check_sums(magnitudes: Tensor, weight: Tensor) -> None:
     largest = 128.0 if weight.dtype == torch.int8 else float(weight.to(torch.float64).abs().max())
     if float(magnitudes.max()) * largest >= 2.0**63:
         raise too_large(float(magnitudes.max()), largest)
+
+
+def check_events(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> None:
+    """The same for events: a row's sums are bounded by those of all rows, and counted only where that is too much."""
+    magnitudes = weights.to(torch.float64).abs()
+    try:
+        check_sums(magnitudes.sum(), weight)
+    except OverflowError:
+        each = torch.zeros(rows, dtype=torch.float64, device=weights.device)
+        check_sums(each.index_add_(0, index // weight.shape[1], magnitudes), weight)
 
 
 def too_large(total: float, largest: float) -> OverflowError:

@@ -74,6 +74,28 @@ def test_events_in_any_order_and_more_than_once(case, twice):
     assert torch.equal(event.EVENT_LINEAR("cpu", *args), event.event_linear_naive(*args))
 
 
+def test_counts_at_the_ends_of_every_integer_type():
+    """-2^31 has no absolute value in 32 bits; as a digit it is what is left of -2^38 and -2^45."""
+    weight = torch.tensor([[-61, 123], [67, -25], [-119, 83]], dtype=torch.int8)
+    for c in [s * 2**n + d for n in range(6, 52) for s in (-1, 1) for d in (-1, 0, 1)]:
+        counts = torch.tensor([[c, 1], [0, c]])
+        for w in (weight, ops.input_major(weight)):
+            assert torch.equal(event.COUNT_LINEAR("cpu", counts, w), event.count_linear_naive(counts, w)), c
+        assert torch.equal(linear.dense(counts, weight), event.count_linear_naive(counts, weight)), c
+
+
+def test_events_are_refused_where_a_row_is_too_large_not_where_all_rows_are():
+    counts = torch.full((70, 700), 2**44)
+    weight = ops.input_major(torch.full((3, 700), 127, dtype=torch.int8))
+    index = torch.arange(counts.numel())
+    args = (index, 4 * counts.flatten(), 70, weight)
+    assert torch.equal(event.EVENT_LINEAR("cpu", *args), event.event_linear_naive(*args))
+    assert torch.equal(event.EVENT_LINEAR("cpu", *args), event.COUNT_LINEAR("cpu", 4 * counts, weight))
+    for run in (event.event_linear_naive, lambda *a: event.EVENT_LINEAR("cpu", *a)):
+        with pytest.raises(OverflowError, match="64 bits"):
+            run(index, 8 * counts.flatten(), 70, weight)
+
+
 def test_few_events_skip_and_many_do_not():
     weight = ops.input_major(torch.ones(8, 64, dtype=torch.int8))
     one = torch.ones(1, 64, dtype=torch.int32)

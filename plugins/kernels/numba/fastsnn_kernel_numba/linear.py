@@ -25,7 +25,7 @@ from numba import prange
 from torch import Tensor
 
 from fastsnn_core.ops.dispatch import took
-from fastsnn_core.ops.event import check_sums, whole
+from fastsnn_core.ops.event import check_events, check_sums, whole
 from fastsnn_kernel_numba import onerow
 from fastsnn_kernel_numba.event import few
 from fastsnn_kernel_numba.launch import Threaded, flat, workers
@@ -132,7 +132,7 @@ def event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> T
     """Twin of `fastsnn_core.ops.event.event_linear_naive`; events may come in any order, and more than once."""
     if weight.dtype != torch.int8:
         return NotImplemented
-    check_sums(weights.to(torch.float64).abs().sum(), weight)
+    check_events(index, weights, rows, weight)
     tall, wide = weight.shape
     counts = torch.zeros(rows * wide, dtype=torch.int64).index_add_(0, index, weights.to(torch.int64)).view(rows, wide)
     if not is_input_major(weight) or not counts.numel() or not tall:
@@ -200,7 +200,7 @@ def _narrow(counts, out, state, nw):  # type: ignore[no-untyped-def]
         for i in range(U(worker * size // nw), U((worker + 1) * size // nw)):
             c = np.int32(counts[i])
             out[i] = np.int8(c)
-            found += (c != counts[i]) | (abs(c) > 127)
+            found += (c != counts[i]) | (c > 127) | (c < -127)  # abs(-2³¹) is negative
         state[worker, 0] = found
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastsnn_core.ops.event import check_sums, whole
+from fastsnn_core.ops.event import check_events, check_sums, whole
 
 TILE, DEPTH, COLUMNS, EVENTS = 32, 64, 64, 16
 LONGEST = 2**31 // (64 * 128) - DEPTH
@@ -89,7 +89,7 @@ def event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> T
     columns, width = weight.shape
     if weight.dtype != torch.int8:
         return NotImplemented
-    check_sums(weights.to(torch.float64).abs().sum(), weight)
+    check_events(index, weights, rows, weight)
     out = torch.zeros(rows, columns, dtype=torch.int64, device=weight.device)
     if not len(index) or not out.numel():
         return out
