@@ -27,6 +27,7 @@ from torch import nn
 from fastsnn_core import runtime
 from fastsnn_core import spec as specs
 from fastsnn_core.component import Component, Model, parts
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
 from fastsnn_core.plugins import registry
 
@@ -41,7 +42,7 @@ CONFIG, WEIGHTS, META, TOKENIZER, REPORT = (
 )
 
 
-class BundleError(ValueError):
+class BundleError(FastSNNError):
     """A bundle that cannot be read or written: names the file, what is wrong and what to do."""
 
 

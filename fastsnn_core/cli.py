@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastsnn_core.errors import UserError
+
 Verb = Callable[[list[str]], int]
 EXIT_USER, EXIT_INTERRUPT = 2, 130
 
@@ -140,10 +142,6 @@ def test(argv: list[str]) -> int:
 
 
 OWN: dict[str, Verb] = {"plugins": plugins, "show": show, "check": check, "new-plugin": new_plugin, "test": test}
-
-
-class UserError(Exception):
-    """Something the user can mend: printed without a traceback, exit status 2."""
 
 
 def added() -> dict[str, Any]:

@@ -23,6 +23,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.folding import FoldedSite
 from fastsnn_core.passing import reads_spikes
 from fastsnn_core.spike_tensor import SpikeTensor
@@ -31,7 +32,7 @@ STATUSES = ("converted", "approximated", "kept", "refused")
 SPIKES = ("no", "in", "out", "made", "pass")
 
 
-class ConversionError(ValueError):
+class ConversionError(FastSNNError):
     """A network, or a part of one, that cannot be converted: names the part, says why and what is possible."""
 
 

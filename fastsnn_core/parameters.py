@@ -10,10 +10,12 @@ from typing import Any, Union
 
 import attrs
 
+from fastsnn_core.errors import FastSNNError
+
 META = "fastsnn"
 
 
-class ParamError(ValueError):
+class ParamError(FastSNNError):
     """A value a parameter cannot take: says which parameter, what it got and what is possible."""
 
     def __init__(self, where: str, message: str, help: str = "") -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import attrs
 
 from fastsnn_core.component import Component
+from fastsnn_core.errors import FastSNNError
 
 GROUP = "fastsnn1"
 log = logging.getLogger("fastsnn")
@@ -53,7 +54,7 @@ class Plugin:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in row.items()}
 
 
-class LookupFailure(LookupError):
+class LookupFailure(FastSNNError, LookupError):
     """No such component, or more than one: `message` says which, `help` what is possible."""
 
     def __init__(self, message: str, help: str) -> None:
@@ -61,7 +62,7 @@ class LookupFailure(LookupError):
         self.message, self.help = message, help
 
 
-class PluginError(RuntimeError):
+class PluginError(FastSNNError, RuntimeError):
     """A plugin failed to load and FASTSNN_STRICT is set."""
 
 

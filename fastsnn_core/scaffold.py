@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 
 from fastsnn_core.component import KINDS
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
 from fastsnn_core.hookspecs import hook_of
 from fastsnn_core.templates import BODIES, HEAD, PYPROJECT, README, SLOTTED, TAIL, TEST, TOML
 
 
-class ScaffoldError(ValueError):
+class ScaffoldError(FastSNNError):
     """A plugin that cannot be scaffolded: says why and what is possible."""
 
 

@@ -22,6 +22,7 @@ import tomli
 
 from fastsnn_core import toml
 from fastsnn_core.component import Component, Model, ParamError, bounds_of, fields, hints, kind_of, type_name
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.locate import locate
 from fastsnn_core.plugins import LookupFailure, registry
 
@@ -38,7 +39,7 @@ class Problem:
     help: str = ""
 
 
-class SpecError(ValueError):
+class SpecError(FastSNNError):
     """All problems of a spec: ``file:line: path: message``, the source line and help for each."""
 
     def __init__(self, problems: list[Problem], text: str = "", source: str = "spec") -> None:

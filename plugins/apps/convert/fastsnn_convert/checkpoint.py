@@ -18,6 +18,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from fastsnn_core.errors import FastSNNError
+
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 HEADER_LIMIT = 100 << 20  # what the safetensors library itself accepts
@@ -25,7 +27,7 @@ TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SUPPORTED = f"supported: {CONFIG} beside {SINGLE}, or {INDEX} with its shards, in float32, bfloat16 or float16"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(FastSNNError):
     """A source that cannot be converted: names the file, what is wrong, and what is supported."""
 
 

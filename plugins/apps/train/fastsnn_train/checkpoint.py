@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastsnn_core.bundle import digest, dump, sealed
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
 from fastsnn_train.parallel import World, is_sharded
 
@@ -35,7 +36,7 @@ Tensors = dict[str, Tensor]
 """``model/layers.0.…``, ``optimizer/exp_avg/layers.0.…``, ``ema/…``, ``feed/…`` to tensor."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(FastSNNError):
     """A checkpoint that cannot be used: names the file and what is possible."""
 
 

@@ -18,11 +18,13 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from fastsnn_core.errors import FastSNNError
+
 END = "<|endoftext|>"
 READABLE = (".txt", ".md", ".text", ".jsonl", ".json", ".parquet")
 
 
-class DataError(ValueError):
+class DataError(FastSNNError):
     """A source that cannot be read: says what was tried and what is possible."""
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core import Run
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
 from fastsnn_core.site import sites
 from fastsnn_train import checkpoint, health, keeping, parallel, snapshot
@@ -31,7 +32,7 @@ from fastsnn_train.streaming import Streamed
 log = logging.getLogger("fastsnn")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(FastSNNError, RuntimeError):
     """Training cannot go on: the message says at which step, where, and what was saved."""
 
 

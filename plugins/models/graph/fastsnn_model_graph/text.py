@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_model_graph.steps import Ref, Step
 
 FUNCTIONS: dict[str, Any] = {
@@ -48,7 +49,7 @@ ATTRIBUTES = frozenset(("shape", "ndim", "dtype", "device", "T", "mT"))
 NAMES: dict[Any, str] = {**{f: name for name, f in FUNCTIONS.items()}, **ALIASES}
 
 
-class CallError(ValueError):
+class CallError(FastSNNError):
     """A call that is not understood: says which part, and what is possible."""
 
 
