@@ -34,33 +34,50 @@ def spikes(site: Any, name: str) -> Spikes:
     if neuron is None:
         return Spikes(name, centre=centre)
     kind = type(neuron).__name__
-    if kind == "AdaptiveThresholdModule":
+    if is_a(neuron, "fastsnn_neuron_adaptive_threshold.AdaptiveThresholdModule"):
         sparser = neuron.sparser
         if sparser and int(neuron.top):
             raise Unsupported(f"{name}: adaptive_threshold with top = {int(neuron.top)} is not fused")
         bound = 0.0 if neuron.bound == float("inf") else float(neuron.bound)
         return Spikes(name, "mean", float(neuron.k), bound, float(neuron.dead_zone) if sparser else 0.0, centre)
-    if kind == "AdaptiveMaxModule":
+    if is_a(neuron, "fastsnn_neuron_adaptive_max.AdaptiveMaxModule"):
         return Spikes(name, "max", float(neuron.clip), float(neuron.most), 0.0, centre, int(neuron.burst))
     raise Unsupported(f"{name}: the neuron {kind} is not fused")
 
 
+def is_a(part: Any, path: str) -> bool:
+    """Is this exactly that class? One that only has its name, or changes a method of it, computes something else."""
+    return f"{type(part).__module__}.{type(part).__qualname__}" == path
+
+
+def turned(mixer: Any) -> bool:
+    """An attention that wants nothing but rotated queries and keys."""
+    return is_a(mixer, "fastsnn_attention_sliding_window.WindowMixer") or is_a(
+        mixer, "fastsnn_attention_softmax.SoftmaxMixer"
+    )
+
+
 def mixers(mixer: Any, spec: Any, name: str) -> tuple[Mixer, ...]:
     """One attention, or a hybrid's branches."""
-    if spec.name == "hybrid":
-        return tuple(
-            mixers(branch, part, f"{name}.branches.{i}")[0]
+    if is_a(mixer, "fastsnn_attention_hybrid.HybridMixer"):
+        parts = [
+            mixers(branch, part, f"{name}.branches.{i}")
             for i, (branch, part) in enumerate(zip(mixer.branches, spec.branches))
-        )
-    if spec.name == "gla":
+        ]
+        if any(len(part) > 1 for part in parts):
+            raise Unsupported(f"{name}: a hybrid inside a hybrid is not fused")
+        return tuple(part for (part,) in parts)
+    if is_a(mixer, "fastsnn_attention_gla.GlaMixer"):
         gate = Gate(
             matrix(mixer.gate_down, f"{name}.gate_down"), matrix(mixer.gate_up, f"{name}.gate_up"),
             mixer.tau,
         )  # fmt: skip
         return (Mixer("relu", gate=gate, norm=mixer.norm.weight, eps=mixer.norm.eps),)
-    if spec.name == "linear":
+    if is_a(mixer, "fastsnn_attention_linear.LinearMixer"):
+        if mixer.decay:
+            raise Unsupported(f"{name}: linear attention with decay = {mixer.decay:g} is not fused")
         return (Mixer(mixer.feature, eps=mixer.eps),)
-    if spec.name in ("sliding_window", "softmax"):
+    if turned(mixer):
         if mixer.kv_bits:
             raise Unsupported(f"{name}: a cache in {mixer.kv_bits} bits is not fused")
         return (Mixer(window=getattr(mixer, "window", 0), rotary=True),)
@@ -80,7 +97,7 @@ def body(block: Any, name: str) -> Layer:
         site = getattr(a, f"{key}_site")
         if site.neuron is not None or site.centre is not None:
             raise Unsupported(f"{name}.attention.{key}_site: spikes on queries, keys or values are not fused")
-    if type(f).__name__ != "PulseLayer":
+    if not is_a(f, "fastsnn_feedforward_pulse.PulseLayer"):
         raise Unsupported(f"{name}.feedforward: {type(f).__name__} is not fused")
     at = f"{name}.attention"
     return Layer(
@@ -200,10 +217,20 @@ def watched(model: nn.Module) -> None:
         raise Unsupported("the model is in training mode")
 
 
-def stamp(model: nn.Module) -> tuple[Any, ...]:
-    """Changes when any weight or constant does."""
+def stamp(model: nn.Module, plan: Plan) -> tuple[Any, ...]:
+    """Changes when any weight, constant or number of the plan does."""
     tensors = (*model.parameters(), *model.buffers())
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors), torch.get_num_threads()
+    versions = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+    return versions, numbers(plan), torch.get_num_threads()
+
+
+def numbers(part: Any) -> Any:
+    """The numbers and names in a plan, without its tensors."""
+    if isinstance(part, tuple):
+        return tuple(numbers(item) for item in part)
+    if attrs.has(type(part)):
+        return tuple(numbers(getattr(part, field.name)) for field in attrs.fields(type(part)))
+    return part if isinstance(part, int | float | str) else None
 
 
 def join(model: Any) -> None:
@@ -233,10 +260,10 @@ def start(model: Any, state: Any, wait: bool = True) -> tuple[str, FastStream]:
         raise Unsupported("a fused stream begins from the state of one stream")
     if decode.DECODE_STEP.pick("cpu")[0] == "naive":
         decode.refuse(None)
-    now = stamp(model)
-    if model.fused is None or model.fused[0] != now:
-        plan(model)  # says what cannot be fused before anything is moved
+    found = plan(model)  # says what cannot be fused before anything is moved
+    if model.fused is None or model.fused[0] != stamp(model, found):
         join(model)
-        model.fused = stamp(model), decode.stepper(plan(model), wait)
+        found = plan(model)
+        model.fused = stamp(model, found), decode.stepper(found, wait)
     kernel, made = model.fused[1]
     return kernel, FastStream(model, made, state)

@@ -20,7 +20,6 @@ from fastsnn_model_decoder import fast
 from fastsnn_model_decoder.layers import Angles, AttentionState, BlockState
 
 LEAST = 32  # tokens; fewer go through the modules
-TURNED = ("sliding_window", "softmax")  # attentions that want nothing but rotated queries and keys
 
 
 def ready(model: Any, tokens: Tensor) -> bool:
@@ -51,13 +50,15 @@ def read(model: Any, x: Tensor, state: Any, reset: Tensor | None, angles: Angles
     x, add = x.reshape(-1, x.shape[-1]).contiguous(), None
     turn = None if angles is None else tuple(a.flatten(0, 1).to(x.dtype).contiguous() for a in angles)
     for i, block in enumerate(model.layers):
-        old, spec = None if state is None else state.layers[i], model.spec.attention[i % len(model.spec.attention)]
+        old = None if state is None else state.layers[i]
         part = described(block)
         if part is None:
             y, new = block(settle(x, add).view(*shape, -1), old, reset, angles)
             x, add = y.reshape(x.shape).contiguous(), None
         else:
-            add, new = run(block, part, shape, x, add, old, reset, angles, turn if spec.name in TURNED else None)
+            add, new = run(
+                block, part, shape, x, add, old, reset, angles, turn if fast.turned(block.attention.mixer) else None
+            )
         news.append(new)
     return settle(x, add).view(*shape, -1), news
 
@@ -65,7 +66,7 @@ def read(model: Any, x: Tensor, state: Any, reset: Tensor | None, angles: Angles
 def described(block: Any) -> Layer | None:
     """A block's neurons and matrices; None where it runs as it is."""
     a, f = block.attention, block.feedforward
-    if type(f).__name__ != "PulseLayer" or a.inner.neuron is None:
+    if a.inner.neuron is None:
         return None  # an attention may want the numbers that no neuron counted
     if not all(stateless(site) for site in (a.inner, a.outer, f.inner, f.hidden)):
         return None
