@@ -27,8 +27,8 @@ def generate(prompt: int, tokens: int) -> None:
     import torch
 
     from fastsnn_core import Model
-    from fastsnn_core.quant import quantise
     from fastsnn_core.spec import converter
+    from fastsnn_integer.quantization import quantise
     from fastsnn_text.generate import Sampling, generate_ids
 
     torch.manual_seed(0)

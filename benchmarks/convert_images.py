@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from fastsnn_convert import convert
 from fastsnn_convert.modules import from_weights
-from fastsnn_convert.steps import EarlyExit, accuracy, accuracy_curve, logits, replay
+from fastsnn_convert.modules.accuracy_vs_steps import EarlyExit, accuracy, accuracy_curve, logits, replay
 
 DATA = Path(os.environ.get("FASTSNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 MEAN, DEVIATION = 0.1307, 0.3081

@@ -29,8 +29,8 @@ import torch
 from harness import emit, pieces_of, table
 
 from fastsnn_convert import convert
-from fastsnn_convert.families import import_dense
-from fastsnn_convert.heal import heal
+from fastsnn_convert.language.distillation import heal
+from fastsnn_convert.language.families import import_dense
 from fastsnn_text import Sampling, generate_text
 from fastsnn_train import evaluate_text
 

@@ -32,12 +32,12 @@ from harness import emit, table
 from rival_spikingjelly import Rival, nats
 
 from fastsnn_convert import convert
-from fastsnn_convert.families import import_dense
-from fastsnn_convert.texts import tokens_of, windows
+from fastsnn_convert.language.distillation_data import tokens_of, windows
+from fastsnn_convert.language.families import import_dense
 from fastsnn_core import load
 from fastsnn_core.probe import probe
 from fastsnn_core.state import nbytes
-from fastsnn_train.evaluate import Tally
+from fastsnn_train.evaluation.evaluate import Tally
 
 OURS = {"S = 3": {"steps": 3}, "S = 4": {"steps": 4}, "S = 5": {"steps": 5}} | {
     f"k = {k}": {"k": float(k)} for k in (1, 2, 3, 6)

@@ -27,8 +27,8 @@ from harness import emit, pieces_of, table
 from safetensors.torch import save_file
 
 from fastsnn_convert import convert
-from fastsnn_convert.families import import_dense, source_of
-from fastsnn_convert.heal import heal
+from fastsnn_convert.language.distillation import heal
+from fastsnn_convert.language.families import import_dense, source_of
 from fastsnn_core import build
 from fastsnn_text import Sampling, generate_text
 from fastsnn_train import evaluate_text

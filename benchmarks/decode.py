@@ -30,9 +30,9 @@ import numpy as np
 import torch
 
 from fastsnn_core import Model
-from fastsnn_core.quant import quantise
 from fastsnn_core.site import sites
 from fastsnn_core.spec import converter
+from fastsnn_integer.quantization import quantise
 from fastsnn_model_decoder import fast
 from fastsnn_text import tokenizer_of
 

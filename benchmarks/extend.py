@@ -9,7 +9,8 @@ asked all along learns to copy the last answer, which needs no memory. That is h
 the same, on blocks of an eighth, where it learns what to store and to look up.
 
 Then each method goes on from the same weights and moments, for as many steps, through 1024 and 2048 to 4096 tokens.
-Perplexity is of the same held-out text at every place; recall is `fastsnn_train.recall`'s mqar with one pair, in
+Perplexity is of the same held-out text at every place; recall is `fastsnn_train.evaluation.recall`'s mqar with one
+pair, in
 held-out text, and of carry, long and pass it is what `extend_context` itself reports; chance is 10 %. Beside it a model
 with windows alone, trained the same way: its two layers reach 14 tokens back. Bars: carry's perplexity at 2k–4k no
 worse than the un-extended model's at 256–512; its recall at 2048 tokens at least 90 %.
@@ -37,9 +38,9 @@ import torch
 from fastsnn_core import build, create
 from fastsnn_text import ByteTokenizer, attach
 from fastsnn_train import Data, TrainConfig, Trainer, extend_context
-from fastsnn_train.extend_shape import adopt
-from fastsnn_train.packing import Packed
-from fastsnn_train.recall import Question, Recall, draw, mqar, recall
+from fastsnn_train.data.packing import Packed
+from fastsnn_train.evaluation.recall import Question, Recall, draw, mqar, recall
+from fastsnn_train.extend.reshape import adopt
 
 DENSITY, EASIER = 6, 8  # the first steps: tokens per question, and how many times shorter their blocks are
 SAMPLES = 8  # texts of every length and depth

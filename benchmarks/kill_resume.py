@@ -29,8 +29,8 @@ import harness
 import torch
 
 from fastsnn_core import bundle
-from fastsnn_train import checkpoint
 from fastsnn_train.cli import fit
+from fastsnn_train.loop import checkpoint
 
 SPEC = """
 fastsnn = 1

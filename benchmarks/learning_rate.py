@@ -28,7 +28,7 @@ BATCH, LENGTH = 8, 64
 def run(width: int, rate: float | None, steps: int) -> dict[str, Any]:
     """Train one model."""
     from fastsnn_train import TrainConfig, Trainer, load_data
-    from fastsnn_train.trainer import TrainingError
+    from fastsnn_train.loop.trainer import TrainingError
 
     torch.manual_seed(0)
     mixers = (create("attention", "gla"), create("attention", "sliding_window", window=32))

@@ -49,7 +49,7 @@ def work(kind: str, steps: int, out: str, double: bool) -> None:
 
     from fastsnn_core import build, create
     from fastsnn_train import TrainConfig, Trainer, load_data
-    from fastsnn_train.parallel import leave
+    from fastsnn_train.loop.parallel import leave
 
     torch.manual_seed(0)
     kinds = (create("attention", "gla"), create("attention", "sliding_window", window=64))
@@ -81,7 +81,7 @@ def shared(model: Any) -> Any:
     """Mean loss over two shares of the tokens, read one after the other by one process."""
     from torch.nn import functional as F
 
-    from fastsnn_train.sequence import sequence_shares
+    from fastsnn_train.loop.sequence import sequence_shares
 
     def loss(tokens: Any, reset: Any, plain: bool = True) -> Any:
         found = zip(sequence_shares(model, tokens[:, :-1], 2, reset=reset), tokens[:, 1:].chunk(2, 1))

@@ -29,9 +29,9 @@ import harness
 import torch
 
 from fastsnn_core import Model
-from fastsnn_core.quant import quantise
 from fastsnn_core.spec import converter
 from fastsnn_core.state import nbytes
+from fastsnn_integer.quantization import quantise
 
 SMALL = {"vocab_size": 32000, "d_model": 256, "n_layers": 4, "n_heads": 4, "d_ff": 688, "tied": False}
 CHUNK, STATES = 256, (1024, 4096, 16384, 65536)

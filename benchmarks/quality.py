@@ -94,7 +94,7 @@ def network(attention: str, neuron: str) -> torch.nn.Module:
 def text_of(name: str, length: int, choosing: bool) -> Any:
     """Training and evaluation bytes of a text; for choosing a rate both are of the training text."""
     from fastsnn_train import load_data
-    from fastsnn_train.packing import Data
+    from fastsnn_train.data.packing import Data
 
     folder = Path(os.environ.get("FASTSNN_DATA", "../shared/data"))
     if name == "tinyshakespeare":

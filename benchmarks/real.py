@@ -53,7 +53,7 @@ def models(args: argparse.Namespace) -> list[Real]:
 def stories(windows: int) -> Real:
     """stories260k, balanced on the first 60 % of its text, measured on the last 40 %."""
     from fastsnn_convert import convert
-    from fastsnn_convert.families import import_dense
+    from fastsnn_convert.language.families import import_dense
 
     folder = DATA / "stories260k" / "hf"
     text = next((DATA / "tinystories_text").glob("*.txt")).read_text(encoding="utf-8")

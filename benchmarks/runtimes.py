@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastsnn_core import runtime
-from fastsnn_core.quant import Quant, quantise
+from fastsnn_events import runtime
+from fastsnn_integer.quantization import Quant, quantise
 
 CODERS: dict[str, tuple[Any, Any, int]] = {  # coder, steps, tokens to read (0: all)
     "bitwise": ("bitwise", "auto", 0),

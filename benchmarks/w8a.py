@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastsnn_core import load, save
-from fastsnn_core.quant import Quant, quantise
 from fastsnn_core.state import nbytes
+from fastsnn_integer.quantization import Quant, quantise
 
 FORMS: dict[str, Quant | None] = {
     "float counts": None,

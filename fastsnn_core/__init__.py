@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastsnn_core import moved
 from fastsnn_core.lazy import lazy
 
 __version__ = "0.1.0"
@@ -35,13 +36,14 @@ _EXPORTS = {
     "SpikeSite": ".site",
     "SpikeTensor": ".spike_tensor",
     "Sparsity": ".spike_tensor",
-    "Run": ".run",
-    "Session": ".run",
+    "Run": ".training_run",
+    "Session": ".training_run",
     "BundleError": ".bundle",
     "build": ".bundle",
     "load": ".bundle",
     "save": ".bundle",
 }
+moved.install()
 __all__ = sorted(_EXPORTS)
 __getattr__ = lazy(__name__, _EXPORTS)
 

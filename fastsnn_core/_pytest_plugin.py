@@ -1,8 +1,11 @@
-"""The ``--fastsnn`` option; loaded by every pytest run of the environment, so it imports nothing."""
+"""The ``--fastsnn`` option and the fixture `poisoned`; loaded by every pytest run, so it imports nothing heavy."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 
 def pytest_addoption(parser: Any) -> None:
@@ -11,3 +14,15 @@ def pytest_addoption(parser: Any) -> None:
     group.addoption(
         "--fastsnn", action="append", default=[], metavar="PLUGIN", help="check this FastSNN plugin (repeatable)"
     )
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """`torch.empty` gives NaN inside the test: memory that is read before it is written shows."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    yield
+    torch.use_deterministic_algorithms(before)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import importlib.metadata
 import json
 import platform
 import shutil
@@ -24,7 +25,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastsnn_core import runtime
 from fastsnn_core import spec as specs
 from fastsnn_core.component import Component, Model, parts
 from fastsnn_core.errors import FastSNNError
@@ -91,16 +91,24 @@ def config(model: nn.Module) -> dict[str, Any]:
     if not isinstance(spec, Model):
         raise BundleError(f"{type(model).__name__} has no .spec; build it with fastsnn_core.build or FastSNN.build")
     table = specs.as_table(specs.Spec(spec), qualified=True)
-    running = runtime.as_table(model)
     needed = distributions(spec)
-    if running is not None:
-        table["runtime"] = running
-        needed |= distributions(runtime.component(running["coder"]))
+    for name, part in extra().items():
+        if (found := part.load().as_table(model)) is not None:
+            table[name] = found
+            needed |= {d: v for used in part.load().components(found) for d, v in distributions(used).items()}
     return table | {
         "bundle": FORMAT,
         "distributions": dict(sorted(needed.items())),
         "sections": getattr(model, "sections", {}),
     }
+
+
+def extra() -> dict[str, importlib.metadata.EntryPoint]:
+    """Parts of config.json that libraries write and read, by key (entry points ``fastsnn1.bundle``).
+
+    Each names a module with ``as_table(model) -> dict | None``, ``components(table)``, ``prepare(model, table)``.
+    """
+    return {point.name: point for point in importlib.metadata.entry_points(group="fastsnn1.bundle")}
 
 
 def tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -224,7 +232,8 @@ def read_spec(path: Path, table: dict[str, Any]) -> Model:
             f"{path / CONFIG} has bundle format {table.get('bundle')!r}, this fastsnn-core reads {FORMAT} and "
             f"{PACKED_FORMAT}: install a newer fastsnn-core"
         )
-    core = {k: v for k, v in table.items() if k not in ("bundle", "distributions", "sections", "tied", "runtime")}
+    own = {"bundle", "distributions", "sections", "tied", "runtime", *extra()}
+    core = {k: v for k, v in table.items() if k not in own}
     try:
         return specs.from_table(core, dump(table), str(path / CONFIG)).model
     except specs.SpecError as error:
@@ -233,15 +242,20 @@ def read_spec(path: Path, table: dict[str, Any]) -> Model:
         raise BundleError(f"{error}{help}") from None
 
 
-def prepare_runtime(model: nn.Module, path: Path, table: dict[str, Any]) -> None:
-    """The codings of a bundle that was saved with an event runtime."""
-    if running := table.get("runtime"):
+def prepare(model: nn.Module, path: Path, table: dict[str, Any]) -> None:
+    """Hand the parts that libraries wrote back to them (the codings of an event runtime)."""
+    parts = extra()
+    if "runtime" in table and "runtime" not in parts:
+        raise BundleError(f"{path / CONFIG} was saved with an event runtime: pip install fastsnn-events")
+    for name, point in parts.items():
+        if name not in table:
+            continue
         try:
-            runtime.prepare(model, running)
+            point.load().prepare(model, table[name])
         except Exception as error:
             absent = missing(table.get("distributions", {}))
             help = f"\nThis bundle needs: pip install {' '.join(absent)}" if absent else ""
-            raise BundleError(f"{path / CONFIG} has a runtime that cannot be set up: {error}{help}") from None
+            raise BundleError(f"{path / CONFIG} has a {name} that cannot be set up: {error}{help}") from None
 
 
 def missing(wanted: dict[str, str]) -> list[str]:
@@ -260,7 +274,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     spec = read_spec(path, table)
     with torch.random.fork_rng(devices=[]):
         model = build(spec)
-    prepare_runtime(model, path, table)
+    prepare(model, path, table)
     try:
         found = load_file(path / WEIGHTS)
     except SafetensorError as error:

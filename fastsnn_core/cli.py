@@ -60,12 +60,15 @@ def show(argv: list[str]) -> int:
     opts = args.parse_args(argv)
     from fastsnn_core import describe
 
-    if opts.name == "kernels":
-        data = describe.kernels(opts.bundle)
-        print(json.dumps(data, indent=2) if opts.json else describe.kernels_text(data))
+    topics = {p.name: p for p in importlib.metadata.entry_points(group="fastsnn1.show")}
+    if opts.name in topics:
+        data, text = topics[opts.name].load()(opts.bundle)
+        print(json.dumps(data, indent=2) if opts.json else text)
         return 0
+    if opts.name == "kernels":
+        raise UserError("'fastsnn show kernels' comes with fastsnn-scope-paths: pip install fastsnn-scope-paths")
     if opts.bundle:
-        raise UserError("only 'fastsnn show kernels' takes a bundle")
+        raise UserError(f"only 'fastsnn show {' | '.join(sorted(topics))}' takes a bundle")
     if Path(opts.name).is_dir():
         held = describe.bundle(opts.name)
         print(json.dumps(held, indent=2) if opts.json else describe.bundle_text(held))

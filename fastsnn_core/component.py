@@ -129,7 +129,8 @@ class Coder(Component):
 
     def replay(self, u: Any, steps: int, first: float = 0.5) -> Any:
         """``(membranes, train) [S, …]`` of a neuron whose potential is `u` thresholds and whose first spike is at
-        `first`: the code found by integrate-and-fire (`fastsnn_core.coding`), equal to `encode` of the count."""
+        `first`: the code found by integrate-and-fire (`fastsnn_events.coder_helpers`), equal to `encode` of the
+        count."""
         raise NotImplementedError(f"coder {self.name!r} has no spike-time form (no method replay)")
 
 
@@ -238,7 +239,7 @@ class Kernel(Component):
 
 
 class Tracker(Component):
-    """Follows training: ``start(run) -> session``, both as in `fastsnn_core.run`."""
+    """Follows training: ``start(run) -> session``, both as in `fastsnn_core.training_run`."""
 
     kind = "tracker"
 

@@ -69,13 +69,13 @@ def fastsnn_kernels() -> Iterable[type[c.Kernel]]:
 
 
 @hookspec
-def fastsnn_train_events() -> Iterable[type[c.Tracker]]:
+def fastsnn_trackers() -> Iterable[type[c.Tracker]]:
     """Callbacks of training: ``start(run) -> session``, whose log, saved and end are called as the run goes on."""
 
 
 def hook_of(kind: str) -> str:
     """The hook that offers a kind."""
-    return "fastsnn_train_events" if kind == "tracker" else f"fastsnn_{kind}s"
+    return f"fastsnn_{kind}s"
 
 
 HOOKS: dict[str, type[c.Component]] = {hook_of(kind): cls for kind, cls in c.KINDS.items()}

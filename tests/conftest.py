@@ -1,4 +1,4 @@
-"""Real data through FASTSNN_DATA, and uninitialised memory full of NaN."""
+"""Real data through FASTSNN_DATA."""
 
 from __future__ import annotations
 
@@ -17,15 +17,3 @@ def data() -> Path:
     if not found.is_dir():
         pytest.skip(f"no real data at {found}; set FASTSNN_DATA")
     return found.resolve()
-
-
-@pytest.fixture
-def poisoned():
-    """torch.empty gives NaN inside the test: what is not written shows."""
-    import torch
-
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(before)

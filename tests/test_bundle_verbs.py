@@ -9,7 +9,7 @@ import torch
 
 from fastsnn_core import build, create, load, save
 from fastsnn_core.cli import main
-from fastsnn_core.quant import quantise
+from fastsnn_integer.quantization import quantise
 
 pytest.importorskip("fastsnn")
 

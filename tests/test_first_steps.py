@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fastsnn_core import build, create
 from fastsnn_core.site import sites
-from fastsnn_train.health import health_of, limit_of
+from fastsnn_train.loop.health import health_of, limit_of
 
 UNIGRAM = 3.1  # nats per byte of this text
 

@@ -12,10 +12,15 @@ import math
 import pytest
 import torch
 
-from fastsnn_core import SpikeTensor, build, create, ops, runtime
-from fastsnn_core.ops import dispatch, event, exact, lif
+from fastsnn_core import SpikeTensor, build, create, ops
+from fastsnn_core.ops import dispatch, event
 from fastsnn_core.plugins import registry
-from fastsnn_core.quant import QuantLinear, quantise
+from fastsnn_events import runtime
+from fastsnn_integer import deterministic
+from fastsnn_integer.quantization import QuantLinear, quantise
+from fastsnn_leaky import scan
+from fastsnn_leaky.scan import lif_scan
+from fastsnn_linear_scan import linear_scan, linear_scan_naive
 
 NAMED = (ValueError, OverflowError)
 BAD = ("nan", "inf", "-inf", "huge", "tiny", "outliers", "zeros", "equal")
@@ -107,13 +112,13 @@ def test_lif_scan(kernel, shape, kind, poisoned):
 
         def both(x, form=form):
             leaf = x.clone().requires_grad_()
-            c, v = ops.lif_scan(leaf, None, reset, beta=0.5, surrogate=("atan", 2.0), **form)
+            c, v = lif_scan(leaf, None, reset, beta=0.5, surrogate=("atan", 2.0), **form)
             (c.sum() + v.sum()).backward()
             return c, v, leaf.grad
 
         assert agree(kernel, both, x) == "answer"
         if x.numel():
-            c = ops.lif_scan(x, beta=0.5, **form)[0]
+            c = lif_scan(x, beta=0.5, **form)[0]
             assert bool(((c >= form["lo"]) & (c <= form["hi"]) | c.isnan()).all()), "a count outside its bounds"
             clean = torch.isfinite(x).all(1)
             assert bool(torch.isfinite(c.movedim(1, 2)[clean]).all()), "a bad channel reaches another"
@@ -121,7 +126,7 @@ def test_lif_scan(kernel, shape, kind, poisoned):
 
 def test_lif_scan_refuses_other_ranks():
     with pytest.raises(ValueError, match=r"\[B, T, D\]"):
-        ops.lif_scan(torch.zeros(3), beta=0.5, lo=0, hi=1)
+        lif_scan(torch.zeros(3), beta=0.5, lo=0, hi=1)
 
 
 @pytest.mark.parametrize("kernel", kernels_of("count_linear", "event_linear"))
@@ -156,11 +161,11 @@ def test_events_outside_the_layer_are_refused(kernel):
 @pytest.mark.parametrize("kind", BAD)
 def test_exact_forms(kernel, shape, kind, poisoned):
     x = bad(kind, shape)
-    for form in exact.FORMS:
-        assert agree(kernel, exact.unary, x, form) == "answer"
-    for form in exact.SUMS:
-        assert agree(kernel, exact.row_sum, x, form) == "answer"
-    assert agree(kernel, exact.rms_norm, x, torch.ones(shape[-1]), 1e-5) == "answer"
+    for form in deterministic.FORMS:
+        assert agree(kernel, deterministic.unary, x, form) == "answer"
+    for form in deterministic.SUMS:
+        assert agree(kernel, deterministic.row_sum, x, form) == "answer"
+    assert agree(kernel, deterministic.rms_norm, x, torch.ones(shape[-1]), 1e-5) == "answer"
 
 
 @pytest.mark.parametrize("kernel", kernels_of("exact_attend", "exact_scan"))
@@ -171,13 +176,13 @@ def test_attention_and_scans(kernel, shape, kind, poisoned):
     q, k, v = bad(kind, (b, t, 4, 6)), bad(kind, (b, t, 2, 6)), bad(kind, (b, t, 2, 3))
     gate = -bad(kind, (b, t, 2, 6)).abs()
     reset = torch.zeros(shape, dtype=torch.bool)
-    assert agree(kernel, exact.attend, q, k, v) == "answer"
-    assert agree(kernel, exact.attend, q, k, v, torch.zeros(b, t, t, dtype=torch.bool)) == "answer"
-    assert agree(kernel, exact.scan, q, k, v, gate, None, reset) == "answer"
+    assert agree(kernel, deterministic.attend, q, k, v) == "answer"
+    assert agree(kernel, deterministic.attend, q, k, v, torch.zeros(b, t, t, dtype=torch.bool)) == "answer"
+    assert agree(kernel, deterministic.scan, q, k, v, gate, None, reset) == "answer"
     if t:
         unseen = v.clone()
         unseen[:, -1] = math.nan
-        assert torch.equal(*(x.nan_to_num(7.0) for x in (exact.attend(q, k, w)[:, :-1] for w in (v, unseen))))
+        assert torch.equal(*(x.nan_to_num(7.0) for x in (deterministic.attend(q, k, w)[:, :-1] for w in (v, unseen))))
 
 
 @pytest.mark.parametrize("shape", [(2, 70), (3, 1), (0, 5), (2, 0)], ids=str)
@@ -188,7 +193,7 @@ def test_chunked_scans_are_the_recurrence_wherever_they_are_numbers(shape, kind,
     q, k, v = bad(kind, (b, t, 4, 6)), bad(kind, (b, t, 2, 6)), bad(kind, (b, t, 2, 3))
     log_g = -torch.rand(b, t, 2, 6, generator=torch.Generator().manual_seed(0))
     for gate in (None, log_g):
-        found, wanted = (scan(q, k, v, gate) for scan in (ops.linear_scan, ops.linear_scan_naive))
+        found, wanted = (scan(q, k, v, gate) for scan in (linear_scan, linear_scan_naive))
         for a, n in zip((*found[:2], *found[2]), (*wanted[:2], *wanted[2])):
             assert a.shape == n.shape
             here = torch.isfinite(a)
@@ -290,4 +295,4 @@ def test_every_operator_is_here():
         "rows_project",
     }  # plugins/kernels/numba/test_kernel_rows.py
     assert set(ops.OPERATORS) - elsewhere <= here
-    assert lif.FORWARD.name in here
+    assert scan.FORWARD.name in here

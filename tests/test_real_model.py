@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastsnn_core import load, runtime
-from fastsnn_core.quant import quantise
+from fastsnn_core import load
+from fastsnn_events import runtime
+from fastsnn_integer.quantization import quantise
 
 pytest.importorskip("fastsnn")
 
@@ -21,8 +22,8 @@ def trained(data):
     """stories260k as spikes at its own layers, no balancing; and windows ``[8, 257]`` of a text it was not made for."""
     import attrs
 
-    from fastsnn_convert.families import import_dense
-    from fastsnn_convert.rebuild import rebuild
+    from fastsnn_convert.language.families import import_dense
+    from fastsnn_convert.language.rebuild import rebuild
     from fastsnn_core import create
     from fastsnn_model_decoder import PROJECTIONS
     from fastsnn_text import tokenizer_of
@@ -61,8 +62,8 @@ def model_at(model, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("kv", [False, True])
 def test_a_stream_is_itself_in_any_company(trained, kv):
-    from fastsnn_core.quant import Quant
-    from fastsnn_core.testing.runtimes import check_batch_invariance
+    from fastsnn_integer.quantization import Quant
+    from fastsnn_integer.testing import check_batch_invariance
 
     model, tokens = trained
     rows = tokens[torch.arange(33) % 8, :48].clone()

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from fastsnn_core import build, create, ops, runtime, runtime_paths, save
+from fastsnn_core import build, create, ops, save
 from fastsnn_core.cli import main
-from fastsnn_core.quant import Quant, quantise
+from fastsnn_events import runtime
+from fastsnn_integer.quantization import Quant, quantise
+from fastsnn_scope_paths import runtime_paths
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fastsnn_core import SpikeSite, SpikeTensor, build, bundle, load, ops, runtime, save
+from fastsnn_core import SpikeSite, SpikeTensor, build, bundle, load, ops, save
 from fastsnn_core.component import KINDS
-from fastsnn_core.ops import exact, rows
 from fastsnn_core.probe import probe
-from fastsnn_core.quant import Quant, QuantEmbedding, QuantLinear, quantise
 from fastsnn_core.spec import converter
-from fastsnn_core.testing import runtimes, strategies
+from fastsnn_core.testing import strategies
+from fastsnn_events import runtime
+from fastsnn_integer import deterministic, fused_row_ops, testing
+from fastsnn_integer.quantization import Quant, QuantEmbedding, QuantLinear, quantise
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 SIGNED = [
@@ -142,7 +143,7 @@ def test_v0_and_ties_matter():
     u = torch.tensor([0.7, 2.5])
     assert coder.replay(u, 4, 0.5)[1].sum(0).tolist() == [1, 2]
     assert coder.replay(u - 0.5, 4, 0.5)[1].sum(0).tolist() != [1, 2]
-    from fastsnn_core.coding import integrate
+    from fastsnn_events.coder_helpers import integrate
 
     assert integrate(u + 0.5, [1] * 4, False)[1].sum(0).tolist() == [1, 3]
 
@@ -285,12 +286,12 @@ def test_logits_are_the_same_bits_alone_in_8_in_33_and_in_pieces(spec, data):
     net = build(spec).eval()
     tokens = torch.randint(0, 61, (33, data.draw(st.integers(1, 24))))
     cut = data.draw(strategies.cuts(tokens.shape[1]))
-    runtimes.check_batch_invariance(net, tokens, spec.name, cut, (1, 8, 33))
+    testing.check_batch_invariance(net, tokens, spec.name, cut, (1, 8, 33))
 
 
 def test_a_trained_size_too():
     net, tokens = quantise(model(d_model=192, vocab_size=61), Quant(kv=True)), torch.randint(0, 61, (33, 40))
-    runtimes.check_batch_invariance(net, tokens, "decoder", [1, 30, 2, 7], (8, 33))
+    testing.check_batch_invariance(net, tokens, "decoder", [1, 30, 2, 7], (8, 33))
     with ops.use("naive"), torch.no_grad():
         slow = net(tokens[:2])
     with torch.no_grad():
@@ -305,21 +306,21 @@ def test_float_arithmetic_would_be_caught(fault, monkeypatch):
         net = quantise(net)
     if fault == "norm":
         monkeypatch.setattr(
-            exact,
+            deterministic,
             "row_sum",
             lambda x, form="sum": (
                 (x.flatten().cumsum(0) * 0).sum() + x.square().sum(-1, keepdim=True) * (1 + 1e-6 * len(x))
             ),
         )
-        fused = rows.residual  # prompts of many tokens: norm and spikes in one
-        monkeypatch.setattr(rows, "residual", lambda x, *rest: fused(x.add_(1e-4 * len(x)), *rest))
+        fused = fused_row_ops.residual  # prompts of many tokens: norm and spikes in one
+        monkeypatch.setattr(fused_row_ops, "residual", lambda x, *rest: fused(x.add_(1e-4 * len(x)), *rest))
     elif fault == "attention":
-        monkeypatch.setattr(exact, "attend", lambda q, k, v, allowed=None: q * (1 + 1e-3 * len(q)))
+        monkeypatch.setattr(deterministic, "attend", lambda q, k, v, allowed=None: q * (1 + 1e-3 * len(q)))
     elif fault == "scan":
-        inner = exact.scan
-        monkeypatch.setattr(exact, "scan", lambda q, *rest: inner(q * (1 + 1e-6 * q.shape[1]), *rest))
+        inner = deterministic.scan
+        monkeypatch.setattr(deterministic, "scan", lambda q, *rest: inner(q * (1 + 1e-6 * q.shape[1]), *rest))
     with pytest.raises(AssertionError, match="change"):
-        runtimes.check_batch_invariance(net, tokens, "decoder", [1, 30, 2, 7], (8, 33))
+        testing.check_batch_invariance(net, tokens, "decoder", [1, 30, 2, 7], (8, 33))
 
 
 def test_caches_in_eight_bits_are_smaller():

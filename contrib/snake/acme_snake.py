@@ -8,8 +8,8 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from fastsnn_conversion.context import Context, Replacement
 from fastsnn_core import Model, Rule, hookimpl, param
-from fastsnn_core.conversion import Context, Replacement
 
 __version__ = "0.1.0"
 

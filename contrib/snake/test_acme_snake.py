@@ -12,8 +12,8 @@ import pytest
 import torch
 from acme_snake import Snake, SnakeRule
 
+from fastsnn_conversion.testing import check_rule
 from fastsnn_core.testing import conformance
-from fastsnn_core.testing.rules import check_rule
 
 test_snake = conformance("snake")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import logging
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -80,6 +81,13 @@ def _say_once(name: str, device: str) -> None:
     log.warning(
         "%s: no compiled kernel for %s; the naive (slow) one is used. pip install fastsnn-kernel-numba", name, device
     )
+
+
+def registered() -> dict[str, Operator]:
+    """Every operator of core and of the installed libraries (entry points ``fastsnn1.operators``), by name."""
+    for point in importlib.metadata.entry_points(group="fastsnn1.operators"):
+        point.load()
+    return OPERATORS
 
 
 @contextlib.contextmanager

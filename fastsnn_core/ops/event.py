@@ -5,7 +5,8 @@
 The bias enters once, after the sum. The three forms are equal; with integer weights they are equal bit for bit, since
 sums of integers do not depend on their order. Weights have shape ``[out, in]`` as in `torch.nn.Linear`. Stored
 `input_major`, one event touches one contiguous piece of memory, and silent inputs cost nothing: kernels choose by
-layout. Integer layers (`fastsnn_core.quant`) go through `spike_sums`; what follows their sums is in `ops.exact`.
+layout. Integer layers (`fastsnn_integer.quantization`) go through `spike_sums`; what follows their sums is in
+`ops.exact`.
 """
 
 from __future__ import annotations

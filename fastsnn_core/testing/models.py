@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -18,7 +19,6 @@ from fastsnn_core.bundle import load, save
 from fastsnn_core.component import KINDS, Component, Model, Surrogate, contract, parts
 from fastsnn_core.site import sites
 from fastsnn_core.testing import checks, strategies
-from fastsnn_core.testing.runtimes import check_integer_path
 
 FLOOR = 1e-5  # no threshold is smaller: what is far below it makes no spike
 
@@ -29,6 +29,12 @@ def sweep(b: int, t: int, d: int) -> Tensor:
     order = torch.randperm(size, generator=torch.Generator().manual_seed(5))
     magnitude = torch.logspace(-4, 1.5, size, dtype=torch.float64)[order]
     return (magnitude * torch.where(torch.arange(size) % 3 == 0, -1.0, 1.0)).reshape(b, t, d)
+
+
+def libraries(kind: str) -> list[Any]:
+    """Further checks of a kind that installed libraries bring (entry points ``fastsnn1.checks``, named by kind)."""
+    points = importlib.metadata.entry_points(group="fastsnn1.checks", name=kind)
+    return [point.load() for point in points]
 
 
 def check_model(model: Any, data: st.DataObject) -> None:
@@ -64,7 +70,8 @@ def check_model(model: Any, data: st.DataObject) -> None:
         check_training(model, x, who)
     if promises["deterministic"] and promises["streaming"]:
         module.eval().float()
-        check_integer_path(module, x, who, data)
+        for further in libraries("model"):
+            further(module, x, who, data)
 
 
 @torch.no_grad()
@@ -206,7 +213,7 @@ def check_kernel(cls: Any) -> None:
 
 def check_tracker(cls: Any) -> None:
     """A run with a folder, the same resumed from its second row, one without a folder, one that fails."""
-    from fastsnn_core.run import Run
+    from fastsnn_core.training_run import Run
 
     rows = [{"step": n, "loss": 1.0 / n, "tokens_per_second": 10.0, "gradient": {"layers.0": 0.5}} for n in (1, 2, 3)]
     rows[1]["held_out"] = 2.0

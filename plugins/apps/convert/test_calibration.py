@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 import fastsnn_convert
 from fastsnn_convert import cli, convert
-from fastsnn_convert.attention import fitted, kinds_of, placed, replace
-from fastsnn_convert.calibrate import calibrate
-from fastsnn_convert.families import import_dense
-from fastsnn_convert.figures import Held
-from fastsnn_convert.language import COVERAGES, Options, samples
-from fastsnn_convert.rebuild import numbers, rebuild, site_table, with_biases
-from fastsnn_convert.texts import write
+from fastsnn_convert.language.attention_swap import fitted, kinds_of, placed, replace
+from fastsnn_convert.language.balance import calibrate
+from fastsnn_convert.language.convert import COVERAGES, Options, samples
+from fastsnn_convert.language.distillation_data import write
+from fastsnn_convert.language.families import import_dense
+from fastsnn_convert.language.rebuild import numbers, rebuild, site_table, with_biases
+from fastsnn_convert.language.reference_eval import Held
 from fastsnn_core import create, load
 from fastsnn_core.probe import probe
 from fastsnn_core.state import nbytes
@@ -196,7 +196,7 @@ def test_every_word_of_the_command_reaches_the_conversion(
 
 def test_healing_text_is_read_with_the_teachers_tokens(folder: Path) -> None:
     """Words of the text and ids give the same run: nothing else is learnt from."""
-    from fastsnn_convert.heal import heal
+    from fastsnn_convert.language.distillation import heal
 
     settings: dict[str, Any] = {"steps": 3, "batch": 2, "length": 8, "log": 1, "quiet": True}
     runs = []

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastsnn_convert.checkpoint import Checkpoint, CheckpointError
-from fastsnn_convert.families import import_dense, source_of, spec_of
+from fastsnn_convert.language.families import import_dense, source_of, spec_of
+from fastsnn_convert.language.hf_checkpoint import Checkpoint, CheckpointError
 from fastsnn_core import build
 
 CONFIG = {
@@ -203,7 +203,7 @@ def test_shards_that_do_not_match(tmp_path: Path) -> None:
 
 MEASURE = """
 import re, sys
-from fastsnn_convert.families import import_dense
+from fastsnn_convert.language.families import import_dense
 import torch
 torch.zeros(8) @ torch.zeros(8)
 def kib(name):  # of this program alone: getrusage would count what its parent had before it was started

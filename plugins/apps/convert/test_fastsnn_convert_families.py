@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastsnn_convert.families import import_dense
+from fastsnn_convert.language.families import import_dense
 from fastsnn_text import tokenizer_of
 
 BASE: dict[str, Any] = {

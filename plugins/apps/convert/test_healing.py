@@ -10,13 +10,13 @@ import torch
 from test_language import FAST, TEXT, folder  # noqa: F401
 
 from fastsnn_convert import ConversionError, convert
-from fastsnn_convert.calibrate import threshold
-from fastsnn_convert.exchange import Exchanged
-from fastsnn_convert.families import import_dense
-from fastsnn_convert.heal import Healer, Healing, heal
-from fastsnn_convert.rebuild import site_table
-from fastsnn_convert.texts import Written, tokens_of
-from fastsnn_convert.thresholds import followed
+from fastsnn_convert.language.balance import threshold
+from fastsnn_convert.language.distillation import Healer, Healing, heal
+from fastsnn_convert.language.distillation_data import Written, tokens_of
+from fastsnn_convert.language.families import import_dense
+from fastsnn_convert.language.rebuild import site_table
+from fastsnn_convert.language.threshold_gradients import followed
+from fastsnn_convert.language.token_replacement import Exchanged
 from fastsnn_core import SpikeSite, create
 
 

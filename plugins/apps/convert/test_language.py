@@ -14,15 +14,15 @@ from test_fastsnn_convert_checkpoint import write
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fastsnn_convert import ConversionError, convert
-from fastsnn_convert.attention import kinds_of, replace
-from fastsnn_convert.calibrate import calibrate
 from fastsnn_convert.cli import main
-from fastsnn_convert.families import import_dense
-from fastsnn_convert.heal import heal
-from fastsnn_convert.rebuild import numbers, rebuild, site_table, with_biases
+from fastsnn_convert.language.attention_swap import kinds_of, replace
+from fastsnn_convert.language.balance import calibrate
+from fastsnn_convert.language.distillation import heal
+from fastsnn_convert.language.families import import_dense
+from fastsnn_convert.language.rebuild import numbers, rebuild, site_table, with_biases
 from fastsnn_core import create, load, save
 from fastsnn_core.probe import probe
-from fastsnn_core.quant import quantise
+from fastsnn_integer.quantization import quantise
 
 WORDS = [
     "the",

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastsnn_convert import ConversionError, TinyANN, convert, convert_ann_to_snn
-from fastsnn_convert.steps import EarlyExit, accuracy_curve
+from fastsnn_convert.modules.accuracy_vs_steps import EarlyExit, accuracy_curve
 from fastsnn_core.probe import probe
 
 FINE = {"kind": "adaptive_threshold", "k": 1e4}  # so fine that spikes are numbers

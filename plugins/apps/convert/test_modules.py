@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastsnn_convert import Conversion, ConversionError, convert, measuring, outputs
-from fastsnn_convert.steps import replay
+from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_convert import Conversion, ConversionError, convert, output_distance
+from fastsnn_convert.modules import site_report
+from fastsnn_convert.modules.accuracy_vs_steps import replay
 from fastsnn_core import load
-from fastsnn_core.folding import FoldedSite
 from fastsnn_core.probe import probe
 
 FINE = {"kind": "adaptive_threshold", "k": 1e4}  # so fine that spikes are numbers
@@ -280,13 +281,13 @@ def test_refining_minds_directions_not_sizes():
     torch.manual_seed(0)
     y0 = torch.randn(50, 10)
     shrunk, turned = 0.8 * y0, y0 + 0.2 * torch.randn(50, 10)
-    assert outputs.distance(shrunk, y0) == pytest.approx(outputs.distance(turned, y0), rel=0.2)
-    assert outputs.apart(y0, y0) < 1e-3
-    assert outputs.apart(y0 + 7.0, y0) < 1e-3
-    assert outputs.apart(shrunk, y0) < 0.5 * outputs.apart(turned, y0)
-    assert outputs.apart(0.1 * y0, y0) > outputs.apart(turned, y0)
+    assert output_distance.distance(shrunk, y0) == pytest.approx(output_distance.distance(turned, y0), rel=0.2)
+    assert output_distance.apart(y0, y0) < 1e-3
+    assert output_distance.apart(y0 + 7.0, y0) < 1e-3
+    assert output_distance.apart(shrunk, y0) < 0.5 * output_distance.apart(turned, y0)
+    assert output_distance.apart(0.1 * y0, y0) > output_distance.apart(turned, y0)
     one = torch.randn(50, 1)
-    assert outputs.apart(0.8 * one, one) == outputs.distance(0.8 * one, one)
+    assert output_distance.apart(0.8 * one, one) == output_distance.distance(0.8 * one, one)
 
 
 def test_the_report_says_what_each_module_costs():
@@ -313,14 +314,14 @@ def test_the_report_says_what_each_module_costs():
 
 def test_errors_alone_are_found_where_they_are_made():
     """The planted fault: one site whose threshold is far too high stands out in the table, and the advice names it."""
-    from fastsnn_convert.written import site_modules
+    from fastsnn_convert.modules.to_spec import site_modules
 
     model, x = network("mlp")
     done = convert(model, calibration=x, steps=4)
     sites = site_modules(done.model)
     bad = list(sites)[1]
     sites[bad].neuron.k.fill_(0.02)
-    measuring.measure(done.model, sites, (x,), done.report["modules"], errors=True)
+    site_report.measure(done.model, sites, (x,), done.report["modules"], errors=True)
     errors = {r["site"]: r["error"] for r in done.report["modules"] if r["site"]}
     assert max(errors, key=errors.get) == bad
     assert errors[bad] > 0.5

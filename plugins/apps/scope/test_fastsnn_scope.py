@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core import Model, Scope, SpikeSite, build, param
-from fastsnn_core.leaky import Leaky
+from fastsnn_leaky.neurons import Leaky
 from fastsnn_scope import Scoped, report, scope
 from fastsnn_scope.command import main
 

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from fastsnn_core import create
 from fastsnn_serve import Engine, app
-from fastsnn_serve.cache import PrefixCache, keys, worth_keeping
+from fastsnn_serve.engine.prefix_cache import PrefixCache, keys, worth_keeping
 from fastsnn_serve.testing import TEXT, Said, decoder, expected, idle, lasting, run, text_of, until
 
 

@@ -16,10 +16,10 @@ from starlette.testclient import TestClient
 
 from fastsnn_core import save
 from fastsnn_serve import Engine, app, serve
-from fastsnn_serve.chat import ChatTemplate
 from fastsnn_serve.engine import CHUNK
+from fastsnn_serve.engine.detokenizer import Writer
+from fastsnn_serve.http.chat_template import ChatTemplate
 from fastsnn_serve.testing import TEXT, Said, attached, decoder, run, send
-from fastsnn_serve.writer import Writer
 from fastsnn_text import ByteTokenizer, Sampling, attach, generate_ids, train_bpe
 
 
@@ -148,7 +148,7 @@ def test_engine_reopens_and_refuses_when_closed(model: Any) -> None:
 
 
 def test_ray_builder() -> None:
-    from fastsnn_serve.ray_app import build as ray_build
+    from fastsnn_serve.http.ray_app import build as ray_build
 
     with pytest.raises(ValueError, match="expected bundle=PATH"):
         ray_build({"bundel": "x"})

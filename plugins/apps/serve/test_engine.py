@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from fastsnn_core import create
 from fastsnn_core.state import leaves, nbytes, tree_map
 from fastsnn_serve import Engine, app, serve
-from fastsnn_serve.streams import Piece, Prompt
+from fastsnn_serve.engine.streams import Piece, Prompt
 from fastsnn_serve.testing import Said, attached, connect, decoder, expected, lasting, run, send, text_of, until
 
 

@@ -10,9 +10,9 @@ import torch
 
 from fastsnn_core import SpikeSite, build, create, load, save
 from fastsnn_core.component import KINDS
-from fastsnn_core.quant import quantise
 from fastsnn_core.site import sites
 from fastsnn_core.spec import converter
+from fastsnn_integer.quantization import quantise
 from fastsnn_text import attach, load_tokenizer
 from fastsnn_tune import path, tune
 from fastsnn_tune.cli import main

@@ -11,8 +11,9 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastsnn_core import Attention, Dims, Heads, hookimpl, ops, param
-from fastsnn_core.ops.linear_scan import MIN_LOG_GATE
+from fastsnn_core import Attention, Dims, Heads, hookimpl, param
+from fastsnn_integer import deterministic
+from fastsnn_linear_scan import MIN_LOG_GATE, linear_scan
 
 __version__ = "0.1.0"
 
@@ -91,7 +92,7 @@ class GlaMixer(nn.Module):
         """log g ``[B,T,G,K]``, in float32 at least."""
         logits = self.gate_up(self.gate_down(heads.x))
         logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-        gate = ops.exact.unary(logits, "logsigmoid") if self.exact else F.logsigmoid(logits)
+        gate = deterministic.unary(logits, "logsigmoid") if self.exact else F.logsigmoid(logits)
         gate = (gate / self.tau).clamp_min(MIN_LOG_GATE)
         return gate.unflatten(-1, (self.dims.n_kv_heads, self.dims.head_dim))
 
@@ -100,7 +101,7 @@ class GlaMixer(nn.Module):
     ) -> tuple[Tensor, GlaState]:
         """Mix the tokens of a (piece of a) stream."""
         q = F.relu(heads.q) * self.dims.head_dim**-0.5
-        scan = ops.exact.scan if self.exact else ops.linear_scan
+        scan = deterministic.scan if self.exact else linear_scan
         out, _, (kv, z) = scan(q, F.relu(heads.k), heads.v, self.log_gate(heads), state, reset)
         return self.norm(out), GlaState(kv, z)
 

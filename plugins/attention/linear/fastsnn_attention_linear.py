@@ -10,7 +10,9 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastsnn_core import Attention, Dims, Heads, hookimpl, ops, param
+from fastsnn_core import Attention, Dims, Heads, hookimpl, param
+from fastsnn_integer import deterministic
+from fastsnn_linear_scan import linear_scan
 
 __version__ = "0.1.0"
 
@@ -66,11 +68,11 @@ class LinearMixer(nn.Module):
         """Mix the tokens of a (piece of a) stream."""
         gate = heads.k.new_full(heads.k.shape, -self.decay) if self.decay else None
         if self.exact:
-            q, k = (ops.exact.unary(x, self.feature) for x in (heads.q, heads.k))
-            out, norm, (kv, z) = ops.exact.scan(q, k, heads.v, gate, state, reset)
+            q, k = (deterministic.unary(x, self.feature) for x in (heads.q, heads.k))
+            out, norm, (kv, z) = deterministic.scan(q, k, heads.v, gate, state, reset)
         else:
             q, k = FEATURES[self.feature](heads.q), FEATURES[self.feature](heads.k)
-            out, norm, (kv, z) = ops.linear_scan(q, k, heads.v, gate, state, reset)
+            out, norm, (kv, z) = linear_scan(q, k, heads.v, gate, state, reset)
         return out / (norm[..., None] + self.eps), LinearState(kv, z)
 
 

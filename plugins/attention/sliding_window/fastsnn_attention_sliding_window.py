@@ -9,8 +9,9 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastsnn_core import Attention, Dims, Heads, hookimpl, ops, param
-from fastsnn_core.quant import levels
+from fastsnn_core import Attention, Dims, Heads, hookimpl, param
+from fastsnn_integer import deterministic
+from fastsnn_integer.quantization import levels
 
 __version__ = "0.1.0"
 
@@ -88,7 +89,7 @@ class WindowMixer(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
         """Softmax attention under a mask ``[B,T,S]``; causal without."""
         if self.exact:
-            return ops.exact.attend(q, k, v, allowed)
+            return deterministic.attend(q, k, v, allowed)
         return attend(q, k, v, None if allowed is None else allowed[:, None])
 
     def blocks(self, q: Tensor, keys: Tensor, values: Tensor, owner: Tensor, owners: Tensor) -> Tensor:

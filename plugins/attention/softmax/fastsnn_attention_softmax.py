@@ -9,8 +9,9 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastsnn_core import Attention, Dims, Heads, hookimpl, ops
-from fastsnn_core.quant import levels
+from fastsnn_core import Attention, Dims, Heads, hookimpl
+from fastsnn_integer import deterministic
+from fastsnn_integer.quantization import levels
 
 __version__ = "0.1.0"
 
@@ -69,7 +70,7 @@ class SoftmaxMixer(nn.Module):
             causal = torch.ones(t, k.shape[1], dtype=torch.bool, device=q.device).tril(k.shape[1] - t)
             allowed = causal & (owner[:, :, None] == owners[:, None, :])
         if self.exact:
-            return ops.exact.attend(q, k, v, allowed), cache
+            return deterministic.attend(q, k, v, allowed), cache
         share = q.shape[2] // k.shape[2]
         heads_k, heads_v = (x.transpose(1, 2).repeat_interleave(share, 1) for x in (k, v))
         out = F.scaled_dot_product_attention(

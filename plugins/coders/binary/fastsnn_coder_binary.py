@@ -7,7 +7,7 @@ from attrs import frozen
 from torch import Tensor
 
 from fastsnn_core import Coder, SpikeTensor, hookimpl
-from fastsnn_core.coding import extremes, fit, integrate, refuse_negative, start, unsigned, whole_counts
+from fastsnn_events.coder_helpers import extremes, fit, integrate, refuse_negative, start, unsigned, whole_counts
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,7 @@ from attrs import frozen
 from torch import Tensor
 
 from fastsnn_core import Coder, SpikeTensor, hookimpl, param
-from fastsnn_core.coding import unit_values
+from fastsnn_events.coder_helpers import unit_values
 
 __version__ = "0.1.0"
 

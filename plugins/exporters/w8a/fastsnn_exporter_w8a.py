@@ -8,7 +8,7 @@ from typing import Any
 from attrs import frozen
 
 from fastsnn_core import Exporter, bundle, hookimpl, param
-from fastsnn_core.quant import Quant, inexact, quantise
+from fastsnn_integer.quantization import Quant, inexact, quantise
 
 __version__ = "0.1.0"
 
@@ -18,8 +18,8 @@ class W8a(Exporter):
     """w = clamp(round(W / s), -127, 127) in INT8, s = max|W| / 127 per output (or per group of inputs); y = s V (w c).
 
     s is rounded up to a bfloat16 first, and stored as one. Writes a ``.snn`` bundle about a quarter as large as with
-    float32, which loads, runs, streams and serves like any other (`fastsnn_core.quant` has the arithmetic). All
-    projections are quantised, down and gate projections included; biases, centres and gains of norms are rounded to
+    float32, which loads, runs, streams and serves like any other (`fastsnn_integer.quantization` has the arithmetic).
+    All projections are quantised, down and gate projections included; biases, centres and gains of norms are rounded to
     bfloat16 and, like the scales, float32 again at work; states of linear attention are float32. Symmetric, round to
     nearest, as the W8ASpike scheme of SpikingBrain (arXiv 2509.05276), but clamped, and really stored in 8 bits.
     Errors: a model without an integer form, weights that are not finite.

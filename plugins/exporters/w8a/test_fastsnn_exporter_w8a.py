@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fastsnn_core import build, bundle, create, load, save
-from fastsnn_core.quant import quantise
 from fastsnn_core.testing import conformance
 from fastsnn_exporter_w8a import W8a
+from fastsnn_integer.quantization import quantise
 
 test_w8a = conformance("w8a")
 

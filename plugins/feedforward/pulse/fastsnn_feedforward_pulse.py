@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core import Feedforward, SpikeSite, hookimpl, param
-from fastsnn_core.ops import exact
+from fastsnn_integer import deterministic
 
 __version__ = "0.1.0"
 
@@ -50,7 +50,7 @@ class PulseLayer(nn.Module):
 
     def act(self, x: Tensor) -> Tensor:
         """The activation."""
-        return exact.unary(x, self.activation) if self.exact else ACTIVATIONS[self.activation](x)
+        return deterministic.unary(x, self.activation) if self.exact else ACTIVATIONS[self.activation](x)
 
     def forward(
         self, x: Tensor, state: tuple[Any, Any] | None = None, reset: Tensor | None = None

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastsnn_core import ops
-from fastsnn_core.ops import exact
+from fastsnn_integer import deterministic
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 EDGES = torch.tensor([0.0, -0.0, 1e-40, -1e-40, 1e30, -1e30, 87.5, -88.5, math.inf, -math.inf, math.nan])
@@ -52,21 +52,21 @@ def same(function, *args):
 
 
 @quick
-@given(st.data(), st.sampled_from(list(exact.FORMS)))
+@given(st.data(), st.sampled_from(list(deterministic.FORMS)))
 def test_unary(data, form):
-    same(exact.unary, numbers(data.draw, data.draw(st.sampled_from([0, 1, 15, 33, 1000]))), form)
+    same(deterministic.unary, numbers(data.draw, data.draw(st.sampled_from([0, 1, 15, 33, 1000]))), form)
 
 
-@pytest.mark.parametrize("form", list(exact.FORMS))
+@pytest.mark.parametrize("form", list(deterministic.FORMS))
 def test_unary_at_the_edges(form):
-    same(exact.unary, EDGES, form)
+    same(deterministic.unary, EDGES, form)
 
 
 @quick
-@given(st.data(), st.sampled_from(list(exact.SUMS)))
+@given(st.data(), st.sampled_from(list(deterministic.SUMS)))
 def test_row_sum(data, form):
     shape = data.draw(st.sampled_from([0, 1, 2, 7])), data.draw(st.sampled_from([1, 2, 3, 16, 48, 65, 768]))
-    same(exact.row_sum, numbers(data.draw, *shape), form)
+    same(deterministic.row_sum, numbers(data.draw, *shape), form)
 
 
 @quick
@@ -74,7 +74,7 @@ def test_row_sum(data, form):
 def test_norm(data):
     shape = data.draw(st.sampled_from([0, 1, 2, 7])), data.draw(st.sampled_from([1, 2, 3, 16, 48, 65, 768]))
     weight = numbers(data.draw, shape[1]) if data.draw(st.booleans()) else None
-    same(exact.rms_norm, numbers(data.draw, *shape), weight, 1e-5)
+    same(deterministic.rms_norm, numbers(data.draw, *shape), weight, 1e-5)
 
 
 @quick
@@ -85,7 +85,7 @@ def test_attend(data):
     g, r, k, v = (draw(st.sampled_from(x)) for x in ([1, 2], [1, 3], [1, 2, 6, 16], [1, 5, 16]))
     q, keys, values = numbers(draw, b, t, g * r, k), numbers(draw, b, s, g, k), numbers(draw, b, s, g, v)
     allowed = torch.rand(b, t, s) < draw(st.sampled_from([0.0, 0.5, 1.0]))
-    same(exact.attend, q, keys, values, allowed)
+    same(deterministic.attend, q, keys, values, allowed)
 
 
 @quick
@@ -98,4 +98,4 @@ def test_scan(data):
     gate = -numbers(draw, b, t, g, k).abs().clamp(max=5.0) if draw(st.booleans()) else None
     reset = torch.rand(b, t) < 0.4 if draw(st.booleans()) else None
     state = numbers(draw, b, g, k, v), numbers(draw, b, g, k)
-    same(exact.scan, q, keys, values, gate, state, reset)
+    same(deterministic.scan, q, keys, values, gate, state, reset)

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastsnn_core import create, ops
-from fastsnn_core.ops import lif
+from fastsnn_leaky import scan
+from fastsnn_leaky.scan import lif_scan
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 EMPTY = torch.empty(0, 0, dtype=torch.bool)
@@ -62,12 +63,12 @@ def numba(operator):
 @given(cases())
 def test_forward_and_membrane(case):
     x, v, keep, theta, rest = case
-    right = lif.forward_naive(x, v, keep, theta, *rest)
-    for a, b in zip(right, numba(lif.FORWARD)(x, v, keep, theta, *rest), strict=True):
+    right = scan.forward_naive(x, v, keep, theta, *rest)
+    for a, b in zip(right, numba(scan.FORWARD)(x, v, keep, theta, *rest), strict=True):
         assert same(a, b)
     if x.shape[1]:
-        right = lif.membrane(x, v[:, None], keep, theta, *rest)
-        assert same(right, numba(lif.MEMBRANE)(x, v[:, None], keep, theta, *rest))
+        right = scan.membrane(x, v[:, None], keep, theta, *rest)
+        assert same(right, numba(scan.MEMBRANE)(x, v[:, None], keep, theta, *rest))
 
 
 @quick
@@ -80,7 +81,7 @@ def test_forward_and_membrane(case):
 )
 def test_backward(case, form, custom, layout, attached):
     x, v, keep, theta, rest = case
-    marks = lif.forward_naive(x, v, keep, theta, *rest)[2]
+    marks = scan.forward_naive(x, v, keep, theta, *rest)[2]
     grad = torch.randn_like(x)
     if layout == 1:
         grad = grad.new_ones(()).expand(x.shape)
@@ -92,7 +93,7 @@ def test_backward(case, form, custom, layout, attached):
         grad = grad.transpose(0, 2).contiguous().transpose(0, 2)
     slope = torch.rand_like(x) if custom else x.new_empty(0)
     args = (grad, torch.randn_like(v), x, marks, keep, slope, theta, *rest, *form, attached)
-    for a, b in zip(lif.backward_naive(*args), numba(lif.BACKWARD)(*args), strict=True):
+    for a, b in zip(scan.backward_naive(*args), numba(scan.BACKWARD)(*args), strict=True):
         assert same(a, b)
 
 
@@ -102,9 +103,9 @@ def test_backward(case, form, custom, layout, attached):
 def test_closed_forms_round_as_the_twin_does(form, heaviside, attached):
     x, v, theta = torch.randn(2, 130, 40) * 3, torch.randn(2, 40), torch.tensor(0.9)
     rest = (0.7, -1.0, 2.0, heaviside, False)
-    marks = lif.forward_naive(x, v, EMPTY, theta, *rest)[2]
+    marks = scan.forward_naive(x, v, EMPTY, theta, *rest)[2]
     args = (torch.randn_like(x), torch.randn_like(v), x, marks, EMPTY, x.new_empty(0), theta, *rest, *form, attached)
-    for a, b in zip(lif.backward_naive(*args), numba(lif.BACKWARD)(*args), strict=True):
+    for a, b in zip(scan.backward_naive(*args), numba(scan.BACKWARD)(*args), strict=True):
         assert same(a, b)
 
 
@@ -120,7 +121,7 @@ def test_public_function_on_strided_input_with_learnt_threshold_and_custom_surro
         x = torch.linspace(-3, 3, 40 * 150 * 2).view(40, 150, 2).permute(2, 1, 0).requires_grad_()
         theta = torch.tensor(0.8, requires_grad=True)
         with ops.use(kernel):
-            counts, v = ops.lif_scan(x, None, reset, theta, beta=0.9, lo=-3, hi=3, surrogate=bell)
+            counts, v = lif_scan(x, None, reset, theta, beta=0.9, lo=-3, hi=3, surrogate=bell)
             (counts.square().sum() + (v * 3).sum()).backward()
         found.append((counts, v, x.grad, theta.grad))
     for a, b in zip(*found, strict=True):
@@ -140,6 +141,6 @@ def test_wide_rows_are_cut_into_blocks_and_large_outputs_written_whole():
 
 def test_types_without_a_kernel_take_the_naive_twin_and_paths_says_so():
     x = torch.randn(1, 4, 8).bfloat16()
-    counts, _ = ops.lif_scan(x, beta=0.5, lo=-2, hi=2)
+    counts, _ = lif_scan(x, beta=0.5, lo=-2, hi=2)
     assert counts.dtype == torch.bfloat16
     assert ops.paths()["lif_scan"] == "naive"

@@ -1,4 +1,4 @@
-"""`fastsnn_core.ops.rows`: the compiled kernels against their definitions, bit for bit, on memory full of NaN."""
+"""`fused_row_ops`: the compiled kernels against their definitions, bit for bit, on memory full of NaN."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 pytest.importorskip("numba")
 
 from fastsnn_core import ops
-from fastsnn_core.ops import rows
-from fastsnn_core.ops.decode import Matrix, Spikes
-from fastsnn_core.quant import encode
+from fastsnn_core.lowering import Matrix, Spikes
+from fastsnn_integer import fused_row_ops
+from fastsnn_integer.quantization import encode
 
 RULES = {
     "levels": Spikes(),
@@ -37,10 +37,10 @@ def numbers(*shape: int, odd: str = "") -> torch.Tensor:
     return x
 
 
-def sums(n: int, tall: int, bias: bool) -> rows.Sums:
+def sums(n: int, tall: int, bias: bool) -> fused_row_ops.Sums:
     scale, offset = torch.rand(tall) * 0.01, torch.randn(tall) if bias else None
     total = torch.randint(-5000, 5000, (n, tall), dtype=torch.int32)
-    return rows.Sums(total, Matrix(torch.empty(0), scale, offset), torch.linspace(0.1, 3, n)[:, None])
+    return fused_row_ops.Sums(total, Matrix(torch.empty(0), scale, offset), torch.linspace(0.1, 3, n)[:, None])
 
 
 def both(call):
@@ -51,7 +51,7 @@ def both(call):
     return found, wanted
 
 
-def agree(found: rows.Counts, wanted: rows.Counts) -> None:
+def agree(found: fused_row_ops.Counts, wanted: fused_row_ops.Counts) -> None:
     assert torch.equal(found.v.nan_to_num(7.0), wanted.v.nan_to_num(7.0))
     assert found.narrow == wanted.narrow
     assert torch.equal(found.counts.nan_to_num(7.0), wanted.counts.nan_to_num(7.0))
@@ -81,7 +81,7 @@ def test_residual(rule, odd):
 
             def call(extra=extra, norm=norm, xs=xs, start=start, made=made):
                 xs.append(start.clone())
-                return rows.residual(xs[-1], extra, norm, 1e-5, made)
+                return fused_row_ops.residual(xs[-1], extra, norm, 1e-5, made)
 
             agree(*both(call))
             assert torch.equal(xs[0].nan_to_num(7.0), xs[1].nan_to_num(7.0))
@@ -92,13 +92,13 @@ def test_residual(rule, odd):
 def test_hidden(gated, activation):
     for rule in RULES.values():
         up, gate = sums(6, 41, True), sums(6, 41, False) if gated else None
-        agree(*both(lambda up=up, gate=gate, rule=rule: rows.hidden(up, gate, activation, rule)))
+        agree(*both(lambda up=up, gate=gate, rule=rule: fused_row_ops.hidden(up, gate, activation, rule)))
 
 
 def test_hidden_with_large_counts():
     up = sums(6, 41, False)
     up.matrix.scale[3] = 1e3
-    found, wanted = both(lambda: rows.hidden(up, None, "relu", RULES["mean"]))
+    found, wanted = both(lambda: fused_row_ops.hidden(up, None, "relu", RULES["mean"]))
     assert not found.narrow
     agree(found, wanted)
 
@@ -109,7 +109,7 @@ def test_heads(normed, turned):
     q, k, v = sums(9, 24, True), sums(9, 12, False), sums(9, 12, True)
     norms = (torch.rand(6), torch.rand(6)) if normed else None
     angles = (torch.rand(9, 3), torch.rand(9, 3)) if turned else None
-    found, wanted = both(lambda: rows.heads(q, k, v, 6, norms, 1e-5, angles))
+    found, wanted = both(lambda: fused_row_ops.heads(q, k, v, 6, norms, 1e-5, angles))
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
@@ -118,7 +118,7 @@ def test_heads(normed, turned):
 def test_project(n, density):
     weight = ops.input_major(encode(torch.randn(50, 70))[0])
     x = torch.randint(-127, 128, (n, 70), dtype=torch.int8) * (torch.rand(n, 70) < density)
-    counts = rows.Counts(x, torch.ones(n, 1), int(torch.count_nonzero(x)))
-    found, wanted = both(lambda: rows.project(counts, Matrix(weight, torch.ones(50))).total)
+    counts = fused_row_ops.Counts(x, torch.ones(n, 1), int(torch.count_nonzero(x)))
+    found, wanted = both(lambda: fused_row_ops.project(counts, Matrix(weight, torch.ones(50))).total)
     assert found.dtype == torch.int32
     assert torch.equal(found, wanted)

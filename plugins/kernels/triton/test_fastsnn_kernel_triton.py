@@ -15,6 +15,7 @@ from fastsnn_core import ops
 from fastsnn_core.ops.dispatch import OPERATORS
 from fastsnn_core.testing import conformance
 from fastsnn_kernel_triton import TABLE, TritonKernels
+from fastsnn_leaky.scan import lif_scan
 
 test_triton = conformance("triton")
 
@@ -47,7 +48,7 @@ def test_it_is_there_and_inactive_without_a_device():
         assert why is None
         return
     assert why in ("triton is not installed; pip install triton", "there is no CUDA device")
-    ops.lif_scan(torch.zeros(1, 2, 3), beta=0.5, lo=0.0, hi=1.0)
+    lif_scan(torch.zeros(1, 2, 3), beta=0.5, lo=0.0, hi=1.0)
     assert ops.paths()["lif_scan"] != "triton"
 
 

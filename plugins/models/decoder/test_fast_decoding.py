@@ -13,9 +13,9 @@ pytest.importorskip("fastsnn_kernel_numba")
 
 from fastsnn_core import Model, ops
 from fastsnn_core.probe import probe
-from fastsnn_core.quant import Quant, quantise
 from fastsnn_core.spec import converter
 from fastsnn_core.state import leaves
+from fastsnn_integer.quantization import Quant, quantise
 
 KINDS = {
     "gla": [{"kind": "gla", "rank": 4}],

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastsnn_core.quant import quantise
 from fastsnn_core.testing import conformance
+from fastsnn_integer.quantization import quantise
 from fastsnn_model_decoder import Decoder
 
 test_decoder = conformance("decoder")

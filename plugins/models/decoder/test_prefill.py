@@ -11,10 +11,10 @@ pytest.importorskip("fastsnn_kernel_numba")
 from test_fast_decoding import KINDS, REST, network
 
 from fastsnn_core import ops
-from fastsnn_core.ops import rows
 from fastsnn_core.probe import probe
-from fastsnn_core.quant import Quant
 from fastsnn_core.state import leaves
+from fastsnn_integer import fused_row_ops
+from fastsnn_integer.quantization import Quant
 from fastsnn_model_decoder import prefill
 
 
@@ -114,4 +114,4 @@ def test_the_path_is_said():
     with torch.inference_mode():
         model(tokens)
     assert model.layers[0].attention.q.path.startswith("numba")
-    assert rows.PROJECT.pick("cpu")[0] == "numba"
+    assert fused_row_ops.PROJECT.pick("cpu")[0] == "numba"

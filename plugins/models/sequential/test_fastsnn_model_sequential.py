@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from fastsnn_core import build, create, spec
-from fastsnn_core.leaky import Leaky
 from fastsnn_core.testing import conformance
+from fastsnn_leaky.neurons import Leaky
 from fastsnn_model_sequential import Layer, Sequential, describe
 from fastsnn_model_sequential.table import OPS
 

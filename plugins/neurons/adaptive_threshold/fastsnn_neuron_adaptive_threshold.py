@@ -9,7 +9,8 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from fastsnn_core import Neuron, SpikeTensor, Surrogate, hookimpl, ops, param, slot
-from fastsnn_core.coding import integrate, start
+from fastsnn_events.coder_helpers import integrate, start
+from fastsnn_integer import deterministic
 
 __version__ = "0.1.0"
 
@@ -102,7 +103,7 @@ class AdaptiveThresholdModule(nn.Module):
         """V ``[B,T,1]``."""
         k = self.k if self.k.requires_grad else self.k.detach()
         x = x.detach()
-        mean = ops.exact.row_sum(x, "abs") / x.shape[-1] if self.exact else x.abs().mean(-1, keepdim=True)
+        mean = deterministic.row_sum(x, "abs") / x.shape[-1] if self.exact else x.abs().mean(-1, keepdim=True)
         return (mean / k.to(x.dtype)).clamp(1e-5, 1e4)
 
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[SpikeTensor, None]:

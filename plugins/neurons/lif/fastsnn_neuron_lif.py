@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
-from fastsnn_core.leaky import Leaky
+from fastsnn_leaky.neurons import Leaky
 
 __version__ = "0.1.0"
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastsnn_conversion.testing import check_rule
 from fastsnn_core.testing import conformance
-from fastsnn_core.testing.rules import check_rule
 from fastsnn_rule_activations import CALLS, MODULES, Activations
 
 test_activations = conformance("activations")

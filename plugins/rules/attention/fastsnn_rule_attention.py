@@ -9,8 +9,8 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastsnn_conversion.context import Context, ConversionError, Replacement
 from fastsnn_core import Rule, hookimpl
-from fastsnn_core.conversion import Context, ConversionError, Replacement
 
 __version__ = "0.1.0"
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastsnn_core.conversion import ConversionError
+from fastsnn_conversion.context import ConversionError
+from fastsnn_conversion.testing import check_rule
 from fastsnn_core.testing import conformance
-from fastsnn_core.testing.rules import check_rule
 from fastsnn_rule_attention import SOFTMAX, Attention, AttentionRule, Encoder
 
 test_attention = conformance("attention")

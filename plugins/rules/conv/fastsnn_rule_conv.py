@@ -8,8 +8,8 @@ from attrs import frozen
 from torch import nn
 from torch.nn import functional as F
 
+from fastsnn_conversion.context import Context, Replacement
 from fastsnn_core import Rule, hookimpl
-from fastsnn_core.conversion import Context, Replacement
 
 __version__ = "0.1.0"
 

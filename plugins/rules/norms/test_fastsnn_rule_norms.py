@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastsnn_conversion.testing import check_rule, context
 from fastsnn_core.testing import conformance
-from fastsnn_core.testing.rules import check_rule, context
 from fastsnn_rule_norms import BatchNorm, Norms
 
 test_norms = conformance("norms")

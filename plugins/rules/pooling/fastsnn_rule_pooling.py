@@ -9,14 +9,15 @@ from attrs import frozen
 from torch import nn
 from torch.nn import functional as F
 
-from fastsnn_core import Rule, hookimpl, passing
-from fastsnn_core.conversion import Context, Replacement
+from fastsnn_conversion import spike_layers
+from fastsnn_conversion.context import Context, Replacement
+from fastsnn_core import Rule, hookimpl
 
 __version__ = "0.1.0"
 
 MAX = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
 AVG = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
-OWN = (passing.MaxPool, passing.AvgPool, passing.AdaptiveAvgPool)
+OWN = (spike_layers.MaxPool, spike_layers.AvgPool, spike_layers.AdaptiveAvgPool)
 ADAPTIVE = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
 MAX_ARGS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 AVG_ARGS = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
@@ -67,11 +68,11 @@ class Pooling(Rule):
         if type(module) in MAX:
             if module.return_indices:
                 return context.keep(module, "returns the places of the maxima as well")
-            pool: nn.Module = passing.MaxPool(dims, kernel, stride, padding, sizes(module.dilation, dims))
+            pool: nn.Module = spike_layers.MaxPool(dims, kernel, stride, padding, sizes(module.dilation, dims))
             return context.passes(pool, "maxima of counts; exact, since a window shares one threshold")
         if getattr(module, "divisor_override", None) or (any(padding) and not module.count_include_pad):
             return context.keep(module, "windows are divided by different numbers")
-        return context.passes(passing.AvgPool(dims, kernel, stride, padding), "sums of counts; exact")
+        return context.passes(spike_layers.AvgPool(dims, kernel, stride, padding), "sums of counts; exact")
 
     def adaptive(self, module: Any, context: Context, dims: int) -> Replacement:
         """Adaptive averages, where the windows are of one size."""
@@ -82,7 +83,7 @@ class Pooling(Rule):
         wanted = tuple(n if m is None else m for n, m in zip(have, sizes(module.output_size, dims)))
         if any(n % m for n, m in zip(have, wanted)):
             return context.keep(module, f"windows over {have} to {wanted} are of different sizes")
-        return context.passes(passing.AdaptiveAvgPool(dims, wanted), "sums of counts; exact")
+        return context.passes(spike_layers.AdaptiveAvgPool(dims, wanted), "sums of counts; exact")
 
     def lift(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:
         """The module that a function call stands for."""
@@ -98,7 +99,15 @@ class Pooling(Rule):
         return {**MAX_CALLS, **AVG_CALLS, **ADAPTIVE_CALLS}[function](**given)
 
 
-KINDS = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, passing.Flatten, passing.Unflatten, passing.Dropout)
+KINDS = (
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Identity,
+    nn.Dropout,
+    spike_layers.Flatten,
+    spike_layers.Unflatten,
+    spike_layers.Dropout,
+)
 
 
 @frozen
@@ -115,17 +124,17 @@ class Shapes(Rule):
     def convert(self, module: Any, context: Context) -> Replacement:
         """Its twin for spikes."""
         if type(module) is nn.Dropout:
-            return context.passes(passing.Dropout(module.p), "drops counts in training only")
+            return context.passes(spike_layers.Dropout(module.p), "drops counts in training only")
         if type(module) is nn.Unflatten:
             sizes_ = tuple(int(n) for n in module.unflattened_size)
             if module.dim != 1 or -1 in sizes_:
                 return context.keep(module, f"unflattens dimension {module.dim} to {sizes_}")
-            return context.passes(passing.Unflatten(sizes_), "the same spikes in more dimensions")
+            return context.passes(spike_layers.Unflatten(sizes_), "the same spikes in more dimensions")
         if type(module) is not nn.Flatten:
             return context.passes(module)
         if module.start_dim != 1 or module.end_dim != -1:
             return context.keep(module, f"flattens only dimensions {module.start_dim} to {module.end_dim}")
-        return context.passes(passing.Flatten(), "the same spikes in one dimension")
+        return context.passes(spike_layers.Flatten(), "the same spikes in one dimension")
 
     def lift(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:
         """The module that a function call stands for."""

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastsnn_core import passing
+from fastsnn_conversion import spike_layers
+from fastsnn_conversion.testing import check_rule
 from fastsnn_core.testing import conformance
-from fastsnn_core.testing.rules import check_rule
 from fastsnn_rule_pooling import Pooling, Shapes
 
 test_pooling = conformance("pooling")
@@ -23,7 +23,7 @@ PASSES = {
     "avg 3d": (nn.AvgPool3d(2), (2, 3, 4, 4, 4)),
     "adaptive to one": (nn.AdaptiveAvgPool2d(1), (2, 3, 7, 5)),
     "adaptive to equal windows": (nn.AdaptiveAvgPool2d((4, None)), (2, 3, 8, 6)),
-    "ours": (passing.AvgPool(2, 2, 2), (2, 3, 8, 8)),
+    "ours": (spike_layers.AvgPool(2, 2, 2), (2, 3, 8, 8)),
 }
 KEPT = {
     "ceil": (nn.MaxPool2d(3, ceil_mode=True), (2, 3, 8, 8), "ceil_mode cuts windows"),
@@ -52,7 +52,7 @@ def test_a_pool_without_an_example_is_kept():
     assert found.note == "the size of its input is not known; give an example"
 
 
-@pytest.mark.parametrize("module", [nn.Flatten(), nn.Identity(), nn.Dropout(0.3), passing.Flatten()], ids=str)
+@pytest.mark.parametrize("module", [nn.Flatten(), nn.Identity(), nn.Dropout(0.3), spike_layers.Flatten()], ids=str)
 def test_shapes_and_dropout_pass(module):
     assert check_rule(Shapes(), module, torch.randn(2, 3, 4)).spikes == "pass"
 

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fastsnn_core import SpikeTensor, build, create
-from fastsnn_core.leaky import Leaky
 from fastsnn_core.probe import Record
 from fastsnn_core.subject import Subject, observe
 from fastsnn_core.testing import conformance
+from fastsnn_leaky.neurons import Leaky
 from fastsnn_scope_membrane import Membrane, busiest
 
 test_membrane = conformance("membrane")

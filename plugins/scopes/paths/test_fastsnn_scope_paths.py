@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from fastsnn_core import build, create, ops
-from fastsnn_core.quant import quantise
 from fastsnn_core.subject import Subject, observe
 from fastsnn_core.testing import conformance
+from fastsnn_integer.quantization import quantise
 from fastsnn_scope_paths import Paths, kind_of
 
 test_paths = conformance("paths")

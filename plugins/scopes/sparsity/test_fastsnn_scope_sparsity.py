@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from fastsnn_core import SpikeTensor
-from fastsnn_core.leaky import Leaky
 from fastsnn_core.probe import Record
 from fastsnn_core.subject import Subject
 from fastsnn_core.testing import conformance
+from fastsnn_leaky.neurons import Leaky
 from fastsnn_scope_sparsity import Sparsity, place
 
 test_sparsity = conformance("sparsity")

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from fastsnn_core import Run, Session, Tracker, hookimpl
 from fastsnn_core.files import write_text
-from fastsnn_core.run import Row
+from fastsnn_core.training_run import Row
 
 __version__ = "0.1.0"
 
@@ -63,6 +63,6 @@ def free(path: Path) -> Path:
 
 
 @hookimpl
-def fastsnn_train_events() -> list[type[Tracker]]:
+def fastsnn_trackers() -> list[type[Tracker]]:
     """This plugin's trackers."""
     return [Jsonl]

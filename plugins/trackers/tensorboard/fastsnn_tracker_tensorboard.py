@@ -9,7 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from fastsnn_core import Run, Session, Tracker, hookimpl
-from fastsnn_core.run import Row
+from fastsnn_core.training_run import Row
 
 __version__ = "0.1.0"
 
@@ -67,6 +67,6 @@ def scalars(row: Row, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 @hookimpl
-def fastsnn_train_events() -> list[type[Tracker]]:
+def fastsnn_trackers() -> list[type[Tracker]]:
     """This plugin's trackers."""
     return [TensorBoard]

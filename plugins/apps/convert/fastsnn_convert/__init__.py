@@ -50,8 +50,8 @@ def of_modules(options: dict[str, Any]) -> dict[str, Any]:
     """`options`, all of which `fastsnn_convert.modules.convert_module` knows."""
     import inspect
 
+    from fastsnn_conversion.context import ConversionError
     from fastsnn_convert.modules import convert_module
-    from fastsnn_core.conversion import ConversionError
 
     known = [name for name in inspect.signature(convert_module).parameters if name != "model"]
     if unknown := sorted(set(options) - set(known)):

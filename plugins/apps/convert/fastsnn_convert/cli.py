@@ -63,11 +63,11 @@ def main(argv: list[str]) -> int:
     if opts.calibration and Path(opts.calibration).suffix not in (".npy", ".safetensors"):
         options["calibration"] = opts.calibration
     elif opts.calibration:
-        from fastsnn_convert.weights import read_inputs
+        from fastsnn_convert.modules.weights import read_inputs
 
         options["calibration"] = read_inputs(opts.calibration)
     if opts.heal and Path(opts.heal).suffix in (".npy", ".safetensors"):
-        from fastsnn_convert.weights import read_inputs
+        from fastsnn_convert.modules.weights import read_inputs
 
         options["heal"] = read_inputs(opts.heal)
     done = convert(opts.source, to=opts.to, neuron=opts.neuron, steps=opts.steps, **options)

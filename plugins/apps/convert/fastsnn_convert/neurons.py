@@ -7,8 +7,8 @@ from typing import Any
 import attrs
 from torch import nn
 
+from fastsnn_conversion.context import ConversionError
 from fastsnn_core import Neuron, create
-from fastsnn_core.conversion import ConversionError
 from fastsnn_core.spec import Faults, converter
 
 CODES = ("bitwise", "unary")

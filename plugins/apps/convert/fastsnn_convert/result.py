@@ -9,9 +9,9 @@ from typing import Any
 import attrs
 from torch import nn
 
+from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.report import Report
 from fastsnn_core import bundle
-from fastsnn_core.conversion import ConversionError
 
 __all__ = ["Conversion", "ConversionError"]
 

@@ -154,8 +154,8 @@ class FastSNN:
 
 def is_text(dataset: Any) -> bool:
     """Does a dataset hold text (a name, a path, a `datasets` object), rather than token batches?"""
-    from fastsnn_train.packing import Data, Packed
-    from fastsnn_train.sources import Corpus
+    from fastsnn_train.data.packing import Data, Packed
+    from fastsnn_train.data.sources import Corpus
 
     if isinstance(dataset, Data | Packed):
         return False

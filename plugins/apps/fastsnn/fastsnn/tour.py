@@ -15,7 +15,7 @@ import torch
 
 from fastsnn import FastSNN
 from fastsnn_core import ops
-from fastsnn_train.packing import Data
+from fastsnn_train.data.packing import Data
 
 PROMPT = "The "
 TOTAL = 10

@@ -8,17 +8,17 @@ from fastsnn_core.lazy import lazy
 
 if TYPE_CHECKING:
     from fastsnn_serve.engine import Engine
-    from fastsnn_serve.routes import app
-    from fastsnn_serve.running import Handle, serve
+    from fastsnn_serve.http.routes import app
+    from fastsnn_serve.http.server import Handle, serve
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "Handle", "app", "command", "serve"]
-_EXPORTS = {"Engine": ".engine", "Handle": ".running", "app": ".routes", "serve": ".running"}
+_EXPORTS = {"Engine": ".engine", "Handle": ".http.server", "app": ".http.routes", "serve": ".http.server"}
 __getattr__ = lazy(__name__, _EXPORTS)
 
 
 def command(argv: list[str]) -> int:
     """Serve a bundle over HTTP with the OpenAI protocol."""
-    from fastsnn_serve.running import main
+    from fastsnn_serve.http.server import main
 
     return main(argv)

@@ -15,7 +15,7 @@ from fastsnn_core import build, create
 from fastsnn_core.state import leaves
 from fastsnn_serve import Engine
 from fastsnn_serve.engine import CHUNK
-from fastsnn_serve.streams import Piece, Prompt, Stream, Want
+from fastsnn_serve.engine.streams import Piece, Prompt, Stream, Want
 from fastsnn_text import ByteTokenizer, Sampling, attach, generate_ids
 
 TEXT = "Once upon a time a spike met a threshold. "

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core.probe import probe
-from fastsnn_core.quant import quantise
+from fastsnn_integer.quantization import quantise
 from fastsnn_text import Sampling, generate_ids
-from fastsnn_train.evaluate import Tally, nats
+from fastsnn_train.evaluation.evaluate import Tally, nats
 
 ROUNDS, ENOUGH = 3, 0.1  # rounds, and seconds of decoding in each
 

@@ -1,4 +1,4 @@
-"""The twin of `fastsnn_core.ops.exact.attend_naive`: softmax attention in a fixed order, the same bits.
+"""The twin of `fastsnn_integer.deterministic.attend_naive`: softmax attention in a fixed order, the same bits.
 
 Scores are folded over channels with neighbouring keys side by side in vectors; values are added key by key, eight per
 pass over the sums, which stay in the order of the keys.
@@ -186,7 +186,7 @@ def _attend(q, k, v, allowed, spans, shape, scale, own, part, turned, values, sc
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-    """Twin of `fastsnn_core.ops.exact.attend_naive`."""
+    """Twin of `fastsnn_integer.deterministic.attend_naive`."""
     (b, t, h, size), (keys, groups, wide), nw = q.shape, (*k.shape[1:3], v.shape[-1]), workers()
     if not size or not wide:
         return NotImplemented

@@ -1,4 +1,4 @@
-"""Twins of `fastsnn_core.ops.exact`: the same single operations in the same order, so the same bits.
+"""Twins of `fastsnn_integer.deterministic`: the same single operations in the same order, so the same bits.
 
 Nothing here may be reordered, contracted to a fused multiply-add or compiled with fast-math (Numba does neither unless
 asked). Loops run over numbers that do not meet: channels of a row while folding, keys while scoring, values while
@@ -16,21 +16,21 @@ from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from fastsnn_core.ops import exact
+from fastsnn_integer import deterministic
 from fastsnn_kernel_numba.launch import Threaded, compile, flat, prefetch, scratch, workers
 from fastsnn_kernel_numba.memory import empty
 
 U, F = np.uint64, np.float32
 ZERO, HALF, ONE, TWO = F(0), F(0.5), F(1), F(2)
-LOWEST, HIGHEST = map(F, exact.ROOM)
-LOG2E, LN2_HIGH, LN2_LOW = map(F, (exact.LOG2E, exact.LN2_HIGH, exact.LN2_LOW))
-T7, T6, T5, T4, T3, T2, T1, T0 = map(F, exact.TAYLOR)
-A15, A13, A11, A9, A7, A5, A3, A1 = map(F, exact.ATANH)
-E5, E4, E3, E2, E1 = map(F, exact.ERF)
-ERF_P, ROOT_HALF, GELU, CUBE = map(F, (exact.ERF_P, exact.ROOT_HALF, exact.GELU, 0.044715))
+LOWEST, HIGHEST = map(F, deterministic.ROOM)
+LOG2E, LN2_HIGH, LN2_LOW = map(F, (deterministic.LOG2E, deterministic.LN2_HIGH, deterministic.LN2_LOW))
+T7, T6, T5, T4, T3, T2, T1, T0 = map(F, deterministic.TAYLOR)
+A15, A13, A11, A9, A7, A5, A3, A1 = map(F, deterministic.ATANH)
+E5, E4, E3, E2, E1 = map(F, deterministic.ERF)
+ERF_P, ROOT_HALF, GELU, CUBE = map(F, (deterministic.ERF_P, deterministic.ROOT_HALF, deterministic.GELU, 0.044715))
 SOON = 3  # tokens that a scan asks for in advance
 APART = 16  # numbers between the memory of two workers: no cache line belongs to both
-FORMS, SUMS = tuple(exact.FORMS), tuple(exact.SUMS)
+FORMS, SUMS = tuple(deterministic.FORMS), tuple(deterministic.SUMS)
 
 
 @intrinsic
@@ -304,14 +304,14 @@ def _scan(q, k, v, gate, s, z, keep, shape, part, out, norm, nw):  # type: ignor
 
 
 def unary(x: Tensor, form: str) -> Tensor:
-    """Twin of `fastsnn_core.ops.exact.unary_naive`."""
+    """Twin of `fastsnn_integer.deterministic.unary_naive`."""
     out = empty(tuple(x.shape), torch.float32)
     _unary(flat(x.contiguous()), FORMS.index(form), flat(out))
     return out
 
 
 def row_sum(x: Tensor, form: str) -> Tensor:
-    """Twin of `fastsnn_core.ops.exact.row_sum_naive`."""
+    """Twin of `fastsnn_integer.deterministic.row_sum_naive`."""
     rows, size = x.shape
     if not size:
         return torch.zeros(rows)
@@ -322,7 +322,7 @@ def row_sum(x: Tensor, form: str) -> Tensor:
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Twin of `fastsnn_core.ops.exact.norm_naive`."""
+    """Twin of `fastsnn_integer.deterministic.norm_naive`."""
     rows, size = x.shape
     if not size:
         return torch.zeros(rows, size)
@@ -335,7 +335,7 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def scan(
     q: Tensor, k: Tensor, v: Tensor, gate: Tensor, s: Tensor, z: Tensor, keep: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Twin of `fastsnn_core.ops.exact.scan_naive`."""
+    """Twin of `fastsnn_integer.deterministic.scan_naive`."""
     (b, t, h, size), (groups, wide) = q.shape, (k.shape[2], v.shape[-1])
     if not size or not wide:
         return NotImplemented

@@ -15,10 +15,10 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from fastsnn_core.ops.lif import CHECKPOINT
-from fastsnn_core.ops.rounding import thresholds
+from fastsnn_core.ops.surrogate_gradient import thresholds
 from fastsnn_kernel_numba.launch import Threaded, compile, flat, prefetch, workers
 from fastsnn_kernel_numba.memory import empty
+from fastsnn_leaky.scan import CHECKPOINT
 
 U = np.uint64  # unsigned indices: Numba adds no wrap-around test to them, so LLVM vectorises the loops
 ROW, L2_BLOCK = 1 << 14, 1 << 19  # bytes of a row of x that one task reads, and of u that it keeps
@@ -228,7 +228,7 @@ def _width(shape: torch.Size, itemsize: int, most: int) -> int:
 def forward(
     x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Twin of `fastsnn_core.ops.lif.forward_naive`."""
+    """Twin of `fastsnn_leaky.scan.forward_naive`."""
     if x.dtype not in TYPES:
         return NotImplemented
     batch, steps, wide = x.shape
@@ -247,7 +247,7 @@ def membrane(
     x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor,
     beta: float, lo: float, hi: float, heaviside: bool, hard: bool,
 ) -> Tensor:  # fmt: skip
-    """Twin of `fastsnn_core.ops.lif.membrane`."""
+    """Twin of `fastsnn_leaky.scan.membrane`."""
     if x.dtype not in TYPES:
         return NotImplemented
     u = empty(x.shape, x.dtype)
@@ -263,7 +263,7 @@ def backward(
     grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
     beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Twin of `fastsnn_core.ops.lif.backward_naive`; the gradient of a sum, one number expanded, is read as one row."""
+    """Twin of `fastsnn_leaky.scan.backward_naive`; an expanded gradient is read as one row."""
     if x.dtype not in TYPES:
         return NotImplemented
     grad_x, carry = empty(x.shape, x.dtype), grad_v.clone(memory_format=torch.contiguous_format)

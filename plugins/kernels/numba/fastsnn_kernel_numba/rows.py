@@ -1,4 +1,4 @@
-"""Twins of `fastsnn_core.ops.rows`: everything between two products, row by row, each row in cache from end to end."""
+"""Twins of `fastsnn_integer.fused_row_ops`: what stands between two products, a row at a time in cache."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from fastsnn_core.ops import exact
-from fastsnn_core.ops.decode import Spikes
+from fastsnn_core.lowering import Spikes
 from fastsnn_core.ops.dispatch import took
-from fastsnn_core.ops.rows import Counts, Sums
+from fastsnn_integer import deterministic
+from fastsnn_integer.fused_row_ops import Counts, Sums
 from fastsnn_kernel_numba.event import U
 from fastsnn_kernel_numba.exact import APART, ZERO, F, _apply, _half_of, _norm
 from fastsnn_kernel_numba.launch import Threaded, compile, flat, scratch, workers
@@ -33,7 +33,7 @@ from fastsnn_kernel_numba.step import (
 )
 
 KINDS = {"levels": LEVELS, "mean": MEAN, "max": MAX}
-FORMS = tuple(exact.FORMS)
+FORMS = tuple(deterministic.FORMS)
 NONE = np.zeros(0, F)
 ACTIVE, ODD = range(2)  # of what is found
 
@@ -174,7 +174,7 @@ NO_SUMS = (np.zeros(0, np.int32), NONE, NONE)
 
 
 def residual(x: Tensor, add: Sums | Tensor | None, norm: Tensor | None, eps: float, rule: Spikes) -> Any:
-    """Twin of `fastsnn_core.ops.rows.residual_naive`."""
+    """Twin of `fastsnn_integer.fused_row_ops.residual_naive`."""
     (rows, size), made = x.shape, rule_of(rule)
     if made is None or not rows or not size or not x.is_contiguous() or x.dtype != torch.float32:
         return NotImplemented
@@ -192,7 +192,7 @@ def residual(x: Tensor, add: Sums | Tensor | None, norm: Tensor | None, eps: flo
 
 
 def hidden(up: Sums, gate: Sums | None, activation: str, rule: Spikes) -> Any:
-    """Twin of `fastsnn_core.ops.rows.hidden_naive`."""
+    """Twin of `fastsnn_integer.fused_row_ops.hidden_naive`."""
     (rows, size), made = up.total.shape, rule_of(rule)
     if made is None or not rows or not size or not apart(up) or not apart(gate):
         return NotImplemented
@@ -225,7 +225,7 @@ def fold(size: int) -> int:
 
 
 def heads(q: Sums, k: Sums, v: Sums, width: int, norms: tuple[Tensor, Tensor] | None, eps: float, angles: Any) -> Any:
-    """Twin of `fastsnn_core.ops.rows.heads_naive`."""
+    """Twin of `fastsnn_integer.fused_row_ops.heads_naive`."""
     (rows, wide), narrow = q.total.shape, k.total.shape[1]
     if not rows or not all(apart(s) for s in (q, k, v)):
         return NotImplemented
@@ -240,7 +240,7 @@ def heads(q: Sums, k: Sums, v: Sums, width: int, norms: tuple[Tensor, Tensor] | 
 
 
 def project(counts: Counts, weight: Tensor) -> Tensor:
-    """Twin of `fastsnn_core.ops.rows.project_naive`: the dense product at once, unless few inputs spiked."""
+    """Twin of `fastsnn_integer.fused_row_ops.project_naive`: the dense product at once, unless few inputs spiked."""
     rows, inputs = counts.counts.shape
     if weight.dtype != torch.int8 or not 1 < inputs < 1 << 17 or not trusted() or not rows:
         return NotImplemented

@@ -1,14 +1,13 @@
 """The stages of a fused decoding step: spikes of a row, their weight rows, the numbers behind the sums, attention.
 
-The arithmetic is that of `fastsnn_core.ops.exact`, by the functions that its compiled twins are made of; tables of
-whole numbers (`fastsnn_kernel_numba.stepper`) say where everything is.
+The arithmetic is that of `fastsnn_integer.deterministic`, by the functions that its compiled twins are made of;
+tables of whole numbers (`fastsnn_kernel_numba.stepper`) say where everything is.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from fastsnn_core.ops.linear_scan import MIN_LOG_GATE
 from fastsnn_kernel_numba.attention import KEYS, _bits, _gather, _highest
 from fastsnn_kernel_numba.event import GROUP, U, _ask, _take, _widen
 from fastsnn_kernel_numba.exact import (
@@ -24,6 +23,7 @@ from fastsnn_kernel_numba.exact import (
 )
 from fastsnn_kernel_numba.launch import compile, prefetch
 from fastsnn_kernel_numba.views import i8
+from fastsnn_linear_scan import MIN_LOG_GATE
 
 (LEVELS, MEAN, MAX) = range(3)  # kinds of spikes
 EVENTS, WIDE, BAD, SITE = range(4)  # of info

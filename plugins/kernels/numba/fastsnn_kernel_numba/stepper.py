@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsnn_core.ops import exact
-from fastsnn_core.ops.decode import Layer, Matrix, Mixer, NotYet, Plan, Spikes, Unsupported
+from fastsnn_core.lowering import Layer, Matrix, Mixer, NotYet, Plan, Spikes, Unsupported
+from fastsnn_integer import deterministic
 from fastsnn_kernel_numba import step
 from fastsnn_kernel_numba.decode import CALL, EPSILON, LAYER, SCALE_V, Q, Work, _step, ready, walk
 from fastsnn_kernel_numba.launch import flat, workers
@@ -20,7 +20,7 @@ from fastsnn_kernel_numba.step import KEYS, MOST_BURST
 from fastsnn_kernel_numba.views import places
 
 F, I = np.float32, np.int64
-FORMS = list(exact.FORMS)
+FORMS = list(deterministic.FORMS)
 KINDS = {"levels": step.LEVELS, "mean": step.MEAN, "max": step.MAX}
 COLUMNS = 4096  # outputs per task: 8 KiB of 16-bit sums stay in L1
 NARROW = 4096  # projections up to this many outputs are split over events
@@ -138,7 +138,7 @@ def joined(matrices: list[Matrix]) -> Tensor:
 
 
 class NumbaStepper:
-    """`fastsnn_core.ops.decode.Stepper`: one working memory for all its streams, so one step at a time."""
+    """`fastsnn_core.lowering.Stepper`: one working memory for all its streams, so one step at a time."""
 
     def __init__(self, plan: Plan, wait: bool = True) -> None:
         if not wait and not ready():
@@ -214,7 +214,7 @@ def copied(t: Tensor) -> Any:
 
 
 class NumbaStream:
-    """`fastsnn_core.ops.decode.Stream`."""
+    """`fastsnn_core.lowering.Stream`."""
 
     def __init__(self, stepper: NumbaStepper, position: int, states: States) -> None:
         self.stepper, self.position, self.failure = stepper, position, ""

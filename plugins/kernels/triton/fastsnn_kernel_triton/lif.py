@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastsnn_core.ops.lif import CHECKPOINT
-from fastsnn_core.ops.rounding import FORMS, derivative, thresholds
+from fastsnn_core.ops.surrogate_gradient import FORMS, derivative, thresholds
+from fastsnn_leaky.scan import CHECKPOINT
 
 BLOCK = 128
 AS_WRITTEN = {"enable_fp_fusion": False}
@@ -129,7 +129,7 @@ def walk(
 def forward(
     x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `fastsnn_core.ops.lif.forward_naive`."""
+    """As `fastsnn_leaky.scan.forward_naive`."""
     return walk(x, v, keep, theta, beta, lo, hi, heaviside, hard, False) if supported(x) else NotImplemented
 
 
@@ -137,7 +137,7 @@ def membrane(
     x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool,
     hard: bool,
 ) -> Tensor:  # fmt: skip
-    """As `fastsnn_core.ops.lif.membrane`."""
+    """As `fastsnn_leaky.scan.membrane`."""
     if not supported(x):
         return NotImplemented
     first = marks[:, 0].contiguous() if marks.shape[1] else x.new_zeros(x.shape[0], x.shape[2])
@@ -148,7 +148,7 @@ def backward(
     grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
     beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As `fastsnn_core.ops.lif.backward_naive`."""
+    """As `fastsnn_leaky.scan.backward_naive`."""
     if not supported(x):
         return NotImplemented
     b, t, d = x.shape

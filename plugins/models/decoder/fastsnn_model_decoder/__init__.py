@@ -20,13 +20,13 @@ from fastsnn_core import (
     SpikeTensor,
     hookimpl,
     param,
-    quant,
-    runtime,
     slot,
     slots,
 )
-from fastsnn_core.ops.decode import Unsupported
-from fastsnn_core.quant import Quant, QuantEmbedding, row_linear
+from fastsnn_core.lowering import Unsupported
+from fastsnn_events import runtime
+from fastsnn_integer import quantization
+from fastsnn_integer.quantization import Quant, QuantEmbedding, row_linear
 from fastsnn_model_decoder import prefill
 from fastsnn_model_decoder.fast import FastStream, start
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, initialise, settle
@@ -109,7 +109,9 @@ class Decoder(Model):
         if any(any_rotary(a) for a in self.attention) and self.dims.head_dim % 2:
             raise ValueError(f"rotary positions need an even head_dim, got {self.dims.head_dim}")
         if self.quant and self.tied and self.quant.head != self.quant.embed:
-            raise ValueError("tied weights are one table: quant.head and quant.embed must agree, or set tied = false")
+            raise ValueError(
+                "tied weights are one table: quantization.head and quantization.embed must agree, or set tied = false"
+            )
 
     def promises(self, flag: str) -> bool:
         """INT8 weights have no gradient."""
@@ -171,7 +173,7 @@ class DecoderModule(nn.Module):
         self.fused: Any = None  # the fused step, made when first asked for
         self.fast_step: dict[str, Any] = {"kernel": None, "why": "not asked for yet"}
         if spec.quant:
-            quant.apply(self, spec.quant)
+            quantization.apply(self, spec.quant)
 
     def forward(
         self,
@@ -233,7 +235,7 @@ class DecoderModule(nn.Module):
         return self.__dict__ | {"fused": None}
 
     def runtime(self, mode: str, coder: Any = None, steps: str | int = "auto", **options: Any) -> DecoderModule:
-        """Switch to the "count" or the "event" runtime (`fastsnn_core.runtime.use`); returns this model."""
+        """Switch to the "count" or the "event" runtime (`fastsnn_events.runtime.use`); returns this model."""
         runtime.use(self, mode, coder, steps, **options)
         return self
 

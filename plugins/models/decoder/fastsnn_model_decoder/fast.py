@@ -1,6 +1,6 @@
 """The fused decoding step of a decoder in integer arithmetic: its plan, and streams that keep a `DecoderState`'s form.
 
-`stepper` describes the network to `fastsnn_core.ops.decode`; where that is not possible it says why (`Unsupported`).
+`stepper` describes the network to `fastsnn_core.lowering`; where that is not possible it says why (`Unsupported`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from fastsnn_core.ops import decode, input_major
-from fastsnn_core.ops.decode import Gate, Layer, Matrix, Mixer, Plan, Spikes, Unsupported
-from fastsnn_core.quant import QuantEmbedding, QuantLinear
-from fastsnn_core.runtime import Coding
+from fastsnn_core import lowering
+from fastsnn_core.lowering import Gate, Layer, Matrix, Mixer, Plan, Spikes, Unsupported
+from fastsnn_core.ops import input_major
+from fastsnn_events.runtime import Coding
+from fastsnn_integer.quantization import QuantEmbedding, QuantLinear
 
 
 def matrix(layer: Any, name: str) -> Matrix:
@@ -258,12 +259,12 @@ def start(model: Any, state: Any, wait: bool = True) -> tuple[str, FastStream]:
     watched(model)
     if state is None or len(state.position) != 1:
         raise Unsupported("a fused stream begins from the state of one stream")
-    if decode.DECODE_STEP.pick("cpu")[0] == "naive":
-        decode.refuse(None)
+    if lowering.DECODE_STEP.pick("cpu")[0] == "naive":
+        lowering.refuse(None)
     found = plan(model)  # says what cannot be fused before anything is moved
     if model.fused is None or model.fused[0] != stamp(model, found):
         join(model)
         found = plan(model)
-        model.fused = stamp(model, found), decode.stepper(found, wait)
+        model.fused = stamp(model, found), lowering.stepper(found, wait)
     kernel, made = model.fused[1]
     return kernel, FastStream(model, made, state)

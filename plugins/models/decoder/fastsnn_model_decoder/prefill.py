@@ -1,4 +1,4 @@
-"""Reading many tokens in integer arithmetic with a handful of passes per layer: `fastsnn_core.ops.rows`.
+"""Reading many tokens in integer arithmetic with a handful of passes per layer: `fastsnn_integer.fused_row_ops`.
 
 The modules of a block are its definition; here the same numbers go through kernels that do everything between two
 products at once. A block that cannot be taken apart like this (other neurons, scales per group, spikes on q, k or v)
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from fastsnn_core import Heads
-from fastsnn_core.ops import paths, rows
-from fastsnn_core.ops.decode import Layer, Matrix, Unsupported
-from fastsnn_core.ops.rows import Counts, Sums
+from fastsnn_core.lowering import Layer, Matrix, Unsupported
+from fastsnn_core.ops import paths
+from fastsnn_integer import fused_row_ops
+from fastsnn_integer.fused_row_ops import Counts, Sums
 from fastsnn_model_decoder import fast
 from fastsnn_model_decoder.layers import Angles, AttentionState, BlockState
 
@@ -26,7 +27,7 @@ def ready(model: Any, tokens: Tensor) -> bool:
     """Is this a call for kernels?"""
     if not model.exact or tokens.numel() <= LEAST or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    if rows.RESIDUAL.pick(tokens.device.type)[0] == "naive":
+    if fused_row_ops.RESIDUAL.pick(tokens.device.type)[0] == "naive":
         return False
     try:
         fast.watched(model)
@@ -83,12 +84,12 @@ def run(
     """One block: `add` onto `x` ``[B·T, D]`` first; what is still to be added, and the state."""
     a, f, width = block.attention, block.feedforward, block.attention.dims.head_dim
     before = (None if old is None else old.attention) or AttentionState(*[None] * 6)
-    counts = rows.residual(x, add, part.norm, block.attention_norm.eps, part.spikes)
+    counts = fused_row_ops.residual(x, add, part.norm, block.attention_norm.eps, part.spikes)
     spikes = counts.spikes(shape)
     norms = None if part.q_norm is None or part.k_norm is None else (part.q_norm, part.k_norm)
     if counts.narrow:
         q, k, v = (project(layer, counts, m) for layer, m in ((a.q, part.q), (a.k, part.k), (a.v, part.v)))
-        q, k, v = rows.heads(q, k, v, width, norms, block.attention_norm.eps, turn)
+        q, k, v = fused_row_ops.heads(q, k, v, width, norms, block.attention_norm.eps, turn)
     else:
         q, k, v = (layer(spikes).unflatten(-1, (-1, width)) for layer in (a.q, a.k, a.v))
         if norms is not None:
@@ -97,17 +98,17 @@ def run(
     turned = counts.narrow and turn is not None
     heads = Heads(q, k, v, spikes, *(angles if angles and a.rotary and not turned else (None, None)))
     mixed, mixer = a.mixer(heads, before.mixer, reset)
-    counts = rows.residual(mixed.reshape(len(x), -1), None, None, 0.0, part.mixed)
+    counts = fused_row_ops.residual(mixed.reshape(len(x), -1), None, None, 0.0, part.mixed)
     add = numbers(a.out, counts, part.out, shape)
-    counts = rows.residual(x, add, part.norm2, block.feedforward_norm.eps, part.spikes2)
+    counts = fused_row_ops.residual(x, add, part.norm2, block.feedforward_norm.eps, part.spikes2)
     if counts.narrow:
         up = project(f.up, counts, part.up)
         gate = None if part.gate is None else project(f.gate, counts, part.gate)
-        counts = rows.hidden(up, gate, part.activation, part.hidden)
+        counts = fused_row_ops.hidden(up, gate, part.activation, part.hidden)
     else:
         spikes = counts.spikes(shape)
         hidden = f.act(f.up(spikes)) if f.gate is None else f.act(f.gate(spikes)) * f.up(spikes)
-        counts = rows.residual(hidden.reshape(len(x), -1), None, None, 0.0, part.hidden)
+        counts = fused_row_ops.residual(hidden.reshape(len(x), -1), None, None, 0.0, part.hidden)
     state = AttentionState(before.inner, before.query, before.key, before.value, mixer, before.outer)
     return numbers(f.down, counts, part.down, shape), BlockState(
         state, (None, None) if old is None else old.feedforward
@@ -116,7 +117,7 @@ def run(
 
 def project(layer: Any, counts: Counts, matrix: Matrix) -> Sums:
     """The product, and which way it went."""
-    out = rows.project(counts, matrix)
+    out = fused_row_ops.project(counts, matrix)
     layer.path = paths().get("count_linear", "")
     return out
 

@@ -10,7 +10,7 @@ from attrs import frozen
 from torch import nn
 
 from fastsnn_core import Model, hookimpl, param
-from fastsnn_core.runtime import Switchable
+from fastsnn_events.runtime import Switchable
 from fastsnn_model_graph.steps import Network, Ref, Step, refs
 from fastsnn_model_graph.text import DTYPES, CallError, arguments, read
 from fastsnn_model_sequential import Layer, settle

@@ -9,8 +9,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from fastsnn_core.folding import label, through
-from fastsnn_core.passing import fed
+from fastsnn_conversion.spike_layers import fed
+from fastsnn_conversion.time_folding import label, through
 from fastsnn_core.spike_tensor import plain
 
 

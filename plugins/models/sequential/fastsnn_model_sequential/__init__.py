@@ -8,10 +8,10 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from fastsnn_conversion.spike_layers import fed
+from fastsnn_conversion.time_folding import label, through
 from fastsnn_core import Model, hookimpl, param
-from fastsnn_core.folding import label, through
-from fastsnn_core.passing import fed
-from fastsnn_core.runtime import Switchable
+from fastsnn_events.runtime import Switchable
 from fastsnn_model_sequential.describe import describe
 from fastsnn_model_sequential.layer import Layer
 

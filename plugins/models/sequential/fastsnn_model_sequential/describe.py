@@ -6,15 +6,16 @@ from typing import Any
 
 from torch import nn
 
-from fastsnn_core import Model, passing
-from fastsnn_core.folding import FoldedSite
+from fastsnn_conversion import spike_layers
+from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_core import Model
 from fastsnn_model_sequential.layer import Layer
 from fastsnn_model_sequential.modules import BatchNorm, TimeMean
 
 PLAIN: dict[type[nn.Module], str] = {
     nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SELU: "selu", nn.SiLU: "silu", nn.Mish: "mish", nn.Hardswish: "hardswish",
     nn.Hardsigmoid: "hardsigmoid", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.Identity: "identity",
-    passing.Flatten: "flatten", TimeMean: "mean",
+    spike_layers.Flatten: "flatten", TimeMean: "mean",
 }  # fmt: skip
 CONVS: dict[type[nn.Module], str] = {
     nn.Conv1d: "conv1d", nn.Conv2d: "conv2d",
@@ -52,9 +53,9 @@ def describe(module: Any) -> Layer | None:
         found = Layer(op="softmax" if kind is nn.Softmax else "log_softmax")
     elif kind is nn.PReLU:
         found = Layer(op="prelu", features=module.num_parameters)
-    elif kind in (nn.Dropout, passing.Dropout):
+    elif kind in (nn.Dropout, spike_layers.Dropout):
         found = Layer(op="dropout", p=float(module.p)) if module.p < 1 else None
-    elif kind is passing.Unflatten:
+    elif kind is spike_layers.Unflatten:
         found = Layer(op="unflatten", shape=module.shape)
     return found or norm(module) or pool(module)
 
@@ -101,18 +102,18 @@ def norm(module: Any) -> Layer | None:
 
 
 def pool(module: Any) -> Layer | None:
-    """The pools of `fastsnn_core.passing`."""
+    """The pools of `fastsnn_conversion.spike_layers`."""
 
     def sizes(value: Any) -> tuple[int, ...]:
         return value if isinstance(value, tuple) else (value,) * module.dims
 
     kind = type(module)
-    if kind is passing.AdaptiveAvgPool:
+    if kind is spike_layers.AdaptiveAvgPool:
         return Layer(op="adaptive_avg_pool", shape=module.size)
-    if kind not in (passing.MaxPool, passing.AvgPool):
+    if kind not in (spike_layers.MaxPool, spike_layers.AvgPool):
         return None
-    more = {"dilation": sizes(module.dilation)} if kind is passing.MaxPool else {}
+    more = {"dilation": sizes(module.dilation)} if kind is spike_layers.MaxPool else {}
     return Layer(
-        op="max_pool" if kind is passing.MaxPool else "avg_pool", kernel=sizes(module.kernel),
+        op="max_pool" if kind is spike_layers.MaxPool else "avg_pool", kernel=sizes(module.kernel),
         stride=sizes(module.stride), padding=sizes(module.padding), dims=module.dims, **more,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastsnn_core.folding import current
+from fastsnn_conversion.time_folding import current
 from fastsnn_core.spike_tensor import plain
 
 

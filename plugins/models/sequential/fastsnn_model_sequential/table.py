@@ -9,8 +9,8 @@ from typing import Any
 import attrs
 from torch import nn
 
-from fastsnn_core import passing
-from fastsnn_core.folding import FoldedSite
+from fastsnn_conversion import spike_layers
+from fastsnn_conversion.time_folding import FoldedSite
 from fastsnn_model_sequential.modules import TimeMean
 
 Shape = tuple[int, ...]
@@ -201,22 +201,22 @@ OPS: dict[str, Op] = {
     "prelu": Op({"features": None}, lambda v: nn.PReLU(v.features), features=lambda s, v: 1),
     "avg_pool": Op(
         {"kernel": NEEDED, "stride": None, "padding": (0,), "dims": None},
-        lambda v: passing.AvgPool(len(v.kernel), v.kernel, v.stride, v.padding),
+        lambda v: spike_layers.AvgPool(len(v.kernel), v.kernel, v.stride, v.padding),
         lambda v, s: (s[0], *windows(v, s)),
         ranks=(2, 3, 4),
     ),
     "max_pool": Op(
         {"kernel": NEEDED, "stride": None, "padding": (0,), "dilation": (1,), "dims": None},
-        lambda v: passing.MaxPool(len(v.kernel), v.kernel, v.stride, v.padding, v.dilation),
+        lambda v: spike_layers.MaxPool(len(v.kernel), v.kernel, v.stride, v.padding, v.dilation),
         lambda v, s: (s[0], *windows(v, s)),
         ranks=(2, 3, 4),
     ),
     "adaptive_avg_pool": Op(
-        {"shape": NEEDED}, lambda v: passing.AdaptiveAvgPool(len(v.shape), v.shape), pooled_mean, ranks=(2, 3, 4)
+        {"shape": NEEDED}, lambda v: spike_layers.AdaptiveAvgPool(len(v.shape), v.shape), pooled_mean, ranks=(2, 3, 4)
     ),
-    "flatten": Op({}, lambda v: passing.Flatten(), lambda v, s: (math.prod(s),)),
-    "unflatten": Op({"shape": NEEDED}, lambda v: passing.Unflatten(v.shape), unflattened, ranks=(1,)),
-    "dropout": Op({"p": 0.5}, lambda v: passing.Dropout(v.p)),
+    "flatten": Op({}, lambda v: spike_layers.Flatten(), lambda v, s: (math.prod(s),)),
+    "unflatten": Op({"shape": NEEDED}, lambda v: spike_layers.Unflatten(v.shape), unflattened, ranks=(1,)),
+    "dropout": Op({"p": 0.5}, lambda v: spike_layers.Dropout(v.p)),
     "identity": plain(nn.Identity),
     "spikes": Op({"neuron": NEEDED, "dims": None, "features": None}, site, features=group),
     "mean": Op({}, lambda v: TimeMean()),

@@ -20,12 +20,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastsnn_core import SpikeSite, SpikeTensor, ops
-from fastsnn_core.ops import exact
-from fastsnn_core.quant import QuantEmbedding
-from fastsnn_core.runtime import Coding, codings
 from fastsnn_core.site import is_spikes
 from fastsnn_core.state import nbytes
 from fastsnn_core.subject import Subject
+from fastsnn_events.runtime import Coding, codings
+from fastsnn_integer import deterministic
+from fastsnn_integer.quantization import QuantEmbedding
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 PRODUCTS = ("mul", "mul_", "div", "div_", "pow", "square")
@@ -315,7 +315,7 @@ def exact_forms(watcher: Watcher) -> Iterator[None]:
 
         return call
 
-    counters = ((exact.ATTEND, attend), (exact.SCAN, scan), (exact.UNARY, lambda x, form: None))
+    counters = ((deterministic.ATTEND, attend), (deterministic.SCAN, scan), (deterministic.UNARY, lambda x, form: None))
     before = [operator.naive for operator, _ in counters]
     for operator, count in counters:
         operator.naive = quietly(operator.naive, count)

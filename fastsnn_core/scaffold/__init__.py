@@ -1,0 +1,56 @@
+"""``fastsnn new-plugin KIND NAME``: the four files of a plugin, passing their own conformance from the start."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from pathlib import Path
+
+from fastsnn_core.component import KINDS
+from fastsnn_core.errors import FastSNNError
+from fastsnn_core.files import beside
+from fastsnn_core.hookspecs import hook_of
+
+HERE = Path(__file__).parent
+SLOTTED = ("surrogate", "neuron", "coder", "attention", "feedforward", "model")
+NEEDS = {"coder": "fastsnn-events", "rule": "fastsnn-conversion"}  # libraries that a kind's template imports
+
+
+class ScaffoldError(FastSNNError):
+    """A plugin that cannot be scaffolded: says why and what is possible."""
+
+
+def new_plugin(kind: str, name: str, out: str | Path = ".") -> Path:
+    """Write the four files of a plugin into the new folder ``out/name``; returns it."""
+    if kind not in KINDS:
+        raise ScaffoldError(f"no kind called {kind!r}; kinds: {', '.join(KINDS)}")
+    module = name.replace("-", "_")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", module) or keyword.iskeyword(module):
+        raise ScaffoldError(f"{name!r} is no plugin name; use lower-case letters, digits and dashes, as in acme-lif")
+    folder = Path(out, name)
+    if folder.exists():
+        raise ScaffoldError(f"{folder} exists; it is left alone. Choose another name or remove it")
+    words = {
+        "@class": "".join(part.capitalize() for part in module.split("_")),
+        "@offer": hook_of(kind),
+        "@kinds": f"{kind}s",
+        "@kind": kind,
+        "@dist": name.replace("_", "-"),
+        "@title": module.replace("_", " ").capitalize(),
+        "@name": module,
+        "@needs": ", ".join(f'"{d}>=0.1,<1"' for d in ("fastsnn-core", NEEDS.get(kind)) if d),
+    }
+
+    def fill(template: str) -> str:
+        text = (HERE / f"{template}.tmpl").read_text(encoding="utf-8")
+        for word, meaning in words.items():
+            text = text.replace(word, meaning)
+        return text
+
+    with beside(folder) as scratch:
+        scratch.mkdir(parents=True)
+        (scratch / "pyproject.toml").write_text(fill("pyproject.toml"), encoding="utf-8")
+        (scratch / f"{module}.py").write_text(fill(f"{kind}.py"), encoding="utf-8")
+        (scratch / f"test_{module}.py").write_text(fill("test.py"), encoding="utf-8")
+        (scratch / "README.md").write_text(fill("README.slot.md" if kind in SLOTTED else "README.md"), encoding="utf-8")
+    return folder

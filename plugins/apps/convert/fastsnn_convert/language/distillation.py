@@ -1,0 +1,260 @@
+"""Healing: a converted model learns to say what the dense teacher says, with its spikes on.
+
+    loss = KL(teacher ‖ student) of the next token, mean over tokens  +  hidden · mean_l |h_l - h_l^T|² / var h_l^T
+
+No labels are needed, so the text may be anything, also text that the teacher writes itself: by default a quarter of
+every batch is, and in the rest words are exchanged, so that a short text is not learnt by heart. Gradients pass the
+counts straight through, and the thresholds (`fastsnn_convert.language.threshold_gradients`). A model with other
+attentions than its
+teacher is healed in two stages, as SpikingBrain was trained: first the attentions with numbers at every site, then
+everything with spikes.
+Hinton et al. 2015 (arXiv 1503.02531).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastsnn_conversion.context import ConversionError
+from fastsnn_convert.language.distillation_settings import Healing, Run
+from fastsnn_convert.language.rebuild import numbers
+from fastsnn_convert.language.threshold_gradients import followed
+from fastsnn_core.site import sites
+
+STAGES = ("attention", "spikes")
+WARMTH = 1.4  # temperature at which the teacher writes: stranger places than its own
+
+
+def heal(
+    model: nn.Module,
+    teacher: Any,
+    data: Any = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    stages: tuple[str, ...] | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Heal `model` in place; returns the log, rows of stage, step, loss, kl, seconds.
+
+    `teacher` is the dense decoder or its Hugging Face directory; `data` a text file, texts, or token ids, and None lets
+    the teacher write it all. `settings` are those of `Healing`. With `out` the run is kept
+    there in checkpoints, and `resume` goes on from the newest whole one.
+    """
+    from fastsnn_convert.language.distillation_data import Written, tokens_of
+    from fastsnn_convert.language.families import import_dense
+    from fastsnn_convert.language.token_replacement import Exchanged
+
+    config = Healing(**settings)
+    if not isinstance(teacher, nn.Module):
+        teacher = import_dense(teacher)
+    if teacher.spec.vocab_size != model.spec.vocab_size:
+        sizes = f"{teacher.spec.vocab_size} and {model.spec.vocab_size}"
+        raise ConversionError(f"teacher and model must have one vocabulary, theirs have {sizes} tokens")
+    if stages is None:
+        stages = STAGES if teacher.spec.attention != model.spec.attention else STAGES[1:]
+    if not stages or len(stages) > 2 or set(stages) - set(STAGES):
+        raise ConversionError(f"stages are {' and '.join(STAGES)}, one or both, not {stages!r}")
+    ids = None if data is None else tokens_of(data, teacher, "healing")
+    if ids is not None and len(ids) <= config.length:
+        raise ConversionError(f"healing text has {len(ids)} tokens; more than length = {config.length} are needed")
+    own = Written(teacher.eval(), config.length, ids, WARMTH)
+    text = None
+    if ids is not None:
+        text = Exchanged(teacher, ids, config.length, config.altered, WARMTH, config.seed)
+    before, training = {p: p.requires_grad for p in model.parameters()}, model.training
+    student = with_lora(model, config.lora) if config.lora else model
+    try:
+        run = Healer(student, teacher, text, own, config, Path(out) if out else None, quiet).all(stages, resume)
+    finally:
+        if config.lora:
+            student.merge_and_unload()
+        for p, wanted in before.items():
+            p.requires_grad_(wanted)
+        model.train(training)
+    return run.history
+
+
+def with_lora(model: nn.Module, rank: int) -> Any:
+    """`model` with low-rank additions on all projections, and its norms and centres trained whole."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ImportError("healing with lora needs peft: pip install peft") from None
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".mixer." not in n and n != "head"]
+    peft = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
+    for name, p in model.named_parameters():
+        if ".mixer." in name or name.endswith((".centre", "norm.weight", ".bias")):
+            p.requires_grad_(True)
+    return peft
+
+
+@attrs.define(eq=False)
+class Healer:
+    """One healing run."""
+
+    model: Any
+    teacher: nn.Module
+    text: Any
+    own: Any
+    config: Healing
+    out: Path | None
+    quiet: bool
+    neurons: list[Any] = attrs.field(factory=list)
+
+    def all(self, stages: tuple[str, ...], resume: bool) -> Run:
+        """Every stage, from where the run stands."""
+        run = Run()
+        self.neurons = [(site, site.neuron) for site in sites(self.model).values()]
+        shares = [1.0] if len(stages) == 1 else [self.config.share, 1 - self.config.share]
+        with followed(self.model) if self.config.thresholds else contextlib.nullcontext():
+            held = self.load(run) if resume else {}
+            self.model.train()
+            self.stages(run, stages, shares, held)
+        return run
+
+    def stages(self, run: Run, stages: tuple[str, ...], shares: list[float], held: dict[str, Tensor]) -> None:
+        """The stages that are left."""
+        from fastsnn_train.loop.progress import Progress
+
+        for number in range(run.stage, len(stages)):
+            if run.stage != number:
+                run.stage, run.step, run.seconds = number, 0, 0.0
+            dense = numbers(self.model) if stages[number] == "attention" else contextlib.nullcontext()
+            with dense, Progress(100, 0, f"healing ({stages[number]})", self.quiet) as progress:
+                self.stage(run, stages[number], shares[number], held, progress)
+            held = {}
+
+    def stage(self, run: Run, name: str, share: float, held: dict[str, Tensor], progress: Any) -> None:
+        """One stage: AdamW under a rate that follows the budget."""
+        c = self.config
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=c.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        if held:
+            self.put(optimizer, held)
+        begin = time.perf_counter() - run.seconds
+        while (done := c.progress(run.step, run.seconds, share)) < 1.0:
+            for group in optimizer.param_groups:
+                group["lr"] = c.rate(run.step, done)
+            tokens = self.batch(run)
+            loss, parts = self.loss(tokens, c.hidden * c.falling(done))
+            if not math.isfinite(loss.item()):
+                raise ConversionError(
+                    f"healing diverged at step {run.step} of stage {name}; take a lower lr than {c.lr}"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            run.step, run.seconds = run.step + 1, time.perf_counter() - begin
+            if run.step % c.log == 0 or run.step == 1:
+                row = {"stage": name, "step": run.step, **parts(), "seconds": round(run.seconds, 1)}
+                run.history.append(row)
+                rate = run.step * tokens.numel() / run.seconds
+                shown = {"step": round(100 * done), "loss": row["loss"], "tokens_per_second": rate}
+                progress.update(round(100 * done), shown)
+                progress.log(shown)
+            if self.out is not None and run.step % c.every == 0:
+                self.save(run, optimizer)
+        if self.out is not None:
+            self.save(run, optimizer)
+
+    def batch(self, run: Run) -> Tensor:
+        """Random pieces ``[batch, length]``, the same for the same step of the same stage and seed."""
+        c, seed = self.config, self.config.seed * 2 + run.stage
+        own = c.batch if self.text is None else round(c.batch * c.written)
+        found = []
+        if self.text is not None and own < c.batch:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + run.step)
+            places = torch.randint(0, len(self.text.ids) - c.length + 1, (c.batch - own,), generator=generator)
+            found.append(self.text.pieces(places, generator))
+        if own:
+            found.append(self.own.pieces(run.step, own, seed))
+        return torch.cat(found).to(next(self.model.parameters()).device)
+
+    def loss(self, tokens: Tensor, weight: float) -> tuple[Tensor, Callable[[], dict[str, float]]]:
+        """The loss plus the teacher's entropy, which nothing can change; and its parts, where asked for."""
+        with hidden(self.teacher) as theirs, torch.no_grad():
+            wanted = self.teacher(tokens).float().softmax(-1).flatten(0, 1)
+        with hidden(self.model) as mine:
+            said = self.model(tokens).float().flatten(0, 1)
+        loss = first = F.cross_entropy(said, wanted)
+        if weight:
+            apart = [(a - b).pow(2).mean() / b.var().clamp_min(1e-12) for a, b in zip(mine, theirs)]
+            loss = first + weight * torch.stack(apart).mean()
+
+        def parts() -> dict[str, float]:
+            entropy = torch.special.entr(wanted).sum(-1).mean()
+            return {"loss": (loss - entropy).item(), "kl": (first - entropy).item()}
+
+        return loss, parts
+
+    # -- on disk -----------------------------------------------------------------------------------------------------
+
+    def save(self, run: Run, optimizer: torch.optim.Optimizer) -> None:
+        """A checkpoint, whole or not at all."""
+        from fastsnn_train.loop import checkpoint, snapshot
+        from fastsnn_train.loop.parallel import World
+
+        assert self.out is not None
+        state = {"step": 10**6 * run.stage + run.step, "healing": attrs.asdict(self.config), "stage": run.stage}
+        state |= {"stage_step": run.step, "seconds": run.seconds}
+        off = [(site, neuron) for site, neuron in self.neurons if site.neuron is None]
+        for site, neuron in off:  # a stage without spikes has taken them off: the checkpoint is of the whole model
+            site.neuron = neuron
+        rows = snapshot.take(self.model, optimizer, None)
+        for site, _ in off:
+            site.neuron = None
+        checkpoint.save(self.out, rows, state, run.history, World(), set(), 2)
+
+    def load(self, run: Run) -> dict[str, Tensor]:
+        """Take up the newest whole checkpoint, if there is one; gives its tensors, for the optimiser."""
+        from fastsnn_train.loop import checkpoint, snapshot
+
+        if self.out is None:
+            raise ConversionError("resume needs out=, the folder that the run was kept in")
+        checkpoint.tidy(self.out)
+        picked = checkpoint.pick(self.out)
+        if picked is None:
+            return {}
+        path, state = picked
+        mine = attrs.asdict(self.config)
+        free = ("steps", "minutes", "every", "log")
+        if odd := [k for k, v in state["healing"].items() if k not in free and mine.get(k) != v]:
+            raise ConversionError(f"{path} was healed with other settings: {', '.join(odd)}")
+        held = checkpoint.read(path, snapshot.like(self.model))
+        snapshot.put_model(self.model, held, path)
+        run.stage, run.step, run.seconds = state["stage"], state["stage_step"], state["seconds"]
+        run.history = checkpoint.history(path)
+        return held
+
+    def put(self, optimizer: torch.optim.Optimizer, held: dict[str, Tensor]) -> None:
+        """Moments of a checkpoint."""
+        for name, p in self.model.named_parameters():
+            row = {what: held.get(f"optimizer/{what}/{name}") for what in ("step", "exp_avg", "exp_avg_sq")}
+            if row["step"] is not None:
+                optimizer.state[p] = {what: t for what, t in row.items() if t is not None}
+
+
+@contextlib.contextmanager
+def hidden(model: Any) -> Iterator[list[Tensor]]:
+    """Outputs ``[B,T,D]`` of the blocks while the block of code runs."""
+    found: list[Tensor] = []
+    layers = model.get_base_model().layers if hasattr(model, "get_base_model") else model.layers
+    handles = [m.register_forward_hook(lambda _m, _a, out: found.append(out[0])) for m in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,132 @@
+"""Tokens to calibrate and heal on: from a text file, from texts, or written by the model itself (data-free)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from fastsnn_conversion.context import ConversionError
+from fastsnn_text import tokenizer_of
+
+
+def tokens_of(source: Any, model: nn.Module, what: str = "calibration") -> Tensor:
+    """Token ids ``[N]`` of a text file (str or path), of a sequence of texts, or of ids ``[N]`` or ``[N,T]``."""
+    if isinstance(source, Tensor):
+        ids = source.flatten().long()
+        size = int(model.spec.vocab_size)  # type: ignore[union-attr]
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            raise ConversionError(f"{what}: token ids must be in 0 … {size - 1}")
+        return ids
+    tokenizer = tokenizer_of(model)
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.is_file():
+            raise ConversionError(f"{what}: {path} is no file; give a text file, a list of texts, or token ids")
+        try:
+            texts: Sequence[str] = [path.read_text(encoding="utf-8")]
+        except UnicodeDecodeError as error:
+            raise ConversionError(f"{what}: {path} is no text (UTF-8): {error}") from None
+    else:
+        texts = source
+    ids = []
+    for text in texts:
+        ids += [*tokenizer.encode(text), *([tokenizer.end] if len(texts) > 1 and tokenizer.end is not None else [])]
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def windows(ids: Tensor, length: int, what: str = "calibration") -> Tensor:
+    """``[N, length]``: pieces that do not overlap; a text shorter than one piece is one shorter piece."""
+    if len(ids) < 2:
+        raise ConversionError(f"{what}: the text has {len(ids)} tokens; at least 2 are needed")
+    count = len(ids) // length
+    return ids[: count * length].view(count, length) if count else ids[None]
+
+
+@torch.no_grad()
+def write(
+    model: nn.Module,
+    streams: int,
+    length: int,
+    *,
+    seed: int = 0,
+    temperature: float = 1.0,
+    begin: Tensor | None = None,
+) -> Tensor:
+    """Text that the model writes by itself ``[streams, length]``: sampled from its start token on, in parallel streams.
+
+    With `begin` ``[streams, n]`` it goes on from these tokens, which are part of the text. After its end token a stream
+    begins anew with the start token. A model without either begins with random tokens.
+    """
+    size = int(model.spec.vocab_size)  # type: ignore[union-attr]
+    tokenizer: Any = tokenizer_of(model)
+    start = tokenizer.start if tokenizer.start is not None else tokenizer.end
+    generator = torch.Generator().manual_seed(seed)
+    if begin is None:
+        random = torch.randint(0, size, (streams, 1), generator=generator)
+        begin = random if start is None else torch.full((streams, 1), start)
+    device = next(model.parameters()).device
+    token, rows, state = begin[:, :length].to(device), [begin[:, :length]], None
+    for _ in range(length - token.shape[1]):
+        logits, state = model(token, state, return_state=True, last=True)
+        odds = (logits[:, -1].float() / temperature).softmax(-1).cpu()
+        drawn = torch.multinomial(odds, 1, generator=generator)
+        if tokenizer.end is not None and start is not None:
+            drawn = torch.where(rows[-1][:, -1:] == tokenizer.end, start, drawn)
+        rows.append(drawn)
+        token = drawn.to(device)
+    return torch.cat(rows, 1)
+
+
+@attrs.define(eq=False)
+class Written:
+    """Text that the dense model goes on writing while it is read: any number of tokens, no more than a chunk at once.
+
+    A chunk is `CHUNK` tokens in streams of `length`, and `MORE` to each. It is read `READ` times, in random
+    pieces, then the next one is written. Where there is text, streams go on from `BEGIN` tokens of random places in it,
+    so they are not only beginnings of stories. What step s reads follows from (seed, s) alone: a run that was cut off
+    goes on with the same text.
+    """
+
+    teacher: nn.Module
+    length: int
+    text: Tensor | None = None
+    temperature: float = 1.0
+    chunk: tuple[int, int] = (-1, -1)
+    tokens: Tensor | None = None
+
+    CHUNK = 2**14
+    READ = 4
+    BEGIN = 12
+    MORE = 64
+
+    @property
+    def streams(self) -> int:
+        """Streams that are written at once."""
+        return max(1, self.CHUNK // self.length)
+
+    def pieces(self, step: int, count: int, seed: int) -> Tensor:
+        """``[count, length]`` of step `step`."""
+        number = step * count * self.length // (self.READ * self.streams * (self.length + self.MORE))
+        if self.chunk != (seed, number):
+            self.chunk, self.tokens = (seed, number), self.written(seed * 1_000_003 + number)
+        assert self.tokens is not None
+        generator = torch.Generator().manual_seed((seed + 7) * 1_000_003 + step)
+        rows = torch.randint(0, self.streams, (count, 1), generator=generator)
+        places = torch.randint(0, self.tokens.shape[1] - self.length + 1, (count, 1), generator=generator)
+        return self.tokens[rows, places + torch.arange(self.length)]
+
+    def written(self, seed: int) -> Tensor:
+        """A chunk."""
+        begin = None
+        if self.text is not None and len(self.text) > self.BEGIN:
+            generator = torch.Generator().manual_seed(seed)
+            places = torch.randint(0, len(self.text) - self.BEGIN + 1, (self.streams, 1), generator=generator)
+            begin = self.text[places + torch.arange(self.BEGIN)]
+        return write(
+            self.teacher, self.streams, self.length + self.MORE, seed=seed, begin=begin, temperature=self.temperature
+        )

@@ -1,0 +1,289 @@
+"""Llama, Mistral, Qwen2 and Qwen3 as a `Decoder` without spikes: what config.json means, and where each weight goes.
+
+The four families share one network: RMSNorm, rotary positions, grouped-query softmax attention, SwiGLU. They differ in
+biases (Qwen2), norms on query and key heads (Qwen3), and sliding windows (Mistral, late layers of Qwen2 and Qwen3).
+Defaults of keys that a config.json leaves out are those of transformers' configuration classes.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from fastsnn_convert.language.hf_checkpoint import CONFIG, Checkpoint, CheckpointError
+from fastsnn_core import Attention, Feedforward, build, create
+from fastsnn_model_decoder import Decoder, Rope
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+ROPES = {"default": "none", "linear": "linear", "dynamic": "dynamic", "llama3": "llama3", "yarn": "yarn"}
+
+
+@attrs.frozen
+class Family:
+    """What a model_type fixes; everything else is in its config.json."""
+
+    qkv_bias: bool | None = None  # None: the key attention_bias says, for q, k, v and the output alike
+    qk_norm: bool = False
+    mlp_bias: bool = False  # whether the key mlp_bias counts
+    windows: str = "none"  # none | every | late: which layers `sliding_window` is for
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    window: int | None = None
+
+
+FAMILIES = {
+    "llama": Family(mlp_bias=True),
+    "mistral": Family(qkv_bias=False, windows="every", kv_heads=8, window=4096),
+    "qwen2": Family(qkv_bias=True, windows="late", kv_heads=32, window=4096),
+    "qwen3": Family(qk_norm=True, windows="late", kv_heads=32, head_dim=128, window=4096),
+}
+
+
+class Settings:
+    """config.json with errors that name it."""
+
+    def __init__(self, folder: Path, table: dict[str, Any]) -> None:
+        self.path, self.table = folder / CONFIG, table
+
+    def whole(self, key: str, default: Any = ...) -> int:
+        """A positive whole number."""
+        value = self.table.get(key, default)
+        if value is ...:
+            raise CheckpointError(f"{self.path} has no {key!r}, which a {self.table.get('model_type')} model needs")
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{self.path}: {key!r} must be a positive whole number, not {value!r}")
+        return value
+
+    def number(self, table: dict[str, Any], key: str, default: Any = ...) -> float:
+        """A number of the config or of one of its tables."""
+        value = table.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            what = "has no" if value is ... else "has no number for"
+            raise CheckpointError(f"{self.path} {what} {key!r}")
+        return float(value)
+
+    def refuse(self, what: str, possible: str) -> CheckpointError:
+        """An error about something this importer does not know."""
+        return CheckpointError(f"{self.path}: {what}; supported: {possible}")
+
+
+def spec_of(checkpoint: Checkpoint) -> Decoder:
+    """The dense `Decoder` that a directory's config.json describes."""
+    s = Settings(checkpoint.folder, checkpoint.config)
+    c, kind = s.table, s.table.get("model_type")
+    if kind not in FAMILIES:
+        named = f"architecture {kind!r}" if kind else "it does not say its model_type"
+        raise s.refuse(f"unknown {named}" if kind else named, ", ".join(FAMILIES))
+    for name in c.get("architectures") or []:
+        if not str(name).endswith("ForCausalLM"):
+            raise s.refuse(f"{name} is no causal language model", f"{kind.capitalize()}ForCausalLM")
+    if c.get("quantization_config"):
+        raise s.refuse("its weights are quantised", "float32, bfloat16 and float16 weights")
+    family, heads, width = FAMILIES[kind], s.whole("num_attention_heads"), s.whole("hidden_size")
+    head_dim = s.whole("head_dim", family.head_dim or 0) if c.get("head_dim", family.head_dim) else width // heads
+    kv_heads = s.whole("num_key_value_heads", family.kv_heads) if present(c, "num_key_value_heads", family) else heads
+    act = c.get("hidden_act", "silu")
+    if act not in ACTIVATIONS:
+        raise s.refuse(f"hidden_act {act!r}", ", ".join(ACTIVATIONS))
+    both = bool(c.get("attention_bias", False))
+    layers = s.whole("num_hidden_layers")
+    try:
+        return Decoder(
+            vocab_size=s.whole("vocab_size"),
+            d_model=width,
+            n_layers=layers,
+            n_heads=heads,
+            n_kv_heads=kv_heads,
+            head_dim=head_dim,
+            d_ff=s.whole("intermediate_size"),
+            sites=(),
+            attention=attentions(s, family, layers),
+            feedforward=create(
+                Feedforward,
+                "pulse",
+                activation=ACTIVATIONS[act],
+                gated=True,
+                bias=bool(c.get("mlp_bias", False)) and family.mlp_bias,
+            ),
+            tied=bool(c.get("tie_word_embeddings", False)),
+            rope=rope(s, c),
+            norm_eps=s.number(c, "rms_norm_eps", 1e-6),
+            qkv_bias=both if family.qkv_bias is None else family.qkv_bias,
+            out_bias=both if family.qkv_bias is None else False,
+            qk_norm=family.qk_norm,
+        )
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{s.path}: {error}") from None
+
+
+def present(config: dict[str, Any], key: str, family: Family) -> bool:
+    """Is a number of key/value heads given, by the config or by the family's default?"""
+    return config.get(key) is not None or (key not in config and family.kv_heads is not None)
+
+
+def attentions(s: Settings, family: Family, layers: int) -> tuple[Attention, ...]:
+    """One attention for all layers where they are alike, else one per layer."""
+    c = s.table
+    window = c.get("sliding_window", family.window)
+    full = create(Attention, "softmax")
+    if family.windows == "none" or window is None:
+        return (full,)
+    near = create(Attention, "sliding_window", window=s.whole("sliding_window", family.window))
+    if family.windows == "every":
+        return (near,)
+    if not c.get("use_sliding_window", False):
+        return (full,)
+    kinds = c.get("layer_types")
+    if kinds is None:
+        first = c.get("max_window_layers", 28)
+        kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    table = {"full_attention": full, "sliding_attention": near}
+    if len(kinds) != layers or any(kind not in table for kind in kinds):
+        raise s.refuse(f"layer_types {kinds}", f"{layers} of " + ", ".join(table))
+    return (table[kinds[0]],) if len(set(kinds)) == 1 else tuple(table[kind] for kind in kinds)
+
+
+def rope(s: Settings, c: dict[str, Any]) -> Rope:
+    """Rotary positions from ``rope_parameters`` (new form) or ``rope_theta`` and ``rope_scaling`` (old form)."""
+    table = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    if not isinstance(table, dict) or any(isinstance(v, dict) for v in table.values()):
+        raise s.refuse("rotary positions differ between layers", "one table of rope_parameters")
+    kind = table.get("rope_type", table.get("type", "default"))
+    if kind not in ROPES:
+        raise s.refuse(f"rope scaling {kind!r}", ", ".join(ROPES))
+    share = table.get("partial_rotary_factor", c.get("partial_rotary_factor", 1.0))
+    if share not in (None, 1, 1.0):
+        raise s.refuse(f"partial_rotary_factor {share}", "1.0")
+    theta = s.number(table, "rope_theta", s.number(c, "rope_theta", 10000.0))
+    if kind == "default":
+        return Rope(theta=theta)
+    length = c.get("max_position_embeddings")
+    original = c.get("original_max_position_embeddings") or table.get("original_max_position_embeddings") or length
+    original = length if kind == "dynamic" else original
+    if kind != "linear" and (type(original) is not int or original < 1):
+        raise CheckpointError(f"{s.path}: rope scaling {kind!r} needs 'max_position_embeddings', got {original!r}")
+    if kind == "yarn" and table.get("factor") is None and type(length) is int:
+        factor = length / original
+    else:
+        factor = s.number(table, "factor")
+    more: dict[str, Any] = {}
+    if kind == "llama3":
+        more = {"low": s.number(table, "low_freq_factor"), "high": s.number(table, "high_freq_factor")}
+    elif kind == "yarn":
+        more = {
+            "low": s.number(table, "beta_slow", 1.0),
+            "high": s.number(table, "beta_fast", 32.0),
+            "magnitude": magnitude(s, table, factor),
+            "truncate": bool(table.get("truncate", True)),
+        }
+    return Rope(theta=theta, scaling=ROPES[kind], factor=factor, original=0 if kind == "linear" else original, **more)
+
+
+def magnitude(s: Settings, table: dict[str, Any], factor: float) -> float:
+    """yarn's factor on cos and sin: given, or from ``mscale``, or 0 for the rule ``0.1 ln(factor) + 1``."""
+    if table.get("attention_factor") is not None:
+        return s.number(table, "attention_factor")
+    scale, every = table.get("mscale"), table.get("mscale_all_dim")
+    if not scale or not every or factor <= 1:
+        return 0.0
+    return (0.1 * scale * math.log(factor) + 1.0) / (0.1 * every * math.log(factor) + 1.0)
+
+
+# -- weights ------------------------------------------------------------------------------------------------------
+
+BLOCK = {
+    "attention_norm.weight": "input_layernorm.weight",
+    "feedforward_norm.weight": "post_attention_layernorm.weight",
+    "attention.q_norm.weight": "self_attn.q_norm.weight",
+    "attention.k_norm.weight": "self_attn.k_norm.weight",
+}
+LINEARS = {
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.out": "self_attn.o_proj",
+    "feedforward.gate": "mlp.gate_proj",
+    "feedforward.up": "mlp.up_proj",
+    "feedforward.down": "mlp.down_proj",
+}
+
+
+def source_of(name: str) -> str:
+    """The checkpoint's name of a parameter of the decoder."""
+    if name == "embed.weight":
+        return "model.embed_tokens.weight"
+    if name == "norm.weight":
+        return "model.norm.weight"
+    if name == "head.weight":
+        return "lm_head.weight"
+    _, number, rest = name.split(".", 2)
+    if rest not in BLOCK:
+        module, _, leaf = rest.rpartition(".")
+        return f"model.layers.{number}.{LINEARS[module]}.{leaf}"
+    return f"model.layers.{number}.{BLOCK[rest]}"
+
+
+def harmless(name: str, spec: Decoder) -> bool:
+    """Tensors that older files carry and nobody reads: rotary frequencies, and the head of a tied model."""
+    return name.endswith("rotary_emb.inv_freq") or (spec.tied and name == "lm_head.weight")
+
+
+def import_dense(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> nn.Module:
+    """The dense decoder of a Hugging Face directory, in evaluation mode; `dtype` None keeps the stored type.
+
+    Every shape is checked before the first number is read; weights are copied tensor by tensor out of mapped files, so
+    that memory peaks at the model plus one tensor. The tokenizer comes along where there is one.
+    """
+    checkpoint = Checkpoint(folder)
+    spec = spec_of(checkpoint)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = build(spec)
+    wanted: dict[str, Tensor] = dict(model.named_parameters())
+    unknown = sorted(set(checkpoint.entries) - {source_of(n) for n in wanted})
+    if strange := [name for name in unknown if not harmless(name, spec)]:
+        kind = checkpoint.config["model_type"]
+        raise CheckpointError(
+            f"{checkpoint.entries[strange[0]].file} holds {strange[0]}, which a {kind} model does not have"
+            + (f" (and {len(strange) - 1} more)" if len(strange) > 1 else "")
+        )
+    for name, parameter in wanted.items():
+        checkpoint.check(source_of(name), tuple(parameter.shape))
+    model = model.to(dtype or checkpoint.dtype()).to_empty(device="cpu")
+    for name, parameter in model.named_parameters():
+        checkpoint.read(source_of(name), parameter.data)
+    adopt_tokenizer(model, checkpoint)
+    return model.eval()
+
+
+def adopt_tokenizer(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Attach the directory's tokenizer; start and end tokens that its own files leave open come from config.json."""
+    from fastsnn_text import attach, load_tokenizer
+
+    folder = checkpoint.folder
+    if not (folder / "tokenizer.json").is_file():
+        if not (folder / "tokenizer.model").is_file():
+            return
+        attach(model, load_tokenizer(folder / "tokenizer.model"))
+        return
+    tokenizer: Any = load_tokenizer(folder)
+    if not (folder / "tokenizer_config.json").is_file():
+        start, end = checkpoint.config.get("bos_token_id"), checkpoint.config.get("eos_token_id")
+        tokenizer.start = start if type(start) is int else tokenizer.start
+        end = end[0] if isinstance(end, list) and end else end
+        tokenizer.end = end if type(end) is int else tokenizer.end
+    attach(model, tokenizer)

@@ -1,0 +1,321 @@
+"""The engine: a module's steps, each by the rule of highest priority, and spike sites where projections read.
+
+Rules are asked from the output backwards, so that each knows whether somebody downstream reads its output as spikes
+and may fold itself into a neighbour. Then sites are placed: behind every activation that becomes spikes, and in front
+of every projection whose input does not spike yet (one site for all projections that read the same value).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from fastsnn_conversion import spike_layers
+from fastsnn_conversion.context import Context, ConversionError, Replacement, channels_of
+from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_convert.modules.fx_trace import Traced, best_rule, lowered, renamed, trace
+from fastsnn_convert.neurons import component
+from fastsnn_core import Neuron, Rule
+from fastsnn_core.plugins import classes
+from fastsnn_model_graph import Network, Ref, Step
+from fastsnn_model_graph.steps import refs, run_all
+
+COVERAGES = ("projections", "activations")
+
+
+@attrs.define(eq=False)
+class Plan:
+    """A conversion on its way. `dense` is the traced network before, `network` the one after; `found` what each step's
+    rule said, `sites` which step each site serves, `samples` the values that were seen on calibration data."""
+
+    dense: Network
+    network: Network
+    traced: Traced
+    found: dict[str, tuple[Replacement, str]]
+    sites: dict[str, str]
+    samples: dict[str, Any]
+
+
+def all_rules() -> list[Rule]:
+    """Every installed rule."""
+    return [cls() for _, cls in classes("rule")]
+
+
+def plan(
+    model: nn.Module,
+    example: tuple[Tensor, ...],
+    *,
+    neuron: Neuron | str | dict[str, Any] = "adaptive_threshold",
+    coverage: str = "projections",
+    fallback: int = 128,
+    rules: Sequence[Rule] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Convert a copy of `model` (in evaluation mode) by rules; thresholds are not calibrated yet."""
+    if coverage not in COVERAGES:
+        raise ConversionError(f"no coverage {coverage!r}; coverages: {', '.join(COVERAGES)}")
+    rules = all_rules() if rules is None else rules
+    kind = component(neuron)
+    traced = trace(lowered(copy.deepcopy(model).eval(), rules), len(example), rules)
+    ranks = tuple(x.ndim for x in example)
+    dense = Network(copy_steps(traced.steps), copy.deepcopy(traced.held), traced.output, ranks).eval()
+    check_same(model, dense, example)
+    samples: dict[str, Any] = {}
+    run_all(dense, example, lambda step, value: samples.__setitem__(step.name, value))
+    maker = Maker(kind, fallback)
+    found = decide(traced, rules, samples, maker, dict(options or {}), coverage)
+    for step in traced.steps:
+        if step.kind == "module" and step.name in found:
+            traced.held[step.target] = found[step.name][0].module
+    steps, sites = place(traced, found, samples, maker, coverage)
+    network = Network(steps, traced.held | {name: sites_[1] for name, sites_ in sites.items()}, traced.output, ranks)
+    return Plan(dense, network.eval(), traced, found, {name: served for name, (served, _) in sites.items()}, samples)
+
+
+def copy_steps(steps: Sequence[Step]) -> list[Step]:
+    """The same steps in a list of their own (a step is never changed)."""
+    return list(steps)
+
+
+def check_same(model: nn.Module, dense: Network, example: tuple[Tensor, ...]) -> None:
+    """The traced network must give what the model gives; it does not where tracing froze something that varies."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            wanted = model(*example)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) for x in example)
+        raise ConversionError(f"the model does not run on an example of shape {shapes}: {error}") from error
+    finally:
+        model.train(training)
+    with torch.no_grad():
+        got = dense.body(*example)
+    for a, b in zip(leaves(wanted), leaves(got), strict=True):
+        if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(a.abs().max()))):
+            raise ConversionError(
+                f"the traced network gives another output than {type(model).__name__}: something in its forward is "
+                "random, or depends on more than its inputs. Make it a module of its own, or use functional=False"
+            )
+
+
+def leaves(tree: Any) -> list[Tensor]:
+    """Every tensor of an output, in order."""
+    if isinstance(tree, Tensor):
+        return [tree] if tree.is_floating_point() else []
+    if isinstance(tree, tuple | list):
+        return [t for item in tree for t in leaves(item)]
+    if isinstance(tree, dict):
+        return [t for item in tree.values() for t in leaves(item)]
+    return []
+
+
+@attrs.frozen
+class Maker:
+    """Makes spike sites of one kind of neuron."""
+
+    kind: Neuron
+    fallback: int
+
+    def __call__(self, features: int, channels: int) -> FoldedSite:
+        """A site over groups of `channels` dimensions, `features` wide (the fallback where nobody knows)."""
+        return FoldedSite.of(self.kind, features or self.fallback, channels)
+
+
+# -- rules, from the output backwards --------------------------------------------------------------------------------
+
+
+def readers(steps: Sequence[Step]) -> dict[str, list[Step]]:
+    """Who reads each value."""
+    found: dict[str, list[Step]] = {}
+    for step in steps:
+        for source in dict.fromkeys(step.sources()):
+            found.setdefault(source, []).append(step)
+    return found
+
+
+def decide(
+    traced: Traced,
+    rules: Sequence[Rule],
+    samples: Mapping[str, Any],
+    maker: Maker,
+    options: Mapping[str, Any],
+    coverage: str,
+) -> dict[str, tuple[Replacement, str]]:
+    """What every module step's rule says: ``{step: (replacement, rule's name)}``; modules without a rule are kept."""
+    reads, out = readers(traced.steps), {ref.name for ref in refs(traced.output)}
+    times: dict[str, int] = {}
+    for step in traced.steps:
+        if step.kind == "module":
+            times[step.target] = times.get(step.target, 0) + 1
+    found: dict[str, tuple[Replacement, str]] = {}
+    once: dict[str, tuple[Replacement, str]] = {}
+    producers = {step.name: step for step in traced.steps}
+
+    def says(step: Step) -> str:
+        return found[step.name][0].spikes if step.name in found else "no"
+
+    def wanted(name: str) -> bool:
+        if coverage == "activations":  # whatever stands between it and a projection
+            return any(says(r) == "in" or wanted(r.name) for r in reads.get(name, ()))
+        return any(
+            says(r) == "in" or (says(r) == "pass" and wanted(r.name))
+            for r in reads.get(name, ())
+            if r.args and r.args[0] == Ref(name)
+        )
+
+    def alone(step: Step) -> bool:
+        return step.kind == "module" and times[step.target] == 1
+
+    def neighbour(step: Step, forward: bool) -> nn.Module | None:
+        if not alone(step):
+            return None
+        while True:
+            if forward:
+                users = reads.get(step.name, [])
+                if len(users) != 1 or step.name in out:
+                    return None
+                step = users[0]
+            else:
+                source = step.args[0] if step.args else None
+                if not isinstance(source, Ref) or len(reads[source.name]) != 1 or source.name in out:
+                    return None
+                step = producers[source.name]
+            if not alone(step):
+                return None
+            module = traced.held[step.target] if step.name not in found else found[step.name][0].module
+            if not isinstance(module, nn.Flatten | spike_layers.Flatten) or not forward:
+                return module
+
+    for step in reversed(traced.steps):
+        if step.kind != "module":
+            continue
+        if step.target in once and times[step.target] > 1:  # one module, several places: one decision
+            found[step.name] = once[step.target]
+            continue
+        module = traced.held[step.target]
+        rule = best_rule(rules, module)
+        arguments = tuple(samples.get(ref.name) for ref in refs(step.args))
+        context = Context(
+            step.target, maker, wanted(step.name), neighbour(step, False), neighbour(step, True), arguments,
+            samples.get(step.name), options, inner=lambda child, name: by_rule(child, rules, maker, options, name),
+        )  # fmt: skip
+        if step.target in traced.opaque:
+            replacement = walked(module, rules, maker, options, traced.opaque[step.target])
+            found[step.name] = (replacement, "")
+        elif isinstance(module, FoldedSite):
+            found[step.name] = (context.makes(module, "spikes already"), "")
+        elif rule is None:
+            found[step.name] = (context.keep(module, f"no rule covers {type(module).__name__}; kept intact"), "")
+        else:
+            found[step.name] = (rule.convert(module, context), rule.name)
+        once[step.target] = found[step.name]
+    return found
+
+
+def by_rule(
+    module: nn.Module, rules: Sequence[Rule], maker: Maker, options: Mapping[str, Any], name: str = ""
+) -> Replacement:
+    """A module on its own, with nothing known of its neighbours."""
+    rule = best_rule(rules, module)
+    context = Context(name, maker, options=options, inner=lambda m, n: by_rule(m, rules, maker, options, n))
+    return context.keep(module, "no rule covers it") if rule is None else rule.convert(module, context)
+
+
+def walked(
+    module: nn.Module, rules: Sequence[Rule], maker: Maker, options: Mapping[str, Any], why: str = ""
+) -> Replacement:
+    """A module that cannot be looked into: its submodules are converted where they stand, each for itself.
+
+    Every converted submodule takes and gives numbers, so the code around it need not know of spikes.
+    """
+    done = 0
+    for name, child in list(module.named_children()):
+        rule = best_rule(rules, child)
+        if rule is None:
+            inner = walked(child, rules, maker, options)
+            done += inner.data.get("inside", 0)
+            continue
+        context = Context(name, maker, options=options, inner=lambda m, n: by_rule(m, rules, maker, options, n))
+        new = context.convert(child, name)
+        done += new is not child
+        setattr(module, name, new)
+    note = f"kept: torch.fx cannot see through {why}; {done} of its modules are converted where they stand"
+    return Replacement(module, "converted" if done else "kept", note if why else "", "no", {"inside": done})
+
+
+# -- sites -----------------------------------------------------------------------------------------------------------
+
+
+def place(
+    traced: Traced,
+    found: Mapping[str, tuple[Replacement, str]],
+    samples: Mapping[str, Any],
+    maker: Maker,
+    coverage: str,
+) -> tuple[list[Step], dict[str, tuple[str, FoldedSite]]]:
+    """New steps with site steps between them, and ``{site: (the step it serves, the site)}``."""
+    reads = readers(traced.steps)
+    spiking: set[str] = set()
+    names: dict[str, str] = {}
+    steps: list[Step] = []
+    sites: dict[str, tuple[str, FoldedSite]] = {}
+    in_front: dict[str, str] = {}
+
+    def says(step: Step) -> str:
+        return found[step.name][0].spikes if step.name in found else "no"
+
+    def group(value: str, reader: Step | None = None) -> int:
+        """Trailing dimensions that share a threshold where `value` is spiked for those who read it."""
+        whole = samples[value].ndim - 1
+        best = 1
+        for step in reads.get(value, ()) if reader is None else (reader,):
+            if says(step) == "in":
+                best = max(best, min(whole, channels_of(found[step.name][0].module)))
+            elif isinstance(found[step.name][0].module if step.name in found else None, spike_layers.Flatten):
+                best = whole
+            elif says(step) == "pass":
+                best = max(best, min(whole, group(step.name)))
+        return best
+
+    def site(value: str, channels: int, served: str) -> str:
+        name, taken = f"{value}_spikes", {s.name for s in (*traced.steps, *steps)}
+        while name in taken or name in sites:
+            name += "_"
+        features = int(torch.Size(samples[value].shape[samples[value].ndim - channels :]).numel())
+        sites[name] = (served, maker(features, channels))
+        steps.append(Step(name, "module", name, (Ref(names.get(value, value)),)))
+        return name
+
+    for step in traced.steps:
+        source = step.args[0].name if step.args and isinstance(step.args[0], Ref) else ""
+        if says(step) == "pass" and type(found[step.name][0].module) is nn.Identity:  # folded away: nothing is left
+            names[step.name] = names.get(source, source)
+            spiking |= {step.name} & {step.name if source in spiking else ""}
+            continue
+        if says(step) == "in" and source not in spiking and coverage == "projections":
+            if source not in in_front:
+                in_front[source] = site(source, group(source, step), step.name)
+            new = renamed(step, names | {source: in_front[source]})
+        else:
+            new = renamed(step, names)
+        steps.append(new)
+        if says(step) == "out" and isinstance(samples[step.name], Tensor):
+            names[step.name] = site(step.name, group(step.name), step.name)
+            spiking.add(step.name)
+        elif says(step) == "made" or (says(step) == "pass" and source in spiking):
+            spiking.add(step.name)
+    traced.output = rename_output(traced.output, names)
+    return steps, sites
+
+
+def rename_output(output: Any, names: Mapping[str, str]) -> Any:
+    """The output with values replaced by their spikes."""
+    from fastsnn_model_graph.steps import fill
+
+    return fill(output, lambda ref: Ref(names.get(ref.name, ref.name)))

@@ -1,0 +1,102 @@
+"""Figures of a converted module's report: spikes of every site, and what each costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_convert.modules.site_thresholds import active, order
+from fastsnn_convert.neurons import largest_count, smallest_count
+from fastsnn_convert.output_distance import distance, output
+from fastsnn_core.probe import probe
+from fastsnn_core.spike_tensor import SpikeTensor
+
+
+@torch.no_grad()
+def measure(
+    network: nn.Module,
+    sites: Mapping[str, FoldedSite],
+    data: tuple[Tensor, ...],
+    rows: list[dict[str, Any]],
+    *,
+    errors: bool,
+    wanted: Tensor | None = None,
+) -> None:
+    """Fill the rows' figures in: spikes always, errors where the data is real.
+
+    `wanted`: the dense outputs, where they are no longer those of this network without spikes (it was healed).
+    """
+    by_site = {r["site"]: r for r in rows if r["site"]}
+    some = tuple(x[:256] for x in data)
+    saturated: dict[str, float] = {}
+    handles = [site.neuron.register_forward_hook(clipping(saturated, name)) for name, site in sites.items()]
+    try:
+        with probe(network) as trace:
+            network(*some)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, record in trace.items():
+        site = next((s for s in sites.values() if s.neuron is record.module), None)
+        found = record.spikes.sparsity(declared_steps(site))
+        if (r := by_site.get(name)) is not None:
+            r |= {
+                "silent_fraction": found.silent_fraction, "spikes_per_channel": found.spikes_per_channel,
+                "slot_sparsity": found.slot_sparsity, "steps": found.steps, "largest": found.largest,
+                "saturation": saturated.get(name, 0.0), "channels": record.spikes.numel() // max(1, len(some[0])),
+            }  # fmt: skip
+    if not errors:
+        return
+    with active(sites, ()):
+        y0 = output(network, data) if wanted is None else wanted
+    names = order(network, sites, data)
+    for i, name in enumerate(names):
+        if (r := by_site.get(name)) is None:
+            continue
+        with active(sites, (name,)):
+            r["error"] = distance(output(network, data), y0)
+        with active(sites, names[: i + 1]):
+            r["cumulative"] = distance(output(network, data), y0)
+
+
+def declared_steps(site: FoldedSite | None) -> int | None:
+    """Binary digits that a site's largest count needs; None where counts are not bounded."""
+    top = largest_count(site.neuron) if site is not None else math.inf
+    return int(top).bit_length() if math.isfinite(top) else None
+
+
+def clipping(found: dict[str, float], name: str) -> Any:
+    """A hook that measures which share of channels wanted a larger count than there is."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        spikes: SpikeTensor = out[0]
+        top, low = largest_count(module), smallest_count(module)
+        counts = spikes.counts
+        beyond = (args[0].float() - spikes.value()).abs() > 0.51 * spikes.scale.abs()
+        at_end = (counts >= top) | ((counts <= low) & (low < 0))
+        found[name] = float((beyond & at_end).float().mean()) if counts.numel() else 0.0
+
+    return hook
+
+
+def quality(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of the whole: channel-weighted sparsity, slots, and the error of the fully spiking network."""
+    spiking = [r for r in rows if r["silent_fraction"] is not None]
+    if not spiking:
+        return {}
+    total = sum(r["channels"] for r in spiking)
+
+    def mean(key: str) -> float:
+        return sum(r[key] * r["channels"] for r in spiking) / total
+
+    last = [r["cumulative"] for r in spiking if r["cumulative"] is not None]
+    return {
+        "output_error": last[-1] if last else None, "silent_fraction": mean("silent_fraction"),
+        "spikes_per_channel": mean("spikes_per_channel"), "saturation": mean("saturation"),
+        "steps": max(r["steps"] for r in spiking),
+    }  # fmt: skip

@@ -1,0 +1,279 @@
+"""The engine: one thread owns the model and steps every running stream in turn.
+
+    running = [a, b, c]      one round: one step (or one chunk of a prompt) of a, of b, of c; then newcomers join
+
+Streams are never batched: float batches change rounding, and rounding decides spikes. So every stream's tokens are
+exactly those of ``fastsnn_text.generate_ids(model, prompt, max_tokens, sampling, stop=tokenizer.end, chunk=chunk)``,
+whoever else is served. With linear and windowed attention a stream's state has one size from first token to last.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+
+import torch
+from torch import nn
+
+from fastsnn_core.state import nbytes
+from fastsnn_serve.engine.detokenizer import Scored, placed, scores
+from fastsnn_serve.engine.prefill_runner import Reader
+from fastsnn_serve.engine.prefix_cache import copied
+from fastsnn_serve.engine.state_budget import available, measure
+from fastsnn_serve.engine.streams import Piece, Stream
+from fastsnn_serve.metrics import Metrics
+from fastsnn_text import tokenizer_of
+from fastsnn_text.generate import CHUNK
+
+LOG = logging.getLogger("fastsnn.serve")
+
+
+class Refused(Exception):
+    """The engine takes no such work. `reason` is "busy", "closed", "too_many" or "too_long"."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Engine:
+    """Serves `model`: up to `max_streams` at once, `max_waiting` more in a queue; prompts are read `chunk` by `chunk`.
+
+    `cache_bytes` bounds the prefix cache (0: none). `state_bytes` bounds the states of all running streams; by default
+    half of the memory that is free at the start. Only softmax layers, whose state grows, come near it: a request whose
+    prompt and max_tokens could not fit is refused, others wait until there is room.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        max_streams: int = 16,
+        max_waiting: int = 256,
+        chunk: int = CHUNK,
+        cache_bytes: int = 256 << 20,
+        state_bytes: int | None = None,
+    ) -> None:
+        for name, value, least in (
+            ("max_streams", max_streams, 1), ("max_waiting", max_waiting, 0), ("chunk", chunk, 1),
+            ("cache_bytes", cache_bytes, 0), ("state_bytes", 0 if state_bytes is None else state_bytes, 0),
+        ):  # fmt: skip
+            if value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        self.model, self.tokenizer = model.eval(), tokenizer_of(model)
+        self.device = next(model.parameters()).device
+        self.sizes = measure(model, self.device)
+        self.max_streams, self.max_waiting, self.chunk = max_streams, max_waiting, chunk
+        self.state_bytes = available(self.device) // 2 if state_bytes is None else state_bytes
+        self.metrics = Metrics()
+        self.reader = Reader(model, self.device, chunk, cache_bytes, self.metrics)
+        self.waiting: deque[Stream] = deque()
+        self.running: list[Stream] = []
+        self.turns: deque[tuple[list[int], int]] = deque(maxlen=32)  # ended turns whose states are worth keeping
+        self.wake = threading.Condition()
+        self.thread: threading.Thread | None = None
+        self.closing, self.failure = False, ""
+        for name, help, read in (
+            ("fastsnn_requests_running", "Streams being stepped.", lambda: len(self.running)),
+            ("fastsnn_requests_waiting", "Streams in the queue.", lambda: len(self.waiting)),
+            ("fastsnn_stream_state_bytes", "State of the running streams.", self.state_in_use),
+            ("fastsnn_prefix_cache_bytes", "Size of the prefix cache.", lambda: self.reader.cache.nbytes),
+        ):
+            self.metrics.gauge(name, help, read)
+
+    # -- from any thread -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread (again, after `close`); nothing where it runs."""
+        with self.wake:
+            if self.thread is None:
+                self.closing, self.failure = False, ""
+                self.thread = threading.Thread(target=self.work, name="fastsnn-engine", daemon=True)
+                self.thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end after its current step; every stream gets an error."""
+        with self.wake:
+            self.closing = True
+            self.wake.notify()
+
+    def close(self, timeout: float | None = 30.0) -> None:
+        """`stop`, and wait."""
+        self.stop()
+        if self.thread is not None and self.thread is not threading.current_thread():
+            self.thread.join(timeout)
+            self.thread = None
+
+    @property
+    def alive(self) -> bool:
+        """Can work be done? True before the first request, too."""
+        return not self.closing and not self.failure
+
+    def state_in_use(self) -> int:
+        """Bytes of the running streams' states."""
+        return sum(getattr(s.state, "nbytes", None) or nbytes(s.state) for s in tuple(self.running))
+
+    def submit(self, streams: list[Stream]) -> None:
+        """Queue all of `streams` or refuse them all."""
+        for stream in streams:
+            stream.need = self.sizes.need(len(stream.prompt.ids) + stream.want.max_tokens)
+            if stream.need > self.state_bytes:
+                asked = len(stream.prompt.ids) + stream.want.max_tokens
+                raise Refused(
+                    "too_long",
+                    f"prompt and max_tokens are {asked} tokens together; this model's state grows with them, and the "
+                    f"memory here holds {self.sizes.room(self.state_bytes)}",
+                )
+        most = self.max_streams + self.max_waiting
+        if len(streams) > most:
+            raise Refused("too_many", f"{len(streams)} completions in one request; this server takes {most} at once")
+        if not self.alive:
+            raise Refused("closed", self.failure or "the server is shutting down")
+        self.start()
+        with self.wake:
+            if len(self.waiting) + len(self.running) + len(streams) > most:
+                raise Refused("busy", f"the queue is full ({most} streams run or wait); try again later")
+            self.waiting.extend(streams)
+            self.wake.notify()
+
+    def cancel(self, streams: list[Stream]) -> None:
+        """Drop streams: waiting ones at once, running ones after their step."""
+        with self.wake:
+            for stream in streams:
+                if not stream.done and not stream.cancelled:
+                    stream.cancelled = True
+                    self.metrics.add("fastsnn_streams_cancelled_total")
+            for stream in (s for s in self.waiting if s.cancelled):
+                stream.release()
+            self.waiting = deque(s for s in self.waiting if not s.cancelled)
+            self.wake.notify()
+
+    # -- the engine's own thread ---------------------------------------------------------------------------------
+
+    def work(self) -> None:
+        """Rounds, until closed."""
+        try:
+            with torch.inference_mode():
+                while self.round():
+                    pass
+        except BaseException as error:
+            self.failure = f"the engine stopped: {type(error).__name__}: {error}"
+            raise
+        finally:
+            with self.wake:
+                left, self.running, self.waiting = [*self.running, *self.waiting], [], deque()
+            for stream in left:
+                stream.say(Piece(error=Refused("closed", self.failure or "the server is shutting down")))
+                stream.end()
+
+    def round(self) -> bool:
+        """Let newcomers in and step every stream once; without any, keep an ended turn; False once closed."""
+        with self.wake:
+            while not (self.closing or self.running or self.waiting or self.turns):
+                self.wake.wait()
+            if self.closing:
+                return False
+            self.admit()
+            running = tuple(self.running)
+        if not running:
+            self.keep_turn(*self.turns.popleft())
+            return True
+        for stream in running:
+            if not stream.cancelled:
+                self.turn(stream)
+            if stream.done or stream.cancelled:
+                with self.wake:
+                    self.running.remove(stream)
+                stream.end()
+        return True
+
+    def admit(self) -> None:
+        """First come, first served, while there is a place and memory for the whole stream."""
+        while self.waiting and len(self.running) < self.max_streams:
+            taken = sum(s.need for s in self.running)
+            if self.running and taken + self.waiting[0].need > self.state_bytes:
+                return
+            self.running.append(self.waiting.popleft())
+
+    def turn(self, stream: Stream) -> None:
+        """One chunk of the stream's prompt, or one token; an error ends this stream and no other."""
+        prompt = stream.prompt
+        try:
+            if stream.begun:
+                stream.logits, stream.state = self.reader.step(stream.ids[-1], stream.state)
+                self.pick(stream)
+                return
+            if not prompt.ready:
+                self.reader.read(prompt, stream.want.max_tokens > 0)
+                if not prompt.ready:
+                    return
+                self.metrics.add("fastsnn_prompt_tokens_total", len(prompt.ids))
+                self.metrics.add("fastsnn_cached_prompt_tokens_total", prompt.cached)
+            self.begin(stream)
+        except Exception as error:
+            LOG.exception("a stream failed")
+            stream.say(Piece(error=error))
+
+    def begin(self, stream: Stream) -> None:
+        """Take over the prompt's end and say the first token."""
+        prompt = stream.prompt
+        begin = self.reader.begin if stream.want.max_tokens > 1 else copied
+        stream.state, stream.logits = begin(copied(prompt.state)), prompt.logits
+        stream.leave()
+        if prompt.echo is not None:
+            stream.say(Piece(prompt.echo, placed(self.tokenizer, prompt.scored)))
+        if stream.want.max_tokens:
+            self.pick(stream)
+        else:
+            stream.say(Piece(finish="length"))
+
+    def pick(self, stream: Stream) -> None:
+        """Choose a token and say what it adds to the text."""
+        assert stream.logits is not None
+        logits, want = stream.logits[0, -1], stream.want
+        token = want.sampling.pick(logits, stream.generator)
+        scored = None if want.logprobs is None else scores(logits[None], [token], want.logprobs)[0]
+        if token == self.tokenizer.end:  # no part of the text, but clients that score look for one more token
+            self.finish(stream, "stop", end=scored)
+            return
+        now = time.perf_counter()
+        first = not stream.ids
+        self.metrics.observe(
+            "fastsnn_time_to_first_token_seconds" if first else "fastsnn_inter_token_seconds",
+            now - (stream.submitted if first else stream.spoke),
+        )
+        self.metrics.add("fastsnn_generated_tokens_total")
+        stream.spoke = now
+        stream.ids.append(token)
+        text, tokens, stopped = stream.writer.push(token, scored)
+        if stopped:
+            self.remember(stream)
+            stream.say(Piece(text, tokens, "stop"))
+        elif len(stream.ids) == want.max_tokens:
+            self.finish(stream, "length", text, tokens)
+        elif text or tokens:
+            stream.say(Piece(text, tokens))
+
+    def finish(
+        self, stream: Stream, reason: str, text: str = "", tokens: tuple[Scored, ...] = (), end: Scored | None = None
+    ) -> None:
+        """Say what was held back, too, and the scored end token."""
+        self.remember(stream)
+        more, others, stopped = stream.writer.close()
+        last = () if end is None or stopped else (end._replace(offset=stream.writer.said),)
+        stream.say(Piece(text + more, (*tokens, *others, *last), "stop" if stopped else reason))
+
+    def remember(self, stream: Stream) -> None:
+        """Note an ended turn, for when nobody waits."""
+        if self.reader.cache.budget and stream.ids:
+            self.turns.append((stream.prompt.ids + stream.ids, len(stream.ids)))
+
+    def keep_turn(self, ids: list[int], new: int) -> None:
+        """With nobody waiting: put states of an ended turn into the cache, a chunk at a time."""
+        try:
+            if self.reader.keep_turn(ids, new):
+                self.turns.append((ids, new))
+        except Exception:
+            LOG.exception("an ended turn could not be cached")

@@ -1,0 +1,109 @@
+"""Running the model over a stream: prompts in chunks with the prefix cache, single steps, a look at the spikes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsnn_core.probe import probe
+from fastsnn_serve.engine.detokenizer import Scored, scores
+from fastsnn_serve.engine.prefix_cache import PrefixCache, copied, keys, worth_keeping
+from fastsnn_serve.engine.streams import Prompt
+from fastsnn_serve.metrics import Metrics
+
+SAMPLE_EVERY = 64  # decoding steps between two looks at the spikes
+
+
+class Reader:
+    """The model and its prefix cache, for the engine's thread alone; prompts are cut at multiples of `chunk`."""
+
+    def __init__(self, model: nn.Module, device: torch.device, chunk: int, cache_bytes: int, metrics: Metrics) -> None:
+        self.model, self.device, self.chunk, self.metrics = model, device, chunk, metrics
+        self.cache = PrefixCache(cache_bytes, chunk)
+        self.steps = 0
+
+    def run(self, ids: list[int], state: Any, last: bool = True) -> tuple[Tensor, Any]:
+        """``(logits [1,T or 1,V], state)`` of the model."""
+        return self.model(torch.tensor([ids], device=self.device), state, return_state=True, last=last)
+
+    def begin(self, state: Any) -> Any:
+        """The state in the form that steps are fastest in: a fused stream where the model has one, with its logits."""
+        fast = getattr(self.model, "fast", None)
+        fused = None if fast is None else fast(state, wait=False)
+        return state if fused is None else fused
+
+    def step(self, token: int, state: Any) -> tuple[Tensor, Any]:
+        """One recurrent step; now and then the spikes are looked at, which fused steps do not show."""
+        sampled, self.steps = self.steps % SAMPLE_EVERY == 0, self.steps + 1
+        fused = hasattr(state, "step")
+        if not sampled:
+            return (state.step(token)[None, None], state) if fused else self.run([token], state)
+        with probe(self.model) as trace:
+            logits, after = self.run([token], state.state() if fused else state)
+        result = logits, self.begin(after)  # also where the fused step was still being compiled
+        counts = [record.spikes.counts for record in trace.values()]
+        self.metrics.add("fastsnn_spike_channels_total", sum(c.numel() for c in counts))
+        self.metrics.add("fastsnn_spike_channels_silent_total", sum(int((c == 0).sum()) for c in counts))
+        return result
+
+    def read(self, prompt: Prompt, go_on: bool) -> None:
+        """The prompt's next chunk; before the first a look into the cache, unless its own log-probabilities are wanted.
+
+        `go_on`: tokens follow, so the logits after its last token must be exact.
+        """
+        if prompt.at == 0 and prompt.score is None and self.cache.budget:
+            self.metrics.add("fastsnn_prefix_cache_queries_total")
+            prompt.cached, hit = self.cache.find(prompt.ids)
+            if hit is not None:
+                self.metrics.add("fastsnn_prefix_cache_hits_total")
+                prompt.at, prompt.state, prompt.logits = prompt.cached, copied(hit.state), hit.logits
+                if prompt.ready:
+                    return
+        begin, end = prompt.at, min(prompt.at + self.chunk, len(prompt.ids))
+        before = prompt.state
+        if prompt.score is not None:
+            before = copied(before)
+            self.score(prompt, end)
+        if prompt.score is None or (go_on and end == len(prompt.ids)):  # the head rounds by its rows: once more for one
+            prompt.logits, prompt.state = self.run(prompt.ids[begin:end], before)
+        prompt.at = end
+        if self.cache.budget:
+            self.keep(prompt, exact=prompt.score is None or go_on)
+
+    def score(self, prompt: Prompt, end: int) -> None:
+        """Read up to `end` and score each token under the logits before it."""
+        begin, before = prompt.at, prompt.logits
+        logits, prompt.state = self.run(prompt.ids[begin:end], prompt.state, last=False)
+        if before is None:
+            prompt.scored.append(Scored(prompt.ids[0], None, ()))
+        tokens = prompt.ids[1 if before is None else begin : end]
+        rows = logits[0, :-1] if before is None else torch.cat([before[0], logits[0, :-1]])
+        prompt.scored += scores(rows, tokens, prompt.score or 0)
+        prompt.logits = logits[:, -1:].clone()
+
+    def keep(self, prompt: Prompt, exact: bool) -> None:
+        """Cache the state reached, where it is worth it; at the prompt's end the next logits too, if they are exact."""
+        ids, end = prompt.ids, prompt.at
+        whole = end == len(ids)
+        if whole and exact:
+            self.cache.put(keys(ids, self.chunk)[-1], prompt.state, prompt.logits)
+        elif end % self.chunk == 0 and worth_keeping(end // self.chunk, len(ids) // self.chunk):
+            self.cache.put(keys(ids[:end], self.chunk)[-1], prompt.state)
+
+    def keep_turn(self, ids: list[int], new: int) -> bool:
+        """Read one chunk of an ended turn as a later prompt would, and cache the state there; True while more is left.
+
+        `new` of the tokens were generated step by step. Steps and chunks round differently, so the state they were
+        generated with cannot stand in for a reading of them.
+        """
+        goal = len(ids) // self.chunk * self.chunk
+        known = keys(ids[:goal], self.chunk)
+        at, hit = self.cache.find(ids[:goal])
+        if not known or known[-1] in self.cache.snapshots or goal - at > new + self.chunk:
+            return False
+        end = at + self.chunk
+        _, state = self.run(ids[at:end], None if hit is None else copied(hit.state))
+        self.cache.put(known[end // self.chunk - 1], state)
+        return end < goal and known[end // self.chunk - 1] in self.cache.snapshots

@@ -1,0 +1,1 @@
+"""HTTP: routes, the OpenAI protocol, replies, the server process."""

@@ -1,0 +1,157 @@
+"""Between the engine's thread and asyncio: a request's streams, their pieces as they come, a client that leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from fastsnn_serve.engine import Engine, Refused
+from fastsnn_serve.engine.streams import Piece, Prompt, Stream
+from fastsnn_serve.http.protocol import Ask
+from fastsnn_serve.http.replies import Reply, joined, usage
+from fastsnn_serve.http.strict_json import Invalid, dumps
+
+
+class Json(Response):
+    """JSON that keeps what UTF-8 cannot."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return dumps(content)
+
+
+def failure(error: Invalid) -> Json:
+    """An error as OpenAI words it; clients may come back where it passes."""
+    headers = {"Retry-After": "1"} if error.status in (429, 503) else None
+    return Json(error.body(), error.status, headers)
+
+
+def translated(error: BaseException) -> Invalid:
+    """An engine's error for the client."""
+    if not isinstance(error, Refused):
+        says = f"the model failed: {type(error).__name__}: {error}"
+        return Invalid(says, code="model_failed", status=500, type="server_error")
+    message = str(error)
+    if error.reason == "busy":
+        return Invalid(message, code="rate_limit_exceeded", status=429, type="rate_limit_error")
+    if error.reason == "closed":
+        return Invalid(message, code="unavailable", status=503, type="server_error")
+    long = error.reason == "too_long"
+    return Invalid(message, "max_tokens" if long else "n", "context_length_exceeded" if long else "too_many_choices")
+
+
+class Work:
+    """The streams of one request, submitted; pieces come out as ``(choice, piece)``."""
+
+    def __init__(self, engine: Engine, ask: Ask) -> None:
+        self.engine, self.loop = engine, asyncio.get_running_loop()
+        self.queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        self.streams: list[Stream] = []
+        for ids, echo in zip(ask.prompts, ask.echoes, strict=True):
+            prompt = Prompt(ids, echo=echo, score=ask.score)
+            for want in ask.wants():
+                self.streams.append(Stream(prompt, want, engine.tokenizer, self.listener(len(self.streams))))
+        try:
+            engine.submit(self.streams)
+        except Refused as error:
+            raise translated(error) from None
+
+    def listener(self, index: int) -> Any:
+        """What the engine calls, from its thread, with each piece of choice `index`."""
+        return lambda piece: self.loop.call_soon_threadsafe(self.queue.put_nowait, (index, piece))
+
+    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+        """Until every choice has ended; an error of one ends all."""
+        left = len(self.streams)
+        while left:
+            index, piece = await self.queue.get()
+            if piece.error is not None:
+                raise translated(piece.error)
+            left -= piece.finish is not None
+            yield index, piece
+
+    def cancel(self) -> None:
+        """Free whatever has not ended."""
+        self.engine.cancel(self.streams)
+
+
+async def unless_gone(receive: Receive, work: Any) -> Any:
+    """The result of the coroutine `work`, or None where the client goes away first."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return tasks[0].result() if tasks[0].done() else None
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def answer(request: Request, engine: Engine, ask: Ask, name: str, fingerprint: str) -> Response:
+    """The response to `ask`, whole or as a stream of events."""
+    work, reply = Work(engine, ask), Reply(ask, name, engine.tokenizer, fingerprint)
+    if ask.stream:
+        return Events(work, reply)
+
+    async def collect() -> Json:
+        said: list[list[Piece]] = [[] for _ in work.streams]
+        async for index, piece in work.pieces():
+            said[index].append(piece)
+        return Json(reply.whole([joined(pieces) for pieces in said], usage(work.streams)))
+
+    try:
+        return await unless_gone(request.receive, collect()) or Response(status_code=499)  # nobody reads the 499
+    finally:
+        work.cancel()
+
+
+class Events(Response):
+    """Server-sent events: chunks, usage where it was asked for, ``[DONE]``; a client that leaves frees its streams."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, work: Work, reply: Reply) -> None:
+        super().__init__(None, 200, {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self.work, self.reply = work, reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        try:
+            await unless_gone(receive, self.send_all(send))
+        except OSError:  # the connection broke while something was sent
+            pass
+        finally:
+            self.work.cancel()
+
+    async def send_all(self, send: Send) -> None:
+        """Head, events, end."""
+
+        async def event(data: bytes) -> None:
+            await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            for chunk in self.reply.opening():
+                await event(dumps(chunk))
+            async for index, piece in self.work.pieces():
+                for chunk in self.reply.chunks(index, piece):
+                    await event(dumps(chunk))
+            if self.reply.ask.include_usage:
+                await event(dumps(self.reply.around([], usage(self.work.streams))))
+            await event(b"[DONE]")
+        except Invalid as error:
+            await event(dumps(error.body()))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,211 @@
+"""The ASGI application: OpenAI's endpoints, tokenizing, health and metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from torch import nn
+
+from fastsnn_core import load
+from fastsnn_serve import __version__
+from fastsnn_serve.engine import Engine
+from fastsnn_serve.http import protocol
+from fastsnn_serve.http.chat_template import ChatTemplate, special, template_source
+from fastsnn_serve.http.protocol import Ask, Context
+from fastsnn_serve.http.request_task import Json, answer, failure
+from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, parse
+
+BODY = 32 << 20  # bytes of a request
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def app(
+    model_or_bundle: Any, name: str | None = None, *, device: str = "cpu", max_body: int = BODY, **engine: Any
+) -> Starlette:
+    """An ASGI application that serves one language model (a module, or the path of a bundle, loaded onto `device`).
+
+    `name` is the model's id, by default the bundle's folder without ``.snn``. Further options go to
+    `fastsnn_serve.Engine`: max_streams, max_waiting, chunk, cache_bytes, state_bytes. The engine is
+    ``app.state.engine``; the model is put into evaluation mode and belongs to it until it is closed.
+    """
+    if isinstance(model_or_bundle, nn.Module):
+        model, found = model_or_bundle, str(getattr(getattr(model_or_bundle, "spec", None), "name", "") or "model")
+    else:
+        model, found = load(model_or_bundle, device), Path(model_or_bundle).resolve().name.removesuffix(".snn")
+    return Server(Engine(model, **engine), name or found, max_body).starlette()
+
+
+class Server:
+    """The endpoints, over one engine."""
+
+    def __init__(self, engine: Engine, name: str, max_body: int) -> None:
+        self.engine, self.max_body, self.created = engine, max_body, int(time.time())
+        template = ChatTemplate(engine.tokenizer, template_source(engine.model, engine.tokenizer))
+        self.context = Context(name, engine.tokenizer, engine.sizes.vocab, template)
+
+    def starlette(self) -> Starlette:
+        """The application."""
+
+        @contextlib.asynccontextmanager
+        async def lifespan(_: Starlette) -> AsyncIterator[None]:
+            self.engine.start()
+            yield
+            await run_in_threadpool(self.engine.close)
+
+        handlers: dict[Any, Any] = {HTTPException: refused, Exception: broken}
+        made = Starlette(routes=self.routes(), lifespan=lifespan, exception_handlers=handlers)
+        made.state.engine = self.engine
+        return made
+
+    def routes(self) -> list[Route]:
+        """All of them; the model's id may hold slashes."""
+        table: list[tuple[str, str, Endpoint]] = [
+            ("GET", "/v1/models", self.models),
+            ("GET", "/v1/models/{id:path}", self.model),
+            ("POST", "/v1/completions", self.completions),
+            ("POST", "/v1/chat/completions", self.chat),
+            ("POST", "/tokenize", self.tokenize),
+            ("POST", "/detokenize", self.detokenize),
+            ("GET", "/tokenizer_info", self.tokenizer_info),
+            ("GET", "/healthz", self.health),
+            ("GET", "/health", self.health),
+            ("GET", "/readyz", self.health),
+            ("GET", "/metrics", self.metrics),
+        ]
+        return [Route(path, self.counted(path, endpoint), methods=[method]) for method, path, endpoint in table]
+
+    def counted(self, path: str, endpoint: Endpoint) -> Endpoint:
+        """`endpoint` with its errors as responses, and every answer counted."""
+
+        async def wrapped(request: Request) -> Response:
+            try:
+                response = await endpoint(request)
+            except Invalid as error:
+                response = failure(error)
+            except ClientDisconnect:  # while it was sending; nobody reads this
+                response = Response(status_code=499)
+            self.engine.metrics.add("fastsnn_requests_total", labels=f'endpoint="{path}",code="{response.status_code}"')
+            return response
+
+        return wrapped
+
+    async def body(self, request: Request) -> Any:
+        """The parsed body; one that is too large is read past (so that the client gets to hear it) and refused."""
+        held, size = bytearray(), 0
+        async for piece in request.stream():
+            size += len(piece)
+            if size <= self.max_body:
+                held += piece
+            elif size > 16 * self.max_body:
+                break
+        if size > self.max_body:
+            raise Invalid(f"the body is larger than {self.max_body} bytes", code="request_too_large", status=413)
+        return await run_in_threadpool(parse, bytes(held))
+
+    # -- OpenAI's endpoints --------------------------------------------------------------------------------------
+
+    async def ask(self, request: Request, read: Callable[[Any, Context], Ask]) -> Response:
+        """Read the body (tokenizing off the event loop), then answer."""
+        ask = await run_in_threadpool(read, await self.body(request), self.context)
+        return await answer(request, self.engine, ask, self.context.name, f"fastsnn-{__version__}")
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        return await self.ask(request, protocol.completion)
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        return await self.ask(request, protocol.chat)
+
+    def card(self) -> dict[str, Any]:
+        """The model as /v1/models lists it."""
+        return {"id": self.context.name, "object": "model", "created": self.created, "owned_by": "fastsnn"}
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        return Json({"object": "list", "data": [self.card()]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/{id}."""
+        if request.path_params["id"] != self.context.name:
+            raise protocol.unknown_model(request.path_params["id"], self.context)
+        return Json(self.card())
+
+    # -- tokenizing, in the form that vLLM gave it and lm-eval asks for ------------------------------------------
+
+    async def tokenize(self, request: Request) -> Response:
+        """POST /tokenize: prompt (or messages) to tokens."""
+        fields = Fields(await self.body(request))
+        protocol.check_model(fields, self.context)
+        messages, text, add = fields.take("messages"), fields.text("prompt"), fields.flag("add_special_tokens", True)
+        fields.done({"add_generation_prompt": (True,)})
+        if (messages is None) == (text is None):
+            raise Invalid("give either prompt or messages", "prompt", "missing_required_parameter")
+        if messages is not None:
+            ids = await run_in_threadpool(self.context.template.ids, messages)
+        else:
+            ids = await run_in_threadpool(self.context.tokenizer.encode, text)
+            start = self.context.tokenizer.start
+            ids = [start, *ids] if add and start is not None else ids
+        longest = self.engine.sizes.room(self.engine.state_bytes)
+        return Json({"tokens": ids, "count": len(ids), "max_model_len": longest})
+
+    async def detokenize(self, request: Request) -> Response:
+        """POST /detokenize: tokens to text."""
+        fields = Fields(await self.body(request))
+        protocol.check_model(fields, self.context)
+        tokens = fields.take("tokens")
+        fields.done({})
+        if not isinstance(tokens, list) or not all(map(is_int, tokens)):
+            raise fields.wrong("tokens", "a list of token ids", tokens)
+        protocol.in_vocabulary(tokens, self.context, "tokens")
+        return Json({"prompt": await run_in_threadpool(self.context.tokenizer.decode, tokens)})
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """GET /tokenizer_info: special tokens and chat template."""
+        tokenizer = self.context.tokenizer
+        return Json({
+            "tokenizer_class": type(tokenizer).__name__,
+            "vocab_size": tokenizer.vocab_size,
+            "bos_token": special(tokenizer, tokenizer.start) or None,
+            "eos_token": special(tokenizer, tokenizer.end) or None,
+            "pad_token": None,
+            "chat_template": self.context.template.source,
+        })  # fmt: skip
+
+    # -- health --------------------------------------------------------------------------------------------------
+
+    async def health(self, request: Request) -> Response:
+        """GET /healthz, /health, /readyz: 200 while the engine works, 503 once it has stopped or is stopping."""
+        if not self.engine.alive:
+            message = self.engine.failure or "the server is shutting down"
+            raise Invalid(message, code="unavailable", status=503, type="server_error")
+        return Json({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics."""
+        return PlainTextResponse(self.engine.metrics.render(), media_type="text/plain; version=0.0.4")
+
+
+async def refused(request: Request, error: HTTPException) -> Response:
+    """Starlette's own refusals (unknown path, wrong method) in OpenAI's form."""
+    message = {404: f"no such path: {request.url.path}", 405: f"{request.url.path} does not take {request.method}"}
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
+    response = failure(Invalid(message.get(error.status_code, error.detail), code=code, status=error.status_code))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def broken(request: Request, error: Exception) -> Response:
+    """A fault of ours."""
+    return failure(Invalid(f"{type(error).__name__}: {error}", code="internal_error", status=500, type="server_error"))

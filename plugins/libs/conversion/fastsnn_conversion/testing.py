@@ -1,0 +1,104 @@
+"""What conversion rules promise: the value of what they replace, and spikes that are exact.
+
+    check_rule(MyRule(), MyModule(), torch.randn(4, 8))
+
+Everything runs in float64; "equal" is 1e-9 relative. With whole-number weights, counts and trains give the same bits.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from fastsnn_conversion.context import Context, Replacement, channels_of
+from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_core.component import Neuron, Rule
+from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_core.testing.checks import label, same, value
+from fastsnn_leaky.neurons import Leaky
+
+
+@frozen
+class Counter(Neuron):
+    """round(x / θ) up to ±levels, without a membrane: the plainest neuron there is, so that rules are tested alone."""
+
+    name = "counter"
+    levels: int = 7
+
+    def build(self, features: int) -> Leaky:
+        """The module."""
+        return Leaky(beta=0.0, threshold=0.25, lo=-float(self.levels), hi=float(self.levels))
+
+
+def make(features: int, channels: int) -> FoldedSite:
+    """A site of the plainest neuron."""
+    return FoldedSite.of(Counter(), features or 1, channels).double()
+
+
+def context(name: str = "part", **known: Any) -> Context:
+    """A context as the engine would give, with a site maker that needs no plugin."""
+    return Context(name, make, **known)
+
+
+def spikes_like(x: Tensor, seed: int = 0) -> SpikeTensor:
+    """Spikes of x's shape: counts of both signs up to 7, one positive threshold per sample."""
+    counts = torch.randint(-7, 8, x.shape, generator=torch.Generator().manual_seed(seed)).double()
+    return SpikeTensor(counts, torch.linspace(0.3, 1.7, len(x), dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 1)))
+
+
+def slots(spikes: SpikeTensor) -> list[tuple[int, SpikeTensor]]:
+    """The binary digits of the counts, signed: ``(weight, spikes in {-1, 0, 1})``, most significant first."""
+    counts = spikes.counts.to(torch.int64)
+    bits = max(1, int(counts.abs().max()).bit_length()) if counts.numel() else 1
+    return [
+        (1 << p, SpikeTensor((((counts.abs() >> p) & 1) * counts.sign()).double(), spikes.scale))
+        for p in reversed(range(bits))
+    ]
+
+
+@torch.no_grad()
+def check_rule(rule: Rule, module: nn.Module, *inputs: Tensor, **known: Any) -> Replacement:
+    """Convert `module` (in evaluation mode, float64) and hold the replacement to what its `spikes` word promises.
+
+    `known` goes to the `Context`: ``wanted=False``, ``before=…``. Returns the replacement.
+    """
+    module = copy.deepcopy(module).double().eval()
+    x = tuple(t.double() if t.is_floating_point() else t for t in inputs)
+    who = f"{label(rule)} on {type(module).__name__}"
+    assert rule.matches(module), f"{who} does not match"
+    wanted = module(*x)
+    known.setdefault("inputs", x)
+    found = rule.convert(copy.deepcopy(module), context(output=wanted, **known))
+    assert isinstance(found, Replacement), f"{who} returned {type(found).__name__}, not a Replacement"
+    new = found.module.double().eval()
+    if found.status in ("converted", "kept") and found.spikes != "made" and not isinstance(new, nn.Identity):
+        same(value(new(*x)), wanted, f"{who} changed the value on numbers")
+    if found.spikes == "in":
+        check_projection(new, spikes_like(x[0]), who)
+    elif found.spikes == "pass" and not isinstance(new, nn.Identity):
+        s = spikes_like(x[0])
+        out = new(s)
+        assert isinstance(out, SpikeTensor), f"{who} does not hand spikes on"
+        assert torch.equal(out.counts, out.counts.round()), f"{who}: counts are not whole numbers"
+        same(out.value(), module(s.value()), f"{who} changed the value of spikes")
+    elif found.spikes in ("out", "made"):
+        y = new(*x)
+        y = y if found.spikes == "made" else make(0, min(channels_of(new), y.ndim - 1))(y)
+        assert isinstance(y, SpikeTensor), f"{who} promises spikes and returned {type(y).__name__}"
+        assert torch.equal(y.counts, y.counts.round()), f"{who}: counts are not whole numbers"
+    return found
+
+
+def check_projection(module: Any, spikes: SpikeTensor, who: str) -> None:
+    """On spikes: the value of the spikes' value; with whole weights, counts ≡ train, bit for bit."""
+    same(value(module(spikes)), value(module(spikes.value())), f"{who} gives spikes another value than their numbers")
+    whole = copy.deepcopy(module)
+    for name, p in whole.named_parameters():
+        p.copy_((p * 100).round() if name.endswith("weight") else torch.zeros_like(p))
+    ones = SpikeTensor(spikes.counts, torch.ones((), dtype=torch.float64))
+    replayed: Any = sum(w * value(whole(SpikeTensor(s.counts, ones.scale))) for w, s in slots(ones))
+    assert torch.equal(value(whole(ones)), replayed), f"{who}: the train replayed step by step differs from the counts"

@@ -1,0 +1,335 @@
+"""Two runtimes, one model: counts, or the same counts as spike trains over S steps inside every token.
+
+``use(model, "event", coder="bitwise")`` gives every spike site a coder and a number of steps; from then on it emits
+trains ``[S, …]``, and integer projections take them slot by slot. ``use(model, "count")`` goes back. In integer
+arithmetic (`fastsnn_integer.quantization`) both give the same bits; float layers decode a train before they multiply,
+since float sums depend on their order.
+
+Steps are constants of the model, stored with the weights: set, or calibrated per site on data as what twice the largest
+count seen needs (one more bit of room for a bitwise code). They are never taken from a batch at run time. A token whose
+count does not fit takes the wide path: as many steps as that count needs, after the S regular ones in which it is
+silent. Its train depends on nobody else's, nothing wraps or is cut, and `report` counts such tokens; ``strict=True``
+makes them an error instead.
+
+`replay` finds the trains without the counts: every site integrates its neuron's potential and fires
+(`fastsnn_events.coder_helpers`), and what its membranes did is recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from functools import cache
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from fastsnn_core.component import Coder
+from fastsnn_core.probe import probe
+from fastsnn_core.site import sites
+from fastsnn_core.spike_tensor import SpikeTensor
+
+MODES = ("count", "event")
+MARGIN = 2  # times the largest count seen in calibration
+
+
+@cache
+def most(coder: Coder, steps: int) -> int:
+    """Largest count magnitude that surely fits `steps` of a coder."""
+    low, high = 0, 1
+    while high < 2**31 and coder.steps_for(high) <= steps:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if coder.steps_for(middle) <= steps else (low, middle)
+    return low
+
+
+@attrs.define
+class Tally:
+    """What a site's coding saw since it was last cleared."""
+
+    tokens: int = 0
+    wide: int = 0
+    extra_steps: int = 0
+    largest: int = 0
+
+
+class Coding(nn.Module):
+    """``(spikes, neuron, x, state, reset) -> train``: writes one site's counts in its coder and steps."""
+
+    steps: Tensor
+
+    def __init__(self, label: str, coder: Coder, steps: int = 1, strict: bool = False) -> None:
+        super().__init__()
+        self.label, self.coder, self.strict, self.active = label, coder, strict, True
+        self.register_buffer("steps", torch.tensor(steps, dtype=torch.int32))
+        self.tally = Tally()
+        self.recording: dict[str, Membranes] | None = None
+        self.watched = False
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return f"{self.coder.name}, steps={int(self.steps)}{'' if self.active else ', off'}"
+
+    def forward(self, spikes: SpikeTensor, neuron: Any, x: Tensor, state: Any, reset: Tensor | None) -> SpikeTensor:
+        """The train; or, while replaying, the one that the neuron's potential finds."""
+        if not self.active:
+            return spikes
+        with torch.no_grad():
+            try:
+                if self.recording is not None:
+                    return self.replay(spikes, neuron, x, state, reset)
+                parts = [
+                    self.coder.encode(SpikeTensor(torch.where(rows, counts, 0), spikes.scale), steps)
+                    for rows, steps, counts in self.split(spikes)
+                ]
+                trains, weights = [p.train for p in parts], [p.weights for p in parts]
+            except ValueError as error:
+                raise ValueError(f"site {self.label or 'of the model'}: {error}") from None
+        return SpikeTensor.from_train(torch.cat(trains), torch.cat(weights), spikes.scale, self.coder.name)
+
+    def split(self, spikes: SpikeTensor) -> Iterator[tuple[Tensor, int, Tensor]]:
+        """``(rows, steps, counts)``: the tokens that fit the regular steps, then the wide ones by what they need."""
+        counts, steps = spikes.counts.detach(), int(self.steps)
+        if not bool(torch.isfinite(counts).all()):
+            raise ValueError("counts must be finite; got NaN or infinity")
+        size = counts.abs().amax(-1, keepdim=True) if counts.shape[-1] else counts.new_zeros(*counts.shape[:-1], 1)
+        largest = int(size.max()) if size.numel() else 0
+        if largest >= 2**31:
+            raise ValueError(f"count {largest} does not fit 32 bits; nothing was wrapped")
+        self.tally.tokens += size.numel()
+        self.tally.largest = max(self.tally.largest, largest)
+        limit = most(self.coder, steps)
+        yield size <= limit, steps, counts
+        if largest <= limit:
+            return
+        need = self.coder.steps_for(largest)
+        if self.strict:
+            raise ValueError(f"count {largest} needs {need} {self.coder.name} steps, {steps} given")
+        needs = {self.coder.steps_for(int(n)) for n in size[size > limit].unique()}
+        for wider in sorted(needs):
+            rows = (size <= most(self.coder, wider)) & (size > limit)
+            limit = most(self.coder, wider)
+            self.tally.wide += int(rows.sum())
+            self.tally.extra_steps += int(rows.sum()) * wider
+            yield rows, wider, counts
+
+    def replay(self, spikes: SpikeTensor, neuron: Any, x: Tensor, state: Any, reset: Tensor | None) -> SpikeTensor:
+        """Integrate and fire; wide tokens take their longer turn after the regular steps, as in `forward`."""
+        assert self.recording is not None
+        drive = getattr(neuron, "drive", None)
+        if drive is None:
+            raise ValueError(f"{type(neuron).__name__} offers no drive(x, state, reset), so it cannot be replayed")
+        u, first = drive(x, state, reset)
+        membranes, trains, weights = [], [], []
+        for rows, steps, counts in self.split(spikes):
+            level, train = self.coder.replay(torch.where(rows, u, 0.0), steps, first)
+            membranes.append(level)
+            trains.append(train)
+            weights.append(self.coder.encode(torch.zeros_like(counts[..., :1]), steps).weights)
+        out = SpikeTensor.from_train(torch.cat(trains), torch.cat(weights), spikes.scale, self.coder.name)
+        if self.watched:
+            self.recording[self.label] = Membranes(torch.cat(membranes), out, u)
+        return out
+
+
+# -- switching -----------------------------------------------------------------------------------------------------
+
+
+def use(
+    model: nn.Module,
+    mode: str,
+    coder: Any = None,
+    steps: str | int = "auto",
+    *,
+    calibration: Any = None,
+    strict: bool = False,
+) -> nn.Module:
+    """Switch `model` to a runtime, in place, and return it.
+
+    `coder`: a lossless coder by name, table or component (bitwise when never set). `steps`: S for every site, or
+    "auto". `calibration`: inputs (one batch, or a list of them) for "auto"; without any, steps that the model already
+    has for this coder stay, else a language model reads 64 fixed pseudo-random tokens.
+    """
+    if mode not in MODES:
+        raise ValueError(f"no runtime called {mode!r}; there are {' and '.join(MODES)}")
+    found = sites(model)
+    if not found:
+        raise ValueError("this model has no spike sites, so it has no event runtime")
+    old = {name: site.coding for name, site in found.items() if isinstance(site.coding, Coding)}
+    if mode == "count":
+        for coding in old.values():
+            coding.active = False
+        return model
+    kept = next(iter(old.values())).coder if old else None
+    chosen = component(coder if coder is not None else kept or "bitwise")
+    if not chosen.lossless:
+        raise ValueError(f"coder {chosen.name!r} does not carry counts exactly; take a lossless one")
+    if steps != "auto" and (type(steps) is not int or steps < 1):
+        raise ValueError(f'steps must be "auto" or a positive whole number, got {steps!r}')
+    if steps == "auto" and (calibration is not None or chosen != kept or len(old) < len(found)):
+        table = calibrate(model, chosen, inputs_of(model) if calibration is None else calibration)
+    else:
+        table = {name: int(old[name].steps) if steps == "auto" else int(steps) for name in found}
+    for name, site in found.items():
+        site.coding = Coding(name, chosen, table[name], strict).to(device_of(site))
+    return model
+
+
+class Switchable:
+    """A module with the method ``model.runtime("count" | "event", coder=…, steps=…)``."""
+
+    def runtime(self, mode: str, coder: Any = None, steps: str | int = "auto", **options: Any) -> Any:
+        """Switch to the "count" or the "event" runtime (see `use`); returns this model."""
+        model: Any = self
+        return use(model, mode, coder, steps, **options)
+
+
+def component(coder: Any) -> Coder:
+    """A coder by name or table, or as it is."""
+    from fastsnn_core import spec
+
+    return spec.converter().structure(coder, Coder) if not isinstance(coder, Coder) else coder
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's constants are."""
+    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+def inputs_of(model: nn.Module) -> Tensor:
+    """Fixed pseudo-random tokens ``[2, 32]``, or an error that asks for inputs."""
+    size = getattr(getattr(model, "spec", None), "vocab_size", None)
+    if size is None:
+        raise ValueError('steps="auto" needs calibration=inputs here: this is no language model')
+    tokens = torch.randint(0, size, (2, 32), generator=torch.Generator().manual_seed(0))
+    return tokens.to(next((p.device for p in model.parameters()), torch.device("cpu")))
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, coder: Coder, inputs: Any) -> dict[str, int]:
+    """Steps of every site: what `MARGIN` times the largest count on `inputs` needs, or its neuron's own bound."""
+    largest = dict.fromkeys(sites(model), 0)
+    training = model.training
+    model.eval()
+    try:
+        with counting(model):
+            for batch in [inputs] if isinstance(inputs, Tensor) else inputs:
+                with probe(model) as trace:
+                    model(batch)
+                for name, record in trace.items():
+                    largest[name] = max(largest.get(name, 0), record.spikes.largest())
+    finally:
+        model.train(training)
+    room = {}
+    for name, site in sites(model).items():
+        neuron: Any = site.neuron
+        bound = getattr(neuron, "bound", max(abs(getattr(neuron, "lo", 0.0)), abs(getattr(neuron, "hi", float("inf")))))
+        room[name] = coder.steps_for(max(1, int(min(MARGIN * largest[name], bound))))
+    return room
+
+
+@contextlib.contextmanager
+def counting(model: nn.Module) -> Iterator[None]:
+    """The count runtime inside the block."""
+    before = [(c, c.active) for c in codings(model).values()]
+    for coding, _ in before:
+        coding.active = False
+    try:
+        yield
+    finally:
+        for coding, active in before:
+            coding.active = active
+
+
+def codings(model: nn.Module) -> dict[str, Coding]:
+    """The codings of a model's sites, by site name."""
+    found = {name: site.coding for name, site in sites(model).items()}
+    return {name: coding for name, coding in found.items() if isinstance(coding, Coding)}
+
+
+# -- what a runtime says of itself ---------------------------------------------------------------------------------
+
+
+def mode_of(model: nn.Module) -> str:
+    """``"count"`` or ``"event"``."""
+    return "event" if any(coding.active for coding in codings(model).values()) else "count"
+
+
+def report(model: nn.Module, *, clear: bool = False) -> dict[str, dict[str, Any]]:
+    """Per site: coder, steps, and tokens, wide tokens, extra steps and the largest count since it was last cleared."""
+    rows = {}
+    for name, coding in codings(model).items():
+        rows[name] = {"coder": coding.coder.name, "steps": int(coding.steps), **attrs.asdict(coding.tally)}
+        if clear:
+            coding.tally = Tally()
+    return rows
+
+
+def as_table(model: nn.Module) -> dict[str, Any] | None:
+    """What a bundle says of the runtime: mode, coder and strictness; None for a model that never left counts."""
+    from fastsnn_core import spec
+
+    found = codings(model)
+    if not found:
+        return None
+    first = next(iter(found.values()))
+    return {"mode": mode_of(model), "coder": spec.to_table(first.coder, qualified=True), "strict": first.strict}
+
+
+def components(table: dict[str, Any]) -> list[Coder]:
+    """The components that a bundle's ``runtime`` table names."""
+    return [component(table["coder"])]
+
+
+def prepare(model: nn.Module, table: dict[str, Any]) -> None:
+    """Give a freshly built model the codings a bundle names; their steps come with the weights."""
+    coder = component(table["coder"])
+    for name, site in sites(model).items():
+        coding = site.coding = Coding(name, coder, 1, bool(table["strict"]))
+        coding.active = table["mode"] == "event"
+
+
+# -- spike-time replay ---------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class Membranes:
+    """One site: membranes ``[S, …]`` in thresholds before each step, the train that they fired, the potential ``u``."""
+
+    membranes: Tensor
+    spikes: SpikeTensor
+    u: Tensor
+
+
+@attrs.frozen(eq=False)
+class Replay:
+    """What the network gave, and the membranes of the watched sites by name."""
+
+    output: Any
+    sites: dict[str, Membranes]
+
+
+@torch.no_grad()
+def replay(model: nn.Module, *args: Any, watch: tuple[str, ...] = ("*",), **kwargs: Any) -> Replay:
+    """Run ``model(*args)`` with every train found by integrate-and-fire; `watch`: patterns of sites to record.
+
+    The model must be in the event runtime. The output equals that of the count runtime bit for bit in integer
+    arithmetic, since every membrane ends at its neuron's count.
+    """
+    found = codings(model)
+    if mode_of(model) != "event":
+        raise ValueError('only the event runtime has spike times; call use(model, "event") first')
+    recording: dict[str, Membranes] = {}
+    for name, coding in found.items():
+        coding.recording = recording
+        coding.watched = any(fnmatch(name, pattern) for pattern in watch)
+    try:
+        return Replay(model(*args, **kwargs), recording)
+    finally:
+        for coding in found.values():
+            coding.recording = None

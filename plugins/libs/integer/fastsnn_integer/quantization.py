@@ -1,0 +1,262 @@
+"""W8A-spike: INT8 weights on integer counts, so that every projection is an exact integer sum and one scaling.
+
+    y = (float(Σ_i c_i · w_oi) · s_o) · V + b_o      codes w in [-127, 127], s_o = ⌈max_i |W_oi| / 127⌉, V the threshold
+
+⌈·⌉ rounds up to a bfloat16, in which scales are stored; they are float32 at work. With groups,
+(Σ_g float(Σ_{i in g} c_i w_oi) · s_og) · V + b_o, groups one after the other. Integer sums do not depend on their
+order, on the batch, on how counts are written as spikes, or on which kernel adds them up; all else on the path is done
+in the fixed order of `fastsnn_integer.deterministic`. So a stream's logits are the same bits alone and in any batch,
+under any
+cut of the prompt, and in either runtime. Where no spikes stand in front of a projection, its input becomes counts of
+eight bits by itself, V = max|x| / 127 per token. Biases, centres and gains of norms are rounded to bfloat16 once, when
+a model is quantised, and are float32 at work; neuron constants and states of linear attention stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import attrs
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastsnn_core.component import param
+from fastsnn_core.ops.event import count_project, input_major, spike_sums
+from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_integer import deterministic
+
+LARGEST = 127
+COMPOSE = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity)
+
+
+@frozen
+class Quant:
+    """Integer arithmetic for a whole model: which weights are stored in INT8, and with how many scales."""
+
+    bits: int = param(8, choices=(8,), doc="of a weight, its sign included")
+    group: int = param(
+        0, ge=0, le=65536, unit="inputs", doc="inputs that share a scale; 0: one scale per output", draw=(0, 8)
+    )
+    head: bool = param(True, doc="the head in INT8; tied weights are one table, so embed must agree")
+    embed: bool = param(True, doc="the embedding in INT8")
+    kv: bool = param(False, doc="keys and values of attention caches in INT8, one scale per head vector")
+
+
+def levels(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
+    """``(counts, scale)`` of `x` with 8 bits per vector along `dim`: scale = max|x| / 127 (1 where all is 0)."""
+    scale = x.abs().amax(dim, keepdim=True) / LARGEST
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # also where the division underflows
+    return (x / scale).round(), scale
+
+
+def encode(weight: Tensor, group: int = 0) -> tuple[Tensor, Tensor]:
+    """INT8 codes ``[out, in]`` and float32 scales ``[out, groups]`` of a weight matrix; refuses what is not finite."""
+    weight = weight.detach().float()
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("weights must be finite to be quantised; got NaN or infinity")
+    out, size = weight.shape
+    group = group or max(1, size)
+    rows = F.pad(weight, (0, -size % group)).reshape(out, -1, group)
+    _, scale = levels(rows)
+    scale = short(scale)
+    codes = (rows / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8)
+    return codes.reshape(out, -1)[:, :size], scale[..., 0]
+
+
+def short(scale: Tensor) -> Tensor:
+    """Positive float32 numbers rounded up to the next bfloat16, so that no code leaves its range."""
+    return ((scale.view(torch.int32) + 0xFFFF) & -0x10000).view(torch.float32)
+
+
+def decode(codes: Tensor, scale: Tensor, group: int = 0) -> Tensor:
+    """codes · scale as floats, ``[…, in]``; scale ``[…, groups]``."""
+    if scale.shape[-1] == 1:
+        return codes.to(scale.dtype) * scale
+    return codes.to(scale.dtype) * scale.repeat_interleave(group, -1)[..., : codes.shape[-1]]
+
+
+class Stored(nn.Module):
+    """INT8 codes and their scales, which a state dict holds in bfloat16 where that loses nothing."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        half = self.scale.detach().to(torch.bfloat16)
+        if torch.equal(half.float(), self.scale):
+            destination[f"{prefix}scale"] = half
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.scale = self.scale.float()
+
+
+class QuantLinear(Stored):
+    """A linear layer on counts with INT8 weights: ``SpikeTensor (or numbers) […, in] -> numbers […, out]``."""
+
+    def __init__(self, linear: nn.Linear, group: int = 0) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.group = linear.in_features, linear.out_features, group
+        codes, scale = encode(linear.weight, group)
+        self.register_buffer("weight", input_major(codes))  # an event reads one contiguous row
+        self.register_buffer("scale", scale)
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float().clone())
+        self.path = ""
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return f"{self.in_features}, {self.out_features}, int8, groups of {self.group or self.in_features}"
+
+    def forward(self, x: SpikeTensor | Tensor) -> Tensor:
+        """The projection; exact up to one rounding per scale."""
+        y, self.path = project(x, self.weight, self.scale, self.group)
+        return y if self.bias is None else y + self.bias
+
+
+def project(x: SpikeTensor | Tensor, weight: Tensor, scale: Tensor, group: int) -> tuple[Tensor, str]:
+    """``(y, path)``: the equation at the top without its bias, and the kernel that took the sums."""
+    spikes = x if isinstance(x, SpikeTensor) else SpikeTensor(*levels(x.detach()))
+    threshold = spikes.scale
+    if threshold.ndim and threshold.shape[-1] != 1:
+        raise ValueError(
+            f"integer projections need one threshold per token, this input has {tuple(threshold.shape)} of them: "
+            "a threshold per channel cannot leave the sum"
+        )
+    if scale.shape[-1] == 1:
+        if spikes.form == "count":
+            return count_project(spikes, weight, scale[:, 0])
+        sums, path = spike_sums(spikes, weight)
+        return sums.to(scale.dtype) * scale[:, 0] * threshold.to(scale.dtype), path
+    total: Any = 0.0
+    for g, first in enumerate(range(0, weight.shape[1], group)):
+        piece = slice(first, first + group)
+        sums, path = spike_sums(spikes, weight[:, piece], piece)
+        part = sums.to(scale.dtype) * scale[:, g]
+        total = part if g == 0 else total + part
+    return total * threshold.to(scale.dtype), path
+
+
+class QuantEmbedding(Stored):
+    """A table of INT8 rows: ``tokens -> rows``; and, as the head of tied weights, ``spikes or numbers -> logits``."""
+
+    def __init__(self, table: nn.Embedding, group: int = 0) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.group = table.embedding_dim, table.num_embeddings, group
+        codes, scale = encode(table.weight, group)
+        self.register_buffer("weight", codes.contiguous())
+        self.register_buffer("scale", scale)
+        self.path = ""
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return f"{self.out_features}, {self.in_features}, int8"
+
+    def forward(self, x: SpikeTensor | Tensor) -> Tensor:
+        """Rows of the table for token ids, ``x @ tableᵀ`` for anything else."""
+        if isinstance(x, Tensor) and not x.is_floating_point():
+            return decode(self.weight[x], self.scale[x], self.group)
+        y, self.path = project(x, self.weight, self.scale, self.group)
+        return y
+
+
+class RowLinear(nn.Linear):
+    """A float layer whose rows are multiplied one at a time, so that none depends on how many there are (slow)."""
+
+    def forward(self, x: Any) -> Tensor:
+        """The projection, row by row."""
+        y = row_linear(x, self.weight)
+        return y if self.bias is None else y + self.bias
+
+
+def row_linear(x: Any, weight: Tensor) -> Tensor:
+    """``x @ weightᵀ``, row by row: equal shapes and alignment, so equal arithmetic, whatever stands beside a row."""
+    value = x.value() if isinstance(x, SpikeTensor) else x
+    out = [weight @ row.clone() for row in value.reshape(-1, weight.shape[1])]
+    y = torch.stack(out) if out else value.new_empty(0, len(weight))
+    return y.reshape(*value.shape[:-1], len(weight))
+
+
+class RowNorm(nn.RMSNorm):
+    """RMSNorm in the fixed order of `fastsnn_integer.deterministic`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised rows."""
+        return deterministic.rms_norm(
+            x, self.weight, self.eps if self.eps is not None else torch.finfo(torch.float32).eps
+        )
+
+
+def apply(model: nn.Module, quant: Quant) -> nn.Module:
+    """Turn a float model, in place, into integer arithmetic: its layers, norms and every module that can be exact."""
+    for name, module in list(model.named_modules()):
+        for key, child in list(module.named_children()):
+            if swapped := swap(f"{name}.{key}".lstrip("."), child, quant):
+                setattr(module, key, swapped)
+    part: Any
+    for part in model.modules():
+        if hasattr(part, "exact"):
+            part.exact = True
+        if hasattr(part, "kv_bits"):
+            part.kv_bits = 8 if quant.kv else 0
+    return model
+
+
+@torch.no_grad()
+def shorten(model: nn.Module) -> None:
+    """Round biases, centres and gains of norms to the nearest bfloat16, in place; they stay float32 at work."""
+    for module in model.modules():
+        names = ("bias", "centre", "weight") if isinstance(module, nn.RMSNorm) else ("bias", "centre")
+        for p in (module._parameters.get(name) for name in names):
+            if p is not None and p.dtype == torch.float32:
+                p.copy_(p.to(torch.bfloat16))
+
+
+def swap(name: str, module: nn.Module, quant: Quant) -> nn.Module | None:
+    """What stands in the place of one float layer, or None."""
+    if type(module) is nn.Linear:
+        if name == "head" and not quant.head:
+            row = RowLinear(module.in_features, module.out_features, module.bias is not None)
+            row.load_state_dict(module.state_dict())
+            return row
+        try:
+            return QuantLinear(module, quant.group)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    if type(module) is nn.Embedding and quant.embed:
+        return QuantEmbedding(module, quant.group)
+    if type(module) is nn.RMSNorm and len(module.normalized_shape) == 1:
+        norm = RowNorm(module.normalized_shape, module.eps, module.weight is not None)
+        norm.load_state_dict(module.state_dict())
+        return norm
+    return None
+
+
+def inexact(model: nn.Module) -> list[str]:
+    """Modules whose arithmetic nobody vouches for: with any of them, equal bits in any batch are not promised."""
+    known = (QuantLinear, QuantEmbedding, RowLinear, RowNorm, nn.Embedding, *COMPOSE)
+    return [
+        f"{name or 'the model'} ({type(m).__name__})"
+        for name, m in model.named_modules()
+        if not isinstance(m, known) and not getattr(m, "exact", False)
+    ]
+
+
+def quantise(model: nn.Module, quant: Quant | None = None) -> nn.Module:
+    """A copy of a float model in integer arithmetic; its spec must have a field `quant` (the decoder has)."""
+    spec: Any = getattr(model, "spec", None)
+    if spec is None or not hasattr(spec, "quant"):
+        raise ValueError(f"{getattr(spec, 'name', type(model).__name__)} has no integer form; the decoder has one")
+    if spec.quant is not None:
+        raise ValueError("this model is in integer arithmetic already")
+    new_spec = attrs.evolve(spec, quant=quant or Quant())
+    new: Any = apply(copy.deepcopy(model), new_spec.quant).eval()
+    shorten(new)
+    new.spec = new_spec
+    meta = dict(getattr(model, "meta", {}))
+    done = {"what": "quantise", **attrs.asdict(new_spec.quant)}
+    new.meta = {k: v for k, v in meta.items() if k != "created"} | {"milestones": [*meta.get("milestones", []), done]}
+    return new

@@ -1,0 +1,95 @@
+"""The module behind every leaky neuron: `lif_scan` with a threshold that data may set.
+
+    u_t = β v_{t-1} + x_t        c_t = round(clip(u_t / θ, lo, hi))        v_t = u_t - c_t θ
+
+θ is a neuron constant, one per module, stored with the weights. `calibrate_` sets it from data (``θ = threshold ·
+mean|x|``); until then it is `threshold` itself. With ``learn`` it is a parameter and gets the LSQ gradient
+``Σ g c - h x/θ`` (h what reaches x/θ), since counts are taken of that and multiplied by θ again. Shapes: x ``[B,T,D]``,
+state v ``[B,D]`` (in units of θ), reset ``[B,T]``; the output is a SpikeTensor ``[B,T,D]`` with scale θ.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsnn_core.component import Surrogate
+from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_leaky.scan import lif_scan
+
+
+class Leaky(nn.Module):
+    """``(x, v, reset) -> (SpikeTensor, v)``; see the module's equation."""
+
+    theta: Tensor
+    dials = ("theta",)
+    exact = True  # single operations per channel, token after token, in any case
+
+    def __init__(
+        self,
+        *,
+        beta: float,
+        threshold: float,
+        lo: float,
+        hi: float,
+        heaviside: bool = False,
+        hard: bool = False,
+        attached: bool = False,
+        surrogate: Surrogate | None = None,
+        default: tuple[str, float] = ("window", 0.5),
+        learn: bool = False,
+    ) -> None:
+        super().__init__()
+        self.beta, self.threshold, self.lo, self.hi = beta, threshold, lo, hi
+        self.heaviside, self.hard, self.attached = heaviside, hard, attached
+        theta = torch.tensor(float(threshold))
+        if learn:
+            self.theta = nn.Parameter(theta)
+        else:
+            self.register_buffer("theta", theta)
+        self.slope: Any = default if surrogate is None else surrogate.code() or surrogate.derivative
+
+    def calibrate_(self, x: Tensor) -> None:
+        """Set θ from data: `threshold` times the mean magnitude of `x`."""
+        with torch.no_grad():
+            self.theta.copy_(self.threshold * x.detach().abs().mean().clamp_min(1e-8))
+
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[SpikeTensor, Tensor]:
+        """Counts of `x` and the membrane to carry on with."""
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        theta = self.theta.to(x.dtype)
+        counts, v = lif_scan(
+            x, state, reset, theta, beta=self.beta, lo=self.lo, hi=self.hi,
+            heaviside=self.heaviside, hard=self.hard, attached=self.attached, surrogate=self.slope,
+        )  # fmt: skip
+        return SpikeTensor(counts, theta), v
+
+    @torch.no_grad()
+    def dial_(self, name: str, value: float) -> None:
+        """Set one of `dials`: θ."""
+        getattr(self, name).fill_(value)
+
+    @torch.no_grad()
+    def potential(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> Tensor:
+        """u ``[B,T,D]`` before each count, in thresholds."""
+        from fastsnn_leaky import lif_scan
+
+        v = x.new_zeros(x.shape[0], x.shape[2]) if state is None else state.to(x.dtype)
+        keep = x.new_empty(0, 0, dtype=torch.bool) if reset is None else ~reset
+        return lif_scan.MEMBRANE(
+            x.device.type, x.contiguous(), v[:, None], keep, self.theta.detach().to(x.dtype),
+            self.beta, self.lo, self.hi, self.heaviside, self.hard,
+        )  # fmt: skip
+
+    def membrane(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+        """u ``[B,T,D]`` before each count, in units of the input: for pictures."""
+        return self.potential(x, state) * self.theta.detach().to(x.dtype)
+
+    def drive(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, float]:
+        """Potentials ``[B,T,D]`` in thresholds as they are counted, and the level of the first spike."""
+        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        return self.potential(x, state, reset).clamp(self.lo, self.hi), 1.0 if self.heaviside else 0.5

@@ -1,0 +1,185 @@
+"""`lif_scan`: leaky integration and counting over tokens, as one operator with an explicit backward.
+
+With u and v in units of the threshold θ, for each stream b and channel d:
+
+    u_t = β · keep_t · v_{t-1} + x_t / θ      c_t = round(clip(u_t, lo, hi))   (or 1[u_t >= 1])
+    v_t = u_t - c_t                           (hard reset: v_t = 0 where c_t ≠ 0)
+
+keep_t is 0 where a new document starts. Backward, with s the surrogate derivative:
+
+    λ_T = ∂L/∂v_T      ∂L/∂u_t = ∂L/∂c_t · s(u_t) + r_t λ_t      ∂L/∂x_t = ∂L/∂u_t / θ      λ_{t-1} = β keep_t ∂L/∂u_t
+
+r_t = ∂v_t/∂u_t is 1 where the reset is detached (with hard reset 0 where c_t ≠ 0), and 1 - s(u_t) where it is
+`attached`. A count of many levels leaves a rounding error behind, which does not grow with x: attached, as it is, x_t
+gets the gradient of c_t alone; detached, also a share β^n of that of every c_{t+n}, which is false.
+
+Shapes: x, c, u ``[B, T, D]``; v ``[B, D]``; keep ``[B, T]``; θ one number. The forward also returns v at every
+`CHECKPOINT` steps, from which a backward kernel recomputes u instead of reading it. The division by θ is part of the
+operator, and gradients come in with any strides, because each pass over x that an operation of its own would take costs
+as much as the whole scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsnn_core.ops.dispatch import Operator
+from fastsnn_core.ops.surrogate_gradient import FORMS, derivative, thresholds
+
+CHECKPOINT = 128
+
+
+def forward_naive(
+    x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition, a Python loop over T: counts ``[B,T,D]``, final v ``[B,D]``, checkpoints ``[B,⌈T/128⌉,D]``."""
+    counts, marks = torch.empty_like(x), []
+    for t in range(x.shape[1]):
+        if t % CHECKPOINT == 0:
+            marks.append(v)
+        v = v if not len(keep) else torch.where(keep[:, t, None], v, torch.zeros_like(v))
+        u = beta * v + x[:, t] / theta
+        c = (u >= 1).to(u.dtype) if heaviside else u.clamp(lo, hi).round()
+        v = torch.where(c != 0, torch.zeros_like(u), u) if hard else u - c
+        counts[:, t] = c
+    return counts, v.clone(), torch.stack(marks, 1) if marks else x.new_empty(x.shape[0], 0, x.shape[2])
+
+
+def backward_naive(
+    grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
+    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The definition of the backward: gradients of x and of the initial v. `slope` replaces the form where given."""
+    u_all, first = membrane(x, marks, keep, theta, beta, lo, hi, heaviside, hard), thresholds(lo, hi, heaviside)
+    s = slope if slope.numel() else derivative(u_all, FORMS[form], alpha, *first)
+    grad_x, carry = torch.empty_like(x), grad_v
+    for t in reversed(range(x.shape[1])):
+        u = u_all[:, t]
+        fired = (u >= 1) if heaviside else u.clamp(lo, hi).round() != 0
+        through = torch.where(fired, torch.zeros_like(carry), carry) if hard else carry
+        grad = grad_c[:, t] - through if attached else grad_c[:, t]
+        grad_u = grad * s[:, t] + through
+        grad_x[:, t] = grad_u / theta
+        carry = beta * grad_u
+        carry = carry if not len(keep) else torch.where(keep[:, t, None], carry, torch.zeros_like(carry))
+    return grad_x, carry.clone()
+
+
+def membrane(
+    x: Tensor,
+    marks: Tensor,
+    keep: Tensor,
+    theta: Tensor,
+    beta: float,
+    lo: float,
+    hi: float,
+    heaviside: bool,
+    hard: bool,
+) -> Tensor:
+    """u ``[B,T,D]`` recomputed from the checkpoints: what a custom surrogate and SpikeScope look at."""
+    u_all = torch.empty_like(x)
+    v = marks[:, 0] if marks.shape[1] else None
+    for t in range(x.shape[1]):
+        assert v is not None
+        v = v if not len(keep) else torch.where(keep[:, t, None], v, torch.zeros_like(v))
+        u = beta * v + x[:, t] / theta
+        c = (u >= 1).to(u.dtype) if heaviside else u.clamp(lo, hi).round()
+        v = torch.where(c != 0, torch.zeros_like(u), u) if hard else u - c
+        u_all[:, t] = u
+    return u_all
+
+
+FORWARD = Operator("lif_scan", forward_naive)
+BACKWARD = Operator("lif_scan_backward", backward_naive)
+MEMBRANE = Operator("lif_membrane", membrane)
+
+
+@torch.library.custom_op("fastsnn::lif_scan", mutates_args=())
+def _lif_scan(
+    x: Tensor, v: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
+    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return FORWARD(x.device.type, x.contiguous(), v.contiguous(), keep, theta, beta, lo, hi, heaviside, hard)
+
+
+@_lif_scan.register_fake
+def _(x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, form, alpha, attached=False):  # type: ignore[no-untyped-def]
+    marks = x.new_empty(x.shape[0], -(-x.shape[1] // CHECKPOINT), x.shape[2])
+    return torch.empty_like(x), torch.empty_like(v), marks
+
+
+@torch.library.custom_op("fastsnn::lif_scan_backward", mutates_args=())
+def _lif_scan_backward(
+    grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
+    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return BACKWARD(
+        x.device.type, grad_c, grad_v.contiguous(), x.contiguous(), marks, keep, slope.contiguous(), theta,
+        beta, lo, hi, heaviside, hard, form, alpha, attached,
+    )  # fmt: skip
+
+
+@_lif_scan_backward.register_fake
+def _(grad_c, grad_v, x, *rest):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x), torch.empty_like(grad_v)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, _, keep, slope, theta, *ctx.rest = inputs
+    ctx.save_for_backward(x, output[2], keep, slope, theta)
+
+
+def _backward(ctx: Any, grad_c: Tensor, grad_v: Tensor, _: Tensor) -> tuple[Any, ...]:
+    x, marks, keep, slope, theta = ctx.saved_tensors
+    grad_x, grad_v0 = _lif_scan_backward(grad_c, grad_v, x, marks, keep, slope, theta, *ctx.rest)
+    return grad_x, grad_v0, *[None] * 11
+
+
+_lif_scan.register_autograd(_backward, setup_context=_setup)
+
+
+def lif_scan(
+    x: Tensor,
+    v: Tensor | None = None,
+    reset: Tensor | None = None,
+    scale: Tensor | None = None,
+    *,
+    beta: float,
+    lo: float,
+    hi: float,
+    heaviside: bool = False,
+    hard: bool = False,
+    attached: bool = False,
+    surrogate: tuple[str, float] | Callable[[Tensor, float, float], Tensor] = ("window", 0.5),
+) -> tuple[Tensor, Tensor]:
+    """Counts ``[B,T,D]`` and the final membrane ``[B,D]`` of `x` ``[B,T,D]``, starting from `v` (zeros).
+
+    `x` is in units of the threshold, or is divided by `scale` θ first; `v` is in units of it either way. `reset`
+    ``[B,T]`` marks tokens that start a new document. `surrogate` is a closed form of `rounding` with its parameter,
+    fused into the kernel, or a function ``(u, first, last) -> derivative``, which costs one more pass. `attached` lets
+    the gradient through the reset (soft resets only); see above for when that is right.
+    """
+    if attached and hard:
+        raise ValueError("lif_scan has no gradient through a hard reset; use a soft one, or leave it detached")
+    if x.ndim != 3:
+        raise ValueError(f"lif_scan takes [B, T, D], got {tuple(x.shape)}")
+    v = x.new_zeros(x.shape[0], x.shape[2]) if v is None else v.to(x.dtype)
+    keep = ~reset if reset is not None else x.new_empty(0, 0, dtype=torch.bool)
+    if scale is not None and (scale.numel() != 1 or (scale.requires_grad and torch.is_grad_enabled())):
+        x, scale = x / scale, None  # a threshold that is learnt, or one per channel, gets its gradient from autograd
+    theta = x.new_ones(()) if scale is None else scale.detach().reshape(()).to(x.dtype)
+    slope = x.new_empty(0)
+    form, alpha = ("identity", 0.0) if callable(surrogate) else surrogate
+    if callable(surrogate) and torch.is_grad_enabled() and (x.requires_grad or v.requires_grad):
+        with torch.no_grad():
+            marks = _lif_scan(x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, 0, 0.0)[2]
+            u = MEMBRANE(x.device.type, x, marks, keep, theta, beta, lo, hi, heaviside, hard)
+            slope = surrogate(u, *thresholds(lo, hi, heaviside)).contiguous()
+    counts, v, _ = _lif_scan(
+        x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, FORMS.index(form), alpha, attached
+    )
+    return counts, v

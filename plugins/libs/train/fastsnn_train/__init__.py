@@ -1,0 +1,23 @@
+"""Training and evaluation of language models on real text."""
+
+from fastsnn_train.config import DataConfig, TrainConfig
+from fastsnn_train.data.packing import Data, Packed, load_data
+from fastsnn_train.data.sources import DataError
+from fastsnn_train.evaluation.evaluate import evaluate, evaluate_text
+from fastsnn_train.extend import extend_context
+from fastsnn_train.loop.trainer import Trainer, TrainingError
+
+__version__ = "0.1.0"
+__all__ = [
+    "Data",
+    "DataConfig",
+    "DataError",
+    "Packed",
+    "TrainConfig",
+    "Trainer",
+    "TrainingError",
+    "evaluate",
+    "evaluate_text",
+    "extend_context",
+    "load_data",
+]

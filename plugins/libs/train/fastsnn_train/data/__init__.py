@@ -1,0 +1,1 @@
+"""Data: sources, tokenising, packing, streaming and batches."""

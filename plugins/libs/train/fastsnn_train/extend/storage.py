@@ -1,0 +1,100 @@
+"""An extension on disk: ``extending/`` beside the run's checkpoints, written whenever short contexts are found good.
+
+A checkpoint holds weights, moments, averages, what was measured before the first step, and the stages and log rows so
+far. The batches of a stage are a function of its step, so an extension that is killed goes on from there as if it had
+not been (with ``mode="pass"`` from empty states instead of passed ones).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastsnn_train.evaluation.recall import Recall
+from fastsnn_train.loop import checkpoint, snapshot
+from fastsnn_train.loop.trainer import Trainer
+
+log = logging.getLogger("fastsnn")
+Proof = dict[str, Any]
+
+
+class Diary:
+    """What an extension has done: `stages` finished, and the one under way from step `begun`."""
+
+    def __init__(self, model: nn.Module, trainer: Trainer, asked: dict[str, Any], resume: bool) -> None:
+        self.model, self.trainer, self.asked = model, trainer, asked
+        self.folder = None if trainer.out is None else trainer.out / "extending"
+        self.stages: list[dict[str, Any]] = []
+        self.history: list[dict[str, Any]] = []
+        self.under_way: dict[str, Any] | None = None
+        self.facts: dict[str, Any] = {}
+        self.total = 0
+        if self.folder is None:
+            if resume:
+                raise ValueError("an extension is resumed from the folder of its run; give the Trainer out=")
+            return
+        checkpoint.tidy(self.folder)
+        picked = checkpoint.pick(self.folder) if resume else None
+        if picked is not None:
+            self.take_up(*picked)
+        elif resume:
+            log.warning("no extension to resume under %s; starting afresh", self.folder)
+        elif checkpoint.found(self.folder):
+            self.folder.rename(checkpoint.free(self.folder.with_name("extending-1")))
+
+    def take_up(self, path: Any, state: dict[str, Any]) -> None:
+        """Stand where a checkpoint stood; another one's settings are an error."""
+        if odd := [k for k, v in self.asked.items() if state["asked"].get(k) != v]:
+            raise ValueError(
+                f"{path} was begun with other settings ({', '.join(odd)}); start afresh, or ask for the same"
+            )
+        put(self.model, self.trainer, checkpoint.read(path, snapshot.like(self.model)), path)
+        self.stages, self.under_way, self.facts = state["stages"], state["under_way"], state["facts"]
+        self.total, self.history = state["step"], checkpoint.history(path)
+
+    def save(self, stage: dict[str, Any]) -> None:
+        """Write down that `stage` has come to its `kept_step`."""
+        self.total += 1
+        self.under_way = copy.deepcopy(stage)
+        if self.folder is None:
+            return
+        tensors = snapshot.take(self.model, self.trainer.optimizer, self.trainer.stepper.average)
+        state = {
+            "step": self.total,
+            "asked": self.asked,
+            "stages": self.stages,
+            "under_way": stage,
+            "facts": self.facts,
+        }
+        checkpoint.save(self.folder, tensors, state, self.history, self.trainer.world, set(), self.trainer.config.keep)
+
+    def close(self, stage: dict[str, Any]) -> None:
+        """A stage is over."""
+        self.stages.append(stage)
+        self.under_way = None
+
+
+def keep(model: nn.Module, trainer: Trainer) -> checkpoint.Tensors:
+    """A copy of weights, moments and averages."""
+    found = snapshot.take(model, trainer.optimizer, trainer.stepper.average)
+    return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+
+def put(model: nn.Module, trainer: Trainer, tensors: dict[str, torch.Tensor], where: Any) -> None:
+    """Weights, moments and averages as they were; moments that did not exist then go."""
+    trainer.optimizer.state.clear()
+    snapshot.put(model, trainer.optimizer, trainer.stepper.average, tensors, where)
+
+
+def packed_proof(proof: Proof) -> Proof:
+    """A proof as JSON data."""
+    return proof | {"recall": {t: r if isinstance(r, str) else r.table() for t, r in proof["recall"].items()}}
+
+
+def unpacked_proof(plain: Proof) -> Proof:
+    """The inverse of `packed_proof`."""
+    return plain | {"recall": {t: r if isinstance(r, str) else Recall.of(r) for t, r in plain["recall"].items()}}

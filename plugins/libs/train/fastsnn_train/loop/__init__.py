@@ -1,0 +1,1 @@
+"""The training loop: trainer, optimiser step, health, checkpoints, parallel runs."""

@@ -1,0 +1,228 @@
+"""Checkpoints: everything a run needs to go on bit for bit, written beside and renamed, never half.
+
+checkpoints/step-000100/
+    model.safetensors        parameters and buffers         (or shards/: the same tensors, every process its own part,
+    optimizer.safetensors    AdamW's moments and counts      written by torch.distributed.checkpoint as safetensors)
+    ema.safetensors          the averaged weights, if any
+    history.jsonl            the rows of the log so far
+    state.json               step, configuration, random states, data position, sizes and sha256 of all files, a seal
+
+No pickle. `pick` returns the newest checkpoint whose every file is whole; damaged ones are set aside and named.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fastsnn_core.bundle import digest, dump, sealed
+from fastsnn_core.errors import FastSNNError
+from fastsnn_core.files import beside
+from fastsnn_train.loop.parallel import World, is_sharded
+
+log = logging.getLogger("fastsnn")
+STATE, HISTORY, SHARDS = "state.json", "history.jsonl", "shards"
+Tensors = dict[str, Tensor]
+"""``model/layers.0.…``, ``optimizer/exp_avg/layers.0.…``, ``ema/…``, ``feed/…`` to tensor."""
+
+
+class CheckpointError(FastSNNError):
+    """A checkpoint that cannot be used: names the file and what is possible."""
+
+
+def save(
+    folder: Path,
+    tensors: Tensors,
+    state: dict[str, Any],
+    history: list[dict[str, Any]],
+    world: World,
+    spare: set[int],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of ``state["step"]``; then drop all but the newest `keep` and the steps in `spare`."""
+    path = folder / name_of(state["step"])
+    if any(is_sharded(t) for t in tensors.values()):
+        shards = Path(world.first(str(folder / f".{path.name}.shards.part")))
+        save_shards(shards, tensors, world)
+    else:
+        shards = None
+    if world.leader:
+        with beside(path) as scratch:
+            scratch.mkdir()
+            if shards is not None:
+                shards.rename(scratch / SHARDS)
+            else:
+                save_whole(scratch, tensors)
+            (scratch / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+            files = sorted(p for p in scratch.rglob("*") if p.is_file())
+            listed = {p.relative_to(scratch).as_posix(): digest(p) for p in files}
+            (scratch / STATE).write_text(dump(sealed(state | {"files": listed})), encoding="utf-8")
+            flush(scratch)
+        flush(folder)
+        for old in found(folder)[:-keep]:
+            if step_of(old) not in spare:
+                shutil.rmtree(old)
+    world.wait()
+    return path
+
+
+def save_whole(scratch: Path, tensors: Tensors) -> None:
+    """One safetensors file per part."""
+    for part in sorted({name.partition("/")[0] for name in tensors}):
+        mine = {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{part}/")}
+        save_file({n: t.detach().cpu().contiguous() for n, t in mine.items()}, scratch / f"{part}.safetensors")
+
+
+def save_shards(folder: Path, tensors: Tensors, world: World) -> None:
+    """Every process writes its own shards."""
+    import torch.distributed.checkpoint as dcp
+
+    if world.leader:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    world.wait()
+    rows = {name: t.reshape(1) if t.ndim == 0 else t for name, t in tensors.items()}
+    dcp.save(rows, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    world.wait()
+
+
+def read(path: Path, like: Tensors) -> Tensors:
+    """The tensors of a checkpoint, each sharded as its namesake in `like` is, whatever wrote them."""
+    if not (path / SHARDS).is_dir():
+        tensors = {
+            f"{file.stem}/{name}": t
+            for file in sorted(path.glob("*.safetensors"))
+            for name, t in load_file(file).items()
+        }
+        return {name: sharded_like(t, like.get(name)) for name, t in tensors.items()}
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.HuggingFaceStorageReader(str(path / SHARDS))
+    rows: Tensors = {}
+    for name, meta in reader.read_metadata().state_dict_metadata.items():
+        wanted = like.get(name)
+        same = wanted is not None and wanted.shape == meta.size
+        rows[name] = torch.zeros_like(wanted) if same else torch.zeros(meta.size, dtype=meta.properties.dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process reads them all
+        alone = not torch.distributed.is_initialized()
+        dcp.load(rows, storage_reader=dcp.HuggingFaceStorageReader(str(path / SHARDS)), no_dist=alone)
+    return {
+        name: t.reshape(like[name].shape) if name in like and like[name].ndim == 0 else t for name, t in rows.items()
+    }
+
+
+def sharded_like(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """`tensor` in shards where `like` is; else as it is."""
+    if like is None or not is_sharded(like) or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
+
+
+def name_of(step: int) -> str:
+    """``step-000100``."""
+    return f"step-{step:06d}"
+
+
+def step_of(path: Path) -> int:
+    """100 of ``step-000100``."""
+    return int(path.name.rpartition("-")[2])
+
+
+def found(folder: Path) -> list[Path]:
+    """Checkpoints under `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if re.fullmatch(r"step-\d{6,}", p.name)), key=step_of)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed process left: half-written scratch goes, a folder that was being replaced comes back."""
+    for path in folder.glob(".step-*") if folder.is_dir() else ():
+        target = folder / path.name[1:].split(".")[0]
+        if path.name.endswith(".old") and not target.exists():
+            path.rename(target)
+        else:
+            shutil.rmtree(path)
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """state.json of a checkpoint whose every file is whole; `CheckpointError` names the first that is not."""
+    try:
+        raw = (path / STATE).read_text(encoding="utf-8")
+        state = json.loads(raw)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / STATE} cannot be read: {error}") from None
+    if not isinstance(state, dict) or dump(sealed(state)) != raw:
+        raise CheckpointError(f"{path / STATE} is altered: its seal does not match its contents")
+    for name, wanted in state["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing")
+        if file.stat().st_size != wanted["bytes"]:
+            what = "truncated" if file.stat().st_size < wanted["bytes"] else "altered"
+            raise CheckpointError(f"{file} is {what}: {file.stat().st_size} bytes, {wanted['bytes']} expected")
+        if digest(file)["sha256"] != wanted["sha256"]:
+            raise CheckpointError(f"{file} is altered: its sha256 is not the one in {STATE}")
+    return state
+
+
+def pick(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint and its state; None where there is none at all.
+
+    Damaged newer ones are renamed to ``damaged-step-…`` and the warning says which one is taken instead; where none is
+    whole, the error names them all.
+    """
+    bad: list[str] = []
+    for path in reversed(found(folder)):
+        try:
+            state = verify(path)
+        except CheckpointError as error:
+            bad.append(str(error))
+            continue
+        for other in found(folder):
+            if step_of(other) > step_of(path):
+                other.rename(free(other.with_name(f"damaged-{other.name}")))
+        for text in bad:
+            log.warning("%s; it is set aside, and %s, which is whole, is taken instead", text, path.name)
+        return path, state
+    if bad:
+        raise CheckpointError("no whole checkpoint is left: " + "; ".join(bad))
+    return None
+
+
+def free(path: Path) -> Path:
+    """`path`, or the first of ``path-1``, ``path-2``, … that does not exist."""
+    if not path.exists():
+        return path
+    stem = re.sub(r"-1$", "", path.name)
+    return next(p for n in range(1, 1 << 30) if not (p := path.with_name(f"{stem}-{n}")).exists())
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    """The rows of a checkpoint's log."""
+    return [json.loads(line) for line in (path / HISTORY).read_text(encoding="utf-8").splitlines()]
+
+
+def flush(path: Path) -> None:
+    """Force a file, or a folder and all that is in it, to the disk: renaming alone does not survive a power cut."""
+    for item in (*path.rglob("*"), path) if path.is_dir() else (path,):
+        if item.is_dir() and os.name == "nt":
+            continue
+        handle = os.open(item, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

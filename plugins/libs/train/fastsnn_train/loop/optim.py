@@ -1,0 +1,138 @@
+"""The optimiser and its schedule: AdamW with decoupled decay on matrices, warm-up, then cosine, WSD or constant."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from fastsnn_core.site import sites
+from fastsnn_train.config import TrainConfig
+from fastsnn_train.loop.parallel import is_sharded
+
+RATE, WIDTH = 3e-3, 256
+
+
+def settled(config: TrainConfig, model: nn.Module) -> TrainConfig:
+    """`config` with a learning rate: where it says 0, 3e-3, falling with one over the width of models wider than 256.
+
+    One over the width is what keeps the change of a hidden layer's outputs per step as it is (Yang et al. 2022,
+    arXiv 2203.03466). A model without a spec that says ``d_model`` gets 3e-3.
+    """
+    if config.lr:
+        return config
+    width = getattr(getattr(model, "spec", None), "d_model", WIDTH)
+    return attrs.evolve(config, lr=RATE * min(1.0, WIDTH / width))
+
+
+def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); weight decay on tensors of two or more dimensions only.
+
+    What neurons learn (k, θ) has a group of its own, without decay, at ``neuron_lr`` times the rate.
+
+    torch's fused kernel, where rows are whole vectors: on a CPU it takes what is left over at a tensor's end number
+    by number, which may round otherwise, so that a shard could end up a last bit away from the whole.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("the model has no parameter that requires a gradient; nothing can be trained")
+    mine = {id(p) for p in neuron_parameters(model)}
+    groups: dict[tuple[float, float, bool, bool], list[Tensor]] = {}
+    for p in trained:
+        neuron = id(p) in mine
+        decay = config.weight_decay if p.ndim >= 2 and not neuron else 0.0
+        fused = p.device.type != "cpu" or (p.ndim >= 2 and p.shape[-1] % 16 == 0)
+        groups.setdefault((decay, config.neuron_lr if neuron else 1.0, is_sharded(p), fused), []).append(p)
+    rows = [
+        {"params": found, "weight_decay": decay, "share": share, "lr": config.lr * share, "fused": fused}
+        for (decay, share, _, fused), found in groups.items()
+    ]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(rows, lr=config.lr, betas=betas, eps=1e-8, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("share", 1.0)
+
+
+def neuron_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What the neurons at the spike sites learn: thresholds, k."""
+    found = {id(p): p for site in sites(model).values() for p in site.parameters() if p.requires_grad}
+    return list(found.values())
+
+
+class Positive:
+    """Keeps learnt thresholds positive: a number may at most halve in one step, so it never reaches zero."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.kept = [p for p in neuron_parameters(model) if p.ndim == 0]
+
+    def before(self) -> list[Tensor]:
+        """The numbers before a step."""
+        return [p.detach().clone() for p in self.kept]
+
+    @torch.no_grad()
+    def after(self, before: list[Tensor]) -> None:
+        """Undo what went too far."""
+        for p, old in zip(self.kept, before):
+            p.copy_(torch.where(old > 0, torch.maximum(p, old / 2), p))
+
+
+class Average:
+    """An exponential moving average of the weights: ``a ← d a + (1 - d) w``, d rising to `decay` over the first steps.
+
+    ``d = min(decay, (1 + n) / (10 + n))`` after n steps, so that the first weights do not linger.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after `step` steps."""
+        share = 1.0 - min(self.decay, (1 + step) / (10 + step))
+        for name, p in self.model.named_parameters():
+            self.weights[name].lerp_(p.detach(), share)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the model's weights and the average: evaluate between two calls."""
+        for name, p in self.model.named_parameters():
+            held = p.detach().clone()
+            p.copy_(self.weights[name])
+            self.weights[name] = held
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of a step (from 0): linear warm-up to `lr`, then the schedule, ending at ``final · lr``.
+
+    wsd keeps the peak until the last fifth and falls linearly there (Hu et al. 2024, arXiv 2404.06395).
+    """
+    warm = max(1, round(config.warmup * config.max_steps))
+    if step < warm and config.warmup:
+        return config.lr * (step + 1) / warm
+    share = min(1.0, (step - warm) / max(1, config.max_steps - warm - 1))
+    if config.schedule == "constant":
+        factor = 1.0
+    elif config.schedule == "cosine":
+        factor = config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * share))
+    else:
+        factor = 1.0 if share < 0.8 else 1.0 - (1 - config.final) * (share - 0.8) / 0.2
+    return config.lr * factor
+
+
+def parameter_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """``{what}/{parameter}`` to tensor: AdamW's moments and step counts by name."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    return {
+        f"{what}/{names[id(p)]}": value
+        for p, row in optimizer.state.items()
+        for what, value in row.items()
+        if isinstance(value, Tensor)
+    }

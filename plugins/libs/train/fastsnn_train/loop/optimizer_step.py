@@ -1,0 +1,163 @@
+"""One optimiser step: pieces forward and backward; gradients met, checked, clipped; weights, thresholds, averages."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastsnn_train.config import TrainConfig
+from fastsnn_train.loop.firing_rate import Seen, band_penalty, blend_at, blended, watch
+from fastsnn_train.loop.health import gradient_norms
+from fastsnn_train.loop.optim import Average, Positive, learning_rate, optimizer, set_rate
+from fastsnn_train.loop.parallel import Network, World
+
+log = logging.getLogger("fastsnn")
+IGNORE = -100
+
+
+class NotFinite(ArithmeticError):
+    """A loss or gradient norm that is no number; nothing has been changed."""
+
+
+@attrs.frozen(eq=False)
+class Outcome:
+    """What a step did: loss in nats per token, penalty of the firing band, gradient norms (of blocks, of all), spikes.
+
+    `leaving` says that some process was asked to stop; `skipped` that fp16's gradients overflowed and were dropped.
+    """
+
+    loss: float
+    penalty: float
+    blocks: dict[str, float]
+    norm: float
+    seen: Seen
+    leaving: bool
+    skipped: bool
+
+
+class Stepper:
+    """Holds what a step changes: the network, the optimiser, the loss scaler, the average of the weights."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, world: World) -> None:
+        self.model, self.config, self.world = model, config, world
+        if config.checkpointing:
+            if not hasattr(model, "checkpointing"):
+                raise ValueError(
+                    f"{type(model).__name__} has no activation checkpointing (no attribute `checkpointing`)"
+                )
+            model.checkpointing = True
+        self.network = Network(model, world)
+        self.optimizer = optimizer(model, config)
+        self.positive = Positive(model)
+        self.average = Average(model, config.ema) if config.ema else None
+        self.kind = precision(config, self.device)
+        self.scaler = None
+        if self.kind is torch.float16:
+            if self.device.type == "cuda":
+                self.scaler = torch.amp.GradScaler("cuda")
+            else:
+                log.warning("precision fp16 on %s runs without loss scaling, which is for CUDA", self.device.type)
+        self.compiled: Callable[..., Tensor] | None = torch.compile(model, dynamic=False) if config.compile else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of the configuration."""
+        return torch.autocast(self.device.type, self.kind) if self.kind else contextlib.nullcontext()
+
+    def forward(self, tokens: Tensor, reset: Tensor | None, plain: bool) -> Tensor:
+        """Logits; compiled where that was asked for, unless hooks must see inside (`plain`)."""
+        if self.compiled is None or plain:
+            return self.network(tokens, reset)
+        try:
+            return self.compiled(tokens, reset=reset) if reset is not None else self.compiled(tokens)
+        except Exception as error:
+            logits = self.network(tokens, reset)  # an error of the model itself comes again, and is raised
+            self.compiled = None
+            log.warning("torch.compile failed, going on without it: %s", (str(error) or repr(error)).splitlines()[0])
+            return logits
+
+    def loss(self, tokens: Tensor, reset: Tensor | None, plain: bool = True) -> Tensor:
+        """Mean next-token cross-entropy in nats of ``tokens [B,T+1]``."""
+        logits = self.forward(tokens[:, :-1], reset, plain)
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        targets = self.network.share(tokens[:, 1:])
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+
+    def take(self, tokens: Tensor, reset: Tensor | None, step: int, *, look: bool, leaving: bool) -> Outcome:
+        """Step `step` on a global batch. `look` measures spikes and blocks; `leaving` is told to every process."""
+        config = self.config
+        set_rate(self.optimizer, learning_rate(step, config))
+        self.model.train()
+        rows = self.world.rows(tokens).to(self.device)
+        marks = None if reset is None else self.world.rows(reset).to(self.device)
+        blend = blend_at(step, config.spike_warmup, config.max_steps)
+        with blended(self.model, blend), watch(self.model, health=look, rates=config.rate_weight > 0) as seen:
+            loss, penalty = self.backward(rows, marks, seen, plain=look or blend < 1)
+        self.network.meet()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        blocks, norm = gradient_norms(self.model)
+        loss, penalty, some = self.world.mean([loss, penalty, float(leaving)], self.device)
+        if not math.isfinite(loss) or (not math.isfinite(norm) and self.scaler is None):
+            raise NotFinite(f"the loss is {loss:g}, the gradient's norm {norm:g}")
+        skipped = not math.isfinite(norm)
+        self.update(norm, step)
+        return Outcome(loss, penalty, blocks, norm, seen, some > 0, skipped)
+
+    def backward(self, rows: Tensor, marks: Tensor | None, seen: Seen, plain: bool) -> tuple[float, float]:
+        """Gradients of this process's rows, piece by piece; their mean loss and band penalty."""
+        config = self.config
+        pieces = rows.chunk(config.accumulate)
+        cuts = [None] * len(pieces) if marks is None else marks.chunk(config.accumulate)
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for i, (piece, cut) in enumerate(zip(pieces, cuts)):
+            share = len(piece) / len(rows)
+            with self.network.piece(last=i + 1 == len(pieces)):
+                with self.autocast():
+                    loss = self.loss(piece, cut, plain)
+                penalty = loss.new_zeros(())
+                if seen.rates:
+                    penalty = config.rate_weight * band_penalty(seen.rates, config.rate_low, config.rate_high)
+                total = (loss + penalty) * share
+                (total if self.scaler is None else self.scaler.scale(total)).backward()
+            totals += torch.stack([loss.detach(), penalty.detach()]).double() * share
+        return tuple(totals.tolist())
+
+    @torch.no_grad()
+    def update(self, norm: float, step: int) -> None:
+        """Clip, step, keep thresholds positive, average."""
+        clip = self.config.clip
+        if clip and clip < norm < math.inf:
+            for p in self.model.parameters():
+                if p.grad is not None:
+                    p.grad.mul_(clip / (norm + 1e-6))
+        before = self.positive.before()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.positive.after(before)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(step + 1)
+
+
+def precision(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    """The type autocast uses; None for none. ``auto`` is bf16 on a GPU that has it, else float32."""
+    wanted = config.precision
+    if wanted == "auto":
+        wanted = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]

@@ -1,0 +1,94 @@
+"""A run on disk: what a checkpoint keeps of a `Trainer`, and how a trainer takes it up again."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsnn_train.config import BESIDE_QUALITY, TrainConfig, plain
+from fastsnn_train.data.batch_source import Feed
+from fastsnn_train.loop import checkpoint, randomness, snapshot
+
+if TYPE_CHECKING:
+    from fastsnn_train.loop.trainer import Trainer
+
+log = logging.getLogger("fastsnn")
+
+
+def save(trainer: Trainer, folder: Path) -> Path:
+    """Write a checkpoint of the trainer's step."""
+    position, tensors = trainer.feed.position() if trainer.feed else ({}, {})
+    scaler = trainer.stepper.scaler
+    state = {
+        "step": trainer.step,
+        "config": plain(trainer.config),
+        "model": model_table(trainer),
+        "data": trainer.feed.fingerprint() if trainer.feed else {},
+        "streak": trainer.rescue.streak,
+        "scaler": scaler.state_dict() if scaler else {},
+        "feed": position,
+        "random": trainer.world.gather(randomness.capture()),
+    }
+    rows = {f"feed/{name}": t for name, t in tensors.items()}
+    rows |= snapshot.take(trainer.model, trainer.optimizer, trainer.stepper.average)
+    spare = {trainer.best["step"]} if trainer.best else set()
+    path = checkpoint.save(folder, rows, state, trainer.history, trainer.world, spare, trainer.config.keep)
+    trainer.kept = (trainer.step, len(trainer.history))
+    return path
+
+
+def begin(trainer: Trainer, feed: Feed, resume: bool) -> None:
+    """Stand where the newest whole checkpoint stood, or at the start; then the feed, then the random state."""
+    folder = trainer.folder
+    picked = trainer.world.lead(lambda: newest(trainer, folder, resume)) if folder is not None else None
+    if picked is None:  # a loader that shuffles must shuffle the same way in every process
+        position, tensors = feed.position() if trainer.world.size > 1 else ({}, {})
+        feed.begin(trainer.step, trainer.world.first(position), tensors)
+        return
+    path, state = picked
+    tensors = checkpoint.read(path, snapshot.like(trainer.model))
+    snapshot.put(trainer.model, trainer.optimizer, trainer.stepper.average, tensors, path)
+    trainer.step, trainer.history = state["step"], checkpoint.history(path)
+    trainer.kept = (trainer.step, len(trainer.history))
+    trainer.rescue.streak = dict(state["streak"])
+    if trainer.stepper.scaler is not None and state["scaler"]:
+        trainer.stepper.scaler.load_state_dict(state["scaler"])
+    mine = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith("feed/")}
+    feed.begin(trainer.step, state["feed"], mine)
+    randomness.restore(state["random"][min(trainer.world.rank, len(state["random"]) - 1)])
+
+
+def newest(trainer: Trainer, folder: Path, resume: bool) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to go on from, and its state; a fresh start moves an earlier run's checkpoints aside."""
+    checkpoint.tidy(folder)
+    if not resume:
+        if checkpoint.found(folder) and not trainer.step:
+            aside = checkpoint.free(folder.with_name(f"{folder.name}-1"))
+            folder.rename(aside)
+            log.warning("%s held an earlier run's checkpoints; they are now in %s", folder, aside.name)
+        return None
+    picked = checkpoint.pick(folder)
+    if picked is None:
+        log.warning("nothing to resume under %s; starting afresh", folder)
+        return None
+    path, state = picked
+    if changed := changes(state["config"], trainer.config):
+        log.warning("resuming %s with other settings: %s", path.name, ", ".join(changed))
+    if trainer.feed is not None and state["data"] != trainer.feed.fingerprint():
+        log.warning("resuming %s on other data: %s then, %s now", path.name, state["data"], trainer.feed.fingerprint())
+    if odd := [k for k, v in model_table(trainer).items() if state["model"].get(k) != v]:
+        log.warning("resuming %s with another model specification: %s", path.name, ", ".join(odd))
+    return picked
+
+
+def changes(then: dict[str, Any], config: TrainConfig) -> list[str]:
+    """Settings that differ from a checkpoint's and change what is learnt."""
+    now = plain(config)
+    return [k for k, v in now.items() if k in then and then[k] != v and k not in BESIDE_QUALITY]
+
+
+def model_table(trainer: Trainer) -> dict[str, Any]:
+    """The model's specification as plain data; empty for a network without one."""
+    spec = getattr(trainer.model, "spec", None)
+    return {} if spec is None else plain(spec)

@@ -1,0 +1,269 @@
+"""The training loop: batches in, a trained model out, everything it did in `history`, resumable bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsnn_core import Run
+from fastsnn_core.errors import FastSNNError
+from fastsnn_core.files import beside
+from fastsnn_core.site import sites
+from fastsnn_train.config import TrainConfig, plain
+from fastsnn_train.data.batch_source import Feed, feed_of
+from fastsnn_train.data.packing import Data, Packed
+from fastsnn_train.data.streaming import Streamed
+from fastsnn_train.evaluation.evaluate import evaluate
+from fastsnn_train.loop import checkpoint, health, parallel, resume, snapshot
+from fastsnn_train.loop.callbacks import Following, Leaving
+from fastsnn_train.loop.firing_rate import Rescue
+from fastsnn_train.loop.optim import learning_rate, settled
+from fastsnn_train.loop.optimizer_step import NotFinite, Outcome, Stepper
+from fastsnn_train.loop.progress import Progress
+
+log = logging.getLogger("fastsnn")
+
+
+class TrainingError(FastSNNError, RuntimeError):
+    """Training cannot go on: the message says at which step, where, and what was saved."""
+
+
+class Trainer:
+    """Trains a language model on token batches.
+
+    ``Trainer(model, TrainConfig(max_steps=10)).fit(batches)`` with any iterable of token ids ``[B, T]``, or a `Data`,
+    `Packed` or `Streamed` corpus. With `out`, checkpoints go to ``out/checkpoints`` and ``fit(…, resume=True)`` goes on
+    from the last one, bit for bit on a CPU. `history` has a row per ``log_every`` steps and per evaluation.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: TrainConfig | None = None, *, out: str | Path | None = None, quiet: bool = False
+    ) -> None:
+        self.model, self.config = model, settled(config or TrainConfig(), model)
+        self.out = None if out is None else Path(out)
+        self.world = parallel.join(self.config.parallel)
+        self.quiet = quiet or not self.world.leader
+        self.stepper = Stepper(model, self.config, self.world)
+        self.rescue = Rescue(self.config.rescue)
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.data: Data | None = None
+        self.feed: Feed | None = None
+        self.kept = (-1, 0)  # step and history length of the newest checkpoint
+        self.warned: set[str] = set()
+        self.last_health: dict[str, health.SiteHealth] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.stepper.device
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW."""
+        return self.stepper.optimizer
+
+    @property
+    def folder(self) -> Path | None:
+        """Where checkpoints go."""
+        return None if self.out is None else self.out / "checkpoints"
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the best evaluation so far."""
+        rows = [row for row in self.history if "held_out" in row]
+        return min(rows, key=lambda row: row["held_out"]) if rows else None
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of the configuration."""
+        return self.stepper.autocast()
+
+    # -- a run ---------------------------------------------------------------------------------------------------
+
+    def fit(
+        self, data: Data | Packed | Streamed | Iterable[Any], held_out: Packed | None = None, *, resume: bool = False
+    ) -> Trainer:
+        """Train until ``config.max_steps``, or until the data or a tracker ends it; returns the trainer.
+
+        SIGINT and SIGTERM end it after the current step, with a checkpoint, as a `KeyboardInterrupt`.
+        """
+        if isinstance(data, Data):
+            self.data, held_out = data, held_out or data.held_out
+            data = data.train
+        feed = self.feed = feed_of(data, self.config)
+        resume.begin(self, feed, resume)
+        run = Run(self.model, self.out, plain(self.config), self.config.max_steps, self.history)
+        trackers = self.config.trackers if self.world.leader else ()
+        with (
+            Leaving() as leaving,
+            Progress(self.config.max_steps, self.step, quiet=self.quiet) as progress,
+            Following(trackers, run) as following,
+        ):
+            if self.loop(feed, held_out, run, leaving, progress, following):
+                self.save(following)
+                raise KeyboardInterrupt(f"{leaving.asked or 'a signal to another process'} at step {self.step}")
+            if run.stopping:
+                progress.say(f"stopped at step {self.step}: {run.stopping}")
+            if held_out is not None and self.step and "held_out" not in (self.history or [{}])[-1]:
+                self.note({"step": self.step} | self.judge(held_out), progress, following)
+            self.save(following)
+        self.finish(held_out)
+        return self
+
+    def loop(
+        self, feed: Feed, held_out: Packed | None, run: Run, leaving: Leaving, progress: Progress, following: Following
+    ) -> bool:
+        """Step after step; True where all processes agreed to leave early because one got a signal."""
+        config, seen, clock, leave = self.config, 0, time.perf_counter(), False
+        while self.step < config.max_steps and not run.stopping and not leave:
+            batch = feed.next()
+            if batch is None:
+                progress.say(f"the data ended after {self.step} steps of {config.max_steps}")
+                break
+            last = self.step + 1 == config.max_steps
+            due = last or (self.step + 1) % config.log_every == 0
+            outcome = self.train_step(*batch, look=due, leaving=bool(leaving.asked))
+            seen += batch[0][:, 1:].numel()
+            row: dict[str, Any] = {"step": self.step, "loss": outcome.loss}
+            if due:
+                row |= self.describe(outcome, batch, progress)
+                row |= {"tokens_per_second": seen / max(1e-9, time.perf_counter() - clock)}
+            judged = held_out is not None and (last or bool(config.eval_every and self.step % config.eval_every == 0))
+            if judged and held_out is not None:
+                row |= self.judge(held_out)
+            if due or judged:
+                self.note(row, progress, following)
+                run.stopping = self.world.first(run.stopping)
+                seen, clock = 0, time.perf_counter()
+            progress.update(self.step, row)
+            leave = outcome.leaving if self.world.size > 1 else bool(leaving.asked)
+            if not last and not leave and self.is_due(judged):
+                self.save(following)
+        return leave
+
+    def is_due(self, judged: bool) -> bool:
+        """Is a checkpoint to be written: every so many steps, and at the best evaluation?"""
+        if self.out is None:
+            return False
+        every = self.config.checkpoint_every
+        return bool(every and self.step % every == 0) or (judged and (self.best or {}).get("step") == self.step)
+
+    def train_step(
+        self, tokens: Tensor, reset: Tensor | None = None, *, look: bool = False, leaving: bool = False
+    ) -> Outcome:
+        """One optimiser step on ``tokens [B, T+1]``; a loss that is no number stops the run with `TrainingError`."""
+        try:
+            outcome = self.stepper.take(tokens, reset, self.step, look=look, leaving=leaving)
+        except NotFinite as error:
+            raise self.stop(str(error), tokens, reset) from None
+        self.step += 1
+        return outcome
+
+    def stop(self, what: str, tokens: Tensor, reset: Tensor | None) -> TrainingError:
+        """Save the batch, name the layer; the error to raise."""
+        rows, marks = (None if t is None else self.world.rows(t).to(self.device) for t in (tokens, reset))
+        with self.autocast():
+            where = health.first_bad(self.model, lambda: self.stepper.loss(rows, marks))
+        self.stepper.network.rest()
+        self.optimizer.zero_grad(set_to_none=True)
+        saved = ""
+        if self.out is not None and self.world.leader:
+            from safetensors.torch import save_file
+
+            path = self.out / f"bad-batch-step-{self.step}.safetensors"
+            with beside(path) as scratch:
+                save_file({"tokens": tokens.cpu()} | ({} if reset is None else {"reset": reset.cpu()}), scratch)
+            saved = f"; the batch is in {path}"
+        return TrainingError(
+            f"step {self.step}: {what}; {where}{saved}. "
+            "Lower lr, or clip harder; the weights are those before this step"
+        )
+
+    def describe(self, outcome: Outcome, batch: tuple[Tensor, Tensor | None], progress: Progress) -> dict[str, Any]:
+        """A log row's facts about a step; complains once of each site or block, and rescues sites that are due."""
+        row: dict[str, Any] = {"lr": learning_rate(self.step - 1, self.config)}
+        self.last_health = found = health.shared(outcome.seen.means(), self.world, self.device)
+        row |= health.firing(found) | {"gradient_norm": outcome.norm, "gradient": outcome.blocks}
+        if self.config.rate_weight:
+            row["rate_penalty"] = outcome.penalty
+        if outcome.skipped:
+            row["skipped"] = 1
+        neurons = {name: site.neuron for name, site in sites(self.model).items() if site.neuron is not None}
+        says = health.complaints(found, neurons) | health.gradient_complaints(outcome.blocks)
+        news = [text for name, text in says.items() if name not in self.warned]
+        self.warned |= says.keys()
+        if ready := self.rescue.due(found, self.model):
+            rows, marks = (None if t is None else self.world.rows(t).to(self.device) for t in batch)
+            news += self.rescue.help(ready, self.model, lambda: self.stepper.loss(rows, marks), self.world.average_)
+            self.stepper.network.rest()
+            self.warned -= set(ready)
+        for text in news if self.world.leader else ():
+            log.warning("step %d: %s", self.step, text)
+        return row | ({"flags": sorted(says)} if says else {})
+
+    def judge(self, held_out: Packed) -> dict[str, float]:
+        """Held-out nats per token, of the averaged weights too."""
+        row = {"held_out": self.evaluate(held_out)["nats_per_token"]}
+        if self.stepper.average is not None:
+            self.stepper.average.swap()
+            try:
+                row["held_out_ema"] = self.evaluate(held_out)["nats_per_token"]
+            finally:
+                self.stepper.average.swap()
+        return row
+
+    def evaluate(self, held_out: Packed) -> dict[str, Any]:
+        """Held-out figures on the first `eval_sequences` sequences; processes share them where they come out even."""
+        n, size = min(len(held_out), self.config.eval_sequences), self.world.size
+        if n % size == 0 and size > 1:
+            begin, n = self.world.rank * (n // size) * held_out.seq_len, n // size
+            held_out = held_out.part(begin, begin + n * held_out.seq_len + 1)
+        with self.autocast():
+            found = evaluate(self.model, held_out, max_sequences=n)
+        self.stepper.network.rest()
+        (nats,) = self.world.mean([found["nats_per_token"]], self.device)
+        return found | {"nats_per_token": nats, "perplexity": math.exp(min(nats, 700.0))}
+
+    def note(self, row: dict[str, Any], progress: Progress, following: Following) -> None:
+        """A row into the history, to the trackers and onto the screen."""
+        self.history.append(row)
+        following.log(row)
+        progress.log(row)
+
+    def finish(self, held_out: Packed | None) -> None:
+        """Leave the model whole, with the weights asked for, in evaluation mode, and say in its meta what was done."""
+        if self.config.bundle == "ema" and self.stepper.average is not None:
+            self.stepper.average.swap()
+        best = self.best
+        if self.config.bundle == "best" and self.folder is not None and best is not None and best["step"] != self.step:
+            path = self.folder / checkpoint.name_of(best["step"])
+            self.world.lead(lambda: checkpoint.verify(path))
+            snapshot.put_model(self.model, checkpoint.read(path, snapshot.like(self.model)), path)
+        self.model = parallel.whole_model(self.model)
+        meta = dict(getattr(self.model, "meta", {}))
+        last = {k: v for row in self.history[-1:] for k, v in row.items() if isinstance(v, int | float)}
+        done = {"what": "fit", "steps": self.step, "config": plain(self.config), "last": last}
+        if self.config.bundle == "best" and best is not None:
+            done["weights_of_step"] = best["step"]
+        if self.data is not None:
+            done |= {"data": self.data.note, "seq_len": self.data.train.seq_len}
+        meta["milestones"] = [*meta.get("milestones", []), done]
+        self.model.meta = meta  # type: ignore[assignment]
+        self.model.eval()
+
+    def save(self, following: Following | None = None) -> Path | None:
+        """Write a checkpoint of this step under ``out/checkpoints``; None without `out`, or where it stands already."""
+        if self.folder is None or self.kept == (self.step, len(self.history)):
+            return None
+        path = resume.save(self, self.folder)
+        if following is not None:
+            following.saved(path)
+        return path
