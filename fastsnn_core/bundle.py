@@ -8,7 +8,8 @@
         meta.json             tokenizer kind, milestones, metrics, environment, size and sha256 of every file
         spike.report/         SpikeScope's report, where one was made
 
-Everything is verified on load, meta.json included; there is no pickle anywhere. ``save(load(b), c)`` gives equal bytes.
+Everything is verified on load, meta.json included, and a file that meta.json does not list is refused, so that nothing
+unverified is ever used; there is no pickle anywhere. ``save(load(b), c)`` gives equal bytes.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import importlib.metadata
 import json
 import platform
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastsnn_core import targets
 from fastsnn_core import spec as specs
 from fastsnn_core.component import Component, Model, parts
 from fastsnn_core.errors import FastSNNError
@@ -40,6 +42,7 @@ CONFIG, WEIGHTS, META, TOKENIZER, REPORT = (
     "tokenizer.json",
     "spike.report",
 )
+DROPPINGS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave; nothing reads them
 
 
 class BundleError(FastSNNError):
@@ -152,9 +155,10 @@ def save(model: nn.Module, path: str | Path, *, tokenizer: str | None = None, re
     """Write a bundle at `path`, whole or not at all. `tokenizer` is the text of a tokenizer.json, `report` a folder."""
     from safetensors.torch import save_file
 
-    path = Path(path)
-    if path.exists() and not ((path / CONFIG).is_file() or (path / META).is_file()):
-        raise BundleError(f"{path} exists and is no bundle; it is left alone. Choose another name or remove it")
+    try:
+        path = targets.bundle(path)
+    except targets.FileError as error:
+        raise BundleError(str(error)) from None
     kept, tied = tensors(model)
     table = config(model) | ({"tied": tied} if tied else {})
     if getattr(model.spec, "quant", None) is not None and PACKED in (kept := pack(kept)):
@@ -192,8 +196,43 @@ def read_json(path: Path) -> Any:
         raise BundleError(f"{path} is missing")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is damaged: {error}") from None
+
+
+def listed(path: Path, seal: Path) -> None:
+    """Check the files of a sealed folder against the list in its `seal`: all there, unaltered, and no others.
+
+    ``seal`` is the JSON file (`META` of a bundle) that carries ``{"files": {name: {"bytes", "sha256"}}, "seal": …}``.
+    """
+    meta = read_json(seal)
+    if not isinstance(meta, dict) or dump(sealed(meta)) != seal.read_text(encoding="utf-8"):
+        raise BundleError(f"{seal} is altered: its seal does not match its contents")
+    files = meta.get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(row, dict) and {"bytes", "sha256"} <= row.keys() for row in files.values()
+    ):
+        raise BundleError(f"{seal} is damaged: it has no list of files")
+    for name, wanted in files.items():
+        file, parts = path / name, PurePosixPath(name).parts
+        if PurePosixPath(name).is_absolute() or ".." in parts or not parts:
+            raise BundleError(f"{seal} names a file outside the folder: {name}")
+        if not file.is_file():
+            raise BundleError(f"{file} is missing")
+        size = file.stat().st_size
+        if size != wanted["bytes"]:
+            what = "truncated" if size < wanted["bytes"] else "altered"
+            raise BundleError(f"{file} is {what}: {size} bytes, {wanted['bytes']} expected")
+        if digest(file)["sha256"] != wanted["sha256"]:
+            raise BundleError(f"{file} is altered: its sha256 is not the one in {seal.name}")
+    found = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_symlink() or not p.is_dir()}
+    strangers = sorted(n for n, p in found.items() if n not in files and p != seal and p.name not in DROPPINGS)
+    if strangers:
+        raise BundleError(
+            f"{path / strangers[0]} is no part of it: {seal.name} does not list it"
+            + (f" (nor {len(strangers) - 1} more)" if len(strangers) > 1 else "")
+            + ". Remove it: only what is listed can be verified"
+        )
 
 
 def verify(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -203,26 +242,16 @@ def verify(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         what = "is a file, not a bundle folder" if path.exists() else "does not exist"
         aside = next(iter(sorted(path.parent.glob(f".{path.name}.*.old"))), None) if path.parent.is_dir() else None
         raise BundleError(f"{path} {what}" + (f"; an earlier version was kept at {aside}" if aside else ""))
+    listed(path, path / META)
     meta = read_json(path / META)
-    raw = (path / META).read_text(encoding="utf-8")
-    if not isinstance(meta, dict) or dump(sealed(meta)) != raw:
-        raise BundleError(f"{path / META} is damaged: its seal does not match its contents")
-    for name, wanted in meta["files"].items():
-        file = path / name
-        if not file.resolve().is_relative_to(path.resolve()):
-            raise BundleError(f"{path / META} names a file outside the bundle: {name}")
-        if not file.is_file():
-            raise BundleError(f"{file} is missing")
-        size = file.stat().st_size
-        if size != wanted["bytes"]:
-            what = "truncated" if size < wanted["bytes"] else "altered"
-            raise BundleError(f"{file} is {what}: {size} bytes, {wanted['bytes']} expected")
-        if digest(file)["sha256"] != wanted["sha256"]:
-            raise BundleError(f"{file} is altered: its sha256 is not the one in {META}")
     for name in (CONFIG, WEIGHTS):
         if name not in meta["files"]:
             raise BundleError(f"{path / META} does not list {name}")
-    return read_json(path / CONFIG), meta
+    table = read_json(path / CONFIG)
+    for name, kind in (("distributions", dict), ("sections", dict), ("tied", dict), ("model", dict)):
+        if not isinstance(table, dict) or not isinstance(table.get(name, {}), kind):
+            raise BundleError(f"{path / CONFIG} is damaged: its {name} is no table")
+    return table, meta
 
 
 def read_spec(path: Path, table: dict[str, Any]) -> Model:
@@ -286,9 +315,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     restore(model, found, path / WEIGHTS)
     model.meta = {k: v for k, v in meta.items() if k not in ("files", "seal")}  # type: ignore[assignment]
     model.sections = table.get("sections", {})
-    if (path / TOKENIZER).is_file():
+    if TOKENIZER in meta["files"]:
         model.tokenizer_json = (path / TOKENIZER).read_text(encoding="utf-8")  # type: ignore[assignment]
-    if (path / REPORT).is_dir():
+    if any(name.startswith(f"{REPORT}/") for name in meta["files"]):
         model.report_path = path / REPORT  # type: ignore[assignment]
     return model.to(device).eval()
 

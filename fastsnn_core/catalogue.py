@@ -13,3 +13,18 @@ FIRST_PARTY: dict[str, tuple[str, ...]] = {
     "kernel": ("numba", "triton"),
     "tracker": ("jsonl", "tensorboard"),
 }
+
+VERBS: dict[str, str] = {
+    "convert": "fastsnn-convert",
+    "eval": "fastsnn-train",
+    "export": "fastsnn",
+    "extend": "fastsnn-train",
+    "fit": "fastsnn-train",
+    "generate": "fastsnn",
+    "lm-eval": "fastsnn-lm-eval",
+    "run": "fastsnn",
+    "scope": "fastsnn-scope",
+    "serve": "fastsnn-serve",
+    "tune": "fastsnn-tune",
+}
+"""Verbs of the first-party apps, and what brings each."""

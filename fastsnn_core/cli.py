@@ -5,37 +5,48 @@
 
 from __future__ import annotations
 
-import argparse
+import ast
+import contextlib
+import errno
 import importlib.metadata
+import importlib.util
 import json
 import logging
+import os
+import platform
+import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastsnn_core.errors import UserError
+from fastsnn_core.arguments import Parser, choice
+from fastsnn_core.errors import FastSNNError, UserError, did_you_mean
 
 Verb = Callable[[list[str]], int]
-EXIT_USER, EXIT_INTERRUPT = 2, 130
-
-
-def parser(verb: str, text: str | None) -> argparse.ArgumentParser:
-    """The parser of one verb; its description is the verb's docstring."""
-    return argparse.ArgumentParser(prog=f"fastsnn {verb}", description=text)
+EXIT_BUG, EXIT_USER, EXIT_INTERRUPT = 1, 2, 130
+BUG = """fastsnn: this is a bug of FastSNN or of a plugin, not a mistake of yours.
+Please report it with the lines above, the command, and: {}"""
 
 
 def plugins(argv: list[str]) -> int:
     """List plugins: name, distribution, version, status, and what each offers or why it is not loaded."""
     from fastsnn_core import plugins as found
 
-    args = parser("plugins", plugins.__doc__)
+    args = Parser("plugins", plugins.__doc__)
     args.add_argument("--kind", help="only plugins that offer this kind")
     args.add_argument("--json", action="store_true", help="as JSON")
     args.add_argument(
         "--no-load", action="store_true", help="metadata only: nothing is imported, works when all are broken"
     )
     opts = args.parse_args(argv)
+    if opts.kind is not None:
+        from fastsnn_core.component import KINDS
+
+        choice(opts.kind, list(KINDS), "--kind")
+        if opts.no_load:
+            args.error("--no-load does not know what a plugin offers, so it does not go with --kind")
     rows = list(found.installed() if opts.no_load else found.registry().plugins)
     rows = [r for r in rows if opts.kind is None or opts.kind in r.offers]
     if opts.json:
@@ -53,7 +64,7 @@ def plugins(argv: list[str]) -> int:
 
 def show(argv: list[str]) -> int:
     """Show a component (equation, parameters, contract), what a bundle holds, or `kernels`: which path runs what."""
-    args = parser("show", show.__doc__)
+    args = Parser("show", show.__doc__)
     args.add_argument("name", help="a component (lif, acme/lif, neuron:lif), a .snn bundle, or 'kernels'")
     args.add_argument("bundle", nargs="?", help="with 'kernels': which path each layer of this bundle takes, and why")
     args.add_argument("--json", action="store_true", help="as JSON")
@@ -80,7 +91,7 @@ def show(argv: list[str]) -> int:
 
 def check(argv: list[str]) -> int:
     """Check a spec: every error at once with file and line, or the filled spec. A bundle: are its files intact?"""
-    args = parser("check", check.__doc__)
+    args = Parser("check", check.__doc__)
     args.add_argument("spec", help="a TOML spec, or a .snn bundle")
     args.add_argument("--json", action="store_true", help="as JSON")
     opts = args.parse_args(argv)
@@ -116,7 +127,7 @@ def check(argv: list[str]) -> int:
 
 def new_plugin(argv: list[str]) -> int:
     """Write the four files of a new plugin, complete and passing its own conformance test."""
-    args = parser("new-plugin", new_plugin.__doc__)
+    args = Parser("new-plugin", new_plugin.__doc__)
     args.add_argument(
         "kind", help="surrogate, neuron, coder, attention, feedforward, model, rule, exporter, scope, kernel, tracker"
     )
@@ -132,7 +143,7 @@ def new_plugin(argv: list[str]) -> int:
 
 def test(argv: list[str]) -> int:
     """Run the conformance kit over one plugin, or over all of them."""
-    args = parser("test", test.__doc__)
+    args = Parser("test", test.__doc__)
     args.add_argument("plugin", nargs="*", help="plugins to check; all when left out")
     opts, rest = args.parse_known_args(argv)
     try:
@@ -152,69 +163,148 @@ def added() -> dict[str, Any]:
     return {p.name: p for p in importlib.metadata.entry_points(group="fastsnn1.commands")}
 
 
+def sentence(point: Any) -> str:
+    """The first sentence of a verb's docstring, read from its source: nothing is imported."""
+    try:
+        top, *rest = point.value.partition(":")[0].split(".")
+        found = importlib.util.find_spec(top)
+        place = Path(found.origin) if found is not None and found.origin else Path()
+        if rest:
+            place = place.parent.joinpath(*rest)
+            place = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        tree = ast.parse(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError, ImportError):
+        return ""
+    name = point.value.partition(":")[2]
+    functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name]
+    text = " ".join((ast.get_docstring(functions[0]) or "").split()) if functions else ""
+    return re.split(r"(?<=\.)\s", text)[0]
+
+
 def usage() -> str:
     """The text of ``fastsnn --help``."""
-    lines = ["usage: fastsnn [-p FILE] [--version] VERB …", "", "Spiking networks out of plugins.", ""]
-    lines += [f"  {verb:<12} {(function.__doc__ or '').splitlines()[0]}" for verb, function in OWN.items()]
-    more: dict[str, list[str]] = {}
-    for verb, point in sorted(added().items()):
-        more.setdefault(point.dist.name if point.dist else "?", []).append(verb)
-    lines += ["", *(f"  from {dist}: {', '.join(verbs)}" for dist, verbs in sorted(more.items()))]
+    points = added()
+    says = {verb: sentence(point) for verb, point in sorted(points.items())}
+    wide = max(map(len, [*OWN, *says])) + 1
+    lines = ["usage: fastsnn [-p FILE] [--traceback] [--version] VERB …", "", "Spiking networks out of plugins."]
+    if says:
+        lines += ["", *(f"  {verb:<{wide}} {text}".rstrip() for verb, text in says.items())]
+    lines += ["", "plugins and specs:"]
+    lines += [f"  {verb:<{wide}} {(function.__doc__ or '').splitlines()[0]}" for verb, function in OWN.items()]
     lines += [
         "",
         "  -p FILE      load an inline plugin from a Python file first",
+        "  --traceback  show where in the code a mistake was noticed (also: FASTSNN_TRACEBACK=1)",
         "  fastsnn VERB --help says more of a verb.",
     ]
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of ``fastsnn`` and ``python -m fastsnn_core``."""
-    logging.basicConfig(format="fastsnn: %(message)s", level=logging.WARNING)
+    """Entry point of ``fastsnn`` and ``python -m fastsnn_core``.
+
+    Exit status: 0 done; 1 a check failed, or a bug (shown with its traceback); 2 a mistake of the user's, in one line;
+    130 interrupted. ``--traceback`` or ``FASTSNN_TRACEBACK=1`` shows the traceback of mistakes, too.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    told = os.environ.get("FASTSNN_TRACEBACK", "0") not in ("", "0")
+    if "--traceback" in (mine := words[: words.index("--")] if "--" in words else words):
+        words.remove("--traceback")
+        told = bool(mine)
+    log_to_stderr()
     try:
-        while words[:1] == ["-p"]:
-            from fastsnn_core.plugins import load_file
-
-            if len(words) < 2:
-                raise UserError("-p needs the path of a Python file")
-            load_file(words[1])
-            words = words[2:]
-        if not words or words[0] in ("-h", "--help", "help"):
-            print(usage())
-            return 0 if words else EXIT_USER
-        if words[0] == "--version":
-            from fastsnn_core import __version__
-
-            print(f"fastsnn-core {__version__}")
-            return 0
-        return int(verb(words[0])(words[1:]) or 0)
+        return run(words)
     except KeyboardInterrupt:
         print("fastsnn: interrupted", file=sys.stderr)
         return EXIT_INTERRUPT
     except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # what is left in the buffer has no reader: not again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if not is_user_error(error):
-            raise
-        print(f"fastsnn: {error}", file=sys.stderr)
+        says = mistake(error)
+        if told or says is None:
+            traceback.print_exc()
+        if says is None:
+            print(BUG.format(environment()), file=sys.stderr)
+            return EXIT_BUG
+        print(f"fastsnn: {says}", file=sys.stderr)
         return EXIT_USER
 
 
+def run(words: list[str]) -> int:
+    """What the words say, after the options that stand before the verb."""
+    while words[:1] == ["-p"]:
+        from fastsnn_core.plugins import load_file
+
+        if len(words) < 2:
+            raise UserError("-p needs the path of a Python file")
+        load_file(words[1])
+        words = words[2:]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else EXIT_USER
+    if words[0] == "--version":
+        from fastsnn_core import __version__
+
+        print(f"fastsnn-core {__version__}")
+        return 0
+    return int(verb(words[0])(words[1:]) or 0)
+
+
 def verb(name: str) -> Verb:
-    """The function behind a verb; an unknown one says what there is."""
+    """The function behind a verb; an unknown one says what there is, and what to install for a first-party one."""
     if name in OWN:
         return OWN[name]
     points = added()
     if name in points:
         return points[name].load()
-    import difflib
+    from fastsnn_core.catalogue import VERBS
 
-    close = difflib.get_close_matches(name, [*OWN, *points], 1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise UserError(f"no verb {name!r}; {hint}verbs: {', '.join([*OWN, *sorted(points)])}")
+    if name in VERBS:
+        raise UserError(f"the verb {name!r} comes with: pip install {VERBS[name]}")
+    raise UserError(f"no verb {name!r}; {did_you_mean(name, [*OWN, *points], 'verbs')}")
 
 
-def is_user_error(error: Exception) -> bool:
-    """Errors whose message is the whole story: bad specs, names, bundles, files, arguments."""
-    return isinstance(error, UserError | ValueError | LookupError | OSError | ImportError) and bool(str(error))
+FAULTS_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM}
+
+
+def mistake(error: BaseException) -> str | None:
+    """What to say of an error that is no bug: a `FastSNNError`, a path of the user's, a full disk; None for a bug."""
+    if isinstance(error, FastSNNError | ValueError | ImportError):  # the last two until every module has moved
+        return str(error) or type(error).__name__
+    if isinstance(error, MemoryError):
+        return f"out of memory{f': {error}' if str(error) else ''}"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return None if is_ours(Path(str(error.filename))) else f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in FAULTS_OF_THE_MACHINE:
+        return str(error.strerror)
+    return None
+
+
+def is_ours(path: Path) -> bool:
+    """Does a file belong to an installed package of FastSNN, so that its absence is no fault of the user's?"""
+    modules = [m for name, m in list(sys.modules.items()) if name.startswith("fastsnn") and "." not in name]
+    homes = [Path(f).parent for m in modules if (f := getattr(m, "__file__", None)) and f.endswith("__init__.py")]
+    return any(path.resolve().is_relative_to(home.resolve()) for home in homes)
+
+
+def environment() -> str:
+    """What a report of a bug should say, without importing anything heavy."""
+    from fastsnn_core import __version__
+
+    found = [f"fastsnn-core {__version__}", f"Python {platform.python_version()}", platform.platform()]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found.insert(1, f"torch {importlib.metadata.version('torch')}")
+    return ", ".join(found)
+
+
+def log_to_stderr() -> None:
+    """Warnings of FastSNN and the libraries below, one line each, above a progress bar that may be drawn."""
+    from fastsnn_core.progress import LogHandler
+
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = LogHandler()
+        handler.setFormatter(logging.Formatter("fastsnn: %(message)s"))
+        root.addHandler(handler)

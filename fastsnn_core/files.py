@@ -9,13 +9,16 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastsnn_core.targets import plain_modes
+
 
 @contextlib.contextmanager
 def beside(path: str | Path) -> Iterator[Path]:
     """A scratch path next to `path`; when the block ends well, what stands there becomes `path`, whole.
 
     The block makes a file or a folder. On an error the scratch is removed and `path` is as it was. A folder that is
-    replaced is moved aside first and removed last, so that at no moment a half-written one stands at `path`.
+    replaced is moved aside first and removed last, so that at no moment a half-written one stands at `path`. Everything
+    gets the permissions that the umask asks for, whatever wrote it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,6 +26,7 @@ def beside(path: str | Path) -> Iterator[Path]:
     scratch = path.with_name(f".{path.name}.{tag}.part")
     try:
         yield scratch
+        plain_modes(scratch)
         if path.is_dir() and scratch.is_dir():
             old = path.with_name(f".{path.name}.{tag}.old")
             path.rename(old)

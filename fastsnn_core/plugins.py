@@ -8,6 +8,7 @@ warning line and a status; ``FASTSNN_STRICT=1`` raises instead, ``FASTSNN_DISABL
 from __future__ import annotations
 
 import difflib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import logging
@@ -15,6 +16,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -145,6 +147,16 @@ class Registry:
             log.warning("plugin %s (%s) is %s: %s", plugin.name, plugin.distribution, plugin.status, plugin.error)
         self.plugins.append(plugin)
 
+    def forget(self, name: str, distribution: str) -> None:
+        """Take out the plugin of that name and distribution, if it is there, with what it offered."""
+        gone = [p for p in self.plugins if (p.name, p.distribution) == (name, distribution)]
+        self.plugins = [p for p in self.plugins if p not in gone]
+        for table in self.components.values() if gone else ():
+            for short, hits in list(table.items()):
+                table[short] = [(p, c) for p, c in hits if p != name or c.__module__ != gone[0].value]
+                if not table[short]:
+                    del table[short]
+
     def names(self, kind: str) -> list[str]:
         """Short names of a kind, sorted."""
         return sorted(self.components.get(kind, {}))
@@ -196,15 +208,41 @@ def registry() -> Registry:
 
 
 def load_file(path: str | Path) -> None:
-    """Load an inline plugin from one Python file (``fastsnn -p ./my_neuron.py …``): explicit, never implicit."""
+    """Load an inline plugin from one Python file (``fastsnn -p ./my_neuron.py …``): explicit, never implicit.
+
+    Its module is called ``fastsnn_inline_<stem>``, so that a file called json.py shadows nothing. A file that cannot be
+    run, or whose hooks fail, is a `PluginError`; loading the same file again replaces what it offered.
+    """
     path = Path(path)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
+    if not path.is_file():
         raise LookupFailure(f"no plugin file {str(path)!r}", "give the path of a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    registry().load(Plugin(path.stem, str(path), getattr(module, "__version__", "0"), path.stem), module)
+    name = f"fastsnn_inline_{path.stem}"
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))  # type: ignore[arg-type]
+    before, sys.modules[name] = sys.modules.get(name), module
+    try:
+        loader.exec_module(module)
+        registry().forget(path.stem, str(path))
+        registry().load(Plugin(path.stem, str(path), getattr(module, "__version__", "0"), name), module)
+        mine = registry().plugins[-1]
+        if mine.status == "broken":
+            registry().forget(mine.name, mine.distribution)
+            raise PluginError(f"plugin {path} is broken: {mine.error}")
+    except BaseException as error:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+        if isinstance(error, PluginError | KeyboardInterrupt):
+            raise
+        raise PluginError(f"plugin {place_of(error, path)}: {type(error).__name__}: {error}") from error
+
+
+def place_of(error: BaseException, path: Path) -> str:
+    """``file:line`` where a plugin's file went wrong."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f"{path}:{error.lineno}"
+    lines = [n for f, n in traceback.walk_tb(error.__traceback__) if f.f_code.co_filename == str(path)]
+    return f"{path}:{lines[-1]}" if lines else str(path)
 
 
 def add_module(module: Any, name: str) -> None:

@@ -13,6 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsnn_core.errors import FastSNNError
+from fastsnn_core.files import beside
+from fastsnn_core.targets import existing_file
+
 
 def tree_map(change: Callable[[Tensor], Any], state: Any) -> Any:
     """The same structure with `change` applied to every tensor."""
@@ -55,7 +59,7 @@ def join(states: list[Any]) -> Any:
     """One batch out of several (equal structure): the inverse of `select`."""
     parts = [dict(leaves(s)) for s in states]
     if any(p.keys() != parts[0].keys() for p in parts):
-        raise ValueError("streams of different models cannot share a batch")
+        raise FastSNNError("streams of different models cannot share a batch")
     rows = iter([torch.cat([p[name] for p in parts]) for name in parts[0]])
     return tree_map(lambda _: next(rows), states[0])
 
@@ -64,19 +68,21 @@ def save(state: Any, path: str | Path) -> None:
     """Write a state as safetensors, beside and renamed."""
     from safetensors.torch import save as to_bytes
 
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(to_bytes({name: t.detach().contiguous() for name, t in leaves(state)}))
-    beside.replace(path)
+    with beside(path) as scratch:
+        scratch.write_bytes(to_bytes({name: t.detach().contiguous() for name, t in leaves(state)}))
 
 
 def load(path: str | Path, like: Any) -> Any:
     """Read a state into the structure of `like` (any state of the same model)."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    found = load_file(path)
+    try:
+        found = load_file(existing_file(path))
+    except SafetensorError as error:
+        raise FastSNNError(f"{path} is no state: {error}") from None
     wanted = [name for name, _ in leaves(like)]
     if sorted(found) != sorted(wanted):
-        raise ValueError(f"{path} is no state of this model: it has {len(found)} tensors, {len(wanted)} expected")
+        raise FastSNNError(f"{path} is no state of this model: it has {len(found)} tensors, {len(wanted)} expected")
     rows = iter([found[name] for name in wanted])
     return tree_map(lambda _: next(rows), like)

@@ -1,6 +1,8 @@
 """A small TOML writer: the inverse of tomli for the tables a spec is made of.
 
-Top-level tables get a header; everything below is written inline, long lists over several lines.
+Top-level tables get a header; everything below is written inline, long lists over several lines. This is why tomli-w
+is not used: it writes ``neuron = { kind = "lif" }`` as a table ``[model.neuron]`` of its own, and a list of attentions
+as ``[[model.attention]]`` blocks, so that a filled spec would not look like the one that was read.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from fastsnn_core.errors import ArgumentError
 
 BARE = re.compile(r"[A-Za-z0-9_-]+")
 ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
@@ -51,4 +55,4 @@ def value(v: Any, wrap: int = 10**9) -> str:
         items = [value(x) for x in v]
         line = "[" + ", ".join(items) + "]"
         return line if len(line) <= wrap else "[\n" + "".join(f"    {i},\n" for i in items) + "]"
-    raise TypeError(f"TOML has no {type(v).__name__}: {v!r}")
+    raise ArgumentError(f"TOML has no {type(v).__name__}: {v!r}")

@@ -1,25 +1,17 @@
-"""Version requirements as ``[requires]`` and bundles write them: ``>=0.3,<2``."""
+"""Version requirements as ``[requires]`` and bundles write them: ``>=0.3,<2`` in the words of PEP 440."""
 
 from __future__ import annotations
 
-import operator
-import re
-
-SIGNS = {">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt}
-
-
-def release(version: str) -> tuple[int, ...]:
-    """The numeric release of a version, padded: ``1.2.dev1`` is (1, 2, 0, 0)."""
-    found = [int(n) for n in re.findall(r"\d+", re.match(r"[\d.]*", version.strip())[0])]  # type: ignore[index]
-    return tuple((found + [0] * 4)[:4])
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
 
 
 def satisfies(version: str, wanted: str) -> bool | None:
-    """Does `version` meet every clause of `wanted`? None where a clause cannot be read."""
-    for clause in filter(None, (c.strip() for c in wanted.split(","))):
-        match = re.fullmatch(r"(>=|<=|==|!=|>|<)\s*(\d[\d.]*)\S*", clause)
-        if not match:
-            return None
-        if not SIGNS[match[1]](release(version), release(match[2])):
-            return False
-    return True
+    """Does `version` meet every clause of `wanted`? None where one of them cannot be read.
+
+    A pre-release that is installed counts as what PEP 440 orders it as: 0.4.0rc1 meets ``>=0.3``, 0.3.0rc1 does not.
+    """
+    try:
+        return SpecifierSet(wanted).contains(Version(version), prereleases=True)
+    except (InvalidSpecifier, InvalidVersion):
+        return None

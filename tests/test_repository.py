@@ -88,7 +88,7 @@ def test_versions_agree():
 
 
 def test_core_depends_on_these_and_imports_no_other():
-    wanted = {"attrs", "cattrs", "numpy", "pluggy", "safetensors", "tomli", "torch"}
+    wanted = {"attrs", "cattrs", "numpy", "packaging", "pluggy", "safetensors", "tomli", "torch"}
     assert {re.match(r"[a-z]+", d)[0] for d in project(ROOT)["project"]["dependencies"]} == wanted
     allowed = wanted | set(sys.stdlib_module_names) | {"fastsnn_core", "__future__"}
     testing = {"hypothesis", "pytest", "matplotlib"}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import importlib.util
 import keyword
 import re
+import sys
 from pathlib import Path
 
+from fastsnn_core import targets
 from fastsnn_core.component import KINDS
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
@@ -20,6 +25,16 @@ class ScaffoldError(FastSNNError):
     """A plugin that cannot be scaffolded: says why and what is possible."""
 
 
+def taken_by(module: str, name: str) -> str:
+    """What is installed under this module or distribution name already; the empty string where nothing is."""
+    if module in sys.stdlib_module_names or module in sys.builtin_module_names:
+        return "Python's standard library"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return f"the distribution {importlib.metadata.distribution(name).name}"
+    found = importlib.util.find_spec(module)
+    return f"the module {found.origin or module}" if found is not None else ""
+
+
 def new_plugin(kind: str, name: str, out: str | Path = ".") -> Path:
     """Write the four files of a plugin into the new folder ``out/name``; returns it."""
     if kind not in KINDS:
@@ -27,7 +42,9 @@ def new_plugin(kind: str, name: str, out: str | Path = ".") -> Path:
     module = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", module) or keyword.iskeyword(module):
         raise ScaffoldError(f"{name!r} is no plugin name; use lower-case letters, digits and dashes, as in acme-lif")
-    folder = Path(out, name)
+    if taken := taken_by(module, name):
+        raise ScaffoldError(f"{name!r} is taken by {taken}, which pip install would replace; try acme-{name}")
+    folder = targets.folder(Path(out, name), option="--out")
     if folder.exists():
         raise ScaffoldError(f"{folder} exists; it is left alone. Choose another name or remove it")
     words = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 
 import attrs
 import pytest
@@ -131,7 +133,7 @@ def test_a_file_outside_the_bundle_is_refused(path):
     meta["files"]["../outside"] = {"bytes": 1, "sha256": ""}
     (path / "meta.json").write_text(bundle.dump(bundle.sealed(meta)))
     (path.parent / "outside").write_text("x")
-    with pytest.raises(BundleError, match="outside the bundle"):
+    with pytest.raises(BundleError, match="outside the folder"):
         load(path)
 
 
@@ -169,3 +171,79 @@ def test_a_lost_bundle_points_at_what_was_kept(path):
     shutil.move(path, path.with_name(".m.snn.1-abc.old"))
     with pytest.raises(BundleError, match=r"an earlier version was kept at .*\.old"):
         load(path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "spike.report/index.html", "notes.txt", "deep/er/x.safetensors"])
+def test_a_file_that_is_not_listed_is_refused(name, path, tmp_path):
+    if name == "tokenizer.json":
+        path = save(build(Toy()), tmp_path / "plain.snn")
+    stranger = path / name
+    stranger.parent.mkdir(parents=True, exist_ok=True)
+    stranger.write_text("{}")
+    with pytest.raises(BundleError, match=f"{name} is no part of it: meta.json does not list it"):
+        load(path)
+
+
+def test_a_link_that_is_not_listed_is_refused_and_a_file_managers_droppings_are_not(path):
+    (path / ".DS_Store").write_text("")
+    load(path)
+    (path / "more").symlink_to(path.parent)
+    with pytest.raises(BundleError, match="more is no part of it"):
+        load(path)
+
+
+def test_a_bundle_of_links_loads(path, tmp_path):
+    """As a download cache lays it out."""
+    there = tmp_path / "links.snn"
+    there.mkdir()
+    for file in path.iterdir():
+        (there / file.name).symlink_to(file)
+    assert torch.equal(load(there)[0].weight, load(path)[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("config.json", "[]"), ("config.json", '{"distributions": 3}'), ("config.json", '{"tied": []}')]
+)
+def test_a_forged_config_is_refused_in_words(file, text, path):
+    (path / file).write_text(text)
+    meta = json.loads((path / "meta.json").read_text())
+    meta["files"][file] = bundle.digest(path / file)
+    (path / "meta.json").write_text(bundle.dump(bundle.sealed(meta)))
+    with pytest.raises(BundleError):
+        load(path)
+
+
+@pytest.mark.parametrize("files", [None, [], {"config.json": 3}, {"/etc/hostname": {"bytes": 1, "sha256": ""}}])
+def test_a_forged_list_of_files_is_refused_in_words(files, path):
+    meta = json.loads((path / "meta.json").read_text()) | {"files": files}
+    (path / "meta.json").write_text(bundle.dump(bundle.sealed(meta)))
+    with pytest.raises(BundleError):
+        load(path)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_permissions_are_what_the_umask_says(mask, tmp_path):
+    before = os.umask(mask)
+    try:
+        made = save(build(Toy()), tmp_path / "m.snn")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o777 & ~mask
+    for file in made.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~mask, file.name
+
+
+@pytest.mark.parametrize("name", ["hf", "empty", "text.txt", "model.pt", "model.safetensors"])
+def test_what_is_no_bundle_is_never_replaced(name, tmp_path):
+    """A Hugging Face directory has a config.json, too."""
+    if name == "hf":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
+    elif name == "empty":
+        (tmp_path / name).mkdir()
+    elif name == "text.txt":
+        (tmp_path / name).write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BundleError, match=r"no bundle|is a folder"):
+        save(build(Toy()), tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before

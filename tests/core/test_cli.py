@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from fastsnn_core import cli
+from fastsnn_core.errors import FastSNNError
+from fastsnn_core.plugins import LookupFailure, registry
 
+INLINE = """
+from attrs import frozen
+from fastsnn_core import Neuron, hookimpl
+
+
+@frozen
+class Quiet(Neuron):
+    name = "quiet"
+
+
+@hookimpl
+def fastsnn_neurons():
+    return [Quiet]
+"""
 SPEC = "fastsnn = 1\n[model]\nkind = 'nothing'\n"
 
 
@@ -65,6 +84,102 @@ def test_new_plugin_never_overwrites(tmp_path, capsys):
     assert "exists; it is left alone" in capsys.readouterr().err
 
 
-def test_bugs_keep_their_traceback():
-    assert not cli.is_user_error(RuntimeError("a bug"))
-    assert cli.is_user_error(ValueError("bad input"))
+def fails(error):
+    def verb(argv):
+        raise error
+
+    return verb
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("boom"), IndexError("list index"), RuntimeError("a bug"), TypeError("x"), OSError("no path")]
+)
+def test_bugs_show_their_traceback_and_ask_for_a_report(error, capsys, monkeypatch):
+    monkeypatch.setitem(cli.OWN, "boom", fails(error))
+    assert cli.main(["boom"]) == cli.EXIT_BUG == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "this is a bug of FastSNN or of a plugin" in said
+    assert "fastsnn-core 0." in said
+    assert "torch" in said
+
+
+def test_a_file_of_ours_that_is_missing_is_a_bug(capsys, monkeypatch):
+    own = str(Path(cli.__file__).with_name("nothing.txt"))
+    monkeypatch.setitem(cli.OWN, "boom", lambda argv: Path(own).read_text())
+    assert cli.main(["boom"]) == cli.EXIT_BUG
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (FastSNNError("steps must be 1"), "fastsnn: steps must be 1\n"),
+        (LookupFailure("no neuron 'x'", "did you mean 'y'?"), "fastsnn: no neuron 'x'\n  help: did you mean 'y'?\n"),
+        (FileNotFoundError(2, "No such file or directory", "/x/y"), "fastsnn: /x/y: No such file or directory\n"),
+        (OSError(28, "No space left on device"), "fastsnn: No space left on device\n"),
+        (MemoryError(), "fastsnn: out of memory\n"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+@pytest.mark.parametrize("how", ["plain", "--traceback", "FASTSNN_TRACEBACK"])
+def test_mistakes_are_one_line_and_the_traceback_is_there_on_request(error, says, how, capsys, monkeypatch):
+    monkeypatch.setitem(cli.OWN, "boom", fails(error))
+    if how == "FASTSNN_TRACEBACK":
+        monkeypatch.setenv(how, "1")
+    words = ["boom", "--traceback"] if how == "--traceback" else ["boom"]
+    assert cli.main(words) == cli.EXIT_USER
+    said = capsys.readouterr().err
+    assert said.endswith(says)
+    assert ("Traceback" in said) == (how != "plain")
+    assert "a bug" not in said
+
+
+def test_an_inline_plugin_that_cannot_run_is_named_with_its_line(tmp_path, capsys):
+    for text, says in (
+        ("x = 1\ndef f(:\n", "broken.py:2: SyntaxError"),
+        ("x = 1\nimport nothing_like_that\n", "broken.py:2: ModuleNotFoundError"),
+        ("import sys\n\nsys.exit(3)\n", "broken.py:3: SystemExit"),
+    ):
+        (tmp_path / "broken.py").write_text(text)
+        assert cli.main(["-p", str(tmp_path / "broken.py"), "show", "x"]) == cli.EXIT_USER
+        said = capsys.readouterr().err
+        assert says in said
+        assert "Traceback" not in said
+
+
+def test_an_inline_plugin_called_like_a_module_shadows_nothing(tmp_path, capsys):
+    (tmp_path / "json.py").write_text(INLINE)
+    assert cli.main(["-p", str(tmp_path / "json.py"), "-p", str(tmp_path / "json.py"), "show", "quiet"]) == 0
+    assert "neuron json/quiet" in capsys.readouterr().out, "loading a file twice makes no name ambiguous"
+    assert sys.modules["json"] is json
+    registry().forget("json", str(tmp_path / "json.py"))
+    assert "quiet" not in registry().names("neuron")
+
+
+def test_every_verb_has_its_sentence_and_nothing_is_imported():
+    code = "import sys, fastsnn_core.cli as c; print(c.usage()); print([m for m in sys.argv if m in sys.modules])"
+    heavy = ["torch", "numpy", "matplotlib", "fastsnn_train", "fastsnn_serve", "fastsnn_convert"]
+    text = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True).stdout
+    assert text.endswith("\n[]\n")
+    for verb in (*cli.OWN, *cli.added()):
+        line = next(row for row in text.splitlines() if row.startswith(f"  {verb} "))
+        assert len(line.split()) > 4, f"{verb} says nothing of itself"
+
+
+def test_a_first_party_verb_that_is_not_installed_says_what_brings_it(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "added", dict)
+    assert cli.main(["lm-eval"]) == cli.EXIT_USER
+    assert "pip install fastsnn-lm-eval" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["torch", "json", "pytest", "fastsnn-core", "fastsnn_core"])
+def test_new_plugin_takes_no_name_that_is_taken(name, tmp_path, capsys):
+    assert cli.main(["new-plugin", "neuron", name, "--out", str(tmp_path)]) == cli.EXIT_USER
+    assert "is taken by" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_plugins_of_a_kind_that_there_is_not(capsys):
+    assert cli.main(["plugins", "--kind", "neurons"]) == cli.EXIT_USER
+    assert "--kind: no 'neurons'; did you mean 'neuron'?" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def flip(path):
         ("model.safetensors", flip, "model.safetensors is altered"),
         ("optimizer.safetensors", flip, "optimizer.safetensors is altered"),
         ("history.jsonl", flip, "history.jsonl is altered"),
-        ("state.json", truncate, "state.json cannot be read"),
+        ("state.json", truncate, "state.json is damaged"),
         ("model.safetensors", lambda path: path.unlink(), "model.safetensors is missing"),
     ],
 )

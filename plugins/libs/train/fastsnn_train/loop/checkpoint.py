@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastsnn_core.bundle import digest, dump, sealed
+from fastsnn_core.bundle import BundleError, digest, dump, listed, read_json, sealed
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
 from fastsnn_train.loop.parallel import World, is_sharded
@@ -98,10 +98,11 @@ def save_shards(folder: Path, tensors: Tensors, world: World) -> None:
 
 def read(path: Path, like: Tensors) -> Tensors:
     """The tensors of a checkpoint, each sharded as its namesake in `like` is, whatever wrote them."""
-    if not (path / SHARDS).is_dir():
+    files = read_json(path / STATE)["files"]
+    if not any(name.startswith(f"{SHARDS}/") for name in files):
         tensors = {
             f"{file.stem}/{name}": t
-            for file in sorted(path.glob("*.safetensors"))
+            for file in sorted(path / n for n in files if n.endswith(".safetensors") and "/" not in n)
             for name, t in load_file(file).items()
         }
         return {name: sharded_like(t, like.get(name)) for name, t in tensors.items()}
@@ -161,21 +162,10 @@ def tidy(folder: Path) -> None:
 def verify(path: Path) -> dict[str, Any]:
     """state.json of a checkpoint whose every file is whole; `CheckpointError` names the first that is not."""
     try:
-        raw = (path / STATE).read_text(encoding="utf-8")
-        state = json.loads(raw)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / STATE} cannot be read: {error}") from None
-    if not isinstance(state, dict) or dump(sealed(state)) != raw:
-        raise CheckpointError(f"{path / STATE} is altered: its seal does not match its contents")
-    for name, wanted in state["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing")
-        if file.stat().st_size != wanted["bytes"]:
-            what = "truncated" if file.stat().st_size < wanted["bytes"] else "altered"
-            raise CheckpointError(f"{file} is {what}: {file.stat().st_size} bytes, {wanted['bytes']} expected")
-        if digest(file)["sha256"] != wanted["sha256"]:
-            raise CheckpointError(f"{file} is altered: its sha256 is not the one in {STATE}")
+        listed(path, path / STATE)
+        state = read_json(path / STATE)
+    except (OSError, BundleError) as error:
+        raise CheckpointError(str(error)) from None
     return state
 
 
