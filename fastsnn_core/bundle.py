@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastsnn_core import targets
 from fastsnn_core import spec as specs
+from fastsnn_core import targets
 from fastsnn_core.component import Component, Model, parts
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
