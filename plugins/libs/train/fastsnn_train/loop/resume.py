@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fastsnn")
 
 
-def save(trainer: Trainer, folder: Path) -> Path:
+def save_checkpoint(trainer: Trainer, folder: Path) -> Path:
     """Write a checkpoint of the trainer's step."""
     position, tensors = trainer.feed.position() if trainer.feed else ({}, {})
     scaler = trainer.stepper.scaler
@@ -38,7 +38,7 @@ def save(trainer: Trainer, folder: Path) -> Path:
     return path
 
 
-def begin(trainer: Trainer, feed: Feed, resume: bool) -> None:
+def stand_at_checkpoint(trainer: Trainer, feed: Feed, resume: bool) -> None:
     """Stand where the newest whole checkpoint stood, or at the start; then the feed, then the random state."""
     folder = trainer.folder
     picked = trainer.world.lead(lambda: newest(trainer, folder, resume)) if folder is not None else None

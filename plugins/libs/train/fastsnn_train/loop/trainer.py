@@ -22,12 +22,13 @@ from fastsnn_train.data.batch_source import Feed, feed_of
 from fastsnn_train.data.packing import Data, Packed
 from fastsnn_train.data.streaming import Streamed
 from fastsnn_train.evaluation.evaluate import evaluate
-from fastsnn_train.loop import checkpoint, health, parallel, resume, snapshot
+from fastsnn_train.loop import checkpoint, health, parallel, snapshot
 from fastsnn_train.loop.callbacks import Following, Leaving
 from fastsnn_train.loop.firing_rate import Rescue
 from fastsnn_train.loop.optim import learning_rate, settled
 from fastsnn_train.loop.optimizer_step import NotFinite, Outcome, Stepper
 from fastsnn_train.loop.progress import Progress
+from fastsnn_train.loop.resume import save_checkpoint, stand_at_checkpoint
 
 log = logging.getLogger("fastsnn")
 
@@ -99,7 +100,7 @@ class Trainer:
             self.data, held_out = data, held_out or data.held_out
             data = data.train
         feed = self.feed = feed_of(data, self.config)
-        resume.begin(self, feed, resume)
+        stand_at_checkpoint(self, feed, resume)
         run = Run(self.model, self.out, plain(self.config), self.config.max_steps, self.history)
         trackers = self.config.trackers if self.world.leader else ()
         with (
@@ -263,7 +264,7 @@ class Trainer:
         """Write a checkpoint of this step under ``out/checkpoints``; None without `out`, or where it stands already."""
         if self.folder is None or self.kept == (self.step, len(self.history)):
             return None
-        path = resume.save(self, self.folder)
+        path = save_checkpoint(self, self.folder)
         if following is not None:
             following.saved(path)
         return path
