@@ -271,7 +271,7 @@ FAULTS_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, 
 
 def mistake(error: BaseException) -> str | None:
     """What to say of an error that is no bug: a `FastSNNError`, a path of the user's, a full disk; None for a bug."""
-    if isinstance(error, FastSNNError | ValueError | ImportError):  # the last two until every module has moved
+    if isinstance(error, FastSNNError):
         return str(error) or type(error).__name__
     if isinstance(error, MemoryError):
         return f"out of memory{f': {error}' if str(error) else ''}"

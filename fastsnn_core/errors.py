@@ -30,6 +30,14 @@ class FileError(FastSNNError, OSError):
     """A file or folder that is missing, is something else, or must not be overwritten."""
 
 
+class NetworkError(FastSNNError, OSError):
+    """An address that cannot be listened at or reached."""
+
+
+class ProcessError(FastSNNError, RuntimeError):
+    """Something around us ended or cannot start: a worker that was killed, a server that did not come up."""
+
+
 def did_you_mean(name: str, known: Iterable[str], label: str = "possible") -> str:
     """``did you mean 'steps'? possible: k, steps``: the help of an error about a name."""
     names = sorted(known)

@@ -26,7 +26,7 @@ from typing import Any
 import attrs
 
 from fastsnn_core.component import Component
-from fastsnn_core.errors import FastSNNError
+from fastsnn_core.errors import ArgumentError, FastSNNError
 
 GROUP = "fastsnn1"
 log = logging.getLogger("fastsnn")
@@ -120,7 +120,7 @@ class Registry:
             for cls in offered:
                 named = str(getattr(cls, "name", "")) if isinstance(cls, type) and issubclass(cls, kind) else ""
                 if not named or not attrs.has(cls):
-                    raise TypeError(f"{caller.name} returned {cls!r}, which is no named attrs {kind.kind} class")
+                    raise ArgumentError(f"{caller.name} returned {cls!r}, which is no named attrs {kind.kind} class")
                 found.append((kind.kind, named, cls))
         for kind_name, name, cls in found:
             self.components.setdefault(kind_name, {}).setdefault(name, []).append((plugin.name, cls))

@@ -18,6 +18,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from fastsnn_core.errors import FastSNNError
+
 if TYPE_CHECKING:
     from fastsnn_core.component import Coder
 
@@ -54,7 +56,7 @@ class SpikeTensor:
     def from_train(cls, train: Tensor, weights: Tensor, scale: Tensor | float = 1.0, coder: str = "") -> SpikeTensor:
         """Dense view: `train` ``[S, …]`` and one integer weight per slot ``[S]``."""
         if weights.shape != train.shape[:1]:
-            raise ValueError(f"{train.shape[0]} slots need as many weights, got shape {tuple(weights.shape)}")
+            raise FastSNNError(f"{train.shape[0]} slots need as many weights, got shape {tuple(weights.shape)}")
         spikes = cls(train[0] if len(train) else train.new_zeros(train.shape[1:]), scale)
         spikes.form, spikes.coder, spikes._counts = "dense", coder, None
         spikes._train, spikes._weights = train, weights
@@ -66,7 +68,7 @@ class SpikeTensor:
     ) -> SpikeTensor:
         """Event view: flat coordinates ``[E]`` into `shape` and their signed integer weights ``[E]``."""
         if index.shape != weights.shape or index.ndim != 1:
-            raise ValueError(
+            raise FastSNNError(
                 f"coordinates {tuple(index.shape)} and weights {tuple(weights.shape)} must be one list each"
             )
         spikes = cls(weights, scale)
@@ -162,21 +164,21 @@ class SpikeTensor:
     def train(self) -> Tensor:
         """Train ``[S, …, D]`` of the dense view."""
         if self._train is None:
-            raise ValueError(f"a {self.form} SpikeTensor has no train; call .dense(coder) first")
+            raise FastSNNError(f"a {self.form} SpikeTensor has no train; call .dense(coder) first")
         return self._train
 
     @property
     def weights(self) -> Tensor:
         """Slot weights ``[S]`` (dense) or event weights ``[E]`` (event)."""
         if self._weights is None:
-            raise ValueError("a count SpikeTensor has no slot weights; call .dense(coder) or .event() first")
+            raise FastSNNError("a count SpikeTensor has no slot weights; call .dense(coder) or .event() first")
         return self._weights
 
     @property
     def index(self) -> Tensor:
         """Flat coordinates ``[E]`` of the event view."""
         if self._index is None:
-            raise ValueError(f"a {self.form} SpikeTensor has no coordinates; call .event() first")
+            raise FastSNNError(f"a {self.form} SpikeTensor has no coordinates; call .event() first")
         return self._index
 
     def count(self) -> SpikeTensor:
@@ -216,11 +218,11 @@ class SpikeTensor:
         """Counts in the smallest integer type that holds them; refuses fractions, and counts beyond 32 bits."""
         counts, largest = self.counts.detach(), self.largest()
         if counts.is_floating_point() and not torch.equal(counts, counts.round()):
-            raise ValueError("counts are not whole numbers; round them before packing")
+            raise FastSNNError("counts are not whole numbers; round them before packing")
         for kind in INTEGERS:
             if largest <= torch.iinfo(kind).max:
                 return SpikeTensor(counts.to(kind), self.scale.detach())
-        raise ValueError(f"count {largest} does not fit 32 bits")
+        raise FastSNNError(f"count {largest} does not fit 32 bits")
 
     # -- measures ------------------------------------------------------------------------------------------------
 

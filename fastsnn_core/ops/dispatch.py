@@ -11,6 +11,8 @@ from typing import Any
 
 import attrs
 
+from fastsnn_core.plugins import LookupFailure
+
 log = logging.getLogger("fastsnn")
 OPERATORS: dict[str, Operator] = {}
 _forced: list[str] = []
@@ -41,7 +43,7 @@ class Operator:
                 if self.name in table and device in devices and forced in (None, kernel):
                     return kernel, table[self.name]
             if forced:
-                raise LookupError(f"no kernel set {forced!r} has {self.name!r} on {device}")
+                raise LookupFailure(f"no kernel set {forced!r} has {self.name!r} on {device}", "")
             if not self.plain:
                 _say_once(self.name, device)
         return "naive", self.naive

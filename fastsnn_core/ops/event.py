@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import Operator, paths
 from fastsnn_core.spike_tensor import SpikeTensor
 
@@ -84,7 +85,7 @@ def whole(t: Tensor, what: str) -> Tensor:
     """Integers as they are; floats only when they are whole numbers."""
     if t.is_floating_point():
         if not torch.equal(t, t.round()):
-            raise ValueError(f"{what} must be finite whole numbers for integer arithmetic")
+            raise FastSNNError(f"{what} must be finite whole numbers for integer arithmetic")
         return t.to(torch.int64)
     return t
 

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsnn_core.errors import FastSNNError
+
 FORMS = ("identity", "window", "atan")
 
 
@@ -36,7 +38,7 @@ def derivative(u: Tensor, form: str, alpha: float, first: float, last: float) ->
         return (distance <= alpha).to(u.dtype)
     if form == "atan":
         return (alpha / 2) / (1 + (math.pi / 2 * alpha * distance) ** 2)
-    raise ValueError(f"no surrogate form {form!r}; there are {', '.join(FORMS)}")
+    raise FastSNNError(f"no surrogate form {form!r}; there are {', '.join(FORMS)}")
 
 
 class _Count(torch.autograd.Function):

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastsnn_core.component import KINDS, Component, bounds_of, contract, fields, hints, type_name
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.heads import Dims
 from fastsnn_core.plugins import registry
 from fastsnn_core.site import SpikeSite
@@ -290,10 +291,10 @@ def cases(plugin: str) -> Iterator[tuple[str, type[Component], str]]:
     """``(qualified name, class, check)`` for everything a plugin offers; an error if it is not loaded."""
     found = [p for p in registry().plugins if p.name == plugin or p.distribution == plugin]
     if not found:
-        raise LookupError(f"no plugin called {plugin!r}; installed: {', '.join(p.name for p in registry().plugins)}")
+        raise FastSNNError(f"no plugin called {plugin!r}; installed: {', '.join(p.name for p in registry().plugins)}")
     for p in found:
         if p.status != "ok":
-            raise LookupError(f"plugin {p.name!r} is {p.status}: {p.error}")
+            raise FastSNNError(f"plugin {p.name!r} is {p.status}: {p.error}")
         for kind, names in p.offers.items():
             for short in names:
                 cls = registry().find(kind, f"{p.name}/{short}")[1]

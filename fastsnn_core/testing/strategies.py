@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
 from fastsnn_core.component import Bounds, Component, bounds_of, fields, hints, kind_of, parts
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.plugins import registry
 
 DEPTH = 3
@@ -84,7 +85,7 @@ def tables(draw: DrawFn, kind: str, *, only: str | None = None, depth: int = DEP
     ]
     choices = sorted(c for c in choices if depth > 0 or not has_slots(c[2])) or sorted(choices)
     if not choices:
-        raise LookupError(f"no {kind} is installed" + (f" called {only!r}" if only else ""))
+        raise FastSNNError(f"no {kind} is installed" + (f" called {only!r}" if only else ""))
     _, name, cls = draw(st.sampled_from(choices))
     return {"kind": name} | draw(table_of(cls, depth))
 

@@ -9,6 +9,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from fastsnn_core import Attention, Dims, Heads, hookimpl, slots
+from fastsnn_core.errors import FastSNNError
 
 __version__ = "0.1.0"
 
@@ -27,7 +28,7 @@ class Hybrid(Attention):
 
     def __attrs_post_init__(self) -> None:
         if not self.branches:
-            raise ValueError("hybrid needs at least one branch")
+            raise FastSNNError("hybrid needs at least one branch")
 
     @property
     def expansion(self) -> int:

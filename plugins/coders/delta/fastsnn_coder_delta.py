@@ -7,6 +7,7 @@ from attrs import frozen
 from torch import Tensor
 
 from fastsnn_core import Coder, SpikeTensor, hookimpl, param
+from fastsnn_core.errors import FastSNNError
 from fastsnn_events.coder_helpers import finite_values
 
 __version__ = "0.1.0"
@@ -39,12 +40,12 @@ class Delta(Coder):
         """Values to a train; the second dimension is time."""
         values = finite_values(x, "delta")
         if values.ndim < 2:
-            raise ValueError(f"delta codes signals [B, T, …]; got shape {tuple(values.shape)}")
+            raise FastSNNError(f"delta codes signals [B, T, …]; got shape {tuple(values.shape)}")
         level = (values / self.threshold).round().to(torch.int64)
         counts = torch.diff(level, dim=1, prepend=torch.zeros_like(level[:, :1]))
         needed = self.steps_for(int(counts.abs().max()) if counts.numel() else 0)
         if steps is not None and needed > steps:
-            raise ValueError(f"a jump of {needed} thresholds needs {needed} delta steps, {steps} given")
+            raise FastSNNError(f"a jump of {needed} thresholds needs {needed} delta steps, {steps} given")
         slots = torch.arange(steps or needed, device=counts.device).reshape(-1, *[1] * counts.ndim)
         train = (counts.abs() > slots) * counts.sign()
         return SpikeTensor.from_train(

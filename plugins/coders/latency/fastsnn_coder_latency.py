@@ -7,6 +7,7 @@ from attrs import frozen
 from torch import Tensor
 
 from fastsnn_core import Coder, SpikeTensor, hookimpl, param
+from fastsnn_core.errors import FastSNNError
 from fastsnn_events.coder_helpers import unit_values
 
 __version__ = "0.1.0"
@@ -37,7 +38,7 @@ class Latency(Coder):
         """Values to a train."""
         values, steps = unit_values(x, "latency"), steps or self.steps
         if steps < 2:
-            raise ValueError("latency needs at least 2 steps")
+            raise FastSNNError("latency needs at least 2 steps")
         slots = torch.arange(steps, device=values.device).reshape(-1, *[1] * values.ndim)
         level = (values * (steps - 1)).round().to(torch.int64)
         train = (slots == steps - 1 - level) & (level > 0)

@@ -9,6 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from fastsnn_core import Run, Session, Tracker, hookimpl
+from fastsnn_core.errors import MissingError
 from fastsnn_core.training_run import Row
 
 __version__ = "0.1.0"
@@ -32,7 +33,7 @@ class TensorBoard(Tracker):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError(f"the tensorboard tracker needs {error.name}: pip install tensorboard") from None
+            raise MissingError(f"the tensorboard tracker needs {error.name}: pip install tensorboard") from None
         purge = run.history[-1]["step"] + 1 if run.history else None
         return TensorBoardSession(SummaryWriter(str(run.out / "tensorboard"), purge_step=purge))
 

@@ -13,6 +13,7 @@ from fastsnn.presets import model_spec
 from fastsnn_core import Model, bundle, create
 from fastsnn_core import build as build_component
 from fastsnn_core import spec as specs
+from fastsnn_core.errors import ArgumentError, FastSNNError
 
 
 class FastSNN:
@@ -121,7 +122,7 @@ class FastSNN:
             return bundle.save(model, path, **options)
         exporter = create("exporter", to, **options)
         if reasons := exporter.unsupported(model):
-            raise ValueError(f"this model cannot be exported to {to}: " + "; ".join(reasons))
+            raise FastSNNError(f"this model cannot be exported to {to}: " + "; ".join(reasons))
         return Path(exporter.export(model, path))
 
     @staticmethod
@@ -146,7 +147,7 @@ class FastSNN:
         stop = settings.pop("stop", ())
         known = [f.name for f in attrs.fields(Sampling)]
         if unknown := sorted(set(settings) - set(known)):
-            raise TypeError(f"generate has no setting {', '.join(unknown)}; there are {', '.join(known)}, stop")
+            raise ArgumentError(f"generate has no setting {', '.join(unknown)}; there are {', '.join(known)}, stop")
         yield from generate_text(
             model, prompt, max_tokens, Sampling(**settings), stop=(stop,) if isinstance(stop, str) else stop
         )

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fastsnn_core.errors import FastSNNError
+
 
 def run(argv: list[str]) -> int:
     """Do everything a spec says: build, train, look at the spikes, and leave one bundle with its report."""
@@ -138,7 +140,7 @@ def settings_of(rows: list[str]) -> dict[str, Any]:
     for row in rows:
         key, equals, value = row.partition("=")
         if not equals:
-            raise ValueError(f"--set takes KEY=VALUE, got {row!r}")
+            raise FastSNNError(f"--set takes KEY=VALUE, got {row!r}")
         try:
             found[key.strip()] = tomli.loads(f"value = {value}")["value"]
         except tomli.TOMLDecodeError:

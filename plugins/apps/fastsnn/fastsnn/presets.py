@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastsnn_core import Attention, Component, Model, Neuron, create
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.plugins import registry
 from fastsnn_core.spec import Faults, SpecError, converter
 
@@ -33,7 +34,7 @@ def attentions(attn: Any, window: int | None = None) -> tuple[Attention, ...]:
             known = [*ATTENTIONS, *registry().names("attention")]
             close = difflib.get_close_matches(attn, known, 1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"no attention {attn!r}; {hint}there are {', '.join(known)}")
+            raise FastSNNError(f"no attention {attn!r}; {hint}there are {', '.join(known)}")
         attn = ATTENTIONS.get(attn, [attn])
     items = attn if isinstance(attn, Sequence) else [attn]
     if window is not None:
@@ -70,7 +71,7 @@ def model_spec(
     if arch not in ARCHS:
         close = difflib.get_close_matches(arch, ARCHS, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"no arch {arch!r}; {hint}there are {', '.join(ARCHS)}")
+        raise FastSNNError(f"no arch {arch!r}; {hint}there are {', '.join(ARCHS)}")
     window = changes.pop("window", None)
     if "feedforward" in changes:
         from fastsnn_core import Feedforward

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastsnn_core.errors import FastSNNError, MissingError
 from fastsnn_core.files import write_text
 
 
@@ -65,7 +66,7 @@ def evaluate(
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
     except ImportError:
-        raise ImportError("lm-evaluation-harness is not installed; pip install fastsnn-lm-eval") from None
+        raise MissingError("lm-evaluation-harness is not installed; pip install fastsnn-lm-eval") from None
     from fastsnn_lm_eval.model import FastSNNLM
 
     manager = TaskManager(include_path=include, include_defaults=builtin)
@@ -73,7 +74,7 @@ def evaluate(
     if missing:
         known = sorted(manager.all_tasks)
         more = f"{', '.join(known[:8])}{' …' if len(known) > 8 else ''}" if known else "none"
-        raise ValueError(f"there is no task {', '.join(missing)}; {len(known)} known here: {more}")
+        raise FastSNNError(f"there is no task {', '.join(missing)}; {len(known)} known here: {more}")
     result = simple_evaluate(
         model=FastSNNLM(bundle, **(model or {})),
         tasks=tasks,

@@ -10,6 +10,7 @@ from lm_eval.api.registry import register_model
 from torch import Tensor, nn
 
 from fastsnn_core import bundle as bundles
+from fastsnn_core.errors import FastSNNError
 from fastsnn_text import Sampling, generate_text, tokenizer_of
 
 CHUNK = 1024
@@ -34,7 +35,7 @@ class FastSNNLM(TemplateLM):
         self.model.eval().to(device or "cpu")
         self.tokens = tokenizer_of(self.model)
         if self.tokens.start is None and self.tokens.end is None:
-            raise ValueError(
+            raise FastSNNError(
                 "the model's tokenizer has neither a start nor an end token; the harness needs one of them"
             )
         self.batch_size = 8 if batch_size == "auto" else int(batch_size)

@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from fastsnn_core.errors import FileError
+
 
 def main(argv: list[str]) -> int:
     """Write SpikeScope's report of a bundle: where its spikes are and what they cost."""
@@ -40,5 +42,5 @@ def text_of(given: str | None) -> str | None:
     except OSError:  # longer than a file name may be
         is_file = False
     if not is_file and given.endswith((".txt", ".md")) and not any(c.isspace() for c in given):
-        raise FileNotFoundError(f"--text names no file: {given}")
+        raise FileError(f"--text names no file: {given}")
     return Path(given).read_text(encoding="utf-8") if is_file else given

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core import Scope, create, parts
+from fastsnn_core.errors import ArgumentError, FastSNNError
 from fastsnn_core.plugins import classes
 from fastsnn_core.subject import Data, Subject, observe
 
@@ -113,7 +114,7 @@ def chosen(scopes: Sequence[str | Scope] | None) -> list[Scope]:
     if scopes is not None:
         found = [create("scope", s) if isinstance(s, str) else s for s in scopes]
         if len({s.name for s in found}) < len(found):
-            raise ValueError(f"each scope once; got {', '.join(s.name for s in found)}")
+            raise FastSNNError(f"each scope once; got {', '.join(s.name for s in found)}")
         return found
     made: dict[str, Scope] = {}
     for plugin, cls in classes("scope"):
@@ -134,16 +135,16 @@ def inputs_of(
 ) -> tuple[Tensor, tuple[str, ...], Data]:
     """``(inputs, labels, description)``."""
     if text is not None and tokens is not None:
-        raise ValueError("give text or tokens, not both")
+        raise FastSNNError("give text or tokens, not both")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     language = getattr(getattr(model, "spec", None), "vocab_size", None) is not None
     if tokens is not None:
         if tokens.ndim < 2:
-            raise ValueError(f"tokens come as [B, T] (images as [B, …]); got shape {tuple(tokens.shape)}")
+            raise FastSNNError(f"tokens come as [B, T] (images as [B, …]); got shape {tuple(tokens.shape)}")
         about: Data = {"kind": "values" if tokens.is_floating_point() else "tokens", "shape": list(tokens.shape)}
         return tokens.to(device), labels_of(model, tokens), about
     if not language:
-        raise ValueError(
+        raise FastSNNError(
             f"{type(model).__name__} is no language model: give its input as tokens=, for one images [B, C, H, W]"
         )
     from fastsnn_text import tokenizer_of
@@ -151,14 +152,14 @@ def inputs_of(
     try:
         tokenizer = tokenizer_of(model)
     except ValueError as error:
-        raise ValueError(f"{error}; give token ids as tokens=[B, T] instead") from None
+        raise FastSNNError(f"{error}; give token ids as tokens=[B, T] instead") from None
     if limit < 1:
-        raise ValueError(f"limit must be at least one token, got {limit}")
+        raise FastSNNError(f"limit must be at least one token, got {limit}")
     built_in = text is None
     text = SENTENCE if text is None else text
     ids = ([tokenizer.start] if tokenizer.start is not None else []) + tokenizer.encode(text)
     if not ids:
-        raise ValueError("the text is empty; give at least one character")
+        raise FastSNNError("the text is empty; give at least one character")
     about = {
         "kind": "text",
         "text": text[:2000],
@@ -205,10 +206,10 @@ def measured(one: Scope, subject: Subject) -> Data:
     try:
         data = one.measure(subject)
         if not isinstance(data, dict):
-            raise TypeError(f"measure returned {type(data).__name__}, a dict of plain data is expected")
+            raise ArgumentError(f"measure returned {type(data).__name__}, a dict of plain data is expected")
         found = {"data": json.loads(json.dumps(data, allow_nan=False))}
         if wrong := malformed(found["data"]):
-            raise TypeError(f"measure returned {wrong}")
+            raise ArgumentError(f"measure returned {wrong}")
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may call sys.exit: SystemExit must not end the report

@@ -14,6 +14,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.site import SpikeSite, sites
 
 RANGE = {"dead_zone": (0.0, 1e4), "theta": (1.0, 1e3), "k": (1.0, 1e3), "top": (0.0, 1.0)}  # of the amount
@@ -29,9 +30,9 @@ def dial_of(site: SpikeSite, wanted: str) -> str:
     neuron: Any = site.neuron
     names = [name for name in getattr(neuron, "dials", ()) if name in RANGE]
     if not names:
-        raise ValueError(f"{type(neuron).__name__} has no dial for its sparsity (no attribute dials)")
+        raise FastSNNError(f"{type(neuron).__name__} has no dial for its sparsity (no attribute dials)")
     if wanted != "auto" and wanted not in names and len(names) > 1:
-        raise ValueError(f"{type(neuron).__name__} has no dial {wanted!r}; there are {', '.join(names)}")
+        raise FastSNNError(f"{type(neuron).__name__} has no dial {wanted!r}; there are {', '.join(names)}")
     return wanted if wanted in names else names[0]
 
 
@@ -39,7 +40,7 @@ def dials_of(model: nn.Module, wanted: str) -> dict[str, str]:
     """The dial of every spike site, by site name."""
     names = {name: dial_of(site, wanted) for name, site in sites(model).items()}
     if not names:
-        raise ValueError("this model has no spike sites, so there is nothing to tune")
+        raise FastSNNError("this model has no spike sites, so there is nothing to tune")
     return names
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import attrs
 from torch import Tensor, nn
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_tune.curve import loss, window_losses
 from fastsnn_tune.dial import Dials, turn_model
 
@@ -79,7 +80,7 @@ def better(paths: list[Path], silent: float | None, budget: float | None) -> tup
     reached = [(path, stop) for path, stop in ends if stop is not None]
     if silent is not None and not reached:
         most = max(path.go(path.last)[1] for path in paths)
-        raise ValueError(f"a silent fraction of {silent} is out of reach; these dials go to {most:.3f}")
+        raise FastSNNError(f"a silent fraction of {silent} is out of reach; these dials go to {most:.3f}")
     if budget is not None:
         reached = [(path, path.back_off(stop, budget)) for path, stop in reached]
         return max(reached, key=lambda end: end[0].go(end[1])[1])

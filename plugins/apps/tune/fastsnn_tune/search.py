@@ -22,6 +22,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.probe import probe
 from fastsnn_core.site import sites
 from fastsnn_text import tokenizer_of
@@ -123,13 +124,13 @@ def tune(
 def check(silent: float | None, budget: float | None, mode: str) -> None:
     """Refuse goals that make no sense."""
     if mode not in ("auto", "each", "together"):
-        raise ValueError(f"no mode {mode!r}; there are auto, each and together")
+        raise FastSNNError(f"no mode {mode!r}; there are auto, each and together")
     if silent is not None and budget is not None:
-        raise ValueError("give a silent fraction or a perplexity budget, not both")
+        raise FastSNNError("give a silent fraction or a perplexity budget, not both")
     if silent is not None and not 0 < silent < 1:
-        raise ValueError(f"a silent fraction lies between 0 and 1, got {silent}")
+        raise FastSNNError(f"a silent fraction lies between 0 and 1, got {silent}")
     if budget is not None and not budget >= 1:
-        raise ValueError(f"a perplexity budget is a factor of at least 1, got {budget}")
+        raise FastSNNError(f"a perplexity budget is a factor of at least 1, got {budget}")
 
 
 def builders(names: dict[str, str], mode: str) -> list[Callable[..., list[Dials]]]:
@@ -149,7 +150,7 @@ def windows_of(model: Any, text: str, seq_len: int, most: int, held: int) -> tup
     ids = torch.tensor(tokenizer_of(model).encode(text))
     windows = ids[: len(ids) // (seq_len + 1) * (seq_len + 1)].reshape(-1, seq_len + 1)
     if len(windows) < LEAST:
-        raise ValueError(
+        raise FastSNNError(
             f"the text has {len(ids)} tokens; at least {LEAST * (seq_len + 1)} are needed (or a smaller seq_len)"
         )
     windows = windows.to(next(model.parameters()).device)
@@ -177,7 +178,9 @@ def inputs_of(model: nn.Module, windows: Tensor) -> dict[str, Tensor]:
 def uniform(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[Dials]:
     """The path on which all sites are turned together, 2 % of the channels at a time."""
     if len(set(names.values())) > 1:
-        raise ValueError(f"sites with different dials ({', '.join(sorted(set(names.values())))}) do not turn together")
+        raise FastSNNError(
+            f"sites with different dials ({', '.join(sorted(set(names.values())))}) do not turn together"
+        )
     found, xs = sites(model), inputs_of(model, windows)
     rows = [values_for(found, names, xs, level) for level in TOGETHER]
     start = {name: value_of(site, names[name]) for name, site in found.items()}

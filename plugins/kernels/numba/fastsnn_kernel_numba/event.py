@@ -18,6 +18,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.event import too_large, whole
 from fastsnn_kernel_numba.launch import Threaded, compile, flat, prefetch, scratch, workers
 
@@ -240,7 +241,7 @@ def few(counts: Tensor, weight: Tensor, limit: float) -> Tensor | None:
         if found != WIDE:
             break
     if found == FRACTIONS:
-        raise ValueError("counts must be finite whole numbers for integer arithmetic")
+        raise FastSNNError("counts must be finite whole numbers for integer arithmetic")
     if found == WIDE:
         raise too_large(float(most[0]), 128.0)
     return None if found == MANY else out

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import Layer, Matrix, Mixer, NotYet, Plan, Spikes, Unsupported
 from fastsnn_integer import deterministic
 from fastsnn_kernel_numba import step
@@ -260,9 +261,9 @@ class NumbaStream:
         """Logits after `token`."""
         s = self.stepper
         if not 0 <= token < len(s.plan.table):
-            raise ValueError(f"token {token} is outside 0 … {len(s.plan.table) - 1}")
+            raise FastSNNError(f"token {token} is outside 0 … {len(s.plan.table) - 1}")
         if self.failure:
-            raise ValueError(f"this stream ended with an error: {self.failure}")
+            raise FastSNNError(f"this stream ended with an error: {self.failure}")
         with s.busy:
             self.grow()
             s.angles(self.position)
@@ -272,7 +273,7 @@ class NumbaStream:
             _step(s.walk, s.call_at)
             if s.work.info[step.BAD]:
                 self.failure = s.failure()
-                raise ValueError(self.failure)
+                raise FastSNNError(self.failure)
             logits = s.logits.clone()
         self.position += 1
         self.state[:, step.SEEN] += 1

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import SpikeTensor, plain
 
 MAX_POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -42,7 +43,7 @@ def fed(module: nn.Module, x: Any) -> Any:
 def shared_scale(spikes: SpikeTensor, dims: int, what: str) -> Tensor:
     """The scale, when it is one number over the last `dims` dimensions; an error that says so otherwise."""
     if any(n != 1 for n in spikes.scale.shape[-dims:]):
-        raise ValueError(f"{what} of spikes needs one threshold per window, got scale {tuple(spikes.scale.shape)}")
+        raise FastSNNError(f"{what} of spikes needs one threshold per window, got scale {tuple(spikes.scale.shape)}")
     return spikes.scale
 
 
@@ -168,7 +169,7 @@ class AdaptiveAvgPool(nn.Module):
             return ADAPTIVE_POOLS[self.dims](x, self.size)
         shape = tuple(x.shape[-self.dims :])
         if any(n % m for n, m in zip(shape, self.size)):
-            raise ValueError(f"windows over {shape} to {self.size} are not equal, so sums of spikes are no average")
+            raise FastSNNError(f"windows over {shape} to {self.size} are not equal, so sums of spikes are no average")
         kernel = tuple(n // m for n, m in zip(shape, self.size))
         return AvgPool(self.dims, kernel, kernel)(x)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core.component import Neuron
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.site import SpikeSite
 from fastsnn_core.spike_tensor import SpikeTensor, plain
 from fastsnn_core.state import tree_map
@@ -63,7 +64,7 @@ def through(
     if extra not in ({0}, {1}):
         wanted = ", ".join(f"{rank} (or {rank + 1}, with time)" for rank in ranks)
         found = ", ".join(str(tuple(x.shape)) for x in inputs)
-        raise ValueError(f"inputs have shapes {found}; dimensions expected: {wanted}, all with time or none")
+        raise FastSNNError(f"inputs have shapes {found}; dimensions expected: {wanted}, all with time or none")
     timed = extra == {1}
     b, t = inputs[0].shape[0], inputs[0].shape[1] if timed else 1
     stream = Stream(b, t, reset, state or {})
@@ -91,7 +92,7 @@ class FoldedSite(SpikeSite):
     def __init__(self, neuron: nn.Module | None, channels: int = 1) -> None:
         super().__init__(neuron)
         if channels < 1:
-            raise ValueError(f"a site spikes over at least one dimension, got {channels}")
+            raise FastSNNError(f"a site spikes over at least one dimension, got {channels}")
         self.channels, self.label = channels, ""
         self.component: Neuron | None = None
         self.features = 0
@@ -112,7 +113,9 @@ class FoldedSite(SpikeSite):
         if self.neuron is None or isinstance(x, SpikeTensor):
             return x
         if x.ndim <= self.channels:
-            raise ValueError(f"site {self.label!r} spikes over {self.channels} dimensions, got shape {tuple(x.shape)}")
+            raise FastSNNError(
+                f"site {self.label!r} spikes over {self.channels} dimensions, got shape {tuple(x.shape)}"
+            )
         stream = current() or Stream(len(x), 1)
         fold = Fold(x.shape, stream.batch, stream.time, self.channels)
         old, reset = stream.old.get(self.label), stream.reset

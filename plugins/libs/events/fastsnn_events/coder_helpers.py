@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import SpikeTensor
 
 
@@ -22,9 +23,9 @@ def whole_counts(x: SpikeTensor | Tensor) -> tuple[Tensor, Tensor | float]:
     counts = counts.detach()
     if counts.is_floating_point():
         if not bool(torch.isfinite(counts).all()):
-            raise ValueError("counts must be finite; got NaN or infinity")
+            raise FastSNNError("counts must be finite; got NaN or infinity")
         if not torch.equal(counts, counts.round()):
-            raise ValueError("counts must be whole numbers; use a neuron (or a value coder) before a count coder")
+            raise FastSNNError("counts must be whole numbers; use a neuron (or a value coder) before a count coder")
     return counts.to(torch.int64), scale
 
 
@@ -34,7 +35,7 @@ def fit(counts: Tensor, steps: int | None, needed: int, coder: str) -> int:
         return max(1, needed)
     if needed > steps:
         largest = int(counts.abs().max())
-        raise ValueError(f"count {largest} needs {needed} {coder} steps, {steps} given; nothing was truncated")
+        raise FastSNNError(f"count {largest} needs {needed} {coder} steps, {steps} given; nothing was truncated")
     return steps
 
 
@@ -47,7 +48,7 @@ def refuse_negative(counts: Tensor, coder: str, instead: str) -> None:
     """An unsigned code cannot carry a negative count."""
     low = extremes(counts)[0]
     if low < 0:
-        raise ValueError(f"{coder} spikes carry no sign and the smallest count is {low}; use {instead}")
+        raise FastSNNError(f"{coder} spikes carry no sign and the smallest count is {low}; use {instead}")
 
 
 def integrate(level: Tensor, weights: list[int], even: bool) -> tuple[Tensor, Tensor]:
@@ -85,7 +86,7 @@ def finite_values(x: SpikeTensor | Tensor, coder: str) -> Tensor:
     """The values in float64, all finite."""
     values = (x.value() if isinstance(x, SpikeTensor) else x).detach().to(torch.float64)
     if not bool(torch.isfinite(values).all()):
-        raise ValueError(f"{coder} codes finite values; got NaN or infinity")
+        raise FastSNNError(f"{coder} codes finite values; got NaN or infinity")
     return values
 
 
@@ -94,5 +95,5 @@ def unit_values(x: SpikeTensor | Tensor, coder: str) -> Tensor:
     values = finite_values(x, coder)
     if values.numel() and (float(values.min()) < 0 or float(values.max()) > 1):
         low, high = float(values.min()), float(values.max())
-        raise ValueError(f"{coder} codes values in [0, 1]; got {low:g} … {high:g}. Scale them first")
+        raise FastSNNError(f"{coder} codes values in [0, 1]; got {low:g} … {high:g}. Scale them first")
     return values

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core.component import Coder
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.probe import probe
 from fastsnn_core.site import sites
 from fastsnn_core.spike_tensor import SpikeTensor
@@ -89,18 +90,18 @@ class Coding(nn.Module):
                 ]
                 trains, weights = [p.train for p in parts], [p.weights for p in parts]
             except ValueError as error:
-                raise ValueError(f"site {self.label or 'of the model'}: {error}") from None
+                raise FastSNNError(f"site {self.label or 'of the model'}: {error}") from None
         return SpikeTensor.from_train(torch.cat(trains), torch.cat(weights), spikes.scale, self.coder.name)
 
     def split(self, spikes: SpikeTensor) -> Iterator[tuple[Tensor, int, Tensor]]:
         """``(rows, steps, counts)``: the tokens that fit the regular steps, then the wide ones by what they need."""
         counts, steps = spikes.counts.detach(), int(self.steps)
         if not bool(torch.isfinite(counts).all()):
-            raise ValueError("counts must be finite; got NaN or infinity")
+            raise FastSNNError("counts must be finite; got NaN or infinity")
         size = counts.abs().amax(-1, keepdim=True) if counts.shape[-1] else counts.new_zeros(*counts.shape[:-1], 1)
         largest = int(size.max()) if size.numel() else 0
         if largest >= 2**31:
-            raise ValueError(f"count {largest} does not fit 32 bits; nothing was wrapped")
+            raise FastSNNError(f"count {largest} does not fit 32 bits; nothing was wrapped")
         self.tally.tokens += size.numel()
         self.tally.largest = max(self.tally.largest, largest)
         limit = most(self.coder, steps)
@@ -109,7 +110,7 @@ class Coding(nn.Module):
             return
         need = self.coder.steps_for(largest)
         if self.strict:
-            raise ValueError(f"count {largest} needs {need} {self.coder.name} steps, {steps} given")
+            raise FastSNNError(f"count {largest} needs {need} {self.coder.name} steps, {steps} given")
         needs = {self.coder.steps_for(int(n)) for n in size[size > limit].unique()}
         for wider in sorted(needs):
             rows = (size <= most(self.coder, wider)) & (size > limit)
@@ -123,7 +124,7 @@ class Coding(nn.Module):
         assert self.recording is not None
         drive = getattr(neuron, "drive", None)
         if drive is None:
-            raise ValueError(f"{type(neuron).__name__} offers no drive(x, state, reset), so it cannot be replayed")
+            raise FastSNNError(f"{type(neuron).__name__} offers no drive(x, state, reset), so it cannot be replayed")
         u, first = drive(x, state, reset)
         membranes, trains, weights = [], [], []
         for rows, steps, counts in self.split(spikes):
@@ -156,10 +157,10 @@ def use(
     has for this coder stay, else a language model reads 64 fixed pseudo-random tokens.
     """
     if mode not in MODES:
-        raise ValueError(f"no runtime called {mode!r}; there are {' and '.join(MODES)}")
+        raise FastSNNError(f"no runtime called {mode!r}; there are {' and '.join(MODES)}")
     found = sites(model)
     if not found:
-        raise ValueError("this model has no spike sites, so it has no event runtime")
+        raise FastSNNError("this model has no spike sites, so it has no event runtime")
     old = {name: site.coding for name, site in found.items() if isinstance(site.coding, Coding)}
     if mode == "count":
         for coding in old.values():
@@ -168,9 +169,9 @@ def use(
     kept = next(iter(old.values())).coder if old else None
     chosen = component(coder if coder is not None else kept or "bitwise")
     if not chosen.lossless:
-        raise ValueError(f"coder {chosen.name!r} does not carry counts exactly; take a lossless one")
+        raise FastSNNError(f"coder {chosen.name!r} does not carry counts exactly; take a lossless one")
     if steps != "auto" and (type(steps) is not int or steps < 1):
-        raise ValueError(f'steps must be "auto" or a positive whole number, got {steps!r}')
+        raise FastSNNError(f'steps must be "auto" or a positive whole number, got {steps!r}')
     if steps == "auto" and (calibration is not None or chosen != kept or len(old) < len(found)):
         table = calibrate(model, chosen, inputs_of(model) if calibration is None else calibration)
     else:
@@ -205,7 +206,7 @@ def inputs_of(model: nn.Module) -> Tensor:
     """Fixed pseudo-random tokens ``[2, 32]``, or an error that asks for inputs."""
     size = getattr(getattr(model, "spec", None), "vocab_size", None)
     if size is None:
-        raise ValueError('steps="auto" needs calibration=inputs here: this is no language model')
+        raise FastSNNError('steps="auto" needs calibration=inputs here: this is no language model')
     tokens = torch.randint(0, size, (2, 32), generator=torch.Generator().manual_seed(0))
     return tokens.to(next((p.device for p in model.parameters()), torch.device("cpu")))
 
@@ -323,7 +324,7 @@ def replay(model: nn.Module, *args: Any, watch: tuple[str, ...] = ("*",), **kwar
     """
     found = codings(model)
     if mode_of(model) != "event":
-        raise ValueError('only the event runtime has spike times; call use(model, "event") first')
+        raise FastSNNError('only the event runtime has spike times; call use(model, "event") first')
     recording: dict[str, Membranes] = {}
     for name, coding in found.items():
         coding.recording = recording

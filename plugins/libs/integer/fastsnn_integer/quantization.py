@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core.component import param
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.event import count_project, input_major, spike_sums
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_integer import deterministic
@@ -56,7 +57,7 @@ def encode(weight: Tensor, group: int = 0) -> tuple[Tensor, Tensor]:
     """INT8 codes ``[out, in]`` and float32 scales ``[out, groups]`` of a weight matrix; refuses what is not finite."""
     weight = weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
-        raise ValueError("weights must be finite to be quantised; got NaN or infinity")
+        raise FastSNNError("weights must be finite to be quantised; got NaN or infinity")
     out, size = weight.shape
     group = group or max(1, size)
     rows = F.pad(weight, (0, -size % group)).reshape(out, -1, group)
@@ -122,7 +123,7 @@ def project(x: SpikeTensor | Tensor, weight: Tensor, scale: Tensor, group: int) 
     spikes = x if isinstance(x, SpikeTensor) else SpikeTensor(*levels(x.detach()))
     threshold = spikes.scale
     if threshold.ndim and threshold.shape[-1] != 1:
-        raise ValueError(
+        raise FastSNNError(
             f"integer projections need one threshold per token, this input has {tuple(threshold.shape)} of them: "
             "a threshold per channel cannot leave the sum"
         )
@@ -225,7 +226,7 @@ def swap(name: str, module: nn.Module, quant: Quant) -> nn.Module | None:
         try:
             return QuantLinear(module, quant.group)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+            raise FastSNNError(f"{name}: {error}") from None
     if type(module) is nn.Embedding and quant.embed:
         return QuantEmbedding(module, quant.group)
     if type(module) is nn.RMSNorm and len(module.normalized_shape) == 1:
@@ -249,9 +250,9 @@ def quantise(model: nn.Module, quant: Quant | None = None) -> nn.Module:
     """A copy of a float model in integer arithmetic; its spec must have a field `quant` (the decoder has)."""
     spec: Any = getattr(model, "spec", None)
     if spec is None or not hasattr(spec, "quant"):
-        raise ValueError(f"{getattr(spec, 'name', type(model).__name__)} has no integer form; the decoder has one")
+        raise FastSNNError(f"{getattr(spec, 'name', type(model).__name__)} has no integer form; the decoder has one")
     if spec.quant is not None:
-        raise ValueError("this model is in integer arithmetic already")
+        raise FastSNNError("this model is in integer arithmetic already")
     new_spec = attrs.evolve(spec, quant=quant or Quant())
     new: Any = apply(copy.deepcopy(model), new_spec.quant).eval()
     shorten(new)

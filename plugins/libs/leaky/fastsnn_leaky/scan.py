@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.ops.surrogate_gradient import FORMS, derivative, thresholds
 
@@ -164,9 +165,9 @@ def lif_scan(
     the gradient through the reset (soft resets only); see above for when that is right.
     """
     if attached and hard:
-        raise ValueError("lif_scan has no gradient through a hard reset; use a soft one, or leave it detached")
+        raise FastSNNError("lif_scan has no gradient through a hard reset; use a soft one, or leave it detached")
     if x.ndim != 3:
-        raise ValueError(f"lif_scan takes [B, T, D], got {tuple(x.shape)}")
+        raise FastSNNError(f"lif_scan takes [B, T, D], got {tuple(x.shape)}")
     v = x.new_zeros(x.shape[0], x.shape[2]) if v is None else v.to(x.dtype)
     keep = ~reset if reset is not None else x.new_empty(0, 0, dtype=torch.bool)
     if scale is not None and (scale.numel() != 1 or (scale.requires_grad and torch.is_grad_enabled())):

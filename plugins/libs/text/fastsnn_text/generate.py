@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_text.tokenizers import TextStream, tokenizer_of
 
 CHUNK = 256
@@ -30,7 +31,7 @@ class Sampling:
     @temperature.validator
     def _check(self, _: attrs.Attribute[float], value: float) -> None:
         if not (value == 0 or 1e-6 <= value < float("inf")):
-            raise ValueError(f"temperature must be 0 (greedy) or at least 1e-6, got {value}")
+            raise FastSNNError(f"temperature must be 0 (greedy) or at least 1e-6, got {value}")
 
     def generator(self) -> torch.Generator:
         """The random stream of one completion."""
@@ -77,9 +78,9 @@ def generate_ids(
     sampling = sampling or Sampling()
     size = getattr(getattr(model, "spec", None), "vocab_size", None)
     if not prompt:
-        raise ValueError("the prompt is empty; give at least one token")
+        raise FastSNNError("the prompt is empty; give at least one token")
     if size is not None and not all(0 <= i < size for i in prompt):
-        raise ValueError(f"the prompt has token ids outside 0 … {size - 1}")
+        raise FastSNNError(f"the prompt has token ids outside 0 … {size - 1}")
     device = next(model.parameters()).device
     generator = sampling.generator()
     for begin in range(0, len(prompt), chunk):

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from fastsnn_core.errors import FastSNNError, FileError, MissingError
+
 
 class Tokenizer(Protocol):
     """Text to token ids and back. `end` separates documents; `start` (or None) begins a prompt."""
@@ -77,13 +79,11 @@ class HuggingFaceTokenizer:
         """From a tokenizer.json or the folder that holds it."""
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
-            raise FileNotFoundError(
-                f"{file} is missing; give a Hugging Face tokenizer.json or the folder that holds it"
-            )
+            raise FileError(f"{file} is missing; give a Hugging Face tokenizer.json or the folder that holds it")
         try:
             found = cls(file.read_text(encoding="utf-8"))
         except Exception as error:  # the native library raises a bare Exception
-            raise ValueError(f"{file} is no Hugging Face tokenizer: {error}") from None
+            raise FastSNNError(f"{file} is no Hugging Face tokenizer: {error}") from None
         settings = file.with_name("tokenizer_config.json")
         config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
         for name in ("bos_token", "eos_token"):
@@ -155,7 +155,7 @@ def load_tokenizer(source: Any = "byte") -> Tokenizer:
     if path.suffix == ".model":
         return sentencepiece(path)
     if not path.exists():
-        raise FileNotFoundError(f"no tokenizer at {path}; give 'byte', a tokenizer.json, its folder, or a .model file")
+        raise FileError(f"no tokenizer at {path}; give 'byte', a tokenizer.json, its folder, or a .model file")
     return HuggingFaceTokenizer.from_path(path)
 
 
@@ -164,7 +164,7 @@ def sentencepiece(path: Path) -> Tokenizer:
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
-        raise ImportError(f"{path} needs the sentencepiece package: pip install sentencepiece") from None
+        raise MissingError(f"{path} needs the sentencepiece package: pip install sentencepiece") from None
     return SentencePieceTokenizer(SentencePieceProcessor(model_file=str(path)))
 
 
@@ -202,7 +202,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     if vocab_size < 258:
-        raise ValueError(f"a byte-level BPE vocabulary needs at least 258 tokens, got {vocab_size}")
+        raise FastSNNError(f"a byte-level BPE vocabulary needs at least 258 tokens, got {vocab_size}")
     native = Native(models.BPE())
     native.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     native.decoder = decoders.ByteLevel()
@@ -243,7 +243,7 @@ def tokenizer_of(model: nn.Module) -> Tokenizer:
     else:
         size = getattr(getattr(model, "spec", None), "vocab_size", 0)
         if size < 256:
-            raise ValueError(f"this model has no tokenizer, and its vocabulary of {size} is too small for bytes")
+            raise FastSNNError(f"this model has no tokenizer, and its vocabulary of {size} is too small for bytes")
         found = ByteTokenizer()
     model.tokenizer = found
     return found

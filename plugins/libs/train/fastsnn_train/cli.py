@@ -13,6 +13,7 @@ import attrs
 from fastsnn_core import build, bundle, spec
 from fastsnn_core.cli import UserError
 from fastsnn_core.component import bounds_of, fields
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import write_text
 from fastsnn_text import Sampling, attach, generate_text, load_tokenizer
 from fastsnn_train.config import DataConfig, TrainConfig
@@ -128,7 +129,7 @@ def check_vocabulary(model: Any, tokenizer: Any) -> None:
     """The model must have a row for every token."""
     size = getattr(model.spec, "vocab_size", None)
     if size is not None and size < tokenizer.vocab_size:
-        raise ValueError(
+        raise FastSNNError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model a vocab_size of {size}; "
             f"set vocab_size = {tokenizer.vocab_size}"
         )

@@ -7,6 +7,7 @@ from typing import Any
 from attrs import frozen
 
 from fastsnn_core import Tracker, param, slots
+from fastsnn_core.errors import FastSNNError
 
 BESIDE_QUALITY = (
     *("max_steps", "log_every", "eval_every", "eval_sequences", "checkpoint_every", "keep", "trackers", "bundle"),
@@ -87,11 +88,13 @@ class TrainConfig:
 
     def __attrs_post_init__(self) -> None:
         if self.rate_low > self.rate_high:
-            raise ValueError(f"the firing band is empty: rate_low {self.rate_low} is above rate_high {self.rate_high}")
+            raise FastSNNError(
+                f"the firing band is empty: rate_low {self.rate_low} is above rate_high {self.rate_high}"
+            )
         if self.bundle == "ema" and not self.ema:
-            raise ValueError("bundle = 'ema' needs an average of the weights; set ema, such as ema = 0.999")
+            raise FastSNNError("bundle = 'ema' needs an average of the weights; set ema, such as ema = 0.999")
         if self.compile and (self.parallel != "none" or self.rate_weight):
-            raise ValueError("compile works on one process and without a firing band (rate_weight)")
+            raise FastSNNError("compile works on one process and without a firing band (rate_weight)")
 
 
 def plain(config: Any) -> dict[str, Any]:

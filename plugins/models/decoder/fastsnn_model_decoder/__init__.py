@@ -23,6 +23,7 @@ from fastsnn_core import (
     slot,
     slots,
 )
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import Unsupported
 from fastsnn_events import runtime
 from fastsnn_integer import quantization
@@ -101,15 +102,15 @@ class Decoder(Model):
 
     def __attrs_post_init__(self) -> None:
         if not self.attention:
-            raise ValueError("decoder needs at least one attention")
+            raise FastSNNError("decoder needs at least one attention")
         if not self.head_dim and self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; give head_dim")
+            raise FastSNNError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}; give head_dim")
         if self.n_heads % (self.n_kv_heads or self.n_heads):
-            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+            raise FastSNNError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if any(any_rotary(a) for a in self.attention) and self.dims.head_dim % 2:
-            raise ValueError(f"rotary positions need an even head_dim, got {self.dims.head_dim}")
+            raise FastSNNError(f"rotary positions need an even head_dim, got {self.dims.head_dim}")
         if self.quant and self.tied and self.quant.head != self.quant.embed:
-            raise ValueError(
+            raise FastSNNError(
                 "tied weights are one table: quantization.head and quantization.embed must agree, or set tied = false"
             )
 

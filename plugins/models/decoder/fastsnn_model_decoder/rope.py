@@ -9,6 +9,7 @@ from attrs import frozen
 from torch import Tensor
 
 from fastsnn_core import param
+from fastsnn_core.errors import FastSNNError
 
 BLOCK = 256
 SCALINGS = ("none", "linear", "dynamic", "llama3", "yarn")
@@ -37,12 +38,12 @@ class Rope:
 
     def __attrs_post_init__(self) -> None:
         if self.scaling in ("dynamic", "llama3", "yarn") and not self.original:
-            raise ValueError(f"rope scaling {self.scaling!r} needs `original`, the length the model was trained at")
+            raise FastSNNError(f"rope scaling {self.scaling!r} needs `original`, the length the model was trained at")
 
     def frequencies(self, width: int) -> Tensor:
         """f ``[K/2]`` in float64; for dynamic, those up to `original` tokens."""
         if self.scaling == "dynamic" and width < 4:
-            raise ValueError(f"dynamic rope scaling needs a head_dim of at least 4, got {width}")
+            raise FastSNNError(f"dynamic rope scaling needs a head_dim of at least 4, got {width}")
         f = self.theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
         if self.scaling == "linear":
             return f / self.factor

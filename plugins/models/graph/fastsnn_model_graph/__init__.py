@@ -10,6 +10,7 @@ from attrs import frozen
 from torch import nn
 
 from fastsnn_core import Model, hookimpl, param
+from fastsnn_core.errors import FastSNNError
 from fastsnn_events.runtime import Switchable
 from fastsnn_model_graph.steps import Network, Ref, Step, refs
 from fastsnn_model_graph.text import DTYPES, CallError, arguments, read
@@ -52,11 +53,11 @@ class Node:
 
     def __attrs_post_init__(self) -> None:
         if sum(v is not None for v in (self.layer, self.call, self.tensor)) != 1:
-            raise ValueError(f"node {self.name!r} is one of layer, call and tensor")
+            raise FastSNNError(f"node {self.name!r} is one of layer, call and tensor")
         if not self.name.isidentifier() or keyword.iskeyword(self.name):
-            raise ValueError(f"node {self.name!r} needs a name that Python would accept")
+            raise FastSNNError(f"node {self.name!r} needs a name that Python would accept")
         if not all(part.isidentifier() or part.isdigit() for part in self.place.split(".")):
-            raise ValueError(f"node {self.name!r}: path {self.place!r} is no dotted name")
+            raise FastSNNError(f"node {self.name!r}: path {self.place!r} is no dotted name")
 
     @property
     def place(self) -> str:
@@ -98,16 +99,16 @@ class Graph(Model):
 
     def __attrs_post_init__(self) -> None:
         if not self.inputs:
-            raise ValueError("a graph needs at least one input")
+            raise FastSNNError("a graph needs at least one input")
         known: set[str] = set()
         for step in self.steps():
             if step.name in known:
-                raise ValueError(f"two nodes are called {step.name!r}")
+                raise FastSNNError(f"two nodes are called {step.name!r}")
             if unknown := [n for n in step.sources() if n not in known]:
-                raise ValueError(f"node {step.name!r} uses {unknown[0]!r}, which nothing before it makes")
+                raise FastSNNError(f"node {step.name!r} uses {unknown[0]!r}, which nothing before it makes")
             known.add(step.name)
         if unknown := [ref.name for ref in refs(arguments(self.output)) if ref.name not in known]:
-            raise ValueError(f"output {unknown[0]!r} is no node")
+            raise FastSNNError(f"output {unknown[0]!r} is no node")
 
     def steps(self) -> list[Step]:
         """Inputs and nodes as what is run."""
@@ -139,7 +140,7 @@ class GraphModule(Switchable, Network):
                 try:
                     held[node.place] = node.build()
                 except ValueError as error:
-                    raise ValueError(f"node {node.name!r}: {error}") from None
+                    raise FastSNNError(f"node {node.name!r}: {error}") from None
         found = arguments(spec.output)
         super().__init__(
             spec.steps(), held, found[0] if len(found) == 1 else found, tuple(len(i.shape) + 1 for i in spec.inputs)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastsnn_conversion.spike_layers import fed
 from fastsnn_conversion.time_folding import label, through
 from fastsnn_core import Model, hookimpl, param
+from fastsnn_core.errors import FastSNNError
 from fastsnn_events.runtime import Switchable
 from fastsnn_model_sequential.describe import describe
 from fastsnn_model_sequential.layer import Layer
@@ -57,7 +58,7 @@ class Sequential(Model):
             try:
                 found.append(layer.after(found[-1]))
             except ValueError as error:
-                raise ValueError(f"layers[{i}]: {error}") from None
+                raise FastSNNError(f"layers[{i}]: {error}") from None
         return found
 
     def build(self) -> SequentialModule:

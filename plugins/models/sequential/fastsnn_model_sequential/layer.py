@@ -8,6 +8,7 @@ from typing import Any
 from attrs import frozen
 
 from fastsnn_core import Model, Neuron, param, slot
+from fastsnn_core.errors import FastSNNError
 from fastsnn_model_sequential.table import NEEDED, OPS, Shape
 
 
@@ -42,9 +43,9 @@ class Layer:
         takes = OPS[self.op].takes
         for name in FIELDS:
             if getattr(self, name) is not None and name not in takes:
-                raise ValueError(f"{self.op} takes no {name!r}; it takes {', '.join(takes) or 'nothing'}")
+                raise FastSNNError(f"{self.op} takes no {name!r}; it takes {', '.join(takes) or 'nothing'}")
         if missing := [name for name, default in takes.items() if default is NEEDED and getattr(self, name) is None]:
-            raise ValueError(f"{self.op} needs {', '.join(missing)}")
+            raise FastSNNError(f"{self.op} needs {', '.join(missing)}")
 
     def values(self, shape: Shape | None = None) -> Any:
         """Every parameter the operation takes, defaults filled in, sizes spread over the dimensions of `shape`."""
@@ -57,14 +58,14 @@ class Layer:
         op = OPS[self.op]
         if op.ranks and len(shape) not in op.ranks:
             ranks = " or ".join(str(r) for r in op.ranks)
-            raise ValueError(f"{self.op} works on samples of {ranks} dimensions, got {list(shape)}")
+            raise FastSNNError(f"{self.op} works on samples of {ranks} dimensions, got {list(shape)}")
         v = self.values(shape)
         arriving = op.features(shape, v)
         if self.features is not None and arriving is not None and self.features != arriving:
-            raise ValueError(f"{self.op} says features = {self.features}, but {arriving} come in from {list(shape)}")
+            raise FastSNNError(f"{self.op} says features = {self.features}, but {arriving} come in from {list(shape)}")
         out = op.shape(v, shape)
         if any(n < 1 for n in out):
-            raise ValueError(f"{self.op} makes {list(out)} out of {list(shape)}")
+            raise FastSNNError(f"{self.op} makes {list(out)} out of {list(shape)}")
         return out
 
     def build(self, shape: Shape | None = None) -> Any:
@@ -73,7 +74,7 @@ class Layer:
         if "features" in op.takes and v.features is None:
             v.features = op.features(shape, v) if shape is not None else None
             if v.features is None:
-                raise ValueError(f"{self.op} needs features: nothing before it says how many come in")
+                raise FastSNNError(f"{self.op} needs features: nothing before it says how many come in")
         return op.build(v)
 
 

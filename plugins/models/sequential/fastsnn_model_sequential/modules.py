@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fastsnn_conversion.time_folding import current
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import plain
 
 
@@ -13,7 +14,7 @@ class BatchNorm(nn.BatchNorm1d):
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
-            raise ValueError(f"batch norm needs [N, C, …], got {tuple(input.shape)}")
+            raise FastSNNError(f"batch norm needs [N, C, …], got {tuple(input.shape)}")
 
 
 class TimeMean(nn.Module):

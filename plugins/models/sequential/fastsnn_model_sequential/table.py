@@ -11,6 +11,7 @@ from torch import nn
 
 from fastsnn_conversion import spike_layers
 from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_core.errors import FastSNNError
 from fastsnn_model_sequential.modules import TimeMean
 
 Shape = tuple[int, ...]
@@ -41,7 +42,7 @@ class Op:
             size = getattr(v, name, None)
             if size is not None:
                 if len(size) not in (1, n):
-                    raise ValueError(f"{v.op} has {n} dimensions, but {name} = {list(size)}")
+                    raise FastSNNError(f"{v.op} has {n} dimensions, but {name} = {list(size)}")
                 setattr(v, name, size * n if len(size) == 1 else size)
         return v
 
@@ -117,14 +118,16 @@ def batch_norm(v: Any) -> nn.Module:
 def pooled_mean(v: Any, shape: Shape) -> Shape:
     """Sizes behind an adaptive pool."""
     if len(v.shape) != len(shape) - 1:
-        raise ValueError(f"adaptive_avg_pool to {list(v.shape)} needs {len(v.shape) + 1} dimensions, got {list(shape)}")
+        raise FastSNNError(
+            f"adaptive_avg_pool to {list(v.shape)} needs {len(v.shape) + 1} dimensions, got {list(shape)}"
+        )
     return (shape[0], *v.shape)
 
 
 def unflattened(v: Any, shape: Shape) -> Shape:
     """A sample of one dimension in another shape."""
     if math.prod(v.shape) != math.prod(shape):
-        raise ValueError(f"unflatten to {list(v.shape)} needs {math.prod(v.shape)} numbers, got {list(shape)}")
+        raise FastSNNError(f"unflatten to {list(v.shape)} needs {math.prod(v.shape)} numbers, got {list(shape)}")
     return v.shape
 
 

@@ -29,6 +29,7 @@ from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.language.distillation_settings import Healing, Run
 from fastsnn_convert.language.rebuild import numbers
 from fastsnn_convert.language.threshold_gradients import followed
+from fastsnn_core.errors import MissingError
 from fastsnn_core.site import sites
 
 STAGES = ("attention", "spikes")
@@ -91,7 +92,7 @@ def with_lora(model: nn.Module, rank: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise ImportError("healing with lora needs peft: pip install peft") from None
+        raise MissingError("healing with lora needs peft: pip install peft") from None
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".mixer." not in n and n != "head"]
     peft = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
     for name, p in model.named_parameters():

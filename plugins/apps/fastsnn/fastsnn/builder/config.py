@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from fastsnn_core import Model
+from fastsnn_core.errors import FastSNNError
 
 
 @attrs.frozen
@@ -41,7 +42,7 @@ class SNNConfig:
         )
         layers = attentions(self.attn_kind, self.window)
         if wrong := [i for i in self.softmax_layers if not 0 <= i < self.n_layers]:
-            raise ValueError(f"softmax_layers {wrong} are not among the layers 0 … {self.n_layers - 1}")
+            raise FastSNNError(f"softmax_layers {wrong} are not among the layers 0 … {self.n_layers - 1}")
         if self.softmax_layers:
             cycle = [layers[i % len(layers)] for i in range(self.n_layers)]
             softmax = create("attention", "softmax")

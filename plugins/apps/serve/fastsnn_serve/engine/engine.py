@@ -17,6 +17,7 @@ from collections import deque
 import torch
 from torch import nn
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.state import nbytes
 from fastsnn_serve.engine.detokenizer import Scored, placed, scores
 from fastsnn_serve.engine.prefill_runner import Reader
@@ -61,7 +62,7 @@ class Engine:
             ("cache_bytes", cache_bytes, 0), ("state_bytes", 0 if state_bytes is None else state_bytes, 0),
         ):  # fmt: skip
             if value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
+                raise FastSNNError(f"{name}: expected at least {least}, got {value}")
         self.model, self.tokenizer = model.eval(), tokenizer_of(model)
         self.device = next(model.parameters()).device
         self.sizes = measure(model, self.device)

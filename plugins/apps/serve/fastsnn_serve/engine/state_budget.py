@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import nn
 
+from fastsnn_core.errors import ArgumentError
 from fastsnn_core.state import nbytes
 
 UNKNOWN = 2 << 30  # where the platform does not say how much memory is free
@@ -40,7 +41,7 @@ def measure(model: nn.Module, device: torch.device) -> Sizes:
         base = nbytes(state)
         logits, state = model(blank[:, 1:], state, return_state=True, last=True)
     except TypeError as error:
-        raise TypeError(
+        raise ArgumentError(
             f"{type(model).__name__} cannot be served: a language model takes (tokens [B,T], state, return_state=True, "
             f"last=True) and gives (logits [B,1,V], state); it says: {error}"
         ) from error

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_serve.http.strict_json import Fields, Invalid, is_text, shown
 from fastsnn_text import HuggingFaceTokenizer, Tokenizer
 
@@ -71,7 +72,7 @@ def compiled(source: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     if not isinstance(source, str):
-        raise ValueError(f"the bundle's chat_template must be a string, got {type(source).__name__}")
+        raise FastSNNError(f"the bundle's chat_template must be a string, got {type(source).__name__}")
 
     def refuse(message: str) -> str:
         raise TemplateError(message)
@@ -87,7 +88,7 @@ def compiled(source: str) -> Any:
     try:
         return environment.from_string(source)
     except TemplateError as error:
-        raise ValueError(f"the bundle's chat_template is broken: {error}") from None
+        raise FastSNNError(f"the bundle's chat_template is broken: {error}") from None
 
 
 def special(tokenizer: Tokenizer, token: int | None) -> str:

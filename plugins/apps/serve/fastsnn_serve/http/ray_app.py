@@ -11,17 +11,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fastsnn_core.errors import FastSNNError, MissingError
+
 
 def build(args: dict[str, str]) -> Any:
     """A Ray Serve application from ``key=value``: bundle, and optionally name, device, replicas, max_streams."""
     known = {"bundle", "name", "device", "replicas", "max_streams"}
     if "bundle" not in args or set(args) - known:
         others = ", ".join(sorted(known - {"bundle"}))
-        raise ValueError(f"expected bundle=PATH and optionally {others}; got {sorted(args)}")
+        raise FastSNNError(f"expected bundle=PATH and optionally {others}; got {sorted(args)}")
     try:
         from ray import serve
     except ImportError:
-        raise ImportError("fastsnn_serve.http.ray_app needs Ray: pip install fastsnn-serve[ray]") from None
+        raise MissingError("fastsnn_serve.http.ray_app needs Ray: pip install fastsnn-serve[ray]") from None
     streams, bundle = int(args.get("max_streams", 16)), str(Path(args["bundle"]).resolve())  # replicas work elsewhere
 
     def asgi() -> Any:

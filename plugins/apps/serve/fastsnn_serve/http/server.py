@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 
+from fastsnn_core.errors import NetworkError, ProcessError
 from fastsnn_serve.http.routes import app as make_app
 
 
@@ -30,7 +31,7 @@ class Handle:
         while not self.server.started:
             self.thread.join(0.005)
             if not self.thread.is_alive():
-                raise RuntimeError(f"the server at {self.url} did not start; its log says why")
+                raise ProcessError(f"the server at {self.url} did not start; its log says why")
         atexit.register(self.close)
         return self
 
@@ -83,7 +84,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         says = f"cannot listen at {host}:{port}: {error.strerror}; port 0 picks a free one"
-        raise OSError(error.errno, says) from None
+        raise NetworkError(says) from None
     return listener
 
 

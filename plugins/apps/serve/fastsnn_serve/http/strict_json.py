@@ -6,6 +6,8 @@ import difflib
 import json
 from typing import Any
 
+from fastsnn_core.errors import FastSNNError
+
 LONGEST = 2**31 - 1
 
 
@@ -28,7 +30,7 @@ def parse(raw: bytes) -> Any:
     """JSON, without NaN and infinities, which it does not have."""
 
     def constant(name: str) -> Any:
-        raise ValueError(f"{name} is not JSON")
+        raise FastSNNError(f"{name} is not JSON")
 
     try:
         return json.loads(raw.decode("utf-8"), parse_constant=constant)

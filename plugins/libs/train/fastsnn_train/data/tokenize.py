@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fastsnn_core.errors import ProcessError
 from fastsnn_core.files import beside
 from fastsnn_text import Tokenizer
 
@@ -114,7 +115,7 @@ def receive(end: Connection) -> list[np.ndarray]:
     try:
         found = end.recv()
     except EOFError:
-        raise RuntimeError("a process that tokenises died; was it killed for memory? Use fewer workers") from None
+        raise ProcessError("a process that tokenises died; was it killed for memory? Use fewer workers") from None
     if isinstance(found, Exception):
         raise found
     return found

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.probe import Trace, probe
 from fastsnn_text import tokenizer_of
 from fastsnn_train.data.packing import Packed
@@ -114,13 +115,13 @@ def evaluate_text(
     tokenizer, device = tokenizer_of(model), next(model.parameters()).device
     ids = torch.tensor(tokenizer.encode(text))
     if start and tokenizer.start is None:
-        raise ValueError("this tokenizer has no start token")
+        raise FastSNNError("this tokenizer has no start token")
     if len(ids) < 2:
-        raise ValueError(f"the text has {len(ids)} tokens; at least 2 are needed")
+        raise FastSNNError(f"the text has {len(ids)} tokens; at least 2 are needed")
     if stride is not None and not 0 < stride <= seq_len:
-        raise ValueError(f"stride must be in 1 … seq_len ({seq_len}), got {stride}")
+        raise FastSNNError(f"stride must be in 1 … seq_len ({seq_len}), got {stride}")
     if carry and stride is not None:
-        raise ValueError("carry reads every token once, with all before it in the state; it has no stride")
+        raise FastSNNError("carry reads every token once, with all before it in the state; it has no stride")
     training = model.training
     model.eval()
     if carry:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import write_text
 from fastsnn_text import Tokenizer, tokenizer_of
 
@@ -125,12 +126,12 @@ def recall(
     """
     make = TASKS.get(task) if isinstance(task, str) else task
     if make is None:
-        raise ValueError(f"there is no recall task {task!r}; possible: {', '.join(TASKS)}")
+        raise FastSNNError(f"there is no recall task {task!r}; possible: {', '.join(TASKS)}")
     if not lengths or samples < 1:
-        raise ValueError("recall needs at least one length and one sample")
+        raise FastSNNError("recall needs at least one length and one sample")
     places = tuple(np.linspace(0, 1, depths).tolist()) if isinstance(depths, int) else tuple(map(float, depths))
     if not places or not all(0 <= d <= 1 for d in places):
-        raise ValueError(f"depths are shares of the text between 0 and 1, got {places}")
+        raise FastSNNError(f"depths are shares of the text between 0 and 1, got {places}")
     tokenizer = tokenizer_of(model)
     hay = np.array(tokenizer.encode(filler or FILLER), dtype=np.int64)
     training = model.training
@@ -162,7 +163,7 @@ def sample(
     start = [] if tokenizer.start is None else [tokenizer.start]
     body = length - len(start) - len(asked.fact) - len(asked.end)
     if body < 0:
-        raise ValueError(f"{length} tokens are too few for this task: fact and question alone are {length - body}")
+        raise FastSNNError(f"{length} tokens are too few for this task: fact and question alone are {length - body}")
     first = int(rng.integers(len(hay)))
     around = np.resize(np.roll(hay, -first), body).tolist()
     place = round(depth * body)

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 from torch import nn
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_text import tokenizer_of
 from fastsnn_train.data.packing import Data, Packed
 from fastsnn_train.evaluation.evaluate import buckets, evaluate, position_nats
@@ -92,23 +93,23 @@ def extend_context(
     """
     data = data or trainer.data
     if data is None:
-        raise ValueError(
+        raise FastSNNError(
             "extend_context needs the trainer's corpus; train with FastSNN.fit on a dataset, or give data="
         )
     if trainer.world.size > 1:
-        raise ValueError("extend_context runs in one process, where the checkpoints of a run by several resume too")
+        raise FastSNNError("extend_context runs in one process, where the checkpoints of a run by several resume too")
     if not hasattr(data.train, "with_length"):
-        raise ValueError("extend_context needs a packed corpus; a streamed one is cut into sequences as it comes")
+        raise FastSNNError("extend_context needs a packed corpus; a streamed one is cut into sequences as it comes")
     plan = Plan(mode, lr or trainer.config.lr / 10, short_share, gate, on_gate, rope, window)
     old = data.train.seq_len
     lengths = [new_seq_len] if isinstance(new_seq_len, int) else list(new_seq_len)
     budget = [max_steps] * len(lengths) if isinstance(max_steps, int) else list(max_steps)
     if not lengths or any(b <= a for a, b in zip([old, *lengths], lengths)):
-        raise ValueError(
+        raise FastSNNError(
             f"the model was trained at {old} tokens; new_seq_len must be longer (and rise), got {new_seq_len}"
         )
     if len(budget) != len(lengths):
-        raise ValueError(f"{len(lengths)} lengths need as many max_steps, got {len(budget)}")
+        raise FastSNNError(f"{len(lengths)} lengths need as many max_steps, got {len(budget)}")
     if mode in ("carry", "long") and (share := deep_share(data.train, old)) < 0.05:
         log.warning(
             "only %.1f %% of the tokens lie deeper than %d tokens in their document: there is little to learn at a "

@@ -14,6 +14,7 @@ import attrs
 import numpy as np
 from torch import nn
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_train.evaluation.evaluate import position_nats
 from fastsnn_train.extend.reshape import adopt, attentions, changed, parts, with_attentions
 
@@ -44,7 +45,7 @@ def calibrate_decay(
     rows = attentions(spec) if hasattr(spec, "attention") else []
     mine = [i for i, a in enumerate(rows) if any(hasattr(p, "forgetting") for p in parts(a))]
     if not mine:
-        raise ValueError("no layer of this model has a decay to calibrate; use mode = 'carry'")
+        raise FastSNNError("no layer of this model has a decay to calibrate; use mode = 'carry'")
     tried = 0
 
     def measure(scales: dict[int, float]) -> tuple[float, float]:

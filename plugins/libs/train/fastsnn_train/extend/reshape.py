@@ -12,6 +12,8 @@ from typing import Any
 import attrs
 from torch import nn
 
+from fastsnn_core.errors import FastSNNError
+
 Change = Callable[[Any], Any]
 
 
@@ -43,12 +45,12 @@ def adopt(model: nn.Module, spec: Any) -> None:
     """Make a built decoder what `spec` says; it may differ in rotary positions, windows and decays only."""
     now: Any = model
     if attrs.evolve(spec, attention=now.spec.attention, rope=now.spec.rope) != now.spec:
-        raise ValueError("only attention and rope of a trained model can change")
+        raise FastSNNError("only attention and rope of a trained model can change")
     for layer, old, new in zip(now.layers, attentions(now.spec), attentions(spec)):
         if old == new:
             continue
         if not hasattr(layer.attention.mixer, "adopt"):
-            raise ValueError(
+            raise FastSNNError(
                 f"attention {type(new).__name__} cannot change after training: its mixer has no adopt(spec)"
             )
         layer.attention.mixer.adopt(new)
@@ -67,14 +69,16 @@ def shaped(spec: Any, *, original: int, length: int, rope: str, window: int) -> 
     if not window and rope == "none":
         return spec
     if not hasattr(spec, "rope") or not hasattr(spec, "attention"):
-        raise ValueError(f"{type(spec).__name__} has no attention or rope to change; leave rope and window out")
+        raise FastSNNError(f"{type(spec).__name__} has no attention or rope to change; leave rope and window out")
     rows = attentions(spec)
     windows = [p for a in rows for p in parts(a) if hasattr(p, "window")]
     if window:
         if not windows:
-            raise ValueError("this model has no sliding window that could grow")
+            raise FastSNNError("this model has no sliding window that could grow")
         if any(p.window > window for p in windows):
-            raise ValueError(f"windows can only grow: they have {max(p.window for p in windows)} tokens, not {window}")
+            raise FastSNNError(
+                f"windows can only grow: they have {max(p.window for p in windows)} tokens, not {window}"
+            )
         rows = [changed(a, lambda p: attrs.evolve(p, window=window) if hasattr(p, "window") else p) for a in rows]
         spec = with_attentions(spec, rows)
     if rope == "none":
@@ -82,7 +86,7 @@ def shaped(spec: Any, *, original: int, length: int, rope: str, window: int) -> 
     seeing = [p.window if hasattr(p, "window") else length for a in rows for p in parts(a) if p.rotary]
     reach = max(seeing, default=0)  # the largest distance any rotary layer sees
     if reach <= original:
-        raise ValueError(
+        raise FastSNNError(
             f"rope = {rope!r} would change nothing for the better: this model's rotary layers see at most {reach} "
             f"tokens, and were trained at {original}; only softmax layers and windows that grow need it"
         )
@@ -92,5 +96,5 @@ def shaped(spec: Any, *, original: int, length: int, rope: str, window: int) -> 
         return attrs.evolve(spec, rope=attrs.evolve(spec.rope, **more))
     width = spec.dims.head_dim
     if width < 4:
-        raise ValueError(f"rope = 'ntk' needs a head_dim of at least 4, got {width}")
+        raise FastSNNError(f"rope = 'ntk' needs a head_dim of at least 4, got {width}")
     return attrs.evolve(spec, rope=attrs.evolve(spec.rope, theta=spec.rope.theta * factor ** (width / (width - 2))))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.state import detach, nbytes
 from fastsnn_train.loop import health
 from fastsnn_train.loop.firing_rate import band_penalty, watch
@@ -114,7 +115,7 @@ class Walk:
         reset[:, 0] = fresh.to(tokens.device)
         loss, state = self.piece(tokens, reset, self.passed, 1.0)
         if self.passed is not None and nbytes(state) > nbytes(self.passed):
-            raise ValueError(
+            raise FastSNNError(
                 "mode = 'pass' needs a state of constant size; softmax layers remember every token: use carry"
             )
         self.passed, self.age = state, torch.where(fresh, 0, age) + 1

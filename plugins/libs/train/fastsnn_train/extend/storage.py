@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_train.evaluation.recall import Recall
 from fastsnn_train.loop import checkpoint, snapshot
 from fastsnn_train.loop.trainer import Trainer
@@ -35,7 +36,7 @@ class Diary:
         self.total = 0
         if self.folder is None:
             if resume:
-                raise ValueError("an extension is resumed from the folder of its run; give the Trainer out=")
+                raise FastSNNError("an extension is resumed from the folder of its run; give the Trainer out=")
             return
         checkpoint.tidy(self.folder)
         picked = checkpoint.pick(self.folder) if resume else None
@@ -49,7 +50,7 @@ class Diary:
     def take_up(self, path: Any, state: dict[str, Any]) -> None:
         """Stand where a checkpoint stood; another one's settings are an error."""
         if odd := [k for k, v in self.asked.items() if state["asked"].get(k) != v]:
-            raise ValueError(
+            raise FastSNNError(
                 f"{path} was begun with other settings ({', '.join(odd)}); start afresh, or ask for the same"
             )
         put(self.model, self.trainer, checkpoint.read(path, snapshot.like(self.model)), path)

@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.site import sites
 from fastsnn_train.config import TrainConfig
 from fastsnn_train.loop.parallel import is_sharded
@@ -38,7 +39,7 @@ def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
-        raise ValueError("the model has no parameter that requires a gradient; nothing can be trained")
+        raise FastSNNError("the model has no parameter that requires a gradient; nothing can be trained")
     mine = {id(p) for p in neuron_parameters(model)}
     groups: dict[tuple[float, float, bool, bool], list[Tensor]] = {}
     for p in trained:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_train.config import TrainConfig
 from fastsnn_train.loop.firing_rate import Seen, band_penalty, blend_at, blended, watch
 from fastsnn_train.loop.health import gradient_norms
@@ -50,7 +51,7 @@ class Stepper:
         self.model, self.config, self.world = model, config, world
         if config.checkpointing:
             if not hasattr(model, "checkpointing"):
-                raise ValueError(
+                raise FastSNNError(
                     f"{type(model).__name__} has no activation checkpointing (no attribute `checkpointing`)"
                 )
             model.checkpointing = True

@@ -24,6 +24,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastsnn_core.errors import FastSNNError
+
 
 @attrs.frozen
 class World:
@@ -43,7 +45,7 @@ class World:
         if self.size == 1 or self.kind == "sequence":
             return tokens
         if len(tokens) % self.size:
-            raise ValueError(f"a batch of {len(tokens)} sequences cannot be shared evenly by {self.size} processes")
+            raise FastSNNError(f"a batch of {len(tokens)} sequences cannot be shared evenly by {self.size} processes")
         return tokens.chunk(self.size)[self.rank]
 
     def mean(self, numbers: list[float], device: torch.device | str = "cpu") -> list[float]:
@@ -103,7 +105,9 @@ def join(kind: str) -> World:
     if size == 1:
         return World()
     if kind == "none":
-        raise ValueError(f"{size} processes were started; say what they share with [train] parallel = 'ddp' or 'fsdp'")
+        raise FastSNNError(
+            f"{size} processes were started; say what they share with [train] parallel = 'ddp' or 'fsdp'"
+        )
     if not dist.is_initialized():
         import torch.distributed.nn.functional  # now: imported later, defaults of its functions hold the group
 
@@ -171,7 +175,7 @@ class Network:
         if self.world.kind != "sequence":
             return tokens
         if tokens.shape[1] % self.world.size:
-            raise ValueError(f"{tokens.shape[1]} tokens cannot be shared evenly by {self.world.size} processes")
+            raise FastSNNError(f"{tokens.shape[1]} tokens cannot be shared evenly by {self.world.size} processes")
         return tokens.chunk(self.world.size, 1)[self.world.rank]
 
     @contextlib.contextmanager

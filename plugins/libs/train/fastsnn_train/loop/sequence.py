@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastsnn_core.errors import ArgumentError, FastSNNError
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.state import leaves, tree_map
 
@@ -34,7 +35,7 @@ def sequence_parallel(model: nn.Module, tokens: Tensor, *, reset: Tensor | None 
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     if tokens.shape[1] % size:
-        raise ValueError(f"{tokens.shape[1]} tokens cannot be shared evenly by {size} processes")
+        raise FastSNNError(f"{tokens.shape[1]} tokens cannot be shared evenly by {size} processes")
     share = tokens.shape[1] // size
     mine = slice(rank * share, (rank + 1) * share)
     link = Link(rank, size, form(model))
@@ -56,7 +57,7 @@ def sequence_shares(model: nn.Module, tokens: Tensor, size: int, *, reset: Tenso
     that a weight's gradient is the sum of the shares' whole gradients, as where processes meet.
     """
     if tokens.shape[1] % size:
-        raise ValueError(f"{tokens.shape[1]} tokens cannot be cut evenly into {size} shares")
+        raise FastSNNError(f"{tokens.shape[1]} tokens cannot be cut evenly into {size} shares")
     found, state = [], None
     marks = [None] * size if reset is None else reset.chunk(size, 1)
     for piece, mark in zip(tokens.chunk(size, 1), marks):
@@ -72,7 +73,7 @@ def units(model: nn.Module) -> list[nn.Module]:
     try:
         return [model.embed_site, *model.layers, model.head_site]  # type: ignore[list-item, misc]
     except AttributeError as error:
-        raise TypeError(f"{type(model).__name__} cannot be run over several processes: {error}") from None
+        raise ArgumentError(f"{type(model).__name__} cannot be run over several processes: {error}") from None
 
 
 @torch.no_grad()
