@@ -99,9 +99,6 @@ NAMES: dict[str, str] = {
     "fastsnn_core.ops.linear_scan": "fastsnn_linear_scan",
     "fastsnn_core.ops.linear_scan_naive": "fastsnn_linear_scan",
     "fastsnn_core.ops.linear_step": "fastsnn_linear_scan",
-    "fastsnn_core.ops.exact": "fastsnn_integer",
-    "fastsnn_core.ops.rows": "fastsnn_integer",
-    "fastsnn_core.ops.decode": "fastsnn_core",
 }
 
 
@@ -110,12 +107,11 @@ def attribute(package: str, name: str) -> Any:
     old = f"{package}.{name}"
     if old not in NAMES and old not in MODULES:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
-    if old in NAMES and old not in MODULES:
+    if old in NAMES:
         say(old, NAMES[old])
         return getattr(bring(old, NAMES[old]), name)
     say(old, MODULES[old])
-    module = bring(old, MODULES[old])
-    return getattr(module, name) if old in NAMES and hasattr(module, name) else module
+    return bring(old, MODULES[old])
 
 
 def say(old: str, new: str) -> None:
