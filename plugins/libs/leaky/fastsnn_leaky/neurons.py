@@ -76,11 +76,11 @@ class Leaky(nn.Module):
     @torch.no_grad()
     def potential(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> Tensor:
         """u ``[B,T,D]`` before each count, in thresholds."""
-        from fastsnn_leaky import lif_scan
+        from fastsnn_leaky import scan
 
         v = x.new_zeros(x.shape[0], x.shape[2]) if state is None else state.to(x.dtype)
         keep = x.new_empty(0, 0, dtype=torch.bool) if reset is None else ~reset
-        return lif_scan.MEMBRANE(
+        return scan.MEMBRANE(
             x.device.type, x.contiguous(), v[:, None], keep, self.theta.detach().to(x.dtype),
             self.beta, self.lo, self.hi, self.heaviside, self.hard,
         )  # fmt: skip
