@@ -1,13 +1,18 @@
-"""Text in and out of a language model: tokenizers and the generation loop."""
+"""Text in and out of a language model: tokenizers, chat templates and the generation loop."""
 
+from fastsnn_text.chat_template import ChatTemplate, TemplateError, template_of
 from fastsnn_text.generate import Sampling, generate_ids, generate_text
+from fastsnn_text.text_stream import TextStream, token_bytes, token_name
+from fastsnn_text.tokenizer_recipes import TokenizerError
 from fastsnn_text.tokenizers import (
     ByteTokenizer,
     HuggingFaceTokenizer,
-    TextStream,
     Tokenizer,
     attach,
+    attach_none,
+    ends_of,
     load_tokenizer,
+    prompt_ids,
     tokenizer_of,
     train_bpe,
 )
@@ -15,14 +20,23 @@ from fastsnn_text.tokenizers import (
 __version__ = "0.1.0"
 __all__ = [
     "ByteTokenizer",
+    "ChatTemplate",
     "HuggingFaceTokenizer",
     "Sampling",
+    "TemplateError",
     "TextStream",
     "Tokenizer",
+    "TokenizerError",
     "attach",
+    "attach_none",
+    "ends_of",
     "generate_ids",
     "generate_text",
     "load_tokenizer",
+    "prompt_ids",
+    "template_of",
+    "token_bytes",
+    "token_name",
     "tokenizer_of",
     "train_bpe",
 ]

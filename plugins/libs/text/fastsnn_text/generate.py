@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import attrs
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core.errors import FastSNNError
-from fastsnn_text.tokenizers import TextStream, tokenizer_of
+from fastsnn_text.text_stream import TextStream
+from fastsnn_text.tokenizers import ends_of, prompt_ids, tokenizer_of
 
 CHUNK = 256
 """Tokens of a prompt read at once; on two cores as fast as longer pieces, and a shared beginning can be cached."""
@@ -65,17 +66,18 @@ def generate_ids(
     max_tokens: int = 128,
     sampling: Sampling | None = None,
     *,
-    stop: int | None = None,
+    stop: int | Collection[int] | None = None,
     state: Any = None,
     chunk: int = CHUNK,
 ) -> Iterator[int]:
-    """Token ids after `prompt` (and after `state`, where a stream goes on), until `stop` or `max_tokens`.
+    """Token ids after `prompt` (and after `state`, where a stream goes on), until a token of `stop` or `max_tokens`.
 
     The prompt is read in chunks, so that its memory is bounded; each further token costs one step, fused
     where the model has it (``model.fast``: the same logits; ``model.fast_step`` says which it was). The server cuts
     prompts at the same places, so that its tokens are these.
     """
     sampling = sampling or Sampling()
+    stops = frozenset(() if stop is None else (stop,) if isinstance(stop, int) else stop)
     size = getattr(getattr(model, "spec", None), "vocab_size", None)
     if not prompt:
         raise FastSNNError("the prompt is empty; give at least one token")
@@ -90,7 +92,7 @@ def generate_ids(
     logits = logits[0, -1]
     for left in reversed(range(max_tokens)):
         token = sampling.pick(logits, generator)
-        if token == stop:
+        if token in stops:
             return
         yield token
         if not left:
@@ -107,22 +109,22 @@ def generate_ids(
 
 def generate_text(
     model: nn.Module,
-    prompt: str,
+    prompt: str | list[int],
     max_tokens: int = 128,
     sampling: Sampling | None = None,
     *,
     stop: tuple[str, ...] = (),
 ) -> Iterator[str]:
-    """Text after `prompt`, piece by piece, until the tokenizer's end token, a `stop` string or `max_tokens`."""
+    """Text after `prompt` (text, or token ids), piece by piece, until an end token, a `stop` string or `max_tokens`."""
     tokenizer = tokenizer_of(model)
-    ids = ([tokenizer.start] if tokenizer.start is not None else []) + tokenizer.encode(prompt)
+    ids = prompt_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     if not ids and tokenizer.end is not None:
         ids = [tokenizer.end]
     training = model.training
     model.eval()
     try:
         stream, held = TextStream(tokenizer, ids), ""
-        for token in generate_ids(model, ids, max_tokens, sampling, stop=tokenizer.end):
+        for token in generate_ids(model, ids, max_tokens, sampling, stop=ends_of(tokenizer)):
             held += stream.push(token)
             held, done = cut(held, stop)
             if done:

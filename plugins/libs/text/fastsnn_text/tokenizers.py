@@ -1,20 +1,25 @@
-"""Tokenizers: bytes, and Hugging Face's tokenizer.json; how a model carries its own in a bundle."""
+"""Tokenizers: bytes, and those of the `tokenizers` library; how a model carries its own in a bundle."""
 
 from __future__ import annotations
 
-import codecs
+import base64
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
-from fastsnn_core.errors import FastSNNError, FileError, MissingError
+from fastsnn_core.errors import FileError, MissingError
+from fastsnn_text.tokenizer_recipes import SPACE, TokenizerError
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. `end` separates documents; `start` (or None) begins a prompt."""
+    """Text to token ids and back. `end` separates documents; `start` (or None) begins a prompt.
+
+    Where several ids end a text, an attribute ``ends`` holds them all (`ends_of` reads either).
+    """
 
     vocab_size: int
     end: int | None
@@ -54,12 +59,25 @@ class ByteTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """A ``tokenizer.json``; its start and end tokens come from ``tokenizer_config.json`` where there is one."""
+    """A tokenizer of the `tokenizers` library, as its ``tokenizer.json``.
+
+    `start` is the token that its post-processor puts before a text (None: nothing), unless another is given; `ends` are
+    the ids that end a text, the first of which, `end`, separates documents. `special` names tokens for chat templates
+    (``bos_token``, ``eos_token``, …), and `chat_template` is one Jinja template, or several by name.
+    """
 
     ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<eos>", "<|end|>")
-    STARTS = ("<s>", "<|begin_of_text|>", "<bos>")
 
-    def __init__(self, text: str, start: int | None = None, end: int | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        start: int | None = None,
+        end: int | None = None,
+        *,
+        ends: Sequence[int] = (),
+        special: dict[str, str] | None = None,
+        chat_template: str | dict[str, str] | None = None,
+    ) -> None:
         from tokenizers import Tokenizer as Native
 
         self.text = text
@@ -67,105 +85,146 @@ class HuggingFaceTokenizer:
         self.native.no_padding()
         self.native.no_truncation()
         self.vocab_size = self.native.get_vocab_size(with_added_tokens=True)
-        self.start, self.end = start, end if end is not None else self.find(self.ENDS)
-        self.chat_template: str | None = None
+        self.added = self.find_start()
+        self.start = self.added if start is None else start
+        end = end if end is not None else ends[0] if ends else self.find(self.ENDS)
+        self.end, self.ends = end, tuple(dict.fromkeys([*([] if end is None else [end]), *ends]))
+        self.special, self.chat_template = special, chat_template
 
     def find(self, names: Iterable[str]) -> int | None:
         """Id of the first of `names` in the vocabulary."""
         return next((i for i in map(self.native.token_to_id, names) if i is not None), None)
 
+    def find_start(self) -> int | None:
+        """The token that the post-processor puts before every text."""
+        whole, inner = self.native.encode("a"), self.native.encode("a", add_special_tokens=False).ids
+        before = whole.ids[: -len(inner) or None] if whole.ids[-len(inner) :] == inner else whole.ids
+        masked = [i for i, special in zip(whole.ids, whole.special_tokens_mask) if special]
+        return before[0] if before and masked[:1] == before[:1] else None
+
     @classmethod
     def from_path(cls, path: Path) -> HuggingFaceTokenizer:
-        """From a tokenizer.json or the folder that holds it."""
-        file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
-            raise FileError(f"{file} is missing; give a Hugging Face tokenizer.json or the folder that holds it")
+        """From a tokenizer.json or the folder that holds it: a Hugging Face directory, or a bundle."""
+        from fastsnn_text import hf_directory
+
+        folder = path if path.is_dir() else path.parent
+        if path.is_dir() or path.name == "tokenizer.json":
+            if (folder / "meta.json").is_file() and (folder / "tokenizer.json").is_file():
+                says = hf_directory.table_of(folder / "meta.json").get("tokenizer", {})
+                return from_description(hf_directory.text_of(folder / "tokenizer.json"), says)
+            found = hf_directory.read(folder)
+            if found is None:
+                file = folder / "tokenizer.json"
+                raise FileError(f"{file} is missing; give a Hugging Face tokenizer.json or its folder")
+            return from_directory(found)
+        if not path.is_file():
+            raise FileError(
+                f"{path} is missing; give a Hugging Face tokenizer.json or the folder that holds it"
+            )
         try:
-            found = cls(file.read_text(encoding="utf-8"))
+            return cls(hf_directory.text_of(path))
+        except TokenizerError:
+            raise
         except Exception as error:  # the native library raises a bare Exception
-            raise FastSNNError(f"{file} is no Hugging Face tokenizer: {error}") from None
-        settings = file.with_name("tokenizer_config.json")
-        config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        for name in ("bos_token", "eos_token"):
-            token = config.get(name)
-            token = token.get("content") if isinstance(token, dict) else token
-            number = found.native.token_to_id(token) if token else None
-            if number is not None:
-                setattr(found, "start" if name == "bos_token" else "end", number)
-        if config.get("add_bos_token") is False:
-            found.start = None
-        found.chat_template = config.get("chat_template")
-        return found
+            raise TokenizerError(f"{path} is no Hugging Face tokenizer: {error}") from None
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`."""
         return self.native.encode(text, add_special_tokens=False).ids
 
+    def prompt(self, text: str) -> list[int]:
+        """Ids of `text` as a prompt, with the special tokens that the tokenizer itself puts around it."""
+        if self.start == self.added:
+            return self.native.encode(text).ids
+        return ([] if self.start is None else [self.start]) + self.encode(text)
+
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`."""
         return self.native.decode(ids, skip_special_tokens=True)
 
+    @cached_property
+    def spelling(self) -> str:
+        """How its tokens spell bytes: "letters" (byte-level BPE), "pieces" (SentencePiece), or "" (neither)."""
+        found = json.dumps(json.loads(self.native.to_str()).get("decoder"), ensure_ascii=False)
+        return "letters" if '"ByteLevel"' in found else "pieces" if SPACE in found or '"Metaspace"' in found else ""
+
+    @cached_property
+    def added_tokens(self) -> dict[int, Any]:
+        """Tokens beside the vocabulary, special ones included, by id."""
+        return self.native.get_added_tokens_decoder()
+
+    def special_tokens(self) -> dict[str, str]:
+        """Named special tokens, as chat templates want them."""
+        if self.special is not None:
+            return self.special
+        found = {"bos_token": self.start, "eos_token": self.end}
+        return {key: self.native.id_to_token(i) or "" for key, i in found.items() if i is not None}
+
     def describe(self) -> dict[str, Any]:
         """Kind, special tokens, chat template; the tokenizer.json itself travels in the bundle."""
-        says = {"kind": "huggingface", "start": self.start, "end": self.end}
+        says: dict[str, Any] = {"kind": "huggingface", "start": self.start, "end": self.end}
+        if len(self.ends) > 1:
+            says["ends"] = list(self.ends)
+        if self.special:
+            says["special_tokens"] = self.special
         return says | ({"chat_template": self.chat_template} if self.chat_template else {})
 
 
-class TextStream:
-    """Text of a growing list of ids, piece by piece: a piece is held back while a character is incomplete.
+def from_description(text: str, says: dict[str, Any]) -> HuggingFaceTokenizer:
+    """A tokenizer of a bundle: its tokenizer.json and what meta.json says of it."""
+    return HuggingFaceTokenizer(
+        text, says.get("start"), says.get("end"), ends=says.get("ends", ()), special=says.get("special_tokens"),
+        chat_template=says.get("chat_template"),
+    )  # fmt: skip
 
-    `before` are the ids that the text goes on from: a word's leading space is only there after something.
-    """
 
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
-        self.tokenizer, self.ids, self.said = tokenizer, list(before[-16:]), ""
-        self.bytes = codecs.getincrementaldecoder("utf-8")("replace") if isinstance(tokenizer, ByteTokenizer) else None
-        if self.bytes is None and self.ids:
-            self.said = tokenizer.decode(self.ids).rstrip("�")
+def from_directory(found: Any) -> HuggingFaceTokenizer:
+    """The tokenizer that `fastsnn_text.hf_directory.read` found."""
+    return HuggingFaceTokenizer(
+        found.native.to_str(), ends=found.ends, special=found.special, chat_template=found.chat_template
+    )
 
-    def push(self, token: int) -> str:
-        """The text that `token` adds."""
-        if self.bytes is not None:
-            return self.bytes.decode(bytes([token]) if token < 256 else b"")
-        self.ids.append(token)
-        whole = self.tokenizer.decode(self.ids)
-        if whole.endswith("�"):
-            return ""
-        piece, self.said = whole[len(self.said) :], whole
-        if len(self.ids) > 64:  # what came long before changes nothing now: decode a window, or time is quadratic
-            tail = self.tokenizer.decode(self.ids[-16:])
-            if tail and whole.endswith(tail):
-                self.ids, self.said = self.ids[-16:], tail
-        return piece
 
-    def close(self) -> str:
-        """What is left, an incomplete character included."""
-        if self.bytes is not None:
-            return self.bytes.decode(b"", final=True)
-        return self.tokenizer.decode(self.ids)[len(self.said) :]
+def ends_of(tokenizer: Any) -> tuple[int, ...]:
+    """Every id that ends a text."""
+    one = getattr(tokenizer, "end", None)
+    return tuple(getattr(tokenizer, "ends", ()) or (() if one is None else (one,)))
+
+
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of `text` as a prompt: with the start token, where the tokenizer has one."""
+    own = getattr(tokenizer, "prompt", None)
+    if own is not None:
+        return own(text)
+    return ([] if tokenizer.start is None else [tokenizer.start]) + tokenizer.encode(text)
 
 
 def load_tokenizer(source: Any = "byte") -> Tokenizer:
-    """``"byte"``, the path of a tokenizer.json (or its folder), or a tokenizer as it is."""
+    """``"byte"``, the path of a tokenizer.json (or its folder), a SentencePiece .model, or a tokenizer as it is."""
     if not isinstance(source, str | Path):
         return source
     if str(source) == "byte":
         return ByteTokenizer()
     path = Path(source)
-    if path.suffix == ".model":
-        return sentencepiece(path)
     if not path.exists():
         raise FileError(f"no tokenizer at {path}; give 'byte', a tokenizer.json, its folder, or a .model file")
+    if path.suffix == ".model" and path.is_file():
+        return sentencepiece(model_file=str(path))
     return HuggingFaceTokenizer.from_path(path)
 
 
-def sentencepiece(path: Path) -> Tokenizer:
-    """A SentencePiece ``.model`` file, read by the sentencepiece package."""
+def sentencepiece(**source: Any) -> Tokenizer:
+    """A SentencePiece model (``model_file=`` or ``model_proto=``), run by the sentencepiece package."""
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
-        raise MissingError(f"{path} needs the sentencepiece package: pip install sentencepiece") from None
-    return SentencePieceTokenizer(SentencePieceProcessor(model_file=str(path)))
+        raise MissingError(
+            "a SentencePiece .model needs the sentencepiece package: pip install 'fastsnn-text[sentencepiece]'"
+        ) from None
+    try:
+        return SentencePieceTokenizer(SentencePieceProcessor(**source))
+    except (OSError, RuntimeError) as error:
+        raise TokenizerError(f"{source.get('model_file', 'the bundle')} is no SentencePiece model: {error}") from None
 
 
 class SentencePieceTokenizer:
@@ -191,8 +250,6 @@ class SentencePieceTokenizer:
     @property
     def text(self) -> str:
         """The model file as JSON text."""
-        import base64
-
         return json.dumps({"sentencepiece": base64.b64encode(self.native.serialized_model_proto()).decode()})
 
 
@@ -223,27 +280,31 @@ def attach(model: nn.Module, tokenizer: Tokenizer) -> None:
     model.meta = dict(getattr(model, "meta", {})) | {"tokenizer": tokenizer.describe()}  # type: ignore[assignment]
 
 
+def attach_none(model: nn.Module, reason: str) -> None:
+    """Note that the model's token ids have no text here, and why: it is not taken for one of bytes."""
+    model.meta = dict(getattr(model, "meta", {})) | {"tokenizer": {"kind": "none", "reason": reason}}  # type: ignore[assignment]
+
+
 def tokenizer_of(model: nn.Module) -> Tokenizer:
-    """The model's own tokenizer; bytes where it has none and its vocabulary allows."""
+    """The model's own tokenizer; bytes where it never had one and its vocabulary allows."""
     found: Any = getattr(model, "tokenizer", None)
     if found is not None:
         return found
     says = getattr(model, "meta", {}).get("tokenizer", {})
     text: Any = getattr(model, "tokenizer_json", None)
     if says.get("kind") == "huggingface" and text:
-        found = HuggingFaceTokenizer(text, says.get("start"), says.get("end"))
-        found.chat_template = says.get("chat_template")
+        found = from_description(text, says)
     elif says.get("kind") == "sentencepiece" and text:
-        import base64
-
-        from sentencepiece import SentencePieceProcessor
-
-        proto = base64.b64decode(json.loads(text)["sentencepiece"])
-        found = SentencePieceTokenizer(SentencePieceProcessor(model_proto=proto))
+        found = sentencepiece(model_proto=base64.b64decode(json.loads(text)["sentencepiece"]))
+    elif says.get("kind") == "none":
+        raise TokenizerError(
+            f"this model has no tokenizer: {says.get('reason', 'it came without one')}. Give token ids, not text, "
+            "or one to it with fastsnn_text.attach(model, load_tokenizer(PATH))"
+        )
     else:
         size = getattr(getattr(model, "spec", None), "vocab_size", 0)
         if size < 256:
-            raise FastSNNError(f"this model has no tokenizer, and its vocabulary of {size} is too small for bytes")
+            raise TokenizerError(f"this model has no tokenizer, and its vocabulary of {size} is too small for bytes")
         found = ByteTokenizer()
     model.tokenizer = found
     return found

@@ -8,6 +8,7 @@ Defaults of keys that a config.json leaves out are those of transformers' config
 from __future__ import annotations
 
 import math
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from fastsnn_convert.language.hf_checkpoint import CONFIG, Checkpoint, CheckpointError
+from fastsnn_convert.language.hf_checkpoint import Checkpoint, CheckpointError
 from fastsnn_core import Attention, Feedforward, build, create
 from fastsnn_model_decoder import Decoder, Rope
 
@@ -54,8 +55,8 @@ FAMILIES = {
 class Settings:
     """config.json with errors that name it."""
 
-    def __init__(self, folder: Path, table: dict[str, Any]) -> None:
-        self.path, self.table = folder / CONFIG, table
+    def __init__(self, path: Path, table: dict[str, Any]) -> None:
+        self.path, self.table = path, table
 
     def whole(self, key: str, default: Any = ...) -> int:
         """A positive whole number."""
@@ -82,7 +83,7 @@ class Settings:
 
 def spec_of(checkpoint: Checkpoint) -> Decoder:
     """The dense `Decoder` that a directory's config.json describes."""
-    s = Settings(checkpoint.folder, checkpoint.config)
+    s = Settings(checkpoint.described_in, checkpoint.config)
     c, kind = s.table, s.table.get("model_type")
     if kind not in FAMILIES:
         named = f"architecture {kind!r}" if kind else "it does not say its model_type"
@@ -206,6 +207,8 @@ def magnitude(s: Settings, table: dict[str, Any], factor: float) -> float:
 
 # -- weights ------------------------------------------------------------------------------------------------------
 
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SOURCES = "fastsnn1.sources"
 BLOCK = {
     "attention_norm.weight": "input_layernorm.weight",
     "feedforward_norm.weight": "post_attention_layernorm.weight",
@@ -226,11 +229,11 @@ LINEARS = {
 def source_of(name: str) -> str:
     """The checkpoint's name of a parameter of the decoder."""
     if name == "embed.weight":
-        return "model.embed_tokens.weight"
+        return EMBED
     if name == "norm.weight":
         return "model.norm.weight"
     if name == "head.weight":
-        return "lm_head.weight"
+        return HEAD
     _, number, rest = name.split(".", 2)
     if rest not in BLOCK:
         module, _, leaf = rest.rpartition(".")
@@ -239,18 +242,35 @@ def source_of(name: str) -> str:
 
 
 def harmless(name: str, spec: Decoder) -> bool:
-    """Tensors that older files carry and nobody reads: rotary frequencies, and the head of a tied model."""
-    return name.endswith("rotary_emb.inv_freq") or (spec.tied and name == "lm_head.weight")
+    """Tensors that older files carry and nobody reads: rotary frequencies, and a tied model's copy of its embedding."""
+    return name.endswith("rotary_emb.inv_freq") or (spec.tied and name == HEAD)
 
 
-def import_dense(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> nn.Module:
-    """The dense decoder of a Hugging Face directory, in evaluation mode; `dtype` None keeps the stored type.
+def own_head(checkpoint: Any, spec: Decoder) -> bool:
+    """Does the source hold a head that is not its embedding, whatever its configuration says?"""
+    if HEAD not in checkpoint.entries or EMBED not in checkpoint.entries:
+        return False
+    shape = (spec.vocab_size, spec.d_model)
+    if checkpoint.entries[HEAD].shape != shape or checkpoint.entries[EMBED].shape != shape:
+        return True
+    head, embed = torch.empty(shape), torch.empty(shape)
+    checkpoint.read(HEAD, head)
+    checkpoint.read(EMBED, embed)
+    return not torch.equal(head, embed)
 
-    Every shape is checked before the first number is read; weights are copied tensor by tensor out of mapped files, so
-    that memory peaks at the model plus one tensor. The tokenizer comes along where there is one.
+
+def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) -> nn.Module:
+    """The dense decoder of a Hugging Face directory (or another source with a reader, such as a GGUF file).
+
+    In evaluation mode; `dtype` None keeps the stored type. Every shape is checked before the first number is read;
+    weights are copied tensor by tensor out of mapped files, so that memory peaks at the model plus one tensor. A head
+    in the file counts, even where the configuration says that it is the embedding. The tokenizer comes along where
+    there is one.
     """
-    checkpoint = Checkpoint(folder)
+    checkpoint: Any = open_source(source)
     spec = spec_of(checkpoint)
+    if spec.tied and own_head(checkpoint, spec):
+        spec = attrs.evolve(spec, tied=False)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = build(spec)
     wanted: dict[str, Tensor] = dict(model.named_parameters())
@@ -263,27 +283,40 @@ def import_dense(folder: str | Path, dtype: torch.dtype | None = torch.float32) 
         )
     for name, parameter in wanted.items():
         checkpoint.check(source_of(name), tuple(parameter.shape))
+    tokenizer = checkpoint.tokenizer()  # before the weights: what is wrong with it is known at once
     model = model.to(dtype or checkpoint.dtype()).to_empty(device="cpu")
     for name, parameter in model.named_parameters():
         checkpoint.read(source_of(name), parameter.data)
-    adopt_tokenizer(model, checkpoint)
+    adopt_tokenizer(model, tokenizer)
     return model.eval()
 
 
-def adopt_tokenizer(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Attach the directory's tokenizer; start and end tokens that its own files leave open come from config.json."""
-    from fastsnn_text import attach, load_tokenizer
+def open_source(source: str | Path) -> Any:
+    """A source's reader: `Checkpoint` for a directory, else that of the plugin which knows the file."""
+    path = Path(source)
+    if (reader := reader_of(path)) is not None:
+        return reader(path)
+    return Checkpoint(path)
 
-    folder = checkpoint.folder
-    if not (folder / "tokenizer.json").is_file():
-        if not (folder / "tokenizer.model").is_file():
-            return
-        attach(model, load_tokenizer(folder / "tokenizer.model"))
+
+def reader_of(path: Path) -> Any:
+    """The plugin (entry point group ``fastsnn1.sources``, named after the file's ending) that reads `path`, or None."""
+    if path.is_dir():
+        return None
+    for found in entry_points(group=SOURCES):
+        if path.name.lower().endswith(f".{found.name}"):
+            return found.load()
+    return None
+
+
+def adopt_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Attach the source's tokenizer, or the reason why it has none; end tokens beyond the vocabulary are none."""
+    from fastsnn_text import attach, attach_none
+
+    if isinstance(tokenizer, str):
+        attach_none(model, tokenizer)
         return
-    tokenizer: Any = load_tokenizer(folder)
-    if not (folder / "tokenizer_config.json").is_file():
-        start, end = checkpoint.config.get("bos_token_id"), checkpoint.config.get("eos_token_id")
-        tokenizer.start = start if type(start) is int else tokenizer.start
-        end = end[0] if isinstance(end, list) and end else end
-        tokenizer.end = end if type(end) is int else tokenizer.end
+    if hasattr(tokenizer, "ends"):
+        tokenizer.ends = tuple(i for i in tokenizer.ends if i < model.spec.vocab_size)
+        tokenizer.end = tokenizer.ends[0] if tokenizer.ends else None
     attach(model, tokenizer)

@@ -22,6 +22,7 @@ from fastsnn_core.errors import FastSNNError
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+POINTER = b"version https://git-lfs"
 HEADER_LIMIT = 100 << 20  # what the safetensors library itself accepts
 TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SUPPORTED = f"supported: {CONFIG} beside {SINGLE}, or {INDEX} with its shards, in float32, bfloat16 or float16"
@@ -49,6 +50,21 @@ class Checkpoint:
         self.folder = Path(folder)
         self.config = read_config(self.folder)
         self.entries = read_entries(self.folder)
+
+    @property
+    def described_in(self) -> Path:
+        """The file that says what the network is."""
+        return self.folder / CONFIG
+
+    def tokenizer(self) -> Any:
+        """The directory's tokenizer, as transformers reads it, or a sentence that says why there is none."""
+        from fastsnn_text import hf_directory
+        from fastsnn_text.tokenizers import from_directory
+
+        found = hf_directory.read(self.folder, self.config)
+        if found is None:
+            return f"{self.folder} has no tokenizer.json, vocab.json with merges.txt, or tokenizer.model"
+        return from_directory(found)
 
     @property
     def nbytes(self) -> int:
@@ -110,18 +126,28 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> Any:
     """A JSON file, or an error that names it."""
+    refuse_pointer(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
+def refuse_pointer(path: Path) -> None:
+    """An error where a clone without git-lfs left a pointer in the file's place."""
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise CheckpointError(
+                f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull in its folder"
+            )
+
+
 def read_entries(folder: Path) -> dict[str, Entry]:
-    """Every tensor of the directory: by the index where there is one, else of the one file."""
-    if (folder / INDEX).is_file():
-        return from_index(folder)
+    """Every tensor of the directory: of the one file, else by the index (the order in which transformers looks)."""
     if (folder / SINGLE).is_file():
         return dict(header(folder / SINGLE))
+    if (folder / INDEX).is_file():
+        return from_index(folder)
     found = sorted(p.name for p in folder.iterdir() if p.is_file())
     if pickles := [name for name in found if Path(name).suffix in PICKLES]:
         raise CheckpointError(
@@ -164,6 +190,7 @@ def from_index(folder: Path) -> dict[str, Entry]:
 
 def header(path: Path) -> Iterator[tuple[str, Entry]]:
     """``(name, entry)`` of every tensor of a safetensors file, every claim of its header checked against the file."""
+    refuse_pointer(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(8)

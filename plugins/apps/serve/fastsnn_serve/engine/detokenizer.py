@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from fastsnn_text import ByteTokenizer, TextStream, Tokenizer
+from fastsnn_text import TextStream, Tokenizer
 from fastsnn_text.generate import cut, overlap
 
 FLOOR = -9999.0  # stands for a probability of zero: JSON knows no infinity
@@ -88,19 +88,3 @@ def placed(tokenizer: Tokenizer, tokens: list[Scored]) -> tuple[Scored, ...]:
         out.append(scored._replace(offset=at))
         at += len(stream.push(scored.token))
     return tuple(out)
-
-
-def token_name(tokenizer: Any, token: int) -> str:
-    """A token's text; ``bytes:\\xe2`` for a byte that is no character, ``token_id:7`` for what has no text at all."""
-    if isinstance(tokenizer, ByteTokenizer):
-        return chr(token) if token < 128 else f"bytes:\\x{token:02x}" if token < 256 else f"token_id:{token}"
-    text = tokenizer.decode([token])
-    return text if text and "�" not in text else f"token_id:{token}"
-
-
-def token_bytes(tokenizer: Any, token: int) -> list[int] | None:
-    """A token's UTF-8 bytes, or None where it has no text of its own."""
-    if isinstance(tokenizer, ByteTokenizer):
-        return [token] if token < 256 else None
-    name = token_name(tokenizer, token)
-    return None if name.startswith("token_id:") else list(name.encode())

@@ -3,7 +3,7 @@
     running = [a, b, c]      one round: one step (or one chunk of a prompt) of a, of b, of c; then newcomers join
 
 Streams are never batched: float batches change rounding, and rounding decides spikes. So every stream's tokens are
-exactly those of ``fastsnn_text.generate_ids(model, prompt, max_tokens, sampling, stop=tokenizer.end, chunk=chunk)``,
+exactly those of ``fastsnn_text.generate_ids(model, prompt, max_tokens, sampling, stop=ends, chunk=chunk)``,
 whoever else is served. With linear and windowed attention a stream's state has one size from first token to last.
 """
 
@@ -25,7 +25,10 @@ from fastsnn_serve.engine.prefix_cache import copied
 from fastsnn_serve.engine.state_budget import available, measure
 from fastsnn_serve.engine.streams import Piece, Stream
 from fastsnn_serve.metrics import Metrics
-from fastsnn_text import tokenizer_of
+from fastsnn_serve.engine.prefill_runner import Reader
+from fastsnn_serve.engine.streams import Piece, Stream
+from fastsnn_serve.engine.detokenizer import Scored, placed, scores
+from fastsnn_text import ends_of, tokenizer_of
 from fastsnn_text.generate import CHUNK
 
 LOG = logging.getLogger("fastsnn.serve")
@@ -64,6 +67,7 @@ class Engine:
             if value < least:
                 raise FastSNNError(f"{name}: expected at least {least}, got {value}")
         self.model, self.tokenizer = model.eval(), tokenizer_of(model)
+        self.ends = frozenset(ends_of(self.tokenizer))
         self.device = next(model.parameters()).device
         self.sizes = measure(model, self.device)
         self.max_streams, self.max_waiting, self.chunk = max_streams, max_waiting, chunk
@@ -236,7 +240,7 @@ class Engine:
         logits, want = stream.logits[0, -1], stream.want
         token = want.sampling.pick(logits, stream.generator)
         scored = None if want.logprobs is None else scores(logits[None], [token], want.logprobs)[0]
-        if token == self.tokenizer.end:  # no part of the text, but clients that score look for one more token
+        if token in self.ends:  # no part of the text, but clients that score look for one more token
             self.finish(stream, "stop", end=scored)
             return
         now = time.perf_counter()

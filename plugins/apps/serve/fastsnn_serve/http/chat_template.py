@@ -1,130 +1,102 @@
-"""From chat messages to a prompt: the bundle's own chat template, or a plain one.
-
-Plain, where the bundle has none (``\\n`` ends every line but the last; generation stops at ``\\nUser:``)::
-
-    System: You are brief.
-    User: Hello
-    Assistant: Hi
-    User: Who are you?
-    Assistant:
-
-The reply then begins with a space; sent back as a message it is put behind ``Assistant:`` as it is, so that a later
-turn's prompt begins with the very tokens of this one.
-"""
+"""Chat messages as clients send them, checked and handed to the model's chat template."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from fastsnn_core.errors import FastSNNError
 from fastsnn_serve.http.strict_json import Fields, Invalid, is_text, shown
-from fastsnn_text import HuggingFaceTokenizer, Tokenizer
+from fastsnn_text import chat_template
+from fastsnn_text.chat_template import ROLES, TemplateError
+from fastsnn_text.chat_template import template_of as template_source
 
-ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
-EMPTY: dict[str, tuple[Any, ...]] = {  # what clients send back of an answer, as long as it says nothing
+__all__ = ["ChatTemplate", "checked", "template_source"]
+
+SAID: dict[str, tuple[Any, ...]] = {  # what clients send back of an answer besides its text, and has no effect
     "tool_calls": ([],), "function_call": (), "refusal": (), "annotations": ([],), "audio": (), "reasoning_content": (),
+    "reasoning": (),
 }  # fmt: skip
 
 
-class ChatTemplate:
-    """Messages to token ids. `source` is a Jinja template in Hugging Face's dialect, run in a sandbox, or None."""
+class ChatTemplate(chat_template.ChatTemplate):
+    """The model's template over messages of a request; what it refuses is a mistake of the request."""
 
-    def __init__(self, tokenizer: Tokenizer, source: str | None) -> None:
-        self.tokenizer, self.source = tokenizer, source
-        self.stops: tuple[str, ...] = () if source else ("\nUser:",)
-        self.jinja = None if source is None else compiled(source)
-
-    def ids(self, messages: Any) -> list[int]:
+    def ids(self, messages: Any, **options: Any) -> list[int]:
         """Token ids of a conversation, ready for the assistant's reply."""
-        text = self.render(checked(messages))
-        start = self.tokenizer.start
-        return ([] if self.jinja is not None or start is None else [start]) + self.tokenizer.encode(text)
-
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """The conversation's text."""
-        if self.jinja is None:
-            return "\n".join([*map(plain, messages), "Assistant:"])
-        from jinja2 import TemplateError
-
+        rows = checked(messages)
         try:
-            text = self.jinja.render(
-                messages=messages, add_generation_prompt=True, tools=None, documents=None,
-                bos_token=special(self.tokenizer, self.tokenizer.start),
-                eos_token=special(self.tokenizer, self.tokenizer.end),
-            )  # fmt: skip
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            says = f"the model's chat template refuses these messages: {error}"
-            raise Invalid(says, "messages", "invalid_value") from None
-        if not is_text(text) or not text:
-            raise Invalid("the model's chat template makes no text of these messages", "messages", "invalid_value")
-        return text
+            return super().ids(rows, **options)
+        except TemplateError as error:
+            raise Invalid(str(error), "messages", "invalid_value") from None
 
 
-def plain(message: dict[str, str]) -> str:
-    """One line (or more) of the plain template."""
-    text = message["content"]
-    return f"{ROLES[message['role']]}:{'' if text[:1].isspace() else ' '}{text}"
-
-
-def compiled(source: str) -> Any:
-    """The template; an error names what is wrong with it."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    if not isinstance(source, str):
-        raise FastSNNError(f"the bundle's chat_template must be a string, got {type(source).__name__}")
-
-    def refuse(message: str) -> str:
-        raise TemplateError(message)
-
-    def today(form: str) -> str:
-        import datetime
-
-        return datetime.datetime.now().strftime(form)
-
-    extensions = ["jinja2.ext.loopcontrols"]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    environment.globals |= {"raise_exception": refuse, "strftime_now": today}
-    try:
-        return environment.from_string(source)
-    except TemplateError as error:
-        raise FastSNNError(f"the bundle's chat_template is broken: {error}") from None
-
-
-def special(tokenizer: Tokenizer, token: int | None) -> str:
-    """A special token's text, as templates want it."""
-    if token is None or not isinstance(tokenizer, HuggingFaceTokenizer):
-        return ""
-    return tokenizer.native.id_to_token(token) or ""
-
-
-def template_source(model: Any, tokenizer: Any) -> str | None:
-    """The bundle's chat template: meta.json's ``chat_template``, or its tokenizer's, or the tokenizer object's own."""
-    meta = getattr(model, "meta", {})
-    places = (meta, meta.get("tokenizer", {}), {"chat_template": getattr(tokenizer, "chat_template", None)})
-    return next((place["chat_template"] for place in places if place.get("chat_template")), None)
-
-
-def checked(messages: Any) -> list[dict[str, str]]:
-    """Messages with a role and a text each; text parts are joined, other parts refused."""
+def checked(messages: Any) -> list[dict[str, Any]]:
+    """Messages as templates want them: text parts joined, arguments of tool calls as objects; others refused."""
     if messages is None:
         raise Invalid("messages is missing", "messages", "missing_required_parameter")
     if not isinstance(messages, list) or not messages:
         says = f"messages: expected a list of at least one message, got {shown(messages)}"
         raise Invalid(says, "messages", "invalid_value")
-    out = []
-    for i, message in enumerate(messages):
-        fields = Fields(message, f"messages[{i}]")
-        role, content, name = fields.take("role"), fields.take("content"), fields.text("name")
-        if not isinstance(role, str) or role not in ROLES:
-            raise fields.wrong("role", f"one of {', '.join(ROLES)}", role)
-        if isinstance(content, list):
-            content = "".join(part_text(part, f"messages[{i}].content[{j}]") for j, part in enumerate(content))
-        if not is_text(content):
-            raise fields.wrong("content", "a string of valid Unicode or a list of text parts", content)
-        fields.done(EMPTY)
-        out.append({"role": role, "content": content} | ({} if name is None else {"name": name}))
+    return [message(row, f"messages[{i}]") for i, row in enumerate(messages)]
+
+
+def message(row: Any, where: str) -> dict[str, Any]:
+    """One message."""
+    fields = Fields(row, where)
+    role, content, name = fields.take("role"), fields.take("content"), fields.text("name")
+    if not isinstance(role, str) or role not in ROLES:
+        raise fields.wrong("role", f"one of {', '.join(ROLES)}", role)
+    out: dict[str, Any] = {"role": role}
+    if role == "assistant":
+        out |= answered(fields)
+    elif role == "tool":
+        out |= {key: value for key in ("tool_call_id",) if (value := fields.text(key)) is not None}
+    if isinstance(content, list):
+        content = "".join(part_text(part, f"{where}.content[{j}]") for j, part in enumerate(content))
+    if content is None and role == "assistant":  # a turn that only calls tools, or says nothing
+        content = None if "tool_calls" in out else ""
+    elif not is_text(content):
+        raise fields.wrong("content", "a string of valid Unicode or a list of text parts", content)
+    fields.done(SAID)
+    if content is not None:
+        out["content"] = content
+    return out | ({} if name is None else {"name": name})
+
+
+def answered(fields: Fields) -> dict[str, Any]:
+    """What an assistant's turn holds besides its text."""
+    out: dict[str, Any] = {}
+    calls = fields.take("tool_calls")
+    if calls is not None and not isinstance(calls, list):
+        raise fields.wrong("tool_calls", "a list", calls)
+    if calls:
+        out["tool_calls"] = [call(one, f"{fields.where}.tool_calls[{i}]") for i, one in enumerate(calls)]
+    for key in ("refusal", "reasoning", "reasoning_content"):
+        if (text := fields.text(key)) is not None and key != "refusal":
+            out["reasoning_content"] = text
+    for key, kind in (("annotations", list), ("audio", dict), ("function_call", dict)):
+        value = fields.take(key)
+        if value is not None and not isinstance(value, kind):
+            raise fields.wrong(key, "a list" if kind is list else "an object", value)
     return out
+
+
+def call(value: Any, where: str) -> dict[str, Any]:
+    """A tool call; its arguments, which OpenAI sends as a string of JSON, as an object."""
+    fields = Fields(value, where)
+    made: dict[str, Any] = {"type": fields.text("type") or "function"}
+    if (number := fields.text("id")) is not None:
+        made["id"] = number
+    inner = Fields(fields.take("function"), f"{where}.function")
+    name, arguments = inner.text("name"), inner.take("arguments")
+    if name is None:
+        raise inner.wrong("name", "a string", None)
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments) if arguments.strip() else {}
+        except (ValueError, RecursionError):
+            raise inner.wrong("arguments", "a string of JSON", arguments) from None
+    return made | {"function": {"name": name, "arguments": {} if arguments is None else arguments}}
 
 
 def part_text(part: Any, where: str) -> str:
@@ -135,5 +107,5 @@ def part_text(part: Any, where: str) -> str:
         raise fields.wrong("type", '"text" (this server reads no other parts)', kind)
     if text is None:
         raise fields.wrong("text", "a string", None)
-    fields.done({})
+    fields.done({"annotations": ([],), "cache_control": ({"type": "ephemeral"},)})
     return text

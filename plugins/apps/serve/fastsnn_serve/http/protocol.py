@@ -12,10 +12,10 @@ from typing import Any
 
 import attrs
 
-from fastsnn_serve.engine.streams import Want
 from fastsnn_serve.http.chat_template import ChatTemplate
 from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, is_text, shown
-from fastsnn_text import Sampling, Tokenizer
+from fastsnn_serve.engine.streams import Want
+from fastsnn_text import Sampling, Tokenizer, prompt_ids
 
 COMPLETION_TOKENS, CHAT_TOKENS = 16, 1024  # max_tokens where the request names none
 STOPS, STOP_LENGTH = 16, 256
@@ -184,8 +184,7 @@ def read_prompts(value: Any, context: Context) -> tuple[list[list[int]], list[st
     ids: list[list[int]] = []
     for one in many:
         if is_text(one):
-            start = [context.tokenizer.start] if context.tokenizer.start is not None else []
-            ids.append(start + context.tokenizer.encode(one) if one else [])
+            ids.append(prompt_ids(context.tokenizer, one) if one else [])
         elif isinstance(one, list) and all(map(is_int, one)):
             ids.append(one)
         else:

@@ -7,10 +7,10 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from fastsnn_serve.engine.detokenizer import Scored, token_bytes, token_name
-from fastsnn_serve.engine.streams import Piece, Stream
 from fastsnn_serve.http.protocol import Ask
-from fastsnn_text import Tokenizer
+from fastsnn_serve.engine.streams import Piece, Stream
+from fastsnn_serve.engine.detokenizer import Scored
+from fastsnn_text import Tokenizer, ends_of, token_bytes, token_name
 
 
 class Reply:
@@ -76,14 +76,18 @@ class Reply:
         return self.chat_logprobs(tokens) if self.ask.chat else self.completion_logprobs(tokens)
 
     def completion_logprobs(self, tokens: Iterable[Scored]) -> dict[str, Any]:
-        """Parallel lists; the token itself is among its alternatives, and of two with one name the likelier stays."""
+        """Parallel lists; the token is among its alternatives; another with its name is ``token_id:N``."""
         found = list(tokens)
         top: list[dict[str, float] | None] = []
         for scored in found:
             names: dict[str, float] = {}
             if scored.logprob is not None:
-                for token, logprob in (*scored.top, (scored.token, scored.logprob)):
-                    names.setdefault(token_name(self.tokenizer, token), logprob)
+                own = token_name(self.tokenizer, scored.token)
+                for token, logprob in scored.top:
+                    name = token_name(self.tokenizer, token)
+                    taken = name in names or (name == own and token != scored.token)
+                    names[f"token_id:{token}" if taken else name] = logprob
+                names.setdefault(own, scored.logprob)
             top.append(names or None)
         return {
             "tokens": [token_name(self.tokenizer, s.token) for s in found],
@@ -97,11 +101,13 @@ class Reply:
 
         def one(token: int, logprob: float | None) -> dict[str, Any]:
             name, raw = token_name(self.tokenizer, token), token_bytes(self.tokenizer, token)
-            return {"token": name, "logprob": logprob, "bytes": raw}
+            return {"token": name, "logprob": logprob, "bytes": None if raw is None else list(raw)}
 
-        end = self.tokenizer.end
+        ends = ends_of(self.tokenizer)
         content = [
-            one(s.token, s.logprob) | {"top_logprobs": [one(*pair) for pair in s.top]} for s in tokens if s.token != end
+            one(s.token, s.logprob) | {"top_logprobs": [one(*pair) for pair in s.top]}
+            for s in tokens
+            if s.token not in ends
         ]
         return {"content": content, "refusal": None}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -18,12 +19,14 @@ from torch import nn
 
 from fastsnn_core import load
 from fastsnn_serve import __version__
-from fastsnn_serve.engine import Engine
 from fastsnn_serve.http import protocol
-from fastsnn_serve.http.chat_template import ChatTemplate, special, template_source
-from fastsnn_serve.http.protocol import Ask, Context
 from fastsnn_serve.http.request_task import Json, answer, failure
+from fastsnn_serve.http.chat_template import ChatTemplate, template_source
+from fastsnn_serve.engine import Engine
 from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, parse
+from fastsnn_serve.http.protocol import Ask, Context
+from fastsnn_text import prompt_ids
+from fastsnn_text.chat_template import special_tokens
 
 BODY = 32 << 20  # bytes of a request
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -154,9 +157,8 @@ class Server:
         if messages is not None:
             ids = await run_in_threadpool(self.context.template.ids, messages)
         else:
-            ids = await run_in_threadpool(self.context.tokenizer.encode, text)
-            start = self.context.tokenizer.start
-            ids = [start, *ids] if add and start is not None else ids
+            encode = functools.partial(prompt_ids, self.context.tokenizer) if add else self.context.tokenizer.encode
+            ids = await run_in_threadpool(encode, text or "")
         longest = self.engine.sizes.room(self.engine.state_bytes)
         return Json({"tokens": ids, "count": len(ids), "max_model_len": longest})
 
@@ -173,13 +175,13 @@ class Server:
 
     async def tokenizer_info(self, request: Request) -> Response:
         """GET /tokenizer_info: special tokens and chat template."""
-        tokenizer = self.context.tokenizer
+        tokenizer, named = self.context.tokenizer, special_tokens(self.context.tokenizer)
         return Json({
             "tokenizer_class": type(tokenizer).__name__,
             "vocab_size": tokenizer.vocab_size,
-            "bos_token": special(tokenizer, tokenizer.start) or None,
-            "eos_token": special(tokenizer, tokenizer.end) or None,
-            "pad_token": None,
+            "bos_token": named.get("bos_token") or None,
+            "eos_token": named.get("eos_token") or None,
+            "pad_token": named.get("pad_token") or None,
             "chat_template": self.context.template.source,
         })  # fmt: skip
 
