@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fastsnn_convert.language.families import import_dense
-from fastsnn_text import tokenizer_of
+from fastsnn_text import TokenizerError, tokenizer_of
 
 BASE: dict[str, Any] = {
     "vocab_size": 97,
@@ -153,9 +154,28 @@ def test_tokenizer_comes_along(transformers: Any, tmp_path: Path) -> None:
     assert text is not None
     (tmp_path / "tokenizer.json").write_text(text)
     model = import_dense(tmp_path)
-    assert tokenizer_of(model).start == 1  # config.json's, where no tokenizer_config.json says otherwise
+    assert tokenizer_of(model).start is None  # config.json names one, but the tokenizer adds none
+    assert tokenizer_of(model).ends == (2,)  # config.json's, where no tokenizer_config.json names one
     assert tokenizer_of(model).decode(tokenizer_of(model).encode("two one")) == "two one"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>", "bos_token": None}))
     model = import_dense(tmp_path)
-    assert tokenizer_of(model).start is None
-    assert model.meta["tokenizer"] == {"kind": "huggingface", "start": None, "end": 0}
+    wanted = {"kind": "huggingface", "start": None, "end": 0, "ends": [0, 2]}
+    assert model.meta["tokenizer"] == wanted | {"special_tokens": {"eos_token": "<|endoftext|>"}}
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(TokenizerError, match="has no tokenizer"):  # and is not taken for one of bytes
+        tokenizer_of(import_dense(tmp_path))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+def test_a_head_of_its_own_counts_whatever_the_config_says(transformers: Any, tmp_path: Path, family: str) -> None:
+    theirs, _ = pair(transformers, tmp_path, family, {})
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    ours = import_dense(tmp_path)
+    assert not ours.spec.tied
+    compare(theirs, ours)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert import_dense(tmp_path).spec.tied

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fastsnn_text import ByteTokenizer
-from fastsnn_text.tokenizers import TextStream
+from fastsnn_text import ByteTokenizer, TextStream
 
 
 def test_bytes_round_trip():

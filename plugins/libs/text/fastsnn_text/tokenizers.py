@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from fastsnn_core.errors import FileError, MissingError
+from fastsnn_core.errors import FastSNNError, FileError, MissingError
 from fastsnn_text.tokenizer_recipes import SPACE, TokenizerError
 
 
@@ -118,9 +118,7 @@ class HuggingFaceTokenizer:
                 raise FileError(f"{file} is missing; give a Hugging Face tokenizer.json or its folder")
             return from_directory(found)
         if not path.is_file():
-            raise FileError(
-                f"{path} is missing; give a Hugging Face tokenizer.json or the folder that holds it"
-            )
+            raise FileError(f"{path} is missing; give a Hugging Face tokenizer.json or the folder that holds it")
         try:
             return cls(hf_directory.text_of(path))
         except TokenizerError:

@@ -25,9 +25,6 @@ from fastsnn_serve.engine.prefix_cache import copied
 from fastsnn_serve.engine.state_budget import available, measure
 from fastsnn_serve.engine.streams import Piece, Stream
 from fastsnn_serve.metrics import Metrics
-from fastsnn_serve.engine.prefill_runner import Reader
-from fastsnn_serve.engine.streams import Piece, Stream
-from fastsnn_serve.engine.detokenizer import Scored, placed, scores
 from fastsnn_text import ends_of, tokenizer_of
 from fastsnn_text.generate import CHUNK
 

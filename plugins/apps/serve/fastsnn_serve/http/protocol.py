@@ -12,9 +12,9 @@ from typing import Any
 
 import attrs
 
+from fastsnn_serve.engine.streams import Want
 from fastsnn_serve.http.chat_template import ChatTemplate
 from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, is_text, shown
-from fastsnn_serve.engine.streams import Want
 from fastsnn_text import Sampling, Tokenizer, prompt_ids
 
 COMPLETION_TOKENS, CHAT_TOKENS = 16, 1024  # max_tokens where the request names none

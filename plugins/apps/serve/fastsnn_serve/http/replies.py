@@ -7,9 +7,9 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from fastsnn_serve.http.protocol import Ask
-from fastsnn_serve.engine.streams import Piece, Stream
 from fastsnn_serve.engine.detokenizer import Scored
+from fastsnn_serve.engine.streams import Piece, Stream
+from fastsnn_serve.http.protocol import Ask
 from fastsnn_text import Tokenizer, ends_of, token_bytes, token_name
 
 

@@ -19,12 +19,12 @@ from torch import nn
 
 from fastsnn_core import load
 from fastsnn_serve import __version__
-from fastsnn_serve.http import protocol
-from fastsnn_serve.http.request_task import Json, answer, failure
-from fastsnn_serve.http.chat_template import ChatTemplate, template_source
 from fastsnn_serve.engine import Engine
-from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, parse
+from fastsnn_serve.http import protocol
+from fastsnn_serve.http.chat_template import ChatTemplate, template_source
 from fastsnn_serve.http.protocol import Ask, Context
+from fastsnn_serve.http.request_task import Json, answer, failure
+from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, parse
 from fastsnn_text import prompt_ids
 from fastsnn_text.chat_template import special_tokens
 
