@@ -12,7 +12,7 @@ is counted twice.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -40,18 +40,36 @@ Trace = dict[str, Record]
 
 
 @contextlib.contextmanager
-def probe(model: nn.Module) -> Iterator[Trace]:
-    """Record the last call of every spiking module; hooks are gone when the block ends."""
+def probe(model: nn.Module, each: Callable[[str, Record], None] | None = None) -> Iterator[Trace]:
+    """Record the last call of every spiking module; hooks are gone when the block ends.
+
+    With `each` every call's record is handed to it as soon as it is whole, and nothing is kept: memory does not grow
+    with the number of sites.
+    """
     trace: Trace = {}
+    makers: dict[str, nn.Module] = {}
     handles = []
+    whole: list[tuple[str, Record]] = []  # with `each`: the newest record, whose train may still come
+
+    def put(name: str, record: Record) -> None:
+        makers[name] = record.module
+        if each is None:
+            trace[name] = record
+            return
+        flush()
+        whole.append((name, record))
+
+    def flush() -> None:
+        if each is not None and whole:
+            each(*whole.pop())
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             passes_on = bool(args) and isinstance(args[0], SpikeTensor)
-            within = (r for key, r in trace.items() if not name or key == name or key.startswith(f"{name}."))
-            if is_spikes(output) and not passes_on and all(r.module is module for r in within):
+            within = (m for key, m in makers.items() if not name or key == name or key.startswith(f"{name}."))
+            if is_spikes(output) and not passes_on and all(m is module for m in within):
                 spikes = output if isinstance(output, SpikeTensor) else output[0]
-                trace[name] = Record(args[0].detach(), spikes.detach(), module)
+                put(name, Record(args[0].detach(), spikes.detach(), module))
 
         return hook
 
@@ -59,6 +77,8 @@ def probe(model: nn.Module) -> Iterator[Trace]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if name in trace:
                 trace[name] = attrs.evolve(trace[name], spikes=output.detach(), coding=module)
+            elif whole and whole[-1][0] == name:
+                whole[-1] = name, attrs.evolve(whole[-1][1], spikes=output.detach(), coding=module)
 
         return hook
 
@@ -69,6 +89,7 @@ def probe(model: nn.Module) -> Iterator[Trace]:
             handles.append(module.coding.register_forward_hook(recode(name)))
     try:
         yield trace
+        flush()
     finally:
         for handle in handles:
             handle.remove()

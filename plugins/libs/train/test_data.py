@@ -71,11 +71,11 @@ def test_text_json_lines_json_list_and_parquet_give_the_same_documents(tmp_path)
 @pytest.mark.parametrize(
     ("name", "raw", "says"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}', r"a\.jsonl:2: no text field 'text'; it has txt"),
+        ("a.jsonl", b'{"txt": "x"}\n{"txt": "y"}', r"a\.jsonl: no text field 'text'; they have txt"),
         ("a.jsonl", b'{"text": "x"}\n{oops', r"a\.jsonl:2: no JSON"),
-        ("a.json", b"[1, 2", r"a\.json: no JSON"),
-        ("a.txt", b"\xff\xfe", r"a\.txt is no UTF-8 text"),
-        ("a.jsonl", b'{"text": "\xff"}', r"a\.jsonl is no UTF-8 text"),
+        ("a.json", b"[1, 2", r"a\.json:1: no JSON"),
+        ("a.txt", b"abc\xff\xfa", r"a\.txt is no UTF-8 text: byte 0xff at offset 3"),
+        ("a.jsonl", b'{"text": "\xff"}', r"a\.jsonl:1 is no UTF-8 text: byte 0xff at offset 10"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(name, raw, says, tmp_path):

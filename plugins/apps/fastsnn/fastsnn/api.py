@@ -71,34 +71,34 @@ class FastSNN:
     ) -> Any:
         """Train `model`; returns the `Trainer` (its ``history`` has the losses).
 
-        `dataset`: a Hugging Face name, a text/JSON-lines/parquet file or folder, a ``datasets.Dataset``, builtin:pydoc,
-        or an iterable of token batches ``[B, T]``. `settings` are those of `TrainConfig` (lr, batch_size, …).
+        `dataset`: texts (a Hugging Face name, a file, folder or pattern, a list of texts, a ``datasets.Dataset``,
+        builtin:pydoc) or token ids (batches ``[B, T]`` or sequences from a list, a ``DataLoader``, a torch ``Dataset``
+        or any iterable; dicts with ``input_ids``, ``labels``, ``attention_mask``; one long array of tokens).
+        `tokenizer`: the model's own unless given; also one of transformers or tokenizers. `settings` are those of
+        `TrainConfig` (lr, batch_size, …).
         """
-        from fastsnn_text import attach, tokenizer_of
-        from fastsnn_train import TrainConfig, Trainer, load_data
-        from fastsnn_train.cli import check_vocabulary
+        from fastsnn_core.errors import ArgumentError, check_options
+        from fastsnn_train import TrainConfig, Trainer, fit_data
 
+        if not isinstance(model, nn.Module):
+            given = "None" if model is None else f"a {type(model).__name__}"
+            raise ArgumentError(f"fit() trains a torch.nn.Module, got {given}; load a bundle with FastSNN.load(path)")
+        check_options("fit", settings, (f.name for f in attrs.fields(TrainConfig)))
         config = TrainConfig(max_steps=max_steps, **settings)
-        trainer = Trainer(model, config, out=out, quiet=quiet)
-        if not is_text(dataset):
-            return trainer.fit(dataset, resume=resume)
-        data = load_data(
-            dataset,
-            tokenizer=tokenizer_of(model) if tokenizer is None else tokenizer,
-            seq_len=seq_len,
-            text_field=text_field,
-        )
-        check_vocabulary(model, data.tokenizer)
-        attach(model, data.tokenizer)
-        return trainer.fit(data, resume=resume)
+        data = fit_data(model, dataset, tokenizer=tokenizer, seq_len=seq_len, text_field=text_field)
+        return Trainer(model, config, out=out, quiet=quiet).fit(data, resume=resume)
 
     @staticmethod
     def extend_context(
         model: nn.Module, trainer: Any, new_seq_len: int | tuple[int, ...], max_steps: int = 100, **settings: Any
     ) -> dict[str, Any]:
         """Train on to a longer context; returns the proof, loss by position before and after."""
-        from fastsnn_train import extend_context
+        from fastsnn_core.errors import ArgumentError
+        from fastsnn_train import Trainer, extend_context
 
+        if not isinstance(trainer, Trainer):
+            given = "None" if trainer is None else f"a {type(trainer).__name__}"
+            raise ArgumentError(f"extend_context() goes on from the Trainer that FastSNN.fit returns, got {given}")
         return extend_context(model, trainer, new_seq_len=new_seq_len, max_steps=max_steps, **settings)
 
     @staticmethod
@@ -151,13 +151,3 @@ class FastSNN:
         yield from generate_text(
             model, prompt, max_tokens, Sampling(**settings), stop=(stop,) if isinstance(stop, str) else stop
         )
-
-
-def is_text(dataset: Any) -> bool:
-    """Does a dataset hold text (a name, a path, a `datasets` object), rather than token batches?"""
-    from fastsnn_train.data.packing import Data, Packed
-    from fastsnn_train.data.sources import Corpus
-
-    if isinstance(dataset, Data | Packed):
-        return False
-    return isinstance(dataset, str | Path | Corpus) or type(dataset).__module__.split(".")[0] == "datasets"

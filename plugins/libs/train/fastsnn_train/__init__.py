@@ -1,9 +1,12 @@
 """Training and evaluation of language models on real text."""
 
 from fastsnn_train.config import DataConfig, TrainConfig
+from fastsnn_train.data.documents import DataError
 from fastsnn_train.data.packing import Data, Packed, load_data
-from fastsnn_train.data.sources import DataError
-from fastsnn_train.evaluation.evaluate import evaluate, evaluate_text
+from fastsnn_train.data.prepare import fit_data
+from fastsnn_train.evaluation.evaluate import evaluate
+from fastsnn_train.evaluation.figures import standard_error
+from fastsnn_train.evaluation.perplexity import EvaluationError, evaluate_text
 from fastsnn_train.extend import extend_context
 from fastsnn_train.loop.trainer import Trainer, TrainingError
 
@@ -12,6 +15,7 @@ __all__ = [
     "Data",
     "DataConfig",
     "DataError",
+    "EvaluationError",
     "Packed",
     "TrainConfig",
     "Trainer",
@@ -19,5 +23,7 @@ __all__ = [
     "evaluate",
     "evaluate_text",
     "extend_context",
+    "fit_data",
     "load_data",
+    "standard_error",
 ]

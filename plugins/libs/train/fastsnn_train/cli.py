@@ -13,12 +13,12 @@ import attrs
 from fastsnn_core import build, bundle, spec
 from fastsnn_core.cli import UserError
 from fastsnn_core.component import bounds_of, fields
-from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import write_text
 from fastsnn_text import Sampling, attach, generate_text, load_tokenizer
 from fastsnn_train.config import DataConfig, TrainConfig
 from fastsnn_train.data.packing import Data, load_data
-from fastsnn_train.evaluation.evaluate import evaluate_text
+from fastsnn_train.data.prepare import check_vocabulary
+from fastsnn_train.evaluation.perplexity import evaluate_text
 from fastsnn_train.evaluation.recall import draw, recall
 from fastsnn_train.loop.parallel import World, join, leave
 from fastsnn_train.loop.trainer import Trainer, TrainingError
@@ -123,16 +123,6 @@ def read_data(config: DataConfig, out: Path, resume: bool, world: World) -> Data
     first = read() if world.leader else None
     world.wait()
     return first if first is not None else read()
-
-
-def check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """The model must have a row for every token."""
-    size = getattr(model.spec, "vocab_size", None)
-    if size is not None and size < tokenizer.vocab_size:
-        raise FastSNNError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model a vocab_size of {size}; "
-            f"set vocab_size = {tokenizer.vocab_size}"
-        )
 
 
 def evaluate(argv: list[str]) -> int:

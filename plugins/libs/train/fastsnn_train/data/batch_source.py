@@ -17,17 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsnn_core.errors import ArgumentError
+from fastsnn_core.token_ids import check_token_ids
 from fastsnn_train.config import TrainConfig
-from fastsnn_train.data.packing import Packed, batches
+from fastsnn_train.data.packing import Packed
 from fastsnn_train.data.streaming import Streamed
+from fastsnn_train.data.token_batches import Batch, batches, columns_of, ids_of
 from fastsnn_train.loop.randomness import Stream
 
-Batch = tuple[Tensor, Tensor | None]
-"""Global batch: tokens ``[B, T+1]``, and where documents start ``[B, T]`` (or None)."""
 
-
-class Feed:
-    """``next()`` gives a batch or None at the end; ``position()`` says where it stands, ``begin`` goes there."""
+class BatchSource:
+    """``next()`` gives a global batch or None at the end; ``position()`` says where it stands, ``begin`` goes there."""
 
     def begin(self, step: int, position: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
         """Stand before the batch of `step`; `position` and `tensors` are those of a checkpoint, if there was one."""
@@ -45,11 +45,11 @@ class Feed:
         return {}
 
 
-class PackedFeed(Feed):
+class PackedBatches(BatchSource):
     """Blocks of a packed corpus in a seeded order."""
 
-    def __init__(self, data: Packed, config: TrainConfig) -> None:
-        self.data, self.config, self.step = data, config, 0
+    def __init__(self, data: Packed, config: TrainConfig, vocab_size: int | None) -> None:
+        self.data, self.config, self.vocab_size, self.step = data, config, vocab_size, 0
 
     def begin(self, step: int, position: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
         """Nothing but the step matters."""
@@ -58,6 +58,7 @@ class PackedFeed(Feed):
     def next(self) -> Batch:
         """The batch of this step; there is always one."""
         tokens = self.data.batch(self.step, self.config.batch_size, self.config.seed)
+        check_token_ids(ids_of(tokens), self.vocab_size, f"the batch of step {self.step}")
         self.step += 1
         return tokens, self.data.resets(tokens[:, :-1])
 
@@ -68,11 +69,11 @@ class PackedFeed(Feed):
         return {"tokens": len(tokens), "seq_len": self.data.seq_len, "crc": [zlib.crc32(part) for part in ends]}
 
 
-class StreamedFeed(Feed):
+class StreamedBatches(BatchSource):
     """Blocks of a streamed corpus."""
 
-    def __init__(self, data: Streamed, config: TrainConfig) -> None:
-        self.data, self.config = data, config
+    def __init__(self, data: Streamed, config: TrainConfig, vocab_size: int | None) -> None:
+        self.data, self.config, self.vocab_size = data, config, vocab_size
         self.reader = data.reader(config.seed)
 
     def begin(self, step: int, position: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
@@ -83,6 +84,7 @@ class StreamedFeed(Feed):
     def next(self) -> Batch:
         """A batch of shuffled blocks."""
         tokens = torch.stack([self.reader.next() for _ in range(self.config.batch_size)])
+        check_token_ids(ids_of(tokens), self.vocab_size, "a batch of the stream")
         return tokens, self.data.resets(tokens[:, :-1])
 
     def position(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -94,15 +96,16 @@ class StreamedFeed(Feed):
         return {"seq_len": self.data.seq_len, "shuffle_buffer": self.data.buffer, "skip": self.data.skip}
 
 
-class IterableFeed(Feed):
-    """Token batches of any iterable."""
+class IterableBatches(BatchSource):
+    """Token batches of any iterable; sequences of an indexable collection are drawn in a seeded order."""
 
-    def __init__(self, data: Iterable[Any]) -> None:
-        self.data, self.random = data, Stream()
-        self.start = self.random.state
-        self.source: Iterator[Tensor] = self.epochs()
+    def __init__(self, data: Iterable[Any], config: TrainConfig, vocab_size: int | None) -> None:
+        self.data, self.config, self.vocab_size, self.random = data, config, vocab_size, Stream()
+        self.initial = self.random.state
+        self.sequences = is_sequences(data)
+        self.source: Iterator[Batch] = self.epochs()
 
-    def epochs(self) -> Iterator[Tensor]:
+    def epochs(self) -> Iterator[Batch]:
         """Epoch after epoch; one, where `data` is an iterator."""
         epoch, seen = 0, True
         while seen:
@@ -110,34 +113,55 @@ class IterableFeed(Feed):
             sampler = getattr(self.data, "sampler", None)
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
-            for tokens in batches(self.data):
+            order: Any = None
+            if self.sequences:
+                n = len(self.data)  # type: ignore[arg-type]
+                order = np.random.default_rng([self.config.seed, epoch]).permutation(n).tolist()
+            elif not hasattr(self.data, "__iter__"):
+                order = range(len(self.data))  # type: ignore[arg-type]
+            for batch in batches(self.data, self.config.batch_size, self.vocab_size, order):
                 seen = True
-                yield tokens
-            if iter(self.data) is self.data:
+                yield batch
+            if order is None and iter(self.data) is self.data:
                 return
             epoch += 1
 
     def begin(self, step: int, position: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
         """Read past what was trained on, drawing what was drawn then."""
         if position:
-            self.start = position["random"]
-            self.random = Stream(self.start)
+            self.initial = position["random"]
+            self.random = Stream(self.initial)
         for _ in range(step):
             self.next()
 
     def next(self) -> Batch | None:
         """The next batch, drawn from the data's own random stream."""
         with self.random.draw():
-            tokens = next(self.source, None)
-        return None if tokens is None else (tokens, None)
+            return next(self.source, None)
 
     def position(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The random state the data began with."""
-        return {"random": self.start}, {}
+        return {"random": self.initial}, {}
 
 
-def feed_of(data: Packed | Streamed | Iterable[Any], config: TrainConfig) -> Feed:
-    """The feed for what `Trainer.fit` was given."""
+def is_sequences(data: Any) -> bool:
+    """Is it an indexable collection (a torch Dataset, a list, a table) whose items are one sequence each?"""
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or hasattr(data, "keys") or not len(data):
+        return False
+    return columns_of(data[0], "item 0")["ids"].ndim == 1
+
+
+def batch_source(
+    data: Packed | Streamed | Iterable[Any], config: TrainConfig, vocab_size: int | None = None
+) -> BatchSource:
+    """Batches of what `Trainer.fit` was given; ids must be below `vocab_size`."""
     if isinstance(data, Packed):
-        return PackedFeed(data, config)
-    return StreamedFeed(data, config) if isinstance(data, Streamed) else IterableFeed(data)
+        return PackedBatches(data, config, vocab_size)
+    if isinstance(data, Streamed):
+        return StreamedBatches(data, config, vocab_size)
+    if not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        given = "None" if data is None else f"a {type(data).__name__}"
+        raise ArgumentError(f"cannot train on {given}; give a corpus, or an iterable of token batches [B, T]")
+    if hasattr(data, "__len__") and not len(data):
+        raise ArgumentError("cannot train on an empty collection of batches")
+    return IterableBatches(data, config, vocab_size)

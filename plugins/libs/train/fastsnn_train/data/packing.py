@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,21 @@ import torch
 from torch import Tensor
 
 from fastsnn_text import Tokenizer, load_tokenizer, train_bpe
-from fastsnn_train.data.sources import Corpus, DataError, documents
-from fastsnn_train.data.tokenize import cached, document
+from fastsnn_train.data.documents import DataError, Document, plain_text
+from fastsnn_train.data.sources import Corpus, documents
+from fastsnn_train.data.tokenize import cached, tokenized
 
+log = logging.getLogger("fastsnn")
 BPE_DOCUMENTS = 1_000_000  # a tokenizer is trained on the first of them
 HELD_BLOCKS = 64  # sequences held out of a streamed corpus
 
 
 @attrs.frozen(eq=False)
 class Packed:
-    """One long list of tokens and how to cut it: block i is ``tokens[i·T : i·T + T + 1]``; `end` closes documents."""
+    """One long list of tokens and how to cut it: block i is ``tokens[i·T : i·T + T + 1]``; `end` closes documents.
+
+    Tokens may be marked as context, or as ends that close no document (`fastsnn_train.data.token_batches`).
+    """
 
     tokens: np.ndarray
     seq_len: int
@@ -67,11 +73,11 @@ class Packed:
 
 
 def document_starts(tokens: Tensor, end: int | None) -> Tensor | None:
-    """True after every `end` token of ``[B,T]``; None where there is none."""
+    """True after every `end` token of ``[B,T]`` that closes a document; None where there is none."""
     if end is None:
         return None
     starts = torch.zeros_like(tokens, dtype=torch.bool)
-    starts[:, 1:] = tokens[:, :-1] == end
+    starts[:, 1:] = (tokens[:, :-1] == end) | (tokens[:, :-1] == ~end)
     return starts if bool(starts.any()) else None
 
 
@@ -124,18 +130,22 @@ def load_data(
         cut = len(train) - max(int(len(train) * holdout), min(seq_len + 1, len(train) // 4))
         held_characters = int(characters * (1 - cut / max(1, len(train))))
         train, held, characters = train[:cut], train[cut:], characters - held_characters
+    note = corpus.note
+    if omitted := corpus.omitted():
+        log.warning("%s: left out %s", corpus.note.partition(":")[0] or "the corpus", omitted)
+        note += f"; left out {omitted}"
     packed = Packed(train, seq_len, tok.end, documents_end, characters)
-    return Data(packed, hold(held, seq_len, tok, documents_end, held_characters), tok, corpus.note)
+    return Data(packed, hold(held, seq_len, tok, documents_end, held_characters), tok, note)
 
 
-def make_tokenizer(tokenizer: Any, texts: Iterable[str]) -> Tokenizer:
+def make_tokenizer(tokenizer: Any, texts: Iterable[Document]) -> Tokenizer:
     """``"bpe:4096"`` trained on `texts`, or what `load_tokenizer` makes of anything else."""
     if not isinstance(tokenizer, str) or not tokenizer.startswith("bpe:"):
         return load_tokenizer(tokenizer)
     size = tokenizer.removeprefix("bpe:")
     if not size.isdecimal():
         raise DataError(f"{tokenizer!r} is no tokenizer; write 'bpe:4096' for a vocabulary of 4096")
-    return train_bpe(itertools.islice(texts, BPE_DOCUMENTS), int(size))
+    return train_bpe(map(plain_text, itertools.islice(texts, BPE_DOCUMENTS)), int(size))
 
 
 def hold(tokens: np.ndarray, seq_len: int, tok: Tokenizer, documents_end: bool, characters: int) -> Packed | None:
@@ -157,8 +167,8 @@ def stream_data(
     if first is not None or holdout:
         texts = itertools.chain([first], source) if first is not None else iter(corpus.train)
         for text in texts:
-            held.append(document(text, tok))
-            size, characters = size + len(held[-1]), characters + len(text)
+            held.append(tokenized(text, tok))
+            size, characters = size + len(held[-1]), characters + len(plain_text(text))
             if size > HELD_BLOCKS * seq_len:
                 break
         skip = 0 if first is not None else len(held)
@@ -167,18 +177,4 @@ def stream_data(
     return Data(train, packed, tok, corpus.note)
 
 
-def batches(data: Iterable[Any]) -> Iterator[Tensor]:
-    """Token batches ``[B,T]`` of any iterable: tensors, arrays, lists, or dicts with ``input_ids`` or ``tokens``."""
-    for n, item in enumerate(data):
-        if isinstance(item, dict):
-            found = item.get("input_ids", item.get("tokens"))
-            if found is None:
-                raise DataError(f"batch {n} has neither 'input_ids' nor 'tokens'; it has {', '.join(item)}")
-            item = found
-        tokens = torch.as_tensor(item)
-        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] < 2:
-            raise DataError(f"batch {n} must be token ids [B, T] with T >= 2, got {tokens.dtype} {tuple(tokens.shape)}")
-        yield tokens.long()
-
-
-__all__ = ["Corpus", "Data", "Packed", "batches", "load_data"]
+__all__ = ["Corpus", "Data", "Packed", "load_data"]

@@ -1,12 +1,13 @@
 """Where text comes from: the hub, FASTSNN_DATA, local files, `datasets` objects, Python's own documentation.
 
-`documents(source)` gives the training and the held-out texts as lists of documents and says what was taken: a name
+`documents(source)` gives the training and the held-out documents, says what was taken and what was left out. A name
 resolves on the hub when there is a network, otherwise under FASTSNN_DATA, otherwise the error says both.
 """
 
 from __future__ import annotations
 
-import json
+import glob
+import logging
 import os
 import re
 import socket
@@ -18,14 +19,13 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from fastsnn_core.errors import FastSNNError
+from fastsnn_train.data.documents import Chat, DataError, Document, Omitted, Spans, listed
+from fastsnn_train.data.files import READABLE, File, Files, format_of, members
+from fastsnn_train.data.folders import by_name, is_data, one_format, splits_of
+from fastsnn_train.data.rows import RowReader
 
-END = "<|endoftext|>"
-READABLE = (".txt", ".md", ".text", ".jsonl", ".json", ".parquet")
-
-
-class DataError(FastSNNError):
-    """A source that cannot be read: says what was tried and what is possible."""
+log = logging.getLogger("fastsnn")
+HELD_OUT = ("validation", "valid", "dev", "val", "test", "eval", "evaluation")
 
 
 @attrs.frozen
@@ -35,26 +35,47 @@ class Corpus:
     Both can be read more than once. `endless` ones (a `datasets` IterableDataset) are never held as a whole.
     """
 
-    train: Iterable[str]
-    held_out: Iterable[str] = ()
+    train: Iterable[Document]
+    held_out: Iterable[Document] = ()
     note: str = ""
     endless: bool = False
 
+    def omitted(self) -> str:
+        """Rows without text that the last pass left out, in words; nothing where there were none."""
+        counts = [part.omitted.of_rows() for part in (self.train, self.held_out) if isinstance(part, Files | Rows)]
+        return "; ".join(filter(None, counts))
+
 
 def documents(source: Any, field: str = "text", streaming: bool = False) -> Corpus:
-    """A corpus from a name (streamed from the hub if asked for), a path, or a `datasets` object or dict of them."""
+    """A corpus from a name (streamed from the hub if asked for), a path, a pattern, texts, or a `datasets` object."""
     if isinstance(source, Corpus):
         return source
     if not isinstance(source, str | Path):
-        return from_datasets(source, field, "a datasets object")
+        return from_objects(source, field)
     text = str(source)
     if text.startswith("builtin:"):
         return builtin(text.removeprefix("builtin:"))
-    if Path(text).exists():
-        return from_path(Path(text), field)
-    if isinstance(source, Path) or re.match(r"[./~\\]", text) or Path(text).suffix in READABLE:
+    path = Path(text).expanduser()
+    if is_there(path):
+        return from_path(path, field)
+    if re.search(r"[*?\[]", text):
+        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
+        if not found:
+            raise DataError(f"no file matches {text!r}")
+        return from_files(found, field, text)
+    if isinstance(source, Path) or re.match(r"[./~\\]", text) or text.lower().endswith(READABLE):
         raise DataError(f"no file or folder {text!r}")
+    if "\n" in text or len(text) > 200:
+        raise DataError("a text is no name of a dataset; give a list of texts, [text], or a file")
     return from_name(text, field, streaming)
+
+
+def is_there(path: Path) -> bool:
+    """Does a path exist? A text that is no path at all does not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a null byte
+        return False
 
 
 def builtin(name: str) -> Corpus:
@@ -67,117 +88,121 @@ def builtin(name: str) -> Corpus:
     return Corpus(texts, note=f"Python's documentation topics, {sum(map(len, texts)) // 1000} kB")
 
 
+# -- files --------------------------------------------------------------------------------------------------------
+
+
 def from_path(path: Path, field: str) -> Corpus:
-    """A file, or every readable file of a folder; files named like train/valid/test are taken as such."""
+    """A file, or a folder as the `datasets` library resolves it (`fastsnn_train.data.folders`)."""
     if path.is_file():
-        return Corpus(Files((path,), field), note=str(path))
-    files = sorted(p for p in path.rglob("*") if p.suffix in READABLE and p.is_file())
-    if not files:
-        raise DataError(f"{path} holds no {', '.join(READABLE)} file")
-    splits: dict[str, list[Path]] = {"train": [], "valid": [], "test": [], "": []}
-    for file in files:
-        found = re.search(r"train|valid|dev|test", file.stem.lower())
-        splits[{"dev": "valid"}.get(found[0], found[0]) if found else ""].append(file)
-    for file in splits[""] if splits["train"] or splits["valid"] or splits["test"] else ():
-        if file.stem.upper() in ("SOURCE", "README", "LICENSE"):
-            continue
-        splits["train"].append(file)
-    note = str(path)
-    if not any(splits[s] for s in ("train", "valid", "test")):
-        train, held = files, []
-    elif splits["train"]:
-        train, held = splits["train"], splits["valid"] or splits["test"]
+        if path.suffix.lower() == ".zip" and not format_of(path.name):
+            return from_archive(path, field)
+        return from_files([path], field, str(path))
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return from_saved(path, field)
+    omitted = Omitted()
+    return from_splits(splits_of(path, omitted), field, str(path), omitted)
+
+
+def from_files(paths: list[Path], field: str, note: str) -> Corpus:
+    """Files that were named one by one: all of them are training data."""
+    files: list[File] = []
+    for path in paths:
+        is_zip = path.suffix.lower() == ".zip"
+        inside = [f for f in members(path) if is_data(f.member, Omitted()) and format_of(f.member)] if is_zip else []
+        files += inside or [File(path)]
+    return Corpus(Files(tuple(files), field), note=note)
+
+
+def from_archive(path: Path, field: str) -> Corpus:
+    """A zip archive: what it holds, as if it were a folder."""
+    omitted = Omitted()
+    held = {f.member: f for f in members(path) if is_data(f.member, omitted)}
+    if not held:
+        raise DataError(f"{path} holds no file that can be read: {omitted.of_files() or 'it is empty'}")
+    splits = {s: one_format([(n, held[n]) for n in names], omitted) for s, names in by_name(list(held)).items()}
+    return from_splits(splits, field, str(path), omitted)
+
+
+def from_splits(splits: dict[str, list[File]], field: str, note: str, omitted: Omitted) -> Corpus:
+    """Training and held-out files of a folder's splits.
+
+    Files of no split are training data where no file is named so; beside named ones they are left out, as `datasets`
+    does.
+    """
+    splits = dict(splits)
+    loose = splits.pop("", [])
+    held = next((splits[name] for name in HELD_OUT if splits.get(name)), [])
+    if "train" in splits:
+        train = splits["train"]
+        omitted.files += [(file.name, "of no split") for file in loose]
+    elif loose:
+        train = loose
     else:
-        train, held = splits["valid"] or splits["test"], splits["test"] if splits["valid"] else []
-        names = [", ".join(f.name for f in group) or "none" for group in (train, held)]
+        groups = [splits[name] for name in HELD_OUT if splits.get(name)] or list(splits.values())
+        train, held = groups[0], groups[1] if len(groups) > 1 else []
+        names = [listed([f.name for f in group]) for group in (train, held)]
         note += f": there is no train split; training on {names[0]}, held out: {names[1]}"
+    for split, files in splits.items():
+        if files is not train and files is not held:
+            omitted.files += [(file.name, f"split {split} is not needed") for file in files]
+    if omitted.files:
+        log.warning("%s: left out %s", note.partition(":")[0], omitted.of_files())
+        note += f"; left out {omitted.of_files()}"
     return Corpus(Files(tuple(train), field), Files(tuple(held), field), note)
 
 
-@attrs.frozen
-class Files:
-    """Documents of files, read as they are needed."""
-
-    paths: tuple[Path, ...]
-    field: str
-
-    def __iter__(self) -> Iterator[str]:
-        for path in self.paths:
-            yield from read(path, self.field)
-
-
-def read(path: Path, field: str) -> Iterator[str]:
-    """Documents of one file: a text is one (or several, cut at <|endoftext|>); JSON lines and parquet one a row."""
-    if path.suffix == ".parquet":
-        try:
-            from pyarrow import parquet
-        except ImportError:
-            raise DataError(f"{path} needs pyarrow: pip install 'fastsnn-train[data]'") from None
-        for batch in parquet.ParquetFile(path).iter_batches():
-            rows = batch.to_pydict()
-            if field not in rows:
-                raise DataError(f"{path} has no column {field!r}; columns: {', '.join(rows)}")
-            yield from filter(None, rows[field])
-    elif path.suffix in (".jsonl", ".json"):
-        yield from read_json(path, field)
-    else:
-        yield from (part for part in utf8(path).split(END) if part.strip())
-
-
-def utf8(path: Path) -> str:
-    """The text of a file."""
+def from_saved(path: Path, field: str) -> Corpus:
+    """A folder that ``save_to_disk`` of the `datasets` library wrote."""
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text: {error}") from None
-
-
-def read_json(path: Path, field: str) -> Iterator[str]:
-    """Rows of a JSON-lines file, line by line, or of one JSON list."""
-    with path.open("rb") as file:
-        is_list = file.read(64).lstrip().startswith(b"[")
-    for n, row in list_rows(path) if is_list else line_rows(path):
-        value = row.get(field) if isinstance(row, dict) else row
-        if not isinstance(value, str):
-            has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise DataError(f"{path}:{n}: no text field {field!r}; it has {has}")
-        if value:
-            yield value
-
-
-def line_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """``(line number, row)`` of JSON lines."""
-    with path.open(encoding="utf-8") as file:
-        try:
-            for n, line in enumerate(file, 1):
-                if line.strip():
-                    yield n, json.loads(line)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is no UTF-8 text: {error}") from None
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{n}: no JSON: {error}") from None
-
-
-def list_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """``(place, row)`` of one JSON list."""
+        from datasets import load_from_disk
+    except ImportError:
+        raise DataError(f"{path} was written by save_to_disk; that needs: pip install 'fastsnn-train[data]'") from None
     try:
-        yield from enumerate(json.loads(utf8(path)), 1)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: no JSON: {error}") from None
+        data = load_from_disk(str(path))
+    except Exception as error:
+        raise DataError(f"{path} was written by save_to_disk and cannot be read: {first_line(error)}") from None
+    return from_datasets(data, field, str(path))
+
+
+# -- objects ------------------------------------------------------------------------------------------------------
+
+
+def from_objects(data: Any, field: str) -> Corpus:
+    """A list of texts, of rows or of paths; a `datasets` object; a dict of splits; any other iterable of these."""
+    if isinstance(data, dict) or type(data).__module__.split(".")[0] == "datasets" or hasattr(data, "keys"):
+        return from_datasets(data, field, "a datasets object")
+    if not hasattr(data, "__iter__"):
+        raise DataError(f"cannot read text from {named_type(data)}; give a name, a path, texts or a datasets object")
+    if iter(data) is data:  # can be read once only
+        data = list(data)
+    if isinstance(data, list | tuple):
+        if not data:
+            raise DataError("the list of documents is empty")
+        if all(isinstance(item, Path) for item in data):
+            if absent := [str(item) for item in data if not item.is_file()]:
+                raise DataError(f"no file {listed(absent)}")
+            return from_files(list(data), field, f"{len(data)} files")
+        if all(isinstance(item, str) and item.lower().endswith(READABLE) and is_there(Path(item)) for item in data):
+            raise DataError(f"{listed(list(data), 3)} are names of files; give Path objects, or a pattern like '*.txt'")
+    return Corpus(Rows(data, field, "rows"), note=f"{len(data) if hasattr(data, '__len__') else 'many'} documents")
+
+
+def named_type(value: Any) -> str:
+    """``None`` or ``a Tensor``."""
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def from_datasets(data: Any, field: str, note: str) -> Corpus:
-    """A `datasets` Dataset, IterableDataset or dict of them; any iterable of rows or strings."""
-    if isinstance(data, dict) or hasattr(data, "keys"):
-        held = next((data[name] for name in ("validation", "valid", "test") if name in data), ())
-        if "train" not in data:
-            raise DataError(f"{note} has no train split; splits: {', '.join(data)}")
-        return Corpus(Rows(data["train"], field), Rows(held, field), note, endless(data["train"]))
-    if not hasattr(data, "__iter__"):
-        raise DataError(f"cannot read text from a {type(data).__name__}; give a name, a path or a datasets object")
-    if iter(data) is data:  # can be read once only
-        data = list(data)
-    return Corpus(Rows(data, field), note=note, endless=endless(data))
+    """A `datasets` Dataset, IterableDataset or dict of them."""
+    if not (isinstance(data, dict) or hasattr(data, "keys")):
+        return Corpus(Rows(data, field, "rows"), note=note, endless=endless(data))
+    if "train" not in data:
+        raise DataError(f"{note} has no train split; splits: {', '.join(map(str, data))}")
+    held = next((name for name in HELD_OUT if name in data), "")
+    if rest := [str(name) for name in data if name not in ("train", held)]:
+        note += f"; splits left out: {listed(rest)}"
+    train = Rows(data["train"], field, "rows of split train")
+    return Corpus(train, Rows(data[held], field, f"rows of split {held}") if held else (), note, endless(data["train"]))
 
 
 def endless(data: Any) -> bool:
@@ -187,19 +212,27 @@ def endless(data: Any) -> bool:
 
 @attrs.frozen
 class Rows:
-    """Texts of a dataset's rows, read as they are needed."""
+    """Documents of a dataset's rows (or documents as they are), read as they are needed."""
 
     data: Any
     field: str
+    where: str = "rows"
+    omitted: Omitted = attrs.field(factory=Omitted, eq=False)
 
-    def __iter__(self) -> Iterator[str]:
-        for row in self.data:
-            value = row if isinstance(row, str) else row.get(self.field) if isinstance(row, dict) else None
-            if not isinstance(value, str):
-                has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-                raise DataError(f"rows have no text field {self.field!r}; they have {has}")
-            if value:
-                yield value
+    def __iter__(self) -> Iterator[Document]:
+        self.omitted.begin()
+        columns = getattr(self.data, "column_names", None)
+        known = columns if isinstance(columns, list) and columns else None
+        reader = RowReader(self.field, self.where, self.omitted, known)
+        for n, row in enumerate(self.data, 1):
+            if isinstance(row, Spans | Chat):
+                yield row
+            elif (document := reader.document(row, f"{self.where}, {n}")) is not None:
+                yield document
+        reader.finish()
+
+
+# -- names --------------------------------------------------------------------------------------------------------
 
 
 def from_name(name: str, field: str, streaming: bool = False) -> Corpus:
@@ -211,7 +244,7 @@ def from_name(name: str, field: str, streaming: bool = False) -> Corpus:
         except ImportError:
             raise DataError(f"{name!r} needs the datasets package: pip install 'fastsnn-train[data]'") from None
         except Exception as error:
-            tried.append(f"the hub answered {type(error).__name__}: {str(error).splitlines()[0]}")
+            tried.append(f"the hub answered {type(error).__name__}: {first_line(error)}")
     else:
         tried.append("the Hugging Face hub does not answer (no network, or HF_HUB_OFFLINE is set)")
     root = os.environ.get("FASTSNN_DATA")
@@ -225,6 +258,11 @@ def from_name(name: str, field: str, streaming: bool = False) -> Corpus:
     raise DataError(f"no dataset {name!r}: " + "; ".join(tried) + ". Give a file, a folder, or builtin:pydoc")
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error) or repr(error)).splitlines()[0]
+
+
 def squeeze(name: str) -> str:
     """``wikitext-2-raw-v1`` and ``wikitext2`` are the same."""
     return re.sub(r"[^a-z0-9]", "", re.sub(r"(-raw)?-v\d+$|-raw$", "", name.lower()))
@@ -233,10 +271,7 @@ def squeeze(name: str) -> str:
 @cache
 def hub_answers() -> bool:
     """Does the hub answer within two seconds? (Its own client would retry for half a minute.)"""
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") or os.environ.get("HF_DATASETS_OFFLINE", "0") not in (
-        "",
-        "0",
-    ):
+    if any(os.environ.get(name, "0") not in ("", "0") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")):
         return False
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastsnn_text import Tokenizer
+from fastsnn_train.data.documents import DataError, Document
 from fastsnn_train.data.packing import document_starts
-from fastsnn_train.data.sources import DataError
 from fastsnn_train.data.tokenize import encoded
 
 Position = tuple[dict[str, Any], dict[str, Tensor]]
@@ -27,7 +27,7 @@ class Streamed:
     is what shuffles; a block is ``T + 1`` tokens, its last being the next one's first.
     """
 
-    texts: Iterable[str]
+    texts: Iterable[Document]
     tokenizer: Tokenizer
     seq_len: int
     end: int | None = None

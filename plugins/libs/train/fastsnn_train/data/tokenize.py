@@ -19,6 +19,8 @@ import numpy as np
 from fastsnn_core.errors import ProcessError
 from fastsnn_core.files import beside
 from fastsnn_text import Tokenizer
+from fastsnn_train.data.documents import Chat, DataError, Document, Spans, identity, plain_text
+from fastsnn_train.data.token_batches import INSIDE
 
 SPLIT = 1 << 20  # characters encoded at a time
 
@@ -28,17 +30,56 @@ def width(tokenizer: Tokenizer) -> type[np.generic]:
     return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
 
 
-def document(text: str, tokenizer: Tokenizer) -> np.ndarray:
-    """Tokens of a document, closed by the end token where there is one."""
-    pieces = [tokenizer.encode(text[begin : begin + SPLIT]) for begin in range(0, len(text), SPLIT)]
-    tail = [] if tokenizer.end is None else [tokenizer.end]
-    return np.asarray([*itertools.chain.from_iterable(pieces), *tail], dtype=width(tokenizer))
+def tokenized(document: Document, tokenizer: Tokenizer) -> np.ndarray:
+    """Tokens of a document, closed by the end token if there is one; marked (`token_batches`) where some are context.
+
+    A token that straddles a context's end is a target, as it is when prompt and completion are tokenised together.
+    """
+    if isinstance(document, str):
+        pieces = [tokenizer.encode(document[begin : begin + SPLIT]) for begin in range(0, len(document), SPLIT)]
+        tail = [] if tokenizer.end is None else [tokenizer.end]
+        return np.asarray([*itertools.chain.from_iterable(pieces), *tail], dtype=width(tokenizer))
+    parts = document.parts if isinstance(document, Spans) else chat_parts(document, tokenizer)
+    text = "".join(part for part, _ in parts)
+    ids = tokenizer.encode(text)
+    marked = np.asarray(ids, dtype=np.int32)
+    context = np.zeros(len(ids), dtype=bool)
+    begin, before = 0, ""
+    for part, learnt in parts:
+        before += part
+        end = len(ids) if before == text else common(ids, tokenizer.encode(before))
+        context[begin:end] |= not learnt
+        begin = max(begin, end)
+    if tokenizer.end is not None:
+        if not ids or ids[-1] != tokenizer.end:
+            marked, context = np.append(marked, np.int32(tokenizer.end)), np.append(context, False)
+        marked[:-1][marked[:-1] == tokenizer.end] |= INSIDE  # a turn's end is no document's end
+    return np.where(context, ~marked, marked)
 
 
-def encoded(texts: Iterable[str], tokenizer: Tokenizer, workers: int = 1) -> Iterator[np.ndarray]:
+def common(ids: list[int], prefix: list[int]) -> int:
+    """How many tokens two lists begin with alike."""
+    return next((n for n, (a, b) in enumerate(zip(ids, prefix)) if a != b), min(len(ids), len(prefix)))
+
+
+def chat_parts(chat: Chat, tokenizer: Tokenizer) -> tuple[tuple[str, bool], ...]:
+    """A conversation as its template writes it; what its context messages are written as is no target."""
+    from fastsnn_text import ChatTemplate
+
+    template = ChatTemplate(tokenizer, getattr(tokenizer, "chat_template", None))
+    try:
+        text = template.render(list(chat.messages), add_generation_prompt=False)
+        head = template.render(list(chat.messages[: chat.context]), add_generation_prompt=False) if chat.context else ""
+    except ValueError as error:
+        raise DataError(f"a conversation of {len(chat.messages)} messages: {error}") from None
+    cut = next((n for n, (a, b) in enumerate(zip(text, head)) if a != b), min(len(text), len(head)))
+    return tuple((part, learnt) for part, learnt in ((text[:cut], False), (text[cut:], True)) if part)
+
+
+def encoded(texts: Iterable[Document], tokenizer: Tokenizer, workers: int = 1) -> Iterator[np.ndarray]:
     """Tokens of each document, in order, whoever made them; every worker has at most one group in hand."""
     if workers == 1:
-        yield from (document(text, tokenizer) for text in texts)
+        yield from (tokenized(text, tokenizer) for text in texts)
         return
     with pool(tokenizer, workers) as ends:
         given = 0
@@ -52,12 +93,13 @@ def encoded(texts: Iterable[str], tokenizer: Tokenizer, workers: int = 1) -> Ite
             yield from receive(ends[place % workers])
 
 
-def grouped(texts: Iterable[str]) -> Iterator[list[str]]:
+def grouped(texts: Iterable[Document]) -> Iterator[list[Document]]:
     """Documents in groups of about `SPLIT` characters: what one task of a worker is."""
-    group, size = [], 0
+    group: list[Document] = []
+    size = 0
     for text in texts:
         group.append(text)
-        size += len(text)
+        size += len(plain_text(text))
         if size >= SPLIT:
             yield group
             group, size = [], 0
@@ -104,7 +146,7 @@ def serve(end: Connection, tokenizer: Tokenizer) -> None:
         while True:
             group = end.recv()
             try:
-                found: Any = [document(text, tokenizer) for text in group]
+                found: Any = [tokenized(text, tokenizer) for text in group]
             except Exception as error:
                 found = error
             end.send(found)
@@ -121,14 +163,14 @@ def receive(end: Connection) -> list[np.ndarray]:
     return found
 
 
-def encode(texts: Iterable[str], tokenizer: Tokenizer, workers: int = 1) -> tuple[np.ndarray, int]:
+def encode(texts: Iterable[Document], tokenizer: Tokenizer, workers: int = 1) -> tuple[np.ndarray, int]:
     """All documents as one array of tokens, each closed by the end token; and how many characters they had."""
     characters = 0
 
-    def counted() -> Iterator[str]:
+    def counted() -> Iterator[Document]:
         nonlocal characters
         for text in texts:
-            characters += len(text)
+            characters += len(plain_text(text))
             yield text
 
     pieces = list(encoded(counted(), tokenizer, workers))
@@ -136,7 +178,7 @@ def encode(texts: Iterable[str], tokenizer: Tokenizer, workers: int = 1) -> tupl
 
 
 def cached(
-    texts: Iterable[str], tokenizer: Tokenizer, folder: str | Path, what: str, workers: int = 1
+    texts: Iterable[Document], tokenizer: Tokenizer, folder: str | Path, what: str, workers: int = 1
 ) -> tuple[np.ndarray, int]:
     """`encode`, kept on disk under `folder` where one is given: memory-mapped, keyed by text and tokenizer.
 
@@ -147,8 +189,8 @@ def cached(
     key = hashlib.sha256(f"{what}|{tokenizer.describe()}|{getattr(tokenizer, 'text', '')}".encode())
     characters = 0
     for text in texts:
-        key.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        characters += len(text)
+        key.update(identity(text) + b"\0")
+        characters += len(plain_text(text))
     path = Path(folder).expanduser() / f"{key.hexdigest()[:32]}.npy"
     if not path.is_file():
         tokens, _ = encode(texts, tokenizer, workers)

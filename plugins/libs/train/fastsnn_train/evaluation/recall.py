@@ -26,7 +26,9 @@ from torch import Tensor, nn
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import write_text
+from fastsnn_core.progress import Progress
 from fastsnn_text import Tokenizer, tokenizer_of
+from fastsnn_train.evaluation.figures import evaluating
 
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 CHUNK = 1024
@@ -117,6 +119,7 @@ def recall(
     batch: int = 8,
     filler: str | None = None,
     seed: int = 0,
+    quiet: bool = False,
     **options: Any,
 ) -> Recall:
     """Accuracy of `samples` texts for every length and depth (a number of depths is spread from 0 to 1).
@@ -134,18 +137,18 @@ def recall(
         raise FastSNNError(f"depths are shares of the text between 0 and 1, got {places}")
     tokenizer = tokenizer_of(model)
     hay = np.array(tokenizer.encode(filler or FILLER), dtype=np.int64)
-    training = model.training
-    model.eval()
     table = []
-    for n in lengths:
-        row = []
-        for d, depth in enumerate(places):
-            rng = np.random.default_rng([seed, n, d])
-            found = [sample(make, rng, tokenizer, hay, n, depth, options) for _ in range(samples)]
-            scores = [s for begin in range(0, samples, batch) for s in score(model, found[begin : begin + batch])]
-            row.append(sum(scores) / len(scores))
-        table.append(tuple(row))
-    model.train(training)
+    n_rows = len(lengths) * len(places)
+    with evaluating(model), Progress(f"recall, {task_name(task)}", n_rows, "cells", quiet=quiet) as progress:
+        for n in lengths:
+            row = []
+            for d, depth in enumerate(places):
+                rng = np.random.default_rng([seed, n, d])
+                found = [sample(make, rng, tokenizer, hay, n, depth, options) for _ in range(samples)]
+                scores = [s for begin in range(0, samples, batch) for s in score(model, found[begin : begin + batch])]
+                row.append(sum(scores) / len(scores))
+                progress.step(note=f"{n} tokens")
+            table.append(tuple(row))
     return Recall(task_name(task), tuple(lengths), places, tuple(table), samples)
 
 

@@ -53,7 +53,7 @@ def calibrate_decay(
         tried += 1
         adopt(model, with_attentions(spec, [faster(a, scales.get(i, 1.0), original) for i, a in enumerate(rows)]))
         table = position_nats(model, data, sequences)
-        return float(np.mean(table[:, :original])), float(np.mean(table[:, original:]))
+        return float(np.nanmean(table[:, :original])), float(np.nanmean(table[:, original:]))
 
     best = dict.fromkeys(mine, 1.0)
     before = found = measure(best)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.state import detach, nbytes
+from fastsnn_train.data.token_batches import ids_of, targets_of
 from fastsnn_train.loop import health
 from fastsnn_train.loop.firing_rate import band_penalty, watch
 from fastsnn_train.loop.optim import set_rate
@@ -69,8 +70,11 @@ class Walk:
         stepper, config = self.trainer.stepper, self.trainer.config
         with watch(self.model, health=False, rates=config.rate_weight > 0) as seen:
             with stepper.autocast():
-                logits, state = self.model(tokens[:, :-1], state, reset=reset, return_state=True)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+                logits, state = self.model(ids_of(tokens[:, :-1]), state, reset=reset, return_state=True)
+            targets = targets_of(tokens[:, 1:])
+            if not bool((targets >= 0).any()):  # context only: nothing to learn, but a state to carry
+                return 0.0, detach(state)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
             penalty = loss.new_zeros(())
             if seen.rates:
                 penalty = config.rate_weight * band_penalty(seen.rates, config.rate_low, config.rate_high)

@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_train.config import TrainConfig
+from fastsnn_train.data.token_batches import IGNORE, ids_of, scored, targets_of
 from fastsnn_train.loop.firing_rate import Seen, band_penalty, blend_at, blended, watch
 from fastsnn_train.loop.health import gradient_norms
 from fastsnn_train.loop.optim import Average, Positive, learning_rate, optimizer, set_rate
 from fastsnn_train.loop.parallel import Network, World
 
 log = logging.getLogger("fastsnn")
-IGNORE = -100
 
 
 class NotFinite(ArithmeticError):
@@ -66,6 +66,7 @@ class Stepper:
                 self.scaler = torch.amp.GradScaler("cuda")
             else:
                 log.warning("precision fp16 on %s runs without loss scaling, which is for CUDA", self.device.type)
+        self.targets: float | None = None  # of the whole batch, over processes; None where every token is one
         self.compiled: Callable[..., Tensor] | None = torch.compile(model, dynamic=False) if config.compile else None
 
     @property
@@ -90,15 +91,25 @@ class Stepper:
             return logits
 
     def loss(self, tokens: Tensor, reset: Tensor | None, plain: bool = True) -> Tensor:
-        """Mean next-token cross-entropy in nats of ``tokens [B,T+1]``."""
-        logits = self.forward(tokens[:, :-1], reset, plain)
+        """Mean next-token cross-entropy in nats of ``tokens [B,T+1]`` over those that are targets (`targets_of`)."""
+        return self.total_loss(tokens, reset, plain, None)
+
+    def total_loss(self, tokens: Tensor, reset: Tensor | None, plain: bool, targets_in_all: float | None) -> Tensor:
+        """The mean loss; with `targets_in_all`, the sum over this process's targets divided by that."""
+        logits = self.forward(ids_of(tokens[:, :-1]), reset, plain)
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        targets = self.network.share(tokens[:, 1:])
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+        targets = self.network.share(targets_of(tokens[:, 1:]))
+        if targets_in_all is None:
+            return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+        return total / targets_in_all
 
     def take(self, tokens: Tensor, reset: Tensor | None, step: int, *, look: bool, leaving: bool) -> Outcome:
         """Step `step` on a global batch. `look` measures spikes and blocks; `leaving` is told to every process."""
         config = self.config
+        if (count := scored(tokens)) == 0:
+            log.warning("step %d: no token of this batch is a target of the loss; nothing is learnt from it", step)
+        self.targets = None if count is None else max(1, count) / self.world.size
         set_rate(self.optimizer, learning_rate(step, config))
         self.model.train()
         rows = self.world.rows(tokens).to(self.device)
@@ -127,13 +138,15 @@ class Stepper:
             share = len(piece) / len(rows)
             with self.network.piece(last=i + 1 == len(pieces)):
                 with self.autocast():
-                    loss = self.loss(piece, cut, plain)
+                    loss = self.total_loss(piece, cut, plain, self.targets)
                 penalty = loss.new_zeros(())
                 if seen.rates:
                     penalty = config.rate_weight * band_penalty(seen.rates, config.rate_low, config.rate_high)
-                total = (loss + penalty) * share
+                # where some tokens are context, pieces have other numbers of targets: their sums are added
+                total = (loss + penalty) * share if self.targets is None else loss + penalty * share
                 (total if self.scaler is None else self.scaler.scale(total)).backward()
-            totals += torch.stack([loss.detach(), penalty.detach()]).double() * share
+            found = torch.stack([loss.detach(), penalty.detach()]).double()
+            totals += found * share if self.targets is None else found * found.new_tensor([1.0, share])
         return tuple(totals.tolist())
 
     @torch.no_grad()

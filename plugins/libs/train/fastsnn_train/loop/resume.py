@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsnn_train.config import BESIDE_QUALITY, TrainConfig, plain
-from fastsnn_train.data.batch_source import Feed
+from fastsnn_train.data.batch_source import BatchSource
 from fastsnn_train.loop import checkpoint, randomness, snapshot
 
 if TYPE_CHECKING:
@@ -18,13 +18,13 @@ log = logging.getLogger("fastsnn")
 
 def save_checkpoint(trainer: Trainer, folder: Path) -> Path:
     """Write a checkpoint of the trainer's step."""
-    position, tensors = trainer.feed.position() if trainer.feed else ({}, {})
+    position, tensors = trainer.batches.position() if trainer.batches else ({}, {})
     scaler = trainer.stepper.scaler
     state = {
         "step": trainer.step,
         "config": plain(trainer.config),
         "model": model_table(trainer),
-        "data": trainer.feed.fingerprint() if trainer.feed else {},
+        "data": trainer.batches.fingerprint() if trainer.batches else {},
         "streak": trainer.rescue.streak,
         "scaler": scaler.state_dict() if scaler else {},
         "feed": position,
@@ -38,13 +38,13 @@ def save_checkpoint(trainer: Trainer, folder: Path) -> Path:
     return path
 
 
-def stand_at_checkpoint(trainer: Trainer, feed: Feed, resume: bool) -> None:
-    """Stand where the newest whole checkpoint stood, or at the start; then the feed, then the random state."""
+def stand_at_checkpoint(trainer: Trainer, batches: BatchSource, resume: bool) -> None:
+    """Stand where the newest whole checkpoint stood, or at the start; then the batches, then the random state."""
     folder = trainer.folder
     picked = trainer.world.lead(lambda: newest(trainer, folder, resume)) if folder is not None else None
     if picked is None:  # a loader that shuffles must shuffle the same way in every process
-        position, tensors = feed.position() if trainer.world.size > 1 else ({}, {})
-        feed.begin(trainer.step, trainer.world.first(position), tensors)
+        position, tensors = batches.position() if trainer.world.size > 1 else ({}, {})
+        batches.begin(trainer.step, trainer.world.first(position), tensors)
         return
     path, state = picked
     tensors = checkpoint.read(path, snapshot.like(trainer.model))
@@ -55,7 +55,7 @@ def stand_at_checkpoint(trainer: Trainer, feed: Feed, resume: bool) -> None:
     if trainer.stepper.scaler is not None and state["scaler"]:
         trainer.stepper.scaler.load_state_dict(state["scaler"])
     mine = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith("feed/")}
-    feed.begin(trainer.step, state["feed"], mine)
+    batches.begin(trainer.step, state["feed"], mine)
     randomness.restore(state["random"][min(trainer.world.rank, len(state["random"]) - 1)])
 
 
@@ -75,8 +75,9 @@ def newest(trainer: Trainer, folder: Path, resume: bool) -> tuple[Path, dict[str
     path, state = picked
     if changed := changes(state["config"], trainer.config):
         log.warning("resuming %s with other settings: %s", path.name, ", ".join(changed))
-    if trainer.feed is not None and state["data"] != trainer.feed.fingerprint():
-        log.warning("resuming %s on other data: %s then, %s now", path.name, state["data"], trainer.feed.fingerprint())
+    now = trainer.batches.fingerprint() if trainer.batches is not None else state["data"]
+    if state["data"] != now:
+        log.warning("resuming %s on other data: %s then, %s now", path.name, state["data"], now)
     if odd := [k for k, v in model_table(trainer).items() if state["model"].get(k) != v]:
         log.warning("resuming %s with another model specification: %s", path.name, ", ".join(odd))
     return picked

@@ -17,8 +17,10 @@ from fastsnn_core import Run
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
 from fastsnn_core.site import sites
+from fastsnn_core.token_ids import vocabulary_of
 from fastsnn_train.config import TrainConfig, plain
-from fastsnn_train.data.batch_source import Feed, feed_of
+from fastsnn_train.data.batch_source import BatchSource, batch_source
+from fastsnn_train.data.documents import DataError
 from fastsnn_train.data.packing import Data, Packed
 from fastsnn_train.data.streaming import Streamed
 from fastsnn_train.evaluation.evaluate import evaluate
@@ -57,7 +59,7 @@ class Trainer:
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.data: Data | None = None
-        self.feed: Feed | None = None
+        self.batches: BatchSource | None = None
         self.kept = (-1, 0)  # step and history length of the newest checkpoint
         self.warned: set[str] = set()
         self.last_health: dict[str, health.SiteHealth] = {}
@@ -99,8 +101,8 @@ class Trainer:
         if isinstance(data, Data):
             self.data, held_out = data, held_out or data.held_out
             data = data.train
-        feed = self.feed = feed_of(data, self.config)
-        stand_at_checkpoint(self, feed, resume)
+        batches = self.batches = batch_source(data, self.config, vocabulary_of(self.model))
+        stand_at_checkpoint(self, batches, resume)
         run = Run(self.model, self.out, plain(self.config), self.config.max_steps, self.history)
         trackers = self.config.trackers if self.world.leader else ()
         with (
@@ -108,7 +110,7 @@ class Trainer:
             Progress(self.config.max_steps, self.step, quiet=self.quiet) as progress,
             Following(trackers, run) as following,
         ):
-            if self.loop(feed, held_out, run, leaving, progress, following):
+            if self.loop(batches, held_out, run, leaving, progress, following):
                 self.save(following)
                 raise KeyboardInterrupt(f"{leaving.asked or 'a signal to another process'} at step {self.step}")
             if run.stopping:
@@ -120,12 +122,20 @@ class Trainer:
         return self
 
     def loop(
-        self, feed: Feed, held_out: Packed | None, run: Run, leaving: Leaving, progress: Progress, following: Following
+        self,
+        batches: BatchSource,
+        held_out: Packed | None,
+        run: Run,
+        leaving: Leaving,
+        progress: Progress,
+        following: Following,
     ) -> bool:
         """Step after step; True where all processes agreed to leave early because one got a signal."""
         config, seen, clock, leave = self.config, 0, time.perf_counter(), False
         while self.step < config.max_steps and not run.stopping and not leave:
-            batch = feed.next()
+            batch = batches.next()
+            if batch is None and not self.step:
+                raise DataError("the data gave no batch: nothing to train on")
             if batch is None:
                 progress.say(f"the data ended after {self.step} steps of {config.max_steps}")
                 break

@@ -1,0 +1,136 @@
+"""Files as bytes and as text: compression told by the first bytes, byte order marks, errors that say where."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import contextlib
+import gzip
+import io
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from fastsnn_train.data.documents import DataError
+
+CHUNK = 1 << 20
+MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PK\x03\x04": "zip"}
+SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
+MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+POINTER = b"version https://git-lfs"
+
+
+@contextlib.contextmanager
+def opened(path: Path, member: str = "") -> Iterator[IO[bytes]]:
+    """The bytes of a file (or of a member of a zip archive), decompressed."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file: IO[bytes] = stack.enter_context(path.open("rb"))
+            if member:
+                file = stack.enter_context(stack.enter_context(zipfile.ZipFile(file)).open(member))
+                file = io.BufferedReader(file)  # type: ignore[type-var, arg-type]
+            head = file.peek(64)[:64]  # type: ignore[attr-defined]
+            if head.startswith(POINTER):
+                raise DataError(f"{path} is a git-lfs pointer, not the file itself; fetch it with: git lfs pull")
+            yield stack.enter_context(decompressed(file, compression(head), path))
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+            raise DataError(f"{named(path, member)} is damaged or cut off: {error}") from None
+        except RuntimeError as error:  # an encrypted archive
+            raise DataError(f"{named(path, member)} cannot be read: {error}") from None
+
+
+def compression(head: bytes) -> str:
+    """gz, bz2, xz, zst or zip by the first bytes of a file; nothing where it is not compressed."""
+    return next((name for magic, name in MAGIC.items() if head.startswith(magic)), "")
+
+
+def decompressed(file: IO[bytes], how: str, path: Path) -> IO[bytes]:
+    """The stream inside a compressed one."""
+    if how == "gz":
+        return gzip.GzipFile(fileobj=file)
+    if how == "bz2":
+        return bz2.BZ2File(file)
+    if how == "xz":
+        return lzma.LZMAFile(file)
+    if how == "zst":
+        try:
+            import zstandard
+        except ImportError:
+            raise DataError(f"{path} is compressed with zstd; install its reader: pip install zstandard") from None
+        return io.BufferedReader(
+            ZstdReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), path)
+        )
+    return file
+
+
+class ZstdReader(io.RawIOBase):
+    """zstandard's reader as a raw stream, its errors as ours."""
+
+    def __init__(self, inner: Any, path: Path) -> None:
+        self.inner, self.path = inner, path
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, into: Any) -> int:
+        """The next bytes."""
+        import zstandard
+
+        try:
+            data = self.inner.read(len(into))
+        except zstandard.ZstdError as error:
+            raise DataError(f"{self.path} is damaged or cut off: {error}") from None
+        into[: len(data)] = data
+        return len(data)
+
+
+def named(path: Path, member: str) -> str:
+    """How a file is called in messages."""
+    return f"{path}/{member}" if member else str(path)
+
+
+def text_of(file: IO[bytes], where: str) -> Iterator[str]:
+    """The text of a stream in chunks: UTF-8 (or UTF-16 where it begins with that mark), the mark left out.
+
+    Line ends are ``\\n`` whatever they were. Bytes that are no such text are an error that says where they stand.
+    """
+    head = file.read(CHUNK)
+    mark, encoding = next(((m, e) for m, e in MARKS if head.startswith(m)), (b"", "utf-8"))
+    decoder = codecs.getincrementaldecoder(encoding)()
+    newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
+    begin, chunk = len(mark), head[len(mark) :]
+    while True:
+        pending = len(decoder.getstate()[0])
+        try:
+            text = newlines.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            raise no_text(where, error, begin - pending, encoding) from None
+        if text:
+            yield text
+        if not chunk:
+            return
+        begin += len(chunk)
+        chunk = file.read(CHUNK)
+
+
+def no_text(where: str, error: UnicodeDecodeError, begin: int, encoding: str) -> DataError:
+    """The error for bytes that are no text: which, and where in the file."""
+    byte = f"0x{error.object[error.start]:02x}" if error.start < len(error.object) else "the end"
+    return DataError(
+        f"{where} is no {encoding.upper()} text: byte {byte} at offset {begin + error.start:,}; if it was written in "
+        "another encoding, convert it (iconv -f latin1 -t utf-8)"
+    )
+
+
+def read_text(path: str | Path) -> str:
+    """The whole text of one file; `DataError` says what is wrong with it."""
+    path = Path(path)
+    try:
+        with opened(path) as file:
+            return "".join(text_of(file, str(path)))
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
