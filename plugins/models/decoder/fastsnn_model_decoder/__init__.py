@@ -25,6 +25,7 @@ from fastsnn_core import (
 )
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import Unsupported
+from fastsnn_core.token_ids import check_token_ids
 from fastsnn_events import runtime
 from fastsnn_integer import quantization
 from fastsnn_integer.quantization import Quant, QuantEmbedding, row_linear
@@ -186,6 +187,7 @@ class DecoderModule(nn.Module):
         last: bool = False,
     ) -> Any:
         """Logits of ``tokens [B,T]``; `reset` ``[B,T]`` marks first tokens of documents, `last` wants only the last."""
+        check_token_ids(tokens, self.spec.vocab_size)
         places, position = positions(tokens, None if state is None else state.position, reset)
         angles = self.angles(places) if self.rotary else None
         x = self.embed(tokens)
