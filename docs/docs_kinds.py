@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from pathlib import Path
+
+import attrs
 
 from fastsnn_core import describe, hookspecs, toml
 from fastsnn_core.catalogue import FIRST_PARTY
-from fastsnn_core.component import KINDS
+from fastsnn_core.component import KINDS, Component, bounds_of, fields, hints, type_name
 from fastsnn_core.plugins import registry
 from fastsnn_core.testing.conformance import CHECKS
 
 HERE = Path(__file__).parent / "kinds"
+
+
+def plain_parts(cls: type) -> list[type]:
+    """Attrs classes that a component's parameters are made of and that are no components themselves."""
+    found = []
+    for hint in hints(cls).values():
+        for arg in typing.get_args(hint):
+            if attrs.has(arg) and not issubclass(arg, Component) and arg not in found:
+                found.append(arg)
+    return found
 
 
 def page(kind: str) -> str:
@@ -44,6 +57,13 @@ def page(kind: str) -> str:
             allowed = "; ".join(filter(None, [row["bounds"], row["unit"]]))
             cells = (f"`{row['name']}`", row["type"], default, allowed, row["doc"])
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        for part in plain_parts(registry().find(kind, name)[1]):
+            lines += ["", f"`{part.__name__}`: {inspect.cleandoc(part.__doc__ or '')}", ""]
+            lines += ["| field | type | allowed | meaning |", "| --- | --- | --- | --- |"]
+            for field in fields(part):
+                bounds = bounds_of(field)
+                cells = (f"`{field.name}`", type_name(hints(part)[field.name]), bounds.describe(), bounds.doc)
+                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         broken = [flag for flag, kept in data["contract"].items() if not kept]
         if broken:
             lines += ["", f"Does not promise: {', '.join(broken)}."]

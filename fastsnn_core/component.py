@@ -154,7 +154,7 @@ class Attention(Component):
 
 
 class Feedforward(Component):
-    """``build(d_model, d_ff, neuron, …) -> module``: ``(x [B,T,D], state, reset) -> (y [B,T,D], state)``."""
+    """``build(d_model, d_ff, site) -> module``: ``(x [B,T,D], state, reset) -> (y [B,T,D], state)``."""
 
     kind = "feedforward"
 

@@ -8,7 +8,7 @@ import torch
 
 from fastsnn_core.ops import event
 from fastsnn_kernel_triton import lif, linear
-from fastsnn_leaky import lif_scan as naive
+from fastsnn_leaky import scan as naive
 
 EMPTY = torch.empty(0, 0, dtype=torch.bool)
 
