@@ -33,7 +33,7 @@ from fastsnn_core import Model
 from fastsnn_core.site import sites
 from fastsnn_core.spec import converter
 from fastsnn_integer.quantization import quantise
-from fastsnn_model_decoder import fast
+from fastsnn_model_decoder import fused_decode
 from fastsnn_text import tokenizer_of
 
 SHAPE = {"vocab_size": 32000, "d_model": 768, "n_layers": 12, "n_heads": 12, "d_ff": 2048, "tied": False}
@@ -96,7 +96,7 @@ def ours(model: Any, tokens: torch.Tensor) -> harness.Run:
     """Steps of one stream, whose logits were compared with the ordinary path's."""
     with torch.inference_mode():
         _, state = model(tokens[:, :PROMPT], return_state=True, last=True)
-        first, (_, check) = state, fast.start(model, state)
+        first, (_, check) = state, fused_decode.start(model, state)
         for i in range(3):
             token = int(tokens[0, PROMPT + i])
             logits, state = model(torch.tensor([[token]]), state, return_state=True, last=True)
@@ -105,7 +105,7 @@ def ours(model: Any, tokens: torch.Tensor) -> harness.Run:
 
     def run() -> None:
         if streams[0].stream.position >= LONGEST:
-            streams[0] = fast.start(model, first)[1]
+            streams[0] = fused_decode.start(model, first)[1]
         streams[0].step(int(tokens[0, next(turn) % tokens.shape[1]]))
 
     return run

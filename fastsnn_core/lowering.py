@@ -1,156 +1,296 @@
-"""What a fused decoding step needs to know of a decoder in integer arithmetic: a `Plan` of plain numbers and tensors.
+"""Lowering: what a module that has a fused form says of itself, as plain data that kernels run.
 
-A model that can be decoded by one kernel describes itself as a plan (the decoder: `fastsnn_model_decoder.fast`); a
-kernel set that has the operator ``decode_step`` makes a `Stepper` of it. The model itself is the naive twin: the same
-logits, bit for bit, from the same states.
+A kernel never asks what a module is called. A module that can be part of a fused decoding step or of fused prompt
+reading has a method ``lower()``, which returns one of the forms below with *every* constant its forward uses:
+
+=====================  =================================  ==========================================================
+module                 ``lower()`` returns                and further
+=====================  =================================  ==========================================================
+neuron                 `SpikeRule`                        ``threshold(x)``: V, with gradient (calibration)
+spike site             `SiteForm`
+INT8 projection        `MatrixForm`
+RMSNorm                `NormForm`
+attention (mixer)      tuple of `LinearAttentionForm`,    ``pack_state(state)``, ``unpack_state(pairs)``: the state of
+                       `SoftmaxAttentionForm`             one stream, a pair of tensors per form
+feed-forward layer     `FeedforwardForm`
+=====================  =================================  ==========================================================
+
+A module without ``lower()``, or one whose constants have no form, is `Unsupported`: it runs as it is, and the message
+names it. The forms hold no code but the module they were made of (`definition` fields): that is their naive twin, and
+what the conformance kit compares kernels with. `fastsnn_integer.reference` evaluates forms in plain torch.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import attrs
 from attrs import field, frozen
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastsnn_core.ops.dispatch import Operator
+from fastsnn_core.errors import FastSNNError
+
+SMALL = 1 << 20  # float32 numbers up to which constants are compared by content, not only by their version
+States = list[list[tuple[Tensor, Tensor]]]
 
 
-class Unsupported(ValueError):
-    """Why a model, or its state, cannot take the fused step; the message says it."""
+class Unsupported(FastSNNError):
+    """Why a module, a model or its state has no fused form; `where` names the module."""
+
+    def __init__(self, why: str, where: str = "") -> None:
+        super().__init__(f"{where}: {why}" if where else why)
+        self.why, self.where = why, where
 
 
 class NotYet(Unsupported):
     """The fused step is being compiled in the background; ask again later."""
 
 
+def definition() -> Any:
+    """A field for the module a form was made of: its naive twin, no part of the form's data."""
+    return field(default=None, repr=False, metadata={"definition": True})
+
+
+# -- parts --------------------------------------------------------------------------------------------------------
+
+
+@frozen
+class SpikeRule:
+    """Counts c and threshold V of a row x ``[D]``, from that row alone, in float32.
+
+        V = clamp(s · gain / divisor, v_min, v_max), 1 where that is 0
+        c = round(clip(x / V, -bound, bound)), 0 where |x / V| < dead_zone
+
+    `statistic` s: ``mean_abs`` (Σ|x| / D), ``rms`` (√(Σx² / D)), both folded as in `fastsnn_integer.deterministic`, or
+    ``max_abs``. With `burst` b the maximum is the (b + 1)-th largest |x|, and the b larger ones are not clipped. round
+    goes half to even. The operations are done in the order written; gain = 1 and divisor = 1 change nothing.
+    """
+
+    statistic: str
+    gain: float = 1.0
+    divisor: float = 1.0
+    v_min: float = 1e-5
+    v_max: float = 1e4
+    bound: float = float("inf")
+    dead_zone: float = 0.0
+    burst: int = 0
+
+
+INT8_PER_TOKEN = SpikeRule("max_abs", divisor=127.0, v_min=0.0, v_max=float("inf"))  # numbers that no neuron counts
+
+
 @frozen(eq=False)
-class Matrix:
-    """INT8 weights ``[out, in]``, one scale per output ``[out]``, and a bias ``[out]`` or None."""
+class SiteForm:
+    """x - centre, then counts by the rule. Without a `neuron` the rule is `INT8_PER_TOKEN`."""
+
+    rule: SpikeRule = INT8_PER_TOKEN
+    centre: Tensor | None = None
+    neuron: nn.Module | None = definition()
+
+
+@frozen(eq=False)
+class MatrixForm:
+    """y = float(Σ_i c_i w_oi) · s_o · V + b_o: weight INT8 ``[out, in]``, scale and bias float32 ``[out]``."""
 
     weight: Tensor
     scale: Tensor
     bias: Tensor | None = None
+    layer: nn.Module | None = definition()
 
 
 @frozen(eq=False)
-class Spikes:
-    """How numbers become counts in front of a projection.
+class NormForm:
+    """x / √(Σx² / D + eps) · weight ``[D]``, folded as in `fastsnn_integer.deterministic`."""
 
-    `name` is the site's, for errors. `kind`: "levels" (V = max|x| / 127), "mean" (adaptive_threshold: level is k) or
-    "max" (adaptive_max: level is clip, bound is 2^S - 1). Counts stay within ±bound (0: no bound), except the `burst`
-    largest of a "max" row, which its maximum leaves out; |x/V| < dead_zone is silent; `centre` is taken off.
+    weight: Tensor
+    eps: float
+
+
+# -- attention ----------------------------------------------------------------------------------------------------
+
+
+@frozen(eq=False)
+class GateForm:
+    """log g = max(logsigmoid(up(down(spikes))) / tau, floor), one per key channel ``[G·K]``.
+
+    `down` reads the layer's counts, `up` its output as INT8 per token.
     """
 
-    name: str = ""
-    kind: str = "levels"
-    level: float = 0.0
-    bound: float = 0.0
-    dead_zone: float = 0.0
-    centre: Tensor | None = None
-    burst: int = 0
-
-
-@frozen(eq=False)
-class Gate:
-    """log g = max(logsigmoid(up(down x)) / tau, MIN_LOG_GATE)."""
-
-    down: Matrix
-    up: Matrix
+    down: MatrixForm
+    up: MatrixForm
     tau: float
+    floor: float
 
 
 @frozen(eq=False)
-class Mixer:
-    """One attention: `feature` names the map of a running-sum attention; without one it keeps keys and values.
+class LinearAttentionForm:
+    """S_t = g_t S_{t-1} + φ(k_t)ᵀ v_t;  z_t = g_t z_{t-1} + φ(k_t);  r = query_scale · φ(q_t).
 
-    `window` 0 keeps all of them. With a `gate` the sums decay and the output is normalised by `norm`; without, it is
-    divided by z + eps.
+    o_t = r S_t / (r · z_t + eps), or norm(r S_t) per head where there is a `norm`. φ is `feature`, an activation of
+    `fastsnn_integer.deterministic`; g = exp(-decay), or what the `gate` says. State: S ``[G,K,V]`` and z ``[G,K]``.
     """
 
-    feature: str = ""
-    window: int = 0
-    rotary: bool = False
-    gate: Gate | None = None
-    norm: Tensor | None = None
+    feature: str
+    decay: float = 0.0
+    gate: GateForm | None = None
+    query_scale: float = 1.0
+    norm: NormForm | None = None
     eps: float = 0.0
 
 
 @frozen(eq=False)
-class Layer:
-    """One residual block."""
+class SoftmaxAttentionForm:
+    """o_t = Σ_j softmax_j(q_t · k_j / √K) v_j over the last `window` tokens, itself included (0: all so far).
 
-    norm: Tensor
-    spikes: Spikes
-    q: Matrix
-    k: Matrix
-    v: Matrix
-    mixers: tuple[Mixer, ...]
-    mixed: Spikes
-    out: Matrix
-    norm2: Tensor
-    spikes2: Spikes
-    up: Matrix
-    gate: Matrix | None
-    activation: str
-    hidden: Spikes
-    down: Matrix
-    q_norm: Tensor | None = None
-    k_norm: Tensor | None = None
+    `rotary`: q and k are rotated by their positions. State: keys and values ``[n,G,K]`` of this document, oldest first.
+    """
+
+    window: int = 0
+    rotary: bool = True
+
+
+MixerForm = LinearAttentionForm | SoftmaxAttentionForm
 
 
 @frozen(eq=False)
-class Plan:
-    """A decoder: codes and scales of the embedding, layers, the last norm, and the head.
+class AttentionForm:
+    """q, k, v = projections of the inner site's counts (and their norms per head); mixers side by side; out."""
 
-    `angles` gives cos and sin ``[P, K/2]`` of at least the first so many positions.
+    inner: SiteForm
+    q: MatrixForm
+    k: MatrixForm
+    v: MatrixForm
+    mixers: tuple[MixerForm, ...]
+    outer: SiteForm
+    out: MatrixForm
+    q_norm: NormForm | None = None
+    k_norm: NormForm | None = None
+
+
+# -- channels, blocks, decoder ------------------------------------------------------------------------------------
+
+
+@frozen(eq=False)
+class FeedforwardForm:
+    """h = act(gate c) · up c, or act(up c) without a gate, on the inner site's counts c; down on the counts of h.
+
+    `activation` is one of `fastsnn_integer.deterministic`. `state` is what the module itself would hand back.
+    """
+
+    inner: SiteForm
+    up: MatrixForm
+    activation: str
+    hidden: SiteForm
+    down: MatrixForm
+    gate: MatrixForm | None = None
+    state: Any = field(default=None, repr=False)
+
+
+@frozen(eq=False)
+class BlockPlan:
+    """x ← x + attention(norm(x)), then x ← x + feedforward(norm(x)); `name` is the module's, for errors."""
+
+    name: str
+    attention_norm: NormForm
+    attention: AttentionForm
+    feedforward_norm: NormForm
+    feedforward: FeedforwardForm
+
+
+@frozen(eq=False)
+class DecoderPlan:
+    """A whole decoder: the embedding (codes and a scale per row, or float rows), blocks, the last norm, the head.
+
+    ``angles(P)`` gives cos and sin ``[≥P, K/2]`` of the first positions.
     """
 
     width: int
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    eps: float
     table: Tensor
     table_scale: Tensor | None
-    layers: tuple[Layer, ...]
-    norm: Tensor
-    spikes: Spikes
-    head: Matrix
-    angles: Callable[[int], tuple[Tensor, Tensor]] = field(repr=False)
+    blocks: tuple[BlockPlan, ...]
+    norm: NormForm
+    site: SiteForm
+    head: MatrixForm
+    angles: Callable[[int], tuple[Tensor, Tensor]] = field(repr=False, metadata={"definition": True})
 
 
 class Stream(Protocol):
-    """One stream's states, held by the kernel."""
+    """One stream's states, held by a kernel."""
 
     position: int
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the states."""
 
     def step(self, token: int) -> Tensor:
         """Logits ``[vocab]`` after `token`; ValueError where counts are not finite, which ends the stream."""
 
-    def states(self) -> list[list[tuple[Tensor, Tensor]]]:
-        """Per layer and mixer: (S, z) or the (keys, values) ``[n, G, K]`` that are held, oldest first."""
+    def states(self) -> States:
+        """Per block and form: (S, z) or the (keys, values) ``[n,G,K]`` that are held, oldest first."""
 
 
 class Stepper(Protocol):
-    """A plan made ready to run."""
+    """A plan made ready to run: what the operator ``decode_step`` returns for ``(plan, wait)``."""
 
-    def start(self, position: int, states: list[list[tuple[Tensor, Tensor]]]) -> Stream:
+    def start(self, position: int, states: States) -> Stream:
         """A stream that goes on from these states (as `Stream.states` gives them)."""
 
 
-def refuse(plan: Plan, wait: bool = True) -> Any:
-    """No kernel: the model itself is the naive form."""
-    raise Unsupported("no kernel set in use has a fused decoding step; pip install fastsnn-kernel-numba")
+# -- asking modules -----------------------------------------------------------------------------------------------
 
 
-DECODE_STEP = Operator("decode_step", refuse, plain=True)
+def lower(module: Any, name: str, **options: Any) -> Any:
+    """``module.lower(**options)``; `Unsupported`, by `name`, where the module has none or only an inherited one.
 
-
-def stepper(plan: Plan, wait: bool = True) -> tuple[str, Any]:
-    """``(kernel set, Stepper)`` of the best kernel set on the CPU that has a fused step.
-
-    One that has to be compiled first is waited for, or, without `wait`, is `NotYet` while that happens.
+    A class that inherits ``lower()`` and changes anything of the class that wrote it computes something else; so does
+    a module whose forward was replaced.
     """
-    kernel, make = DECODE_STEP.pick("cpu")
-    return kernel, make(plan, wait)
+    kind = type(module).__name__
+    if not callable(getattr(module, "lower", None)):
+        raise Unsupported(f"{kind} has no fused form (no method lower), so it runs as it is", name)
+    if "forward" in vars(module):
+        raise Unsupported(f"the forward of this {kind} was replaced", name)
+    if changed := overridden(type(module)):
+        raise Unsupported(f"{kind} changes {changed} but inherits lower(); it needs one of its own", name)
+    try:
+        return module.lower(**options)
+    except Unsupported as reason:
+        raise type(reason)(reason.why, ".".join(part for part in (name, reason.where) if part)) from None
+
+
+def overridden(cls: type) -> str:
+    """The first attribute that a subclass of the class that defines ``lower`` has replaced; "" for none."""
+    order = cls.__mro__
+    owner = next(i for i, base in enumerate(order) if "lower" in vars(base))
+    taken = {name for base in order[owner:] if base not in nn.Module.__mro__ for name in vars(base)} | {"forward"}
+    for base in order[:owner]:
+        for name in vars(base):
+            if name in taken and (not name.startswith("__") or name == "__call__"):
+                return f"{base.__name__}.{name}"
+    return ""
+
+
+def fingerprint(form: Any) -> Any:
+    """Equal for equal forms: numbers and names by value, tensors by place, version and (small floats) content.
+
+    What a kernel has made of a form is stale when this changes. ``.data`` and inference mode write without a new
+    version, so constants are looked at themselves.
+    """
+    if isinstance(form, Tensor):
+        version = 0 if form.is_inference() else form._version
+        known = (form.data_ptr(), tuple(form.shape), form.stride(), form.dtype, str(form.device), version)
+        if form.is_floating_point() and form.numel() <= SMALL and form.device.type == "cpu":
+            return (*known, zlib.crc32(form.detach().contiguous().numpy().tobytes()))
+        return known
+    if isinstance(form, tuple | list):
+        return tuple(fingerprint(item) for item in form)
+    if attrs.has(type(form)):
+        parts = [f.name for f in attrs.fields(type(form)) if not f.metadata.get("definition")]
+        return (type(form).__name__, *(fingerprint(getattr(form, name)) for name in parts))
+    return form

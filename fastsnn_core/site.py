@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastsnn_core.lowering import SiteForm, Unsupported, lower
 from fastsnn_core.spike_tensor import SpikeTensor
 
 
@@ -42,6 +43,14 @@ class SpikeSite(nn.Module):
         if self.coding is not None:
             spikes = self.coding(spikes, self.neuron, x, before, reset)
         return spikes, state
+
+    def lower(self) -> SiteForm:
+        """Its centre and its neuron's rule."""
+        if self.neuron is None:
+            return SiteForm(centre=self.centre)
+        if self.blend < 1.0:
+            raise Unsupported(f"it blends spikes with numbers ({self.blend:g})")
+        return SiteForm(lower(self.neuron, "neuron"), self.centre, self.neuron)
 
 
 def sites(model: nn.Module) -> dict[str, SpikeSite]:

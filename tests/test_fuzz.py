@@ -70,10 +70,10 @@ def bits(out: object) -> list[torch.Tensor]:
 def poison() -> None:
     """Scratch that kernels keep between calls, filled with what shows."""
     try:
-        from fastsnn_kernel_numba import launch
+        from fastsnn_kernel_numba import numba_runtime
     except ImportError:
         return
-    for array in vars(launch._kept).values():
+    for array in vars(numba_runtime._kept).values():
         if hasattr(array, "view"):
             array.view("u1").fill(0xFF)
 

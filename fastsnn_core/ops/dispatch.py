@@ -1,11 +1,16 @@
-"""Which implementation an operator takes: the best kernel for the device, else its naive twin, and it says so."""
+"""Which implementation an operator takes: the best kernel for the device, else its naive twin, and it says so.
+
+Choices (`use`, `substitute`) and the record of what ran (`paths`, `reasons`) belong to the context that made them, as a
+`contextvars.Context` does: threads and tasks do not see each other's.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -15,21 +20,66 @@ from fastsnn_core.plugins import LookupFailure
 
 log = logging.getLogger("fastsnn")
 OPERATORS: dict[str, Operator] = {}
-_forced: list[str] = []
-_last: dict[str, str] = {}
-_why: dict[str, str] = {}
+
+
+class Forced:
+    """What `use` and `substitute` ask for in this context: the blocks that are open, the latest last."""
+
+    def __init__(self) -> None:
+        self.blocks: ContextVar[tuple[Block, ...]] = ContextVar("fastsnn_forced", default=())
+        self.open = self.blocks.get
+
+    @contextlib.contextmanager
+    def opened(self, block: Block) -> Iterator[None]:
+        """`block` counts until its own end, in whatever order several end."""
+        self.blocks.set((*self.blocks.get(), block))
+        try:
+            yield
+        finally:
+            self.blocks.set(tuple(b for b in self.blocks.get() if b is not block))
+
+    def names(self) -> list[str]:
+        """Kernels asked for by name."""
+        return [b.kernel for b in self.blocks.get() if b.kernel]
+
+    def __repr__(self) -> str:
+        return repr(self.names())
+
+
+@attrs.frozen(eq=False)
+class Block:
+    """One open `use` (a kernel's name) or `substitute` (implementations by operator)."""
+
+    kernel: str = ""
+    table: Mapping[str, Callable[..., Any]] = attrs.field(factory=dict)
+
+
+_forced = Forced()
+_took: dict[str, ContextVar[tuple[str, str] | None]] = {}
+
+
+def _nothing() -> list[tuple[Any, ...]]:
+    return []
+
+
+def _call(implementation: Callable[..., Any], *sample: Any) -> Any:
+    return implementation(*sample)
 
 
 @attrs.define(eq=False)
 class Operator:
     """A named operation: `naive` defines it, kernels with the same signature stand behind it.
 
-    `plain` ones are as fast naive; without a kernel nobody is told to install one.
+    `plain`: do not warn when only the naive implementation is available (it is as fast). `samples()` yields argument
+    tuples on which the conformance kit compares a kernel with `naive`, bit for bit; where an implementation is not
+    simply called with them, ``run(implementation, *sample)`` says how.
     """
 
     name: str
     naive: Callable[..., Any]
     plain: bool = False
+    samples: Callable[[], Any] = attrs.field(default=_nothing, repr=False)
+    run: Callable[..., Any] = attrs.field(default=_call, repr=False)
     _ready: dict[str, tuple[Any, str, Callable[..., Any]]] = attrs.field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -37,7 +87,11 @@ class Operator:
 
     def pick(self, device: str) -> tuple[str, Callable[..., Any]]:
         """``(kernel name, callable)`` for a device type."""
-        forced = _forced[-1] if _forced else None
+        blocks = _forced.open()
+        for block in reversed(blocks):
+            if self.name in block.table:
+                return "naive", block.table[self.name]
+        forced = next((b.kernel for b in reversed(blocks) if b.kernel), None)
         if forced != "naive":
             for kernel, devices, table in kernels():
                 if self.name in table and device in devices and forced in (None, kernel):
@@ -51,16 +105,22 @@ class Operator:
     def __call__(self, device: str, *args: Any) -> Any:
         """Run on `device` with the chosen implementation; one that returns NotImplemented leaves it to the naive."""
         found = self._ready.get(device)
-        if found is None or _forced or found[0] is not kernels():
+        if found is None or _forced.open() or found[0] is not kernels():
             found = kernels(), *self.pick(device)
-            if not _forced:
+            if not _forced.open():
                 self._ready[device] = found
-        _, _last[self.name], function = found
-        _why.pop(self.name, None)
+        _, kernel, function = found
+        record_path(self.name, kernel)
         out = function(*args)
         if out is NotImplemented:
-            _last[self.name], out = "naive", self.naive(*args)
+            record_path(self.name, "naive")
+            out = self.naive(*args)
         return out
+
+    @property
+    def path(self) -> str:
+        """The implementation that the latest call in this context took; "" before any."""
+        return path_of(self.name)
 
 
 @cache
@@ -92,26 +152,38 @@ def registered() -> dict[str, Operator]:
     return OPERATORS
 
 
-@contextlib.contextmanager
-def use(kernel: str) -> Iterator[None]:
-    """Force one implementation by name (``"naive"``, ``"numba"``, …) inside the block."""
-    _forced.append(kernel)
+def use(kernel: str) -> contextlib.AbstractContextManager[None]:
+    """Force one implementation by name (``"naive"``, ``"numba"``, …) inside the block, in this thread or task only."""
+    return _forced.opened(Block(kernel))
+
+
+def substitute(table: Mapping[str, Callable[..., Any]]) -> contextlib.AbstractContextManager[None]:
+    """Run other callables in the place of some operators inside the block, in this thread or task only."""
+    return _forced.opened(Block(table=table))
+
+
+def record_path(operator: str, path: str, why: str = "") -> None:
+    """Say which way the call in progress went (``"numba: events"``), and why: for kernels that choose by the data."""
     try:
-        yield
-    finally:
-        _forced.pop()
+        _took[operator].set((path, why))
+    except KeyError:
+        _took.setdefault(operator, ContextVar(f"fastsnn_took_{operator}", default=None)).set((path, why))
 
 
-def took(operator: str, path: str, why: str = "") -> None:
-    """For kernels that choose by the data: say which way the call in progress went (``"numba: events"``), and why."""
-    _last[operator], _why[operator] = path, why
+took = record_path  # the name before 0.2
+
+
+def path_of(operator: str) -> str:
+    """The implementation that the latest call of an operator in this context took; "" before any."""
+    found = _took[operator].get() if operator in _took else None
+    return found[0] if found else ""
 
 
 def paths() -> dict[str, str]:
-    """The implementation each operator took last."""
-    return dict(_last)
+    """The implementation each operator took last, in this thread or task."""
+    return {name: found[0] for name, var in list(_took.items()) if (found := var.get())}
 
 
 def reasons() -> dict[str, str]:
     """Why each operator took its last path, where its kernel chose by the data and said so."""
-    return dict(_why)
+    return {name: found[1] for name, var in list(_took.items()) if (found := var.get()) and found[1]}

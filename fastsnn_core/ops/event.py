@@ -12,13 +12,15 @@ layout. Integer layers (`fastsnn_integer.quantization`) go through `spike_sums`;
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.ops.dispatch import Operator, paths
+from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.spike_tensor import SpikeTensor
 
 
@@ -75,10 +77,21 @@ def input_major_naive(weight: Tensor) -> Tensor:
     return weight.T.contiguous().T
 
 
-COUNT_LINEAR = Operator("count_linear", count_linear_naive)
-COUNT_PROJECT = Operator("count_project", count_project_naive, plain=True)
-EVENT_LINEAR = Operator("event_linear", event_linear_naive)
-INPUT_MAJOR = Operator("input_major", input_major_naive, plain=True)
+def _samples(name: str) -> Callable[[], Any]:
+    """Inputs for the conformance kit, made when asked for."""
+
+    def make() -> Any:
+        from fastsnn_core.ops import samples
+
+        return getattr(samples, name)()
+
+    return make
+
+
+COUNT_LINEAR = Operator("count_linear", count_linear_naive, samples=_samples("count_linear"))
+COUNT_PROJECT = Operator("count_project", count_project_naive, plain=True, samples=_samples("count_project"))
+EVENT_LINEAR = Operator("event_linear", event_linear_naive, samples=_samples("event_linear"))
+INPUT_MAJOR = Operator("input_major", input_major_naive, plain=True, samples=_samples("input_major"))
 
 
 def whole(t: Tensor, what: str) -> Tensor:
@@ -116,16 +129,16 @@ def spike_sums(spikes: SpikeTensor, weight: Tensor, inputs: slice = slice(None))
     A train is taken slot by slot, Σ_s weight_s · (train_s @ Wᵀ), events as they are, counts at once: one result.
     """
     if spikes.form == "event" and inputs == slice(None):
-        return event_linear(spikes, weight), paths().get("event_linear", "")
+        return event_linear(spikes, weight), EVENT_LINEAR.path
     if spikes.form != "dense":
         piece = SpikeTensor(spikes.counts[..., inputs], spikes.scale)
-        return count_linear(piece, weight), paths().get("count_linear", "")
+        return count_linear(piece, weight), COUNT_LINEAR.path
     total: Tensor | int = 0
     for slot, value in zip(spikes.train, spikes.weights.tolist()):
         total = total + value * count_linear(SpikeTensor(slot[..., inputs]), weight)
     if isinstance(total, int):
         total = torch.zeros(*spikes.shape[:-1], len(weight), dtype=torch.int64, device=weight.device)
-    return total, paths().get("count_linear", "")
+    return total, COUNT_LINEAR.path
 
 
 def count_project(spikes: SpikeTensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, str]:
@@ -134,7 +147,7 @@ def count_project(spikes: SpikeTensor, weight: Tensor, scale: Tensor) -> tuple[T
     rows = math.prod(spikes.shape[:-1])
     v = v.reshape(1, 1) if v.numel() == 1 else v.expand(*spikes.shape[:-1], 1).reshape(rows, 1)
     out = COUNT_PROJECT(counts.device.type, counts.reshape(rows, counts.shape[-1]), weight, scale, v)
-    return out.reshape(*spikes.shape[:-1], weight.shape[0]), paths().get("count_linear", "")
+    return out.reshape(*spikes.shape[:-1], weight.shape[0]), COUNT_LINEAR.path
 
 
 def input_major(weight: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from fastsnn_core.heads import Dims
 from fastsnn_core.plugins import registry
 from fastsnn_core.site import SpikeSite
 from fastsnn_core.spike_tensor import SpikeTensor
-from fastsnn_core.testing import checks, models, strategies
+from fastsnn_core.testing import checks, kernels, models, strategies
 
 Check = Callable[[str, type[Component]], None]
 HEAVY = ("matplotlib", "triton", "datasets", "transformers", "numba", "starlette", "uvicorn", "tensorboard", "onnx")
@@ -247,8 +247,8 @@ def measures(name: str, cls: type[Component]) -> None:
 
 @check("kernel")
 def twins(name: str, cls: type[Component]) -> None:
-    """Every operator gives what its naive twin gives."""
-    models.check_kernel(cls)
+    """Every operator gives the naive twin's bits on its sample inputs, on memory full of NaN."""
+    kernels.check_kernel(cls)
 
 
 @check("tracker")

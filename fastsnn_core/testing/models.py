@@ -14,7 +14,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastsnn_core import build, ops
+from fastsnn_core import build
 from fastsnn_core.bundle import load, save
 from fastsnn_core.component import KINDS, Component, Model, Surrogate, contract, parts
 from fastsnn_core.site import sites
@@ -196,19 +196,6 @@ def check_scope(cls: Any) -> None:
     figure = figures.Figure()
     scope.draw(again, figure)
     assert figure.axes or figure.texts, f"{scope.name} drew nothing"
-
-
-def check_kernel(cls: Any) -> None:
-    """Every operator a kernel set offers is one of core's, and runs where the set says it can."""
-    import pytest
-
-    kernel = cls()
-    if reason := kernel.why_not():
-        pytest.skip(reason)
-    table = kernel.operators()
-    unknown = sorted(set(table) - set(ops.OPERATORS))
-    assert not unknown, f"{kernel.name} offers operators that core does not have: {', '.join(unknown)}"
-    assert table, f"{kernel.name} offers nothing"
 
 
 def check_tracker(cls: Any) -> None:

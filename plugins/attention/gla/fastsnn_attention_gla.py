@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core import Attention, Dims, Heads, hookimpl, param
+from fastsnn_core.lowering import GateForm, LinearAttentionForm, lower
 from fastsnn_integer import deterministic
 from fastsnn_linear_scan import MIN_LOG_GATE, linear_scan
 
@@ -95,6 +96,20 @@ class GlaMixer(nn.Module):
         gate = deterministic.unary(logits, "logsigmoid") if self.exact else F.logsigmoid(logits)
         gate = (gate / self.tau).clamp_min(MIN_LOG_GATE)
         return gate.unflatten(-1, (self.dims.n_kv_heads, self.dims.head_dim))
+
+    def lower(self) -> tuple[LinearAttentionForm, ...]:
+        """Gated sums of relu(k)ᵀ v, read by K^-½ relu(q) and normalised."""
+        gate = GateForm(lower(self.gate_down, "gate_down"), lower(self.gate_up, "gate_up"), self.tau, MIN_LOG_GATE)
+        scale, norm = self.dims.head_dim**-0.5, lower(self.norm, "norm")
+        return (LinearAttentionForm("relu", gate=gate, query_scale=scale, norm=norm),)
+
+    def pack_state(self, state: GlaState) -> list[tuple[Tensor, Tensor]]:
+        """S ``[G,K,V]`` and z ``[G,K]`` of one stream."""
+        return [(state.kv_acc[0], state.z_acc[0])]
+
+    def unpack_state(self, pairs: list[tuple[Tensor, Tensor]]) -> GlaState:
+        """The inverse."""
+        return GlaState(*(x[None] for x in pairs[0]))
 
     def forward(
         self, heads: Heads, state: GlaState | None = None, reset: Tensor | None = None

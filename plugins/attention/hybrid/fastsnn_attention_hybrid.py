@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastsnn_core import Attention, Dims, Heads, hookimpl, slots
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.lowering import MixerForm, lower
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,23 @@ class HybridMixer(nn.Module):
         for mixer, branch in zip(self.branches, spec.branches):
             if hasattr(mixer, "adopt"):
                 mixer.adopt(branch)
+
+    def lower(self) -> tuple[MixerForm, ...]:
+        """Those of its branches, side by side (also of hybrids among them)."""
+        return tuple(form for i, branch in enumerate(self.branches) for form in lower(branch, f"branches.{i}"))
+
+    def pack_state(self, state: tuple[Any, ...]) -> list[tuple[Tensor, Tensor]]:
+        """The pairs of its branches, one after the other."""
+        return [pair for branch, s in zip(self.branches, state, strict=True) for pair in branch.pack_state(s)]
+
+    def unpack_state(self, pairs: list[tuple[Tensor, Tensor]]) -> tuple[Any, ...]:
+        """The inverse."""
+        states, rest = [], list(pairs)
+        for branch in self.branches:
+            own = len(branch.lower())
+            states.append(branch.unpack_state(rest[:own]))
+            rest = rest[own:]
+        return tuple(states)
 
     def forward(
         self, heads: Heads, state: tuple[Any, ...] | None = None, reset: Tensor | None = None

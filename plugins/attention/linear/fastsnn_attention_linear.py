@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core import Attention, Dims, Heads, hookimpl, param
+from fastsnn_core.lowering import LinearAttentionForm
 from fastsnn_integer import deterministic
 from fastsnn_linear_scan import linear_scan
 
@@ -61,6 +62,18 @@ class LinearMixer(nn.Module):
     def adopt(self, spec: Linear) -> None:
         """Take over what can change after training: the decay."""
         self.decay = spec.decay
+
+    def lower(self) -> tuple[LinearAttentionForm, ...]:
+        """Sums of φ(k)ᵀ v that fade, read by φ(q) and divided by φ(q)·z + ε."""
+        return (LinearAttentionForm(self.feature, decay=self.decay, eps=self.eps),)
+
+    def pack_state(self, state: LinearState) -> list[tuple[Tensor, Tensor]]:
+        """S ``[G,K,V]`` and z ``[G,K]`` of one stream."""
+        return [(state.kv_acc[0], state.z_acc[0])]
+
+    def unpack_state(self, pairs: list[tuple[Tensor, Tensor]]) -> LinearState:
+        """The inverse."""
+        return LinearState(*(x[None] for x in pairs[0]))
 
     def forward(
         self, heads: Heads, state: LinearState | None = None, reset: Tensor | None = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core import Attention, Dims, Heads, hookimpl, param
+from fastsnn_core.lowering import SoftmaxAttentionForm, Unsupported
 from fastsnn_integer import deterministic
 from fastsnn_integer.quantization import levels
 
@@ -85,6 +86,25 @@ class WindowMixer(nn.Module):
         tail = slice(keys.shape[1] - past, None)
         mine = owners[:, tail] == (owner[:, -1:] if t else 0)
         return out, WindowState(keys[:, tail], values[:, tail], mine, None if scales is None else scales[:, tail])
+
+    def lower(self) -> tuple[SoftmaxAttentionForm, ...]:
+        """Keys and values of the last `window` tokens."""
+        if self.kv_bits:
+            raise Unsupported(f"a cache in {self.kv_bits} bits has no fused form")
+        return (SoftmaxAttentionForm(self.window),)
+
+    def pack_state(self, state: WindowState) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values ``[n,G,K]`` of one stream's document, oldest first."""
+        mine = state.valid[0]
+        return [(state.k[0][mine], state.v[0][mine])]
+
+    def unpack_state(self, pairs: list[tuple[Tensor, Tensor]]) -> WindowState:
+        """The inverse: the newest window - 1, behind empty slots."""
+        past = self.window - 1
+        k, v = (x[max(0, len(x) - past) :] for x in pairs[0])
+        blank = past - len(k)
+        k, v = (torch.cat([x.new_zeros(blank, *x.shape[1:]), x])[None] for x in (k, v))
+        return WindowState(k, v, (torch.arange(past, device=k.device) >= blank)[None])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
         """Softmax attention under a mask ``[B,T,S]``; causal without."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core import Attention, Dims, Heads, hookimpl
+from fastsnn_core.lowering import SoftmaxAttentionForm, Unsupported
 from fastsnn_integer import deterministic
 from fastsnn_integer.quantization import levels
 
@@ -49,6 +50,22 @@ class SoftmaxMixer(nn.Module):
 
     exact = False
     kv_bits = 0
+
+    def lower(self) -> tuple[SoftmaxAttentionForm, ...]:
+        """Keys and values of all tokens so far."""
+        if self.kv_bits:
+            raise Unsupported(f"a cache in {self.kv_bits} bits has no fused form")
+        return (SoftmaxAttentionForm(),)
+
+    def pack_state(self, state: Cache) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values ``[n,G,K]`` of one stream's document, oldest first."""
+        mine = state.valid[0]
+        return [(state.k[0][mine], state.v[0][mine])]
+
+    def unpack_state(self, pairs: list[tuple[Tensor, Tensor]]) -> Cache:
+        """The inverse."""
+        k, v = (x[None] for x in pairs[0])
+        return Cache(k, v, torch.ones(k.shape[:2], dtype=torch.bool, device=k.device))
 
     def forward(self, heads: Heads, state: Cache | None = None, reset: Tensor | None = None) -> tuple[Tensor, Cache]:
         """Mix the tokens of a (piece of a) stream."""

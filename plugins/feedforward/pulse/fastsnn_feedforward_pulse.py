@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core import Feedforward, SpikeSite, hookimpl, param
+from fastsnn_core.lowering import FeedforwardForm, lower
 from fastsnn_integer import deterministic
 
 __version__ = "0.1.0"
@@ -47,6 +48,18 @@ class PulseLayer(nn.Module):
         self.gate = nn.Linear(d_model, d_ff, bias=spec.bias) if spec.gated else None
         self.up = nn.Linear(d_model, d_ff, bias=spec.bias)
         self.down = nn.Linear(d_ff, d_model, bias=spec.bias)
+
+    def lower(self) -> FeedforwardForm:
+        """Its sites, projections and activation."""
+        return FeedforwardForm(
+            inner=lower(self.inner, "inner"),
+            up=lower(self.up, "up"),
+            gate=None if self.gate is None else lower(self.gate, "gate"),
+            activation=self.activation,
+            hidden=lower(self.hidden, "hidden"),
+            down=lower(self.down, "down"),
+            state=(None, None),
+        )
 
     def act(self, x: Tensor) -> Tensor:
         """The activation."""

@@ -1,4 +1,4 @@
-"""The conformance kit, and how kernels are started: threads, forks, the disk cache, memory."""
+"""The conformance kit, and how kernels are started: threads, forks, the disk cache, buffer_pool."""
 
 from __future__ import annotations
 
@@ -57,44 +57,44 @@ def test_calls_from_several_threads():
 
 
 def test_a_function_without_a_cacheable_file_compiles_and_says_so(caplog):
-    from fastsnn_kernel_numba import launch
+    from fastsnn_kernel_numba import numba_runtime
 
     space = {}
     exec("def twice(a):\n    return a + a", space)
-    launch._warn_no_cache.cache_clear()
+    numba_runtime._warn_no_cache.cache_clear()
     with caplog.at_level(logging.WARNING, "fastsnn"):
-        assert launch.compile(space["twice"])(3) == 6
+        assert numba_runtime.compile(space["twice"])(3) == 6
     assert "NUMBA_CACHE_DIR" in caplog.text
 
 
 def test_large_outputs_reuse_memory_of_dead_ones_and_never_of_living_ones():
-    from fastsnn_kernel_numba import memory
+    from fastsnn_kernel_numba import buffer_pool
 
-    memory.release()
-    small, first = memory.empty((4, 5), torch.float32), memory.empty((5, 1 << 20), torch.float32)
+    buffer_pool.release()
+    small, first = buffer_pool.empty((4, 5), torch.float32), buffer_pool.empty((5, 1 << 20), torch.float32)
     assert small.shape == (4, 5)
     assert first.shape == (5, 1 << 20)
     assert first.is_contiguous()
-    assert first.data_ptr() % memory.HUGE == 0
+    assert first.data_ptr() % buffer_pool.HUGE == 0
     first.fill_(1.0)
     where, part = first.data_ptr(), first[1:].t()
     del first
-    second = memory.empty((5, 1 << 20), torch.float32)  # `part` still lives on the first buffer
+    second = buffer_pool.empty((5, 1 << 20), torch.float32)  # `part` still lives on the first buffer
     second.fill_(2.0)
     assert second.data_ptr() != where
     assert float(part.sum()) == part.numel()
     del part
-    assert memory.empty((10, 1 << 18), torch.float64).data_ptr() == where
-    memory.release()
-    assert not memory._free
+    assert buffer_pool.empty((10, 1 << 18), torch.float64).data_ptr() == where
+    buffer_pool.release()
+    assert not buffer_pool._free
 
 
 def test_waiting_memory_is_bounded(monkeypatch):
-    from fastsnn_kernel_numba import memory
+    from fastsnn_kernel_numba import buffer_pool
 
-    memory.release()
-    monkeypatch.setattr(memory, "KEEP", 20 << 20)
-    held = [memory.empty((size << 20,), torch.int8) for size in (8, 10, 12)]
+    buffer_pool.release()
+    monkeypatch.setattr(buffer_pool, "KEEP", 20 << 20)
+    held = [buffer_pool.empty((size << 20,), torch.int8) for size in (8, 10, 12)]
     del held
-    assert sum(size * len(kept) for size, kept in memory._free.items()) <= 20 << 20
-    memory.release()
+    assert sum(size * len(kept) for size, kept in buffer_pool._free.items()) <= 20 << 20
+    buffer_pool.release()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastsnn_core import SpikeTensor, ops
 from fastsnn_core.ops import event
-from fastsnn_kernel_numba import linear
+from fastsnn_kernel_numba import integer_linear
 
 quick = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 FLOATS = {torch.float32: 2**24, torch.float64: 2**53}
@@ -43,9 +43,9 @@ def cases(draw):
 
 
 def poison():
-    from fastsnn_kernel_numba import launch
+    from fastsnn_kernel_numba import numba_runtime
 
-    for array in vars(launch._kept).values():
+    for array in vars(numba_runtime._kept).values():
         array.fill(0x5A)
 
 
@@ -81,7 +81,7 @@ def test_counts_at_the_ends_of_every_integer_type():
         counts = torch.tensor([[c, 1], [0, c]])
         for w in (weight, ops.input_major(weight)):
             assert torch.equal(event.COUNT_LINEAR("cpu", counts, w), event.count_linear_naive(counts, w)), c
-        assert torch.equal(linear.dense(counts, weight), event.count_linear_naive(counts, weight)), c
+        assert torch.equal(integer_linear.dense(counts, weight), event.count_linear_naive(counts, weight)), c
 
 
 def test_events_are_refused_where_a_row_is_too_large_not_where_all_rows_are():
@@ -143,13 +143,13 @@ def test_one_input_and_a_burst_on_one_input(largest):
 
 @pytest.mark.parametrize("largest", [113, 70_001])
 def test_where_the_int8_product_is_not_trusted_float32_is_exact(monkeypatch, largest):
-    from fastsnn_kernel_numba import linear
+    from fastsnn_kernel_numba import integer_linear
 
-    monkeypatch.setattr(linear, "trusted", lambda: False)
+    monkeypatch.setattr(integer_linear, "trusted", lambda: False)
     counts = torch.full((20, 3000), largest)
     counts[:, ::700] -= 2
     weight = torch.full((5, 3000), -127, dtype=torch.int8)  # odd, so that sums beyond 2^24 would be rounded
-    assert torch.equal(linear.dense(counts, weight), event.count_linear_naive(counts, weight))
+    assert torch.equal(integer_linear.dense(counts, weight), event.count_linear_naive(counts, weight))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 40])
@@ -169,20 +169,24 @@ def test_numbers_behind_the_sums(rows, largest, each):
 
 
 def test_the_break_even_is_measured_once_per_shape_and_both_ways_agree(monkeypatch):
-    weight = linear.input_major(torch.randint(-127, 128, (1024, 1024), dtype=torch.int8))
-    calls, measure = [], linear.measure
-    monkeypatch.setattr(linear, "_measured", {})
-    monkeypatch.setattr(linear, "measure", lambda rows, w: calls.append(rows) or measure(rows, w))
-    found = [linear.break_even(rows, weight) for rows in (5, 6, 8)]
+    weight = integer_linear.input_major(torch.randint(-127, 128, (1024, 1024), dtype=torch.int8))
+    calls, measure = [], integer_linear.measure
+    monkeypatch.setattr(integer_linear, "_measured", {})
+    monkeypatch.setattr(integer_linear, "measure", lambda rows, w: calls.append(rows) or measure(rows, w))
+    found = [integer_linear.break_even(rows, weight) for rows in (5, 6, 8)]
     assert calls == [8]
     assert found[0] == found[1] == found[2]
-    assert 1 <= found[0] <= linear.FEW
-    assert linear.break_even(1, weight) == linear.break_even(9, weight[:8]) == linear.EVENTS_PER_INPUT
+    assert 1 <= found[0] <= integer_linear.FEW
+    assert (
+        integer_linear.break_even(1, weight)
+        == integer_linear.break_even(9, weight[:8])
+        == integer_linear.EVENTS_PER_INPUT
+    )
     counts = (torch.rand(8, 1024) < 0.5).float()
     sums = {}
     for limit, way in ((1.0, "numba: dense"), (32.0, "numba: events")):
-        monkeypatch.setattr(linear, "_measured", dict.fromkeys(linear._measured, limit))
-        sums[way] = linear.count_linear(counts, weight)
+        monkeypatch.setattr(integer_linear, "_measured", dict.fromkeys(integer_linear._measured, limit))
+        sums[way] = integer_linear.count_linear(counts, weight)
         assert ops.paths()["count_linear"] == way
     assert torch.equal(*sums.values())
 
@@ -195,8 +199,8 @@ def test_the_break_even_is_where_the_two_ways_take_as_long(monkeypatch, whole, w
     def wait(seconds):
         now[0] += seconds
 
-    monkeypatch.setattr(linear.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(linear, "few", lambda c, w, limit: wait(1 + float(c.sum()) / c.shape[1]))
-    monkeypatch.setattr(linear, "dense", lambda c, w: wait(whole))
+    monkeypatch.setattr(integer_linear.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(integer_linear, "few", lambda c, w, limit: wait(1 + float(c.sum()) / c.shape[1]))
+    monkeypatch.setattr(integer_linear, "dense", lambda c, w: wait(whole))
     weight = torch.zeros(1, 20_000, dtype=torch.int8)
-    assert linear.measure(8, weight) == pytest.approx(wanted, rel=0.05)
+    assert integer_linear.measure(8, weight) == pytest.approx(wanted, rel=0.05)

@@ -8,7 +8,8 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from fastsnn_core import Neuron, SpikeTensor, hookimpl, ops, param
+from fastsnn_core import Neuron, SpikeTensor, hookimpl, param
+from fastsnn_core.lowering import SpikeRule
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,20 @@ class AdaptiveMax(Neuron):
     def build(self, features: int) -> nn.Module:
         """The module for `features` channels."""
         return AdaptiveMaxModule(self, features)
+
+
+class Held(torch.autograd.Function):
+    """round(held), with the gradient of u: straight-through, also where a count is clamped."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, held: Tensor) -> Tensor:
+        """Counts."""
+        return held.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Of u."""
+        return grad, None
 
 
 class AdaptiveMaxModule(nn.Module):
@@ -66,18 +81,18 @@ class AdaptiveMaxModule(nn.Module):
 
     def reach(self, x: Tensor) -> Tensor:
         """The largest magnitude that the steps are for ``[B,T,1]``: the maximum, or the (burst + 1)-th largest."""
-        size, burst = x.detach().abs(), int(self.burst)
+        size, burst = x.abs(), int(self.burst)
         return size.topk(burst + 1, dim=-1).values[..., -1:] if burst else size.amax(-1, keepdim=True)
 
     def threshold(self, x: Tensor) -> Tensor:
-        """V ``[B,T,1]``."""
+        """V ``[…, 1]`` of ``x […, D]``, with the gradient of both; `forward` detaches x."""
         clip = self.clip if self.clip.requires_grad else self.clip.detach()
         return (self.reach(x) * clip.to(x.dtype).clamp_min(1e-3) / self.most).clamp(1e-5, 1e4)
 
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[SpikeTensor, None]:
         """Counts of `x`."""
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        v = self.threshold(x)
+        v = self.threshold(x.detach())
         most, burst = float(self.most), int(self.burst)
         u = x / v.detach()
         high = u.detach().clamp(-most, most)
@@ -86,12 +101,17 @@ class AdaptiveMaxModule(nn.Module):
         if v.requires_grad:
             inside = u.detach() == high
             u = u + torch.where(inside, x.detach() / v - u.detach(), 0.0)
-        counts = ops.count(u, -float("inf"), float("inf"), slope=torch.ones_like)
-        return SpikeTensor(counts + (high.round() - counts).detach(), v), None
+        counts = high.round() if not u.requires_grad else Held.apply(u, high)
+        return SpikeTensor(counts, v), None
+
+    def lower(self) -> SpikeRule:
+        """The rule of V and c, with this site's constants."""
+        most = float(self.most)
+        return SpikeRule("max_abs", gain=max(float(self.clip), 1e-3), divisor=most, bound=most, burst=int(self.burst))
 
     def regular(self, x: Tensor) -> Tensor:
         """Which channels ``[B,T,D]`` may not burst."""
-        return x.detach().abs() <= self.reach(x)
+        return x.abs() <= self.reach(x)
 
     @torch.no_grad()
     def drive(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Tensor, float]:

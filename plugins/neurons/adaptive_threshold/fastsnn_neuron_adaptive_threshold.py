@@ -9,6 +9,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from fastsnn_core import Neuron, SpikeTensor, Surrogate, hookimpl, ops, param, slot
+from fastsnn_core.lowering import SpikeRule, Unsupported
 from fastsnn_events.coder_helpers import integrate, start
 from fastsnn_integer import deterministic
 
@@ -100,16 +101,15 @@ class AdaptiveThresholdModule(nn.Module):
         return self.derivative(u, 0.5 - edge, edge - 0.5)
 
     def threshold(self, x: Tensor) -> Tensor:
-        """V ``[B,T,1]``."""
+        """V ``[…, 1]`` of ``x […, D]``, with the gradient of both; `forward` detaches x."""
         k = self.k if self.k.requires_grad else self.k.detach()
-        x = x.detach()
         mean = deterministic.row_sum(x, "abs") / x.shape[-1] if self.exact else x.abs().mean(-1, keepdim=True)
         return (mean / k.to(x.dtype)).clamp(1e-5, 1e4)
 
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[SpikeTensor, None]:
         """Counts of `x`."""
         x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        v = self.threshold(x)
+        v = self.threshold(x.detach())
         if self.derivative is None and self.bound == float("inf") and not v.requires_grad:
             counts: Any = Straight.apply(x, v)
         else:
@@ -117,6 +117,13 @@ class AdaptiveThresholdModule(nn.Module):
         if self.sparser:
             counts = counts - (counts * self.silenced((x / v).detach())).detach()
         return SpikeTensor(counts, v), None
+
+    def lower(self) -> SpikeRule:
+        """The rule of V and c, with this site's constants."""
+        if self.sparser and int(self.top):
+            raise Unsupported(f"adaptive_threshold with top = {int(self.top)} has no fused form")
+        dead_zone = float(self.dead_zone) if self.sparser else 0.0
+        return SpikeRule("mean_abs", divisor=float(self.k), bound=self.bound, dead_zone=dead_zone)
 
     def silence(self, dead_zone: float, top: int) -> None:
         """Make dead_zone and top constants of this site."""

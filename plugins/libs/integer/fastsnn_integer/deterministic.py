@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,10 +157,21 @@ def scan_naive(
     return torch.stack(outs, 1).flatten(2, 3), torch.stack(norms, 1).flatten(2, 3), s, z
 
 
-UNARY = Operator("exact_unary", unary_naive)
-ROW_SUM = Operator("exact_row_sum", row_sum_naive)
-ATTEND = Operator("exact_attend", attend_naive)
-SCAN = Operator("exact_scan", scan_naive)
+def _samples(name: str) -> Callable[[], Any]:
+    """Inputs for the conformance kit, made when asked for."""
+
+    def make() -> Any:
+        from fastsnn_integer import samples
+
+        return getattr(samples, name)()
+
+    return make
+
+
+UNARY = Operator("exact_unary", unary_naive, samples=_samples("unary"))
+ROW_SUM = Operator("exact_row_sum", row_sum_naive, samples=_samples("row_sum"))
+ATTEND = Operator("exact_attend", attend_naive, samples=_samples("attend"))
+SCAN = Operator("exact_scan", scan_naive, samples=_samples("scan"))
 
 
 def unary(x: Tensor, form: str) -> Tensor:
@@ -185,7 +197,7 @@ def norm_naive(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
     return rows * weight if weight.numel() else rows
 
 
-NORM = Operator("exact_norm", norm_naive, plain=True)
+NORM = Operator("exact_norm", norm_naive, plain=True, samples=_samples("norms"))
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from fastsnn_core.component import param
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.lowering import MatrixForm, NormForm, Unsupported
 from fastsnn_core.ops.event import count_project, input_major, spike_sums
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_integer import deterministic
@@ -49,7 +50,7 @@ class Quant:
 def levels(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
     """``(counts, scale)`` of `x` with 8 bits per vector along `dim`: scale = max|x| / 127 (1 where all is 0)."""
     scale = x.abs().amax(dim, keepdim=True) / LARGEST
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # also where the division underflows
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)  # also where the division underflows
     return (x / scale).round(), scale
 
 
@@ -112,10 +113,21 @@ class QuantLinear(Stored):
         """For ``print(model)``."""
         return f"{self.in_features}, {self.out_features}, int8, groups of {self.group or self.in_features}"
 
+    def lower(self) -> MatrixForm:
+        """Codes, one scale per output, bias."""
+        return MatrixForm(self.weight, one_scale(self), self.bias, self)
+
     def forward(self, x: SpikeTensor | Tensor) -> Tensor:
         """The projection; exact up to one rounding per scale."""
         y, self.path = project(x, self.weight, self.scale, self.group)
         return y if self.bias is None else y + self.bias
+
+
+def one_scale(layer: QuantLinear | QuantEmbedding) -> Tensor:
+    """The scales ``[out]`` of a layer with one per output; `Unsupported` for scales per group of inputs."""
+    if layer.scale.shape[-1] != 1:
+        raise Unsupported(f"it has a scale per group of {layer.group} inputs; only one per output has a fused form")
+    return layer.scale[:, 0]
 
 
 def project(x: SpikeTensor | Tensor, weight: Tensor, scale: Tensor, group: int) -> tuple[Tensor, str]:
@@ -156,6 +168,10 @@ class QuantEmbedding(Stored):
         """For ``print(model)``."""
         return f"{self.out_features}, {self.in_features}, int8"
 
+    def lower(self) -> MatrixForm:
+        """As a head: codes and one scale per output."""
+        return MatrixForm(self.weight, one_scale(self), None, self)
+
     def forward(self, x: SpikeTensor | Tensor) -> Tensor:
         """Rows of the table for token ids, ``x @ tableᵀ`` for anything else."""
         if isinstance(x, Tensor) and not x.is_floating_point():
@@ -183,6 +199,15 @@ def row_linear(x: Any, weight: Tensor) -> Tensor:
 
 class RowNorm(nn.RMSNorm):
     """RMSNorm in the fixed order of `fastsnn_integer.deterministic`."""
+
+    def lower(self) -> NormForm:
+        """Its weight and eps."""
+        return NormForm(self.weight if self.weight is not None else torch.ones(self.normalized_shape), self.epsilon)
+
+    @property
+    def epsilon(self) -> float:
+        """eps; the smallest step above 1 in float32 where none is given, as in torch."""
+        return self.eps if self.eps is not None else torch.finfo(torch.float32).eps
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised rows."""

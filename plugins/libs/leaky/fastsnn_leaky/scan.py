@@ -94,9 +94,20 @@ def membrane(
     return u_all
 
 
-FORWARD = Operator("lif_scan", forward_naive)
-BACKWARD = Operator("lif_scan_backward", backward_naive)
-MEMBRANE = Operator("lif_membrane", membrane)
+def _samples(name: str) -> Callable[[], Any]:
+    """Inputs for the conformance kit, made when asked for."""
+
+    def make() -> Any:
+        from fastsnn_leaky import samples
+
+        return getattr(samples, name)()
+
+    return make
+
+
+FORWARD = Operator("lif_scan", forward_naive, samples=_samples("forward"))
+BACKWARD = Operator("lif_scan_backward", backward_naive, samples=_samples("backward"))
+MEMBRANE = Operator("lif_membrane", membrane, samples=_samples("membrane"))
 
 
 @torch.library.custom_op("fastsnn::lif_scan", mutates_args=())

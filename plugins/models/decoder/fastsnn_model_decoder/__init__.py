@@ -24,13 +24,13 @@ from fastsnn_core import (
     slots,
 )
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.lowering import Unsupported
+from fastsnn_core.lowering import DecoderPlan, Unsupported, lower
 from fastsnn_core.token_ids import check_token_ids
 from fastsnn_events import runtime
 from fastsnn_integer import quantization
 from fastsnn_integer.quantization import Quant, QuantEmbedding, row_linear
 from fastsnn_model_decoder import prefill
-from fastsnn_model_decoder.fast import FastStream, start
+from fastsnn_model_decoder.fused_decode import FastStream, start
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, initialise, settle
 from fastsnn_model_decoder.rope import BLOCK, Rope
 
@@ -204,7 +204,7 @@ class DecoderModule(nn.Module):
             else:
                 x, new = layer(x, old, reset, angles)
             news.append(new)
-        if fused and last and prefill.stateless(self.head_site):
+        if fused and last and prefill.by_row(self.head_site):
             x = x[:, -1:]
         spikes, head = self.head_site(self.norm(x), None if state is None else state.head, reset)
         if last:
@@ -232,6 +232,37 @@ class DecoderModule(nn.Module):
             return None
         self.fast_step = {"kernel": kernel, "why": "every part of the model has a fused form"}
         return stream
+
+    def lower(self) -> DecoderPlan:
+        """The network as numbers and tensors, for a fused decoding step; `Unsupported` says what has no fused form."""
+        spec, embed = self.spec, self.embed
+        if spec.quant is None:
+            raise Unsupported("float weights: only W8A models are fused; fastsnn export BUNDLE --to w8a OUT.snn")
+        if embed.weight.device.type != "cpu":
+            raise Unsupported(f"the model is on {embed.weight.device}; the fused step runs on the CPU")
+        if self.embed_site.neuron is not None or self.embed_site.centre is not None:
+            raise Unsupported("spikes after the embedding have no fused form", "embed_site")
+        coded = isinstance(embed, QuantEmbedding)
+        blocks = [attrs.evolve(lower(b, f"layers.{i}"), name=f"layers.{i}") for i, b in enumerate(self.layers)]
+        return DecoderPlan(
+            width=spec.d_model,
+            n_heads=spec.dims.n_heads,
+            n_kv_heads=spec.dims.n_kv_heads,
+            head_dim=spec.dims.head_dim,
+            table=embed.weight,
+            table_scale=lower(embed, "embed").scale if coded else None,
+            blocks=tuple(blocks),
+            norm=lower(self.norm, "norm"),
+            site=lower(self.head_site, "head_site"),
+            head=lower(embed, "embed") if self.head is None else lower(self.head, "head"),
+            angles=self.first_angles,
+        )
+
+    def first_angles(self, places: int) -> tuple[Tensor, Tensor]:
+        """cos and sin ``[P, K/2]`` of at least the first `places` positions."""
+        self.angles(torch.tensor([[places - 1]]))
+        assert self.table is not None
+        return self.table
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies make a fused step of their own."""

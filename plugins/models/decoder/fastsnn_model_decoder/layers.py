@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from fastsnn_core import Attention, Dims, Feedforward, Heads, SpikeSite
+from fastsnn_core.lowering import AttentionForm, BlockPlan, MixerForm, SoftmaxAttentionForm, Unsupported, lower
 
 Site = Callable[[str, int], SpikeSite]
 Angles = tuple[Tensor, Tensor] | None
@@ -66,6 +68,38 @@ class AttentionLayer(nn.Module):
         spikes, outer = self.outer(mixed.flatten(2), s.outer, reset)
         return self.out(spikes), AttentionState(inner, query, key, value, mixer, outer)
 
+    def lower(self, whole: bool = True) -> AttentionForm:
+        """Its sites, projections and mixers; without `whole` a mixer that has no form leaves `mixers` empty."""
+        for name in ("q_site", "k_site", "v_site"):
+            site = getattr(self, name)
+            if site.neuron is not None or site.centre is not None:
+                raise Unsupported("spikes on queries, keys or values have no fused form", name)
+        both = self.q_norm is not None and self.k_norm is not None
+        return AttentionForm(
+            inner=lower(self.inner, "inner"),
+            q=lower(self.q, "q"),
+            k=lower(self.k, "k"),
+            v=lower(self.v, "v"),
+            mixers=self.lower_mixer(whole),
+            outer=lower(self.outer, "outer"),
+            out=lower(self.out, "out"),
+            q_norm=lower(self.q_norm, "q_norm") if both else None,
+            k_norm=lower(self.k_norm, "k_norm") if both else None,
+        )
+
+    def lower_mixer(self, whole: bool) -> tuple[MixerForm, ...]:
+        """The forms of the mixer; softmax attention is rotated where the layer hands it angles."""
+        try:
+            forms = lower(self.mixer, "mixer")
+        except Unsupported:
+            if whole:
+                raise
+            return ()
+        turn = self.rotary
+        return tuple(
+            attrs.evolve(f, rotary=f.rotary and turn) if isinstance(f, SoftmaxAttentionForm) else f for f in forms
+        )
+
     def spiking_heads(self, heads: Heads, s: AttentionState, reset: Tensor | None) -> tuple[Heads, Any, Any, Any]:
         """q, k (after rotation) and v through their own spike sites, where the spec asks for them."""
         if all(site.neuron is None and site.centre is None for site in (self.q_site, self.k_site, self.v_site)):
@@ -96,6 +130,16 @@ class Block(nn.Module):
         width = attention.dims.d_model
         self.attention_norm, self.attention = nn.RMSNorm(width, eps=eps), attention
         self.feedforward_norm, self.feedforward = nn.RMSNorm(width, eps=eps), feedforward.build(width, d_ff, site)
+
+    def lower(self, whole: bool = True) -> BlockPlan:
+        """Norms, attention and feed-forward; see `AttentionLayer.lower`."""
+        return BlockPlan(
+            name="",
+            attention_norm=lower(self.attention_norm, "attention_norm"),
+            attention=lower(self.attention, "attention", whole=whole),
+            feedforward_norm=lower(self.feedforward_norm, "feedforward_norm"),
+            feedforward=lower(self.feedforward, "feedforward"),
+        )
 
     def forward(
         self, x: Tensor, state: BlockState | None, reset: Tensor | None, angles: Angles

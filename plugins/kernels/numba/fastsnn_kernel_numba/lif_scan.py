@@ -16,8 +16,8 @@ from numba import prange
 from torch import Tensor
 
 from fastsnn_core.ops.surrogate_gradient import thresholds
-from fastsnn_kernel_numba.launch import Threaded, compile, flat, prefetch, workers
-from fastsnn_kernel_numba.memory import empty
+from fastsnn_kernel_numba.buffer_pool import empty
+from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, prefetch, workers
 from fastsnn_leaky.scan import CHECKPOINT
 
 U = np.uint64  # unsigned indices: Numba adds no wrap-around test to them, so LLVM vectorises the loops

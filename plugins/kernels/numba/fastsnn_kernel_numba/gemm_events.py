@@ -20,11 +20,11 @@ from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.event import too_large, whole
-from fastsnn_kernel_numba.launch import Threaded, compile, flat, prefetch, scratch, workers
+from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, prefetch, scratch, workers
 
 U = np.uint64  # unsigned indices: no wrap-around test, so LLVM vectorises
 TYPES = (torch.float32, torch.int32, torch.int64)  # of counts; each takes seconds to compile, so no more of them
-DONE, FRACTIONS, MANY, WIDE = range(4)  # what `_few` found
+DONE, FRACTIONS, MANY, WIDE = range(4)  # what `_event_gemm` found
 SHARED = 4  # parts from which the adding up is shared out, too
 GROUP = 8  # weight rows added per pass
 ROOM = 255  # Σ|c| that 16 bits hold: 255 · 128 < 2^15
@@ -36,7 +36,7 @@ BLOCK = 1 << 18  # bytes of weights that several rows share
 
 
 @compile
-def _collect(counts, rows, wide, index, count, starts):  # type: ignore[no-untyped-def]
+def _list_events(counts, rows, wide, index, count, starts):  # type: ignore[no-untyped-def]
     """Lists the active inputs row after row. Returns Σ|c| of the largest row, max|c|, and whether all are whole."""
     at, total, most, whole = 0, 0, 0, True
     for n in range(rows):
@@ -58,8 +58,10 @@ def _collect(counts, rows, wide, index, count, starts):  # type: ignore[no-untyp
 
 
 @compile
-def _add(w, o0, o1, o2, o3, o4, o5, o6, o7, c0, c1, c2, c3, c4, c5, c6, c7, acc, oa, n):  # type: ignore[no-untyped-def]
+def _add_8_rows(w, places, counts, acc, oa, n):  # type: ignore[no-untyped-def]
     """Eight weight rows, each times its count, onto 16-bit sums (no step can leave 16 bits: see ROOM)."""
+    o0, o1, o2, o3, o4, o5, o6, o7 = places
+    c0, c1, c2, c3, c4, c5, c6, c7 = counts
     for j in range(n):
         s = c0 * w[o0 + j] + c1 * w[o1 + j] + c2 * w[o2 + j] + c3 * w[o3 + j]
         s += c4 * w[o4 + j] + c5 * w[o5 + j] + c6 * w[o6 + j] + c7 * w[o7 + j]
@@ -67,8 +69,10 @@ def _add(w, o0, o1, o2, o3, o4, o5, o6, o7, c0, c1, c2, c3, c4, c5, c6, c7, acc,
 
 
 @compile
-def _add_pairs(w, o0, o1, o2, o3, c0, c1, c2, c3, out, oo, n):  # type: ignore[no-untyped-def]
+def _add_4_rows(w, places, counts, out, oo, n):  # type: ignore[no-untyped-def]
     """Four weight rows with counts up to 127, onto the wide sums: two products fit 16 bits (2 · 127 · 128 < 2^15)."""
+    o0, o1, o2, o3 = places
+    c0, c1, c2, c3 = counts
     for j in range(n):
         a, b = np.int16(c0 * w[o0 + j] + c1 * w[o1 + j]), np.int16(c2 * w[o2 + j] + c3 * w[o3 + j])
         out[oo + j] += a + b
@@ -82,14 +86,14 @@ def _add_wide(w, o, c, out, oo, n):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _widen(acc, oa, out, oo, n):  # type: ignore[no-untyped-def]
+def _flush_int16(acc, oa, out, oo, n):  # type: ignore[no-untyped-def]
     for j in range(n):
         out[oo + j] += acc[oa + j]
         acc[oa + j] = 0
 
 
 @compile
-def _ask(w, index, first, last, tall, column, begin, end):  # type: ignore[no-untyped-def]
+def _prefetch_rows(w, index, first, last, tall, column, begin, end):  # type: ignore[no-untyped-def]
     """Ask for the columns begin … end of the events first … last."""
     for q in range(first, last):
         for line in range(index[q] * tall + column + begin, index[q] * tall + column + end, 64):
@@ -97,7 +101,7 @@ def _ask(w, index, first, last, tall, column, begin, end):  # type: ignore[no-un
 
 
 @compile
-def _take(w, index, count, k, end, tall, column, n, acc, oa, out, oo, room):  # type: ignore[no-untyped-def]
+def _accumulate_events(w, index, count, k, end, tall, column, n, acc, oa, out, oo, room):  # type: ignore[no-untyped-def]
     """Events k … end of one row onto the outputs column … column + n; `room` is what the 16-bit sums still hold."""
     while k < end:
         m, size, most = min(GROUP, end - k), 0, 0
@@ -111,7 +115,7 @@ def _take(w, index, count, k, end, tall, column, n, acc, oa, out, oo, room):  # 
             k += m
             continue
         if size > room and size <= ROOM:
-            _widen(acc, oa, out, oo, n)
+            _flush_int16(acc, oa, out, oo, n)
             room = ROOM
         a, o0, c0 = k + m - 1, U(index[k] * tall + column), np.int16(count[k])  # past the end: row a, 0 times
         o1, c1 = U(index[min(k + 1, a)] * tall + column), np.int16(count[k + 1] if m > 1 else 0)
@@ -124,16 +128,14 @@ def _take(w, index, count, k, end, tall, column, n, acc, oa, out, oo, room):  # 
         at, b = 0, U(0)
         while at < n:
             step = min(TILE, np.int64(n) - at)
-            _ask(w, index, ahead, beyond, tall, column, at, at + step)
+            _prefetch_rows(w, index, ahead, beyond, tall, column, at, at + step)
             b = U(at)
             if size <= ROOM:
-                _add(
-                    w, o0 + b, o1 + b, o2 + b, o3 + b, o4 + b, o5 + b, o6 + b, o7 + b, c0, c1, c2, c3, c4, c5, c6, c7,
-                    acc, oa + b, U(step),
-                )  # fmt: skip
+                places = (o0 + b, o1 + b, o2 + b, o3 + b, o4 + b, o5 + b, o6 + b, o7 + b)
+                _add_8_rows(w, places, (c0, c1, c2, c3, c4, c5, c6, c7), acc, oa + b, U(step))
             else:
-                _add_pairs(w, o0 + b, o1 + b, o2 + b, o3 + b, c0, c1, c2, c3, out, oo + b, U(step))
-                _add_pairs(w, o4 + b, o5 + b, o6 + b, o7 + b, c4, c5, c6, c7, out, oo + b, U(step))
+                _add_4_rows(w, (o0 + b, o1 + b, o2 + b, o3 + b), (c0, c1, c2, c3), out, oo + b, U(step))
+                _add_4_rows(w, (o4 + b, o5 + b, o6 + b, o7 + b), (c4, c5, c6, c7), out, oo + b, U(step))
             at += step
         if size <= ROOM:
             room -= size
@@ -142,7 +144,7 @@ def _take(w, index, count, k, end, tall, column, n, acc, oa, out, oo, room):  # 
 
 
 @compile
-def _first(index, low, high, value):  # type: ignore[no-untyped-def]
+def _lower_bound(index, low, high, value):  # type: ignore[no-untyped-def]
     """Where in ``index[low:high]``, which rises, `value` would go."""
     while low < high:
         middle = (low + high) // 2
@@ -154,7 +156,7 @@ def _first(index, low, high, value):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _total(sums, parts, size, first, last, out):  # type: ignore[no-untyped-def]
+def _add_parts(sums, parts, size, first, last, out):  # type: ignore[no-untyped-def]
     """The sums of all parts, in 64 bits."""
     for o in range(first, last):
         out[o] = sums[o]
@@ -164,7 +166,7 @@ def _total(sums, parts, size, first, last, out):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _cut(index, starts, rows, wide, part, parts):  # type: ignore[no-untyped-def]
+def _part_begin(index, starts, rows, wide, part, parts):  # type: ignore[no-untyped-def]
     """First input of a part: equal shares of the events of one row, or of the inputs of several."""
     if part == 0 or part == parts or rows > 1:
         return wide * part // parts
@@ -172,13 +174,13 @@ def _cut(index, starts, rows, wide, part, parts):  # type: ignore[no-untyped-def
 
 
 @Threaded
-def _few(counts, w, shape, limit, bits, index, count, starts, acc, room, at, sums, out, most, nw):  # type: ignore[no-untyped-def]
+def _event_gemm(counts, w, shape, limit, bits, index, count, starts, acc, room, at, sums, out, most, nw):  # type: ignore[no-untyped-def]
     """Lists the events, and adds their weight rows where that is possible and worth it; says what was found.
 
     A task is a part of the inputs and a block of outputs; the parts are added up at the end.
     """
     rows, wide, tall, width, block, parts, stride = shape
-    total, most[0], whole = _collect(counts, rows, wide, index, count, starts)
+    total, most[0], whole = _list_events(counts, rows, wide, index, count, starts)
     if not whole:
         return FRACTIONS
     if starts[rows] >= limit:
@@ -191,34 +193,36 @@ def _few(counts, w, shape, limit, bits, index, count, starts, acc, room, at, sum
         for task in range(worker * tasks // nw, (worker + 1) * tasks // nw):
             part, column = task // blocks, task % blocks * width
             n = U(min(width, tall - column))
-            start, stop = _cut(index, starts, rows, wide, part, parts), _cut(index, starts, rows, wide, part + 1, parts)
+            start = _part_begin(index, starts, rows, wide, part, parts)
+            stop = _part_begin(index, starts, rows, wide, part + 1, parts)
             for row in range(rows):
                 own = worker * rows + row
                 oa, oo = U(own * width), U((part * rows + row) * tall + column)
                 for j in range(n):
                     acc[oa + j] = 0
                     sums[oo + j] = 0
-                room[own], at[own] = ROOM, _first(index, starts[row], starts[row + 1], start)
+                room[own], at[own] = ROOM, _lower_bound(index, starts[row], starts[row + 1], start)
             for low in range(start, stop, block):
                 for row in range(rows):
                     own = worker * rows + row
                     oa, oo = U(own * width), U((part * rows + row) * tall + column)
-                    k, end = at[own], _first(index, at[own], starts[row + 1], min(low + block, stop))
-                    room[own] = _take(w, index, count, k, end, stride, column, n, acc, oa, sums, oo, room[own])
+                    k, end = at[own], _lower_bound(index, at[own], starts[row + 1], min(low + block, stop))
+                    left = room[own]
+                    room[own] = _accumulate_events(w, index, count, k, end, stride, column, n, acc, oa, sums, oo, left)
                     at[own] = end
             for row in range(rows):
                 own = worker * rows + row
-                _widen(acc, U(own * width), sums, U((part * rows + row) * tall + column), n)
+                _flush_int16(acc, U(own * width), sums, U((part * rows + row) * tall + column), n)
     if parts > SHARED:
         for worker in prange(nw):
             first, last = worker * rows * tall // nw, (worker + 1) * rows * tall // nw
-            _total(sums, parts, U(rows * tall), U(first), U(last), out)
+            _add_parts(sums, parts, U(rows * tall), U(first), U(last), out)
     else:
-        _total(sums, parts, U(rows * tall), U(0), U(rows * tall), out)
+        _add_parts(sums, parts, U(rows * tall), U(0), U(rows * tall), out)
     return DONE
 
 
-def few(counts: Tensor, weight: Tensor, limit: float) -> Tensor | None:
+def event_gemm(counts: Tensor, weight: Tensor, limit: float) -> Tensor | None:
     """``[N, out]`` of counts ``[N, D]`` with an input-major `weight` ``[out, D]``; None from `limit` events on."""
     if counts.dtype not in TYPES:
         counts = whole(counts, "counts").to(torch.int64 if counts.is_floating_point() else torch.int32)
@@ -231,7 +235,7 @@ def few(counts: Tensor, weight: Tensor, limit: float) -> Tensor | None:
     out = torch.empty(rows, tall, dtype=torch.int64)
     most = scratch("most", 1, np.int64)
     for bits, kind in ((31, np.int32), (63, np.int64)):
-        found = _few(
+        found = _event_gemm(
             flat(counts.contiguous()), flat_weight, shape, int(min(limit, rows * wide + 1)), bits,
             scratch("index", rows * wide + 1, np.int64), scratch("count", rows * wide + 1, np.int64),
             scratch("starts", rows + 1, np.int64), scratch("acc", nw * rows * width, np.int16),

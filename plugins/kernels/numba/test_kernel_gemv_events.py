@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fastsnn_core import ops
 from fastsnn_core.ops import event
-from fastsnn_kernel_numba import launch, linear, onerow
+from fastsnn_kernel_numba import gemv_events, integer_linear, numba_runtime
 
 quick = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 KINDS = [torch.int8, torch.int16, torch.int32, torch.int64, torch.float32]
@@ -36,18 +36,18 @@ def rows(draw):
 
 def poisoned(monkeypatch, workers, start):
     """`start` kernels as that many workers, on fresh memory full of NaN."""
-    for array in vars(launch._kept).values():
+    for array in vars(numba_runtime._kept).values():
         array.fill(0xFF)
-    monkeypatch.setattr(onerow, "workers", lambda: workers)
-    monkeypatch.setattr(onerow, "_team", start)
+    monkeypatch.setattr(gemv_events, "workers", lambda: workers)
+    monkeypatch.setattr(gemv_events, "_team", start)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).view(torch.uint8).fill_(0xFF).view(k["dtype"]))
 
 
-TEAM = onerow._team
+TEAM = gemv_events._team
 STARTS = {
     "torch's threads": TEAM,
-    "Numba's threads": lambda wanted, at: onerow._rows.parallel(at, wanted),
+    "Numba's threads": lambda wanted, at: gemv_events._rows.parallel(at, wanted),
     "one does it all": lambda wanted, at: TEAM.alone.ctypes(at),
 }
 
@@ -61,8 +61,8 @@ def test_any_number_of_workers(start, case, workers):
     scale, v = torch.rand(len(weight)), torch.rand(1, 1)
     with pytest.MonkeyPatch.context() as patch:
         poisoned(patch, workers, STARTS[start])
-        found = onerow.product(counts, weight)
-        numbers = onerow.product(counts, weight, scale, v)
+        found = gemv_events.product(counts, weight)
+        numbers = gemv_events.product(counts, weight, scale, v)
     assert found.dtype == torch.int64
     assert torch.equal(found, wanted)
     assert torch.equal(numbers, wanted.float() * scale * v)
@@ -70,10 +70,10 @@ def test_any_number_of_workers(start, case, workers):
 
 def test_what_is_set_to_0_follows_the_workers_not_the_size(monkeypatch):
     """A smaller row for more workers has more claims; one left from an earlier call would be waited for, for ever."""
-    monkeypatch.setattr(onerow, "_own", threading.local())
+    monkeypatch.setattr(gemv_events, "_own", threading.local())
     for workers in (2, 8, 3):
-        head, at = onerow._room(1500 // workers, 9000 // workers, 4096, 2, workers)
-        assert len(head) == onerow.HEAD + onerow.LINE * onerow.PHASES * (2 + workers)
+        head, at = gemv_events._room(1500 // workers, 9000 // workers, 4096, 2, workers)
+        assert len(head) == gemv_events.HEAD + gemv_events.LINE * gemv_events.PHASES * (2 + workers)
         assert at == head.ctypes.data
         assert at % 64 == 0
 
@@ -82,9 +82,9 @@ def test_calls_of_one_row_take_it(monkeypatch):
     weight = ops.input_major(torch.randint(-128, 128, (40, 30), dtype=torch.int8))
     counts = torch.randint(-3, 4, (1, 30)).float()
     scale, v = torch.rand(40), torch.rand(1, 1)
-    seen, product = [], onerow.product
-    monkeypatch.setattr(onerow, "product", lambda *a: seen.append(product(*a)) or seen[-1])
-    monkeypatch.setattr(linear, "few", None)
+    seen, product = [], gemv_events.product
+    monkeypatch.setattr(gemv_events, "product", lambda *a: seen.append(product(*a)) or seen[-1])
+    monkeypatch.setattr(integer_linear, "event_gemm", None)
     index = counts[0].nonzero()[:, 0]
     wanted = event.count_linear_naive(counts, weight)
     assert torch.equal(event.COUNT_LINEAR("cpu", counts, weight), wanted)
@@ -98,11 +98,11 @@ def test_calls_of_one_row_take_it(monkeypatch):
 def test_without_an_openmp_that_torch_shares_numbas_threads_do_it(monkeypatch):
     torch.set_num_threads(2)
     try:
-        monkeypatch.setattr(launch, "torch_pool", lambda: None)
-        monkeypatch.setattr(onerow, "_team", launch.Team(onerow._enter, onerow._rows))
+        monkeypatch.setattr(numba_runtime, "torch_pool", lambda: None)
+        monkeypatch.setattr(gemv_events, "_team", numba_runtime.Team(gemv_events._enter, gemv_events._rows))
         weight = ops.input_major(torch.randint(-128, 128, (40, 30), dtype=torch.int8))
         counts = torch.randint(-3, 4, (1, 30))
-        assert torch.equal(onerow.product(counts, weight), event.count_linear_naive(counts, weight))
+        assert torch.equal(gemv_events.product(counts, weight), event.count_linear_naive(counts, weight))
     finally:
         torch.set_num_threads(1)
 
@@ -111,16 +111,16 @@ def test_without_an_openmp_that_torch_shares_numbas_threads_do_it(monkeypatch):
 def test_unusual_rows_are_left_to_others(kind):
     weight = ops.input_major(torch.full((5, 3000), -128, dtype=torch.int8))
     counts = torch.zeros(1, 3000).to(kind)
-    most = onerow.BOUND - 1
+    most = gemv_events.BOUND - 1
     counts[0, 17], counts[0, 2900] = most - 2, 2
-    assert torch.equal(onerow.product(counts, weight), event.count_linear_naive(counts, weight))
+    assert torch.equal(gemv_events.product(counts, weight), event.count_linear_naive(counts, weight))
     counts[0, 2900] = -3  # sums of 2^31 do not fit 32 bits
-    assert onerow.product(counts, weight) is None
+    assert gemv_events.product(counts, weight) is None
     assert torch.equal(event.COUNT_LINEAR("cpu", counts, weight), event.count_linear_naive(counts, weight))
     odd = [float("nan"), float("inf"), 0.5, -1e30] if kind == torch.float32 else [torch.iinfo(kind).min]
     for c in odd:
         counts[0, 17], counts[0, 2900] = c, 0
-        assert onerow.product(counts, weight) is None
-    assert onerow.product(counts.expand(2, -1)[:1].t().contiguous().t(), weight.contiguous()) is None
-    assert onerow.product(torch.zeros(1, 6000).to(kind)[:, ::2], weight) is None
-    assert onerow.product(torch.zeros(1, 3000, dtype=torch.float64), weight) is None
+        assert gemv_events.product(counts, weight) is None
+    assert gemv_events.product(counts.expand(2, -1)[:1].t().contiguous().t(), weight.contiguous()) is None
+    assert gemv_events.product(torch.zeros(1, 6000).to(kind)[:, ::2], weight) is None
+    assert gemv_events.product(torch.zeros(1, 3000, dtype=torch.float64), weight) is None

@@ -1,6 +1,6 @@
 """`count_linear` and `event_linear` with INT8 weights: which way each call goes, and the dense way itself.
 
-*events* (`fastsnn_kernel_numba.event`): few rows, weights stored input-major; reads the weight rows that spiked.
+*events* (`fastsnn_kernel_numba.gemm_events`): few rows, weights stored input-major; reads the weight rows that spiked.
 *dense*: an integer GEMM. Counts of 8 bits go through torch's INT8 product (oneDNN, VNNI); larger ones are written in
 digits of base 128, c = Σ_p d_p · 128^p with -64 <= d_p < 64, one GEMM per digit over the inputs that have one. On a CPU
 where that product is not exact or not fast (tried once), float32 GEMMs take its place, over pieces of the inputs so
@@ -24,12 +24,12 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from fastsnn_core.ops.dispatch import took
+from fastsnn_core.ops.dispatch import record_path
 from fastsnn_core.ops.event import check_events, check_sums, whole
-from fastsnn_kernel_numba import onerow
-from fastsnn_kernel_numba.event import few
-from fastsnn_kernel_numba.launch import Threaded, flat, workers
-from fastsnn_kernel_numba.memory import empty, lasting
+from fastsnn_kernel_numba import gemv_events
+from fastsnn_kernel_numba.buffer_pool import empty, persistent_copy
+from fastsnn_kernel_numba.gemm_events import event_gemm
+from fastsnn_kernel_numba.numba_runtime import Threaded, flat, workers
 
 FEW, EVENTS_PER_INPUT, MEASURED = 32, 7.0, 1 << 20
 U, SMALLEST = np.uint64, -(1 << 63)
@@ -43,8 +43,8 @@ def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
     """Twin of `fastsnn_core.ops.event.count_linear_naive`."""
     if weight.dtype != torch.int8:
         return NotImplemented
-    if len(counts) == 1 and (out := onerow.product(counts, weight)) is not None:
-        took("count_linear", EVENTS, ONE_ROW)
+    if len(counts) == 1 and (out := gemv_events.product(counts, weight)) is not None:
+        record_path("count_linear", EVENTS, ONE_ROW)
         return out
     return sums(counts, weight).to(torch.int64)
 
@@ -54,8 +54,8 @@ def count_project(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tens
     if weight.dtype != torch.int8 or scale.dtype != torch.float32 or threshold.dtype != torch.float32:
         return NotImplemented
     scale, threshold = scale.contiguous(), threshold.contiguous()
-    if len(counts) == 1 and (out := onerow.product(counts, weight, scale, threshold)) is not None:
-        took("count_linear", EVENTS, ONE_ROW)
+    if len(counts) == 1 and (out := gemv_events.product(counts, weight, scale, threshold)) is not None:
+        record_path("count_linear", EVENTS, ONE_ROW)
         return out
     total = sums(counts, weight)
     out = empty(tuple(total.shape), torch.float32)
@@ -80,15 +80,15 @@ def sums(counts: Tensor, weight: Tensor) -> Tensor:
     if not counts.numel() or not len(weight):
         return torch.zeros(rows, len(weight), dtype=torch.int64)
     if not is_input_major(weight):
-        took("count_linear", "numba: dense", BY_OUTPUT)
+        record_path("count_linear", "numba: dense", BY_OUTPUT)
         return dense(counts, weight)
     limit = break_even(rows, weight)
     if rows < FEW or sparse(counts, limit):
-        took("count_linear", EVENTS, SKIP.format(limit))
+        record_path("count_linear", EVENTS, SKIP.format(limit))
         out = by_events(counts, weight, limit * wide if rows < FEW else math.inf)
         if out is not None:
             return out
-    took("count_linear", "numba: dense", MANY.format(limit))
+    record_path("count_linear", "numba: dense", MANY.format(limit))
     return dense(counts, weight)
 
 
@@ -123,7 +123,7 @@ def measure(rows: int, weight: Tensor) -> float:
         return min(times[1:])
 
     sparse_, busy = pattern(low), pattern(high)
-    first, second = (seconds(lambda c=c: few(c, weight, math.inf)) for c in (sparse_, busy))  # type: ignore[misc]
+    first, second = (seconds(lambda c=c: event_gemm(c, weight, math.inf)) for c in (sparse_, busy))  # type: ignore[misc]
     slope = max((second - first) / (high - low), 1e-9)
     return min(max(low + (seconds(lambda: dense(busy, weight)) - first) / slope, 1.0), float(FEW))
 
@@ -136,19 +136,19 @@ def event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> T
     tall, wide = weight.shape
     counts = torch.zeros(rows * wide, dtype=torch.int64).index_add_(0, index, weights.to(torch.int64)).view(rows, wide)
     if not is_input_major(weight) or not counts.numel() or not tall:
-        took("event_linear", "numba: dense", BY_OUTPUT)
+        record_path("event_linear", "numba: dense", BY_OUTPUT)
         return count_linear(counts, weight)
-    took("event_linear", EVENTS, "events came in")
-    if rows == 1 and (out := onerow.product(counts, weight)) is not None:
+    record_path("event_linear", EVENTS, "events came in")
+    if rows == 1 and (out := gemv_events.product(counts, weight)) is not None:
         return out
     return by_events(counts, weight, math.inf)
 
 
 def by_events(counts: Tensor, weight: Tensor, limit: float) -> Any:
-    """`few` over any number of rows; None where one call has `limit` events."""
+    """`event_gemm` over any number of rows; None where one call has `limit` events."""
     if len(counts) <= FEW:
-        return few(counts, weight, limit)
-    return torch.cat([few(piece, weight, limit) for piece in counts.split(FEW)])
+        return event_gemm(counts, weight, limit)
+    return torch.cat([event_gemm(piece, weight, limit) for piece in counts.split(FEW)])
 
 
 def sparse(counts: Tensor, limit: float) -> bool:
@@ -159,7 +159,7 @@ def sparse(counts: Tensor, limit: float) -> bool:
 
 def input_major(weight: Tensor) -> Tensor:
     """Twin of `fastsnn_core.ops.event.input_major_naive`, on huge pages: an event then misses no page table entry."""
-    return lasting(weight.T).T
+    return persistent_copy(weight.T).T
 
 
 def is_input_major(weight: Tensor) -> bool:

@@ -17,8 +17,8 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from fastsnn_integer import deterministic
-from fastsnn_kernel_numba.launch import Threaded, compile, flat, prefetch, scratch, workers
-from fastsnn_kernel_numba.memory import empty
+from fastsnn_kernel_numba.buffer_pool import empty
+from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, prefetch, scratch, workers
 
 U, F = np.uint64, np.float32
 ZERO, HALF, ONE, TWO = F(0), F(0.5), F(1), F(2)
@@ -30,7 +30,10 @@ E5, E4, E3, E2, E1 = map(F, deterministic.ERF)
 ERF_P, ROOT_HALF, GELU, CUBE = map(F, (deterministic.ERF_P, deterministic.ROOT_HALF, deterministic.GELU, 0.044715))
 SOON = 3  # tokens that a scan asks for in advance
 APART = 16  # numbers between the memory of two workers: no cache line belongs to both
-FORMS, SUMS = tuple(deterministic.FORMS), tuple(deterministic.SUMS)
+# Codes of what has compiled code; what else `fastsnn_integer.deterministic` may have is left to its naive twin.
+ACTIVATIONS = {"exp": 0, "sigmoid": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4, "relu": 5, "elu1": 6, "logsigmoid": 7}
+SUMS = {"sum": 0, "abs": 1, "square": 2}
+NAN = F(np.nan)
 
 
 @intrinsic
@@ -78,7 +81,7 @@ def _normal_cdf(x):  # type: ignore[no-untyped-def]
 
 @compile
 def _apply(x, a, n, form, out, o):  # type: ignore[no-untyped-def]
-    """One of `FORMS` on n numbers; to another place, else the compiler has to take them one by one."""
+    """One of `ACTIVATIONS` on n numbers; to another place, else the compiler has to take them one by one."""
     if form == 0:
         for i in range(n):
             out[o + i] = _exp(x[a + i])
@@ -101,9 +104,12 @@ def _apply(x, a, n, form, out, o):  # type: ignore[no-untyped-def]
     elif form == 6:
         for i in range(n):
             out[o + i] = x[a + i] + ONE if x[a + i] > ZERO else _exp(x[a + i])
-    else:
+    elif form == 7:
         for i in range(n):
             out[o + i] = _logsigmoid(x[a + i])
+    else:
+        for i in range(n):
+            out[o + i] = NAN
 
 
 @Threaded
@@ -258,7 +264,7 @@ def _dots(q, a, turned, b, keys, n, size, half, part, at, score, c):  # type: ig
 
 
 @compile
-def _grow(k, ka, v, va, gated, gate, ga, s, so, z, zo, size, n):  # type: ignore[no-untyped-def]
+def _update_state(k, ka, v, va, gated, gate, ga, s, so, z, zo, size, n):  # type: ignore[no-untyped-def]
     """S and z take in one token, after their decay where there is a gate."""
     for c in range(U(size)):
         row, key = so + c * n, k[ka + c]
@@ -295,7 +301,7 @@ def _scan(q, k, v, gate, s, z, keep, shape, part, out, norm, nw):  # type: ignor
                     prefetch(gate, ka + U(ahead))
                     prefetch(v, va + U(SOON * groups * wide + line))
                     prefetch(q, U(((b * t_all + t + SOON) * h_all + g * share) * size + line))
-                _grow(k, ka, v, va, len(gate) > 0, gate, ka, s, so, z, zo, size, n)
+                _update_state(k, ka, v, va, len(gate) > 0, gate, ka, s, so, z, zo, size, n)
                 for h in range(g * share, (g + 1) * share):
                     row = (b * t_all + t) * h_all + h
                     _dots(q, U(row * size), s, so, wide, wide, size, half, part, at, out, U(row * wide))
@@ -305,19 +311,23 @@ def _scan(q, k, v, gate, s, z, keep, shape, part, out, norm, nw):  # type: ignor
 
 def unary(x: Tensor, form: str) -> Tensor:
     """Twin of `fastsnn_integer.deterministic.unary_naive`."""
+    if form not in ACTIVATIONS:
+        return NotImplemented
     out = empty(tuple(x.shape), torch.float32)
-    _unary(flat(x.contiguous()), FORMS.index(form), flat(out))
+    _unary(flat(x.contiguous()), ACTIVATIONS[form], flat(out))
     return out
 
 
 def row_sum(x: Tensor, form: str) -> Tensor:
     """Twin of `fastsnn_integer.deterministic.row_sum_naive`."""
     rows, size = x.shape
+    if form not in SUMS:
+        return NotImplemented
     if not size:
         return torch.zeros(rows)
     out = torch.empty(rows)
     part = scratch("row_sum", workers() * (1 << (size - 1).bit_length()), F)
-    _row_sum(flat(x.contiguous()), rows, size, SUMS.index(form), part, flat(out))
+    _row_sum(flat(x.contiguous()), rows, size, SUMS[form], part, flat(out))
     return out
 
 

@@ -56,7 +56,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return out
 
 
-def lasting(t: Tensor) -> Tensor:
+def persistent_copy(t: Tensor) -> Tensor:
     """A contiguous copy of weights, on memory of their own: whole huge pages, which small ones share."""
     if t.nbytes < SMALL:
         return t.contiguous()
@@ -64,7 +64,7 @@ def lasting(t: Tensor) -> Tensor:
 
 
 def zeros(shape: tuple[int, ...]) -> Any:
-    """As ``np.zeros`` in float32, on huge pages like `lasting`."""
+    """As ``np.zeros`` in float32, on huge pages like `persistent_copy`."""
     size = 4 * math.prod(shape)
     if size < SMALL:
         return np.zeros(shape, np.float32)

@@ -6,12 +6,11 @@ At 90 % silent inputs a product of 45 MB of weights takes 0.1 ms, so a call may 
 addresses and sizes, whole numbers that need no unpacking, and is one parallel region of three phases: each worker lists
 the events of a piece of the inputs, asking for its first weight rows at once; then takes its share of all events (equal
 shares, whatever the pieces hold) or of the columns; then adds up a piece of the outputs. A worker that comes late finds
-its task done by another. Anything unusual (fractions, sums beyond 32 bits) is left to `fastsnn_kernel_numba.event`.
+its task done by another. Anything unusual (fractions, sums beyond 32 bits) is left to `gemm_events`.
 """
 
 from __future__ import annotations
 
-import struct
 import threading
 from math import gcd
 from typing import Any
@@ -21,10 +20,11 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from fastsnn_kernel_numba.event import COLUMNS, GROUP, ROOM, U, _ask, _take, _widen
-from fastsnn_kernel_numba.launch import Team, Threaded, compile, scratch, workers
-from fastsnn_kernel_numba.sync import LINE, add, finish, wait
-from fastsnn_kernel_numba.views import f32, i8, i16, i32, i64
+from fastsnn_kernel_numba.array_views import view
+from fastsnn_kernel_numba.gemm_events import COLUMNS, GROUP, ROOM, U, _accumulate_events, _flush_int16, _prefetch_rows
+from fastsnn_kernel_numba.layout import FLOAT, GEMV, INT, INT8, INT16, INT32, packer
+from fastsnn_kernel_numba.numba_runtime import Team, Threaded, compile, scratch, workers
+from fastsnn_kernel_numba.spin_barrier import LINE, atomic_add, finish_task, wait_for_tasks
 
 KINDS = {torch.float32: 0, torch.int32: 1, torch.int8: 2, torch.int16: 3, torch.int64: 4}  # of counts
 LISTED, WEIGHED, ADDED = range(3)  # phases
@@ -32,18 +32,18 @@ PHASES = 3
 BOUND = 1 << 24  # Σ|c| below this leaves sums in 32 bits: 2^24 · 128 = 2^31
 EVENTS, TOTAL = range(2)  # what is known of a piece of the inputs
 ASKED, UNUSUAL, HEAD = 0, 1, 3 * LINE  # numbers in front of it all: workers so far, what was found, the arguments
-_pack = struct.Struct("11q").pack_into
+_pack = packer(GEMV)
 _own = threading.local()
 
 
 @compile
-def _mine(sync, phase, task, nw):  # type: ignore[no-untyped-def]
+def _claim(sync, phase, task, nw):  # type: ignore[no-untyped-def]
     """Is this task of the phase still to be done? Then it is the caller's."""
-    return add(sync, LINE * (2 * PHASES + phase * nw + task), 1) == 0
+    return atomic_add(sync, LINE * (2 * PHASES + phase * nw + task), 1) == 0
 
 
 @compile
-def _list(counts, first, last, index, count):  # type: ignore[no-untyped-def]
+def _list_events(counts, first, last, index, count):  # type: ignore[no-untyped-def]
     """Events among the inputs first … last, listed from `first` on: how many, and Σ|c| (BOUND where one is unusual)."""
     at = first
     for i in range(U(first), U(last)):  # no branch: which inputs are active is random
@@ -61,38 +61,39 @@ def _list(counts, first, last, index, count):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _events(at, kind, wide, first, last, index, count):  # type: ignore[no-untyped-def]
-    """`_list` of counts of any kind."""
+def _list_events_of(at, kind, wide, first, last, index, count):  # type: ignore[no-untyped-def]
+    """`_list_events` of counts of any kind."""
     if kind == 0:
-        return _list(f32(at, wide), first, last, index, count)
+        return _list_events(view(at, wide, FLOAT), first, last, index, count)
     if kind == 1:
-        return _list(i32(at, wide), first, last, index, count)
+        return _list_events(view(at, wide, INT32), first, last, index, count)
     if kind == 2:
-        return _list(i8(at, wide), first, last, index, count)
+        return _list_events(view(at, wide, INT8), first, last, index, count)
     if kind == 3:
-        return _list(i16(at, wide), first, last, index, count)
-    return _list(i64(at, wide), first, last, index, count)
+        return _list_events(view(at, wide, INT16), first, last, index, count)
+    return _list_events(view(at, wide, INT), first, last, index, count)
 
 
 @compile
-def _finish(first, last, tall, parts, sums, at_scale, at_v, at_out):  # type: ignore[no-untyped-def]
+def _add_parts(first, last, tall, parts, sums, job):  # type: ignore[no-untyped-def]
     """Outputs first … last from the sums of all parts: as they are in 64 bits, or scaled."""
     for part in range(1, parts):
         for o in range(U(first), U(last)):
             sums[o] += sums[U(part * tall) + o]
-    if at_scale:
-        scale, v, y = f32(at_scale, tall), f32(at_v, 1)[0], f32(at_out, tall)
+    if job.scale:
+        scale, v, y = view(job.scale, tall, FLOAT), view(job.threshold, 1, FLOAT)[0], view(job.out, tall, FLOAT)
         for o in range(U(first), U(last)):
             y[o] = np.float32(sums[o]) * scale[o] * v
     else:
-        out = i64(at_out, tall)
+        out = view(job.out, tall, INT)
         for o in range(U(first), U(last)):
             out[o] = sums[o]
 
 
 @compile
-def _weigh(w, index, count, info, wide, tall, width, parts, task, nw, acc, oa, sums):  # type: ignore[no-untyped-def]
+def _accumulate_task(w, index, count, info, job, task, acc, oa, sums):  # type: ignore[no-untyped-def]
     """One task: a part of all events onto a block of outputs."""
+    wide, tall, width, parts, nw = job.inputs, job.outputs, job.width, job.parts, job.workers
     blocks = (tall + width - 1) // width
     part, column = task // blocks, task % blocks * width
     n, oo = U(min(width, tall - column)), U(part * tall + column)
@@ -108,41 +109,41 @@ def _weigh(w, index, count, info, wide, tall, width, parts, task, nw, acc, oa, s
         shift = wide * piece // nw - before
         first, last = max(begin, before), min(end, before + here)
         if first < last:
-            room = _take(w, index, count, shift + first, shift + last, tall, column, n, acc, oa, sums, oo, room)
+            begin_at, end_at = shift + first, shift + last
+            room = _accumulate_events(w, index, count, begin_at, end_at, tall, column, n, acc, oa, sums, oo, room)
         before += here
-    _widen(acc, oa, sums, oo, n)
+    _flush_int16(acc, oa, sums, oo, n)
 
 
 @compile
 def _row(at):  # type: ignore[no-untyped-def]
     """What one worker does; it ends early where the row is an unusual one."""
-    head = i64(at, HEAD)
-    worker = add(head, ASKED, 1)
-    at_counts, kind, at_weight, at_scale, at_v, at_out = head[8], head[9], head[10], head[11], head[12], head[13]
-    wide, tall, width, parts, nw = head[14], head[15], head[16], head[17], head[18]
-    w = i8(at_weight, wide * tall)
+    head, job = view(at, HEAD, INT), view(at + 8 * LINE, 1, GEMV)[0]
+    worker = atomic_add(head, ASKED, 1)
+    wide, tall, width, parts, nw = job.inputs, job.outputs, job.width, job.parts, job.workers
+    w = view(job.weight, wide * tall, INT8)
     at += 8 * HEAD
-    sync = i64(at, LINE * PHASES * (2 + nw))
+    sync = view(at, LINE * PHASES * (2 + nw), INT)
     at += 8 * LINE * PHASES * (2 + nw)
-    info = i64(at, LINE * nw)
+    info = view(at, LINE * nw, INT)
     at += 8 * LINE * nw
-    index = i32(at, wide)
+    index = view(at, wide, INT32)
     at += 4 * wide
-    count = i32(at, wide)
+    count = view(at, wide, INT32)
     at += 4 * wide
-    sums = i32(at, parts * tall)
+    sums = view(at, parts * tall, INT32)
     at += 4 * parts * tall
-    acc = i16(at, nw * width)
+    acc = view(at, nw * width, INT16)
     for d in range(nw):
         piece = (worker + d) % nw
-        if _mine(sync, LISTED, piece, nw):
+        if _claim(sync, LISTED, piece, nw):
             first = wide * piece // nw
-            n, total = _events(at_counts, kind, wide, first, wide * (piece + 1) // nw, index, count)
+            n, total = _list_events_of(job.counts, job.kind, wide, first, wide * (piece + 1) // nw, index, count)
             info[LINE * piece + EVENTS], info[LINE * piece + TOTAL] = n, total
             if parts == nw:
-                _ask(w, index, first, first + min(n, GROUP), tall, 0, 0, width)
-            finish(sync, LISTED)
-    wait(sync, LISTED, nw)
+                _prefetch_rows(w, index, first, first + min(n, GROUP), tall, 0, 0, width)
+            finish_task(sync, LISTED)
+    wait_for_tasks(sync, LISTED, nw)
     total = np.int64(0)
     for piece in range(nw):
         total += info[LINE * piece + TOTAL]
@@ -152,15 +153,15 @@ def _row(at):  # type: ignore[no-untyped-def]
     tasks = parts * ((tall + width - 1) // width)
     for d in range(nw):
         share = (worker + d) % nw
-        if _mine(sync, WEIGHED, share, nw):
+        if _claim(sync, WEIGHED, share, nw):
             for task in range(share * tasks // nw, (share + 1) * tasks // nw):
-                _weigh(w, index, count, info, wide, tall, width, parts, task, nw, acc, U(worker * width), sums)
-            finish(sync, WEIGHED)
-    wait(sync, WEIGHED, nw)
+                _accumulate_task(w, index, count, info, job, task, acc, U(worker * width), sums)
+            finish_task(sync, WEIGHED)
+    wait_for_tasks(sync, WEIGHED, nw)
     for d in range(nw):
         share = (worker + d) % nw
-        if _mine(sync, ADDED, share, nw):
-            _finish(tall * share // nw, tall * (share + 1) // nw, tall, parts, sums, at_scale, at_v, at_out)
+        if _claim(sync, ADDED, share, nw):
+            _add_parts(tall * share // nw, tall * (share + 1) // nw, tall, parts, sums, job)
 
 
 def _enter(at):  # type: ignore[no-untyped-def]
@@ -194,8 +195,8 @@ def product(counts: Tensor, weight: Tensor, scale: Tensor | None = None, thresho
     head, at = _room(wide, tall, width, parts, nw)
     head.fill(0)
     _pack(
-        head, 8 * LINE, counts.data_ptr(), kind, weight.data_ptr(), at_scale, at_v, out.data_ptr(), wide, tall, width,
-        parts, nw,
+        head, 8 * LINE, counts=counts.data_ptr(), kind=kind, weight=weight.data_ptr(), scale=at_scale, threshold=at_v,
+        out=out.data_ptr(), inputs=wide, outputs=tall, width=width, parts=parts, workers=nw,
     )  # fmt: skip
     _team(nw, at)
     return None if head[UNUSUAL] else out

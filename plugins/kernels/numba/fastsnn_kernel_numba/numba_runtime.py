@@ -18,10 +18,9 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, cached_property, partial
-from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numba
@@ -58,10 +57,10 @@ if hasattr(os, "register_at_fork"):
 def compile(function: Callable[..., Any], maker: Any = numba.njit, **options: Any) -> Any:
     """``numba.njit``, or another maker, with the disk cache; without it, and saying so, where no folder is writable.
 
-    Numba looks only at the file of a function to see whether its code is stale, and kernels are made of functions of
-    several files: so the name under which code is kept carries a digest of them all.
+    Numba looks only at the file of a function to see whether its code is stale. Compiled code holds more: functions of
+    other files, and constants of other distributions. So the name under which code is kept carries a `digest` of all.
     """
-    function.__qualname__ = f"{function.__qualname__}_{digest()}"
+    function.__qualname__ = f"{function.__qualname__}_{digest(function)}"
     try:
         return maker(cache=True, error_model="numpy", **options)(function)
     except RuntimeError as error:
@@ -71,13 +70,46 @@ def compile(function: Callable[..., Any], maker: Any = numba.njit, **options: An
         return maker(error_model="numpy", **options)(function)
 
 
-@cache
-def digest() -> str:
-    """Of every source file of this package."""
-    whole = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        whole.update(path.read_bytes())
-    return whole.hexdigest()[:12]
+_digests: dict[Any, str] = {}
+
+
+def digest(function: Callable[..., Any]) -> str:
+    """Of all that the compiled code of a function holds: bytecode, the functions it calls, the constants it reads."""
+    function = getattr(function, "py_func", function)
+    if function not in _digests:
+        _digests[function] = ""  # a function that calls itself
+        held = [*_code(function.__code__, function.__globals__), *_cells(function)]
+        _digests[function] = hashlib.sha256("\n".join(held).encode()).hexdigest()[:12]
+    return _digests[function]
+
+
+def _code(code: Any, space: dict[str, Any]) -> Iterator[str]:
+    yield code.co_code.hex()
+    for value in code.co_consts:
+        if isinstance(value, CodeType):
+            yield from _code(value, space)
+        elif not isinstance(value, str):  # docstrings and messages
+            yield repr(value)
+    for name in code.co_names:
+        yield f"{name}={_held(space[name])}" if name in space else name
+
+
+def _cells(function: Any) -> Iterator[str]:
+    for cell in getattr(function, "__closure__", None) or ():
+        yield _held(cell.cell_contents)
+
+
+def _held(value: Any) -> str:
+    """What compiled code keeps of a global: a function by its digest, a number, name or type by its value."""
+    found = getattr(value, "py_func", getattr(value, "_defn", value))  # a compiled function, an intrinsic
+    if isinstance(found, FunctionType):
+        return digest(found)
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{value.tobytes().hex()}"
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}{getattr(value, '_fields', '')}"
+    plain = isinstance(value, int | float | str | bytes | tuple | frozenset | np.generic | np.dtype | types.Type)
+    return repr(value) if plain else type(value).__name__
 
 
 @cache

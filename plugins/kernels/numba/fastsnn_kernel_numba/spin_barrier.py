@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastsnn_kernel_numba.launch import compile
+from fastsnn_kernel_numba.numba_runtime import compile
 
 LINE = 8  # 64-bit numbers per cache line: every counter has one of its own
 SPINS = 2000  # looks at a counter before the core is offered to somebody else
@@ -30,7 +30,7 @@ def _place(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 
 @intrinsic
-def add(typing: Any, array: Any, index: Any, value: Any) -> Any:
+def atomic_add(typing: Any, array: Any, index: Any, value: Any) -> Any:
     """``array[index] += value`` of 64-bit integers, as one operation; what was there before."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -40,7 +40,7 @@ def add(typing: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def look(typing: Any, array: Any, index: Any) -> Any:
+def atomic_load(typing: Any, array: Any, index: Any) -> Any:
     """``array[index]`` as others have left it; what they wrote before it can be read after it."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -50,7 +50,7 @@ def look(typing: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def breathe(typing: Any) -> Any:
+def cpu_pause(typing: Any) -> Any:
     """A pause between two looks, where the processor has one."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -63,7 +63,7 @@ def breathe(typing: Any) -> Any:
 
 
 @intrinsic
-def give_way(typing: Any) -> Any:
+def sched_yield(typing: Any) -> Any:
     """Offer this core to another thread, where the system can be asked to."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -77,23 +77,23 @@ def give_way(typing: Any) -> Any:
 
 
 @compile
-def draw(sync, phase):  # type: ignore[no-untyped-def]
+def next_task(sync, phase):  # type: ignore[no-untyped-def]
     """The next task of a phase."""
-    return add(sync, 2 * LINE * phase, 1)
+    return atomic_add(sync, 2 * LINE * phase, 1)
 
 
 @compile
-def finish(sync, phase):  # type: ignore[no-untyped-def]
+def finish_task(sync, phase):  # type: ignore[no-untyped-def]
     """A task that was drawn is done."""
-    add(sync, 2 * LINE * phase + LINE, 1)
+    atomic_add(sync, 2 * LINE * phase + LINE, 1)
 
 
 @compile
-def wait(sync, phase, tasks):  # type: ignore[no-untyped-def]
+def wait_for_tasks(sync, phase, tasks):  # type: ignore[no-untyped-def]
     """Until all tasks of a phase are done."""
     spins = 0
-    while look(sync, 2 * LINE * phase + LINE) < tasks:
-        breathe()
+    while atomic_load(sync, 2 * LINE * phase + LINE) < tasks:
+        cpu_pause()
         spins += 1
         if spins > SPINS:
-            give_way()
+            sched_yield()

@@ -17,9 +17,9 @@ EDGES = torch.tensor([0.0, -0.0, 1e-40, -1e-40, 1e30, -1e30, 87.5, -88.5, math.i
 
 
 def poison():
-    from fastsnn_kernel_numba import launch
+    from fastsnn_kernel_numba import numba_runtime
 
-    for array in vars(launch._kept).values():
+    for array in vars(numba_runtime._kept).values():
         array.view("u1").fill(0xFF)
 
 

@@ -10,17 +10,18 @@ import torch
 pytest.importorskip("numba")
 
 from fastsnn_core import ops
-from fastsnn_core.lowering import Matrix, Spikes
+from fastsnn_core.lowering import MatrixForm, NormForm, SiteForm, SpikeRule
 from fastsnn_integer import fused_row_ops
 from fastsnn_integer.quantization import encode
 
 RULES = {
-    "levels": Spikes(),
-    "mean": Spikes(kind="mean", level=3.0),
-    "limit": Spikes(kind="mean", level=3.0, bound=7.0),
-    "dead": Spikes(kind="mean", level=2.0, dead_zone=1.5),
-    "max": Spikes(kind="max", level=0.7, bound=15.0),
-    "burst": Spikes(kind="max", level=1.0, bound=15.0, burst=4),
+    "levels": SiteForm(),
+    "mean": SiteForm(SpikeRule("mean_abs", divisor=3.0)),
+    "limit": SiteForm(SpikeRule("mean_abs", divisor=3.0, bound=7.0)),
+    "dead": SiteForm(SpikeRule("mean_abs", divisor=2.0, dead_zone=1.5)),
+    "max": SiteForm(SpikeRule("max_abs", gain=0.7, divisor=15.0, bound=15.0)),
+    "burst": SiteForm(SpikeRule("max_abs", divisor=15.0, bound=15.0, burst=4)),
+    "rms": SiteForm(SpikeRule("rms", gain=0.3, divisor=2.0, v_max=1.0, bound=9.0, dead_zone=0.7)),
 }
 
 
@@ -40,7 +41,11 @@ def numbers(*shape: int, odd: str = "") -> torch.Tensor:
 def sums(n: int, tall: int, bias: bool) -> fused_row_ops.Sums:
     scale, offset = torch.rand(tall) * 0.01, torch.randn(tall) if bias else None
     total = torch.randint(-5000, 5000, (n, tall), dtype=torch.int32)
-    return fused_row_ops.Sums(total, Matrix(torch.empty(0), scale, offset), torch.linspace(0.1, 3, n)[:, None])
+    return fused_row_ops.Sums(total, MatrixForm(torch.empty(0), scale, offset), torch.linspace(0.1, 3, n)[:, None])
+
+
+def gains(size: int) -> NormForm:
+    return NormForm(torch.rand(size), 1e-5)
 
 
 def both(call):
@@ -73,15 +78,14 @@ def seeded(monkeypatch):
 def test_residual(rule, odd):
     for size in (1, 24, 70) if rule != "burst" else (24, 70):
         centre = torch.randn(size) if size == 24 else None
-        made = Spikes("", **{k: getattr(RULES[rule], k) for k in ("kind", "level", "bound", "dead_zone", "burst")})
-        object.__setattr__(made, "centre", centre)
+        made = SiteForm(RULES[rule].rule, centre)
         start, add = numbers(5, max(size, 3), odd=odd)[:, :size].contiguous(), sums(5, size, size == 70)
-        for extra, norm in ((None, None), (add, torch.rand(size)), (add.numbers(), torch.rand(size))):
+        for extra, norm in ((None, None), (add, gains(size)), (add.dequantised(), gains(size))):
             xs = []
 
             def call(extra=extra, norm=norm, xs=xs, start=start, made=made):
                 xs.append(start.clone())
-                return fused_row_ops.residual(xs[-1], extra, norm, 1e-5, made)
+                return fused_row_ops.residual(xs[-1], extra, norm, made)
 
             agree(*both(call))
             assert torch.equal(xs[0].nan_to_num(7.0), xs[1].nan_to_num(7.0))
@@ -107,9 +111,9 @@ def test_hidden_with_large_counts():
 @pytest.mark.parametrize("normed", [True, False])
 def test_heads(normed, turned):
     q, k, v = sums(9, 24, True), sums(9, 12, False), sums(9, 12, True)
-    norms = (torch.rand(6), torch.rand(6)) if normed else None
+    norms = (gains(6), gains(6)) if normed else (None, None)
     angles = (torch.rand(9, 3), torch.rand(9, 3)) if turned else None
-    found, wanted = both(lambda: fused_row_ops.heads(q, k, v, 6, norms, 1e-5, angles))
+    found, wanted = both(lambda: fused_row_ops.heads(q, k, v, 6, norms, angles))
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
@@ -119,6 +123,6 @@ def test_project(n, density):
     weight = ops.input_major(encode(torch.randn(50, 70))[0])
     x = torch.randint(-127, 128, (n, 70), dtype=torch.int8) * (torch.rand(n, 70) < density)
     counts = fused_row_ops.Counts(x, torch.ones(n, 1), int(torch.count_nonzero(x)))
-    found, wanted = both(lambda: fused_row_ops.project(counts, Matrix(weight, torch.ones(50))).total)
+    found, wanted = both(lambda: fused_row_ops.project(counts, MatrixForm(weight, torch.ones(50))).total)
     assert found.dtype == torch.int32
     assert torch.equal(found, wanted)

@@ -1,0 +1,273 @@
+"""Stages of the fused decoding step: counts of a row, INT8 products, dequantising, gates, attention over a cache.
+
+The arithmetic is that of `fastsnn_integer.deterministic`, by the functions that its compiled twins are made of. Tables
+(`fastsnn_kernel_numba.layout`) say where everything is: ``w`` is a `Work`, ``rule`` a record `SITE`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastsnn_kernel_numba.array_views import view
+from fastsnn_kernel_numba.attention import KEYS, _bits, _gather, _highest
+from fastsnn_kernel_numba.deterministic import (
+    ONE,
+    ZERO,
+    F,
+    _as_float,
+    _dots,
+    _exp,
+    _folded,
+    _half_of,
+    _logsigmoid,
+)
+from fastsnn_kernel_numba.gemm_events import GROUP, U, _accumulate_events, _flush_int16, _prefetch_rows
+from fastsnn_kernel_numba.layout import GATE_NOT_FINITE, INT8, MAX_ABS, MEAN_ABS, NOT_FINITE
+from fastsnn_kernel_numba.numba_runtime import compile, prefetch
+
+INT8_MAX = F(127)
+INT32_RANGE = F(2147483648.0)  # magnitudes of counts stay below
+MOST_BURST = 16
+SUM_32 = (1 << 31) // 128  # Σ|c| from which sums take 64 bits
+
+
+@compile
+def _prefetch_floats(x, first, size):  # type: ignore[no-untyped-def]
+    """Prefetch `size` float32 numbers."""
+    for line in range(first, first + size, 16):
+        prefetch(x, line)
+
+
+@compile
+def _max_abs(x, a, size):  # type: ignore[no-untyped-def]
+    """max |x|, by bits: magnitudes are ordered like whole numbers (NaN above all), and those the compiler compares in
+    vectors."""
+    top = np.int32(0)
+    for i in range(U(size)):
+        top = max(top, _bits(abs(x[a + i])))
+    return _as_float(top)
+
+
+@compile
+def _nth_largest(x, a, size, burst, part, at):  # type: ignore[no-untyped-def]
+    """The (burst + 1)-th largest |x|, by bits as in `_max_abs`; burst < MOST_BURST and < size."""
+    for j in range(U(burst + 1)):
+        part[at + j] = ZERO
+    for i in range(U(size)):
+        m, j = abs(x[a + i]), burst
+        if _bits(m) > _bits(part[at + U(burst)]):
+            while j > 0 and _bits(part[at + U(j - 1)]) < _bits(m):
+                part[at + U(j)] = part[at + U(j - 1)]
+                j -= 1
+            part[at + U(j)] = m
+    return part[at + U(burst)]
+
+
+@compile
+def _threshold(x, a, size, half, rule, part, at):  # type: ignore[no-untyped-def]
+    """V of a row, and the largest |x| that `bound` holds for."""
+    limit = F(np.inf)
+    if rule.statistic == MAX_ABS:
+        if rule.burst > 0:
+            limit = _nth_largest(x, a, size, rule.burst, part, at)
+            v = limit
+        else:
+            v = _max_abs(x, a, size)
+    elif rule.statistic == MEAN_ABS:
+        v = _folded(x, a, size, half, 1, part, at) / F(size)
+    else:
+        v = np.sqrt(_folded(x, a, size, half, 2, part, at) / F(size))
+    v = v * rule.gain / rule.divisor
+    v = rule.v_min if v < rule.v_min else v
+    v = rule.v_max if v > rule.v_max else v
+    return (ONE if v == ZERO else v), limit
+
+
+@compile
+def _round_counts(x, a, size, v, rule, limit):  # type: ignore[no-untyped-def]
+    """A row becomes its counts."""
+    bound, dead_zone = rule.bound, rule.dead_zone
+    if bound < F(np.inf) or dead_zone > ZERO:
+        for i in range(U(size)):
+            u = x[a + i] / v
+            c = -bound if u < -bound else bound if u > bound else u
+            c = np.rint(u if abs(x[a + i]) > limit else c)
+            x[a + i] = ZERO if abs(u) < dead_zone else c
+    else:
+        for i in range(U(size)):
+            x[a + i] = np.rint(x[a + i] / v)
+
+
+@compile
+def _to_int32(x, a, size, counts):  # type: ignore[no-untyped-def]
+    """Counts as whole numbers; False where one is not finite or does not fit 32 bits."""
+    fits = True
+    for i in range(U(size)):
+        fits &= abs(x[a + i]) < INT32_RANGE
+    for i in range(U(size)):
+        counts[i] = np.int32(x[a + i])
+    return fits
+
+
+@compile
+def _list_events(counts, size, index, count, row):  # type: ignore[no-untyped-def]
+    """Events of a row; says how many there are, and whether their sums need 64 bits."""
+    at, total = 0, np.int64(0)
+    for i in range(U(size)):
+        total += abs(np.int64(counts[i]))
+    for i in range(U(size)):  # no branch: which inputs are active is random
+        index[at] = np.int32(i)
+        count[at] = counts[i]
+        at += counts[i] != 0
+    row[0].events, row[0].wide = at, np.int64(total >= SUM_32)
+
+
+@compile
+def _quantise_row(w, size, site):  # type: ignore[no-untyped-def]
+    """The row y, which is used up, becomes the events of a site, and V."""
+    x, rule = w.y, w.sites[site]
+    if rule.centre >= 0:
+        centre = U(rule.centre)
+        for i in range(U(size)):
+            x[i] = x[i] - w.constants[centre + i]
+    v, limit = _threshold(x, U(0), size, _half_of(size), rule, w.folds, U(0))
+    _round_counts(x, U(0), size, v, rule, limit)
+    if not _to_int32(x, U(0), size, w.counts):
+        if w.row[0].problem == 0:
+            w.row[0].problem, w.row[0].site = NOT_FINITE, site
+        for i in range(size):  # nothing that follows counts any more, but it must stay inside its arrays
+            w.counts[i] = 0
+    _list_events(w.counts, size, w.index, w.count, w.row)
+    w.threshold[0] = v
+
+
+@compile
+def _accumulate_task(w, task, worker, widest):  # type: ignore[no-untyped-def]
+    """One task of a projection: the events of its part onto its columns."""
+    t = w.tasks[task]
+    m = w.matrices[t.matrix]
+    column, n, part, tall, parts, events = t.column, U(t.columns), t.part, m.outputs, m.parts, w.row[0].events
+    weight = view(m.address, tall * m.inputs, INT8)
+    first, last = events * part // parts, events * (part + 1) // parts
+    oa, oo = U(worker * widest), U(m.sums + part * tall + column)
+    _prefetch_rows(weight, w.index, first, min(first + GROUP, last), tall, column, 0, np.int64(n))
+    for j in range(n):
+        w.acc[oa + j] = 0
+    if w.row[0].wide:
+        for j in range(n):
+            w.sums_64[oo + j] = 0
+        _accumulate_events(weight, w.index, w.count, first, last, tall, column, n, w.acc, oa, w.sums_64, oo, 255)
+        _flush_int16(w.acc, oa, w.sums_64, oo, n)
+    else:
+        for j in range(n):
+            w.sums[oo + j] = 0
+        _accumulate_events(weight, w.index, w.count, first, last, tall, column, n, w.acc, oa, w.sums, oo, 255)
+        _flush_int16(w.acc, oa, w.sums, oo, n)
+
+
+@compile
+def _dequantise(w, matrix, first, n, out, oo):  # type: ignore[no-untyped-def]
+    """y = float(sum) · scale · V + bias of the outputs first … first + n of a matrix, from place `oo` of `out` on.
+
+    Once for every output, since the parts of a sum are added in place.
+    """
+    m, v, f = w.matrices[matrix], w.threshold[0], w.constants
+    so, tall, n, scale = U(m.sums + first), U(m.outputs), U(n), U(m.scale + first)
+    if w.row[0].wide:
+        big = w.sums_64
+        for p in range(1, m.parts):
+            for i in range(n):
+                big[so + i] += big[so + U(p) * tall + i]
+        for i in range(n):
+            out[oo + i] = F(big[so + i]) * f[scale + i] * v
+    else:
+        sums = w.sums
+        for p in range(1, m.parts):
+            for i in range(n):
+                sums[so + i] += sums[so + U(p) * tall + i]
+        for i in range(n):
+            out[oo + i] = F(sums[so + i]) * f[scale + i] * v
+    if m.bias >= 0:
+        bias = U(m.bias + first)
+        for i in range(n):
+            out[oo + i] = out[oo + i] + f[bias + i]
+
+
+@compile
+def _gate_row(w, mixer, column, n, low, la, gate):  # type: ignore[no-untyped-def]
+    """g of `n` channels from `column` on, to w.heads[gate …]: the low-rank projection is quantised to INT8, then `up`.
+
+    `low` is a place in w.heads for the low-rank numbers, `la` one in w.gates.
+    """
+    mix, own, lanes, f = w.mixers[mixer], w.heads, w.gates, w.constants
+    up = w.matrices[mix.gate_up]
+    rank, tall = up.inputs, up.outputs
+    _dequantise(w, mix.gate_down, 0, rank, own, low)
+    level = _max_abs(own, low, rank) / INT8_MAX
+    level = level if level > ZERO else ONE
+    weight, n = view(up.address, tall * rank, INT8), U(n)
+    scale, bias = U(up.scale + column), U(up.bias + column)
+    for i in range(n):
+        lanes[la + i] = 0
+    for r in range(rank):
+        c = np.rint(own[low + U(r)] / level)
+        if not abs(c) < INT32_RANGE:
+            w.row[0].problem, c = GATE_NOT_FINITE, ZERO
+        level_r, row = np.int32(c), U(r * tall + column)
+        for i in range(n):  # |level| <= 127, rank <= 4096: far from 32 bits
+            lanes[la + i] += level_r * np.int32(weight[row + i])
+    for i in range(n):
+        own[gate + i] = F(lanes[la + i]) * f[scale + i] * level
+    if up.bias >= 0:
+        for i in range(n):
+            own[gate + i] = own[gate + i] + f[bias + i]
+    tau, floor = mix.tau, mix.floor
+    for i in range(n):
+        y = _logsigmoid(own[gate + i]) / tau
+        own[gate + i] = floor if y < floor else y
+    for i in range(n):
+        own[gate + i] = _exp(own[gate + i])
+
+
+@compile
+def _rotate(x, a, size, cos, sin, position, out, oo):  # type: ignore[no-untyped-def]
+    """Rotary pairs (x_i, x_{i+K/2}) by the angles of a position."""
+    half, p = U(size // 2), U(position * (size // 2))
+    for i in range(half):
+        low, high = x[a + i], x[a + half + i]
+        out[oo + i] = low * cos[p + i] - high * sin[p + i]
+        out[oo + half + i] = high * cos[p + i] + low * sin[p + i]
+
+
+@compile
+def _append_key_value(keys, values, g, capacity, size, slot, x, key, value):  # type: ignore[no-untyped-def]
+    """x[key …] and x[value …] into a slot; keys lie channel by channel, `KEYS` of them side by side."""
+    block = U(((g * (capacity // KEYS) + slot // KEYS) * size) * KEYS + slot % KEYS)
+    row = U((g * capacity + slot) * size)
+    for i in range(U(size)):
+        keys[block + i * U(KEYS)] = x[key + i]
+        values[row + i] = x[value + i]
+
+
+@compile
+def _attend_cache(q, a, keys, values, g, capacity, size, oldest, held, part, at, score, sa, out, oo):  # type: ignore[no-untyped-def]
+    """Softmax attention of one query (scaled already) over `held` slots from the oldest on, round the end."""
+    last, half = min(oldest + held, capacity), _half_of(size)
+    used = capacity if last < oldest + held else last
+    for block in range(0 if used == capacity else oldest // KEYS, (used + KEYS - 1) // KEYS):
+        b = U((g * (capacity // KEYS) + block) * size * KEYS)
+        _dots(q, a, keys, b, KEYS, KEYS, size, half, part, at, score, sa + U(block * KEYS))
+    first, rest = U(last - oldest), U(oldest + held - last)
+    top = _highest(score, sa, rest, _highest(score, sa + U(oldest), first, F(-np.inf)))
+    for j in range(first):
+        score[sa + U(oldest) + j] = _exp(score[sa + U(oldest) + j] - top)
+    for j in range(rest):
+        score[sa + j] = _exp(score[sa + j] - top)
+    n, norm = U(size), ZERO
+    for i in range(n):
+        out[oo + i] = ZERO
+    norm = _gather(score, sa + U(oldest), values, U((g * capacity + oldest) * size), n, first, n, norm, out, oo)
+    norm = _gather(score, sa, values, U(g * capacity * size), n, rest, n, norm, out, oo)
+    norm = ONE if norm == ZERO else norm
+    for i in range(n):
+        out[oo + i] = out[oo + i] / norm

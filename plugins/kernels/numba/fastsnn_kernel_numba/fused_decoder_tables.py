@@ -1,0 +1,200 @@
+"""The tables of a `DecoderPlan`: rows of `fastsnn_kernel_numba.layout`, and the constants they point into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsnn_core.lowering import (
+    BlockPlan,
+    DecoderPlan,
+    LinearAttentionForm,
+    MatrixForm,
+    MixerForm,
+    NormForm,
+    SiteForm,
+    SoftmaxAttentionForm,
+    Unsupported,
+)
+from fastsnn_integer import deterministic
+from fastsnn_kernel_numba.deterministic import ACTIVATIONS
+from fastsnn_kernel_numba.fused_decoder_stages import MOST_BURST
+from fastsnn_kernel_numba.integer_linear import input_major, is_input_major
+from fastsnn_kernel_numba.layout import STATISTICS
+
+COLUMNS = 4096  # outputs per task: 8 KiB of 16-bit sums stay in L1
+NARROW = 4096  # projections up to this many outputs are split over events
+Row = dict[str, Any]
+
+
+class Tables:
+    """Rows and constants of a plan."""
+
+    def __init__(self, plan: DecoderPlan, workers: int) -> None:
+        self.workers = workers
+        self.constants: list[Any] = []
+        self.size = 1  # the first constant is none's
+        self.layers: list[Row] = []
+        self.stages: list[Row] = []
+        self.matrices: list[Row] = []
+        self.tasks: list[Row] = []
+        self.sites: list[Row] = []
+        self.mixers: list[Row] = []
+        self.names: list[str] = []  # of the sites
+        self.held: list[Tensor] = []  # weights whose addresses are in use
+        self.sums = self.columns = self.inputs = 1  # most of a projection, of a task, of a matrix
+        self.rank = 0
+        self.rotary = False
+        add = -1
+        for block in plan.blocks:
+            add = self.block(block, add)
+        (head,), tasks = self.projection([plan.head], split=0)
+        self.stage("head_site", plan.site, tasks, plan.norm, add, plan.width)
+        none = dict.fromkeys(("k", "v", "q_norm", "k_norm", "up", "gate"), -1)
+        zero = dict.fromkeys(("q_eps", "k_eps", "first_mixer", "last_mixer", "activation", "hidden"), 0)
+        self.layers.append({"q": head, **none, **zero})
+
+    def records(self) -> dict[str, list[Row]]:
+        """Rows by array."""
+        names = ("layers", "stages", "matrices", "tasks", "sites", "mixers")
+        return {name: getattr(self, name) for name in names}
+
+    def constant(self, values: Tensor | None) -> int:
+        """Where these numbers are; -1 for none."""
+        if values is None:
+            return -1
+        self.constants.append(values.detach().float().reshape(-1).numpy())
+        self.size += values.numel()
+        return self.size - values.numel()
+
+    def matrix(self, matrix: MatrixForm, weight: Tensor, sums: int, parts: int) -> int:
+        """A row of the matrices: where the outputs of one are among those of `weight`."""
+        self.held.append(weight)
+        tall, inputs = weight.shape
+        self.inputs = max(self.inputs, inputs)
+        scale, bias = self.constant(matrix.scale), self.constant(matrix.bias)
+        self.matrices.append(
+            {"address": weight.data_ptr(), "outputs": tall, "inputs": inputs, "scale": scale, "bias": bias,
+             "sums": sums, "parts": parts}
+        )  # fmt: skip
+        return len(self.matrices) - 1
+
+    def projection(self, *groups: list[MatrixForm], split: int = 1) -> tuple[list[int], tuple[int, int]]:
+        """Matrices with the same input, each group as one: their rows, and the first and last task of the phase.
+
+        The first `split` groups may be split over events; what reads them adds up the parts, and may do that only once.
+        """
+        rows: list[int] = []
+        begin, sums = len(self.tasks), 0
+        for i, matrices in enumerate(groups):
+            weight, own = joined(matrices), len(rows)
+            tall = len(weight)
+            parts, first = self.workers if i < split and tall <= NARROW else 1, sums
+            for matrix in matrices:
+                rows.append(self.matrix(matrix, weight, first, parts))
+                first += len(matrix.weight)
+            for part in range(parts):
+                for column in range(0, tall, COLUMNS):
+                    columns = min(COLUMNS, tall - column)
+                    self.tasks.append({"matrix": rows[own], "column": column, "columns": columns, "part": part})
+                    self.columns = max(self.columns, columns)
+            sums += tall * parts
+        self.sums = max(self.sums, sums)
+        return rows, (begin, len(self.tasks))
+
+    def site(self, name: str, site: SiteForm) -> int:
+        """A row of the sites."""
+        rule = site.rule
+        if rule.burst >= MOST_BURST:
+            raise Unsupported(f"burst = {rule.burst}; up to {MOST_BURST - 1} are fused", name)
+        if rule.statistic not in STATISTICS:
+            raise Unsupported(f"a threshold by {rule.statistic!r} is not fused ({', '.join(STATISTICS)} are)", name)
+        self.sites.append(
+            {"statistic": STATISTICS[rule.statistic], "centre": self.constant(site.centre), "burst": rule.burst,
+             "gain": rule.gain, "divisor": rule.divisor, "v_min": rule.v_min, "v_max": rule.v_max, "bound": rule.bound,
+             "dead_zone": rule.dead_zone}
+        )  # fmt: skip
+        self.names.append(name)
+        return len(self.sites) - 1
+
+    def mixer(self, form: MixerForm, gate_down: int, name: str) -> None:
+        """A row of the mixers."""
+        row = {"feature": -1, "rotary": 0, "window": 0, "gate_down": -1, "gate_up": -1, "norm": -1, "fades": 0,
+               "norm_eps": 0.0, "tau": 1.0, "floor": 0.0, "keep": 1.0, "eps": 0.0, "query_scale": 1.0}  # fmt: skip
+        if isinstance(form, SoftmaxAttentionForm):
+            row |= {"rotary": int(form.rotary), "window": form.window}
+            self.rotary |= form.rotary
+        elif isinstance(form, LinearAttentionForm):
+            row |= {"feature": code(form.feature, name), "eps": form.eps, "query_scale": form.query_scale}
+            row |= {
+                "norm": self.constant(form.norm and form.norm.weight),
+                "norm_eps": form.norm.eps if form.norm else 0,
+            }
+            if form.decay and form.gate is not None:
+                raise Unsupported("a decay and a gate at once are not fused", name)
+            if form.decay:
+                row |= {"fades": 1, "keep": float(deterministic.exp(torch.tensor(-form.decay)))}
+            if form.gate is not None:
+                up = form.gate.up
+                row |= {"gate_down": gate_down, "gate_up": self.matrix(up, joined([up]), 0, 1)}
+                row |= {"tau": form.gate.tau, "floor": form.gate.floor}
+                self.rank = max(self.rank, len(form.gate.down.weight))
+        else:
+            raise Unsupported(f"{type(form).__name__} is not fused", name)
+        self.mixers.append(row)
+
+    def stage(
+        self, name: str, site: SiteForm, tasks: tuple[int, int], norm: NormForm | None, add: int, size: int
+    ) -> None:
+        """What the prologue of a projection does, and its tasks."""
+        by, eps = self.constant(norm and norm.weight), norm.eps if norm else 0.0
+        row = {"site": self.site(name, site), "norm": by, "norm_eps": eps, "add": add, "size": size}
+        self.stages.append(row | {"first_task": tasks[0], "last_task": tasks[1]})
+
+    def block(self, block: BlockPlan, add: int) -> int:
+        """A row of the layers, behind the projection `add`; the projection that the next block begins with."""
+        a, f = block.attention, block.feedforward
+        gates = [m.gate.down for m in a.mixers if isinstance(m, LinearAttentionForm) and m.gate is not None]
+        (q, k, v, *downs), tasks = self.projection([a.q, a.k, a.v], *([down] for down in gates))
+        self.stage(f"{block.name}.attention.inner", a.inner, tasks, block.attention_norm, add, a.q.weight.shape[1])
+        begin, left = len(self.mixers), iter(downs)
+        for i, mixer in enumerate(a.mixers):
+            gated = isinstance(mixer, LinearAttentionForm) and mixer.gate is not None
+            self.mixer(mixer, next(left) if gated else -1, f"{block.name}.attention.mixer (form {i})")
+        (out,), tasks = self.projection([a.out])
+        self.stage(f"{block.name}.attention.outer", a.outer, tasks, None, -1, a.out.weight.shape[1])
+        (up, *gate), tasks = self.projection([f.up] if f.gate is None else [f.up, f.gate])
+        self.stage(f"{block.name}.feedforward.inner", f.inner, tasks, block.feedforward_norm, out, f.up.weight.shape[1])
+        (down,), tasks = self.projection([f.down])
+        hidden = len(f.up.weight)
+        self.stage(f"{block.name}.feedforward.hidden", f.hidden, tasks, None, -1, hidden)
+        activation = code(f.activation, f"{block.name}.feedforward")
+        self.layers.append(
+            {"q": q, "k": k, "v": v, "q_norm": self.constant(a.q_norm and a.q_norm.weight),
+             "k_norm": self.constant(a.k_norm and a.k_norm.weight), "q_eps": a.q_norm.eps if a.q_norm else 0.0,
+             "k_eps": a.k_norm.eps if a.k_norm else 0.0, "first_mixer": begin, "last_mixer": len(self.mixers), "up": up,
+             "gate": gate[0] if gate else -1, "activation": activation, "hidden": hidden}
+        )  # fmt: skip
+        return down
+
+
+def code(activation: str, name: str) -> int:
+    """The kernels' code of an activation."""
+    if activation not in ACTIVATIONS:
+        raise Unsupported(f"the activation {activation!r} has no compiled form ({', '.join(ACTIVATIONS)} have)", name)
+    return ACTIVATIONS[activation]
+
+
+def joined(matrices: list[MatrixForm]) -> Tensor:
+    """The weights of matrices with the same input as one, input-major: as they lie, or a copy side by side."""
+    first, tall = matrices[0].weight, sum(len(m.weight) for m in matrices)
+    place, stride = first.data_ptr(), first.stride(1)
+    for m in matrices:
+        if not is_input_major(m.weight) or m.weight.stride(1) != stride or m.weight.data_ptr() != place:
+            return input_major(torch.cat([m.weight for m in matrices]))
+        place += len(m.weight)
+    if stride != tall:  # a part of something larger
+        return input_major(torch.cat([m.weight for m in matrices]))
+    return first.as_strided((tall, first.shape[1]), (1, stride))

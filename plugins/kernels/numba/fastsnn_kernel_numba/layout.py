@@ -1,0 +1,134 @@
+"""Tables of the fused decoder: records with named fields, and a `pack` that refuses what is missing or unknown.
+
+Kernels read ``w.matrices[m].inputs``; nothing is found by a number. Places in `Work.constants`, and rows of other
+tables, are counted from 0; -1 stands for none. Addresses are bytes, sizes are elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from struct import Struct
+from typing import Any
+
+import numpy as np
+
+INT, FLOAT, INT8, INT16, INT32 = (np.dtype(kind) for kind in ("i8", "f4", "i1", "i2", "i4"))
+
+
+def record(**fields: np.dtype[Any]) -> np.dtype[Any]:
+    """A record type; fields lie as C would have them."""
+    return np.dtype(list(fields.items()), align=True)
+
+
+STATISTICS = {"max_abs": 0, "mean_abs": 1, "rms": 2}  # of `SITE.statistic`
+MAX_ABS, MEAN_ABS, RMS = STATISTICS.values()
+
+# A spike site: `fastsnn_core.lowering.SpikeRule`, and where its centre lies among the constants.
+SITE = record(
+    statistic=INT, centre=INT, burst=INT,
+    gain=FLOAT, divisor=FLOAT, v_min=FLOAT, v_max=FLOAT, bound=FLOAT, dead_zone=FLOAT,
+)  # fmt: skip
+
+# INT8 weights, input-major: one row of `outputs` codes per input. `scale` and `bias` are constants; `sums` is where its
+# int32 sums begin, of which there are `parts` (of the events) one after the other, each of the whole product's width.
+MATRIX = record(address=INT, outputs=INT, inputs=INT, scale=INT, bias=INT, sums=INT, parts=INT)
+
+# A task: `columns` outputs of a matrix from `column` on, for one part of the events.
+TASK = record(matrix=INT, column=INT, columns=INT, part=INT)
+
+# A projection: what its prologue does (add the matrix `add` to the residual stream, norm, site of `size` channels), and
+# its tasks.
+STAGE = record(site=INT, first_task=INT, last_task=INT, norm=INT, norm_eps=FLOAT, add=INT, size=INT)
+
+# A block; its four stages are rows 4·l … 4·l + 3 of the stages. Matrices, norms per head, mixers first … last.
+LAYER = record(
+    q=INT, k=INT, v=INT, q_norm=INT, k_norm=INT, q_eps=FLOAT, k_eps=FLOAT, first_mixer=INT, last_mixer=INT,
+    up=INT, gate=INT, activation=INT, hidden=INT,
+)  # fmt: skip
+
+# An attention: `feature` -1 for softmax. Linear ones: S and z times `keep` per token where it `fades`, or times a gate.
+MIXER = record(
+    feature=INT, rotary=INT, window=INT, gate_down=INT, gate_up=INT, norm=INT, fades=INT,
+    norm_eps=FLOAT, tau=FLOAT, floor=FLOAT, keep=FLOAT, eps=FLOAT, query_scale=FLOAT,
+)  # fmt: skip
+
+# A mixer's state in one stream: addresses of (S, z) or (keys, values), slots of the cache, tokens seen.
+STATE = record(first=INT, second=INT, capacity=INT, seen=INT)
+
+# What a row of spikes came to: events, whether its sums need 64 bits, what is wrong (`NOT_FINITE`, …), and where.
+ROW = record(events=INT, wide=INT, problem=INT, site=INT)
+NOT_FINITE, GATE_NOT_FINITE = 1, 2
+
+# Arrays of a `Work`: type, in the order of its fields.
+ARRAYS: dict[str, np.dtype[Any]] = {
+    "sync": INT,  # counters of the phases
+    "layers": LAYER,
+    "stages": STAGE,  # [4 L + 1]
+    "matrices": MATRIX,
+    "tasks": TASK,
+    "sites": SITE,
+    "mixers": MIXER,
+    "constants": FLOAT,  # scales, biases, norms, centres
+    "codes": INT8,  # the embedding's table; empty where it is floats
+    "table": FLOAT,  # its scales, or its rows
+    "row": ROW,  # [1]
+    "threshold": FLOAT,  # [1] V of the latest spikes
+    "x": FLOAT,  # residual stream [D]
+    "y": FLOAT,  # what becomes spikes
+    "z": FLOAT,  # the second hidden row
+    "mixed": FLOAT,  # outputs of the mixers [H · n · K]
+    "counts": INT32,  # of a row
+    "index": INT32,  # of its events: inputs
+    "count": INT32,  # of its events: counts
+    "acc": INT16,  # of every worker: running sums
+    "sums": INT32,
+    "sums_64": INT,
+    "heads": FLOAT,  # of every worker: one group of heads
+    "folds": FLOAT,  # of every worker: partial sums
+    "logits": FLOAT,
+    "gates": INT32,  # of every worker: sums of gates
+}
+PLACES = record(**{f"{name}_{part}": INT for name in ARRAYS for part in ("at", "size")})
+
+# A call: the place of the PLACES, a stream's states and scores, rotary tables, sizes.
+CALL = record(
+    places=INT, state_at=INT, state_size=INT, score_at=INT, score_size=INT, cos_at=INT, sin_at=INT, angles_size=INT,
+    token=INT, position=INT, n_heads=INT, n_kv_heads=INT, head_dim=INT, head_room=INT, fold_room=INT, widest=INT,
+    workers=INT, softmax_scale=FLOAT,
+)  # fmt: skip
+
+
+# One INT8 product of a row of spikes (`fastsnn_kernel_numba.gemv_events`): addresses (scale and threshold 0 for sums in
+# 64 bits), the type of the counts, sizes, parts of the events, workers.
+GEMV = record(
+    counts=INT, kind=INT, weight=INT, scale=INT, threshold=INT, out=INT, inputs=INT, outputs=INT, width=INT, parts=INT,
+    workers=INT,
+)  # fmt: skip
+
+
+def packer(kind: np.dtype[Any]) -> Callable[..., None]:
+    """``into(buffer, offset, **fields)``: a record of whole numbers, packed without NumPy (a microsecond)."""
+    names = kind.names or ()
+    pack_into = Struct(f"{len(names)}q").pack_into
+
+    def into(buffer: Any, offset: int, **fields: int) -> None:
+        if len(fields) != len(names):
+            raise TypeError(f"wanted {', '.join(names)}; got {', '.join(fields)}")
+        pack_into(buffer, offset, *[fields[name] for name in names])
+
+    return into
+
+
+def pack(kind: np.dtype[Any], rows: Iterable[Mapping[str, Any]]) -> np.ndarray[Any, Any]:
+    """Records of dicts that have exactly the fields of `kind`, whole numbers where it has whole numbers."""
+    rows = list(rows)
+    out = np.zeros(len(rows), kind)
+    for i, row in enumerate(rows):
+        wanted, given = set(kind.names or ()), set(row)
+        if wanted != given:
+            raise TypeError(f"missing {sorted(wanted - given)}, unknown {sorted(given - wanted)}")
+        for name, value in row.items():
+            if kind[name].kind == "i" and int(value) != value:
+                raise TypeError(f"{name} is {value!r}, no whole number")
+            out[i][name] = value
+    return out

@@ -1,0 +1,96 @@
+"""The fused decoding step: a decoder's plan made ready by a kernel, kept until the plan changes, and its streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from fastsnn_core.lowering import Unsupported, fingerprint, lower
+from fastsnn_core.ops import input_major
+from fastsnn_events.runtime import Coding
+from fastsnn_integer.reference import DECODE_STEP, stepper
+
+
+class FastStream:
+    """A stream in the fused step: ``step(token) -> logits [vocab]``; `state` gives it back in the model's form."""
+
+    def __init__(self, model: Any, made: Any, state: Any) -> None:
+        self.model, self.like = model, state
+        pairs = [block.attention.mixer.pack_state(s.attention.mixer) for block, s in zip(model.layers, state.layers)]
+        self.stream = made.start(int(state.position), pairs)
+
+    def step(self, token: int) -> Tensor:
+        """Logits after one more token; counts that are not finite are a ValueError, and the stream's end."""
+        return self.stream.step(token)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the state."""
+        return self.stream.nbytes
+
+    def state(self) -> Any:
+        """The `DecoderState` that the model itself goes on with."""
+        layers = []
+        for block, old, pairs in zip(self.model.layers, self.like.layers, self.stream.states()):
+            mixer = block.attention.mixer.unpack_state(pairs)
+            layers.append(old._replace(attention=old.attention._replace(mixer=mixer)))
+        return self.like._replace(position=torch.tensor([self.stream.position]), layers=tuple(layers))
+
+
+def refuse_hooks(model: nn.Module) -> None:
+    """Refuse what a fused step would leave out: hooks that watch modules, trains that must fit, training."""
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        raise Unsupported("a hook on every module is registered, which a fused step would pass by")
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise Unsupported("it has a hook, which a fused step would pass by", name or "the model")
+        if isinstance(module, Coding) and module.active and module.strict:
+            raise Unsupported("strict coding checks every count against its steps", name)
+    if model.training:
+        raise Unsupported("the model is in training mode")
+
+
+def make_contiguous(model: Any) -> None:
+    """Weights that read the same spikes lie side by side, so that one event reads one long row: q, k, v; up, gate.
+
+    The layers keep views of the whole, so there is no second copy.
+    """
+    for block in model.layers:
+        a, f = block.attention, block.feedforward
+        form = lower(f, "feedforward")
+        ups = [form.up.layer] if form.gate is None else [form.up.layer, form.gate.layer]
+        for layers in ([a.q, a.k, a.v], ups):
+            tall, first = sum(len(layer.weight) for layer in layers), layers[0].weight
+            shared = {layer.weight.untyped_storage().data_ptr() for layer in layers}
+            if first.stride() == (1, tall) and len(shared) == 1:
+                continue
+            with torch.inference_mode(False):  # what is made in inference mode could not be loaded into again
+                whole = input_major(torch.cat([layer.weight for layer in layers]))
+            begin = 0
+            for layer in layers:
+                layer.weight = whole[begin : begin + len(layer.weight)]
+                begin += len(layer.weight)
+
+
+def start(model: Any, state: Any, wait: bool = True) -> tuple[str, FastStream]:
+    """``(kernel set, stream)`` that goes on from the state of one stream; `Unsupported` says why not.
+
+    The plan is made anew each time (a few µs per part), and the kernel's own form of it where its numbers, its
+    tensors or the number of threads have changed.
+    """
+    refuse_hooks(model)
+    if state is None or len(state.position) != 1:
+        raise Unsupported("a fused stream begins from the state of one stream")
+    if DECODE_STEP.pick("cpu")[0] == "naive":
+        stepper(lower(model, ""))  # says why not
+    plan = lower(model, "")
+    key = fingerprint(plan), torch.get_num_threads()
+    if model.fused is None or model.fused[0] != key:
+        make_contiguous(model)
+        plan = lower(model, "")
+        model.fused = (fingerprint(plan), torch.get_num_threads()), stepper(plan, wait)
+    kernel, made = model.fused[1]
+    return kernel, FastStream(model, made, state)
