@@ -41,7 +41,7 @@ def run(parts: list[str], name: str) -> None:
     torch.manual_seed(0)
     space = {"__name__": "__main__"}
     for n, part in enumerate(parts, 1):
-        exec(compile(part, f"{name} block {n}", "exec"), space)
+        exec(compile(part, f"{name} block {n}", "exec", dont_inherit=True), space)
 
 
 @pytest.mark.parametrize(
