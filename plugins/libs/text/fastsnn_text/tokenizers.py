@@ -198,9 +198,11 @@ def prompt_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def load_tokenizer(source: Any = "byte") -> Tokenizer:
-    """``"byte"``, the path of a tokenizer.json (or its folder), a SentencePiece .model, or a tokenizer as it is."""
+    """``"byte"``, the path of a tokenizer.json (or its folder), a SentencePiece .model, or a tokenizer of any library."""
     if not isinstance(source, str | Path):
-        return source
+        from fastsnn_text.foreign_tokenizers import adapted
+
+        return adapted(source)
     if str(source) == "byte":
         return ByteTokenizer()
     path = Path(source)

@@ -196,7 +196,7 @@ def assembled(columns: dict[str, Tensor], where: str, vocab_size: int | None) ->
     ids, mask = columns["ids"], columns.get("mask")
     if ids.shape[1] < 2 or not len(ids):
         raise DataError(f"{where} must be token ids [B, T] with T >= 2, got {tuple(ids.shape)}")
-    if mask is not None and vocab_size is not None:
+    if mask is not None:
         ids = torch.where(mask, ids, 0)  # what stands under padding is never read
     check_token_ids(ids, vocab_size, where)
     counts = torch.ones_like(ids, dtype=torch.bool)
