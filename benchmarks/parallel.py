@@ -49,7 +49,7 @@ def work(kind: str, steps: int, out: str, double: bool) -> None:
 
     from fastsnn_core import build, create
     from fastsnn_train import TrainConfig, Trainer, load_data
-    from fastsnn_train.loop.parallel import leave
+    from fastsnn_train.loop.parallel import leave_group
 
     torch.manual_seed(0)
     kinds = (create("attention", "gla"), create("attention", "sliding_window", window=64))
@@ -74,7 +74,7 @@ def work(kind: str, steps: int, out: str, double: bool) -> None:
     if trainer.world.leader:
         result = {"seconds": statistics.median(seconds[2:]), "losses": losses, "began": first}
         Path(out).write_text(json.dumps(result | {"parameters": sum(p.numel() for p in model.parameters())}))
-    leave(trainer.world)
+    leave_group(trainer.world)
 
 
 def shared(model: Any) -> Any:

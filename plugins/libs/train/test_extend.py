@@ -12,6 +12,7 @@ import torch
 
 from fastsnn_core import bundle
 from fastsnn_train import Data, TrainConfig, Trainer, extend_context
+from fastsnn_train.cli import fit
 from fastsnn_train.data.streaming import Streamed
 from fastsnn_train.evaluation.recall import mqar, recall
 from fastsnn_train.extend.cli import extend
@@ -286,11 +287,40 @@ def test_the_command_extends_a_run(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     path, out = tmp_path / "spec.toml", tmp_path / "run"
     path.write_text(SPEC)
+    assert fit([str(path), "--out", str(out), "--quiet"]) == 0
     assert extend([str(path), "--out", str(out), "--to", "64,128", "--steps", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [s["to"] for s in found["stages"]] == [64, 128]
     assert [m["what"] for m in bundle.load(out / "extended.snn").meta["milestones"]] == ["fit", "extend_context"]
     assert (out / "extension" / "extension.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--to", "abc"), "expected a whole number at least 2, got 'abc'"),
+        (("--to", "16"), "lengths must rise from the run's seq_len of"),
+        (("--to", "128,64"), "lengths must rise"),
+        (("--to", "64"), "holds no run"),
+        (("--to", "64", "--steps", "-1"), "must be at least 0"),
+        (("--to", "64", "--mode", "cary"), "did you mean 'carry'"),
+        (("--to", "64", "--rope", "yarn"), "would change nothing for the better"),
+        (("--to", "64", "--short-share", "1"), "must be at least 0 and less than 1"),
+    ],
+)
+def test_the_command_refuses_before_it_trains(words, says, tmp_path, capsys, monkeypatch):
+    import fastsnn_train.extend.cli as module
+    from fastsnn_core.cli import EXIT_USER, main
+
+    monkeypatch.setattr(module, "fit_spec", lambda *_, **__: pytest.fail("it trained"))
+    (tmp_path / "spec.toml").write_text(SPEC)
+    try:
+        status = main(["extend", str(tmp_path / "spec.toml"), "--out", str(tmp_path / "run"), *words])
+    except SystemExit as left:
+        status = left.code
+    assert status == EXIT_USER
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 class Killed(Exception):

@@ -11,8 +11,8 @@ from torch import nn
 
 from fastsnn_core import bundle
 from fastsnn_text import ByteTokenizer, attach
-from fastsnn_train.cli import evaluate as command
 from fastsnn_train.data.packing import Packed
+from fastsnn_train.evaluation.cli import evaluate as command
 from fastsnn_train.evaluation.evaluate import by_position, evaluate_text, nats
 from fastsnn_train.evaluation.recall import TASKS, draw, recall
 
@@ -121,3 +121,37 @@ def test_the_command_evaluates_draws_and_continues(make, tmp_path, capsys):
     with pytest.raises(SystemExit):
         command([str(path)])
     assert "say what to evaluate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--text", "{text}", "--seq-len", "1"), "must be at least 2, got 1"),
+        (("--text", "{text}", "--seq-len", "0"), "must be at least 2, got 0"),
+        (("--text", "{text}", "--stride", "0"), "must be at least 1"),
+        (("--text", "{text}", "--stride", "600"), "--stride must be at most --seq-len"),
+        (("--text", "{text}", "--from", "0.5", "--to", "0.5"), "leaves nothing"),
+        (("--text", "{text}", "--to", "2"), "must be at least 0 and at most 1"),
+        (("--text", "nope.txt"), "--text nope.txt: there is no such file"),
+        (("--recall", "pass"), "no 'pass'; did you mean 'passkey'?"),
+        (("--recall", "mqar", "--lengths", "a"), "expected a whole number"),
+        (("--recall", "mqar", "--heatmap", "/proc/x.png"), "--heatmap /proc/x.png cannot be written"),
+        (("--recall", "mqar", "--heatmap", "x.txt"), "must end in .png"),
+        (("--text", "{text}", "--heatmap", "x.png"), "--heatmap draws --recall"),
+        (("--prompt", "x", "--max-tokens", "-3"), "must be at least 1"),
+        (("--text", "{text}", "--runtime", "evnt"), "did you mean 'event'"),
+        ((), "say what to evaluate"),
+    ],
+)
+def test_the_command_refuses_before_a_model_is_loaded(words, says, tmp_path, capsys, monkeypatch):
+    from fastsnn_core.cli import EXIT_USER, main
+
+    monkeypatch.setattr(bundle, "load", lambda *_: pytest.fail("it loaded"))
+    (tmp_path / "t.txt").write_text("words")
+    given = [word.format(text=tmp_path / "t.txt") for word in words]
+    try:
+        status = main(["eval", str(tmp_path / "m.snn"), *given])
+    except SystemExit as left:
+        status = left.code
+    assert status == EXIT_USER
+    assert says in capsys.readouterr().err

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from fastsnn_core import Session, Tracker, build, create
 from fastsnn_train import Packed, TrainConfig, Trainer, TrainingError
-from fastsnn_train.loop.parallel import full, join, leave, whole_model
+from fastsnn_train.loop.parallel import full, join_group, leave_group, whole_model
 
 CONFIG = {
     "max_steps": 6,
@@ -102,7 +102,7 @@ class StopOne(Tracker):
 
 def main(folder: Path) -> None:
     """Every case, one after the other."""
-    world, data, said = join("ddp"), corpus(), {}
+    world, data, said = join_group("ddp"), corpus(), {}
     for kind in ("ddp", "fsdp", "sequence"):
         for accumulate in (1, 2):
             found = gradients(kind, accumulate)
@@ -141,7 +141,7 @@ def main(folder: Path) -> None:
         if world.leader:
             save_file(weights(fast.model), folder / f"{kind}-float32.safetensors")
     del trainer, again, stopped, fast
-    leave(world)
+    leave_group(world)
     said["threads"] = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
     (folder / f"said-{world.rank}.json").write_text(json.dumps(said))
 

@@ -21,13 +21,14 @@ def adapted(source: Any) -> Tokenizer:
         return HuggingFaceTokenizer(source.to_str())
     if hasattr(source, "convert_ids_to_tokens"):
         raise ArgumentError(
-            f"{type(source).__name__} has no tokenizer.json (a 'slow' tokenizer); give AutoTokenizer's fast one, or the "
-            "path of its SentencePiece .model file"
+            f"{type(source).__name__} has no tokenizer.json (a 'slow' tokenizer); give AutoTokenizer's fast one, "
+            "or the path of its SentencePiece .model file"
         )
     lacks = ", ".join(name for name in NEEDED if not hasattr(source, name))
+    name = "None" if source is None else type(source).__name__
     raise ArgumentError(
-        f"{'None' if source is None else type(source).__name__} is no tokenizer: it lacks {lacks}; give 'byte', a path, "
-        "a tokenizer of transformers or tokenizers, or an object with these"
+        f"{name} is no tokenizer: it lacks {lacks}; give 'byte', a path, a tokenizer of transformers or tokenizers, "
+        "or an object with these"
     )
 
 

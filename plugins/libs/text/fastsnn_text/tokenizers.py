@@ -198,7 +198,7 @@ def prompt_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def load_tokenizer(source: Any = "byte") -> Tokenizer:
-    """``"byte"``, the path of a tokenizer.json (or its folder), a SentencePiece .model, or a tokenizer of any library."""
+    """``"byte"``, a tokenizer.json (or its folder), a SentencePiece .model, or a tokenizer of another library."""
     if not isinstance(source, str | Path):
         from fastsnn_text.foreign_tokenizers import adapted
 

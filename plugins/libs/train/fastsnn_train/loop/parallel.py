@@ -99,7 +99,7 @@ class World:
             dist.barrier()
 
 
-def join(kind: str) -> World:
+def join_group(kind: str) -> World:
     """The world torchrun made, or a world of one."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -118,7 +118,7 @@ def join(kind: str) -> World:
     return World(kind, dist.get_rank(), dist.get_world_size())
 
 
-def leave(world: World) -> None:
+def leave_group(world: World) -> None:
     """Give up what `join` opened, when every process is here and nothing that trained is held any more.
 
     What still holds the group keeps its threads, and a process that ends while one of them lets go of a tensor aborts

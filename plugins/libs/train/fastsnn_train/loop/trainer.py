@@ -52,7 +52,7 @@ class Trainer:
     ) -> None:
         self.model, self.config = model, settled(config or TrainConfig(), model)
         self.out = None if out is None else Path(out)
-        self.world = parallel.join(self.config.parallel)
+        self.world = parallel.join_group(self.config.parallel)
         self.quiet = quiet or not self.world.leader
         self.stepper = Stepper(model, self.config, self.world)
         self.rescue = Rescue(self.config.rescue)
