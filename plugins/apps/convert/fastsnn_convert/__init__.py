@@ -22,8 +22,8 @@ __all__ = sorted([*_EXPORTS, "convert"])
 def convert(source: Any, *, to: str | Path | None = None, neuron: Any = "adaptive_threshold", **options: Any) -> Any:
     """A trained network as a spiking one, a `Conversion` with ``.model``, ``.report`` and ``.save(path)``.
 
-    `source` is a Hugging Face directory (a language model; options of `fastsnn_convert.language`), an ``nn.Module``, a
-    ``.snn`` bundle, or a state dict or ``.safetensors`` file together with ``spec=`` (options of
+    `source` is a Hugging Face directory or a GGUF file (a language model; options of `fastsnn_convert.language`), an
+    ``nn.Module``, a ``.snn`` bundle, or a state dict or ``.safetensors`` file together with ``spec=`` (options of
     `fastsnn_convert.modules.convert_module`). `neuron` is a neuron component, its name, or a table as in a spec; `to`
     writes a bundle. Errors: `ConversionError`, naming the file or the part, the reason, and what is possible.
     """
@@ -36,6 +36,10 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = "adaptiv
             from fastsnn_convert.language import convert_language
 
             done = convert_language(source, neuron=neuron, **options)
+    elif isinstance(source, str | Path) and is_language_model(Path(source)):
+        from fastsnn_convert.language import convert_language
+
+        done = convert_language(source, neuron=neuron, **options)
     elif isinstance(source, str | Path | dict):
         spec, names = options.pop("spec", None), options.pop("names", None)
         done = convert_module(from_weights(source, spec, names), neuron=neuron, **of_modules(options))
@@ -44,6 +48,13 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = "adaptiv
     if to is not None:
         done.save(to)
     return done
+
+
+def is_language_model(path: Path) -> bool:
+    """Is there a reader of language models for files with this ending?"""
+    from fastsnn_convert.language.families import reader_of
+
+    return path.suffix.lower() != ".safetensors" and reader_of(path) is not None
 
 
 def of_modules(options: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,9 @@ WORDS = (
 def main(argv: list[str]) -> int:
     """Convert a trained network (Hugging Face directory, .snn bundle, or safetensors with --spec) to a spiking one."""
     args = argparse.ArgumentParser(prog="fastsnn convert", description=main.__doc__)
-    args.add_argument("source", help="a Hugging Face directory, a .snn bundle, or a .safetensors file with --spec")
+    args.add_argument(
+        "source", help="a Hugging Face directory, a .gguf file, a .snn bundle, or a .safetensors file with --spec"
+    )
     args.add_argument("--to", required=True, help="the bundle to write")
     args.add_argument("--neuron", default="adaptive_threshold", help="what makes the spikes")
     args.add_argument("--steps", type=int, help="spike steps that counts must fit into")
@@ -30,7 +32,7 @@ def main(argv: list[str]) -> int:
     )
     args.add_argument("--spec", help="the spec (TOML) of the network that the weights belong to")
     args.add_argument("--names", help="names of the weights in the spec: conv1=layers.0,fc=layers.3")
-    words = args.add_argument_group("language models (a Hugging Face directory)")
+    words = args.add_argument_group("language models (a Hugging Face directory or a GGUF file)")
     words.add_argument("--k", type=float, help="mean count per channel (adaptive_threshold; 3 unless given)")
     words.add_argument("--burst", type=int, help="channels per token that may need more than --steps (adaptive_max)")
     words.add_argument("--attention", help="replace attentions: hybrid_alt, gla, … or a list over layers: gla,softmax")

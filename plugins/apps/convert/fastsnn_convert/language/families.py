@@ -15,9 +15,11 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fastsnn_convert.language.hf_checkpoint import Checkpoint, CheckpointError
 from fastsnn_core import Attention, Feedforward, build, create
+from fastsnn_core.errors import MissingError
 from fastsnn_model_decoder import Decoder, Rope
 
 ACTIVATIONS = {
@@ -209,6 +211,8 @@ def magnitude(s: Settings, table: dict[str, Any], factor: float) -> float:
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SOURCES = "fastsnn1.sources"
+KNOWN = {".gguf": "fastsnn-gguf"}
+RANDOM = ("normal_", "uniform_", "trunc_normal_", "random_")
 BLOCK = {
     "attention_norm.weight": "input_layernorm.weight",
     "feedforward_norm.weight": "post_attention_layernorm.weight",
@@ -246,6 +250,17 @@ def harmless(name: str, spec: Decoder) -> bool:
     return name.endswith("rotary_emb.inv_freq") or (spec.tied and name == HEAD)
 
 
+class Uninitialised(TorchFunctionMode):
+    """Leave parameters as they are made: every weight is read afterwards (and random numbers on the meta device cost
+    the import of torch's compiler)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Initialisers give their tensor back; everything else runs."""
+        if getattr(func, "__module__", None) == "torch.nn.init" or getattr(func, "__name__", "") in RANDOM:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def own_head(checkpoint: Any, spec: Decoder) -> bool:
     """Does the source hold a head that is not its embedding, whatever its configuration says?"""
     if HEAD not in checkpoint.entries or EMBED not in checkpoint.entries:
@@ -271,7 +286,7 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
     spec = spec_of(checkpoint)
     if spec.tied and own_head(checkpoint, spec):
         spec = attrs.evolve(spec, tied=False)
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with torch.device("meta"), Uninitialised():
         model = build(spec)
     wanted: dict[str, Tensor] = dict(model.named_parameters())
     unknown = sorted(set(checkpoint.entries) - {source_of(n) for n in wanted})
@@ -306,6 +321,9 @@ def reader_of(path: Path) -> Any:
     for found in entry_points(group=SOURCES):
         if path.name.lower().endswith(f".{found.name}"):
             return found.load()
+    if path.suffix.lower() in KNOWN:
+        name = KNOWN[path.suffix.lower()]
+        raise MissingError(f"{path} needs {name}: pip install {name}")
     return None
 
 
