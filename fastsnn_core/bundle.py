@@ -18,8 +18,11 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
 import shutil
+import zlib
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,6 +36,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
 from fastsnn_core.plugins import registry
 
+log = logging.getLogger("fastsnn")
 FORMAT, PACKED_FORMAT = 1, 2
 PACKED = "packed"
 CONFIG, WEIGHTS, META, TOKENIZER, REPORT = (
@@ -168,7 +172,9 @@ def save(model: nn.Module, path: str | Path, *, tokenizer: str | None = None, re
     meta.setdefault("created", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
     meta.setdefault("milestones", [])
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer_json", None)
-    report = report if report is not None else getattr(model, "report_path", None)
+    files = None
+    if report is None and (report := fresh_report(model)) is not None:
+        files = getattr(model, "report_files", None)
     with beside(path) as scratch:
         scratch.mkdir()
         (scratch / CONFIG).write_text(dump(table), encoding="utf-8")
@@ -176,12 +182,43 @@ def save(model: nn.Module, path: str | Path, *, tokenizer: str | None = None, re
         if tokenizer is not None:
             (scratch / TOKENIZER).write_text(tokenizer, encoding="utf-8")
         if report is not None and Path(report).is_dir():
-            shutil.copytree(report, scratch / REPORT)
+            copy_report(Path(report), scratch / REPORT, files)
         files = sorted(p for p in scratch.rglob("*") if p.is_file())
         meta["files"] = {p.relative_to(scratch).as_posix(): digest(p) for p in files}
         (scratch / META).write_text(dump(sealed(meta)), encoding="utf-8")
     model.meta = {k: v for k, v in meta.items() if k not in ("files", "seal")}  # type: ignore[assignment]
     return path
+
+
+def fresh_report(model: nn.Module) -> Path | None:
+    """The folder of the report that was made of `model` as it is; None, with a warning, where it has changed since."""
+    report = getattr(model, "report_path", None)
+    if report is None or not Path(report).is_dir():
+        return None
+    if getattr(model, "report_of", None) not in (None, fingerprint(model)):
+        log.warning("the model has changed since its report at %s, which is left out of the bundle", report)
+        return None
+    return Path(report)
+
+
+def fingerprint(model: nn.Module) -> int:
+    """A checksum of every parameter and buffer."""
+    found = 0
+    for name, tensor in model.state_dict().items():
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found = zlib.crc32(data.numpy(), zlib.crc32(name.encode(), found))
+    return found
+
+
+def copy_report(source: Path, target: Path, files: Sequence[str] | None) -> None:
+    """Copy a report's `files`, or all that lies in its folder."""
+    if files is None:
+        shutil.copytree(source, target)
+        return
+    target.mkdir()
+    for name in files:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def sealed(meta: dict[str, Any]) -> dict[str, Any]:
@@ -319,6 +356,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         model.tokenizer_json = (path / TOKENIZER).read_text(encoding="utf-8")  # type: ignore[assignment]
     if any(name.startswith(f"{REPORT}/") for name in meta["files"]):
         model.report_path = path / REPORT  # type: ignore[assignment]
+        model.report_of = fingerprint(model)  # type: ignore[assignment]
+    model.loaded_from = path.resolve()  # type: ignore[assignment]
     return model.to(device).eval()
 
 

@@ -151,6 +151,11 @@ def test(argv: list[str]) -> int:
         import pytest
     except ImportError as error:
         raise UserError(f"the kit needs {error.name}: pip install 'fastsnn-core[testing]'") from None
+    from fastsnn_core.plugins import installed
+
+    names = [plugin.name for plugin in installed()]
+    for name in opts.plugin:
+        choice(name, names, "fastsnn test")
     chosen = [f"--fastsnn={name}" for name in opts.plugin]
     return int(pytest.main(["--pyargs", "fastsnn_core.testing", "-q", *chosen, *rest]))
 

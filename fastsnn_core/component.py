@@ -194,9 +194,13 @@ class Rule(Component):
 
 
 class Exporter(Component):
-    """Writes a bundle as something else. ``unsupported(model) -> list[str]`` and ``export(model, path) -> Path``."""
+    """Writes a bundle as something else. ``unsupported(model) -> list[str]`` and ``export(model, path) -> Path``.
+
+    ``writes`` says what lies at the path in the end ("bundle", "file" or "folder"), so that it can be checked at once.
+    """
 
     kind = "exporter"
+    writes: ClassVar[str] = ""
 
     def unsupported(self, model: Any) -> list[str]:
         """Reasons why `model` cannot be exported; empty when it can."""

@@ -30,6 +30,10 @@ class FileError(FastSNNError, OSError):
     """A file or folder that is missing, is something else, or must not be overwritten."""
 
 
+class MissingFileError(FileError, FileNotFoundError):
+    """A file or folder that is not there."""
+
+
 class NetworkError(FastSNNError, OSError):
     """An address that cannot be listened at or reached."""
 

@@ -94,6 +94,20 @@ def validate(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
         raise ParamError(where, problem)
 
 
+def checked(*validators: Any) -> Any:
+    """attrs' own validators whose complaints are a `ParamError`: ``attrs.field(validator=checked(ge(0), le(1)))``."""
+
+    def run(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        try:
+            for validator in validators:
+                validator(instance, field, value)
+        except (ValueError, TypeError) as error:
+            says = str(error.args[0] if error.args else error)
+            raise ParamError(f"{type(instance).__name__}.{field.name}", says) from None
+
+    return run
+
+
 def hints(cls: Any) -> dict[str, Any]:
     """Resolved annotations of an attrs class."""
     return _hints(cls)

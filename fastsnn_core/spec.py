@@ -25,6 +25,7 @@ from fastsnn_core.component import Component, Model, ParamError, bounds_of, fiel
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.locate import locate
 from fastsnn_core.plugins import LookupFailure, registry
+from fastsnn_core.targets import read_text
 
 FORMAT = 1
 Where = tuple[str | int, ...]
@@ -223,7 +224,7 @@ def loads(text: str, source: str = "spec.toml") -> Spec:
 
 def load(path: str | Path) -> Spec:
     """`loads` of a file."""
-    return loads(Path(path).read_text(encoding="utf-8"), str(path))
+    return loads(read_text(path), str(path))
 
 
 def from_table(data: dict[str, Any], text: str = "", source: str = "spec") -> Spec:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from fastsnn_core.errors import FileError
+from fastsnn_core.errors import FileError, MissingFileError
 
 MARKS = {"config.json": {"bundle", "distributions"}, "meta.json": {"files", "seal"}}  # a bundle's files, keys in them
 FILE_SUFFIXES = (
@@ -63,6 +63,15 @@ def folder(path: str | Path, sources: Iterable[str | Path] = (), option: str = "
     return path
 
 
+def anything(path: str | Path, sources: Iterable[str | Path] = (), option: str = "") -> Path:
+    """A path where something may be written whose form is not known: none of `sources`, not inside a bundle."""
+    path, name = Path(path), label(path, option)
+    apart(path, sources, name)
+    outside_bundles(path.parent, name)
+    writable(path, name)
+    return path
+
+
 def existing_file(path: str | Path, option: str = "") -> Path:
     """A file that can be read."""
     path, name = Path(path), label(path, option)
@@ -70,7 +79,7 @@ def existing_file(path: str | Path, option: str = "") -> Path:
         if path.is_dir():
             raise FileError(f"{name} is a folder; give a file")
         if not path.is_file():
-            raise FileError(f"{name}: there is no such file")
+            raise MissingFileError(f"{name}: there is no such file")
         with path.open("rb"):
             pass
     except OSError as error:

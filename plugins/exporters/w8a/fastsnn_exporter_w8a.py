@@ -26,6 +26,7 @@ class W8a(Exporter):
     """
 
     name = "w8a"
+    writes = "bundle"
     group: int = param(
         0, ge=0, le=65536, unit="inputs", doc="inputs that share a weight scale; 0: one scale per output", draw=(0, 8)
     )

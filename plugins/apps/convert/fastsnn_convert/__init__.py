@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fastsnn_core import targets
+from fastsnn_core.errors import FileError, MissingError
 from fastsnn_core.lazy import lazy
 
 __version__ = "0.1.0"
@@ -27,8 +29,13 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = "adaptiv
     `fastsnn_convert.modules.convert_module`). `neuron` is a neuron component, its name, or a table as in a spec; `to`
     writes a bundle. Errors: `ConversionError`, naming the file or the part, the reason, and what is possible.
     """
+    from fastsnn_conversion.context import ConversionError
     from fastsnn_convert.modules import convert_module, from_bundle, from_weights
 
+    try:
+        check_before(source, to, options)
+    except FileError as error:
+        raise ConversionError(str(error)) from None
     if isinstance(source, str | Path) and Path(source).is_dir():
         if (Path(source) / "weights.safetensors").is_file() and (Path(source) / "meta.json").is_file():
             done = convert_module(from_bundle(source), neuron=neuron, **of_modules(options))
@@ -55,6 +62,24 @@ def is_language_model(path: Path) -> bool:
     from fastsnn_convert.language.families import reader_of
 
     return path.suffix.lower() != ".safetensors" and reader_of(path) is not None
+
+
+def check_before(source: Any, to: str | Path | None, options: dict[str, Any]) -> None:
+    """What can be known to fail before the work: the target, files that are read late, packages that are missing."""
+    import importlib.util
+
+    sources = [s for s in (source, options.get("heal"), options.get("calibration")) if isinstance(s, str | Path)]
+    if isinstance(source, str | Path) and not Path(source).exists():
+        raise FileError(f"{source}: there is no such file or folder")
+    if to is not None:
+        targets.bundle(to, [s for s in sources if len(str(s)) < 1000 and "\n" not in str(s)], "to")
+    if isinstance(heal := options.get("heal"), str | Path):
+        targets.existing_file(heal, "heal")
+    if options.get("out") is not None:
+        targets.folder(options["out"], option="out")
+    healing = options.get("healing")
+    if isinstance(healing, dict) and healing.get("lora") and importlib.util.find_spec("peft") is None:
+        raise MissingError("healing with lora needs peft: pip install peft")
 
 
 def of_modules(options: dict[str, Any]) -> dict[str, Any]:

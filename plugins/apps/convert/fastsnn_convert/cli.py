@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from fastsnn_core import targets
+from fastsnn_core.arguments import Parser, number
 
 WORDS = (
     "k", "burst", "attention", "place", "attention_window", "heal", "heal_minutes", "heal_steps", "out", "resume",
@@ -12,13 +14,13 @@ WORDS = (
 
 def main(argv: list[str]) -> int:
     """Convert a trained network (Hugging Face directory, .snn bundle, or safetensors with --spec) to a spiking one."""
-    args = argparse.ArgumentParser(prog="fastsnn convert", description=main.__doc__)
+    args = Parser("convert", main.__doc__)
     args.add_argument(
         "source", help="a Hugging Face directory, a .gguf file, a .snn bundle, or a .safetensors file with --spec"
     )
     args.add_argument("--to", required=True, help="the bundle to write")
     args.add_argument("--neuron", default="adaptive_threshold", help="what makes the spikes")
-    args.add_argument("--steps", type=int, help="spike steps that counts must fit into")
+    args.add_argument("--steps", type=number(int, ge=1), help="spike steps that counts must fit into")
     args.add_argument("--code", choices=("bitwise", "unary"), help="what a step carries (bitwise unless given)")
     args.add_argument(
         "--coverage",
@@ -33,24 +35,38 @@ def main(argv: list[str]) -> int:
     args.add_argument("--spec", help="the spec (TOML) of the network that the weights belong to")
     args.add_argument("--names", help="names of the weights in the spec: conv1=layers.0,fc=layers.3")
     words = args.add_argument_group("language models (a Hugging Face directory or a GGUF file)")
-    words.add_argument("--k", type=float, help="mean count per channel (adaptive_threshold; 3 unless given)")
-    words.add_argument("--burst", type=int, help="channels per token that may need more than --steps (adaptive_max)")
+    words.add_argument(
+        "--k", type=number(float, gt=0), help="mean count per channel (adaptive_threshold; 3 unless given)"
+    )
+    words.add_argument(
+        "--burst", type=number(int, ge=0), help="channels per token that may need more than --steps (adaptive_max)"
+    )
     words.add_argument("--attention", help="replace attentions: hybrid_alt, gla, … or a list over layers: gla,softmax")
     words.add_argument("--place", choices=("cycle", "sensitivity"), help="which layers get which attention")
-    words.add_argument("--attention-window", type=int, help="tokens that sliding windows see")
+    words.add_argument("--attention-window", type=number(int, ge=1), help="tokens that sliding windows see")
     words.add_argument(
         "--heal",
         metavar="DATA",
         help="a text file (or inputs, .npy) to heal on; without it the dense model writes text",
     )
-    words.add_argument("--heal-minutes", type=float, help="learn from the dense model for so long")
-    words.add_argument("--heal-steps", type=int, help="or for so many steps")
-    words.add_argument("--lora", type=int, help="heal with low-rank additions of this rank only (needs peft)")
+    words.add_argument("--heal-minutes", type=number(float, gt=0), help="learn from the dense model for so long")
+    words.add_argument("--heal-steps", type=number(int, ge=1), help="or for so many steps")
+    words.add_argument(
+        "--lora", type=number(int, ge=1), help="heal with low-rank additions of this rank only (needs peft)"
+    )
     words.add_argument("--out", help="a folder for checkpoints of the healing run")
     words.add_argument("--resume", action="store_true", help="go on from the newest of them")
     args.add_argument("--json", action="store_true", help="the report as JSON")
     args.add_argument("--html", help="write the report as an HTML page, too")
     opts = args.parse_args(argv)
+    targets.bundle(opts.to, [s for s in (opts.source, opts.spec, opts.calibration, opts.heal) if s], "--to")
+    if opts.html:
+        targets.file(opts.html, [opts.source], "--html", (".html", ".htm"))
+    for option in ("spec", "heal"):
+        if getattr(opts, option):
+            targets.existing_file(getattr(opts, option), f"--{option}")
+    if opts.out:
+        targets.folder(opts.out, [opts.source], "--out")
     from fastsnn_convert import convert
 
     options = {key: getattr(opts, key) for key in ("spec", "code", "coverage") if getattr(opts, key) is not None}
@@ -61,7 +77,10 @@ def main(argv: list[str]) -> int:
         given["healing"] = {"lora": opts.lora}
     options |= given
     if opts.names:
-        options["names"] = dict(pair.split("=", 1) for pair in opts.names.split(","))
+        pairs = [pair.partition("=") for pair in opts.names.split(",")]
+        if not all(a.strip() and b.strip() for a, _, b in pairs):
+            args.error(f"--names takes pairs such as conv1=layers.0,fc=layers.3, got {opts.names!r}")
+        options["names"] = {a.strip(): b.strip() for a, _, b in pairs}
     if opts.calibration and Path(opts.calibration).suffix not in (".npy", ".safetensors"):
         options["calibration"] = opts.calibration
     elif opts.calibration:

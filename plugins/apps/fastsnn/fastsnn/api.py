@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import attrs
 from torch import nn
 
 from fastsnn.presets import model_spec
-from fastsnn_core import Model, bundle, create
+from fastsnn_core import Exporter, Model, bundle, create, targets
 from fastsnn_core import build as build_component
 from fastsnn_core import spec as specs
-from fastsnn_core.errors import ArgumentError, FastSNNError
+from fastsnn_core.errors import ArgumentError, FastSNNError, check_options, did_you_mean
+from fastsnn_core.plugins import LookupFailure, registry
 
 
 class FastSNN:
@@ -113,14 +116,28 @@ class FastSNN:
         """What the model's spikes do: ``FastSNN.scope(model).report("runs/exp")`` writes page, pictures and numbers."""
         from fastsnn_scope import scope
 
+        needs_model("scope", model)
+        check_options("scope", options, inspect.signature(scope).parameters)
         return scope(model, **options)
 
     @staticmethod
     def export(model: nn.Module, path: str | Path, to: str = "snn", **options: Any) -> Path:
-        """Write `model`: as a ``.snn`` bundle, or through an installed exporter (`to`)."""
-        if to == "snn":
-            return bundle.save(model, path, **options)
-        exporter = create("exporter", to, **options)
+        """Write `model`: as a ``.snn`` bundle, or through an installed exporter (`to`).
+
+        A bundle takes `report`: a folder that SpikeScope wrote, or True to look at the spikes now. Without it the
+        newest report that was made of this model (``FastSNN.scope(model).report(…)``) goes inside as spike.report/.
+        The bundle that a model was loaded from is never replaced by what loses precision.
+        """
+        needs_model("export", model)
+        exporter = exporter_of(to, **options)
+        source = getattr(model, "loaded_from", None)
+        check_target(path, exporter, [source] if exporter is not None and source is not None else [])
+        if exporter is None:
+            if options.get("report") is True:
+                with tempfile.TemporaryDirectory() as folder:
+                    report = FastSNN.scope(model).report(Path(folder, "report"))
+                    return bundle.save(model, path, **(options | {"report": report}))
+            return bundle.save(model, path, **{k: v for k, v in options.items() if v is not False})
         if reasons := exporter.unsupported(model):
             raise FastSNNError(f"this model cannot be exported to {to}: " + "; ".join(reasons))
         return Path(exporter.export(model, path))
@@ -142,12 +159,47 @@ class FastSNN:
         """`generate`, piece by piece."""
         from fastsnn_text import Sampling, generate_text
 
-        if not isinstance(model, nn.Module):
-            model = bundle.load(model)
+        if not isinstance(prompt, str):
+            hint = "; one call for each text" if isinstance(prompt, list | tuple) else ""
+            raise ArgumentError(f"the prompt is one text, got {type(prompt).__name__} {prompt!r}{hint}")
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+            raise ArgumentError(f"max_tokens is a whole number of at least 1, got {max_tokens!r}")
         stop = settings.pop("stop", ())
-        known = [f.name for f in attrs.fields(Sampling)]
-        if unknown := sorted(set(settings) - set(known)):
-            raise ArgumentError(f"generate has no setting {', '.join(unknown)}; there are {', '.join(known)}, stop")
-        yield from generate_text(
-            model, prompt, max_tokens, Sampling(**settings), stop=(stop,) if isinstance(stop, str) else stop
-        )
+        check_options("generate", settings, ["stop", *(f.name for f in attrs.fields(Sampling))])
+        sampling = Sampling(**settings)
+        if not isinstance(model, nn.Module):
+            model = bundle.load(needs_path("generate", model))
+        yield from generate_text(model, prompt, max_tokens, sampling, stop=(stop,) if isinstance(stop, str) else stop)
+
+
+def needs_model(function: str, model: Any) -> None:
+    """Raise `ArgumentError` where a model was to be given and something else was."""
+    if not isinstance(model, nn.Module):
+        hint = "; load it first: FastSNN.load(path)" if isinstance(model, str | Path) else ""
+        raise ArgumentError(f"{function}() takes a model, got {type(model).__name__} {model!r}{hint}")
+
+
+def needs_path(function: str, path: Any) -> str | Path:
+    """`path`, or an `ArgumentError` where it is none."""
+    if not isinstance(path, str | Path):
+        raise ArgumentError(f"{function}() takes a model or the path of a bundle, got {type(path).__name__} {path!r}")
+    return path
+
+
+def exporter_of(to: str, **options: Any) -> Exporter | None:
+    """The exporter of that name with these options; None for ``snn``, the bundle itself, whose options are checked."""
+    if to == "snn":
+        check_options("export", options, ("report", "tokenizer"))
+        return None
+    if to not in registry().names("exporter") and "/" not in to:
+        names = ["snn", *registry().names("exporter")]
+        raise LookupFailure(f"no exporter called {to!r}", did_you_mean(to, names, "installed"))
+    return create("exporter", to, **options)
+
+
+def check_target(
+    path: str | Path, exporter: Exporter | None, sources: Sequence[str | Path] = (), option: str = ""
+) -> None:
+    """Can an export be written at `path`, and is none of `sources` lost by it?"""
+    checks = {"bundle": targets.bundle, "file": targets.file, "folder": targets.folder}
+    checks.get("bundle" if exporter is None else exporter.writes, targets.anything)(path, sources, option)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from fastsnn_core.errors import FastSNNError
+from fastsnn_core import targets
+from fastsnn_core.arguments import Parser, number
+from fastsnn_core.errors import UserError
 
 
 def run(argv: list[str]) -> int:
     """Do everything a spec says: build, train, look at the spikes, and leave one bundle with its report."""
-    args = argparse.ArgumentParser(prog="fastsnn run", description=run.__doc__)
+    args = Parser("run", run.__doc__)
     args.add_argument("spec", help="a TOML spec")
     args.add_argument("--out", help="folder for everything (default: runs/<spec name>)")
     args.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
@@ -24,8 +25,11 @@ def run(argv: list[str]) -> int:
     from fastsnn_core import bundle, spec
     from fastsnn_train.cli import fit_spec
 
-    out = Path(opts.out or Path("runs", Path(opts.spec).stem))
-    trainer, path = fit_spec(spec.load(opts.spec), out, resume=opts.resume, quiet=opts.json)
+    found = spec.load(opts.spec)
+    out = targets.folder(opts.out or Path("runs", Path(opts.spec).stem), [opts.spec], "--out")
+    targets.bundle(out / "model.snn", [opts.spec], "--out")
+    targets.folder(out / "report", option="--out")
+    trainer, path = fit_spec(found, out, resume=opts.resume, quiet=opts.json)
     report = FastSNN.scope(trainer.model).report(out / "report")
     bundle.save(trainer.model, path, report=report.parent if report.is_file() else report)
     result = {
@@ -40,22 +44,22 @@ def run(argv: list[str]) -> int:
 
 def generate(argv: list[str]) -> int:
     """Continue a prompt with a bundle's model."""
-    args = argparse.ArgumentParser(prog="fastsnn generate", description=generate.__doc__)
+    args = Parser("generate", generate.__doc__)
     args.add_argument("bundle", help="a .snn bundle")
     args.add_argument("--prompt", required=True, help="text to continue; '-' reads standard input")
-    args.add_argument("--max-tokens", type=int, default=128)
-    args.add_argument("--temperature", type=float, default=1.0)
+    args.add_argument("--max-tokens", type=number(int, ge=1), default=128, help="at most so many (default 128)")
+    args.add_argument("--temperature", type=number(float, ge=0), default=1.0, help="0 is greedy (default 1)")
     args.add_argument("--greedy", action="store_true", help="temperature 0")
-    args.add_argument("--top-p", type=float, default=1.0)
-    args.add_argument("--top-k", type=int, default=0)
-    args.add_argument("--seed", type=int)
+    args.add_argument("--top-p", type=number(float, gt=0, le=1), default=1.0, help="nucleus sampling (default 1: off)")
+    args.add_argument("--top-k", type=number(int, ge=0), default=0, help="only the likeliest tokens (default 0: all)")
+    args.add_argument("--seed", type=number(int, ge=0, lt=2**63), help="the same seed gives the same text")
     args.add_argument("--stop", action="append", default=[], help="stop at this text (repeatable)")
     args.add_argument("--json", action="store_true", help="as JSON, with tokens per second")
     opts = args.parse_args(argv)
     from fastsnn import FastSNN
 
+    prompt = standard_input() if opts.prompt == "-" else opts.prompt
     model = FastSNN.load(opts.bundle)
-    prompt = sys.stdin.read() if opts.prompt == "-" else opts.prompt
     temperature = 0.0 if opts.greedy else opts.temperature
     settings = {
         "temperature": temperature,
@@ -65,9 +69,9 @@ def generate(argv: list[str]) -> int:
         "stop": tuple(opts.stop),
     }
     began, text, spoke = time.perf_counter(), list[str](), 0.0
-    if not opts.json:
-        print(prompt, end="", flush=True)
     for piece in FastSNN.stream(model, prompt, opts.max_tokens, **settings):
+        if not text and not opts.json:  # not before: an error stands on a line of its own
+            print(prompt, end="")
         text.append(piece)
         spoke = spoke or time.perf_counter()
         if not opts.json:
@@ -86,13 +90,21 @@ def generate(argv: list[str]) -> int:
         }
         print(json.dumps({"prompt": prompt, "text": said, **rates}))
     else:
-        print()
+        print("" if text else prompt)
     return 0
+
+
+def standard_input() -> str:
+    """All of standard input as UTF-8 text."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8") if hasattr(sys.stdin, "buffer") else sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is no UTF-8 text: byte {error.start}") from None
 
 
 def export(argv: list[str]) -> int:
     """Write a bundle as something else: another bundle, or any installed exporter's format."""
-    args = argparse.ArgumentParser(prog="fastsnn export", description=export.__doc__)
+    args = Parser("export", export.__doc__)
     args.add_argument("bundle", help="a .snn bundle")
     args.add_argument("out", help="what to write")
     args.add_argument("--to", default="snn", help="snn, or an installed exporter (fastsnn plugins --kind exporter)")
@@ -101,17 +113,26 @@ def export(argv: list[str]) -> int:
         "--text",
         help="measure perplexity before and after on this text file (default: 20,000 characters of Python's docs)",
     )
+    args.add_argument("--report", action="store_true", help="look at the spikes, and put SpikeScope's report inside")
     args.add_argument("--json", action="store_true", help="as JSON")
     opts = args.parse_args(argv)
     from fastsnn import FastSNN
+    from fastsnn.api import check_target, exporter_of
 
+    given = settings_of(opts.set)
+    if opts.report and opts.to != "snn":
+        args.error("--report goes with --to snn")
+    exporter = exporter_of(opts.to, **given)
+    check_target(opts.out, exporter, [opts.bundle, *([opts.text] if opts.text else ())], "OUT")
+    text = targets.read_text(opts.text, "--text") if opts.text else sample()
     model = FastSNN.load(opts.bundle)
-    path = FastSNN.export(model, opts.out, to=opts.to, **settings_of(opts.set))
+    if opts.report:
+        given["report"] = True
+    path = FastSNN.export(model, opts.out, to=opts.to, **given)
     result: dict[str, Any] = {"path": str(path), "bytes": weight(path), "bytes_before": weight(Path(opts.bundle))}
     if (path / "config.json").is_file() and (opts.text or getattr(model, "meta", {}).get("tokenizer")):
         from fastsnn_train import evaluate_text
 
-        text = Path(opts.text).read_text(encoding="utf-8") if opts.text else sample()
         rows = {"perplexity_before": model, "perplexity": FastSNN.load(path)}
         result |= {name: evaluate_text(each, text)["perplexity"] for name, each in rows.items()}
     if opts.json:
@@ -140,7 +161,7 @@ def settings_of(rows: list[str]) -> dict[str, Any]:
     for row in rows:
         key, equals, value = row.partition("=")
         if not equals:
-            raise FastSNNError(f"--set takes KEY=VALUE, got {row!r}")
+            raise UserError(f"--set takes KEY=VALUE, got {row!r}")
         try:
             found[key.strip()] = tomli.loads(f"value = {value}")["value"]
         except tomli.TOMLDecodeError:

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from fastsnn_core.errors import FastSNNError, MissingError
+from fastsnn_core import targets
+from fastsnn_core.arguments import Parser, listed, number
+from fastsnn_core.arguments import device as check_device
+from fastsnn_core.errors import FastSNNError, MissingError, UserError
 from fastsnn_core.files import write_text
 
 
 def main(argv: list[str]) -> int:
     """Run lm-evaluation-harness tasks on a bundle."""
-    args = argparse.ArgumentParser(prog="fastsnn lm-eval", description=main.__doc__)
+    args = Parser("lm-eval", main.__doc__)
     args.add_argument("bundle", help="a .snn bundle")
-    args.add_argument("--tasks", required=True, help="task names, such as lambada_openai,arc_easy")
+    args.add_argument("--tasks", required=True, type=listed(), help="task names, such as lambada_openai,arc_easy")
     args.add_argument("--include", help="folder with task YAML files of your own; only these are looked at")
     args.add_argument("--with-builtin", action="store_true", help="the harness' own tasks besides those of --include")
-    args.add_argument("--fewshot", type=int, help="examples in front of each question; the task's own number without")
-    args.add_argument("--limit", type=int, help="only so many documents per task: for a first look")
-    args.add_argument("--batch-size", type=int, default=8, help="texts scored at once (default 8)")
-    args.add_argument("--window", type=int, default=0, help="tokens of a window in whole-text tasks; 0: one stream")
+    args.add_argument(
+        "--fewshot", type=number(int, ge=0), help="examples in front of each question; the task's own number without"
+    )
+    args.add_argument("--limit", type=number(int, ge=1), help="only so many documents per task: for a first look")
+    args.add_argument("--batch-size", type=number(int, ge=1), default=8, help="texts scored at once (default 8)")
+    args.add_argument(
+        "--window", type=number(int, ge=0), default=0, help="tokens of a window in whole-text tasks; 0: one stream"
+    )
     args.add_argument("--device", default="cpu", help="where the model runs (default cpu)")
     args.add_argument("--out", help="write all results as JSON into this file")
     args.add_argument("--json", action="store_true", help="print the results as JSON")
     opts = args.parse_args(argv)
+    if opts.out:
+        targets.file(opts.out, [opts.bundle], "--out")
+    if opts.include and not Path(opts.include).is_dir():
+        raise UserError(f"--include {opts.include} is no folder")
+    check_device(opts.device)
     result = evaluate(
         opts.bundle,
-        opts.tasks.split(","),
+        opts.tasks,
         include=opts.include,
         builtin=opts.with_builtin or not opts.include,
         fewshot=opts.fewshot,

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
-from fastsnn_core.errors import FileError
+from fastsnn_core import targets
+from fastsnn_core.arguments import Parser, number
+from fastsnn_core.errors import MissingFileError
 
 
 def main(argv: list[str]) -> int:
     """Write SpikeScope's report of a bundle: where its spikes are and what they cost."""
-    args = argparse.ArgumentParser(prog="fastsnn scope", description=main.__doc__)
+    args = Parser("scope", main.__doc__)
     args.add_argument("bundle", type=Path, help="a .snn bundle")
     args.add_argument("--out", type=Path, help="folder of the report (default: BUNDLE's name + .report, here)")
     args.add_argument("--text", help="a text file, or the text itself (default: a built-in sentence)")
     args.add_argument("--scope", action="append", metavar="NAME", help="only this scope; may be repeated")
-    args.add_argument("--limit", type=int, default=256, help="tokens of the text that are read (default 256)")
+    args.add_argument(
+        "--limit", type=number(int, ge=1), default=256, help="tokens of the text that are read (default 256)"
+    )
     args.add_argument("--json", action="store_true", help="print report.json; files are written only with --out")
     opts = args.parse_args(argv)
     from fastsnn_core import load
     from fastsnn_scope import scope
+    from fastsnn_scope.scoped import chosen
 
-    found = scope(load(opts.bundle), text=text_of(opts.text), scopes=opts.scope, limit=opts.limit)
+    scopes = chosen(opts.scope) if opts.scope else None
+    text = text_of(opts.text)
     out = opts.out or (None if opts.json else Path(opts.bundle.resolve().stem + ".report"))
+    if out is not None:
+        targets.folder(out, [opts.bundle], "--out")
+    found = scope(load(opts.bundle), text=text, scopes=scopes, limit=opts.limit)
     if out is not None:
         found.report(out)
     if opts.json:
@@ -42,5 +50,5 @@ def text_of(given: str | None) -> str | None:
     except OSError:  # longer than a file name may be
         is_file = False
     if not is_file and given.endswith((".txt", ".md")) and not any(c.isspace() for c in given):
-        raise FileError(f"--text names no file: {given}")
-    return Path(given).read_text(encoding="utf-8") if is_file else given
+        raise MissingFileError(f"--text names no file: {given}")
+    return targets.read_text(given, "--text") if is_file else given

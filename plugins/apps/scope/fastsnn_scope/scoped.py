@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsnn_core import Scope, create, parts
-from fastsnn_core.errors import ArgumentError, FastSNNError
+from fastsnn_core import Scope, create, parts, targets
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.plugins import classes
 from fastsnn_core.subject import Data, Subject, observe
 
@@ -91,10 +91,18 @@ class Scoped:
         return self.found
 
     def report(self, path: str | Path) -> Path:
-        """Write the report into the folder `path`, leaving other files there as they are; returns the folder."""
-        from fastsnn_scope.write import write
+        """Write the report into the folder `path`, leaving other files there as they are; returns the folder.
 
-        return write(self.scopes, self.data(), Path(path))
+        A bundle that is saved of this model afterwards gets the report as its spike.report/.
+        """
+        from fastsnn_core.bundle import fingerprint
+        from fastsnn_scope.write import FILES, write
+
+        folder = write(self.scopes, self.data(), targets.folder(path))
+        model: Any = self.model
+        model.report_path, model.report_of = folder.resolve(), fingerprint(model)
+        model.report_files = (*FILES, *(f"{s.name}.png" for s in self.scopes))
+        return folder
 
     def _repr_html_(self) -> str:
         """The report inside a notebook, in a frame of its own."""
@@ -206,10 +214,10 @@ def measured(one: Scope, subject: Subject) -> Data:
     try:
         data = one.measure(subject)
         if not isinstance(data, dict):
-            raise ArgumentError(f"measure returned {type(data).__name__}, a dict of plain data is expected")
+            raise TypeError(f"measure returned {type(data).__name__}, a dict of plain data is expected")
         found = {"data": json.loads(json.dumps(data, allow_nan=False))}
         if wrong := malformed(found["data"]):
-            raise ArgumentError(f"measure returned {wrong}")
+            raise TypeError(f"measure returned {wrong}")
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may call sys.exit: SystemExit must not end the report

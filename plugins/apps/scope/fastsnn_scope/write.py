@@ -14,6 +14,7 @@ from fastsnn_core import Scope
 from fastsnn_core.files import beside, write_text
 from fastsnn_core.subject import Data
 
+FILES = ("index.html", "report.json")
 log = logging.getLogger("fastsnn")
 STYLE: Any = {
     "figure.facecolor": "#ffffff",

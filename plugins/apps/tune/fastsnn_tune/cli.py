@@ -2,47 +2,64 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from fastsnn_core import bundle
+from fastsnn_core import bundle, targets
+from fastsnn_core.arguments import Parser, number
 from fastsnn_core.files import write_text
+from fastsnn_tune.dial import RANGE
 
 
 def main(argv: list[str]) -> int:
     """Make a bundle's model sparser, and draw the curve: perplexity against silent inputs and tokens per second."""
-    args = argparse.ArgumentParser(prog="fastsnn tune", description=main.__doc__)
+    args = Parser("tune", main.__doc__)
     args.add_argument("bundle", help="a .snn bundle")
     args.add_argument(
         "--text", required=True, help="a UTF-8 text file: its first 60 %% to choose on, the rest to report on"
     )
     goal = args.add_mutually_exclusive_group()
-    goal.add_argument("--silent", type=float, help="silent fraction to reach, as 0.6 (without a goal: only the curve)")
-    goal.add_argument("--budget", type=float, help="how many times the perplexity it may have, as 1.05")
+    goal.add_argument(
+        "--silent",
+        type=number(float, gt=0, lt=1),
+        help="silent fraction to reach, as 0.6 (without a goal: only the curve)",
+    )
+    goal.add_argument("--budget", type=number(float, ge=1), help="how many times the perplexity it may have, as 1.05")
     args.add_argument(
-        "--dial", default="auto", help="dead_zone, k or top where the neurons have them (default: their first)"
+        "--dial",
+        default="auto",
+        choices=["auto", *RANGE],
+        help="dead_zone, k or top where the neurons have them (default: their first)",
     )
     args.add_argument(
-        "--mode", default="auto", help="each site its own value, all together, or auto: whichever measures better"
+        "--mode",
+        default="auto",
+        choices=["auto", "each", "together"],
+        help="each site its own value, all together, or auto: whichever measures better",
     )
-    args.add_argument("--seq-len", type=int, default=256, help="tokens of a window (default 256)")
-    args.add_argument("--tokens", type=int, default=4096, help="tokens to choose on (default 4096)")
-    args.add_argument("--decode", type=int, default=64, help="tokens decoded to measure speed; 0 measures none")
-    args.add_argument("--points", type=int, default=8, help="of the curve (default 8)")
+    args.add_argument("--seq-len", type=number(int, ge=2), default=256, help="tokens of a window (default 256)")
+    args.add_argument("--tokens", type=number(int, ge=64), default=4096, help="tokens to choose on (default 4096)")
+    args.add_argument(
+        "--decode", type=number(int, ge=0), default=64, help="tokens decoded to measure speed; 0 measures none"
+    )
+    args.add_argument("--points", type=number(int, ge=2), default=8, help="of the curve (default 8)")
     args.add_argument("--to", "--out", dest="out", help="write the tuned bundle here")
     args.add_argument("--report", help="folder for tune.json and tune.png (default: <bundle>.tune)")
     args.add_argument("--json", action="store_true", help="print tune.json instead of a table")
     opts = args.parse_args(argv)
     if opts.out and opts.silent is None and opts.budget is None:
         args.error("--to needs a goal: --silent or --budget")
+    folder = targets.folder(opts.report or Path(opts.bundle).stem + ".tune", [opts.bundle, opts.text], "--report")
+    if opts.out:
+        targets.bundle(opts.out, [opts.bundle, opts.text, folder], "--to")
+    text = targets.read_text(opts.text, "--text")
     from fastsnn_tune.picture import draw
     from fastsnn_tune.search import tune
 
     tuned = tune(
         bundle.load(opts.bundle),
-        Path(opts.text).read_text(encoding="utf-8"),
+        text,
         silent=opts.silent,
         budget=opts.budget,
         dial=opts.dial,
@@ -54,7 +71,6 @@ def main(argv: list[str]) -> int:
         decode_tokens=opts.decode,
     )
     data = tuned.data()
-    folder = Path(opts.report or Path(opts.bundle).stem + ".tune")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "tune.json", json.dumps(data, indent=1) + "\n")
     draw(data, folder / "tune.png")

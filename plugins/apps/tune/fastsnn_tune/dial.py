@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from fastsnn_core.errors import FastSNNError
+from fastsnn_core.errors import FastSNNError, did_you_mean
 from fastsnn_core.site import SpikeSite, sites
 
 RANGE = {"dead_zone": (0.0, 1e4), "theta": (1.0, 1e3), "k": (1.0, 1e3), "top": (0.0, 1.0)}  # of the amount
@@ -41,6 +41,10 @@ def dials_of(model: nn.Module, wanted: str) -> dict[str, str]:
     names = {name: dial_of(site, wanted) for name, site in sites(model).items()}
     if not names:
         raise FastSNNError("this model has no spike sites, so there is nothing to tune")
+    if wanted != "auto" and wanted not in names.values():
+        raise FastSNNError(
+            f"no neuron of this model has the dial {wanted!r}; {did_you_mean(wanted, {*names.values()})}"
+        )
     return names
 
 

@@ -106,6 +106,12 @@ def tune(
     for n, apply in turns.items():
         apply(new)
         losses[n] = loss(new, held)
+    if silent is not None and losses[stop][0] > base_of(losses) + math.log(USELESS):
+        times = math.exp(losses[stop][0] - base_of(losses))
+        raise FastSNNError(
+            f"at {silent:.1%} silent this model's perplexity is {times:.0f} times what it was: of no use to anybody. "
+            "Ask for less (the curve without a goal shows how much)"
+        )
     rates = speeds(forms_of(new), turns, held[0][:16].tolist(), decode_tokens) if decode_tokens else {}
     curve = {n: point(losses[n], rates.get(n, {})) for n in marks}
     final: Any = copy.deepcopy(model).eval()
@@ -119,6 +125,11 @@ def tune(
         n: {"dial": names[n], "before": start[n], "after": value_of(site, names[n])} for n, site in sites(final).items()
     }
     return Tuned(final, curve[0], curve[stop], [curve[n] for n in marks], rows, target)
+
+
+def base_of(losses: dict[int, Any]) -> float:
+    """Nats per token of the model as it was."""
+    return float(losses[0][0])
 
 
 def check(silent: float | None, budget: float | None, mode: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.parameters import checked
 from fastsnn_text.text_stream import TextStream
 from fastsnn_text.tokenizers import ends_of, prompt_ids, tokenizer_of
 
@@ -25,12 +26,16 @@ class Sampling:
     """How the next token is chosen. temperature 0 is greedy; the lowest id wins a tie."""
 
     temperature: float = attrs.field(default=1.0)
-    top_p: float = attrs.field(default=1.0, validator=[attrs.validators.ge(1e-6), attrs.validators.le(1)])
-    top_k: int = attrs.field(default=0, validator=attrs.validators.ge(0))
-    seed: int | None = None
+    top_p: float = attrs.field(default=1.0, validator=checked(attrs.validators.ge(1e-6), attrs.validators.le(1)))
+    top_k: int = attrs.field(default=0, validator=checked(attrs.validators.ge(0)))
+    seed: int | None = attrs.field(
+        default=None, validator=checked(attrs.validators.optional(attrs.validators.instance_of(int)))
+    )
 
     @temperature.validator
     def _check(self, _: attrs.Attribute[float], value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise FastSNNError(f"temperature must be a number, got {value!r}")
         if not (value == 0 or 1e-6 <= value < float("inf")):
             raise FastSNNError(f"temperature must be 0 (greedy) or at least 1e-6, got {value}")
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from fastsnn_core.errors import FastSNNError, FileError, MissingError
+from fastsnn_core.errors import FastSNNError, MissingError, MissingFileError
 from fastsnn_text.tokenizer_recipes import SPACE, TokenizerError
 
 
@@ -115,10 +115,10 @@ class HuggingFaceTokenizer:
             found = hf_directory.read(folder)
             if found is None:
                 file = folder / "tokenizer.json"
-                raise FileError(f"{file} is missing; give a Hugging Face tokenizer.json or its folder")
+                raise MissingFileError(f"{file} is missing; give a Hugging Face tokenizer.json or its folder")
             return from_directory(found)
         if not path.is_file():
-            raise FileError(f"{path} is missing; give a Hugging Face tokenizer.json or the folder that holds it")
+            raise MissingFileError(f"{path} is missing; give a Hugging Face tokenizer.json or the folder that holds it")
         try:
             return cls(hf_directory.text_of(path))
         except TokenizerError:
@@ -207,7 +207,7 @@ def load_tokenizer(source: Any = "byte") -> Tokenizer:
         return ByteTokenizer()
     path = Path(source)
     if not path.exists():
-        raise FileError(f"no tokenizer at {path}; give 'byte', a tokenizer.json, its folder, or a .model file")
+        raise MissingFileError(f"no tokenizer at {path}; give 'byte', a tokenizer.json, its folder, or a .model file")
     if path.suffix == ".model" and path.is_file():
         return sentencepiece(model_file=str(path))
     return HuggingFaceTokenizer.from_path(path)

@@ -25,7 +25,7 @@ from fastsnn_core import (
 )
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import DecoderPlan, Unsupported, lower
-from fastsnn_core.token_ids import check_token_ids
+from fastsnn_core.token_ids import TokenError, check_token_ids
 from fastsnn_events import runtime
 from fastsnn_integer import quantization
 from fastsnn_integer.quantization import Quant, QuantEmbedding, row_linear
@@ -188,6 +188,9 @@ class DecoderModule(nn.Module):
     ) -> Any:
         """Logits of ``tokens [B,T]``; `reset` ``[B,T]`` marks first tokens of documents, `last` wants only the last."""
         check_token_ids(tokens, self.spec.vocab_size)
+        if tokens.ndim != 2:
+            hint = "; a batch of one is ids[None]" if tokens.ndim == 1 else ""
+            raise TokenError(f"tokens: expected [B, T], got shape {list(tokens.shape)}{hint}")
         places, position = positions(tokens, None if state is None else state.position, reset)
         angles = self.angles(places) if self.rotary else None
         x = self.embed(tokens)

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from torch import nn
 
 from fastsnn_core import load
+from fastsnn_core.arguments import device as check_device
 from fastsnn_serve import __version__
 from fastsnn_serve.engine import Engine
 from fastsnn_serve.http import protocol
@@ -41,7 +42,9 @@ def app(
     `fastsnn_serve.Engine`: max_streams, max_waiting, chunk, cache_bytes, state_bytes. The engine is
     ``app.state.engine``; the model is put into evaluation mode and belongs to it until it is closed.
     """
+    check_device(device)
     if isinstance(model_or_bundle, nn.Module):
+        model_or_bundle.to(device)
         model, found = model_or_bundle, str(getattr(getattr(model_or_bundle, "spec", None), "name", "") or "model")
     else:
         model, found = load(model_or_bundle, device), Path(model_or_bundle).resolve().name.removesuffix(".snn")

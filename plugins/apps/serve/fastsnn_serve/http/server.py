@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import contextlib
 import json
 import socket
 import threading
+from inspect import signature
 from typing import Any
 
 from starlette.applications import Starlette
 
-from fastsnn_core.errors import NetworkError, ProcessError
+from fastsnn_core.arguments import Parser, number
+from fastsnn_core.arguments import port as port_number
+from fastsnn_core.errors import ArgumentError, NetworkError, ProcessError, check_options
+from fastsnn_serve.engine import Engine
 from fastsnn_serve.http.routes import app as make_app
 
 
@@ -62,8 +65,16 @@ def serve(
     With ``block=True`` it prints the address and runs until Ctrl-C; otherwise it returns a `Handle` once it accepts
     connections. `options` are those of `fastsnn_serve.app`. A port that is taken is an OSError.
     """
-    application = make_app(bundle, name, **options)
-    listener = listen(host, port)
+    known = {*signature(make_app).parameters, *signature(Engine).parameters}
+    check_options("serve", options, known - {"model", "model_or_bundle", "name", "engine"})
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+        raise ArgumentError(f"a port is a whole number from 0 to 65535, got {port!r}")
+    listener = listen(host, port)  # a taken port is said before the model is loaded
+    try:
+        application = make_app(bundle, name, **options)
+    except BaseException:
+        listener.close()
+        raise
     server = stopping_server(application)
     if not block:
         return Handle(server, listener, application, host).start()
@@ -114,15 +125,18 @@ def greeting(url: str, application: Starlette) -> str:
 
 def main(argv: list[str]) -> int:
     """``fastsnn serve``."""
-    says = "Serve a bundle over HTTP with the OpenAI protocol."
-    parser = argparse.ArgumentParser(prog="fastsnn serve", description=says)
+    parser = Parser("serve", "Serve a bundle over HTTP with the OpenAI protocol.")
     parser.add_argument("bundle", help="folder of the bundle")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s; 0.0.0.0: all)")
-    parser.add_argument("--port", type=int, default=8000, help="default %(default)s; 0 picks a free one")
+    parser.add_argument("--port", type=port_number, default=8000, help="default %(default)s; 0 picks a free one")
     parser.add_argument("--name", help="id of the model (default: the bundle's folder)")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
-    parser.add_argument("--max-streams", type=int, default=16, help="completions at once (default %(default)s)")
-    parser.add_argument("--cache-mb", type=int, default=256, help="of the prefix cache; 0: none (default %(default)s)")
+    parser.add_argument(
+        "--max-streams", type=number(int, ge=1), default=16, help="completions at once (default %(default)s)"
+    )
+    parser.add_argument(
+        "--cache-mb", type=number(int, ge=0), default=256, help="of the prefix cache; 0: none (default %(default)s)"
+    )
     given = parser.parse_args(argv)
     serve(
         given.bundle, given.port, given.host, name=given.name, device=given.device,

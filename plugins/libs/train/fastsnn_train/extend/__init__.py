@@ -17,6 +17,7 @@ import attrs
 from torch import nn
 
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.parameters import checked
 from fastsnn_text import tokenizer_of
 from fastsnn_train.data.packing import Data, Packed
 from fastsnn_train.evaluation.evaluate import buckets, evaluate, position_nats
@@ -42,13 +43,13 @@ CHECKS = 8
 class Plan:
     """What `extend_context` was asked for."""
 
-    mode: str = attrs.field(default="carry", validator=attrs.validators.in_(MODES))
+    mode: str = attrs.field(default="carry", validator=checked(attrs.validators.in_(MODES)))
     lr: float = 3e-4
-    short_share: float = attrs.field(default=0.25, validator=[attrs.validators.ge(0), attrs.validators.lt(1)])
-    gate: float | None = attrs.field(default=0.02, validator=attrs.validators.optional(attrs.validators.ge(0)))
-    on_gate: str = attrs.field(default="rollback", validator=attrs.validators.in_(("rollback", "stop")))
-    rope: str = attrs.field(default="none", validator=attrs.validators.in_(ROPES))
-    window: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    short_share: float = attrs.field(default=0.25, validator=checked(attrs.validators.ge(0), attrs.validators.lt(1)))
+    gate: float | None = attrs.field(default=0.02, validator=checked(attrs.validators.optional(attrs.validators.ge(0))))
+    on_gate: str = attrs.field(default="rollback", validator=checked(attrs.validators.in_(("rollback", "stop"))))
+    rope: str = attrs.field(default="none", validator=checked(attrs.validators.in_(ROPES)))
+    window: int = attrs.field(default=0, validator=checked(attrs.validators.ge(0)))
 
 
 def extend_context(
