@@ -72,6 +72,18 @@ def anything(path: str | Path, sources: Iterable[str | Path] = (), option: str =
     return path
 
 
+def existing(path: str | Path, option: str = "") -> Path:
+    """A file or folder that is there."""
+    path = Path(path)
+    try:
+        path.stat()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        why = "there is no such file or folder" if missing else error.strerror
+        raise (MissingFileError if missing else FileError)(f"{label(path, option)}: {why}") from None
+    return path
+
+
 def existing_file(path: str | Path, option: str = "") -> Path:
     """A file that can be read."""
     path, name = Path(path), label(path, option)

@@ -69,8 +69,8 @@ def check_before(source: Any, to: str | Path | None, options: dict[str, Any]) ->
     import importlib.util
 
     sources = [s for s in (source, options.get("heal"), options.get("calibration")) if isinstance(s, str | Path)]
-    if isinstance(source, str | Path) and not Path(source).exists():
-        raise FileError(f"{source}: there is no such file or folder")
+    if isinstance(source, str | Path):
+        targets.existing(source)
     if to is not None:
         targets.bundle(to, [s for s in sources if len(str(s)) < 1000 and "\n" not in str(s)], "to")
     if isinstance(heal := options.get("heal"), str | Path):

@@ -59,6 +59,7 @@ def main(argv: list[str]) -> int:
     args.add_argument("--json", action="store_true", help="the report as JSON")
     args.add_argument("--html", help="write the report as an HTML page, too")
     opts = args.parse_args(argv)
+    targets.existing(opts.source)
     targets.bundle(opts.to, [s for s in (opts.source, opts.spec, opts.calibration, opts.heal) if s], "--to")
     if opts.html:
         targets.file(opts.html, [opts.source], "--html", (".html", ".htm"))
