@@ -188,13 +188,15 @@ def test_wrong_uses_are_refused_in_words_before_the_work(place, monkeypatch, cap
     import fastsnn_scope
     import fastsnn_serve.http.server
     import fastsnn_train.cli
+    import fastsnn_train.evaluation.cli
     import fastsnn_train.extend.cli
     import fastsnn_tune.search
     from fastsnn import FastSNN, api
 
     for home, name in (
         (fastsnn_convert, "convert"), (fastsnn_scope, "scope"), (fastsnn_tune.search, "tune"),
-        (fastsnn_train.cli, "fit_spec"), (fastsnn_train.extend.cli, "fit_spec"), (fastsnn_train.cli, "evaluate_text"),
+        (fastsnn_train.cli, "fit_spec"), (fastsnn_train.extend.cli, "fit_spec"),
+        (fastsnn_train.evaluation.cli, "evaluate_text"),
         (fastsnn_serve.http.server, "make_app"), (FastSNN, "stream"), (api.bundle, "save"),
     ):  # fmt: skip
         monkeypatch.setattr(home, name, begin)
