@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastsnn_core.inputs import belongs
 from fastsnn_core.lowering import SiteForm, Unsupported, lower
+from fastsnn_core.ops.operands import FULL, HALF
 from fastsnn_core.spike_tensor import SpikeTensor
+
+
+def keeping_float32(module: nn.Module, change: Callable[[], Any]) -> None:
+    """Run a cast of `module` (its ``_apply``); what was float32 or float64 and would be half precision stays as it was.
+
+    For constants that spikes are counted with: a threshold in 8 bits moves every spike near its edge.
+    """
+    held = [
+        (owner, name, t.data)
+        for owner in module.modules()
+        for table in (owner._parameters, owner._buffers)
+        for name, t in table.items()
+        if t is not None and t.dtype in FULL
+    ]
+    change()
+    for owner, name, old in held:
+        new = getattr(owner, name)
+        if new.dtype in HALF and isinstance(new, nn.Parameter):
+            grad, new.grad = new.grad, None
+            new.data = old.to(new.device)
+            new.grad = None if grad is None else grad.to(old.dtype)
+        elif new.dtype in HALF:
+            owner._buffers[name] = old.to(new.device)
 
 
 class SpikeSite(nn.Module):
@@ -30,16 +56,24 @@ class SpikeSite(nn.Module):
         self.blend = 1.0
         self.coding: nn.Module | None = None
 
+    def _apply(self, fn: Any, recurse: bool = True) -> SpikeSite:
+        """Centre and neuron constants stay float32 when the model is cast to half precision."""
+        keeping_float32(self, lambda: super(SpikeSite, self)._apply(fn, recurse))
+        return self
+
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Any, Any]:
         """Spikes of `x`."""
+        kind = x.dtype
         if self.centre is not None:
             x = x - self.centre
         if self.neuron is None:
-            return x, state
+            return x.to(kind), state
+        belongs("a spike site", state, x.shape[0])
         before = state
+        x = x.float() if kind in HALF else x  # counts and thresholds need more than 8 or 11 bits
         spikes, state = self.neuron(x, state, reset)
         if self.blend < 1.0:
-            return torch.lerp(x, spikes.value().to(x.dtype), self.blend), state
+            return torch.lerp(x, spikes.value().to(x.dtype), self.blend).to(kind), state
         if self.coding is not None:
             spikes = self.coding(spikes, self.neuron, x, before, reset)
         return spikes, state

@@ -5,25 +5,33 @@
     counts.flat[index[e]] += weight[e]          event view: coordinates and signed weights of the non-zero slots
 
 While training, counts are floats that carry a straight-through gradient; at rest they are int8, int16 or int32
-(`pack`). A SpikeTensor answers ``__torch_function__``: ``F.linear(spikes, W)`` runs on the counts and scales once,
-anything else sees the value. Nothing wraps: a count that does not fit is an error that names both.
+(`pack`). A SpikeTensor answers ``__torch_function__``: ``F.linear(spikes, W)`` runs on the counts and scales once; the
+table in `fastsnn_core.spike_methods` says what other operations do. Nothing wraps: a count that does not fit is an
+error that names both, and a change of type (``to``) changes what `value` gives, never the counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from fastsnn_core.errors import FastSNNError
+from fastsnn_core.errors import ArgumentError, FastSNNError
+from fastsnn_core.spike_methods import COPIES, compact, html, in_place, install, plain, refuse, text
 
 if TYPE_CHECKING:
     from fastsnn_core.component import Coder
 
 INTEGERS = (torch.int8, torch.int16, torch.int32)
+
+
+def _broadcasts(scale: torch.Size, shape: torch.Size) -> bool:
+    """Does a scale of this shape broadcast to counts without making them larger?"""
+    return len(scale) <= len(shape) and all(n in (1, m) for n, m in zip(reversed(scale), reversed(shape)))
 
 
 @attrs.frozen
@@ -41,7 +49,8 @@ class Sparsity:
 class SpikeTensor:
     """Spikes of shape `shape` in one of the forms ``count``, ``dense`` or ``event``; see the module's equations."""
 
-    __slots__ = ("_counts", "_index", "_shape", "_train", "_weights", "coder", "form", "scale")
+    __slots__ = ("_counts", "_index", "_kind", "_shape", "_train", "_weights", "coder", "form", "scale")
+    __hash__ = object.__hash__  # as `Tensor`: == is elementwise
 
     def __init__(self, counts: Tensor, scale: Tensor | float = 1.0) -> None:
         self.form, self.coder = "count", ""
@@ -49,8 +58,15 @@ class SpikeTensor:
         self._train: Tensor | None = None
         self._index: Tensor | None = None
         self._weights: Tensor | None = None
+        self._kind: torch.dtype | None = None  # of the value, where it was asked for
+        if not isinstance(counts, Tensor):
+            raise ArgumentError(f"counts must be a tensor, got {type(counts).__name__}")
         self._shape = counts.shape
         self.scale = scale if isinstance(scale, Tensor) else torch.as_tensor(scale, device=counts.device)
+        if self.scale.ndim and not _broadcasts(self.scale.shape, counts.shape):
+            raise FastSNNError(
+                f"a scale of shape {list(self.scale.shape)} does not broadcast to counts {list(counts.shape)}"
+            )
 
     @classmethod
     def from_train(cls, train: Tensor, weights: Tensor, scale: Tensor | float = 1.0, coder: str = "") -> SpikeTensor:
@@ -71,10 +87,34 @@ class SpikeTensor:
             raise FastSNNError(
                 f"coordinates {tuple(index.shape)} and weights {tuple(weights.shape)} must be one list each"
             )
-        spikes = cls(weights, scale)
+        room = torch.Size(shape).numel()
+        if index.is_floating_point() or index.dtype == torch.bool:
+            raise ArgumentError(f"coordinates must be integers, got {index.dtype}")
+        if len(index) and index.device.type != "meta":
+            low, high = (int(n) for n in torch.aminmax(index))
+            if low < 0 or high >= room:
+                raise FastSNNError(
+                    f"coordinate {low if low < 0 else high} is outside 0 … {room - 1} of shape {list(shape)}"
+                )
+        return cls._of_events(index, weights, torch.Size(shape), scale)
+
+    @classmethod
+    def _of_events(cls, index: Tensor, weights: Tensor, shape: torch.Size, scale: Tensor | float) -> SpikeTensor:
+        spikes = cls(weights, torch.as_tensor(1.0))
         spikes.form, spikes._counts = "event", None
-        spikes._index, spikes._weights, spikes._shape = index, weights, torch.Size(shape)
+        spikes._index, spikes._weights, spikes._shape = index, weights, shape
+        spikes.scale = scale if isinstance(scale, Tensor) else torch.as_tensor(scale, device=weights.device)
         return spikes
+
+    def like(self, counts: Tensor, scale: Tensor) -> SpikeTensor:
+        """Other counts, whose value has this one's type."""
+        new = SpikeTensor(counts, scale)
+        new._kind = self._kind
+        return new
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     # -- what a tensor is asked for ------------------------------------------------------------------------------
 
@@ -92,6 +132,10 @@ class SpikeTensor:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the value."""
+        return self._kind or self._natural
+
+    @property
+    def _natural(self) -> torch.dtype:
         return torch.result_type(self._data, self.scale) if self._data.is_floating_point() else self.scale.dtype
 
     def size(self, dim: int | None = None) -> Any:
@@ -106,18 +150,43 @@ class SpikeTensor:
         """Number of channels times everything before them."""
         return self._shape.numel()
 
+    nelement, ndimension = numel, dim
+
     def __len__(self) -> int:
+        if not self._shape:
+            raise ArgumentError("len() of spikes without dimensions")
         return self._shape[0]
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.value())
+
     def __repr__(self) -> str:
-        steps = f", steps={self.steps}" if self.form == "dense" else ""
-        payload = f"dtype={self._data.dtype}, scale={tuple(self.scale.shape)}"
-        return f"SpikeTensor({self.form}, shape={tuple(self._shape)}{steps}, {payload})"
+        return text(self)
+
+    __str__ = __repr__
+
+    def __format__(self, how: str) -> str:
+        return format(self.value(), how) if how else repr(self)
+
+    def _repr_html_(self) -> str:
+        return html(self)
+
+    def __copy__(self) -> SpikeTensor:
+        return self._with(lambda t: t)
+
+    def rearrange(self, change: Callable[[Tensor], Tensor]) -> SpikeTensor:
+        """Spikes whose counts and scales are moved alike, as in ``s.rearrange(lambda t: t[:, -1:])``.
+
+        `change` gets tensors of this shape and only moves or leaves out numbers; a train becomes counts.
+        """
+        scale = self.scale if self.scale.ndim == 0 else compact(change(self.scale.expand(self._shape)))
+        return self.like(change(self.counts), scale)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> SpikeTensor:
-        """The same spikes with `change` applied to payload and scale (device, dtype, detach)."""
-        new = SpikeTensor(change(self._data), change(self.scale))
-        new.form, new.coder, new._shape = self.form, self.coder, self._shape
+        """The same spikes in the same form, with `change` applied to payload and scale (device, copy, detach)."""
+        new = SpikeTensor(change(self._data), torch.as_tensor(1.0))
+        new.form, new.coder, new._shape, new._kind = self.form, self.coder, self._shape, self._kind
+        new.scale = change(self.scale)
         if self.form == "dense":
             new._train, new._counts = new._counts, None
             new._weights = None if self._weights is None else self._weights.to(new._data.device)
@@ -126,18 +195,28 @@ class SpikeTensor:
             new._index = None if self._index is None else self._index.to(new._data.device)
         return new
 
-    def to(self, *args: Any, **kwargs: Any) -> SpikeTensor:
-        """As `Tensor.to`; integer payloads keep their type, so only the device and the scale's type change."""
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Tensor.to`: another device, and another type of the value. Counts and scale keep theirs, so that nothing
+        rounds or wraps; an integer type gives the value itself, as an ordinary tensor."""
+        args = plain(args)
+        wanted = torch.empty((), dtype=self.dtype, device=self.device).to(*args, **kwargs)
+        if not wanted.is_floating_point():
+            return self.value().to(*args, **kwargs)
+        keys = {k: v for k, v in kwargs.items() if k in ("non_blocking", "copy")}
+        new = self._with(lambda t: t.to(wanted.device, **keys))
+        new._kind = None if wanted.dtype == self._natural else wanted.dtype
+        return new
 
-        def change(t: Tensor) -> Tensor:
-            moved = t.to(*args, **kwargs)
-            return moved if t.is_floating_point() else moved.to(t.dtype)
+    @property
+    def data(self) -> SpikeTensor:
+        """As `detach`."""
+        return self._with(torch.Tensor.detach)
 
-        return self._with(change)
-
-    def detach(self) -> SpikeTensor:
-        """Without gradient."""
-        return self._with(lambda t: t.detach())
+    def type(self, dtype: Any = None, **kwargs: Any) -> Any:
+        """As `Tensor.type`."""
+        if dtype is None:
+            return self.value().type()
+        return self.to(dtype) if isinstance(dtype, torch.dtype) else self.value().type(dtype, **kwargs)
 
     # -- views ---------------------------------------------------------------------------------------------------
 
@@ -153,37 +232,48 @@ class SpikeTensor:
             return self._counts
         if self._train is not None and self._weights is not None:
             weights = self._weights.reshape(-1, *[1] * len(self._shape))
-            exact = self._train if self._train.is_floating_point() else self._train.to(torch.int32)
-            return (exact * weights.to(exact.dtype)).sum(0).to(exact.dtype)
+            kind = self._train.dtype if self._train.is_floating_point() else self._whole(self._weights)
+            return (self._train.to(kind) * weights.to(kind)).sum(0).to(kind)
         assert self._index is not None
         assert self._weights is not None
-        flat = self._weights.new_zeros(self._shape.numel())
-        return flat.index_add_(0, self._index, self._weights).reshape(self._shape)
+        kind = self._weights.dtype if self._weights.is_floating_point() else self._whole(self._weights)
+        flat = self._weights.new_zeros(self._shape.numel(), dtype=kind)
+        return flat.index_add_(0, self._index, self._weights.to(kind)).reshape(self._shape)
+
+    @staticmethod
+    def _whole(weights: Tensor) -> torch.dtype:
+        """The integer type that holds any sum of these weights."""
+        if weights.device.type == "meta" or not weights.numel():
+            return torch.int32
+        most = float(weights.to(torch.float64).abs().sum())
+        if most >= 2.0**63:
+            raise FastSNNError(f"weights that add up to {most:.4g} do not fit the 64 bits of a count")
+        return torch.int32 if most < 2.0**31 else torch.int64
 
     @property
     def train(self) -> Tensor:
         """Train ``[S, …, D]`` of the dense view."""
         if self._train is None:
-            raise FastSNNError(f"a {self.form} SpikeTensor has no train; call .dense(coder) first")
+            raise ValueError(f"a {self.form} SpikeTensor has no train; call .dense(coder) first")
         return self._train
 
     @property
     def weights(self) -> Tensor:
         """Slot weights ``[S]`` (dense) or event weights ``[E]`` (event)."""
         if self._weights is None:
-            raise FastSNNError("a count SpikeTensor has no slot weights; call .dense(coder) or .event() first")
+            raise ValueError("a count SpikeTensor has no slot weights; call .dense(coder) or .event() first")
         return self._weights
 
     @property
     def index(self) -> Tensor:
         """Flat coordinates ``[E]`` of the event view."""
         if self._index is None:
-            raise FastSNNError(f"a {self.form} SpikeTensor has no coordinates; call .event() first")
+            raise ValueError(f"a {self.form} SpikeTensor has no coordinates; call .event() first")
         return self._index
 
     def count(self) -> SpikeTensor:
         """The count view."""
-        return self if self.form == "count" else SpikeTensor(self.counts, self.scale)
+        return self if self.form == "count" else self.like(self.counts, self.scale)
 
     def dense(self, coder: Coder | str, steps: int | None = None) -> SpikeTensor:
         """The dense view under a count coder (a component or its name); an error where a count does not fit."""
@@ -200,35 +290,59 @@ class SpikeTensor:
         if self._train is not None and self._weights is not None:
             flat = self._train.flatten(1) if self._train.ndim > 1 else self._train[:, None]
             slot, index = flat.nonzero(as_tuple=True)
-            weights = flat[slot, index].to(torch.int32) * self._weights.to(torch.int32)[slot]
+            kind = self._whole(self._weights)
+            weights = flat[slot, index].to(kind) * self._weights.to(kind)[slot]
             order = torch.argsort(index, stable=True)
             index, weights = index[order], weights[order]
         else:
             flat = self.counts.reshape(-1)
             index = flat.nonzero(as_tuple=True)[0]
-            weights = flat[index].to(torch.int32)
-        return SpikeTensor.from_events(index, weights, self._shape, self.scale)
+            weights = flat[index]
+            if weights.is_floating_point() and not torch.equal(weights, weights.round()):
+                raise FastSNNError("counts are not whole numbers; round them before taking events")
+            low, high = self.extremes()
+            if -low >= 2**63 or high >= 2**63:
+                raise FastSNNError(f"count {low if -low > high else high} does not fit 64 bits")
+            weights = weights.to(torch.int32 if max(-low, high) < 2**31 else torch.int64)
+        new = SpikeTensor._of_events(index, weights, self._shape, self.scale)
+        new._kind = self._kind
+        return new
 
     def value(self) -> Tensor:
         """``counts · scale`` as an ordinary tensor."""
-        counts = self.counts
-        return counts.to(self.scale.dtype) * self.scale if not counts.is_floating_point() else counts * self.scale
+        counts, scale = self.counts, self.scale
+        if not counts.is_floating_point():
+            wide = scale.dtype if scale.dtype in (torch.float32, torch.float64) else torch.float32
+            out = (counts.to(wide) * scale).to(self.dtype)
+        else:
+            out = counts * scale
+        return out if self._kind is None else out.to(self._kind)
 
     def pack(self) -> SpikeTensor:
         """Counts in the smallest integer type that holds them; refuses fractions, and counts beyond 32 bits."""
-        counts, largest = self.counts.detach(), self.largest()
+        counts, (low, high) = self.counts.detach(), self.extremes()
         if counts.is_floating_point() and not torch.equal(counts, counts.round()):
             raise FastSNNError("counts are not whole numbers; round them before packing")
-        for kind in INTEGERS:
-            if largest <= torch.iinfo(kind).max:
-                return SpikeTensor(counts.to(kind), self.scale.detach())
-        raise FastSNNError(f"count {largest} does not fit 32 bits")
+        for kind in INTEGERS:  # -128 goes to 16 bits, so that |c| has room too
+            if max(-low, high) <= torch.iinfo(kind).max or (kind == torch.int32 and low == -(2**31) and high < 2**31):
+                return self.like(counts.to(kind), self.scale.detach())
+        raise FastSNNError(f"count {low if -low > high else high} does not fit 32 bits")
 
     # -- measures ------------------------------------------------------------------------------------------------
 
+    def extremes(self) -> tuple[int, int]:
+        """Smallest and largest count; 0, 0 where there is none."""
+        if not self.numel():
+            return 0, 0
+        low, high = (n.item() for n in torch.aminmax(self.counts.detach()))
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise FastSNNError("counts must be finite; got NaN or infinity")
+        return int(low), int(high)
+
     def largest(self) -> int:
         """Largest count magnitude."""
-        return int(self.counts.detach().abs().max().item()) if self.numel() else 0
+        low, high = self.extremes()
+        return max(-low, high)
 
     def sparsity(self, steps: int | None = None) -> Sparsity:
         """Silent fraction, spikes per channel, slot sparsity: of the train, or else of the bits of |count|."""
@@ -239,7 +353,9 @@ class SpikeTensor:
             spikes, steps = float(self._train.detach().abs().sum(dtype=torch.float64)), len(self._train)
         else:
             steps = steps or max(1, largest.bit_length())
-            left, spikes = counts.abs().to(torch.int64), 0.0
+            if largest >= 2**63:
+                raise FastSNNError(f"count {largest} does not fit 64 bits")
+            left, spikes = counts.to(torch.int64).abs(), 0.0
             for _ in range(largest.bit_length()):
                 spikes += float((left & 1).sum())
                 left = left >> 1
@@ -248,7 +364,7 @@ class SpikeTensor:
             spikes_per_channel=spikes / total,
             slot_sparsity=1.0 - spikes / total / steps,
             steps=steps,
-            mean_count=float(counts.abs().sum(dtype=torch.float64)) / total,
+            mean_count=float(counts.to(torch.float64).abs().sum()) / total,
             largest=largest,
         )
 
@@ -256,8 +372,13 @@ class SpikeTensor:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """``F.linear`` and the convolutions take the spike path; every other function sees the value."""
+        """``F.linear`` and the convolutions run on counts; the rest does as the methods do (`spike_methods`)."""
         kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if not args and isinstance(kwargs.get("input"), SpikeTensor):
+            args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
+        if isinstance(kwargs.get("out"), SpikeTensor):
+            raise refuse(f"{name}(out=)")
         if args and isinstance(args[0], SpikeTensor):
             from fastsnn_core.ops.conv import CONVOLUTIONS, spike_conv
             from fastsnn_core.ops.event import spike_linear
@@ -266,29 +387,11 @@ class SpikeTensor:
                 return spike_linear(*args, **kwargs)
             if func in CONVOLUTIONS:
                 return spike_conv(func, *args, **kwargs)
+            if in_place(name):
+                raise refuse(name)
+            if name in COPIES or func is torch.Tensor.to:
+                return getattr(args[0], name)(*args[1:], **kwargs)
         return func(*plain(args), **plain(kwargs))
 
 
-def plain(tree: Any) -> Any:
-    """The same arguments with every SpikeTensor replaced by its value."""
-    if isinstance(tree, SpikeTensor):
-        return tree.value()
-    if isinstance(tree, tuple | list):
-        return type(tree)(plain(t) for t in tree)
-    if isinstance(tree, dict):
-        return {k: plain(v) for k, v in tree.items()}
-    return tree
-
-
-def _operator(name: str) -> Callable[..., Any]:
-    def method(self: SpikeTensor, *args: Any) -> Any:
-        return getattr(self.value(), name)(*plain(args))
-
-    method.__name__ = name
-    return method
-
-
-OPERATORS = "add radd sub rsub mul rmul truediv matmul neg getitem"
-METHODS = "mean sum abs max min reshape view transpose permute flatten unsqueeze squeeze float double"
-for _name in [*(f"__{word}__" for word in OPERATORS.split()), *METHODS.split()]:
-    setattr(SpikeTensor, _name, _operator(_name))
+install(SpikeTensor)

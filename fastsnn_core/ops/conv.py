@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsnn_core.ops.operands import HALF
 from fastsnn_core.spike_tensor import SpikeTensor
 
 CONVOLUTIONS = (
@@ -30,11 +31,12 @@ def spike_conv(
     **kwargs: Any,
 ) -> Tensor:
     """`function` (one of `CONVOLUTIONS`) of spikes; a threshold that varies inside a sample cannot leave the sum."""
-    scale, counts = spikes.scale, spikes.counts
+    kind = weight.dtype
+    if kind in HALF:  # as `spike_linear`
+        weight, bias = weight.float(), None if bias is None else bias.float()
+    scale, counts = spikes.scale.to(weight.dtype), spikes.counts.to(weight.dtype)
     batched = counts.ndim == weight.ndim and scale.ndim == counts.ndim
     if any(n != 1 for n in scale.shape[1 if batched else 0 :]):
-        return function(spikes.value(), weight, bias, *args, **kwargs)
-    if not counts.is_floating_point():
-        counts = counts.to(weight.dtype)
+        return function(counts * scale, weight, bias, *args, **kwargs).to(kind)
     out = function(counts, weight, None, *args, **kwargs) * scale
-    return out if bias is None else out + bias.reshape(-1, *[1] * (weight.ndim - 2))
+    return (out if bias is None else out + bias.reshape(-1, *[1] * (weight.ndim - 2))).to(kind)

@@ -73,11 +73,14 @@ class Operator:
     `plain`: do not warn when only the naive implementation is available (it is as fast). `samples()` yields argument
     tuples on which the conformance kit compares a kernel with `naive`, bit for bit; where an implementation is not
     simply called with them, ``run(implementation, *sample)`` says how.
+    `check` looks at the operands before any implementation does (`fastsnn_core.ops.operands`): a kernel may then trust
+    shapes, types, devices and ranges.
     """
 
     name: str
     naive: Callable[..., Any]
     plain: bool = False
+    check: Callable[..., Any] | None = None
     samples: Callable[[], Any] = attrs.field(default=_nothing, repr=False)
     run: Callable[..., Any] = attrs.field(default=_call, repr=False)
     _ready: dict[str, tuple[Any, str, Callable[..., Any]]] = attrs.field(factory=dict, init=False, repr=False)
@@ -95,7 +98,7 @@ class Operator:
         if forced != "naive":
             for kernel, devices, table in kernels():
                 if self.name in table and device in devices and forced in (None, kernel):
-                    return kernel, table[self.name]
+                    return kernel, getattr(table[self.name], "unchecked", table[self.name])
             if forced:
                 raise LookupFailure(f"no kernel set {forced!r} has {self.name!r} on {device}", "")
             if not self.plain:
@@ -104,6 +107,8 @@ class Operator:
 
     def __call__(self, device: str, *args: Any) -> Any:
         """Run on `device` with the chosen implementation; one that returns NotImplemented leaves it to the naive."""
+        if self.check is not None:
+            self.check(*args)
         found = self._ready.get(device)
         if found is None or _forced.open() or found[0] is not kernels():
             found = kernels(), *self.pick(device)

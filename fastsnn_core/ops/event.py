@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import Operator
+from fastsnn_core.ops.operands import HALF, OperandError, Operands, OperandTypeError, shown
 from fastsnn_core.spike_tensor import SpikeTensor
 
 
@@ -88,10 +89,35 @@ def _samples(name: str) -> Callable[[], Any]:
     return make
 
 
-COUNT_LINEAR = Operator("count_linear", count_linear_naive, samples=_samples("count_linear"))
-COUNT_PROJECT = Operator("count_project", count_project_naive, plain=True, samples=_samples("count_project"))
-EVENT_LINEAR = Operator("event_linear", event_linear_naive, samples=_samples("event_linear"))
-INPUT_MAJOR = Operator("input_major", input_major_naive, plain=True, samples=_samples("input_major"))
+_PROJECT = Operands(
+    "count_project", "counts [N,D] number", "weight [O,D] integer", "scale [O] full", "threshold [N|1,1] full"
+)
+_EVENTS = Operands("event_linear", "index [E] index", "weights [E] number", "weight [O,D] integer")
+
+
+def check_event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> None:
+    """The operands of `event_linear_naive`: every coordinate lies in ``[rows, D]``."""
+    sizes = _EVENTS(index, weights, weight)
+    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
+        raise OperandTypeError(f"event_linear: rows must be a number of rows, got {rows!r}")
+    room = rows * sizes["D"]
+    if index.numel() and index.device.type != "meta":
+        low, high = (int(n) for n in torch.aminmax(index))
+        if low < 0 or high >= room:
+            raise OperandError(
+                f"event_linear: coordinate {low if low < 0 else high} is outside 0 … {room - 1} "
+                f"({rows} rows of {sizes['D']} inputs)"
+            )
+
+
+_COUNTS = Operands("count_linear", "counts [N,D] number", "weight [O,D] integer")
+_MATRIX = Operands("input_major", "weight [O,I] number")
+COUNT_LINEAR = Operator("count_linear", count_linear_naive, check=_COUNTS, samples=_samples("count_linear"))
+COUNT_PROJECT = Operator(
+    "count_project", count_project_naive, plain=True, check=_PROJECT, samples=_samples("count_project")
+)
+EVENT_LINEAR = Operator("event_linear", event_linear_naive, check=check_event_linear, samples=_samples("event_linear"))
+INPUT_MAJOR = Operator("input_major", input_major_naive, plain=True, check=_MATRIX, samples=_samples("input_major"))
 
 
 def whole(t: Tensor, what: str) -> Tensor:
@@ -155,12 +181,27 @@ def input_major(weight: Tensor) -> Tensor:
     return INPUT_MAJOR(weight.device.type, weight)
 
 
+def fits(name: str, spikes: SpikeTensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuse weights ``[out, in]`` that do not fit the channels of the spikes, before torch does in its own words."""
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
+        raise OperandTypeError(f"{name}: weight must be float [out, in], got {shown(weight)}")
+    if not spikes.shape or spikes.shape[-1] != weight.shape[1]:
+        raise OperandError(f"{name}: spikes {list(spikes.shape)} have not the {weight.shape[1]} channels of the weight")
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise OperandError(f"{name}: bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+
+
 def spike_linear(spikes: SpikeTensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear`` of spikes: on the counts, scaled once where the scale is one number per token, bias last."""
-    scale, counts = spikes.scale, spikes.counts
+    """``F.linear`` of spikes: on the counts, scaled once where the scale is one number per token, bias last.
+
+    The result has the weight's type; with half-precision weights all is computed in float32 and rounded once.
+    """
+    fits("linear", spikes, weight, bias)
+    kind = weight.dtype
+    if kind in HALF:  # which holds neither a count beyond 256 (or 2048) nor a sum of them: rounded once, at the end
+        weight, bias = weight.float(), None if bias is None else bias.float()
+    scale, counts = spikes.scale, spikes.counts.to(weight.dtype)
     if scale.ndim and scale.shape[-1] != 1:  # a threshold per channel cannot leave the sum
-        return F.linear(spikes.value(), weight, bias)
-    if not counts.is_floating_point():
-        counts = counts.to(weight.dtype)
-    out = F.linear(counts, weight) * scale
-    return out if bias is None else out + bias
+        return F.linear(counts * scale.to(weight.dtype), weight, bias).to(kind)
+    out = F.linear(counts, weight) * scale.to(weight.dtype)
+    return (out if bias is None else out + bias).to(kind)

@@ -118,7 +118,7 @@ class GlaMixer(nn.Module):
         q = F.relu(heads.q) * self.dims.head_dim**-0.5
         scan = deterministic.scan if self.exact else linear_scan
         out, _, (kv, z) = scan(q, F.relu(heads.k), heads.v, self.log_gate(heads), state, reset)
-        return self.norm(out), GlaState(kv, z)
+        return self.norm(out.to(heads.q.dtype)), GlaState(kv, z)
 
 
 def half_lives(channels: int, nearest: float, farthest: float) -> list[float]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastsnn_core import Attention, Dims, Heads, hookimpl, slots
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.inputs import StateError
 from fastsnn_core.lowering import MixerForm, lower
 
 __version__ = "0.1.0"
@@ -77,6 +78,10 @@ class HybridMixer(nn.Module):
         self, heads: Heads, state: tuple[Any, ...] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """Mix the tokens of a (piece of a) stream."""
+        if state is not None and (not isinstance(state, tuple) or len(state) != len(self.branches)):
+            raise StateError(
+                f"hybrid: a state is a tuple of {len(self.branches)}, one per branch; got {type(state).__name__}"
+            )
         states = state or (None,) * len(self.branches)
         outs, news = zip(*(mix(heads, s, reset) for mix, s in zip(self.branches, states)))
         return torch.cat([o.to(outs[0].dtype) for o in outs], -1), tuple(news)

@@ -86,7 +86,7 @@ class LinearMixer(nn.Module):
         else:
             q, k = FEATURES[self.feature](heads.q), FEATURES[self.feature](heads.k)
             out, norm, (kv, z) = linear_scan(q, k, heads.v, gate, state, reset)
-        return out / (norm[..., None] + self.eps), LinearState(kv, z)
+        return (out / (norm[..., None] + self.eps)).to(heads.q.dtype), LinearState(kv, z)
 
 
 @hookimpl

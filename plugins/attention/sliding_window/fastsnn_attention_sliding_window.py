@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core import Attention, Dims, Heads, hookimpl, param
+from fastsnn_core.inputs import cache_state, check_reset
 from fastsnn_core.lowering import SoftmaxAttentionForm, Unsupported
 from fastsnn_integer import deterministic
 from fastsnn_integer.quantization import levels
@@ -65,6 +66,8 @@ class WindowMixer(nn.Module):
         self, heads: Heads, state: WindowState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, WindowState]:
         """Mix the tokens of a (piece of a) stream."""
+        cache_state("sliding_window", state, WindowState, heads.k, self.window - 1, bool(self.kv_bits))
+        check_reset("sliding_window", reset, *heads.q.shape[:2], heads.q.device)
         q, k = heads.rotated()
         v, past, t, scales = heads.v, self.window - 1, q.shape[1], None
         if self.kv_bits:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core import Attention, Dims, Heads, hookimpl
+from fastsnn_core.inputs import cache_state, check_reset
 from fastsnn_core.lowering import SoftmaxAttentionForm, Unsupported
 from fastsnn_integer import deterministic
 from fastsnn_integer.quantization import levels
@@ -69,6 +70,8 @@ class SoftmaxMixer(nn.Module):
 
     def forward(self, heads: Heads, state: Cache | None = None, reset: Tensor | None = None) -> tuple[Tensor, Cache]:
         """Mix the tokens of a (piece of a) stream."""
+        cache_state("softmax", state, Cache, heads.k, None, bool(self.kv_bits))
+        check_reset("softmax", reset, *heads.q.shape[:2], heads.q.device)
         q, k = heads.rotated()
         v, (b, t), scales = heads.v, q.shape[:2], None
         if self.kv_bits:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastsnn_core import Coder, SpikeTensor, hookimpl, param
 from fastsnn_core.errors import FastSNNError
-from fastsnn_events.coder_helpers import finite_values
+from fastsnn_events.coder_helpers import finite_values, valued
 
 __version__ = "0.1.0"
 
@@ -48,13 +48,11 @@ class Delta(Coder):
             raise FastSNNError(f"a jump of {needed} thresholds needs {needed} delta steps, {steps} given")
         slots = torch.arange(steps or needed, device=counts.device).reshape(-1, *[1] * counts.ndim)
         train = (counts.abs() > slots) * counts.sign()
-        return SpikeTensor.from_train(
-            train.to(torch.int8), slots.new_ones(len(slots)), values.new_tensor(self.threshold), self.name
-        )
+        return valued(train.to(torch.int8), slots.new_ones(len(slots)), self.threshold, x, self.name)
 
     def decode(self, spikes: SpikeTensor) -> Tensor:
         """The running sum of the spikes."""
-        return spikes.counts.cumsum(1) * spikes.scale
+        return (spikes.counts.cumsum(1) * spikes.scale).to(spikes.dtype)
 
 
 @hookimpl

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastsnn_core import Coder, SpikeTensor, hookimpl, param
 from fastsnn_core.errors import FastSNNError
-from fastsnn_events.coder_helpers import unit_values
+from fastsnn_events.coder_helpers import unit_values, valued
 
 __version__ = "0.1.0"
 
@@ -43,7 +43,7 @@ class Latency(Coder):
         level = (values * (steps - 1)).round().to(torch.int64)
         train = (slots == steps - 1 - level) & (level > 0)
         weights = torch.arange(steps - 1, -1, -1, device=values.device)
-        return SpikeTensor.from_train(train.to(torch.int8), weights, values.new_tensor(1 / (steps - 1)), self.name)
+        return valued(train.to(torch.int8), weights, 1 / (steps - 1), x, self.name)
 
     def decode(self, spikes: SpikeTensor) -> Tensor:
         """The value the spike's slot stands for."""

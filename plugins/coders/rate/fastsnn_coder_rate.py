@@ -7,7 +7,7 @@ from attrs import frozen
 from torch import Tensor
 
 from fastsnn_core import Coder, SpikeTensor, hookimpl, param
-from fastsnn_events.coder_helpers import unit_values
+from fastsnn_events.coder_helpers import unit_values, valued
 
 __version__ = "0.1.0"
 
@@ -46,9 +46,7 @@ class Rate(Coder):
             generator = torch.Generator().manual_seed(self.seed)
             draws = torch.rand(steps, *values.shape, generator=generator, dtype=torch.float64).to(values.device)
             train = draws < values
-        return SpikeTensor.from_train(
-            train.to(torch.int8), slots.new_ones(steps), values.new_tensor(1 / steps), self.name
-        )
+        return valued(train.to(torch.int8), slots.new_ones(steps), 1 / steps, x, self.name)
 
     def decode(self, spikes: SpikeTensor) -> Tensor:
         """The fraction of steps that spiked."""

@@ -21,10 +21,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastsnn_core.ops.operands import OperandError, Operands
+
 __version__ = "0.1.0"
 
 MIN_LOG_GATE = -5.0
 State = tuple[Tensor, Tensor]
+
+
+_OPERANDS = Operands(
+    "linear_scan", "q [B,T,H,K] float", "k [B,T,G,K] as q", "v [B,T,G,V] as q", "log_g [B,T,G,K] float or empty",
+    "S [B,G,K,V] float", "z [B,G,K] as S", "reset [B,T] bool or empty",
+)  # fmt: skip
+
+
+def check_linear_scan(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: State | None, reset: Tensor | None
+) -> None:
+    """The operands of all three forms; a state belongs to the streams, heads and widths that it came from."""
+    if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
+        raise OperandError(f"linear_scan: a state is the pair (S [B,G,K,V], z [B,G,K]), got {type(state).__name__}")
+    rows = [(0, q), (1, k), (2, v), (3, log_g), *((4 + i, t) for i, t in enumerate(state or ())), (6, reset)]
+    sizes = _OPERANDS.some((i, t) for i, t in rows if t is not None)
+    if not sizes["G"] or sizes["H"] % sizes["G"]:
+        raise OperandError(
+            f"linear_scan: {sizes['H']} query heads are no multiple of {sizes['G']} key/value heads: q is "
+            f"{list(q.shape)}, k {list(k.shape)}"
+        )
 
 
 def start(q: Tensor, k: Tensor, v: Tensor, state: State | None) -> State:
@@ -44,6 +67,7 @@ def linear_scan_naive(
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """The definition: a loop over T. Returns ``(o, n, (S, z))``."""
+    check_linear_scan(q, k, v, log_g, state, reset)
     s, z = start(q, k, v, state)
     b, t_all, h, width = q.shape
     groups = k.shape[2]
@@ -87,6 +111,9 @@ def linear_scan(
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """The chunk-parallel form, equal to the naive one to rounding; ``chunk`` defaults to 32 with gates, else 64."""
+    check_linear_scan(q, k, v, log_g, state, reset)
+    if chunk is not None and chunk < 1:
+        raise OperandError(f"linear_scan: a chunk has at least 1 token, got {chunk}")
     with torch.autocast(q.device.type, enabled=False):
         if q.dtype in (torch.bfloat16, torch.float16):
             q, k, v = q.float(), k.float(), v.float()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastsnn_linear_scan import linear_scan, linear_scan_naive
 
@@ -18,6 +20,11 @@ def heads(b, t, h, g, k, v, seed=0, gate=True, strength=1.0):
     return draw(b, t, h, k), draw(b, t, g, k), draw(b, t, g, v), None if log_g is None else log_g.clamp_min(-5)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    t=st.integers(1, 80), gate=st.booleans(), grouped=st.booleans(), resets=st.booleans(), carried=st.booleans(),
+    chunk=st.sampled_from([None, 4, 16]), seed=st.integers(0, 9),
+)  # fmt: skip
 def test_linear_scan_chunked_is_recurrent(t, gate, grouped, resets, carried, chunk, seed):
     q, k, v, log_g = heads(2, t, 4, 2 if grouped else 4, 3, 5, seed, gate)
     rng = torch.Generator().manual_seed(seed + 1)

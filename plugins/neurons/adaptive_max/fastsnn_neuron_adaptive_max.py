@@ -9,7 +9,9 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from fastsnn_core import Neuron, SpikeTensor, hookimpl, param
+from fastsnn_core.inputs import neuron_input
 from fastsnn_core.lowering import SpikeRule
+from fastsnn_core.site import keeping_float32
 
 __version__ = "0.1.0"
 
@@ -69,6 +71,11 @@ class AdaptiveMaxModule(nn.Module):
         else:
             self.register_buffer("clip", clip)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> AdaptiveMaxModule:
+        """Constants stay float32 when they would be half precision."""
+        keeping_float32(self, lambda: super(AdaptiveMaxModule, self)._apply(fn, recurse))
+        return self
+
     @property
     def most(self) -> int:
         """2^S - 1."""
@@ -91,7 +98,7 @@ class AdaptiveMaxModule(nn.Module):
 
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[SpikeTensor, None]:
         """Counts of `x`."""
-        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        x = neuron_input("adaptive_max", x, state, reset, stateful=False)
         v = self.threshold(x.detach())
         most, burst = float(self.most), int(self.burst)
         u = x / v.detach()

@@ -9,7 +9,9 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from fastsnn_core import Neuron, SpikeTensor, Surrogate, hookimpl, ops, param, slot
+from fastsnn_core.inputs import neuron_input
 from fastsnn_core.lowering import SpikeRule, Unsupported
+from fastsnn_core.site import keeping_float32
 from fastsnn_events.coder_helpers import integrate, start
 from fastsnn_integer import deterministic
 
@@ -93,6 +95,11 @@ class AdaptiveThresholdModule(nn.Module):
         self.bound = float(spec.limit) if spec.limit else float("inf")
         self.derivative = spec.surrogate.derivative if spec.surrogate else None
 
+    def _apply(self, fn: Any, recurse: bool = True) -> AdaptiveThresholdModule:
+        """Constants stay float32 when they would be half precision."""
+        keeping_float32(self, lambda: super(AdaptiveThresholdModule, self)._apply(fn, recurse))
+        return self
+
     def slope(self, u: Tensor) -> Tensor:
         """Stand-in derivative of the count."""
         if self.derivative is None:
@@ -108,7 +115,7 @@ class AdaptiveThresholdModule(nn.Module):
 
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[SpikeTensor, None]:
         """Counts of `x`."""
-        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        x = neuron_input("adaptive_threshold", x, state, reset, stateful=False)
         v = self.threshold(x.detach())
         if self.derivative is None and self.bound == float("inf") and not v.requires_grad:
             counts: Any = Straight.apply(x, v)

@@ -35,15 +35,23 @@ TABLE = {
 
 
 def _later(path: str) -> Callable[..., Any]:
-    """The function at `path` in this package, imported (Numba with it) when it is first called."""
+    """The function at `path` in this package, imported (Numba with it) when it is first called.
+
+    ``unchecked`` is the one for operators, which have checked the operands already.
+    """
     module, _, name = path.partition(".")
     found: list[Callable[..., Any]] = []
 
-    def call(*args: Any) -> Any:
+    def unchecked(*args: Any) -> Any:
         if not found:
-            found.append(getattr(importlib.import_module(f"{__name__}.{module}"), name))
+            function = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+            found.append(getattr(function, "unchecked", function))
         return found[0](*args)
 
+    def call(*args: Any) -> Any:
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)(*args)
+
+    call.unchecked = unchecked  # type: ignore[attr-defined]
     return call
 
 

@@ -15,6 +15,7 @@ from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from fastsnn_core.ops.operands import guarded
 from fastsnn_kernel_numba.deterministic import APART, ONE, ZERO, F, U, _as_float, _dot, _dots, _exp, _half_of
 from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, scratch, workers
 
@@ -185,6 +186,7 @@ def _attend(q, k, v, allowed, spans, shape, scale, own, part, turned, values, sc
                         out[o + i] = own[acc + U(m * wide) + i] / norm
 
 
+@guarded("exact_attend")
 def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     """Twin of `fastsnn_integer.deterministic.attend_naive`."""
     (b, t, h, size), (keys, groups, wide), nw = q.shape, (*k.shape[1:3], v.shape[-1]), workers()

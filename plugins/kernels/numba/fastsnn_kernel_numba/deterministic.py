@@ -16,6 +16,7 @@ from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from fastsnn_core.ops.operands import guarded
 from fastsnn_integer import deterministic
 from fastsnn_kernel_numba.buffer_pool import empty
 from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, prefetch, scratch, workers
@@ -309,6 +310,7 @@ def _scan(q, k, v, gate, s, z, keep, shape, part, out, norm, nw):  # type: ignor
                     norm[seen] = _dot(q, U(row * size), z, zo, size, half, part, at)
 
 
+@guarded("exact_unary")
 def unary(x: Tensor, form: str) -> Tensor:
     """Twin of `fastsnn_integer.deterministic.unary_naive`."""
     if form not in ACTIVATIONS:
@@ -318,6 +320,7 @@ def unary(x: Tensor, form: str) -> Tensor:
     return out
 
 
+@guarded("exact_row_sum")
 def row_sum(x: Tensor, form: str) -> Tensor:
     """Twin of `fastsnn_integer.deterministic.row_sum_naive`."""
     rows, size = x.shape
@@ -331,6 +334,7 @@ def row_sum(x: Tensor, form: str) -> Tensor:
     return out
 
 
+@guarded("exact_norm")
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Twin of `fastsnn_integer.deterministic.norm_naive`."""
     rows, size = x.shape
@@ -342,6 +346,7 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
+@guarded("exact_scan")
 def scan(
     q: Tensor, k: Tensor, v: Tensor, gate: Tensor, s: Tensor, z: Tensor, keep: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

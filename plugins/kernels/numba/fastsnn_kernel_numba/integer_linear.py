@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fastsnn_core.ops.dispatch import record_path
 from fastsnn_core.ops.event import check_events, check_sums, whole
+from fastsnn_core.ops.operands import guarded
 from fastsnn_kernel_numba import gemv_events
 from fastsnn_kernel_numba.buffer_pool import empty, persistent_copy
 from fastsnn_kernel_numba.gemm_events import event_gemm
@@ -39,6 +40,7 @@ MANY = "{:.3g} events per input or more: reading every weight once is faster"
 BY_OUTPUT = "weights are stored output-major, so an event has no row to read"
 
 
+@guarded("count_linear")
 def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
     """Twin of `fastsnn_core.ops.event.count_linear_naive`."""
     if weight.dtype != torch.int8:
@@ -49,6 +51,7 @@ def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
     return sums(counts, weight).to(torch.int64)
 
 
+@guarded("count_project")
 def count_project(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor) -> Tensor:
     """Twin of `fastsnn_core.ops.event.count_project_naive`: what follows the sums in one pass over them."""
     if weight.dtype != torch.int8 or scale.dtype != torch.float32 or threshold.dtype != torch.float32:
@@ -128,6 +131,7 @@ def measure(rows: int, weight: Tensor) -> float:
     return min(max(low + (seconds(lambda: dense(busy, weight)) - first) / slope, 1.0), float(FEW))
 
 
+@guarded("event_linear")
 def event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> Tensor:
     """Twin of `fastsnn_core.ops.event.event_linear_naive`; events may come in any order, and more than once."""
     if weight.dtype != torch.int8:
@@ -157,6 +161,7 @@ def sparse(counts: Tensor, limit: float) -> bool:
     return int(torch.count_nonzero(some)) * FEW < limit * some.numel()
 
 
+@guarded("input_major")
 def input_major(weight: Tensor) -> Tensor:
     """Twin of `fastsnn_core.ops.event.input_major_naive`, on huge pages: an event then misses no page table entry."""
     return persistent_copy(weight.T).T

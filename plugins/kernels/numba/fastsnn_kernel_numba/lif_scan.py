@@ -15,6 +15,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
+from fastsnn_core.ops.operands import guarded
 from fastsnn_core.ops.surrogate_gradient import thresholds
 from fastsnn_kernel_numba.buffer_pool import empty
 from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, prefetch, workers
@@ -225,6 +226,7 @@ def _width(shape: torch.Size, itemsize: int, most: int) -> int:
     return max(1, min(-(-share // 16) * 16, most // itemsize, wide))
 
 
+@guarded("lif_scan")
 def forward(
     x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -243,6 +245,7 @@ def forward(
     return counts, v_last, marks
 
 
+@guarded("lif_membrane")
 def membrane(
     x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor,
     beta: float, lo: float, hi: float, heaviside: bool, hard: bool,
@@ -259,6 +262,7 @@ def membrane(
     return u
 
 
+@guarded("lif_scan_backward")
 def backward(
     grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
     beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,

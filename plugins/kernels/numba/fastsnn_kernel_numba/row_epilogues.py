@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastsnn_core.lowering import NormForm, SiteForm
 from fastsnn_core.ops.dispatch import record_path
+from fastsnn_core.ops.operands import guarded
 from fastsnn_integer.fused_row_ops import Counts, Sums
 from fastsnn_kernel_numba.deterministic import ACTIVATIONS, APART, ZERO, F, _apply, _half_of, _norm
 from fastsnn_kernel_numba.fused_decoder_stages import MOST_BURST, _round_counts, _threshold
@@ -174,6 +175,7 @@ def takes(s: Sums | None) -> bool:
     return s is None or (s.total.dtype == torch.int32 and s.total.is_contiguous())
 
 
+@guarded("rows_residual")
 def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> Any:
     """Twin of `fastsnn_integer.fused_row_ops.residual_naive`."""
     (rows, size), made = x.shape, packed(site)
@@ -192,6 +194,7 @@ def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: 
     return counted(run, rows, size, given, NO_SUMS)
 
 
+@guarded("rows_hidden")
 def hidden(up: Sums, gate: Sums | None, activation: str, site: SiteForm) -> Any:
     """Twin of `fastsnn_integer.fused_row_ops.hidden_naive`."""
     (rows, size), made = up.total.shape, packed(site)
@@ -225,6 +228,7 @@ def fold(size: int) -> int:
     return max(1 << (size - 1).bit_length(), 2 * MOST_BURST)
 
 
+@guarded("rows_heads")
 def heads(
     q: Sums, k: Sums, v: Sums, width: int, norms: tuple[NormForm | None, NormForm | None], angles: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,6 +245,7 @@ def heads(
     return outs[0], outs[1], outs[2]
 
 
+@guarded("rows_project")
 def project(counts: Counts, weight: Tensor) -> Tensor:
     """Twin of `fastsnn_integer.fused_row_ops.project_naive`: the dense product at once, unless few inputs spiked."""
     rows, inputs = counts.counts.shape

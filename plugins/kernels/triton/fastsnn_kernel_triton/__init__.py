@@ -23,12 +23,19 @@ TABLE = {
 
 
 def _later(path: str) -> Callable[..., Any]:
-    """The function at `path` in this package, imported (Triton with it) when it is first called."""
+    """The function at `path` in this package, imported (Triton with it) when it is first called.
+
+    ``unchecked`` is the one for operators, which have checked the operands already.
+    """
     module, _, name = path.partition(".")
 
     def call(*args: Any) -> Any:
         return getattr(importlib.import_module(f"{__name__}.{module}"), name)(*args)
 
+    def unchecked(*args: Any) -> Any:
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name).unchecked(*args)
+
+    call.unchecked = unchecked  # type: ignore[attr-defined]
     return call
 
 

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastsnn_core.ops.operands import guarded
 from fastsnn_core.ops.surrogate_gradient import FORMS, derivative, thresholds
 from fastsnn_leaky.scan import CHECKPOINT
 
@@ -115,17 +116,19 @@ def walk(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """One forward pass: (counts or u, final v, checkpoints)."""
     b, t, d = x.shape
+    x, v = x.contiguous(), v.contiguous()
     out, v_out = torch.empty_like(x), torch.empty_like(v)
     marks = x.new_empty(b, -(-t // CHECKPOINT), d)
     if b and d:
         grid = (b, triton.cdiv(d, BLOCK))
         forward_kernel[grid](
-            x, v, keep.to(torch.uint8), theta, out, v_out, marks, t, d, *numbers(x, beta, lo, hi),
+            x, v, keep.to(torch.uint8).contiguous(), theta, out, v_out, marks, t, d, *numbers(x, beta, lo, hi),
             len(keep) > 0, heaviside, hard, CHECKPOINT, BLOCK, membrane, **AS_WRITTEN,
         )  # fmt: skip
     return out, v_out, marks
 
 
+@guarded("lif_scan")
 def forward(
     x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,6 +136,7 @@ def forward(
     return walk(x, v, keep, theta, beta, lo, hi, heaviside, hard, False) if supported(x) else NotImplemented
 
 
+@guarded("lif_membrane")
 def membrane(
     x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool,
     hard: bool,
@@ -144,6 +148,7 @@ def membrane(
     return walk(x, first, keep, theta, beta, lo, hi, heaviside, hard, True)[0]
 
 
+@guarded("lif_scan_backward")
 def backward(
     grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
     beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
@@ -154,11 +159,12 @@ def backward(
     b, t, d = x.shape
     u = membrane(x, marks, keep, theta, beta, lo, hi, heaviside, hard)
     s = slope if slope.numel() else derivative(u, FORMS[form], alpha, *thresholds(lo, hi, heaviside))
-    grad_x, grad_v0 = torch.empty_like(x), torch.empty_like(grad_v)
+    grad_v = grad_v.contiguous()
+    grad_x, grad_v0 = torch.empty_like(u), torch.empty_like(grad_v)
     if b and d:
         grid = (b, triton.cdiv(d, BLOCK))
         backward_kernel[grid](
-            grad_c.contiguous(), grad_v, u, s.contiguous(), keep.to(torch.uint8), theta, grad_x, grad_v0, t, d,
-            *numbers(x, beta, lo, hi), len(keep) > 0, heaviside, hard, attached, BLOCK, **AS_WRITTEN,
+            grad_c.contiguous(), grad_v, u, s.contiguous(), keep.to(torch.uint8).contiguous(), theta, grad_x, grad_v0,
+            t, d, *numbers(x, beta, lo, hi), len(keep) > 0, heaviside, hard, attached, BLOCK, **AS_WRITTEN,
         )  # fmt: skip
     return grad_x, grad_v0

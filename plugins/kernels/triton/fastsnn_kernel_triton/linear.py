@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastsnn_core.ops.event import check_events, check_sums, whole
+from fastsnn_core.ops.operands import guarded
 
 TILE, DEPTH, COLUMNS, EVENTS = 32, 64, 64, 16
 LONGEST = 2**31 // (64 * 128) - DEPTH
@@ -61,6 +62,7 @@ def event_kernel(
     tl.store(out + row.to(tl.int64) * columns + o, total, o < columns)
 
 
+@guarded("count_linear")
 def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
     """As `fastsnn_core.ops.event.count_linear_naive`, for INT8 weights."""
     (n, width), columns = counts.shape, weight.shape[0]
@@ -84,6 +86,7 @@ def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
+@guarded("event_linear")
 def event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> Tensor:
     """As `fastsnn_core.ops.event.event_linear_naive`, for INT8 weights."""
     columns, width = weight.shape

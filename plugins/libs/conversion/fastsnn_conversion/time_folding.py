@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastsnn_core.component import Neuron
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.inputs import StateError, belongs, check_reset, like
 from fastsnn_core.site import SpikeSite
 from fastsnn_core.spike_tensor import SpikeTensor, plain
 from fastsnn_core.state import tree_map
@@ -67,12 +68,20 @@ def through(
         raise FastSNNError(f"inputs have shapes {found}; dimensions expected: {wanted}, all with time or none")
     timed = extra == {1}
     b, t = inputs[0].shape[0], inputs[0].shape[1] if timed else 1
+    like("the network", state, Mapping, "the mapping from sites to states that the last call gave")
+    belongs("the network", state, b)
+    check_reset("the network", reset, b, t, inputs[0].device)
     stream = Stream(b, t, reset, state or {})
     token = _stream.set(stream)
     try:
         out = body(*(x.reshape(b * t, *x.shape[2:]) if timed else x for x in inputs))
     finally:
         _stream.reset(token)
+    if state and state.keys() != stream.new.keys():
+        raise StateError(
+            f"the network: the state is of the sites {', '.join(map(str, state))}; its own sites with a state are "
+            f"{', '.join(stream.new) or 'none'}"
+        )
     out = plain(out)
     if timed and not stream.pooled:
         out = tree_map(lambda y: y.reshape(b, t, *y.shape[1:]), out)

@@ -13,19 +13,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastsnn_core.errors import FastSNNError
+from fastsnn_core.errors import ArgumentError, FastSNNError
 from fastsnn_core.spike_tensor import SpikeTensor
 
 
 def whole_counts(x: SpikeTensor | Tensor) -> tuple[Tensor, Tensor | float]:
     """``(counts int64 […], scale)`` of spikes or of a bare tensor of whole numbers; fractions are refused."""
+    if not isinstance(x, SpikeTensor | Tensor):
+        raise ArgumentError(f"a coder takes a SpikeTensor or a tensor of whole counts, got {type(x).__name__}")
     counts, scale = (x.counts, x.scale) if isinstance(x, SpikeTensor) else (x, 1.0)
+    if counts.is_complex():
+        raise ArgumentError(f"counts are real whole numbers, got {counts.dtype}")
     counts = counts.detach()
     if counts.is_floating_point():
         if not bool(torch.isfinite(counts).all()):
             raise FastSNNError("counts must be finite; got NaN or infinity")
         if not torch.equal(counts, counts.round()):
             raise FastSNNError("counts must be whole numbers; use a neuron (or a value coder) before a count coder")
+        if counts.numel() and float(counts.abs().max()) >= 2.0**63:
+            raise FastSNNError(f"count {float(counts.abs().max()):.4g} does not fit 64 bits")
     return counts.to(torch.int64), scale
 
 
@@ -82,9 +88,22 @@ def unsigned(level: Tensor, coder: str, instead: str) -> Tensor:
     return level
 
 
+def valued(train: Tensor, weights: Tensor, scale: float, x: SpikeTensor | Tensor, coder: str) -> SpikeTensor:
+    """A train of which one spike stands for `scale`, with values of the type of `x` (whole numbers: the default)."""
+    kind = x.dtype if x.dtype.is_floating_point else torch.get_default_dtype()
+    wide = kind if kind in (torch.float32, torch.float64) else torch.float32
+    spikes = SpikeTensor.from_train(train, weights, torch.tensor(scale, dtype=wide, device=train.device), coder)
+    return spikes if kind == wide else spikes.to(kind)
+
+
 def finite_values(x: SpikeTensor | Tensor, coder: str) -> Tensor:
     """The values in float64, all finite."""
-    values = (x.value() if isinstance(x, SpikeTensor) else x).detach().to(torch.float64)
+    if not isinstance(x, SpikeTensor | Tensor):
+        raise ArgumentError(f"{coder} codes a tensor of values, got {type(x).__name__}")
+    values = (x.value() if isinstance(x, SpikeTensor) else x).detach()
+    if values.is_complex():
+        raise ArgumentError(f"{coder} codes real values, got {values.dtype}")
+    values = values.to(torch.float64)
     if not bool(torch.isfinite(values).all()):
         raise FastSNNError(f"{coder} codes finite values; got NaN or infinity")
     return values

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastsnn_core.ops.dispatch import Operator
+from fastsnn_core.ops.operands import OperandError, Operands, chosen, finite
 from fastsnn_linear_scan import start
 
 LOG2E = 1.4426950408889634
@@ -168,10 +169,51 @@ def _samples(name: str) -> Callable[[], Any]:
     return make
 
 
-UNARY = Operator("exact_unary", unary_naive, samples=_samples("unary"))
-ROW_SUM = Operator("exact_row_sum", row_sum_naive, samples=_samples("row_sum"))
-ATTEND = Operator("exact_attend", attend_naive, samples=_samples("attend"))
-SCAN = Operator("exact_scan", scan_naive, samples=_samples("scan"))
+_UNARY = Operands("exact_unary", "x [*] float32")
+_ROWS = Operands("exact_row_sum", "x [N,D] float32")
+_ATTEND = Operands(
+    "exact_attend", "q [B,T,H,K] float32", "k [B,S,G,K] float32", "v [B,S,G,V] float32", "allowed [B,T,S] bool"
+)
+_SCAN = Operands(
+    "exact_scan", "q [B,T,H,K] float32", "k [B,T,G,K] float32", "v [B,T,G,V] float32",
+    "gate [B,T,G,K] float32 or empty", "s [B,G,K,V] float32", "z [B,G,K] float32", "keep [B,T] bool or empty",
+)  # fmt: skip
+
+
+def check_unary(x: Tensor, form: str) -> None:
+    """The operands of `unary_naive`."""
+    _UNARY(x)
+    chosen("exact_unary", "form", form, FORMS)
+
+
+def check_row_sum(x: Tensor, form: str) -> None:
+    """The operands of `row_sum_naive`."""
+    _ROWS(x)
+    chosen("exact_row_sum", "form", form, SUMS)
+
+
+def shared_heads(operator: str, heads: int, groups: int) -> None:
+    """Query heads are shared out evenly to the key/value heads."""
+    if not groups or heads % groups:
+        raise OperandError(f"{operator}: {heads} query heads are no multiple of {groups} key/value heads")
+
+
+def check_attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> None:
+    """The operands of `attend_naive`."""
+    sizes = _ATTEND(q, k, v, allowed)
+    shared_heads("exact_attend", sizes["H"], sizes["G"])
+
+
+def check_scan(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, s: Tensor, z: Tensor, keep: Tensor) -> None:
+    """The operands of `scan_naive`."""
+    sizes = _SCAN(q, k, v, gate, s, z, keep)
+    shared_heads("exact_scan", sizes["H"], sizes["G"])
+
+
+UNARY = Operator("exact_unary", unary_naive, check=check_unary, samples=_samples("unary"))
+ROW_SUM = Operator("exact_row_sum", row_sum_naive, check=check_row_sum, samples=_samples("row_sum"))
+ATTEND = Operator("exact_attend", attend_naive, check=check_attend, samples=_samples("attend"))
+SCAN = Operator("exact_scan", scan_naive, check=check_scan, samples=_samples("scan"))
 
 
 def unary(x: Tensor, form: str) -> Tensor:
@@ -197,7 +239,16 @@ def norm_naive(rows: Tensor, weight: Tensor, eps: float) -> Tensor:
     return rows * weight if weight.numel() else rows
 
 
-NORM = Operator("exact_norm", norm_naive, plain=True, samples=_samples("norms"))
+_NORM = Operands("exact_norm", "rows [N,D] float32", "weight [D] float32 or empty")
+
+
+def check_norm(rows: Tensor, weight: Tensor, eps: float) -> None:
+    """The operands of `norm_naive`."""
+    _NORM(rows, weight)
+    finite("exact_norm", eps=eps)
+
+
+NORM = Operator("exact_norm", norm_naive, plain=True, check=check_norm, samples=_samples("norms"))
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

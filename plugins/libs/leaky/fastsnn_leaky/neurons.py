@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core.component import Surrogate
+from fastsnn_core.inputs import membrane_state, neuron_input
+from fastsnn_core.site import keeping_float32
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_leaky.scan import lif_scan
 
@@ -51,6 +53,11 @@ class Leaky(nn.Module):
             self.register_buffer("theta", theta)
         self.slope: Any = default if surrogate is None else surrogate.code() or surrogate.derivative
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Leaky:
+        """θ stays float32 when it would be half precision."""
+        keeping_float32(self, lambda: super(Leaky, self)._apply(fn, recurse))
+        return self
+
     def calibrate_(self, x: Tensor) -> None:
         """Set θ from data: `threshold` times the mean magnitude of `x`."""
         with torch.no_grad():
@@ -60,7 +67,7 @@ class Leaky(nn.Module):
         self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None
     ) -> tuple[SpikeTensor, Tensor]:
         """Counts of `x` and the membrane to carry on with."""
-        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        x = neuron_input("a leaky neuron", x, state, reset)
         theta = self.theta.to(x.dtype)
         counts, v = lif_scan(
             x, state, reset, theta, beta=self.beta, lo=self.lo, hi=self.hi,
@@ -78,7 +85,8 @@ class Leaky(nn.Module):
         """u ``[B,T,D]`` before each count, in thresholds."""
         from fastsnn_leaky import scan
 
-        v = x.new_zeros(x.shape[0], x.shape[2]) if state is None else state.to(x.dtype)
+        x = neuron_input("a leaky neuron", x, state, reset)
+        v = membrane_state("a leaky neuron", x, state)
         keep = x.new_empty(0, 0, dtype=torch.bool) if reset is None else ~reset
         return scan.MEMBRANE(
             x.device.type, x.contiguous(), v[:, None], keep, self.theta.detach().to(x.dtype),
@@ -91,5 +99,4 @@ class Leaky(nn.Module):
 
     def drive(self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None) -> tuple[Tensor, float]:
         """Potentials ``[B,T,D]`` in thresholds as they are counted, and the level of the first spike."""
-        x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         return self.potential(x, state, reset).clamp(self.lo, self.hi), 1.0 if self.heaviside else 0.5

@@ -28,7 +28,9 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.inputs import membrane_state, neuron_input
 from fastsnn_core.ops.dispatch import Operator
+from fastsnn_core.ops.operands import OperandError, Operands, chosen, finite
 from fastsnn_core.ops.surrogate_gradient import FORMS, derivative, thresholds
 
 CHECKPOINT = 128
@@ -105,9 +107,50 @@ def _samples(name: str) -> Callable[[], Any]:
     return make
 
 
-FORWARD = Operator("lif_scan", forward_naive, samples=_samples("forward"))
-BACKWARD = Operator("lif_scan_backward", backward_naive, samples=_samples("backward"))
-MEMBRANE = Operator("lif_membrane", membrane, samples=_samples("membrane"))
+_START = Operands("lif_scan", "x [B,T,D] float", "v [B,D] as x", "keep [B,T] bool or empty", "theta [] as x")
+_MARKS = Operands("lif_membrane", "x [B,T,D] float", "marks [B,M,D] as x", "keep [B,T] bool or empty", "theta [] as x")
+_BACK = Operands(
+    "lif_scan_backward", "x [B,T,D] float", "grad_c [B,T,D] as x", "grad_v [B,D] as x", "marks [B,M,D] as x",
+    "keep [B,T] bool or empty", "slope [B,T,D] as x or empty", "theta [] as x",
+)  # fmt: skip
+
+
+def check_forward(
+    x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
+) -> None:
+    """The operands of `forward_naive`."""
+    _START(x, v, keep, theta)
+    finite("lif_scan", beta=beta, lo=lo, hi=hi)
+
+
+def check_membrane(
+    x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool,
+    hard: bool,
+) -> None:  # fmt: skip
+    """The operands of `membrane`, which needs the first checkpoint."""
+    sizes = _MARKS(x, marks, keep, theta)
+    finite("lif_membrane", beta=beta, lo=lo, hi=hi)
+    if sizes["T"] and not sizes["M"]:
+        raise OperandError("lif_membrane: marks is empty; it must hold the membrane that x starts from")
+
+
+def check_backward(
+    grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
+    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
+) -> None:  # fmt: skip
+    """The operands of `backward_naive`."""
+    sizes = _BACK(x, grad_c, grad_v, marks, keep, slope, theta)
+    finite("lif_scan_backward", beta=beta, lo=lo, hi=hi, alpha=alpha)
+    chosen("lif_scan_backward", "form", form, range(len(FORMS)))
+    if sizes["M"] != -(-sizes["T"] // CHECKPOINT):
+        raise OperandError(
+            f"lif_scan_backward: marks holds {sizes['M']} checkpoints; {sizes['T']} tokens have one every {CHECKPOINT}"
+        )
+
+
+FORWARD = Operator("lif_scan", forward_naive, check=check_forward, samples=_samples("forward"))
+BACKWARD = Operator("lif_scan_backward", backward_naive, check=check_backward, samples=_samples("backward"))
+MEMBRANE = Operator("lif_membrane", membrane, check=check_membrane, samples=_samples("membrane"))
 
 
 @torch.library.custom_op("fastsnn::lif_scan", mutates_args=())
@@ -177,9 +220,8 @@ def lif_scan(
     """
     if attached and hard:
         raise FastSNNError("lif_scan has no gradient through a hard reset; use a soft one, or leave it detached")
-    if x.ndim != 3:
-        raise FastSNNError(f"lif_scan takes [B, T, D], got {tuple(x.shape)}")
-    v = x.new_zeros(x.shape[0], x.shape[2]) if v is None else v.to(x.dtype)
+    x = neuron_input("lif_scan", x, None, reset)
+    v = membrane_state("lif_scan", x, v)
     keep = ~reset if reset is not None else x.new_empty(0, 0, dtype=torch.bool)
     if scale is not None and (scale.numel() != 1 or (scale.requires_grad and torch.is_grad_enabled())):
         x, scale = x / scale, None  # a threshold that is learnt, or one per channel, gets its gradient from autograd

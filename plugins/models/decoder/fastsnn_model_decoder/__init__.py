@@ -24,8 +24,8 @@ from fastsnn_core import (
     slots,
 )
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.inputs import StateError, belongs, check_reset, like, token_input
 from fastsnn_core.lowering import DecoderPlan, Unsupported, lower
-from fastsnn_core.token_ids import TokenError, check_token_ids
 from fastsnn_events import runtime
 from fastsnn_integer import quantization
 from fastsnn_integer.quantization import Quant, QuantEmbedding, row_linear
@@ -187,10 +187,12 @@ class DecoderModule(nn.Module):
         last: bool = False,
     ) -> Any:
         """Logits of ``tokens [B,T]``; `reset` ``[B,T]`` marks first tokens of documents, `last` wants only the last."""
-        check_token_ids(tokens, self.spec.vocab_size)
-        if tokens.ndim != 2:
-            hint = "; a batch of one is ids[None]" if tokens.ndim == 1 else ""
-            raise TokenError(f"tokens: expected [B, T], got shape {list(tokens.shape)}{hint}")
+        tokens = token_input(tokens, self.spec.vocab_size)
+        like("decoder", state, DecoderState, "the one that return_state=True gave")
+        if state is not None and len(state.layers) != len(self.layers):
+            raise StateError(f"decoder: the state is of {len(state.layers)} layers, the model has {len(self.layers)}")
+        belongs("decoder", state, len(tokens))
+        check_reset("decoder", reset, *tokens.shape, tokens.device)
         places, position = positions(tokens, None if state is None else state.position, reset)
         angles = self.angles(places) if self.rotary else None
         x = self.embed(tokens)

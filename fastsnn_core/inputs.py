@@ -1,0 +1,120 @@
+"""The front doors of neurons, attentions and models: what comes in is checked once, before anything is computed.
+
+A state belongs to the streams it came from. One that holds other streams than the input is refused (`StateError`, both
+numbers in the message) instead of being cut, broadcast, or read beyond its end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsnn_core.errors import FastSNNError
+from fastsnn_core.ops.operands import HALF, OperandError, OperandTypeError, shown
+from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_core.state import leaves
+from fastsnn_core.token_ids import TokenError, check_token_ids
+
+
+class StateError(FastSNNError):
+    """A state of other streams, of another module, or one that cannot be."""
+
+
+def belongs(who: str, state: Any, batch: int) -> None:
+    """Refuse a state whose tensors do not all hold `batch` streams (the first dimension)."""
+    if state is None:
+        return
+    for path, t in leaves(state):
+        held = t.shape[0] if t.ndim else 0
+        if held != batch:
+            where = f"the state's {path}" if path else "the state"
+            raise StateError(
+                f"{who}: {where} is of {held} streams ({shown(t)}), the input of {batch}. A state goes on with the "
+                "streams it came from: state=None starts afresh, fastsnn_core.state.select and join change a batch"
+            )
+
+
+def like(who: str, state: Any, kind: type, what: str) -> None:
+    """Refuse a state that another kind of module made."""
+    if state is not None and not isinstance(state, kind):
+        raise StateError(f"{who}: a state is {what}, or None to start afresh; got {type(state).__name__}")
+
+
+def cache_state(who: str, state: Any, kind: type, k: Tensor, past: int | None, packed: bool) -> None:
+    """A cache of keys and values ``[B,P,G,K]`` that goes on with `k` ``[B,T,G,K]``; of `past` tokens where that is set.
+
+    `packed` says that it must hold INT8 codes, with their scales.
+    """
+    if state is None:
+        return
+    like(who, state, kind, f"a {kind.__name__}")
+    belongs(who, state, len(k))
+    length = state.k.shape[1] if past is None and state.k.ndim > 1 else past
+    for name, t, wanted in (
+        ("k", state.k, (len(k), length, *k.shape[2:])),
+        ("v", state.v, (len(k), length, *k.shape[2:])),
+        ("valid", state.valid, (len(k), length)),
+    ):
+        if tuple(t.shape) != wanted:
+            raise StateError(f"{who}: the state's {name} must be {list(wanted)}, got {shown(t)}")
+    if packed != (state.scales is not None):
+        raise StateError(f"{who}: the state is of a cache in {'floats' if packed else 'INT8'}, the model's is not")
+
+
+def check_reset(who: str, reset: Any, batch: int, time: int, device: torch.device) -> None:
+    """`reset` is bool ``[B,T]``: true where a token starts a new document."""
+    if reset is None:
+        return
+    if not isinstance(reset, Tensor) or reset.dtype != torch.bool:
+        raise OperandTypeError(f"{who}: reset must be a bool tensor [B, T], got {shown(reset)}")
+    if tuple(reset.shape) != (batch, time):
+        raise OperandError(f"{who}: reset must be [B, T] = [{batch}, {time}], got {shown(reset)}")
+    if reset.device != device:
+        raise OperandTypeError(f"{who}: reset is on {reset.device} and the input on {device}; move one of them")
+
+
+def numbers(who: str, x: Any) -> Tensor:
+    """`x` as floats that counts can be taken of: half precision and integers become float32, spikes their value."""
+    if isinstance(x, SpikeTensor):
+        x = x.value()
+    if not isinstance(x, Tensor):
+        raise OperandTypeError(f"{who}: the input must be a tensor [B, T, D], got {type(x).__name__}")
+    if x.is_complex() or x.is_quantized or x.layout is not torch.strided:
+        raise OperandTypeError(f"{who}: the input must be an ordinary tensor of real numbers, got {shown(x)}")
+    return x.float() if x.dtype in HALF or not x.is_floating_point() else x
+
+
+def neuron_input(who: str, x: Any, state: Any, reset: Tensor | None, *, stateful: bool = True) -> Tensor:
+    """What a neuron is given: ``x [B,T,D]`` in float32 at least, a state of B streams (none where it keeps none)."""
+    x = numbers(who, x)
+    if x.ndim != 3:
+        raise OperandError(f"{who}: the input must be [B, T, D] (batch, time, channels), got {shown(x)}")
+    if state is not None and not stateful:
+        raise StateError(f"{who} keeps no state; it takes None, got {type(state).__name__}")
+    belongs(who, state, x.shape[0])
+    check_reset(who, reset, x.shape[0], x.shape[1], x.device)
+    return x
+
+
+def membrane_state(who: str, x: Tensor, v: Any) -> Tensor:
+    """A membrane ``[B,D]`` that goes on with ``x [B,T,D]``, in its type; zeros for None."""
+    if v is None:
+        return x.new_zeros(x.shape[0], x.shape[2])
+    like(who, v, Tensor, "the membrane [B, D]")
+    belongs(who, v, x.shape[0])
+    if tuple(v.shape) != (x.shape[0], x.shape[2]):
+        raise StateError(f"{who}: the state must be [B, D] = [{x.shape[0]}, {x.shape[2]}], got {shown(v)}")
+    if v.device != x.device:
+        raise StateError(f"{who}: the state is on {v.device} and the input on {x.device}; move one of them")
+    return v.to(x.dtype)
+
+
+def token_input(tokens: Any, vocab_size: int) -> Tensor:
+    """Token ids ``[B,T]``, every one in 0 … vocab_size - 1 (on a GPU the embedding itself checks the range)."""
+    check_token_ids(tokens, vocab_size)
+    if tokens.ndim != 2:
+        hint = "; a batch of one is ids[None]" if tokens.ndim == 1 else ""
+        raise TokenError(f"tokens: expected [B, T], got shape {list(tokens.shape)}{hint}")
+    return tokens if tokens.dtype in (torch.int32, torch.int64) else tokens.long()
