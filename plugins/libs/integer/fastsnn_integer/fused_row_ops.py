@@ -24,6 +24,7 @@ from torch import Tensor
 from fastsnn_core.lowering import MatrixForm, NormForm, SiteForm
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.ops.event import COUNT_LINEAR
+from fastsnn_core.ops.operands import OperandError, Operands, OperandTypeError, chosen, shown
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_integer import deterministic, reference
 
@@ -114,10 +115,92 @@ def _samples(name: str) -> Any:
     return make
 
 
-RESIDUAL = Operator("rows_residual", residual_naive, plain=True, samples=_samples("residual"))
-HIDDEN = Operator("rows_hidden", hidden_naive, plain=True, samples=_samples("hidden"))
-HEADS = Operator("rows_heads", heads_naive, plain=True, samples=_samples("heads"))
-PROJECT = Operator("rows_project", project_naive, plain=True, samples=_samples("project"))
+def check_residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> None:
+    """The operands of `residual_naive`; `x` is written to, so its numbers must be its own."""
+    name = "rows_residual"
+    rows = Operands(name, "x [N,D] float32", "add [N,D] float32", "norm [D] float32", "centre [D] float32")
+    is_form(name, "site", site, SiteForm)
+    if add is not None and not isinstance(add, Sums | Tensor):
+        raise OperandTypeError(f"{name}: add must be Sums, a tensor or None, got {type(add).__name__}")
+    total = add if isinstance(add, Tensor) else None
+    weight = None if norm is None else is_form(name, "norm", norm, NormForm).weight
+    sizes = rows.some((i, t) for i, t in enumerate((x, total, weight, site.centre)) if t is not None)
+    if isinstance(add, Sums):
+        check_sums_form(name, "add", add, sizes["N"], sizes["D"])
+    if any(n > 1 and stride == 0 for n, stride in zip(x.shape, x.stride())):
+        raise OperandError(f"{name}: x is expanded (strides {x.stride()}) and cannot be written to; pass a copy")
+
+
+def check_hidden(up: Sums, gate: Sums | None, activation: str, site: SiteForm) -> None:
+    """The operands of `hidden_naive`."""
+    name = "rows_hidden"
+    is_form(name, "site", site, SiteForm)
+    rows, wide = check_sums_form(name, "up", up)
+    if gate is not None:
+        check_sums_form(name, "gate", gate, rows, wide)
+    chosen(name, "activation", activation, deterministic.FORMS)
+    if site.centre is not None:
+        Operands(name, "up [N,D] number", "centre [D] float32")(up.total, site.centre)
+
+
+def check_heads(
+    q: Sums, k: Sums, v: Sums, width: int, norms: tuple[NormForm | None, NormForm | None], angles: Any
+) -> None:
+    """The operands of `heads_naive`."""
+    name = "rows_heads"
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise OperandTypeError(f"{name}: width must be a number of channels, got {width!r}")
+    rows, wide = check_sums_form(name, "q", q)
+    _, narrow = check_sums_form(name, "k", k, rows)
+    check_sums_form(name, "v", v, rows, narrow)
+    if wide % width or narrow % width:
+        raise OperandError(f"{name}: q and k have {wide} and {narrow} channels, no multiples of width = {width}")
+    if not isinstance(norms, tuple | list) or len(norms) != 2:
+        raise OperandTypeError(f"{name}: norms must be a pair, of q and k; each a NormForm or None")
+    for norm in norms:
+        if norm is not None and tuple(is_form(name, "norm", norm, NormForm).weight.shape) != (width,):
+            raise OperandError(f"{name}: a norm has {shown(norm.weight)}; a head has {width} channels")
+    if angles is None:
+        return
+    if not isinstance(angles, tuple | list) or len(angles) != 2:
+        raise OperandTypeError(f"{name}: angles must be (cos, sin), got {type(angles).__name__}")
+    for what, t in zip(("cos", "sin"), angles):
+        if not isinstance(t, Tensor) or not t.is_floating_point() or tuple(t.shape) != (rows, width // 2):
+            raise OperandError(f"{name}: {what} must be float [N, K/2] = [{rows}, {width // 2}], got {shown(t)}")
+    if width % 2:
+        raise OperandError(f"{name}: rotary positions need an even width, got {width}")
+
+
+def check_project(counts: Counts, weight: Tensor) -> None:
+    """The operands of `project_naive`."""
+    is_form("rows_project", "counts", counts, Counts)
+    Operands("rows_project", "counts [N,D] number", "weight [O,D] int8")(counts.counts, weight)
+
+
+def is_form(operator: str, name: str, given: Any, kind: type) -> Any:
+    """`given`, if it is of this class."""
+    if not isinstance(given, kind):
+        raise OperandTypeError(f"{operator}: {name} must be {kind.__name__}, got {type(given).__name__}")
+    return given
+
+
+def check_sums_form(operator: str, name: str, s: Any, rows: int = -1, wide: int = -1) -> tuple[int, int]:
+    """Rows and outputs of `Sums`, whose parts fit each other (and the sizes wanted, where these are given)."""
+    is_form(operator, name, s, Sums)
+    matrix = is_form(operator, f"{name}.matrix", s.matrix, MatrixForm)
+    parts = Operands(operator, "total [N,O] index", "scale [O] float32", "v [N,1] float32", "bias [O] float32")
+    sizes = parts.some((i, t) for i, t in enumerate((s.total, matrix.scale, s.v, matrix.bias)) if t is not None)
+    found = sizes["N"], sizes["O"]
+    if (rows >= 0 and found[0] != rows) or (wide >= 0 and found[1] != wide):
+        wanted = [rows if rows >= 0 else found[0], wide if wide >= 0 else found[1]]
+        raise OperandError(f"{operator}: {name} must be of shape {wanted}, got {list(found)}")
+    return found
+
+
+RESIDUAL = Operator("rows_residual", residual_naive, plain=True, check=check_residual, samples=_samples("residual"))
+HIDDEN = Operator("rows_hidden", hidden_naive, plain=True, check=check_hidden, samples=_samples("hidden"))
+HEADS = Operator("rows_heads", heads_naive, plain=True, check=check_heads, samples=_samples("heads"))
+PROJECT = Operator("rows_project", project_naive, plain=True, check=check_project, samples=_samples("project"))
 
 
 def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> Counts:
