@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastsnn_conversion.time_folding import FoldedSite
-from fastsnn_convert import Conversion, ConversionError, convert, output_distance
+from fastsnn_convert import Conversion, ConversionError, convert
 from fastsnn_convert.modules import site_report
 from fastsnn_convert.modules.accuracy_vs_steps import replay
 from fastsnn_core import load
@@ -267,27 +267,20 @@ def test_steps_per_site():
 
 
 def test_calibration_is_better_than_none():
-    model, x = network("mlp")
+    """On samples that nothing was fitted to; scales and shifts of the projections take up what rounding moves."""
+    model, _ = network("residual")
+    x, fresh = torch.randn(300, 1, 8, 8), torch.randn(200, 1, 8, 8)
     errors = {}
     for refine in (False, True):
-        errors[refine] = convert(model, calibration=x, steps=2, refine=refine).report["quality"]["output_error"]
-    loose = convert(model, example=x, neuron={"kind": "adaptive_threshold", "limit": 3}).model
+        report = convert(model, calibration=x, validation=fresh, steps=3, refine=refine).report
+        assert report["quality"]["measured_on"] == "200 samples held out of calibration"
+        errors[refine] = report["quality"]["output_error"]
+    loose = convert(model, example=x[:2], neuron={"kind": "adaptive_threshold", "limit": 7}).model
     with torch.no_grad():
-        errors["none"] = float((loose(x) - model(x)).norm() / (model(x) - model(x).mean(0)).norm())
-    assert errors[True] <= errors[False] < errors["none"]
-
-
-def test_refining_minds_directions_not_sizes():
-    torch.manual_seed(0)
-    y0 = torch.randn(50, 10)
-    shrunk, turned = 0.8 * y0, y0 + 0.2 * torch.randn(50, 10)
-    assert output_distance.distance(shrunk, y0) == pytest.approx(output_distance.distance(turned, y0), rel=0.2)
-    assert output_distance.apart(y0, y0) < 1e-3
-    assert output_distance.apart(y0 + 7.0, y0) < 1e-3
-    assert output_distance.apart(shrunk, y0) < 0.5 * output_distance.apart(turned, y0)
-    assert output_distance.apart(0.1 * y0, y0) > output_distance.apart(turned, y0)
-    one = torch.randn(50, 1)
-    assert output_distance.apart(0.8 * one, one) == output_distance.distance(0.8 * one, one)
+        y0 = model(fresh)
+        errors["none"] = float((loose(fresh) - y0).norm() / (y0 - y0.mean(0)).norm())
+    assert errors[True] < 0.95 * errors[False]
+    assert errors[False] < errors["none"]
 
 
 def test_the_report_says_what_each_module_costs():
@@ -303,7 +296,12 @@ def test_the_report_says_what_each_module_costs():
     assert all(0 <= r["silent_fraction"] <= 1 and 0 <= r["saturation"] <= 1 and r["steps"] <= 2 for r in spiking)
     assert all(r["error"] > 0 for r in spiking)
     assert spiking[0]["error"] == pytest.approx(spiking[0]["cumulative"])
-    assert spiking[-1]["cumulative"] == pytest.approx(report["quality"]["output_error"])
+    assert all(r["cumulative"] > 0 for r in spiking)
+    with torch.no_grad():
+        y0, y = model(x), convert(model, calibration=x, steps=2).model(x)
+    wanted = float((y - y0).norm() / (y0 - y0.mean(0)).norm())
+    assert report["quality"]["output_error"] == pytest.approx(wanted, rel=1e-4)
+    assert report["quality"]["measured_on"] == "12 samples that thresholds were chosen on"
     text, page = report.summary(), report.html()
     for part in (text, page):
         assert "conv1" in part

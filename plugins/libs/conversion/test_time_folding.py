@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastsnn_conversion import spike_layers
-from fastsnn_conversion.time_folding import FoldedSite, label, through
+from fastsnn_conversion.time_folding import FoldedSite, label, run_time_folded
 from fastsnn_core import SpikeTensor
 from fastsnn_core.probe import probe
 from fastsnn_leaky.neurons import Leaky
@@ -27,7 +27,7 @@ class Net(nn.Module):
         label(self)
 
     def forward(self, x, state=None, reset=None):
-        return through(self.site, (x,), (3,), state, reset)
+        return run_time_folded(self.site, (x,), (3,), state, reset)
 
 
 @pytest.mark.parametrize("channels", [1, 2])

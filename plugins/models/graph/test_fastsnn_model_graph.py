@@ -62,7 +62,7 @@ def test_what_is_not_on_the_list_is_refused(text, says):
 
 
 def test_what_has_no_text_is_not_written():
-    assert write(Step("n", "call", "cumsum", (Ref("x"),), function=torch.cumsum)) is None
+    assert write(Step("n", "call", "erfinv", (Ref("x"),), function=torch.erfinv)) is None
     assert write(Step("n", "call", "tolist", (Ref("x"),), method=True)) is None
     assert write(Step("n", "call", "add", (Ref("x"), object()), function=FUNCTIONS["add"])) is None
     assert "__class__" not in METHODS
@@ -138,5 +138,5 @@ output = "y"
 name = "y"
 call = "system(x)"
 """
-    with pytest.raises(spec.SpecError, match=r"no function 'system'; functions: abs, add, amax"):
+    with pytest.raises(spec.SpecError, match=r"no function 'system'; .*functions: abs, "):
         spec.loads(text)

@@ -21,8 +21,11 @@ LAYERS = {
     "conv2d": ({"size": 4, "kernel": (3, 1), "groups": 2, "dilation": (2,), "bias": False}, (2, 8, 8)),
     "conv_transpose1d": ({"size": 5, "kernel": (3,), "stride": (2,), "output_padding": (1,)}, (2, 5)),
     "conv_transpose2d": ({"size": 5, "kernel": (3,), "stride": (2, 1), "padding": (1,), "dilation": (2,)}, (2, 5, 6)),
+    "conv3d": ({"size": 3, "kernel": (2,), "padding_mode": "circular", "padding": (1,)}, (2, 4, 4, 5)),
+    "conv_transpose3d": ({"size": 3, "kernel": (2,), "stride": (2,)}, (2, 3, 3, 2)),
+    "additive_mask": ({"heads": 2}, (5,)),
     "embedding": ({"features": 7, "size": 5}, (4,)),
-    "batch_norm": ({"affine": False}, (3, 4)),
+    "batch_norm": ({"affine": False, "momentum": 0.3}, (3, 4)),
     "layer_norm": ({"eps": 1e-3, "bias": False}, (3, 4)),
     "rms_norm": ({}, (3, 4)),
     "group_norm": ({"groups": 2}, (4, 3)),
@@ -47,7 +50,8 @@ def test_shape_module_and_description_agree(op):
     layer = Layer(op=op, **more)
     module = layer.build(shape).eval()
     x = torch.randint(0, 7, (3, *shape)) if op == "embedding" else torch.randn(3, *shape)
-    y = module(x)
+    inputs = (x, x) if op == "additive_mask" else (x,)
+    y = module(*inputs)
     y = y if isinstance(y, torch.Tensor) else y.value()
     assert y.shape == (3, *layer.after(shape))
     again = describe(module)
@@ -55,17 +59,22 @@ def test_shape_module_and_description_agree(op):
     assert again.op == op
     twin = again.build().eval()
     twin.load_state_dict(module.state_dict())
-    z = twin(x)
+    z = twin(*inputs)
     assert torch.equal(z if isinstance(z, torch.Tensor) else z.value(), y)
     if op not in ("mean",):
         assert describe(twin) == again
 
 
 def test_modules_without_a_layer_are_not_described():
-    for module in (nn.Conv2d(1, 1, 3, padding_mode="reflect"), nn.Conv2d(1, 1, 2, padding="same"), nn.Softmax(1)):
+    for module in (nn.Conv2d(1, 1, 2, padding="same"), nn.Softmax(1), nn.BatchNorm1d(2, momentum=None)):
         assert describe(module) is None
-    for module in (nn.LSTM(2, 2), nn.BatchNorm1d(2, momentum=0.3), nn.Embedding(3, 2, max_norm=1.0)):
+    for module in (nn.LSTM(2, 2), nn.Embedding(3, 2, max_norm=1.0)):
         assert describe(module) is None
+    hooked, patched = nn.ReLU(), nn.ReLU()
+    hooked.register_forward_hook(lambda m, i, o: 2 * o)
+    patched.forward = lambda x: x
+    assert describe(hooked) is None
+    assert describe(patched) is None
     assert describe(nn.Conv1d(1, 2, 3, padding="same")).padding == (1,)
 
 

@@ -48,13 +48,13 @@ class Activations(Rule):
 
     def matches(self, module: Any) -> bool:
         """Whether this rule speaks for `module`."""
-        return isinstance(module, MODULES)
+        return type(module) in MODULES
 
     def convert(self, module: Any, context: Context) -> Replacement:
         """The activation, with a site behind it."""
         if getattr(module, "inplace", False):
             module.inplace = False
-        signed = "" if isinstance(module, NON_NEGATIVE) else "; signed spikes"
+        signed = "" if type(module) in NON_NEGATIVE else "; signed spikes"
         return context.spike(module, f"spikes of {type(module).__name__}(x){signed}")
 
     def lift(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_conversion.context import Context, ConversionError, Replacement
+from fastsnn_conversion.spike_layers import AdditiveMask
 from fastsnn_core import Rule, hookimpl
 
 __version__ = "0.1.0"
@@ -17,27 +18,13 @@ __version__ = "0.1.0"
 SOFTMAX = "softmax attention works on numbers; the projections around it spike"
 
 
-def float_mask(mask: Tensor, like: Tensor, heads: int, padding: bool) -> Tensor:
-    """A mask of `nn.MultiheadAttention` as scores to be added, ``[…, L, S]``: there, True means *not* allowed."""
+def constant_mask(mask: Tensor, heads: int) -> Tensor:
+    """An attention mask that is known when the module is traced, as scores to be added, ``[L, S]`` or ``[N, H, L, S]``:
+    a boolean one of `nn.MultiheadAttention` says True where attention is *not* allowed."""
     if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
-    if padding:
-        return mask[:, None, None]
+        mask = torch.zeros(mask.shape, device=mask.device).masked_fill(mask, float("-inf"))
+    mask = mask.float() if mask.dtype in (torch.float16, torch.bfloat16) else mask
     return mask.unflatten(0, (-1, heads)) if mask.ndim == 3 else mask
-
-
-class Mask(nn.Module):
-    """`float_mask` of masks that come in with the data."""
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-
-    def forward(self, like: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:
-        """Both masks together, or None."""
-        found = [(attn_mask, False), (key_padding_mask, True)]
-        masks = [float_mask(m, like, self.heads, padding) for m, padding in found if m is not None]
-        return sum(masks[1:], masks[0]) if masks else None
 
 
 class Attention(nn.Module):
@@ -57,7 +44,7 @@ class Attention(nn.Module):
         biases: Any = (None, None, None) if old.in_proj_bias is None else old.in_proj_bias.detach().chunk(3)
         self.q, self.k, self.v = (linear(w, b) for w, b in zip(weights, biases))
         self.out = linear(old.out_proj.weight, old.out_proj.bias)
-        self.mask = Mask(self.heads)
+        self.mask, self.padding = AdditiveMask(self.heads), AdditiveMask(self.heads, keys=True)
 
     def forward(
         self,
@@ -77,10 +64,12 @@ class Attention(nn.Module):
             y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.q(query), self.k(key), self.v(value))
         )
         mask: Any = None
-        if isinstance(attn_mask, Tensor) and key_padding_mask is None:
-            mask = float_mask(attn_mask, self.q.weight, self.heads, False)  # a constant: known now
-        elif attn_mask is not None or key_padding_mask is not None:
-            mask = self.mask(q, attn_mask, key_padding_mask)
+        for module, given in ((self.mask, attn_mask), (self.padding, key_padding_mask)):
+            if given is None:
+                continue
+            known = isinstance(given, Tensor) and module is self.mask
+            more = constant_mask(given, self.heads) if known else module(given, q)
+            mask = more if mask is None else mask + more
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal and mask is None)
         y = self.out(mixed.transpose(1, 2).flatten(2))
         weights = None
@@ -176,11 +165,11 @@ class AttentionRule(Rule):
 
     def matches(self, module: Any) -> bool:
         """Whether this rule speaks for `module`."""
-        return isinstance(module, nn.Softmax | nn.LogSoftmax | Mask)
+        return type(module) in (nn.Softmax, nn.LogSoftmax, AdditiveMask)
 
     def convert(self, module: Any, context: Context) -> Replacement:
         """Kept: probabilities are numbers."""
-        return context.keep(module, "probabilities are numbers" if not isinstance(module, Mask) else "a mask")
+        return context.keep(module, "a mask" if type(module) is AdditiveMask else "probabilities are numbers")
 
     def lower(self, module: Any) -> nn.Module | None:
         """A twin that can be traced, whose projections are modules."""

@@ -25,7 +25,7 @@ class Embedding(Rule):
 
     def matches(self, module: Any) -> bool:
         """Whether this rule speaks for `module`."""
-        return isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        return type(module) in (nn.Embedding, nn.EmbeddingBag)
 
     def convert(self, module: Any, context: Context) -> Replacement:
         """The table itself."""

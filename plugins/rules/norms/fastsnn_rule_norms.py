@@ -9,7 +9,7 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastsnn_conversion.context import Context, Replacement
+from fastsnn_conversion.context import Context, Replacement, declared_type
 from fastsnn_core import Rule, hookimpl
 
 __version__ = "0.1.0"
@@ -46,14 +46,14 @@ def set_weights(module: Any, weight: Tensor, bias: Tensor) -> None:
 
 def fold_back(norm: Any, layer: Any) -> bool:
     """norm(layer(x)) into `layer`; False where it does not fit."""
-    if not isinstance(layer, (nn.Linear, *CONVS, *TRANSPOSED)):
+    if type(layer) not in (nn.Linear, *CONVS, *TRANSPOSED):
         return False
     a, b = affine(norm)
-    out = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    out = layer.out_features if type(layer) is nn.Linear else layer.out_channels
     if out != len(a):
         return False
     weight, bias = layer.weight.detach().double(), 0 if layer.bias is None else layer.bias.detach().double()
-    if isinstance(layer, TRANSPOSED):  # [in, out / groups, …]
+    if type(layer) in TRANSPOSED:  # [in, out / groups, …]
         per_group = a.reshape(layer.groups, 1, -1).expand(-1, weight.shape[0] // layer.groups, -1)
         scaled = weight * per_group.reshape(weight.shape[0], -1)[(...,) + (None,) * (weight.ndim - 2)]
     else:
@@ -66,12 +66,12 @@ def fold_forward(norm: Any, layer: Any) -> bool:
     """layer(norm(x)) into `layer`; False where it does not fit (a padded convolution sees 0, not the norm's shift)."""
     a, b = affine(norm)
     bias = 0 if getattr(layer, "bias", None) is None else layer.bias.detach().double()
-    if isinstance(layer, nn.Linear) and layer.in_features % len(a) == 0:
+    if type(layer) is nn.Linear and layer.in_features % len(a) == 0:
         repeat = layer.in_features // len(a)  # a flattened [C, H, W] has C blocks
         weight, a, b = layer.weight.detach().double(), a.repeat_interleave(repeat), b.repeat_interleave(repeat)
         set_weights(layer, weight * a, bias + weight @ b)
         return True
-    if not isinstance(layer, CONVS) or layer.in_channels != len(a) or layer.groups != 1:
+    if type(layer) not in CONVS or layer.in_channels != len(a) or layer.groups != 1:
         return False
     padded = layer.padding == "same" or (layer.padding != "valid" and any(layer.padding))
     if padded and bool((b != 0).any()):
@@ -95,7 +95,7 @@ class BatchNorm(Rule):
 
     def matches(self, module: Any) -> bool:
         """Whether this rule speaks for `module`."""
-        return isinstance(module, BATCH)
+        return declared_type(module) in BATCH
 
     def convert(self, module: Any, context: Context) -> Replacement:
         """Nothing, with its work done by a neighbour; or the norm itself."""
@@ -117,7 +117,7 @@ class Norms(Rule):
 
     def matches(self, module: Any) -> bool:
         """Whether this rule speaks for `module`."""
-        return isinstance(module, KEPT)
+        return type(module) in KEPT
 
     def convert(self, module: Any, context: Context) -> Replacement:
         """The norm itself."""

@@ -52,11 +52,11 @@ class Pooling(Rule):
 
     def matches(self, module: Any) -> bool:
         """Whether this rule speaks for `module`."""
-        return type(module) in {**MAX, **AVG, **ADAPTIVE} or isinstance(module, OWN)
+        return type(module) in {**MAX, **AVG, **ADAPTIVE} or type(module) in OWN
 
     def convert(self, module: Any, context: Context) -> Replacement:
         """The same pool, on counts where they come."""
-        if isinstance(module, OWN):
+        if type(module) in OWN:
             return context.passes(module, "on counts; exact")
         if type(module) in ADAPTIVE:
             return self.adaptive(module, context, ADAPTIVE[type(module)])

@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastsnn_conversion.context import ConversionError
+
 
 @torch.no_grad()
-def output(network: nn.Module, data: tuple[Tensor, ...], batch: int = 256) -> Tensor:
+def output(network: nn.Module, data: Sequence[Tensor], batch: int = 256) -> Tensor:
     """The network's output on the data, batch by batch, as one tensor ``[N, …]`` (all outputs side by side)."""
     rows = []
     for pieces in zip(*(x.split(batch) for x in data)):
-        rows.append(flat(network(*pieces)))
+        rows.append(flat(network(*(x.clone() for x in pieces)), len(pieces[0])))
     return torch.cat(rows)
 
 
-def flat(found: Any) -> Tensor:
-    """An output as ``[N, …]``, several side by side."""
-    tensors = [found] if isinstance(found, Tensor) else [t for t in found if isinstance(t, Tensor)]
-    return torch.cat([t.flatten(1).float() for t in tensors if t.is_floating_point()], 1)
+def flat(found: Any, batch: int) -> Tensor:
+    """An output as ``[N, …]``: its floating-point tensors that have the batch first, side by side."""
+    tensors = [t for t in leaves(found) if t.is_floating_point() and t.ndim and len(t) == batch]
+    if not tensors:
+        kinds = ", ".join(f"{type(t).__name__} {list(t.shape)}" for t in leaves(found)) or type(found).__name__
+        raise ConversionError(f"the network has no output of numbers with the batch ({batch}) first; it gives {kinds}")
+    return torch.cat([t.flatten(1).float() for t in tensors], 1)
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """Every tensor of an output: of tuples, lists, dicts and objects of named fields, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from leaves(item)
+    elif isinstance(tree, dict):
+        yield from leaves(list(tree.values()))
+    elif hasattr(tree, "__dataclass_fields__"):
+        yield from leaves([getattr(tree, name) for name in tree.__dataclass_fields__])
 
 
 def distance(y: Tensor, y0: Tensor) -> float:
-    """‖y - y₀‖ / ‖y₀ - mean y₀‖."""
-    spread = (y0 - y0.mean(0)).norm() if len(y0) > 1 else y0.norm()
-    return float((y - y0).norm() / spread.clamp_min(1e-12))
+    """‖y - y₀‖ / ‖y₀ - mean y₀‖; relative to ‖y₀‖ where outputs hardly differ between samples (`reference`)."""
+    size = (y0 - y0.mean(0)).norm() if reference(y0) == "spread" else y0.norm()
+    return float((y - y0).norm() / size.clamp_min(1e-12))
 
 
-def apart(y: Tensor, y0: Tensor) -> float:
-    """√ mean of 2 (1 - cos(y, y₀)) + (ln ‖y‖ / ‖y₀‖)² / 10 over the samples, each without its mean.
-
-    What thresholds are refined on: ‖y - y₀‖ is smallest for outputs that have shrunk, and samples with large outputs
-    say most of it; the largest channel depends on neither. Below three channels directions say nothing: `distance`.
-    """
-    if y.shape[-1] < 3:
-        return distance(y, y0)
-    y, y0 = (z - z.mean(-1, keepdim=True) for z in (y, y0))
-    size, size0 = (z.norm(dim=-1).clamp_min(1e-12) for z in (y, y0))
-    turned = 2 - 2 * (y * y0).sum(-1) / (size * size0)
-    return float((turned + 0.1 * (size / size0).log().square()).mean().clamp_min(0).sqrt())
+def reference(y0: Tensor) -> str:
+    """What errors of outputs are relative to: their ``spread`` over the samples, or their ``size`` where they are
+    nearly constant (a spread under a hundredth of it) or of one sample."""
+    return "spread" if len(y0) > 1 and (y0 - y0.mean(0)).norm() > 0.01 * y0.norm() else "size"

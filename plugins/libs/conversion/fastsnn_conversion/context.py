@@ -178,6 +178,15 @@ class Context:
         return {key: Statistics.of(x) for key, x in found.items() if isinstance(x, Tensor) and x.is_floating_point()}
 
 
+def declared_type(module: nn.Module) -> type:
+    """The class that rules take a module for: its own, never a base class; or ``converts_as`` of its class.
+
+    A subclass may compute more than its base (a batch norm with an activation), so rules compare types, not with
+    isinstance. A class whose value is that of a torch.nn class says so: ``converts_as = nn.BatchNorm1d``.
+    """
+    return vars(type(module)).get("converts_as", type(module))
+
+
 CHANNELS = {"Conv1d": 2, "ConvTranspose1d": 2, "Conv2d": 3, "ConvTranspose2d": 3, "Conv3d": 4, "ConvTranspose3d": 4}
 
 

@@ -174,6 +174,31 @@ class AdaptiveAvgPool(nn.Module):
         return AvgPool(self.dims, kernel, kernel)(x)
 
 
+class AdditiveMask(nn.Module):
+    """A mask of `nn.MultiheadAttention` as scores to be added: boolean ones (True: not allowed) become 0 and -inf.
+
+    ``forward(mask, like)``: mask ``[L, S]`` or ``[N·H, L, S]`` -> the same, or ``[N, H, L, S]``; with `keys`, a padding
+    mask ``[N, S] -> [N, 1, 1, S]``. The result has the type of `like`.
+    """
+
+    def __init__(self, heads: int, keys: bool = False) -> None:
+        super().__init__()
+        self.heads, self.keys = heads, keys
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return f"heads={self.heads}, keys={self.keys}"
+
+    def forward(self, mask: Tensor, like: Tensor) -> Tensor:
+        """The scores to be added."""
+        if mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, dtype=like.dtype, device=mask.device).masked_fill(mask, float("-inf"))
+        mask = mask.to(like.dtype)
+        if self.keys:
+            return mask[:, None, None]
+        return mask.unflatten(0, (-1, self.heads)) if mask.ndim == 3 else mask
+
+
 class Dropout(nn.Dropout):
     """Dropout that leaves counts whole."""
 

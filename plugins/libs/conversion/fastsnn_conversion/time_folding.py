@@ -1,8 +1,8 @@
 """Time folded into the batch: a network written for ``[B, …]`` runs on ``[B, T, …]``, and its neurons keep time.
 
-`through` runs such a network: the network is applied to every t, as if T were part of the batch, and each
+`run_time_folded` runs such a network: the network is applied to every t, as if T were part of the batch, and each
 `FoldedSite` inside it unfolds what it gets, so that its neuron sees ``[B, T, D]`` and carries its state over T.
-State stays explicit: `through` takes the sites' states by name and gives the new ones back.
+State stays explicit: `run_time_folded` takes the sites' states by name and gives the new ones back.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def current() -> Stream | None:
     return _stream.get()
 
 
-def through(
+def run_time_folded(
     body: Callable[..., Any],
     inputs: tuple[Tensor, ...],
     ranks: tuple[int, ...],
@@ -88,12 +88,18 @@ def through(
     return out, stream.new
 
 
+def cast_half(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs in half precision in the type of the network's weights: counts need float32."""
+    kind = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    return tuple(x.to(kind) if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs)
+
+
 class FoldedSite(SpikeSite):
     """Spikes inside a folded network: ``x [N, *places, *group] -> SpikeTensor`` of the same shape, N = B·T.
 
     The last `channels` dimensions are one group: the neuron sees them as its D channels, with one threshold per group
     where its threshold is adaptive (1 for ``[…, D]``, 3 for images ``[C, H, W]``). Dimensions between N and the group
-    (tokens of a sequence, say) are streams of their own. Outside of `through`, N is the batch and T is 1.
+    (tokens of a sequence, say) are streams of their own. Outside of `run_time_folded`, N is the batch and T is 1.
     """
 
     reads_spikes = True

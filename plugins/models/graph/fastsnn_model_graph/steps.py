@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_conversion.spike_layers import fed
-from fastsnn_conversion.time_folding import label, through
+from fastsnn_conversion.time_folding import cast_half, label, run_time_folded
 from fastsnn_core.spike_tensor import plain
 
 
@@ -139,7 +139,7 @@ class Network(nn.Module):
         self, *inputs: Tensor, state: Any = None, reset: Tensor | None = None, return_state: bool = False
     ) -> Any:
         """The output; with `return_state`, ``(output, state)``. `reset` ``[B, T]`` marks first samples of sequences."""
-        out, state = through(self.body, inputs, self.ranks, state, reset)
+        out, state = run_time_folded(self.body, cast_half(self, inputs), self.ranks, state, reset)
         return (out, state) if return_state else out
 
 

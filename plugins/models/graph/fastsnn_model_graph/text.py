@@ -14,37 +14,58 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from fastsnn_core.errors import FastSNNError
+from fastsnn_core.errors import FastSNNError, did_you_mean
 from fastsnn_model_graph.steps import Ref, Step
 
+
+def named(where: Any, names: str) -> dict[str, Any]:
+    """Functions of a module by name."""
+    return {name: getattr(where, name) for name in names.split()}
+
+
 FUNCTIONS: dict[str, Any] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "truediv": operator.truediv,
-    "floordiv": operator.floordiv, "mod": operator.mod, "pow": operator.pow, "neg": operator.neg,
-    "matmul": operator.matmul, "getitem": operator.getitem, "getattr": getattr,
-    "relu": F.relu, "gelu": F.gelu, "silu": F.silu, "softmax": F.softmax, "log_softmax": F.log_softmax,
-    "normalize": F.normalize, "pad": F.pad, "interpolate": F.interpolate, "one_hot": F.one_hot,
-    "scaled_dot_product_attention": F.scaled_dot_product_attention,
-    "cat": torch.cat, "stack": torch.stack, "flatten": torch.flatten, "reshape": torch.reshape,
-    "transpose": torch.transpose, "permute": torch.permute, "unsqueeze": torch.unsqueeze, "squeeze": torch.squeeze,
-    "chunk": torch.chunk, "split": torch.split, "unbind": torch.unbind, "mean": torch.mean, "sum": torch.sum,
-    "amax": torch.amax, "amin": torch.amin, "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt,
-    "rsqrt": torch.rsqrt, "abs": torch.abs, "sin": torch.sin, "cos": torch.cos, "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid, "clamp": torch.clamp, "maximum": torch.maximum, "minimum": torch.minimum,
-    "einsum": torch.einsum, "bmm": torch.bmm, "where": torch.where, "arange": torch.arange, "zeros": torch.zeros,
-    "ones": torch.ones, "zeros_like": torch.zeros_like, "ones_like": torch.ones_like, "roll": torch.roll,
+    **named(operator, """add sub mul truediv floordiv mod pow neg matmul getitem eq ne lt le gt ge and_ or_ xor
+        invert"""),
+    "getattr": getattr,
+    **named(F, """relu relu6 gelu silu mish selu elu celu leaky_relu prelu hardswish hardsigmoid hardtanh softplus
+        softsign logsigmoid tanhshrink hardshrink softshrink glu threshold softmin softmax log_softmax normalize pad
+        interpolate one_hot scaled_dot_product_attention linear bilinear conv1d conv2d conv3d conv_transpose1d
+        conv_transpose2d conv_transpose3d layer_norm rms_norm group_norm batch_norm instance_norm local_response_norm
+        embedding dropout max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d
+        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+        adaptive_max_pool3d pixel_shuffle pixel_unshuffle channel_shuffle unfold fold grid_sample affine_grid
+        cosine_similarity"""),
+    **named(torch, """cat stack flatten reshape transpose permute unsqueeze squeeze chunk split unbind mean sum amax
+        amin exp expm1 log log1p log2 sqrt rsqrt square abs sign sin cos tanh sigmoid erf clamp floor ceil round
+        reciprocal maximum minimum einsum bmm addmm baddbmm where arange zeros ones full zeros_like ones_like full_like
+        roll flip var std norm argmax argmin max min prod logsumexp cumsum outer tril triu gather index_select
+        repeat_interleave logical_not logical_and logical_or masked_fill narrow movedim swapaxes unflatten tile
+        broadcast_to lerp addcmul clone"""),
 }  # fmt: skip
 ALIASES: dict[Any, str] = {
     torch.add: "add", torch.sub: "sub", torch.mul: "mul", torch.div: "truediv", torch.true_divide: "truediv",
     torch.matmul: "matmul", torch.pow: "pow", torch.neg: "neg", torch.relu: "relu", torch.softmax: "softmax",
     torch.concat: "cat", F.sigmoid: "sigmoid", F.tanh: "tanh", operator.iadd: "add", operator.imul: "mul",
+    operator.isub: "sub", operator.itruediv: "truediv", operator.ifloordiv: "floordiv", operator.imod: "mod",
+    operator.ipow: "pow", operator.imatmul: "matmul", operator.iand: "and_", operator.ior: "or_", operator.ixor: "xor",
+    torch.subtract: "sub", torch.multiply: "mul", torch.divide: "truediv", torch.swapdims: "swapaxes",
+    torch.log_softmax: "log_softmax", torch.layer_norm: "layer_norm", torch.selu: "selu", torch.celu: "celu",
+    torch.conv1d: "conv1d", torch.conv2d: "conv2d", torch.conv3d: "conv3d", torch.prelu: "prelu",
+    torch.pixel_shuffle: "pixel_shuffle", torch.max_pool1d: "max_pool1d", torch.max_pool2d: "max_pool2d",
+    torch.avg_pool1d: "avg_pool1d", torch.adaptive_avg_pool1d: "adaptive_avg_pool1d",
+    torch.cosine_similarity: "cosine_similarity", torch.clip: "clamp", torch.absolute: "abs",
 }  # fmt: skip
-METHODS = frozenset((
-    "add", "sub", "mul", "div", "matmul", "neg", "pow", "exp", "log", "sqrt", "rsqrt", "abs", "sin", "cos",
-    "tanh", "sigmoid", "relu", "softmax", "log_softmax", "clamp", "mean", "sum", "amax", "amin", "max", "min",
-    "view", "reshape", "flatten", "unflatten", "transpose", "permute", "unsqueeze", "squeeze", "expand",
-    "expand_as", "repeat", "chunk", "split", "unbind", "contiguous", "size", "dim", "float", "type_as",
-    "masked_fill", "tril", "triu", "roll", "view_as", "t",
-))  # fmt: skip
+_METHODS = """
+    add sub mul div matmul bmm neg pow exp expm1 log log1p sqrt rsqrt square reciprocal abs sign sin cos tanh sigmoid
+    erf relu softmax log_softmax clamp clip clamp_min clamp_max floor ceil round mean sum amax amin max min argmax
+    argmin prod var std norm logsumexp cumsum view reshape flatten unflatten transpose swapaxes permute movedim
+    unsqueeze squeeze expand expand_as repeat repeat_interleave chunk split unbind contiguous size dim numel float
+    double int long
+    bool to type type_as clone detach masked_fill gather index_select narrow select tril triu roll flip view_as
+    reshape_as t new_zeros new_ones new_full eq ne lt le gt ge logical_not logical_and logical_or true_divide subtract
+    multiply addcmul lerp maximum minimum unfold
+"""
+METHODS = frozenset(_METHODS.split())
 ATTRIBUTES = frozenset(("shape", "ndim", "dtype", "device", "T", "mT"))
 NAMES: dict[Any, str] = {**{f: name for name, f in FUNCTIONS.items()}, **ALIASES}
 
@@ -109,11 +130,11 @@ def read(text: str, name: str) -> Step:
     if isinstance(node.func, ast.Attribute):
         method = node.func.attr
         if method not in METHODS:
-            raise CallError(f"{text!r}: no method {method!r}; methods: {', '.join(sorted(METHODS))}")
+            raise CallError(f"{text!r}: no method {method!r}; {did_you_mean(method, METHODS, 'methods')}")
         return Step(name, "call", method, (value(node.func.value, text), *args), kwargs, method=True)
     function = node.func.id if isinstance(node.func, ast.Name) else ""
     if function not in FUNCTIONS:
-        raise CallError(f"{text!r}: no function {function!r}; functions: {', '.join(sorted(FUNCTIONS))}")
+        raise CallError(f"{text!r}: no function {function!r}; {did_you_mean(function, FUNCTIONS, 'functions')}")
     if function == "getattr" and (len(args) != 2 or args[1] not in ATTRIBUTES):
         raise CallError(f"{text!r}: attributes that may be read: {', '.join(sorted(ATTRIBUTES))}")
     return Step(name, "call", function, tuple(args), kwargs, FUNCTIONS[function])

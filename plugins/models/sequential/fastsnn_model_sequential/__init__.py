@@ -9,7 +9,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from fastsnn_conversion.spike_layers import fed
-from fastsnn_conversion.time_folding import label, through
+from fastsnn_conversion.time_folding import cast_half, label, run_time_folded
 from fastsnn_core import Model, hookimpl, param
 from fastsnn_core.errors import FastSNNError
 from fastsnn_events.runtime import Switchable
@@ -92,7 +92,7 @@ class SequentialModule(Switchable, nn.Module):
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None, return_state: bool = False) -> Any:
         """``[B, *input]`` or ``[B, T, *input]``; `reset` ``[B, T]`` marks first samples of new sequences."""
-        out, state = through(self.body, (x,), (len(self.spec.input) + 1,), state, reset)
+        out, state = run_time_folded(self.body, cast_half(self, (x,)), (len(self.spec.input) + 1,), state, reset)
         return (out, state) if return_state else out
 
 

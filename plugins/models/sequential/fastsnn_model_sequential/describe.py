@@ -15,17 +15,20 @@ from fastsnn_model_sequential.modules import BatchNorm, TimeMean
 PLAIN: dict[type[nn.Module], str] = {
     nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SELU: "selu", nn.SiLU: "silu", nn.Mish: "mish", nn.Hardswish: "hardswish",
     nn.Hardsigmoid: "hardsigmoid", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.Identity: "identity",
+    nn.Softsign: "softsign", nn.LogSigmoid: "logsigmoid",
     spike_layers.Flatten: "flatten", TimeMean: "mean",
 }  # fmt: skip
 CONVS: dict[type[nn.Module], str] = {
-    nn.Conv1d: "conv1d", nn.Conv2d: "conv2d",
-    nn.ConvTranspose1d: "conv_transpose1d", nn.ConvTranspose2d: "conv_transpose2d",
+    nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d", nn.ConvTranspose1d: "conv_transpose1d",
+    nn.ConvTranspose2d: "conv_transpose2d", nn.ConvTranspose3d: "conv_transpose3d",
 }  # fmt: skip
 
 
 def describe(module: Any) -> Layer | None:
     """The layer whose module is just like `module` (its weights apart), or None."""
     kind = type(module)
+    if changed_instance(module):
+        return None
     if isinstance(getattr(module, "spec", None), Model):
         return Layer(op="part", part=module.spec)
     if kind is FoldedSite:
@@ -43,8 +46,8 @@ def describe(module: Any) -> Layer | None:
         found = Layer(op="embedding", features=module.num_embeddings, size=module.embedding_dim)
     elif kind in (nn.LeakyReLU,):
         found = Layer(op="leaky_relu", slope=float(module.negative_slope))
-    elif kind is nn.ELU:
-        found = Layer(op="elu", slope=float(module.alpha))
+    elif kind in (nn.ELU, nn.CELU):
+        found = Layer(op="elu" if kind is nn.ELU else "celu", slope=float(module.alpha))
     elif kind is nn.GELU:
         found = Layer(op="gelu_tanh" if module.approximate == "tanh" else "gelu")
     elif kind is nn.Softplus and (module.beta, module.threshold) == (1, 20):
@@ -55,17 +58,26 @@ def describe(module: Any) -> Layer | None:
         found = Layer(op="prelu", features=module.num_parameters)
     elif kind in (nn.Dropout, spike_layers.Dropout):
         found = Layer(op="dropout", p=float(module.p)) if module.p < 1 else None
+    elif kind is spike_layers.AdditiveMask:
+        found = Layer(op="additive_mask", heads=module.heads, keys=module.keys)
     elif kind is spike_layers.Unflatten:
         found = Layer(op="unflatten", shape=module.shape)
     return found or norm(module) or pool(module)
 
 
+def changed_instance(module: nn.Module) -> bool:
+    """Does this very module do more than its class says: forward hooks, or a forward of its own?"""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+
+
 def convolution(module: Any, op: str) -> Layer | None:
-    """Of one or two dimensions, padded with zeros and evenly."""
+    """Padded evenly."""
     padding = even_padding(module)
-    if module.padding_mode != "zeros" or padding is None:
+    if padding is None:
         return None
-    extra = {"output_padding": module.output_padding} if op.startswith("conv_t") else {}
+    extra: dict[str, Any] = {"output_padding": module.output_padding} if op.startswith("conv_t") else {}
+    if module.padding_mode != "zeros":
+        extra["padding_mode"] = module.padding_mode
     return Layer(
         op=op, features=module.in_channels, size=module.out_channels, kernel=module.kernel_size, stride=module.stride,
         padding=padding, dilation=module.dilation, groups=module.groups, bias=module.bias is not None, **extra,
@@ -86,9 +98,11 @@ def norm(module: Any) -> Layer | None:
     """Norms with the statistics of torch's defaults."""
     kind = type(module)
     if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm):
-        usual = module.track_running_stats and module.momentum == 0.1
-        layer = Layer(op="batch_norm", features=module.num_features, eps=module.eps, affine=module.affine)
-        return layer if usual else None
+        if module.momentum is None:
+            return None
+        more = {} if module.momentum == 0.1 else {"momentum": float(module.momentum)}
+        more |= {} if module.running_mean is not None else {"tracked": False}
+        return Layer(op="batch_norm", features=module.num_features, eps=module.eps, affine=module.affine, **more)
     if kind is nn.LayerNorm:
         shape, affine, bias = tuple(module.normalized_shape), module.elementwise_affine, module.bias is not None
         return Layer(op="layer_norm", features=shape[-1], shape=shape, eps=module.eps, affine=affine, bias=bias)

@@ -12,6 +12,8 @@ from fastsnn_core.spike_tensor import plain
 class BatchNorm(nn.BatchNorm1d):
     """Statistics per channel (dimension 1) of ``[N, C, …]``, whatever the rank."""
 
+    converts_as = nn.BatchNorm1d
+
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
             raise FastSNNError(f"batch norm needs [N, C, …], got {tuple(input.shape)}")

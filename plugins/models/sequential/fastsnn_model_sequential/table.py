@@ -75,10 +75,10 @@ def convolution(cls: type[nn.Module], dims: int) -> Op:
     takes = {"size": NEEDED, "kernel": NEEDED, "stride": (1,), "padding": (0,), "dilation": (1,)}
 
     def build(v: Any) -> nn.Module:
-        return cls(v.features, v.size, v.kernel, v.stride, v.padding, v.dilation, v.groups, v.bias)
+        return cls(v.features, v.size, v.kernel, v.stride, v.padding, v.dilation, v.groups, v.bias, v.padding_mode)
 
     return Op(
-        takes | {"groups": 1, "bias": True, "features": None},
+        takes | {"groups": 1, "bias": True, "padding_mode": "zeros", "features": None},
         build,
         lambda v, s: (v.size, *windows(v, s)),
         channels,
@@ -112,7 +112,7 @@ def batch_norm(v: Any) -> nn.Module:
     """One class for every rank: statistics per channel, dimension 1."""
     from fastsnn_model_sequential.modules import BatchNorm
 
-    return BatchNorm(v.features, eps=v.eps, affine=v.affine)
+    return BatchNorm(v.features, v.eps, v.momentum, v.affine, v.tracked)
 
 
 def pooled_mean(v: Any, shape: Shape) -> Shape:
@@ -166,12 +166,14 @@ OPS: dict[str, Op] = {
     ),
     "conv1d": convolution(nn.Conv1d, 1),
     "conv2d": convolution(nn.Conv2d, 2),
+    "conv3d": convolution(nn.Conv3d, 3),
     "conv_transpose1d": transposed(nn.ConvTranspose1d, 1),
     "conv_transpose2d": transposed(nn.ConvTranspose2d, 2),
+    "conv_transpose3d": transposed(nn.ConvTranspose3d, 3),
     "embedding": Op(
         {"features": NEEDED, "size": NEEDED}, lambda v: nn.Embedding(v.features, v.size), lambda v, s: (*s, v.size)
     ),
-    "batch_norm": Op(NORM, batch_norm, features=channels),
+    "batch_norm": Op(NORM | {"momentum": 0.1, "tracked": True}, batch_norm, features=channels),
     "layer_norm": Op(
         {"shape": None, "eps": 1e-5, "affine": True, "bias": True, "features": None},
         lambda v: nn.LayerNorm(v.shape or (v.features,), v.eps, v.affine, v.bias and v.affine),
@@ -194,7 +196,10 @@ OPS: dict[str, Op] = {
     "gelu_tanh": plain(nn.GELU, approximate="tanh"),
     "silu": plain(nn.SiLU),
     "mish": plain(nn.Mish),
+    "celu": sloped(nn.CELU, 1.0),
     "softplus": plain(nn.Softplus),
+    "softsign": plain(nn.Softsign),
+    "logsigmoid": plain(nn.LogSigmoid),
     "hardswish": plain(nn.Hardswish),
     "hardsigmoid": plain(nn.Hardsigmoid),
     "tanh": plain(nn.Tanh),
@@ -220,6 +225,7 @@ OPS: dict[str, Op] = {
     "flatten": Op({}, lambda v: spike_layers.Flatten(), lambda v, s: (math.prod(s),)),
     "unflatten": Op({"shape": NEEDED}, lambda v: spike_layers.Unflatten(v.shape), unflattened, ranks=(1,)),
     "dropout": Op({"p": 0.5}, lambda v: spike_layers.Dropout(v.p)),
+    "additive_mask": Op({"heads": NEEDED, "keys": False}, lambda v: spike_layers.AdditiveMask(v.heads, v.keys)),
     "identity": plain(nn.Identity),
     "spikes": Op({"neuron": NEEDED, "dims": None, "features": None}, site, features=group),
     "mean": Op({}, lambda v: TimeMean()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_conversion.context import ConversionError
-from fastsnn_conversion.time_folding import FoldedSite, label, through
+from fastsnn_conversion.time_folding import FoldedSite, cast_half, label, run_time_folded
 from fastsnn_convert import output_distance
-from fastsnn_convert.modules import site_report, site_thresholds
+from fastsnn_convert.modules import layerwise, site_report
+from fastsnn_convert.modules.comparison import Data, check_rebuilt, compare
+from fastsnn_convert.modules.inputs import Call, check_batch, inputs_of, single
 from fastsnn_convert.modules.output_regression import distil
-from fastsnn_convert.modules.rule_engine import Maker, Plan, all_rules, plan, walked
-from fastsnn_convert.modules.to_spec import obstacles, site_modules, written
-from fastsnn_convert.neurons import component
+from fastsnn_convert.modules.prepare import INNER, check_source, prepared
+from fastsnn_convert.modules.rule_engine import Maker, Plan, all_rules, answer, plan, walked
+from fastsnn_convert.modules.site_thresholds import Settings, tune_in_place
+from fastsnn_convert.modules.to_spec import as_calls, obstacles, site_modules, written
+from fastsnn_convert.neurons import component, levels
 from fastsnn_convert.report import Report, row
-from fastsnn_convert.result import Conversion
+from fastsnn_convert.result import Conversion, refuse
 from fastsnn_core import Model, Neuron, Rule, build
 
 
@@ -38,6 +41,8 @@ def convert_module(
     heal: Any = None,
     heal_steps: int = 0,
     measure: bool = True,
+    validation: Any = None,
+    must_save: bool = False,
     d_model_fallback: int = 128,
     rules: Sequence[Rule] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -57,40 +62,62 @@ def convert_module(
     The result takes ``[B, …]`` or ``[B, T, …]``: the module is applied to every t, neurons with a membrane carry it
     over T; ``(y, state) = snn(x, state, return_state=True)`` streams.
     """
-    data = inputs_of(calibration)
-    given = inputs_of(example) or tuple(x[:2] for x in data)
+    check_source(model)
+    if steps is not None:
+        levels(steps, code)
+    data, checks, lessons = (
+        inputs_of(given, name)
+        for given, name in ((calibration, "calibration"), (validation, "validation"), (heal, "heal"))
+    )
+    given = inputs_of(example, "example") or tuple(x[:2] for x in data or checks)
     measure = measure and bool(given)  # nothing is measured on made-up data
     given = given or (guess(model, d_model_fallback),)
-    training = model.training
-    lessons = inputs_of(heal) or data
+    call = Call.of(model, next((e for e in (example, calibration, validation) if e is not None), given))
+    lessons = lessons or data
     if (heal_steps and not (functional and lessons)) or (heal is not None and not heal_steps):
         raise ConversionError(
             "healing needs heal_steps=, heal= or calibration= (inputs [B, …] to learn the dense outputs on), and "
             "functional=True"
         )
+    check_batch(type(model).__name__, lambda x: answer(model, call, x), given, model)
+    split = Data.split(data, checks)
+    fit, settings = single(split.fit), Settings(steps, code, steps_per_site, refine)
     if not functional:
-        return convert_walked(model, given, data, neuron, steps, code, d_model_fallback, rules, options, measure)
+        return convert_walked(model, call, given, split, neuron, settings, d_model_fallback, rules, options, measure)
     found = plan(
-        model, given, neuron=neuron, coverage=coverage, fallback=d_model_fallback, rules=rules, options=options
-    )
-    settings = site_thresholds.Settings(steps, code, by_site(steps_per_site, found), refine)
-    site_thresholds.tune(found.network, site_modules(found.network), data or given, settings, calibrated=bool(data))
-    says = obstacles(found.network)
-    snn = found.network if says else written(found.network, given)
+        model, given, call=call, neuron=neuron, coverage=coverage, fallback=d_model_fallback, rules=rules,
+        options=options,
+    )  # fmt: skip
+    says = obstacles(as_calls(found.network))
+    if says and must_save:
+        refuse(says)
+    settings = Settings(steps, code, by_site(steps_per_site, found), refine)
+    figures, chosen_on = layerwise.tune(found.network, fit or single(given), settings, calibrated=bool(fit))
+    by_module = {id(found.network.held(path)): one for path, one in figures.items()}
+    snn = found.network if says else written(found.network, single(given))
     sites = site_modules(snn)
-    healed = distil(snn, output_distance.output(found.dense, lessons), lessons, heal_steps) if heal_steps else []
-    wanted = output_distance.output(found.dense, data) if healed and data else None
+    healed = (
+        distil(snn, output_distance.output(found.dense, single(lessons)), single(lessons), heal_steps)
+        if heal_steps
+        else []
+    )
+    if not says:
+        check_rebuilt(snn, single(given))
     rows = rows_of(found, sites)
     if measure:
-        site_report.measure(snn, sites, data or given, rows, errors=bool(data), wanted=wanted)
+        errors = {name: by_module[id(site)] for name, site in sites.items() if id(site) in by_module}
+        site_report.measure(snn, sites, fit or single(given), rows, errors=bool(fit), figures=errors)
+    quality = site_report.quality(rows)
+    if measure and split.compare:
+        quality = compare(model, call, snn, split) | quality
     report = Report(
         source=type(model).__name__, kind="module", model=kind_of(snn), neuron=component(neuron).name,
         coverage=coverage, steps=steps, code=code, parameters=sum(p.numel() for p in snn.parameters()),
-        calibration=len(data[0]) if data else 0, healed=healed[:1] + healed[-1:], modules=rows,
-        quality=site_report.quality(rows), obstacles=says,
+        calibration=chosen_on if fit else 0, healed=healed[:1] + healed[-1:], modules=rows,
+        quality=quality, obstacles=says,
     )  # fmt: skip
     snn.report = report
-    return Conversion(snn.train(training), report)
+    return Conversion(snn.train(model.training), report)
 
 
 def by_site(steps: Mapping[str, int] | float | None, found: Plan) -> Mapping[str, int] | float | None:
@@ -98,24 +125,12 @@ def by_site(steps: Mapping[str, int] | float | None, found: Plan) -> Mapping[str
     if not isinstance(steps, Mapping):
         return steps
     target = {step.name: step.target for step in found.dense.steps}
-    sites = {target[served]: f"net.{name}" for name, served in found.sites.items()}
+    sites = {target[served]: name for name, served in found.sites.items()}
     if unknown := sorted(set(steps) - set(sites)):
         raise ConversionError(
             f"steps_per_site names {unknown[0]!r}, where no site is; sites: {', '.join(sites) or 'none'}"
         )
     return {sites[name]: n for name, n in steps.items()}
-
-
-def inputs_of(data: Any) -> tuple[Tensor, ...]:
-    """Inputs as a tuple of tensors; empty for none."""
-    if data is None:
-        return ()
-    found = data if isinstance(data, tuple) else (data,)
-    if not all(isinstance(x, Tensor) and x.ndim and len(x) for x in found):
-        raise ConversionError(
-            "example and calibration are tensors [B, …], or a tuple of them, with at least one sample"
-        )
-    return found
 
 
 def guess(model: nn.Module, fallback: int) -> Tensor:
@@ -134,6 +149,11 @@ def guess(model: nn.Module, fallback: int) -> Tensor:
                 "is; give example=, an input [B, …] of the right shape"
             )
     return torch.zeros(1, fallback)
+
+
+def shown(path: str) -> str:
+    """A module's path as the user knows it."""
+    return ".".join(part for part in path.split(".") if part != INNER)
 
 
 def kind_of(snn: nn.Module) -> str:
@@ -169,49 +189,55 @@ def rows_of(found: Plan, sites: Mapping[str, FoldedSite]) -> list[dict[str, Any]
 class Walked(nn.Module):
     """A module whose forward is its own, over ``[B, …]`` or ``[B, T, …]``; the parts of it that rules cover spike."""
 
-    def __init__(self, model: nn.Module, ranks: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, call: Call, ranks: tuple[int, ...]) -> None:
         super().__init__()
-        self.model, self.ranks = model, ranks
+        self.model, self.ranks, self.call = model, ranks, call
         label(self)
+
+    def body(self, *inputs: Tensor) -> Any:
+        """The module on copies of its inputs, which it may change in place."""
+        return self.call(self.model, [x.clone() for x in inputs])
 
     def forward(
         self, *inputs: Tensor, state: Any = None, reset: Tensor | None = None, return_state: bool = False
     ) -> Any:
         """The output; with `return_state`, ``(output, state)``."""
-        out, state = through(self.model, inputs, self.ranks, state, reset)
+        out, state = run_time_folded(self.body, cast_half(self, inputs), self.ranks, state, reset)
         return (out, state) if return_state else out
 
 
 def convert_walked(
-    model: nn.Module, given: tuple[Tensor, ...], data: tuple[Tensor, ...], neuron: Any, steps: int | None, code: str,
+    model: nn.Module, call: Call, given: tuple[Tensor, ...], split: Data, neuron: Any, settings: Settings,
     fallback: int, rules: Sequence[Rule] | None, options: Mapping[str, Any] | None, measure: bool,
 ) -> Conversion:  # fmt: skip
     """Replace modules where they stand; function calls are not seen, and the report says so."""
-    rules, training = all_rules() if rules is None else rules, model.training
-    before = {name: m for name, m in model.named_modules() if not any(True for _ in m.children())}
-    body = copy.deepcopy(model).eval()
+    rules = all_rules() if rules is None else rules
+    inputs, fit = single(given), single(split.fit)
+    body = prepared(model, lambda m: answer(m, call, inputs))
+    before = {name: m for name, m in body.named_modules() if not any(True for _ in m.children())}
     walked(body, rules, Maker(component(neuron), fallback), dict(options or {}))
-    snn = Walked(body, tuple(x.ndim for x in given)).eval()
+    snn = Walked(body, call, tuple(x.ndim for x in given)).eval()
     sites = site_modules(snn)
-    site_thresholds.tune(
-        snn, sites, data or given, site_thresholds.Settings(steps, code, None, False), calibrated=bool(data)
-    )
+    tune_in_place(snn, sites, fit or inputs, settings, calibrated=bool(fit))
     rows = []
     for name, module in before.items():
         site = next((s for s in sites if s.removeprefix("model.").removesuffix(".site") == name), None)
         status, note = ("converted", "where it stands") if site else ("kept", "")
         size = sum(p.numel() for p in module.parameters())
-        rows.append(row(name, type(module).__name__, status, "", note, parameters=size, site=site))
+        rows.append(row(shown(name), type(module).__name__, status, "", note, parameters=size, site=site))
     if measure:
-        site_report.measure(snn, sites, data or given, rows, errors=bool(data))
+        site_report.measure(snn, sites, fit or inputs, rows, errors=bool(fit))
+    quality = site_report.quality(rows)
+    if measure and split.compare:
+        quality = compare(model, call, snn, split) | quality
     report = Report(
         source=type(model).__name__, kind="module", model="network without a spec", neuron=component(neuron).name,
-        coverage="modules only", steps=steps, code=code, parameters=sum(p.numel() for p in snn.parameters()),
-        calibration=len(data[0]) if data else 0, modules=rows, quality=site_report.quality(rows),
-        obstacles=["functional=False: its forward is code, which a bundle does not hold"],
+        coverage="modules only", steps=settings.steps, code=settings.code,
+        parameters=sum(p.numel() for p in snn.parameters()), calibration=len(fit[0]) if fit else 0, modules=rows,
+        quality=quality, obstacles=["functional=False: its forward is code, which a bundle does not hold"],
     )  # fmt: skip
     snn.report = report  # type: ignore[assignment]
-    return Conversion(snn.train(training), report)
+    return Conversion(snn.train(model.training), report)
 
 
 # -- other sources ---------------------------------------------------------------------------------------------------

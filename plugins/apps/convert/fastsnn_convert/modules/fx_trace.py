@@ -1,17 +1,21 @@
 """Looking inside ``forward``: a module as steps (modules, calls, tensors) through torch.fx.
 
 Modules that a rule speaks for, and modules of torch.nn, are steps; a module that tracing cannot see through (its
-control flow depends on data) becomes one step and is listed with the line that stopped the tracer. Rules may replace
-modules by simpler ones beforehand (``lower``) and name the module that a function call stands for (``lift``).
+control flow depends on data) becomes one step and is listed with the line that stopped the tracer. A subclass of a
+torch.nn module is looked into, and where its forward calls its base class's, that is a step of the base class. Rules
+may replace modules by simpler ones beforehand (``lower``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 import keyword
 import linecache
+import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -20,10 +24,11 @@ from torch import fx, nn
 from fastsnn_conversion import spike_layers
 from fastsnn_conversion.context import ConversionError
 from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_convert.modules.inputs import Call
+from fastsnn_convert.modules.prepare import BASE, INNER, overridden, torch_base
 from fastsnn_core import Rule
 from fastsnn_model_graph import Network, Ref, Step
 from fastsnn_model_graph.steps import fill
-from fastsnn_model_graph.text import FUNCTIONS, name_of
 from fastsnn_model_sequential import SequentialModule
 from fastsnn_model_sequential.modules import TimeMean
 
@@ -43,8 +48,14 @@ class Traced:
 
 
 def best_rule(rules: Sequence[Rule], module: nn.Module) -> Rule | None:
-    """The matching rule of highest priority; the first by name among equals."""
-    found = [rule for rule in rules if rule.matches(module)]
+    """The matching rule of highest priority; the first by name among equals. None for a module whose class overrides
+    what its torch.nn class does, unless the rule names that very class: such a module is looked into."""
+    if "forward" in module.__dict__:
+        return None
+    kind, base = type(module), torch_base(type(module))
+    own = f"{kind.__module__}.{kind.__qualname__}"
+    odd = base not in (None, kind) and "converts_as" not in vars(kind) and bool(overridden(kind, base))
+    found = [rule for rule in rules if rule.matches(module) and not (odd and own not in rule.covers)]
     return max(found, key=lambda rule: rule.priority) if found else None
 
 
@@ -64,28 +75,49 @@ def ours(module: nn.Module) -> bool:
 
 
 def lowered(model: nn.Module, rules: Sequence[Rule]) -> nn.Module:
-    """The model with every module that a rule lowers replaced, from the outside in."""
-    model = opened(model)
-    for rule in rules:
-        lower = getattr(rule, "lower", None)
-        while lower is not None and (simpler := lower(model)) is not None:
-            model = simpler.train(model.training)
-    for name, child in list(model.named_children()):
-        new = lowered(child, rules)
-        if new is not child:
-            setattr(model, name, new)
-    return model
+    """The model with every module that a rule lowers replaced, from the outside in; shared modules stay shared."""
+    memo: dict[int, nn.Module] = {}
+
+    def visit(module: nn.Module) -> nn.Module:
+        if (known := memo.get(id(module))) is not None:
+            return known
+        new = opened(module)
+        for rule in rules:
+            lower = getattr(rule, "lower", None)
+            while lower is not None and "forward" not in new.__dict__ and (simpler := lower(new)) is not None:
+                new = simpler.train(new.training)
+        memo[id(module)] = memo[id(new)] = new
+        keep.append(module)  # ids stay taken
+        for name, child in list(new.named_children()):
+            if (other := visit(child)) is not child:
+                setattr(new, name, other)
+        return new
+
+    keep: list[nn.Module] = []
+    return visit(model)
 
 
 class Tracer(fx.Tracer):
     """Takes a module that it cannot look into for one step, instead of giving up."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[Rule], call: Call) -> None:
         super().__init__()
-        self.rules, self.opaque = rules, {}  # type: tuple[Sequence[Rule], dict[str, str]]
+        self.rules, self.call = rules, call
+        self.opaque: dict[str, str] = {}
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        """One placeholder per input of the example, whatever the forward's signature: others keep their defaults."""
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in self.call.names]
+
+        def run(shell: nn.Module, *inputs: Any) -> Any:
+            return self.call(shell.get_submodule(ROOT), inputs)
+
+        return run, [self.root, *proxies]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Modules of torch.nn, and modules that a rule speaks for."""
+        if "forward" in m.__dict__:
+            return False
         if ours(m) or best_rule(self.rules, m) is not None:
             return True
         return super().is_leaf_module(m, module_qualified_name)
@@ -107,6 +139,46 @@ class Tracer(fx.Tracer):
             self.opaque[path] = stopped_at(error, m)
             return self.create_proxy("call_module", path, args, kwargs)
 
+    def base_call(self, module: nn.Module, base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``super().forward(x)`` of a subclass, as a step of its base class over the same weights."""
+        if BASE not in module._modules:
+            twin = base.__new__(base)
+            twin.__dict__.update({k: copy.copy(v) if isinstance(v, dict) else v for k, v in module.__dict__.items()})
+            for name in [n for n in twin.__dict__ if n.endswith("_hooks")]:
+                twin.__dict__[name] = type(twin.__dict__[name])()
+            twin.__dict__.pop("forward", None)
+            module.add_module(BASE, twin)
+        return self.create_proxy("call_module", f"{self.path_of_module(module)}.{BASE}", args, kwargs)
+
+
+@contextlib.contextmanager
+def base_calls(tracer: Tracer, model: nn.Module) -> Iterator[None]:
+    """Inside the block a subclass that calls its torch.nn class's forward makes a step of that class."""
+    bases = set()
+    for module in model.modules():
+        base = torch_base(type(module))
+        if base not in (None, type(module)) and not overridden(type(module), base) - {"forward"}:
+            bases.add(base)
+    before = {base: vars(base).get("forward") for base in bases}
+
+    def patched(base: Any, original: Any) -> Any:
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            plain = type(self) is base or not any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values()))
+            return original(self, *args, **kwargs) if plain else tracer.base_call(self, base, args, kwargs)
+
+        return forward
+
+    try:
+        for base in bases:
+            base.forward = patched(base, base.forward)
+        yield
+    finally:
+        for base, old in before.items():
+            if old is None:
+                del base.forward
+            else:
+                base.forward = old
+
 
 def stopped_at(error: BaseException, module: nn.Module) -> str:
     """Where tracing stopped: file, line and text of the last line outside of torch, and the reason."""
@@ -124,50 +196,28 @@ def stopped_at(error: BaseException, module: nn.Module) -> str:
         reason = "what it does depends on data"
     elif "iterat" in reason or "len" in reason:
         reason = "it goes over a tensor whose size is not known"
+    elif "item assignment" in reason:
+        reason = "it assigns to parts of a tensor in place"
     return f"{where} ({reason})"
 
 
 class Shell(nn.Module):
-    """Calls the model with as many inputs as the example has, so that its other parameters keep their defaults."""
+    """What is traced: a module that holds the model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.add_module(ROOT, model)
 
-
-class Shell1(Shell):
-    """One input."""
-
-    def forward(self, x: Any) -> Any:
+    def forward(self, *inputs: Any) -> Any:
         """The model's output."""
-        return self.get_submodule(ROOT)(x)
+        return self.get_submodule(ROOT)(*inputs)
 
 
-class Shell2(Shell):
-    """Two inputs."""
-
-    def forward(self, x: Any, y: Any) -> Any:
-        """The model's output."""
-        return self.get_submodule(ROOT)(x, y)
-
-
-class Shell3(Shell):
-    """Three inputs."""
-
-    def forward(self, x: Any, y: Any, z: Any) -> Any:
-        """The model's output."""
-        return self.get_submodule(ROOT)(x, y, z)
-
-
-SHELLS: dict[int, type[Shell]] = {1: Shell1, 2: Shell2, 3: Shell3}
-
-
-def trace(model: nn.Module, inputs: int, rules: Sequence[Rule]) -> Traced:
-    """`model` as steps; the model's own modules are used, not copied. A model that is opaque itself is refused."""
-    if inputs not in SHELLS:
-        raise ConversionError(f"a model of {inputs} inputs cannot be traced; up to {max(SHELLS)} are supported")
-    shell, tracer = SHELLS[inputs](model), Tracer(rules)
-    graph = tracer.trace(shell)
+def trace(model: nn.Module, call: Call, rules: Sequence[Rule]) -> Traced:
+    """`model` as raw steps (in-place operations are still in place); its own modules are used, not copied."""
+    shell, tracer = Shell(model), Tracer(rules, call)
+    with base_calls(tracer, model):
+        graph = tracer.trace(shell)
     if ROOT in tracer.opaque:
         raise ConversionError(
             f"torch.fx cannot see through {tracer.opaque[ROOT]}. Move what depends on data into an nn.Module of its "
@@ -175,17 +225,17 @@ def trace(model: nn.Module, inputs: int, rules: Sequence[Rule]) -> Traced:
             "replaced, not function calls, and the network cannot be saved as a bundle"
         )
     traced = fx.GraphModule(shell, graph)
-    traced.graph.eliminate_dead_code()
-    return tidy(steps_of(traced.graph, traced, rules, tracer.opaque))
+    return tidy(steps_of(traced.graph, traced, tracer.opaque))
 
 
 def bare(path: str) -> str:
-    """A path without the shell's prefix."""
-    return path.removeprefix(ROOT + ".")
+    """A path without the segments that stand for the shell, for hooks and for base classes."""
+    parts = [part for part in path.removeprefix(ROOT + ".").split(".") if part not in (INNER, BASE)]
+    return ".".join(part if part.isidentifier() or part.isdigit() else re.sub(r"\W", "_", f"n{part}") for part in parts)
 
 
-def steps_of(graph: fx.Graph, shell: nn.Module, rules: Sequence[Rule], opaque: dict[str, str]) -> Traced:
-    """An fx graph as steps; function calls become modules where a rule says which."""
+def steps_of(graph: fx.Graph, shell: nn.Module, opaque: dict[str, str]) -> Traced:
+    """An fx graph as steps, one for one."""
     found = Traced([], {}, None, {bare(p): why for p, why in opaque.items()}, {})
     calls: dict[str, int] = {}
     for node in graph.nodes:
@@ -207,29 +257,30 @@ def steps_of(graph: fx.Graph, shell: nn.Module, rules: Sequence[Rule], opaque: d
                 path = f"{path}_{calls[path]}"  # one ReLU called in several places: each place spikes for itself
                 module = copy.deepcopy(module)
             found.held[path] = module
-            found.steps.append(Step(node.name, "module", path, args, kwargs))
+            found.steps.append(Step(node.name, "module", path, *positional(module, args, kwargs)))
+        elif node.op == "call_method":
+            found.steps.append(Step(node.name, "call", node.target, args, kwargs, method=True))
         else:
-            found.steps.append(call_step(node, args, kwargs, rules, found))
+            if not args and "input" in kwargs and "condition" not in kwargs:
+                args = (kwargs.pop("input"),)
+            found.steps.append(
+                Step(node.name, "call", getattr(node.target, "__name__", "?"), args, kwargs, node.target)
+            )
     return found
 
 
-def call_step(node: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rules: Sequence[Rule], found: Traced) -> Step:
-    """A function or method call, or the module it stands for."""
-    for rule in sorted(rules, key=lambda r: -r.priority):
-        lift = getattr(rule, "lift", None)
-        meant = lift(node.target, args, kwargs) if lift is not None else None
-        if isinstance(meant, nn.Module) and args and isinstance(args[0], Ref):
-            found.held[node.name] = meant
-            return Step(node.name, "module", node.name, (args[0],))
-        if isinstance(meant, str):
-            found.notes[node.name] = (meant, rule.name)
+def positional(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Keyword arguments of a module's call by position, as far as they follow the positional ones."""
+    try:
+        names = [p.name for p in inspect.signature(module.forward).parameters.values()][len(args) :]
+    except (TypeError, ValueError):
+        return args, kwargs
+    kwargs = dict(kwargs)
+    for name in names:
+        if name not in kwargs:
             break
-    if node.op == "call_method":
-        return Step(node.name, "call", node.target, args, kwargs, method=True)
-    known = name_of(node.target)
-    if known is not None:  # in-place operators become ordinary ones
-        return Step(node.name, "call", known, args, kwargs, FUNCTIONS[known])
-    return Step(node.name, "call", getattr(node.target, "__name__", "?"), args, kwargs, node.target)
+        args = (*args, kwargs.pop(name))
+    return args, kwargs
 
 
 def plain_tree(tree: Any) -> Any:
@@ -252,18 +303,18 @@ def tidy(traced: Traced) -> Traced:
     names: dict[str, str] = {}
     taken = {step.name for step in traced.steps}
     for step in traced.steps:
-        short = step.name.removeprefix(f"{ROOT}_")
+        short = "_".join(p for p in step.name.removeprefix(f"{ROOT}_").split("__") if p not in ("hooked", "base"))
+        short = short.removesuffix("__hooked_").removesuffix("__base_")
         short = short if short.isidentifier() else f"n{short}"
         if short != step.name and short not in taken and not keyword.iskeyword(short):
             names[step.name] = short
             taken.add(short)
     traced.steps = [attrs.evolve(renamed(s, names), name=names.get(s.name, s.name)) for s in traced.steps]
     traced.output = fill(traced.output, lambda ref: Ref(names.get(ref.name, ref.name)))
-    traced.notes = {names.get(name, name): note for name, note in traced.notes.items()}
     return traced
 
 
-def renamed(step: Step, names: dict[str, str]) -> Step:
+def renamed(step: Step, names: Mapping[str, str]) -> Step:
     """The step with references to some steps turned to others."""
 
     def look(ref: Ref) -> Ref:

@@ -18,8 +18,12 @@ from torch import Tensor, nn
 from fastsnn_conversion import spike_layers
 from fastsnn_conversion.context import Context, ConversionError, Replacement, channels_of
 from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_convert.modules.functional_form import lift_calls, out_of_place
 from fastsnn_convert.modules.fx_trace import Traced, best_rule, lowered, renamed, trace
+from fastsnn_convert.modules.inputs import HALF, Call, single
+from fastsnn_convert.modules.prepare import prepared
 from fastsnn_convert.neurons import component
+from fastsnn_convert.output_distance import leaves
 from fastsnn_core import Neuron, Rule
 from fastsnn_core.plugins import classes
 from fastsnn_model_graph import Network, Ref, Step
@@ -50,6 +54,7 @@ def plan(
     model: nn.Module,
     example: tuple[Tensor, ...],
     *,
+    call: Call | None = None,
     neuron: Neuron | str | dict[str, Any] = "adaptive_threshold",
     coverage: str = "projections",
     fallback: int = 128,
@@ -61,12 +66,17 @@ def plan(
         raise ConversionError(f"no coverage {coverage!r}; coverages: {', '.join(COVERAGES)}")
     rules = all_rules() if rules is None else rules
     kind = component(neuron)
-    traced = trace(lowered(copy.deepcopy(model).eval(), rules), len(example), rules)
+    call = Call.of(model, example) if call is None else call
+    wanted = answer(model, call, example)
+    inputs = single(example)
+    body = prepared(model, lambda m: answer(m, call, inputs))
+    traced = trace(lowered(body, rules), call, rules)
+    out_of_place(traced, inputs)
+    lift_calls(traced, rules, inputs)
     ranks = tuple(x.ndim for x in example)
-    dense = Network(copy_steps(traced.steps), copy.deepcopy(traced.held), traced.output, ranks).eval()
-    check_same(model, dense, example)
+    dense = Network(list(traced.steps), copy.deepcopy(traced.held), traced.output, ranks).eval()
     samples: dict[str, Any] = {}
-    run_all(dense, example, lambda step, value: samples.__setitem__(step.name, value))
+    check_same(type(model).__name__, wanted, run_dense(dense, inputs, samples), example)
     maker = Maker(kind, fallback)
     found = decide(traced, rules, samples, maker, dict(options or {}), coverage)
     for step in traced.steps:
@@ -77,42 +87,54 @@ def plan(
     return Plan(dense, network.eval(), traced, found, {name: served for name, (served, _) in sites.items()}, samples)
 
 
-def copy_steps(steps: Sequence[Step]) -> list[Step]:
-    """The same steps in a list of their own (a step is never changed)."""
-    return list(steps)
-
-
-def check_same(model: nn.Module, dense: Network, example: tuple[Tensor, ...]) -> None:
-    """The traced network must give what the model gives; it does not where tracing froze something that varies."""
-    training = model.training
+@torch.no_grad()
+def answer(model: nn.Module, call: Call, example: Sequence[Tensor]) -> Any:
+    """What the model itself gives in evaluation mode, on copies of the inputs (it may change them in place)."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
-            wanted = model(*example)
+        return call(model, [x.clone() for x in example])
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in example)
         raise ConversionError(f"the model does not run on an example of shape {shapes}: {error}") from error
     finally:
-        model.train(training)
-    with torch.no_grad():
-        got = dense.body(*example)
-    for a, b in zip(leaves(wanted), leaves(got), strict=True):
-        if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(a.abs().max()))):
-            raise ConversionError(
-                f"the traced network gives another output than {type(model).__name__}: something in its forward is "
-                "random, or depends on more than its inputs. Make it a module of its own, or use functional=False"
-            )
+        for module, mode in modes.items():
+            module.training = mode
 
 
-def leaves(tree: Any) -> list[Tensor]:
-    """Every tensor of an output, in order."""
-    if isinstance(tree, Tensor):
-        return [tree] if tree.is_floating_point() else []
-    if isinstance(tree, tuple | list):
-        return [t for item in tree for t in leaves(item)]
-    if isinstance(tree, dict):
-        return [t for item in tree.values() for t in leaves(item)]
-    return []
+def run_dense(dense: Network, inputs: tuple[Tensor, ...], samples: dict[str, Any]) -> Any:
+    """One pass over the traced network, every value put into `samples`."""
+    at = [""]
+
+    def see(step: Step, value: Any) -> None:
+        samples[step.name], at[0] = value, step.name
+
+    try:
+        return run_all(dense, tuple(x.clone() for x in inputs), see)
+    except Exception as error:
+        behind = f" (behind {at[0]!r})" if at[0] else ""
+        raise ConversionError(
+            f"the traced network does not run{behind}: {error}. A part of its forward may ask for a type or a size "
+            "that tracing does not see; make that part an nn.Module of its own, or use functional=False"
+        ) from error
+
+
+def check_same(name: str, wanted: Any, got: Any, example: Sequence[Tensor]) -> None:
+    """The traced network must give what the model gives; it does not where tracing froze something that varies."""
+    half = any(a.dtype in HALF for a in leaves(wanted)) or any(x.dtype in HALF for x in example)
+    relative = 0.05 if half else 1e-3
+    mine, theirs = ([t for t in leaves(tree) if t.is_floating_point()] for tree in (got, wanted))
+    good = len(mine) == len(theirs)
+    for a, b in zip(theirs, mine):
+        a, b = a.double(), b.double()
+        top = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 0.0
+        far = 0.1 * relative * (max(1e-6, top) if half else max(1.0, top))
+        good = good and a.shape == b.shape and torch.allclose(a, b, rtol=relative, atol=far, equal_nan=True)
+    if not good:
+        raise ConversionError(
+            f"the traced network gives another output than {name}: something in its forward is random, or depends on "
+            "more than its inputs. Make it a module of its own, or use functional=False"
+        )
 
 
 @attrs.frozen
@@ -169,8 +191,10 @@ def decide(
             if r.args and r.args[0] == Ref(name)
         )
 
+    shared = shared_modules(traced)
+
     def alone(step: Step) -> bool:
-        return step.kind == "module" and times[step.target] == 1
+        return step.kind == "module" and times[step.target] == 1 and step.target not in shared
 
     def neighbour(step: Step, forward: bool) -> nn.Module | None:
         if not alone(step):
@@ -218,6 +242,15 @@ def decide(
     return found
 
 
+def shared_modules(traced: Traced) -> set[str]:
+    """Paths of modules whose weights another module or a tensor step reads, too: nothing may be folded into them."""
+    owners: dict[int, set[str]] = {}
+    for path, value in traced.held.items():
+        for tensor in [value] if isinstance(value, Tensor) else value.parameters():
+            owners.setdefault(tensor.untyped_storage().data_ptr(), set()).add(path)
+    return {path for paths in owners.values() if len(paths) > 1 for path in paths}
+
+
 def by_rule(
     module: nn.Module, rules: Sequence[Rule], maker: Maker, options: Mapping[str, Any], name: str = ""
 ) -> Replacement:
@@ -263,6 +296,7 @@ def place(
     reads = readers(traced.steps)
     spiking: set[str] = set()
     names: dict[str, str] = {}
+    plain: dict[str, str] = {}  # what readers of numbers read instead of spikes
     steps: list[Step] = []
     sites: dict[str, tuple[str, FoldedSite]] = {}
     in_front: dict[str, str] = {}
@@ -296,6 +330,7 @@ def place(
         source = step.args[0].name if step.args and isinstance(step.args[0], Ref) else ""
         if says(step) == "pass" and type(found[step.name][0].module) is nn.Identity:  # folded away: nothing is left
             names[step.name] = names.get(source, source)
+            plain[step.name] = plain.get(source, names[step.name])
             spiking |= {step.name} & {step.name if source in spiking else ""}
             continue
         if says(step) == "in" and source not in spiking and coverage == "projections":
@@ -303,14 +338,16 @@ def place(
                 in_front[source] = site(source, group(source, step), step.name)
             new = renamed(step, names | {source: in_front[source]})
         else:
-            new = renamed(step, names)
+            new = renamed(step, names if says(step) in ("in", "pass") else names | plain)
         steps.append(new)
         if says(step) == "out" and isinstance(samples[step.name], Tensor):
             names[step.name] = site(step.name, group(step.name), step.name)
+            if coverage == "projections":
+                plain[step.name] = step.name
             spiking.add(step.name)
         elif says(step) == "made" or (says(step) == "pass" and source in spiking):
             spiking.add(step.name)
-    traced.output = rename_output(traced.output, names)
+    traced.output = rename_output(traced.output, names | plain)
     return steps, sites
 
 

@@ -13,9 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_conversion.time_folding import FoldedSite, label
+from fastsnn_convert.modules.functional_modules import as_call
 from fastsnn_model_graph import Graph, GraphModule, Input, Network, Node, Ref, Step
-from fastsnn_model_graph.text import write
+from fastsnn_model_graph.text import DTYPES, write
 from fastsnn_model_sequential import Layer, Sequential, SequentialModule, describe
+
+
+def as_calls(network: Network) -> Network:
+    """Modules without weights that no layer says as function calls; in place, the network computes the same."""
+    steps = []
+    for step in network.steps:
+        if step.kind == "module" and describe(network.held(step.target)) is None:
+            step = as_call(step, network.held) or step
+        steps.append(step)
+    network.rewire(steps, network.output)
+    return network
 
 
 def layers_of(network: Network) -> tuple[dict[str, Layer], list[str]]:
@@ -55,7 +67,20 @@ def obstacles(network: Network) -> list[str]:
             says.append(f"call {step.target}")
         if step.kind == "module" and (step.kwargs or not all(isinstance(a, Ref) for a in step.args)):
             says.append(f"module {step.target}, which is called with more than tensors")
+        if step.kind == "tensor" and str(network.held(step.target).dtype).removeprefix("torch.") not in DTYPES:
+            says.append(f"tensor {step.target} of type {network.held(step.target).dtype}")
+    if not sayable(network.output):
+        says.append(f"an output of type {type(network.output).__name__} (a tensor, or a tuple of them, can be written)")
     return list(dict.fromkeys(says))
+
+
+def sayable(output: Any) -> bool:
+    """Is an output a value, or nested tuples of values?"""
+    return (
+        isinstance(output, Ref)
+        or output is None
+        or (isinstance(output, tuple | list) and len(output) > 0 and all(map(sayable, output)))
+    )
 
 
 def written(network: Network, inputs: Sequence[Tensor]) -> nn.Module:
