@@ -155,7 +155,9 @@ class FastSNN:
         return "".join(FastSNN.stream(model, prompt, max_tokens, **settings))
 
     @staticmethod
-    def stream(model: nn.Module | str | Path, prompt: str, max_tokens: int = 128, **settings: Any) -> Iterator[str]:
+    def stream(
+        model: nn.Module | str | Path, prompt: str | list[int], max_tokens: int = 128, **settings: Any
+    ) -> Iterator[str]:
         """`generate`, piece by piece."""
         from fastsnn_text import Sampling, generate_text
 

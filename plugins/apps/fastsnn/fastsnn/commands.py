@@ -54,8 +54,12 @@ def generate(argv: list[str]) -> int:
     args.add_argument("--top-k", type=number(int, ge=0), default=0, help="only the likeliest tokens (default 0: all)")
     args.add_argument("--seed", type=number(int, ge=0, lt=2**63), help="the same seed gives the same text")
     args.add_argument("--stop", action="append", default=[], help="stop at this text (repeatable)")
+    args.add_argument("--chat", action="store_true", help="the prompt is a message: put it into the chat template")
+    args.add_argument("--system", help="a system prompt (with --chat)")
     args.add_argument("--json", action="store_true", help="as JSON, with tokens per second")
     opts = args.parse_args(argv)
+    if opts.system is not None and not opts.chat:
+        args.error("--system needs --chat")
     from fastsnn import FastSNN
 
     prompt = standard_input() if opts.prompt == "-" else opts.prompt
@@ -68,9 +72,15 @@ def generate(argv: list[str]) -> int:
         "seed": opts.seed,
         "stop": tuple(opts.stop),
     }
+    ids: str | list[int] = prompt
+    if opts.chat:
+        from fastsnn_text.chat import chat_prompt
+
+        ids, stops = chat_prompt(model, prompt, opts.system)
+        settings["stop"] = (*opts.stop, *stops)
     began, text, spoke = time.perf_counter(), list[str](), 0.0
-    for piece in FastSNN.stream(model, prompt, opts.max_tokens, **settings):
-        if not text and not opts.json:  # not before: an error stands on a line of its own
+    for piece in FastSNN.stream(model, ids, opts.max_tokens, **settings):
+        if not text and not opts.json and not opts.chat:  # not before: an error stands on a line of its own
             print(prompt, end="")
         text.append(piece)
         spoke = spoke or time.perf_counter()

@@ -119,8 +119,13 @@ def generate_text(
     sampling: Sampling | None = None,
     *,
     stop: tuple[str, ...] = (),
+    state: Any = None,
+    before: list[int] | None = None,
 ) -> Iterator[str]:
-    """Text after `prompt` (text, or token ids), piece by piece, until an end token, a `stop` string or `max_tokens`."""
+    """Text after `prompt` (text, or token ids), piece by piece, until an end token, a `stop` string or `max_tokens`.
+
+    With `state` the prompt goes on from what that has read, and `before` are the ids of all of it.
+    """
     tokenizer = tokenizer_of(model)
     ids = prompt_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     if not ids and tokenizer.end is not None:
@@ -128,8 +133,8 @@ def generate_text(
     training = model.training
     model.eval()
     try:
-        stream, held = TextStream(tokenizer, ids), ""
-        for token in generate_ids(model, ids, max_tokens, sampling, stop=ends_of(tokenizer)):
+        stream, held = TextStream(tokenizer, before or ids), ""
+        for token in generate_ids(model, ids, max_tokens, sampling, stop=ends_of(tokenizer), state=state):
             held += stream.push(token)
             held, done = cut(held, stop)
             if done:
