@@ -20,6 +20,7 @@ from fastsnn_train.evaluation.figures import (
     nats,
     perplexity_figures,
     piece_length,
+    rows_at_once,
     standard_error,
 )
 from fastsnn_train.evaluation.perplexity import EvaluationError, evaluate_text
@@ -34,7 +35,7 @@ def evaluate(
     tally = Tally()
     totals, counts = [], []
     n = len(data) if max_sequences is None else min(len(data), max_sequences)
-    batch = max(1, min(batch, piece_length(model, data.seq_len)))
+    batch = rows_at_once(model, batch, data.seq_len)
     with evaluating(model):
         for begin in range(0, n, batch):
             tokens = torch.stack([data.block(i) for i in range(begin, min(n, begin + batch))]).to(device)

@@ -16,8 +16,9 @@ from fastsnn_core.probe import Record, Trace
 from fastsnn_core.token_ids import vocabulary_of
 from fastsnn_train.data.token_batches import IGNORE, ids_of, targets_of
 
-LOGITS = 1 << 26
-"""Logits held at once (256 MB in float32): longer sequences are read in pieces, with the state carried."""
+LOGITS = 1 << 25
+"""Logits held at once (128 MB in float32): fewer windows are read together, and longer ones in pieces."""
+LEAST = 64
 SLICE = 1 << 23
 """Logits whose log-probabilities are taken at once."""
 
@@ -104,7 +105,7 @@ def perplexity_figures(totals: Sequence[float], counts: Sequence[int]) -> dict[s
 def nats(model: nn.Module, tokens: Tensor, reset: Tensor | None = None) -> Tensor:
     """Cross-entropy of each predicted token ``[B,T]`` of ``tokens [B,T+1]``; 0 where a token is context only.
 
-    Where the logits would take more than 256 MB, a model that carries a state reads the sequences in pieces.
+    Where the logits would take more than 128 MB, a model that carries a state reads the sequences in pieces.
     """
     ids, targets = ids_of(tokens[:, :-1]), targets_of(tokens[:, 1:])
     length, piece = ids.shape[1], piece_length(model, len(tokens))
@@ -119,11 +120,16 @@ def nats(model: nn.Module, tokens: Tensor, reset: Tensor | None = None) -> Tenso
     return torch.cat(found, 1)
 
 
+def rows_at_once(model: nn.Module, most: int, length: int) -> int:
+    """How many sequences of `length` tokens to read together: at most `most`, at least one."""
+    return max(1, min(most, LOGITS // max(1, length * (vocabulary_of(model) or 1))))
+
+
 def piece_length(model: nn.Module, rows: int) -> int:
-    """How many tokens of `rows` sequences a model may read at once."""
+    """How many tokens of `rows` sequences a model may read at once: at least 64, for speed."""
     if not isinstance(getattr(model, "spec", None), Model):
         return 1 << 62  # nothing says that it carries a state
-    return max(16, LOGITS // (max(1, rows) * (vocabulary_of(model) or 1)))
+    return max(LEAST, LOGITS // (max(1, rows) * (vocabulary_of(model) or 1)))
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

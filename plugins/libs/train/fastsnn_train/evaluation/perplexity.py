@@ -14,7 +14,15 @@ from fastsnn_core.probe import probe
 from fastsnn_core.progress import Progress
 from fastsnn_core.token_ids import check_token_ids, vocabulary_of
 from fastsnn_text import tokenizer_of
-from fastsnn_train.evaluation.figures import Tally, cross_entropy, evaluating, nats, perplexity_figures, piece_length
+from fastsnn_train.evaluation.figures import (
+    Tally,
+    cross_entropy,
+    evaluating,
+    nats,
+    perplexity_figures,
+    piece_length,
+    rows_at_once,
+)
 
 
 class EvaluationError(FastSNNError):
@@ -121,7 +129,7 @@ def read_windows(
 ) -> tuple[list[float], list[int]]:
     """Nats and scored tokens of each window; windows of one length are read together."""
     longest = max(w.end - w.begin for w in windows)
-    batch = max(1, min(batch, piece_length(model, longest)))  # no more logits at once than one long window may have
+    batch = rows_at_once(model, batch, longest)
     totals, counts = [], []
     with Progress("evaluating", len(windows), "windows", quiet=quiet) as progress, probe(model, tally.add_record):
         for begin in range(0, len(windows), batch):
