@@ -105,13 +105,21 @@ def bundle_text(data: dict[str, Any]) -> str:
     lines += ["numbers: " + ", ".join(sizes), f"runtime: {running['mode']}{coder}"]
     lines += [f"needs: {', '.join(f'{name} {version}' for name, version in data['distributions'].items())}"]
     for row in data["milestones"]:
-        rest = {k: v for k, v in row.items() if k != "what"}
-        lines.append(f"history: {row.get('what', '?')} {rest or ''}".rstrip())
+        lines.append(f"history: {row.get('what', '?')}{brief(row)}")
     lines += ["", "[model]"]
     for key, value in data["model"].items():
         if value is not None:
             lines.append(f"{key} = {toml.value(value)}")
     return "\n".join(lines)
+
+
+def brief(row: dict[str, Any], most: int = 8) -> str:
+    """``: steps 100, loss 2.31``: the plain facts of a milestone, those of tables left to ``--json``."""
+    short = {
+        k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items() if isinstance(v, str | int | float)
+    }
+    says = [f"{k.replace('_', ' ')} {v}" for k, v in short.items() if k != "what" and len(v) < 60]
+    return (": " + ", ".join(says[:most]) + (", …" if len(says) > most else "")) if says else ""
 
 
 def plain(value: Any) -> Any:

@@ -61,6 +61,12 @@ class SpikeSite(nn.Module):
         keeping_float32(self, lambda: super(SpikeSite, self)._apply(fn, recurse))
         return self
 
+    def extra_repr(self) -> str:
+        """``128 channels``; says where the numbers pass as they are."""
+        says = [f"{self.features} channels"] if self.features else []
+        says += ["centred"] * (self.centre is not None) + [f"blend={self.blend:g}"] * (self.blend != 1.0)
+        return ", ".join(says + ["no neuron: numbers pass as they are"] * (self.neuron is None))
+
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Any, Any]:
         """Spikes of `x`."""
         kind = x.dtype

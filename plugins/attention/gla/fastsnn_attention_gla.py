@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fastsnn_core import Attention, Dims, Heads, hookimpl, param
 from fastsnn_core.lowering import GateForm, LinearAttentionForm, lower
+from fastsnn_core.shown import constants
 from fastsnn_integer import deterministic
 from fastsnn_linear_scan import MIN_LOG_GATE, linear_scan
 
@@ -72,6 +73,10 @@ class GlaMixer(nn.Module):
         self.spread = spec.reach > spec.tau
         self.half_lives = half_lives(dims.head_dim, spec.tau, spec.reach)
         self.initialise_()
+
+    def extra_repr(self) -> str:
+        """Its constants."""
+        return constants(self, "tau")
 
     @torch.no_grad()
     def initialise_(self) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fastsnn_core import Attention, Dims, Heads, hookimpl, param
 from fastsnn_core.lowering import LinearAttentionForm
+from fastsnn_core.shown import constants
 from fastsnn_integer import deterministic
 from fastsnn_linear_scan import linear_scan
 
@@ -58,6 +59,10 @@ class LinearMixer(nn.Module):
     def __init__(self, spec: Linear) -> None:
         super().__init__()
         self.feature, self.eps, self.decay = spec.feature, spec.eps, spec.decay
+
+    def extra_repr(self) -> str:
+        """Its constants."""
+        return constants(self, "feature", "decay")
 
     def adopt(self, spec: Linear) -> None:
         """Take over what can change after training: the decay."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fastsnn_core import Attention, Dims, Heads, hookimpl, param
 from fastsnn_core.inputs import cache_state, check_reset
 from fastsnn_core.lowering import SoftmaxAttentionForm, Unsupported
+from fastsnn_core.shown import constants
 from fastsnn_integer import deterministic
 from fastsnn_integer.quantization import levels
 
@@ -57,6 +58,10 @@ class WindowMixer(nn.Module):
     def __init__(self, window: int) -> None:
         super().__init__()
         self.window = window
+
+    def extra_repr(self) -> str:
+        """Its constants."""
+        return constants(self, "window")
 
     def adopt(self, spec: SlidingWindow) -> None:
         """Take over what can change after training: the window; streams begun before do not fit it."""

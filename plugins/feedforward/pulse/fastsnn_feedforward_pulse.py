@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fastsnn_core import Feedforward, SpikeSite, hookimpl, param
 from fastsnn_core.lowering import FeedforwardForm, lower
+from fastsnn_core.shown import constants
 from fastsnn_integer import deterministic
 
 __version__ = "0.1.0"
@@ -48,6 +49,10 @@ class PulseLayer(nn.Module):
         self.gate = nn.Linear(d_model, d_ff, bias=spec.bias) if spec.gated else None
         self.up = nn.Linear(d_model, d_ff, bias=spec.bias)
         self.down = nn.Linear(d_ff, d_model, bias=spec.bias)
+
+    def extra_repr(self) -> str:
+        """Its constants."""
+        return constants(self, "activation")
 
     def lower(self) -> FeedforwardForm:
         """Its sites, projections and activation."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastsnn_core import Neuron, SpikeTensor, hookimpl, param
 from fastsnn_core.inputs import neuron_input
 from fastsnn_core.lowering import SpikeRule
+from fastsnn_core.shown import constants
 from fastsnn_core.site import keeping_float32
 
 __version__ = "0.1.0"
@@ -75,6 +76,10 @@ class AdaptiveMaxModule(nn.Module):
         """Constants stay float32 when they would be half precision."""
         keeping_float32(self, lambda: super(AdaptiveMaxModule, self)._apply(fn, recurse))
         return self
+
+    def extra_repr(self) -> str:
+        """Its constants."""
+        return constants(self, "steps", "burst")
 
     @property
     def most(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastsnn_core import Neuron, SpikeTensor, Surrogate, hookimpl, ops, param, slot
 from fastsnn_core.inputs import neuron_input
 from fastsnn_core.lowering import SpikeRule, Unsupported
+from fastsnn_core.shown import constants
 from fastsnn_core.site import keeping_float32
 from fastsnn_events.coder_helpers import integrate, start
 from fastsnn_integer import deterministic
@@ -99,6 +100,10 @@ class AdaptiveThresholdModule(nn.Module):
         """Constants stay float32 when they would be half precision."""
         keeping_float32(self, lambda: super(AdaptiveThresholdModule, self)._apply(fn, recurse))
         return self
+
+    def extra_repr(self) -> str:
+        """Its constants."""
+        return constants(self, "k", "dead_zone", "top")
 
     def slope(self, u: Tensor) -> Tensor:
         """Stand-in derivative of the count."""

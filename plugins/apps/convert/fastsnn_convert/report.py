@@ -64,6 +64,9 @@ def shown(key: str, value: Any) -> str:
 class Report(dict[str, Any]):
     """The data (a dict, as JSON), with `summary`, `html` and `json`."""
 
+    def __repr__(self) -> str:
+        return f"Report({', '.join(f'{n} {what}' for what, n in self.counts.items())}; .summary() says it in words)"
+
     def json(self) -> str:
         """As JSON text."""
         return json.dumps(self, indent=2, allow_nan=False)

@@ -17,7 +17,7 @@ from fastsnn_core import bundle
 __all__ = ["Conversion", "ConversionError"]
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Conversion:
     """A converted network: `model` (an ``nn.Module``, with ``.spec`` where it can be saved) and its `report`.
 
@@ -27,6 +27,10 @@ class Conversion:
     model: nn.Module
     report: Report
     options: dict[str, Any] = attrs.field(factory=dict)
+
+    def __repr__(self) -> str:
+        numbers = sum(p.numel() for p in self.model.parameters())
+        return f"Conversion({type(self.model).__name__}, {numbers:,} parameters, {self.report!r})"
 
     def save(self, path: str | Path) -> Path:
         """Write a ``.snn`` bundle, the report in it (spike.report/conversion.json and .html).

@@ -12,11 +12,14 @@ import attrs
 from torch import nn
 
 from fastsnn.presets import model_spec
-from fastsnn_core import Exporter, Model, bundle, create, targets
+from fastsnn_core import Exporter, Model, Neuron, bundle, create, targets
 from fastsnn_core import build as build_component
 from fastsnn_core import spec as specs
 from fastsnn_core.errors import ArgumentError, FastSNNError, check_options, did_you_mean
 from fastsnn_core.plugins import LookupFailure, registry
+
+NeuronCell = Neuron
+"""A neuron by the name that FastSNN's first documents use."""
 
 
 class FastSNN:

@@ -104,6 +104,13 @@ class Scoped:
         model.report_files = (*FILES, *(f"{s.name}.png" for s in self.scopes))
         return folder
 
+    def __repr__(self) -> str:
+        spec = getattr(self.model, "spec", None)
+        return (
+            f"Scoped({getattr(spec, 'name', type(self.model).__name__)}, input {list(self.inputs.shape)}, scopes "
+            f"{', '.join(s.name for s in self.scopes)}; .report(folder) writes the page)"
+        )
+
     def _repr_html_(self) -> str:
         """The report inside a notebook, in a frame of its own."""
         from html import escape

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastsnn_core.component import Surrogate
 from fastsnn_core.inputs import membrane_state, neuron_input
+from fastsnn_core.shown import constants
 from fastsnn_core.site import keeping_float32
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_leaky.scan import lif_scan
@@ -57,6 +58,10 @@ class Leaky(nn.Module):
         """θ stays float32 when it would be half precision."""
         keeping_float32(self, lambda: super(Leaky, self)._apply(fn, recurse))
         return self
+
+    def extra_repr(self) -> str:
+        """Its constants."""
+        return constants(self, "beta", "theta", "lo", "hi", "heaviside", "hard")
 
     def calibrate_(self, x: Tensor) -> None:
         """Set θ from data: `threshold` times the mean magnitude of `x`."""

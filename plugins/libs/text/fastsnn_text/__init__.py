@@ -1,7 +1,7 @@
 """Text in and out of a language model: tokenizers, chat templates and the generation loop."""
 
 from fastsnn_text.chat_template import ChatTemplate, TemplateError, template_of
-from fastsnn_text.generate import Sampling, generate_ids, generate_text
+from fastsnn_text.generate import Sampling, generate_after, generate_ids, generate_text
 from fastsnn_text.text_stream import TextStream, token_bytes, token_name
 from fastsnn_text.tokenizer_recipes import TokenizerError
 from fastsnn_text.tokenizers import (
@@ -30,6 +30,7 @@ __all__ = [
     "attach",
     "attach_none",
     "ends_of",
+    "generate_after",
     "generate_ids",
     "generate_text",
     "load_tokenizer",

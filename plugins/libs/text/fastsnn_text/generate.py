@@ -9,7 +9,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from fastsnn_core.errors import FastSNNError
+from fastsnn_core import contention
+from fastsnn_core.errors import ArgumentError, FastSNNError, check_options
 from fastsnn_core.parameters import checked
 from fastsnn_text.text_stream import TextStream
 from fastsnn_text.tokenizers import ends_of, prompt_ids, tokenizer_of
@@ -96,6 +97,7 @@ def generate_ids(
     fused, fast = None, getattr(model, "fast", None)
     logits = logits[0, -1]
     for left in reversed(range(max_tokens)):
+        contention.tick()
         token = sampling.pick(logits, generator)
         if token in stops:
             return
@@ -160,3 +162,30 @@ def cut(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
 def overlap(text: str, stop: tuple[str, ...]) -> int:
     """Length of the longest tail of `text` that may still become a stop string."""
     return max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+
+
+def generate_after(model: nn.Module, prompt: Any, max_tokens: int = 128, **settings: Any) -> Any:
+    """`prompt` a text: the text after it; a tensor of ids ``[T]`` or ``[1, T]``: the ids, continued, in that form.
+
+    `settings` are those of `Sampling`, and ``stop``, a text or several (for ids: ids that end it).
+    """
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise ArgumentError(f"max_tokens is a whole number of at least 1, got {max_tokens!r}")
+    stop = settings.pop("stop", ())
+    check_options("generate", settings, ["stop", *(f.name for f in attrs.fields(Sampling))])
+    sampling = Sampling(**settings)
+    if isinstance(prompt, str):
+        texts = (stop,) if isinstance(stop, str) else tuple(stop)
+        return "".join(generate_text(model, prompt, max_tokens, sampling, stop=texts))
+    if not isinstance(prompt, Tensor) or prompt.ndim > 2 or (prompt.ndim == 2 and len(prompt) != 1):
+        raise ArgumentError(
+            f"the prompt is one text, or token ids [T] or [1, T]; got {type(prompt).__name__} "
+            f"{list(prompt.shape) if isinstance(prompt, Tensor) else repr(prompt)}; one call for each text"
+        )
+    training = model.training
+    model.eval()
+    try:
+        new = list(generate_ids(model, prompt.reshape(-1).tolist(), max_tokens, sampling, stop=stop or None))
+    finally:
+        model.train(training)
+    return torch.cat([prompt.reshape(-1), prompt.new_tensor(new)]).reshape(*prompt.shape[:-1], -1)

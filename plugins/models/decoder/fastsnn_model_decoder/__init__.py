@@ -26,6 +26,7 @@ from fastsnn_core import (
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.inputs import StateError, belongs, check_reset, like, token_input
 from fastsnn_core.lowering import DecoderPlan, Unsupported, lower
+from fastsnn_core.shown import model_html
 from fastsnn_events import runtime
 from fastsnn_integer import quantization
 from fastsnn_integer.quantization import Quant, QuantEmbedding, row_linear
@@ -176,6 +177,19 @@ class DecoderModule(nn.Module):
         self.fast_step: dict[str, Any] = {"kernel": None, "why": "not asked for yet"}
         if spec.quant:
             quantization.apply(self, spec.quant)
+
+    def _repr_html_(self) -> str:
+        return model_html(self)
+
+    def generate(self, prompt: Any, max_tokens: int = 128, **settings: Any) -> Any:
+        """What the model writes after `prompt`; `settings`: temperature (0 is greedy), top_p, top_k, seed, stop.
+
+        A text gives the text after it. Token ids ``[T]`` or ``[1, T]`` give ids of the same form, the prompt's first,
+        as other libraries have it. Needs fastsnn-text.
+        """
+        from fastsnn_text import generate_after
+
+        return generate_after(self, prompt, max_tokens, **settings)
 
     def forward(
         self,

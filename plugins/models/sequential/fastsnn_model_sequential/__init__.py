@@ -12,6 +12,7 @@ from fastsnn_conversion.spike_layers import fed
 from fastsnn_conversion.time_folding import cast_half, label, run_time_folded
 from fastsnn_core import Model, hookimpl, param
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.shown import model_html
 from fastsnn_events.runtime import Switchable
 from fastsnn_model_sequential.describe import describe
 from fastsnn_model_sequential.layer import Layer
@@ -83,6 +84,9 @@ class SequentialModule(Switchable, nn.Module):
         self.layers = nn.ModuleList(layer.build(shape) for layer, shape in zip(spec.layers, shapes))
         label(self)
         settle(self, spec.example(8))
+
+    def _repr_html_(self) -> str:
+        return model_html(self)
 
     def body(self, x: Any) -> Any:
         """The layers, one after the other, over ``[N, …]``."""

@@ -17,6 +17,7 @@ from collections import deque
 import torch
 from torch import nn
 
+from fastsnn_core import contention
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.state import nbytes
 from fastsnn_serve.engine.detokenizer import Scored, placed, scores
@@ -159,7 +160,7 @@ class Engine:
         try:
             with torch.inference_mode():
                 while self.round():
-                    pass
+                    contention.tick()
         except BaseException as error:
             self.failure = f"the engine stopped: {type(error).__name__}: {error}"
             raise

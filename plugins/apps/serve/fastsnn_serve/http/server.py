@@ -44,6 +44,9 @@ class Handle:
         self.server.should_exit = True
         self.thread.join()
 
+    def __repr__(self) -> str:
+        return f"Handle({self.url}/v1, {'running' if self.thread.is_alive() else 'stopped'})"
+
     def __enter__(self) -> Handle:
         return self
 

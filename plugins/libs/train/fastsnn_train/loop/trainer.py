@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsnn_core import Run
+from fastsnn_core import Run, contention
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
 from fastsnn_core.site import sites
@@ -63,6 +63,11 @@ class Trainer:
         self.kept = (-1, 0)  # step and history length of the newest checkpoint
         self.warned: set[str] = set()
         self.last_health: dict[str, health.SiteHealth] = {}
+
+    def __repr__(self) -> str:
+        loss = next((f", loss {row['loss']:.3f}" for row in reversed(self.history) if "loss" in row), "")
+        out = f", out={str(self.out)!r}" if self.out is not None else ""
+        return f"Trainer({type(self.model).__name__}, step {self.step} of {self.config.max_steps}{loss}{out})"
 
     @property
     def device(self) -> torch.device:
@@ -139,6 +144,7 @@ class Trainer:
             if batch is None:
                 progress.say(f"the data ended after {self.step} steps of {config.max_steps}")
                 break
+            contention.tick()
             last = self.step + 1 == config.max_steps
             due = last or (self.step + 1) % config.log_every == 0
             outcome = self.train_step(*batch, look=due, leaving=bool(leaving.asked))
