@@ -1,4 +1,4 @@
-"""Sessions: core, plugin(name), together, slow, lint, types, docs, build. `nox -l` lists them."""
+"""Sessions: core, plugin(name), together, stranger(kind), slow, lint, types, docs, build. `nox -l` lists them."""
 
 from __future__ import annotations
 
@@ -72,6 +72,18 @@ def together(session: nox.Session) -> None:
     """Everything installed: every test of core, plugins, contrib and compositions."""
     editable(session, PLUGINS, *TESTING, "openai", "transformers")
     session.run("pytest", "-q", "-n", "2", *session.posargs, env=STRICT)
+
+
+@nox.session
+@nox.parametrize("kind", [nox.param(kind, id=kind) for kind in ("neuron", "attention", "rule")])
+def stranger(session: nox.Session, kind: str) -> None:
+    """A third party's plugin as `fastsnn new-plugin` writes it, in count, event, INT8 and served paths."""
+    editable(session, local(["fastsnn"]))
+    folder = Path(session.create_tmp())
+    name = f"acme-{kind}"
+    session.run("fastsnn", "new-plugin", kind, name, "--out", str(folder), env=STRICT)
+    session.install("--no-build-isolation", "--no-deps", str(folder / name))
+    session.run("python", "tests/stranger.py", kind, name.replace("-", "_"))
 
 
 @nox.session

@@ -75,3 +75,15 @@ def test_templates_are_ruff_clean(kind, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["neuron", "attention", "rule"])
+def test_what_new_plugin_writes_works_in_every_path(kind, tmp_path):
+    new_plugin(kind, f"acme-{kind}", tmp_path)
+    quiet = ["-q", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index"]
+    site = tmp_path / "site"
+    python(tmp_path, "-m", "pip", "install", *quiet, "--target", str(site), str(tmp_path / f"acme-{kind}"))
+    script = Path(__file__).with_name("stranger.py")
+    out = python(tmp_path, str(script), kind, f"acme_{kind}", PYTHONPATH=str(site))
+    assert f"{kind} acme_{kind}: every path agrees" in out
