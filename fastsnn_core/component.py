@@ -192,15 +192,21 @@ class Rule(Component):
         """What stands in its place."""
         raise NotImplementedError("abstract")
 
+    def examples(self) -> Any:
+        """``(module, *inputs)`` that the conformance kit converts: where `covers` names no module of torch.nn."""
+        return ()
+
 
 class Exporter(Component):
     """Writes a bundle as something else. ``unsupported(model) -> list[str]`` and ``export(model, path) -> Path``.
 
     ``writes`` says what lies at the path in the end ("bundle", "file" or "folder"), so that it can be checked at once.
+    What was written is read back by `load`, and computes what `expected` does, to `tolerance` of the largest output.
     """
 
     kind = "exporter"
     writes: ClassVar[str] = ""
+    tolerance: ClassVar[float] = 0.0
 
     def unsupported(self, model: Any) -> list[str]:
         """Reasons why `model` cannot be exported; empty when it can."""
@@ -209,6 +215,16 @@ class Exporter(Component):
     def export(self, model: Any, path: Any) -> Any:
         """Write `model` to `path`, beside and renamed."""
         raise NotImplementedError("abstract")
+
+    def load(self, path: Any) -> Any:
+        """What `export` wrote, as something to call like the model; a bundle where a plugin does not say otherwise."""
+        from fastsnn_core.bundle import load
+
+        return load(path)
+
+    def expected(self, model: Any) -> Any:
+        """What the written file computes, in memory: `model` itself, unless writing it changes its numbers."""
+        return model
 
 
 class Scope(Component):

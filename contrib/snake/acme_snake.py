@@ -50,6 +50,10 @@ class SnakeRule(Rule):
     name = "snake"
     covers = ("acme_snake.Snake",)
 
+    def examples(self) -> Any:
+        """What the conformance kit converts."""
+        yield Snake(5, 0.7), torch.linspace(-2, 2, 20).reshape(4, 5)
+
     def matches(self, module: Any) -> bool:
         """Whether this rule speaks for `module`."""
         return isinstance(module, Snake)

@@ -45,10 +45,10 @@ def check(*kinds: str) -> Callable[[Check], Check]:
     return add
 
 
-def each(name: str, cls: type[Component], body: Callable[[Any, st.DataObject], None]) -> None:
+def each(name: str, cls: type[Component], body: Callable[[Any, st.DataObject], None], examples: int = 20) -> None:
     """Run `body` on drawn specs of one component."""
 
-    @quick
+    @settings(quick, max_examples=examples)
     @given(component=strategies.components(cls.kind, only=name), data=st.data())
     def run(component: Any, data: st.DataObject) -> None:
         torch.manual_seed(0)
@@ -249,6 +249,19 @@ def measures(name: str, cls: type[Component]) -> None:
 def twins(name: str, cls: type[Component]) -> None:
     """Every operator gives the naive twin's bits on its sample inputs, on memory full of NaN."""
     kernels.check_kernel(cls)
+
+
+@check("exporter")
+def written(name: str, cls: type[Component]) -> None:
+    """What it writes loads, and computes what the model does (or what the exporter says it does to it)."""
+    each(name, cls, lambda exporter, data: models.check_exporter(exporter), examples=4)
+
+
+@check("neuron", "attention", "feedforward", "rule")
+def promises(name: str, cls: type[Component]) -> None:
+    """What installed libraries hold this kind to: `lower()` forgets nothing; a rule's replacement keeps the value."""
+    for further in models.libraries(cls.kind):
+        each(name, cls, further, examples=8)
 
 
 @check("tracker")

@@ -180,6 +180,38 @@ def smallest_model() -> Any:
     return None
 
 
+@torch.no_grad()
+def check_exporter(exporter: Any) -> None:
+    """What `export` writes is there, alone, loads, and computes what `expected` does; needs a language model."""
+    import pytest
+
+    spec = smallest_model()
+    if spec is None:
+        pytest.skip("no language model is installed to export")
+    torch.manual_seed(0)
+    model, who = generic(build(spec)).eval(), checks.label(exporter)
+    reasons = exporter.unsupported(model)
+    assert isinstance(reasons, list), f"{who}: unsupported() returned {type(reasons).__name__}, not a list of reasons"
+    assert all(isinstance(reason, str) and reason for reason in reasons), f"{who}: a reason is no text"
+    if reasons:
+        return
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tokens = varied(spec.example(2), spec.vocab_size)
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = Path(folder, "out.snn")
+        written = Path(exporter.export(model, wanted) or wanted)
+        assert written.exists(), f"{who} wrote nothing to {written.name}"
+        left = sorted(p.name for p in Path(folder).iterdir() if p != written)
+        assert not left, f"{who} left {', '.join(left)} beside what it wrote"
+        try:
+            again = exporter.load(written)
+        except Exception as error:
+            raise AssertionError(f"{who}: what it wrote does not load ({error})") from error
+        checks.same(again(tokens), exporter.expected(model)(tokens), f"{who}: what it wrote", exporter.tolerance)
+    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert not changed, f"{who} changed the model it was given: {', '.join(changed)}"
+
+
 def check_scope(cls: Any) -> None:
     """`measure` gives JSON data, `draw` needs nothing else. Skipped without an installed language model."""
     import pytest

@@ -56,6 +56,10 @@ class W8a(Exporter):
             )
         return bundle.save(new, path)
 
+    def expected(self, model: Any) -> Any:
+        """The model in integer arithmetic."""
+        return quantise(model, self.quant())
+
 
 @hookimpl
 def fastsnn_exporters() -> list[type[Exporter]]:

@@ -14,6 +14,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import (
     BlockPlan,
     DecoderPlan,
+    FeedforwardForm,
     LinearAttentionForm,
     MatrixForm,
     MixerForm,
@@ -114,6 +115,14 @@ def mix(
     return out[0], (s[0], z[0])
 
 
+def channels(form: FeedforwardForm, x: Tensor) -> Tensor:
+    """A feed-forward layer on rows ``[N, D]``."""
+    spikes = fire(x, form.inner)
+    up = product(spikes, form.up)
+    first = deterministic.unary(up if form.gate is None else product(spikes, form.gate), form.activation)
+    return product(fire(first if form.gate is None else first * up, form.hidden), form.down)
+
+
 class ReferenceStepper:
     """``decode_step`` without a kernel: a plan, one token at a time."""
 
@@ -169,10 +178,7 @@ class ReferenceStream:
             out, held[m] = mix(form, q, k, v, held[m], spikes, angles)
             outs.append(out)
         x = x + product(fire(torch.cat(outs, -1).flatten(1), a.outer), a.out)
-        spikes = fire(normed(x, block.feedforward_norm), f.inner)
-        up = product(spikes, f.up)
-        first = deterministic.unary(up if f.gate is None else product(spikes, f.gate), f.activation)
-        return x + product(fire(first if f.gate is None else first * up, f.hidden), f.down)
+        return x + channels(f, normed(x, block.feedforward_norm))
 
 
 def _samples() -> Any:

@@ -8,8 +8,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fastsnn_core import ops
 from fastsnn_core.plugins import create, registry
 from fastsnn_core.probe import probe
+from fastsnn_core.state import leaves
 from fastsnn_core.testing import strategies
 from fastsnn_events import runtime
 from fastsnn_integer.quantization import inexact, quantise
@@ -49,6 +51,32 @@ def check_event(module: Any, tokens: Tensor, who: str, coder: Any, steps: Any) -
     bits(module(tokens), f"{who}: going back to counts changes bits", wanted)
 
 
+@torch.no_grad()
+def check_fused_paths(module: Any, tokens: Tensor, who: str, prompt: int = 4, tail: int = 2) -> None:
+    """Forty tokens through the fused prompt kernels, then single ones in the fused step: the modules' own bits.
+
+    The stream's state goes back into the modules at the end. Where there is no fused form the modules run as they are.
+    """
+    tokens = tokens.repeat(1, -(-20 // tokens.shape[1]))[:2, :20]
+    with ops.use("naive"):
+        wanted, ends = module(tokens, return_state=True)
+    found, state = module(tokens, return_state=True)
+    bits(found, f"{who}: {tokens.numel()} tokens at once, by kernels, give other bits than layer by layer", wanted)
+    for (name, a), (_, b) in zip(leaves(state), leaves(ends), strict=True):
+        assert torch.equal(a, b), f"{who}: {tokens.numel()} tokens at once leave another state {name}"
+    if not callable(getattr(module, "fast", None)):
+        return
+    stream = module.fast(module(tokens[:1, :prompt], return_state=True)[1])
+    if stream is None:
+        return
+    last = tokens.shape[1] - tail
+    for t in range(prompt, last):
+        step = stream.step(int(tokens[0, t]))
+        bits(step, f"{who}: the fused step gives other bits than the modules at token {t}", wanted[0, t])
+    rest = module(tokens[:1, last:], stream.state())
+    bits(rest, f"{who}: the state of the fused step gives other bits than the modules' own", wanted[:1, last:])
+
+
 def signed_coders() -> list[str]:
     """Installed coders that carry any count."""
     found: dict[str, Any] = {name: registry().find("coder", name)[1] for name in registry().names("coder")}
@@ -68,6 +96,7 @@ def check_integer_path(module: nn.Module, tokens: Tensor, who: str, data: st.Dat
     if inexact(whole):
         return
     check_batch_invariance(whole, tokens, who, data.draw(strategies.cuts(tokens.shape[1])), (3,))
+    check_fused_paths(whole, tokens, who)
     names = signed_coders()
     if trace and names:
         coder: Any = create("coder", data.draw(st.sampled_from(names)))

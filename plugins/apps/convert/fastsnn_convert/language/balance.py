@@ -115,15 +115,9 @@ def divide(part: Any, s: Tensor) -> None:
 
 
 def threshold(y: Tensor, neuron: Any) -> Tensor | None:
-    """V ``[N,1]`` of the neuron's rule, with gradient; None for a neuron whose threshold does not follow its input."""
-    size = y.abs()
-    if hasattr(neuron, "most") and hasattr(neuron, "burst"):
-        burst = int(neuron.burst)
-        reach = size.topk(burst + 1, dim=-1).values[..., -1:] if burst else size.amax(-1, keepdim=True)
-        return reach * float(neuron.clip.detach()) / neuron.most
-    if hasattr(neuron, "k") and not hasattr(neuron, "theta"):
-        return size.mean(-1, keepdim=True) / float(neuron.k.detach())
-    return None
+    """V ``[N,1]`` of the neuron's own rule, with gradient; None for one whose threshold does not follow its input."""
+    rule = getattr(neuron, "threshold", None)
+    return rule(y) if callable(rule) else None
 
 
 def expected_error(y: Tensor, cost: Tensor, v: Tensor) -> Tensor:
