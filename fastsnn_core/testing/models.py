@@ -17,6 +17,7 @@ from torch import Tensor
 from fastsnn_core import build
 from fastsnn_core.bundle import load, save
 from fastsnn_core.component import KINDS, Component, Model, Surrogate, contract, parts
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.site import sites
 from fastsnn_core.testing import checks, strategies
 
@@ -199,7 +200,10 @@ def check_exporter(exporter: Any) -> None:
     tokens = varied(spec.example(2), spec.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         wanted = Path(folder, "out.snn")
-        written = Path(exporter.export(model, wanted) or wanted)
+        try:
+            written = Path(exporter.export(model, wanted) or wanted)
+        except FastSNNError as error:
+            raise AssertionError(f"{who}: export failed ({error}), and unsupported() gave no reason") from error
         assert written.exists(), f"{who} wrote nothing to {written.name}"
         left = sorted(p.name for p in Path(folder).iterdir() if p != written)
         assert not left, f"{who} left {', '.join(left)} beside what it wrote"

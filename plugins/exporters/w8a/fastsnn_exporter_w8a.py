@@ -43,6 +43,8 @@ class W8a(Exporter):
         spec = getattr(model, "spec", None)
         if spec is None or not hasattr(spec, "quant"):
             return [f"{getattr(spec, 'name', type(model).__name__)} has no integer form; the decoder has one"]
+        if getattr(spec, "tied", False) and self.head != self.embed:
+            return ["its head and embedding are one table (tied): give head and embed the same value"]
         return ["its weights are INT8 already"] if spec.quant is not None else []
 
     def export(self, model: Any, path: Any) -> Path:

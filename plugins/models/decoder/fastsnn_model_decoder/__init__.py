@@ -112,9 +112,7 @@ class Decoder(Model):
         if any(any_rotary(a) for a in self.attention) and self.dims.head_dim % 2:
             raise FastSNNError(f"rotary positions need an even head_dim, got {self.dims.head_dim}")
         if self.quant and self.tied and self.quant.head != self.quant.embed:
-            raise FastSNNError(
-                "tied weights are one table: quantization.head and quantization.embed must agree, or set tied = false"
-            )
+            raise FastSNNError("tied weights are one table: quant.head and quant.embed must agree, or set tied = false")
 
     def promises(self, flag: str) -> bool:
         """INT8 weights have no gradient."""
