@@ -65,7 +65,7 @@ class ChatSession:
         counted = Counted(self.sampling)
         pieces = []
         settings: dict[str, Any] = {"stop": self.template.stops, "state": tree_map(Tensor.clone, self.state)}
-        for piece in generate_text(self.model, rest, self.max_tokens, counted, before=ids, **settings):  # type: ignore[arg-type]
+        for piece in generate_text(self.model, rest, self.max_tokens, counted, before=ids, **settings):
             pieces.append(piece)
             yield piece
         done, said = time.perf_counter(), "".join(pieces)
@@ -111,6 +111,8 @@ def chat_prompt(model: nn.Module, text: str, system: str | None = None) -> tuple
 class Counted(Sampling):
     """Sampling that notes when each token was picked."""
 
+    times: list[float]
+
     def __init__(self, inner: Sampling) -> None:
         super().__init__(inner.temperature, inner.top_p, inner.top_k, inner.seed)
         object.__setattr__(self, "times", [])
@@ -118,7 +120,7 @@ class Counted(Sampling):
     def pick(self, logits: Tensor, generator: torch.Generator) -> int:
         """As `Sampling` does."""
         token = super().pick(logits, generator)
-        self.times.append(time.perf_counter())  # type: ignore[attr-defined]
+        self.times.append(time.perf_counter())
         return token
 
 

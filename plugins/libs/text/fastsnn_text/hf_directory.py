@@ -242,9 +242,7 @@ def frame(native: Native, settings: dict[str, Any], special: dict[str, str]) -> 
     single = " ".join([*([begin] if begin else []), "$A:0", *([end] if end else [])])
     both = " ".join([single, *([f"{begin}:1"] if begin else []), "$B:1", *([f"{end}:1"] if end else [])])
     tokens = [(name, native.token_to_id(name)) for name in dict.fromkeys((begin, end)) if name]
-    native.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single=single, pair=both, special_tokens=tokens
-    )
+    native.post_processor = processors.TemplateProcessing(single=single, pair=both, special_tokens=tokens)
 
 
 def template_of(folder: Path, settings: dict[str, Any]) -> str | dict[str, str] | None:

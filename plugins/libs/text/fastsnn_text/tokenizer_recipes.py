@@ -32,14 +32,14 @@ class TokenizerError(FastSNNError):
 def gpt2(vocab: Mapping[str, int], merges: Merges, add_prefix_space: bool = False) -> Native:
     """Byte-level BPE with GPT-2's splitting pattern."""
     native = Native(BPE(vocab=dict(vocab), merges=list(merges), continuing_subword_prefix="", end_of_word_suffix=""))
-    native.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)  # type: ignore[assignment]
-    native.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    native.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    native.decoder = decoders.ByteLevel()
     return native
 
 
 def split_bytes(native: Native, pattern: str, add_prefix_space: bool = False) -> Native:
     """`native` with another splitting pattern in front of its bytes."""
-    native.pre_tokenizer = pre_tokenizers.Sequence([  # type: ignore[assignment]
+    native.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(pattern), behavior="isolated", invert=False),
         pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False),
     ])  # fmt: skip
@@ -49,7 +49,7 @@ def split_bytes(native: Native, pattern: str, add_prefix_space: bool = False) ->
 def qwen2(vocab: Mapping[str, int], merges: Merges, add_prefix_space: bool = False) -> Native:
     """Byte-level BPE with Qwen2's splitting pattern (every digit alone) over text in Unicode's form NFC."""
     native = split_bytes(gpt2(vocab, merges), QWEN2_SPLIT, add_prefix_space)
-    native.normalizer = normalizers.NFC()  # type: ignore[assignment]
+    native.normalizer = normalizers.NFC()
     return native
 
 
@@ -57,11 +57,9 @@ def llama(vocab: Mapping[str, int], merges: Merges, add_prefix_space: bool = Tru
     """SentencePiece BPE with bytes for unknown characters; a space before the text (`legacy`: before every part)."""
     native = Native(BPE(vocab=dict(vocab), merges=list(merges), fuse_unk=True, byte_fallback=True))
     scheme = ("always" if legacy else "first") if add_prefix_space else "never"
-    native.pre_tokenizer = pre_tokenizers.Metaspace(  # type: ignore[assignment]
-        replacement=SPACE, prepend_scheme=scheme, split=False
-    )
+    native.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)
     strip = [decoders.Strip(content=" ", left=1)] if add_prefix_space else []
-    native.decoder = decoders.Sequence([  # type: ignore[assignment]
+    native.decoder = decoders.Sequence([
         decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip,
     ])  # fmt: skip
     return native
@@ -89,7 +87,7 @@ def proto_of(path: Path) -> Any:
         raise MissingError(
             f"{path} is a SentencePiece model: pip install 'fastsnn-text[sentencepiece]' (or give a tokenizer.json)"
         ) from None
-    proto = definition.ModelProto()
+    proto: Any = vars(definition)["ModelProto"]()  # made when the module is loaded
     try:
         proto.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf's own class is private
@@ -128,7 +126,7 @@ def sentencepiece(proto: Any, renamed: Mapping[int, str]) -> Native:
                 byte_fallback=trainer.byte_fallback)
         )  # fmt: skip
     steps: list[Any] = [normalizers.Precompiled(charsmap)] if charsmap else []
-    native.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])  # type: ignore[assignment]
+    native.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
     bytes_too: list[Any] = [decoders.ByteFallback(), decoders.Fuse()] if trainer.byte_fallback else []
-    native.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), *bytes_too])  # type: ignore[assignment]
+    native.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), *bytes_too])
     return native

@@ -276,7 +276,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
 def attach(model: nn.Module, tokenizer: Tokenizer) -> None:
     """Make `tokenizer` the model's own: bundles carry it."""
     model.tokenizer = tokenizer  # type: ignore[assignment]
-    model.tokenizer_json = getattr(tokenizer, "text", None)
+    model.tokenizer_json = getattr(tokenizer, "text", None)  # type: ignore[assignment]
     model.meta = dict(getattr(model, "meta", {})) | {"tokenizer": tokenizer.describe()}  # type: ignore[assignment]
 
 

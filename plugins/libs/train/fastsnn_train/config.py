@@ -22,13 +22,14 @@ class DataConfig:
 
     name = "data"
     dataset: str = param(
-        "builtin:pydoc", doc="Hugging Face name, text/JSON-lines/parquet file or folder, or builtin:pydoc"
+        "builtin:pydoc",
+        doc="Hugging Face name, file or folder (text, JSON, CSV, parquet, arrow), or builtin:pydoc",
     )
     tokenizer: str = param(
         "byte", doc="'byte', a tokenizer.json (or its folder), a SentencePiece .model, or 'bpe:4096' to train one"
     )
     seq_len: int = param(512, ge=1, unit="tokens", doc="T, tokens of one training sequence")
-    text_field: str = param("text", doc="field of JSON lines, parquet or datasets that holds the text")
+    text_field: str = param("text", doc="column of the text, of messages, or prompt+completion")
     holdout: float = param(0.05, ge=0.0, lt=1.0, doc="share of the tokens, at the end, kept for evaluation")
     documents: bool = param(True, doc="attention state and window end with a document, even inside a sequence")
     cache: str = param("", doc="folder for tokenised corpora; empty keeps them in memory")

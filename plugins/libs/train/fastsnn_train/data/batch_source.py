@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ class PackedBatches(BatchSource):
     def fingerprint(self) -> dict[str, Any]:
         """How many tokens, in sequences of how many, and a checksum of the first and last million."""
         tokens = self.data.tokens
-        ends = (np.ascontiguousarray(part) for part in (tokens[:1_000_000], tokens[-1_000_000:]))
+        ends = (np.ascontiguousarray(part).data for part in (tokens[:1_000_000], tokens[-1_000_000:]))
         return {"tokens": len(tokens), "seq_len": self.data.seq_len, "crc": [zlib.crc32(part) for part in ends]}
 
 
@@ -110,7 +110,7 @@ class IterableBatches(BatchSource):
         epoch, seen = 0, True
         while seen:
             seen = False
-            sampler = getattr(self.data, "sampler", None)
+            sampler: Any = getattr(self.data, "sampler", None)
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
             order: Any = None
@@ -162,6 +162,6 @@ def batch_source(
     if not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         given = "None" if data is None else f"a {type(data).__name__}"
         raise ArgumentError(f"cannot train on {given}; give a corpus, or an iterable of token batches [B, T]")
-    if hasattr(data, "__len__") and not len(data):
+    if isinstance(data, Sized) and not len(data):
         raise ArgumentError("cannot train on an empty collection of batches")
     return IterableBatches(data, config, vocab_size)

@@ -31,7 +31,7 @@ def opened(path: Path, member: str = "") -> Iterator[IO[bytes]]:
             file: IO[bytes] = stack.enter_context(path.open("rb"))
             if member:
                 file = stack.enter_context(stack.enter_context(zipfile.ZipFile(file)).open(member))
-                file = io.BufferedReader(file)  # type: ignore[type-var, arg-type]
+                file = io.BufferedReader(file)  # type: ignore[type-var]
             head = file.peek(64)[:64]  # type: ignore[attr-defined]
             if head.startswith(POINTER):
                 raise DataError(f"{path} is a git-lfs pointer, not the file itself; fetch it with: git lfs pull")
@@ -47,7 +47,7 @@ def compression(head: bytes) -> str:
     return next((name for magic, name in MAGIC.items() if head.startswith(magic)), "")
 
 
-def decompressed(file: IO[bytes], how: str, path: Path) -> IO[bytes]:
+def decompressed(file: IO[bytes], how: str, path: Path) -> Any:
     """The stream inside a compressed one."""
     if how == "gz":
         return gzip.GzipFile(fileobj=file)

@@ -7,7 +7,7 @@ import csv
 import itertools
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -136,6 +136,7 @@ def read_json(stream: IO[bytes], file: File, field: str, omitted: Omitted) -> It
             json.loads(line)
         except (ValueError, RecursionError):
             whole = True  # an object over several lines, or no JSON at all
+    rows: Iterable[tuple[str, Any]]
     if whole:
         rest = b"".join(text for _, (_, text) in lines)
         rows = [(f"{file}:{i}", row) for i, row in enumerate(json_whole(line + rest, n, begin, file), 1)]

@@ -113,7 +113,7 @@ def pool(tokenizer: Tokenizer, workers: int) -> Iterator[list[Connection]]:
 
     No thread or lock stands between (an executor's would be copied in whatever state a fork finds them).
     """
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     ends: list[Connection] = []

@@ -195,7 +195,7 @@ def draw(path: str | Path, grids: dict[str, Recall]) -> Path:
 
     figure = Figure(figsize=(1.5 + 3.2 * len(grids), 3.4), layout="constrained")
     axes = figure.subplots(1, len(grids), squeeze=False)[0]
-    image = None
+    image: Any = None
     for ax, (title, grid) in zip(axes, grids.items()):
         image = ax.imshow(np.array(grid.accuracy).T, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
         ax.set_xticks(range(len(grid.lengths)), [str(n) for n in grid.lengths], rotation=45)

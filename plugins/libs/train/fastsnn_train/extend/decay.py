@@ -41,7 +41,7 @@ def calibrate_decay(
     A setting counts only where the first `original` tokens get at most `gate` worse (None: any). The best stays in the
     model and in its spec; where nothing helps, nothing changes.
     """
-    spec: Any = model.spec  # type: ignore[assignment]
+    spec: Any = model.spec
     rows = attentions(spec) if hasattr(spec, "attention") else []
     mine = [i for i, a in enumerate(rows) if any(hasattr(p, "forgetting") for p in parts(a))]
     if not mine:

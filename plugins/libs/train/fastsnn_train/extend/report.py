@@ -23,7 +23,8 @@ class Extension(dict[str, Any]):
     def of(cls, facts: dict[str, Any], before: dict[str, Recall | str], after: dict[str, Recall | str]) -> Extension:
         """With recall before and after, or the reason why there is none."""
         found = cls(facts)
-        found.grids, rows = {}, {}
+        found.grids = {}
+        rows: dict[str, Any] = {}
         for task, old in before.items():
             new = after[task]
             if isinstance(old, Recall) and isinstance(new, Recall):

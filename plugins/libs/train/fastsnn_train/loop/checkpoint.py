@@ -110,10 +110,13 @@ def read(path: Path, like: Tensors) -> Tensors:
 
     reader = dcp.HuggingFaceStorageReader(str(path / SHARDS))
     rows: Tensors = {}
-    for name, meta in reader.read_metadata().state_dict_metadata.items():
+    table: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    for name, meta in table.items():
         wanted = like.get(name)
-        same = wanted is not None and wanted.shape == meta.size
-        rows[name] = torch.zeros_like(wanted) if same else torch.zeros(meta.size, dtype=meta.properties.dtype)
+        if wanted is not None and wanted.shape == meta.size:
+            rows[name] = torch.zeros_like(wanted)
+        else:
+            rows[name] = torch.zeros(meta.size, dtype=meta.properties.dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process reads them all
         alone = not torch.distributed.is_initialized()

@@ -54,7 +54,8 @@ class Stepper:
                 raise FastSNNError(
                     f"{type(model).__name__} has no activation checkpointing (no attribute `checkpointing`)"
                 )
-            model.checkpointing = True
+            switch: Any = model
+            switch.checkpointing = True
         self.network = Network(model, world)
         self.optimizer = optimizer(model, config)
         self.positive = Positive(model)
@@ -90,12 +91,13 @@ class Stepper:
             log.warning("torch.compile failed, going on without it: %s", (str(error) or repr(error)).splitlines()[0])
             return logits
 
-    def loss(self, tokens: Tensor, reset: Tensor | None, plain: bool = True) -> Tensor:
-        """Mean next-token cross-entropy in nats of ``tokens [B,T+1]`` over those that are targets (`targets_of`)."""
-        return self.total_loss(tokens, reset, plain, None)
+    def loss(
+        self, tokens: Tensor, reset: Tensor | None, plain: bool = True, targets_in_all: float | None = None
+    ) -> Tensor:
+        """Mean next-token cross-entropy in nats of ``tokens [B,T+1]`` over those that are targets (`targets_of`).
 
-    def total_loss(self, tokens: Tensor, reset: Tensor | None, plain: bool, targets_in_all: float | None) -> Tensor:
-        """The mean loss; with `targets_in_all`, the sum over this process's targets divided by that."""
+        With `targets_in_all` it is the sum over this process's targets, divided by that.
+        """
         logits = self.forward(ids_of(tokens[:, :-1]), reset, plain)
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
         targets = self.network.share(targets_of(tokens[:, 1:]))
@@ -132,13 +134,14 @@ class Stepper:
         """Gradients of this process's rows, piece by piece; their mean loss and band penalty."""
         config = self.config
         pieces = rows.chunk(config.accumulate)
+        mean_of = () if self.targets is None else (self.targets,)
         cuts = [None] * len(pieces) if marks is None else marks.chunk(config.accumulate)
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for i, (piece, cut) in enumerate(zip(pieces, cuts)):
             share = len(piece) / len(rows)
             with self.network.piece(last=i + 1 == len(pieces)):
                 with self.autocast():
-                    loss = self.total_loss(piece, cut, plain, self.targets)
+                    loss = self.loss(piece, cut, plain, *mean_of)
                 penalty = loss.new_zeros(())
                 if seen.rates:
                     penalty = config.rate_weight * band_penalty(seen.rates, config.rate_low, config.rate_high)

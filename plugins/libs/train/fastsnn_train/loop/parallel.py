@@ -224,7 +224,8 @@ def is_sharded(tensor: Any) -> bool:
 
 def full(tensor: Tensor) -> Tensor:
     """The whole of a (possibly sharded) tensor; every process must ask."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    shards: Any = tensor
+    return shards.full_tensor() if is_sharded(tensor) else tensor
 
 
 def whole_model(model: nn.Module) -> nn.Module:
@@ -235,7 +236,8 @@ def whole_model(model: nn.Module) -> nn.Module:
 
     state = {name: full(t).detach().cpu() for name, t in model.state_dict().items()}
     with torch.random.fork_rng(devices=[]):
-        copy = build(model.spec)  # type: ignore[arg-type]
+        spec: Any = model.spec
+        copy = build(spec)
     for name, tensor in (*copy.named_parameters(), *copy.named_buffers()):
         if name in state:
             tensor.data = tensor.data.to(state[name].dtype)

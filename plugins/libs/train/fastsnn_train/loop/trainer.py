@@ -105,8 +105,8 @@ class Trainer:
         """
         if isinstance(data, Data):
             self.data, held_out = data, held_out or data.held_out
-            data = data.train
-        batches = self.batches = batch_source(data, self.config, vocabulary_of(self.model))
+        corpus = data.train if isinstance(data, Data) else data
+        batches = self.batches = batch_source(corpus, self.config, vocabulary_of(self.model))
         stand_at_checkpoint(self, batches, resume)
         run = Run(self.model, self.out, plain(self.config), self.config.max_steps, self.history)
         trackers = self.config.trackers if self.world.leader else ()
@@ -184,9 +184,14 @@ class Trainer:
         self.step += 1
         return outcome
 
+    def own_rows(self, tokens: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """This process's part of a batch, on the device."""
+        marks = None if reset is None else self.world.rows(reset).to(self.device)
+        return self.world.rows(tokens).to(self.device), marks
+
     def stop(self, what: str, tokens: Tensor, reset: Tensor | None) -> TrainingError:
         """Save the batch, name the layer; the error to raise."""
-        rows, marks = (None if t is None else self.world.rows(t).to(self.device) for t in (tokens, reset))
+        rows, marks = self.own_rows(tokens, reset)
         with self.autocast():
             where = health.first_bad(self.model, lambda: self.stepper.loss(rows, marks))
         self.stepper.network.rest()
@@ -218,7 +223,7 @@ class Trainer:
         news = [text for name, text in says.items() if name not in self.warned]
         self.warned |= says.keys()
         if ready := self.rescue.due(found, self.model):
-            rows, marks = (None if t is None else self.world.rows(t).to(self.device) for t in batch)
+            rows, marks = self.own_rows(*batch)
             news += self.rescue.help(ready, self.model, lambda: self.stepper.loss(rows, marks), self.world.average_)
             self.stepper.network.rest()
             self.warned -= set(ready)
