@@ -86,7 +86,7 @@ def fit_spec(
     world = join_group(config.parallel)
     data = read_data(data_config, out, resume, world)
     torch.manual_seed(config.seed)
-    model = build(found.model)
+    model: Any = build(found.model)
     check_vocabulary(model, data.tokenizer)
     attach(model, data.tokenizer)
     model.sections = {name: spec.to_table(section) for name, section in found.sections.items()}
