@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-TESTING = ["pytest>=9", "hypothesis>=6.150", "pytest-timeout", "pytest-xdist", "ruff==0.17.6", "mypy==2.4.1", "openai"]
-TESTING += ["transformers", "peft", "nox"]
+KIT = ["pytest>=9", "hypothesis>=6.150"]  # what `fastsnn test` needs
+TESTING = ["pytest-timeout", "pytest-xdist", "ruff==0.17.6", "mypy==2.4.1", "openai", "transformers", "peft", "nox"]
+DISK = 1.7  # GB of the .venv, most of it torch
 # Their libraries are large and few need them: pip install ./plugins/kernels/triton where wanted. The checks install
 # these plugins without them, so what needs them is skipped with a reason.
 APART = ("plugins/apps/lm_eval", "plugins/kernels/triton")
@@ -85,7 +87,7 @@ def install(testing: bool) -> None:
         (ROOT / "constraints.txt").read_text(encoding="utf-8"),
         str(ROOT),
         sys.version,
-        repr(TESTING if testing else ""),
+        repr([KIT, TESTING if testing else ""]),
     ]
     mark, wanted = (
         VENV / f"installed{'-testing' if testing else ''}",
@@ -94,13 +96,17 @@ def install(testing: bool) -> None:
     if PYTHON.exists() and mark.is_file() and mark.read_text() == wanted:
         say(f"installed already in {VENV.name}")
         return
+    free = shutil.disk_usage(ROOT).free / 1e9
+    say(f"installing into {VENV}: about {DISK} GB of disk ({free:.0f} GB free) and 2 to 5 minutes, most of it torch's")
+    if free < DISK + 0.5 and not PYTHON.exists():
+        sys.exit(f"there are only {free:.1f} GB free here; make room, or put the folder on another disk")
     if not PYTHON.exists():
         say(f"1/4 making {VENV.name} with Python {sys.version.split()[0]}")
         venv.create(VENV, with_pip=True)
     projects = [tomllib.loads(text)["project"] for text in texts[: len(paths)]]
     say("2/4 installing torch")
     pip("torch==2.13.0", "flit_core>=3.11,<5")
-    needs = outside([p for folder, p in zip(paths, projects) if not apart(folder)]) + (TESTING if testing else [])
+    needs = outside([p for folder, p in zip(paths, projects) if not apart(folder)]) + KIT + (TESTING if testing else [])
     say(f"3/4 installing {len(needs)} libraries")
     pip(*needs)
     say(f"4/4 installing core and {len(paths) - 1} plugins; not the large libraries of {' and '.join(APART)}")
@@ -124,6 +130,7 @@ def main() -> int:
     os.chdir(ROOT)
     if opts.what == "test":
         return checks(rest)
+    say("the demo takes about a minute on two idle cores; kernels are compiled the first time they run")
     return subprocess.run(
         [str(PYTHON), "-m", "fastsnn.tour", "--steps", str(opts.steps), "--out", opts.out], check=False
     ).returncode

@@ -47,6 +47,8 @@ def plugins(argv: list[str]) -> int:
         choice(opts.kind, list(KINDS), "--kind")
         if opts.no_load:
             args.error("--no-load does not know what a plugin offers, so it does not go with --kind")
+    if not opts.no_load:
+        import torch  # noqa: F401  - not to be counted as the first plugin's own time
     rows = list(found.installed() if opts.no_load else found.registry().plugins)
     rows = [r for r in rows if opts.kind is None or opts.kind in r.offers]
     if opts.json:
@@ -55,11 +57,19 @@ def plugins(argv: list[str]) -> int:
     table = [("name", "distribution", "version", "status", "ms", "offers")]
     for r in rows:
         offers = r.error or "; ".join(f"{kind} {', '.join(names)}" for kind, names in sorted(r.offers.items()))
+        offers += f"{': ' * bool(offers)}{summary(r.distribution)}" if not r.error else ""
         table.append((r.name, r.distribution, r.version, r.status, f"{r.ms:g}", offers))
     widths = [max(len(row[i]) for row in table) for i in range(5)]
     for row in table:
         print("  ".join(cell.ljust(w) for cell, w in zip(row, widths)) + "  " + row[5])
     return 0
+
+
+def summary(distribution: str) -> str:
+    """What a distribution says of itself in one line."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, KeyError):
+        return str(importlib.metadata.metadata(distribution)["Summary"] or "")
+    return ""
 
 
 def show(argv: list[str]) -> int:

@@ -21,24 +21,26 @@ _EXPORTS = {
 __all__ = sorted([*_EXPORTS, "convert"])
 
 
-def convert(source: Any, *, to: str | Path | None = None, neuron: Any = "adaptive_threshold", **options: Any) -> Any:
+def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **options: Any) -> Any:
     """A trained network as a spiking one, a `Conversion` with ``.model``, ``.report`` and ``.save(path)``.
 
     `source` is a Hugging Face directory or a GGUF file (a language model; options of `fastsnn_convert.language`), an
     ``nn.Module``, a ``.snn`` bundle, or a state dict or ``.safetensors`` file together with ``spec=`` (options of
-    `fastsnn_convert.modules.convert_module`). `neuron` is a neuron component, its name, or a table as in a spec; `to`
+    `fastsnn_convert.modules.convert_module`). `neuron` is a neuron component, its name, or a table as in a spec
+    (adaptive_threshold without; for language models with `steps` but no `k`, adaptive_max); `to`
     writes a bundle. Errors: `ConversionError`, naming the file or the part, the reason, and what is possible.
     """
     from fastsnn_conversion.context import ConversionError
     from fastsnn_convert.modules import convert_module, from_bundle, from_weights
 
+    plain = "adaptive_threshold" if neuron is None else neuron
     try:
         check_before(source, to, options)
     except FileError as error:
         raise ConversionError(str(error)) from None
     if isinstance(source, str | Path) and Path(source).is_dir():
         if (Path(source) / "weights.safetensors").is_file() and (Path(source) / "meta.json").is_file():
-            done = convert_module(from_bundle(source), neuron=neuron, **of_modules(options))
+            done = convert_module(from_bundle(source), neuron=plain, **of_modules(options))
         else:
             from fastsnn_convert.language import convert_language
 
@@ -49,9 +51,9 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = "adaptiv
         done = convert_language(source, neuron=neuron, **options)
     elif isinstance(source, str | Path | dict):
         spec, names = options.pop("spec", None), options.pop("names", None)
-        done = convert_module(from_weights(source, spec, names), neuron=neuron, **of_modules(options))
+        done = convert_module(from_weights(source, spec, names), neuron=plain, **of_modules(options))
     else:
-        done = convert_module(source, neuron=neuron, **of_modules(options))
+        done = convert_module(source, neuron=plain, **of_modules(options))
     if to is not None:
         done.save(to)
     return done

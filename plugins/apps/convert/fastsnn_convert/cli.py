@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
         "source", help="a Hugging Face directory, a .gguf file, a .snn bundle, or a .safetensors file with --spec"
     )
     args.add_argument("--to", required=True, help="the bundle to write")
-    args.add_argument("--neuron", default="adaptive_threshold", help="what makes the spikes")
+    args.add_argument("--neuron", help="what makes the spikes (adaptive_threshold; with --steps adaptive_max)")
     args.add_argument("--steps", type=number(int, ge=1), help="spike steps that counts must fit into")
     args.add_argument("--code", choices=("bitwise", "unary"), help="what a step carries (bitwise unless given)")
     args.add_argument(

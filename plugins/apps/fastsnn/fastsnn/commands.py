@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from fastsnn_core import targets
 from fastsnn_core.arguments import Parser, number
 from fastsnn_core.errors import UserError
+from fastsnn_core.progress import Progress
 
 
 def run(argv: list[str]) -> int:
@@ -79,7 +81,10 @@ def generate(argv: list[str]) -> int:
         ids, stops = chat_prompt(model, prompt, opts.system)
         settings["stop"] = (*opts.stop, *stops)
     began, text, spoke = time.perf_counter(), list[str](), 0.0
-    for piece in FastSNN.stream(model, ids, opts.max_tokens, **settings):
+    pieces = FastSNN.stream(model, ids, opts.max_tokens, **settings)
+    with Progress("reading the prompt (a first run compiles kernels)", quiet=opts.json):
+        first = next(pieces, None)
+    for piece in chain([] if first is None else [first], pieces):
         if not text and not opts.json and not opts.chat:  # not before: an error stands on a line of its own
             print(prompt, end="")
         text.append(piece)

@@ -46,6 +46,24 @@ def unigram_nats(data: Data) -> float:
     return sum(-math.log((seen[t] + 1) / total) for t in held.tokens.tolist()) / len(held.tokens)
 
 
+def trained_ann(ann: torch.nn.Module, steps: int = 150) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """`ann` trained to name noisy patterns ``[B, T, 128]``, and inputs and classes that it has not seen."""
+    patterns = torch.randn(10, 128)
+
+    def draw(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.randint(0, 10, (n, 8))
+        return patterns[y] + 2.5 * torch.randn(n, 8, 128), y
+
+    optimizer = torch.optim.AdamW(ann.parameters(), lr=3e-3)
+    for _ in range(steps):
+        x, y = draw(16)
+        loss = torch.nn.functional.cross_entropy(ann(x).flatten(0, 1), y.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return ann.eval(), *draw(64)
+
+
 def ask(url: str, prompt: str, tokens: int) -> str:
     """One request to a served model, over HTTP."""
     body = json.dumps({"model": "tour", "prompt": prompt, "max_tokens": tokens, "temperature": 0}).encode()
@@ -90,11 +108,12 @@ def tour(out: Path, steps: int) -> dict[str, Any]:
     far = f"{proof['before'][-1]['nats']:.3f} → {proof['after'][-1]['nats']:.3f}"
     step.done(f"loss at tokens {proof['after'][-1]['from']}–1024: {far}")
 
-    step("convert: a small trained-style ANN becomes a spiking one")
-    ann = TinyANN(in_dim=128, hidden=256, out_dim=10)
+    step("convert: a small network, trained on ten noisy patterns, becomes a spiking one")
+    ann, x, y = trained_ann(TinyANN(in_dim=128, hidden=256, out_dim=10))
     snn = convert_ann_to_snn(ann, d_model_fallback=128)
-    x = torch.randn(2, 8, 128)
-    step.done(f"ANN {tuple(ann(x).shape)}, SNN {tuple(snn(x).shape)}")
+    with torch.no_grad():
+        right = [float((net(x).argmax(-1) == y).float().mean()) for net in (ann, snn)]
+    step.done(f"ANN {tuple(ann(x).shape)} {right[0]:.1%} right, SNN {tuple(snn(x).shape)} {right[1]:.1%}")
 
     step("scope: rasters, membranes, sparsity, scaling, energy")
     report = FastSNN.scope(model).report(out / "report")
@@ -109,7 +128,8 @@ def tour(out: Path, steps: int) -> dict[str, Any]:
     began = time.perf_counter()
     text = FastSNN.generate(again, PROMPT, max_tokens=64, temperature=0)
     speed = 64 / (time.perf_counter() - began)
-    step.done(f"{speed:.0f} tokens/s: {PROMPT + text!r}")
+    said = FastSNN.generate(again, PROMPT, max_tokens=64, temperature=0.7, seed=1)
+    step.done(f"{speed:.0f} tokens/s; after {steps} steps it writes: {PROMPT + said!r}")
 
     step("serve: one request over the OpenAI API")
     with FastSNN.serve(bundle, port=0, block=False, name="tour") as server:

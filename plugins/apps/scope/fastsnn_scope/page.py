@@ -16,7 +16,7 @@ def page(found: Data, drawn: dict[str, bytes]) -> str:
     """index.html of a report: a summary, a section per scope, and the model and environment at the end."""
     model, panels = found["model"], found["scopes"]
     css = (files("fastsnn_scope") / "page.css").read_text(encoding="utf-8")
-    title = f"SpikeScope: {model['kind']}"
+    title = f"SpikeScope: {model.get('name') or model['kind']}"
     links = "".join(f'<a href="#{escape(name)}">{escape(p["title"])}</a>' for name, p in panels.items())
     sections = "".join(section(name, p, drawn.get(name)) for name, p in panels.items())
     return (
@@ -32,7 +32,8 @@ def lead(found: Data) -> str:
     """One sentence on what was looked at."""
     model, about = found["model"], found["input"]
     parts = ", ".join(c for c in model["components"] if not c.startswith("model "))
-    what = f"<strong>{escape(model['kind'])}</strong>" + (f" with {escape(parts)}" if parts else "")
+    name = f"{escape(model['name'])}, a " if model.get("name") else ""
+    what = f"{name}<strong>{escape(model['kind'])}</strong>" + (f" with {escape(parts)}" if parts else "")
     if about["kind"] == "text":
         cut = (
             f"the first {about['used']} of {about['tokens']}" if about["used"] < about["tokens"] else f"{about['used']}"

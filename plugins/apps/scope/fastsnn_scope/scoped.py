@@ -207,6 +207,7 @@ def summary(model: nn.Module) -> Data:
     meta = {k: v for k, v in getattr(model, "meta", {}).items() if k not in ("files", "seal")}
     return {
         "kind": getattr(spec, "name", type(model).__name__),
+        "name": source.name if (source := getattr(model, "loaded_from", None)) else "",
         "spec": to_table(spec) if spec is not None else {},
         "components": sorted({f"{p.kind} {p.name}" for p in parts(spec)}) if spec is not None else [],
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -76,7 +76,7 @@ class Options:
         return COVERAGES[self.coverage] if isinstance(self.coverage, str) else tuple(self.coverage)
 
 
-def convert_language(source: str | Path, *, neuron: Any = "adaptive_threshold", **options: Any) -> Conversion:
+def convert_language(source: str | Path, *, neuron: Any = None, **options: Any) -> Conversion:
     """A Hugging Face directory (Llama, Mistral, Qwen2, Qwen3) as a spiking decoder, with its tokenizer.
 
     steps       binary digits that every count must fit; the neuron is `adaptive_max` then, unless another is named
@@ -130,11 +130,11 @@ def convert_language(source: str | Path, *, neuron: Any = "adaptive_threshold", 
 
 
 def neuron_of(neuron: Any, o: Options) -> Neuron:
-    """The neuron that name, steps, k and burst mean together."""
-    found = component(neuron)
+    """The neuron that name, steps, k and burst mean together; a name that is given is what is taken."""
+    found = component("adaptive_threshold" if neuron is None else neuron)
     if o.steps is not None:
         most = levels(o.steps, "bitwise")
-        if neuron == "adaptive_threshold" and o.k is None:
+        if neuron is None and o.k is None:
             found = create("neuron", "adaptive_max", steps=o.steps)
         elif field_of(found, ("steps",)):
             found = attrs.evolve(found, steps=o.steps)
