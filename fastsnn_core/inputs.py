@@ -22,6 +22,16 @@ class StateError(FastSNNError):
     """A state of other streams, of another module, or one that cannot be."""
 
 
+def no_train(who: str, x: Any) -> Any:
+    """`x`, unless it is a spike train of several steps: its value would silently be the sum over them."""
+    if isinstance(x, SpikeTensor) and x.form == "dense" and x.steps > 1:
+        raise OperandError(
+            f"{who}: the input is a spike train [S, …] of {x.steps} steps, {list(x.train.shape)}; a network wants "
+            "[B, T, …]. One token per step: spikes.train.movedim(0, 1).float(); the value of all steps: spikes.value()"
+        )
+    return x
+
+
 def belongs(who: str, state: Any, batch: int) -> None:
     """Refuse a state whose tensors do not all hold `batch` streams (the first dimension)."""
     if state is None:
@@ -73,6 +83,15 @@ def check_reset(who: str, reset: Any, batch: int, time: int, device: torch.devic
         raise OperandError(f"{who}: reset must be [B, T] = [{batch}, {time}], got {shown(reset)}")
     if reset.device != device:
         raise OperandTypeError(f"{who}: reset is on {reset.device} and the input on {device}; move one of them")
+
+
+def numeric(who: str, x: Any) -> Any:
+    """`x` as a tensor: spikes as their value; anything else is an error."""
+    if isinstance(x, SpikeTensor):
+        return x.value()
+    if not isinstance(x, Tensor):
+        raise OperandTypeError(f"{who}: the input must be a tensor, got {type(x).__name__}")
+    return x
 
 
 def numbers(who: str, x: Any) -> Tensor:

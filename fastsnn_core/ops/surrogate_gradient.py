@@ -50,7 +50,9 @@ class _Count(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(u)
         ctx.slope = slope
-        return (u >= 1).to(u.dtype) if heaviside else u.clamp(lo, hi).round()
+        return (
+            torch.where(u >= 1, 1.0, torch.where(u < 1, 0.0, u)).to(u.dtype) if heaviside else u.clamp(lo, hi).round()
+        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

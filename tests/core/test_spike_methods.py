@@ -35,7 +35,8 @@ ELSEWHERE = {
     "module_load",
 }
 UNWRITTEN = {"new", "new_empty", "new_empty_strided"}  # memory of any content
-NAMES = sorted({n for n in dir(Tensor) if not n.startswith("_")} - RANDOM - ELSEWHERE - UNWRITTEN - ADDRESSES)
+OWN = {"index"}  # coordinates of the event view
+NAMES = sorted({n for n in dir(Tensor) if not n.startswith("_")} - RANDOM - ELSEWHERE - UNWRITTEN - ADDRESSES - OWN)
 
 ARGUMENTS: tuple[tuple[Any, ...], ...] = (
     (), (0,), (1,), (-1,), (2.5,), (0, 1), ((0,),), (torch.tensor(2.0),), (torch.tensor([1.0, 0.0, 3.0]),),

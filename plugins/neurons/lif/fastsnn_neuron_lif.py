@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
-from fastsnn_leaky.neurons import Leaky
+from fastsnn_leaky import DelayedLeaky, Leaky
 
 __version__ = "0.1.0"
 
@@ -15,8 +15,12 @@ class Lif(Neuron):
     """u_t = (1 - 1/tau) v_{t-1} + x_t;  s_t = 1[u_t >= θ];  v_t = u_t - s_t θ  (hard reset: v_t = 0 where s_t = 1).
 
     x [B,T,D] -> SpikeTensor [B,T,D] with counts in {0, 1} and scale θ; state v [B,D] in units of θ. Gradient: the
-    surrogate (arctangent with alpha 2 where none is given), reset detached. Lapicque 1907; as `Leaky` of snnTorch and
+    surrogate (arctangent with alpha 2 where none is given), reset detached. Lapicque 1907; as
     `LIFNode(decay_input=False)` of SpikingJelly.
+
+    snnTorch's `Leaky(beta=1-1/tau)` delays the reset by a token and fires above θ, not at it: with `reset_delay` the
+    spikes are those of `Leaky` at its defaults (u_t = β u_{t-1} + x_t - 1[u_{t-1} > θ] θ;  s_t = 1[u_t > θ]), and the
+    state is in units of x. Without it they are those of `Leaky(reset_delay=False)` wherever u is not exactly θ.
     """
 
     name = "lif"
@@ -25,12 +29,14 @@ class Lif(Neuron):
         1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one spike", draw=(0.5, 1.0)
     )
     hard_reset: bool = param(False, doc="set the membrane to 0 after a spike instead of subtracting θ")
+    reset_delay: bool = param(False, doc="reset one token later and fire above θ only, as snnTorch's Leaky does")
     learn_threshold: bool = param(False, doc="train θ")
     surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")
 
     def build(self, features: int) -> Leaky:
         """The module for `features` channels."""
-        return Leaky(
+        kind = DelayedLeaky if self.reset_delay else Leaky
+        return kind(
             beta=1.0 - 1.0 / self.tau, threshold=self.threshold, lo=0.0, hi=1.0, heaviside=True, hard=self.hard_reset,
             surrogate=self.surrogate, default=("atan", 2.0), learn=self.learn_threshold,
         )  # fmt: skip

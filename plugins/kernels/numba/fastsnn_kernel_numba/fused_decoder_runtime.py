@@ -19,6 +19,7 @@ from fastsnn_core.lowering import (
     States,
     Unsupported,
 )
+from fastsnn_core.plan_check import check_plan, check_start, check_token
 from fastsnn_kernel_numba import fused_decoder_kernel as kernel
 from fastsnn_kernel_numba import layout
 from fastsnn_kernel_numba.buffer_pool import zeros
@@ -37,6 +38,7 @@ class NumbaStepper:
             if why := kernel.failure():
                 raise Unsupported(f"compiling failed: {why}; it is tried again in a minute")
             raise NotYet("the fused step is being compiled; the model itself answers meanwhile, with the same bits")
+        check_plan(plan)
         self.plan, self.workers = plan, workers()
         self.tables = tables = Tables(plan, self.workers)
         share, size = plan.n_heads // plan.n_kv_heads, plan.head_dim
@@ -105,6 +107,7 @@ class NumbaStepper:
 
     def start(self, position: int, states: States) -> NumbaStream:
         """A stream of its own."""
+        check_start(self.plan, position, states)
         return NumbaStream(self, position, states)
 
     def run(self, stream: NumbaStream, token: int) -> Tensor:
@@ -172,9 +175,7 @@ class NumbaStream:
 
     def step(self, token: int) -> Tensor:
         """Logits after `token`."""
-        table = self.stepper.plan.table
-        if not 0 <= token < len(table):
-            raise FastSNNError(f"token {token} is outside 0 … {len(table) - 1}")
+        check_token(self.stepper.plan, token)
         if self.failure:
             raise FastSNNError(f"this stream ended with an error: {self.failure}")
         self.grow()

@@ -45,7 +45,7 @@ def _fire(h, k, heaviside, hard):  # type: ignore[no-untyped-def]
     c = lo if h < lo else h
     c = np.rint(hi if c > hi else c)
     if heaviside:
-        c = one if h >= one else zero
+        c = one if h >= one else (zero if h < one else h)  # NaN stays NaN
     v = h - c
     if hard:
         v = zero if c != zero else h

@@ -39,7 +39,7 @@ def half_even(u):
 def count_of(u, lo, hi, HEAVISIDE: tl.constexpr):
     """round(clip(u, lo, hi)), or 1[u >= 1]."""
     if HEAVISIDE:
-        return tl.where(u >= 1.0, 1.0, 0.0).to(u.dtype)
+        return tl.where(u >= 1.0, 1.0, tl.where(u < 1.0, 0.0, u)).to(u.dtype)  # NaN stays NaN
     clipped = tl.where(u < lo, lo, tl.where(u > hi, hi, u)).to(u.dtype)
     return half_even(clipped)
 

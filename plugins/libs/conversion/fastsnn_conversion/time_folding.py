@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastsnn_core.component import Neuron
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.inputs import StateError, belongs, check_reset, like
+from fastsnn_core.inputs import StateError, belongs, check_reset, like, no_train, numeric
 from fastsnn_core.site import SpikeSite
 from fastsnn_core.spike_tensor import SpikeTensor, plain
 from fastsnn_core.state import tree_map
@@ -61,6 +61,7 @@ def run_time_folded(
     """
     if current() is not None:
         return body(*inputs), {}
+    inputs = tuple(numeric("the network", no_train("the network", x)) for x in inputs)
     extra = {x.ndim - rank for x, rank in zip(inputs, ranks, strict=True)}
     if extra not in ({0}, {1}):
         wanted = ", ".join(f"{rank} (or {rank + 1}, with time)" for rank in ranks)

@@ -80,11 +80,25 @@ def decode(codes: Tensor, scale: Tensor, group: int = 0) -> Tensor:
     return codes.to(scale.dtype) * scale.repeat_interleave(group, -1)[..., : codes.shape[-1]]
 
 
+def refuse_half(fn: Any) -> None:
+    """Refuse a cast to half precision: INT8 scales, biases and states are float32 at work, and their bits a promise."""
+    if fn(torch.empty(0)).dtype in (torch.float16, torch.bfloat16):
+        raise FastSNNError(
+            "integer arithmetic (W8A) works in float32 and cannot be cast to half precision; its weights are INT8 "
+            "already. Cast the float model instead, before quantise or export --to w8a"
+        )
+
+
 class Stored(nn.Module):
     """INT8 codes and their scales, which a state dict holds in bfloat16 where that loses nothing."""
 
     weight: Tensor
     scale: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Stored:
+        refuse_half(fn)
+        super()._apply(fn, recurse)
+        return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import (
     BlockPlan,
     DecoderPlan,
@@ -26,6 +25,7 @@ from fastsnn_core.lowering import (
     Unsupported,
 )
 from fastsnn_core.ops.dispatch import Operator
+from fastsnn_core.plan_check import check_plan, check_start, check_token
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_integer import deterministic
 from fastsnn_integer.quantization import levels, project
@@ -127,10 +127,12 @@ class ReferenceStepper:
     """``decode_step`` without a kernel: a plan, one token at a time."""
 
     def __init__(self, plan: DecoderPlan, wait: bool = True) -> None:
+        check_plan(plan)
         self.plan = plan
 
     def start(self, position: int, states: States) -> ReferenceStream:
         """A stream that goes on from these states."""
+        check_start(self.plan, position, states)
         return ReferenceStream(self.plan, position, states)
 
 
@@ -153,9 +155,8 @@ class ReferenceStream:
     @torch.no_grad()
     def step(self, token: int) -> Tensor:
         """Logits ``[vocab]`` after `token`."""
+        check_token(self.plan, token)
         p = self.plan
-        if not 0 <= token < len(p.table):
-            raise FastSNNError(f"token {token} is outside 0 … {len(p.table) - 1}")
         x = p.table[token][None].float()
         x = x if p.table_scale is None else x * p.table_scale.reshape(-1)[token]
         for i, block in enumerate(p.blocks):

@@ -7,6 +7,7 @@ from fastsnn_core.lazy import lazy
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "DelayedLeaky": ".delayed",
     "Leaky": ".neurons",
     "lif_scan": ".scan",
     "thresholds": ".scan",

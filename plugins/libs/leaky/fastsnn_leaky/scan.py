@@ -36,6 +36,11 @@ from fastsnn_core.ops.surrogate_gradient import FORMS, derivative, thresholds
 CHECKPOINT = 128
 
 
+def step(u: Tensor) -> Tensor:
+    """1[u >= 1]; NaN stays NaN, so that it is seen and not counted as silence."""
+    return torch.where(u >= 1, 1.0, torch.where(u < 1, 0.0, u)).to(u.dtype)
+
+
 def forward_naive(
     x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,7 +51,7 @@ def forward_naive(
             marks.append(v)
         v = v if not len(keep) else torch.where(keep[:, t, None], v, torch.zeros_like(v))
         u = beta * v + x[:, t] / theta
-        c = (u >= 1).to(u.dtype) if heaviside else u.clamp(lo, hi).round()
+        c = step(u) if heaviside else u.clamp(lo, hi).round()
         v = torch.where(c != 0, torch.zeros_like(u), u) if hard else u - c
         counts[:, t] = c
     return counts, v.clone(), torch.stack(marks, 1) if marks else x.new_empty(x.shape[0], 0, x.shape[2])
@@ -90,7 +95,7 @@ def membrane(
         assert v is not None
         v = v if not len(keep) else torch.where(keep[:, t, None], v, torch.zeros_like(v))
         u = beta * v + x[:, t] / theta
-        c = (u >= 1).to(u.dtype) if heaviside else u.clamp(lo, hi).round()
+        c = step(u) if heaviside else u.clamp(lo, hi).round()
         v = torch.where(c != 0, torch.zeros_like(u), u) if hard else u - c
         u_all[:, t] = u
     return u_all

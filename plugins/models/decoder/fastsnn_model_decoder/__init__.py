@@ -301,7 +301,9 @@ class DecoderModule(nn.Module):
         return cos[places], sin[places]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Frequencies stay float64 whatever the model is cast to."""
+        """Frequencies stay float64 whatever the model is cast to; integer arithmetic is not cast to half precision."""
+        if self.spec.quant:
+            quantization.refuse_half(fn)
         super()._apply(fn, recurse)
         self.frequencies = self.spec.rope.frequencies(self.spec.dims.head_dim).to(self.embed.weight.device)
         return self
