@@ -24,7 +24,7 @@ from torch import Tensor
 from fastsnn_core.lowering import MatrixForm, NormForm, SiteForm
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.ops.event import COUNT_LINEAR
-from fastsnn_core.ops.operands import OperandError, Operands, OperandTypeError, chosen, shown
+from fastsnn_core.ops.operands import OperandError, Operands, OperandTypeError, chosen, finite, shown
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_integer import deterministic, reference
 
@@ -123,7 +123,7 @@ def check_residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, 
     if add is not None and not isinstance(add, Sums | Tensor):
         raise OperandTypeError(f"{name}: add must be Sums, a tensor or None, got {type(add).__name__}")
     total = add if isinstance(add, Tensor) else None
-    weight = None if norm is None else is_form(name, "norm", norm, NormForm).weight
+    weight = None if norm is None else norm_weight(name, norm)
     sizes = rows.some((i, t) for i, t in enumerate((x, total, weight, site.centre)) if t is not None)
     if isinstance(add, Sums):
         check_sums_form(name, "add", add, sizes["N"], sizes["D"])
@@ -158,7 +158,7 @@ def check_heads(
     if not isinstance(norms, tuple | list) or len(norms) != 2:
         raise OperandTypeError(f"{name}: norms must be a pair, of q and k; each a NormForm or None")
     for norm in norms:
-        if norm is not None and tuple(is_form(name, "norm", norm, NormForm).weight.shape) != (width,):
+        if norm is not None and tuple(norm_weight(name, norm).shape) != (width,):
             raise OperandError(f"{name}: a norm has {shown(norm.weight)}; a head has {width} channels")
     if angles is None:
         return
@@ -175,6 +175,14 @@ def check_project(counts: Counts, weight: Tensor) -> None:
     """The operands of `project_naive`."""
     is_form("rows_project", "counts", counts, Counts)
     Operands("rows_project", "counts [N,D] number", "weight [O,D] int8")(counts.counts, weight)
+
+
+def norm_weight(operator: str, norm: Any) -> Tensor:
+    """The weight ``[D]`` of a norm whose parts are what they should be."""
+    is_form(operator, "norm", norm, NormForm)
+    finite(operator, eps=norm.eps)
+    Operands(operator, "norm [D] float32")(norm.weight)
+    return norm.weight
 
 
 def is_form(operator: str, name: str, given: Any, kind: type) -> Any:
