@@ -238,8 +238,11 @@ class Stream(Protocol):
 class Stepper(Protocol):
     """A plan made ready to run: what the operator ``decode_step`` returns for ``(plan, wait)``."""
 
-    def start(self, position: int, states: States) -> Stream:
-        """A stream that goes on from these states (as `Stream.states` gives them)."""
+    def start(self, position: int, states: States, room: int = 0) -> Stream:
+        """A stream that goes on from these states (as `Stream.states` gives them).
+
+        `room`: tokens that it will hold at most, so that caches need no growing; 0 where nobody knows.
+        """
 
 
 # -- asking modules -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import openai
@@ -174,7 +175,9 @@ NAMES = [
 MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "assistant", "tool"]), "content": JSON})
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=int(os.environ.get("FASTSNN_FUZZ", "200")), deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(
     path=st.sampled_from(["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]),
     odd=st.dictionaries(st.sampled_from(NAMES), JSON, max_size=4),

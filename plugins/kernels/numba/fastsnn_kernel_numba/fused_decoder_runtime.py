@@ -105,10 +105,10 @@ class NumbaStepper:
         name = self.tables.names[row["site"]]
         return f"site {name}: counts must be finite and fit 32 bits; nothing was wrapped"
 
-    def start(self, position: int, states: States) -> NumbaStream:
-        """A stream of its own."""
+    def start(self, position: int, states: States, room: int = 0) -> NumbaStream:
+        """A stream of its own, with caches for `room` tokens where that is known."""
         check_start(self.plan, position, states)
-        return NumbaStream(self, position, states)
+        return NumbaStream(self, position, states, room)
 
     def run(self, stream: NumbaStream, token: int) -> Tensor:
         """Logits after a token of a stream."""
@@ -138,8 +138,8 @@ def copied(t: Tensor) -> Any:
 class NumbaStream:
     """`fastsnn_core.lowering.Stream`."""
 
-    def __init__(self, stepper: NumbaStepper, position: int, states: States) -> None:
-        self.stepper, self.position, self.failure = stepper, position, ""
+    def __init__(self, stepper: NumbaStepper, position: int, states: States, room: int = 0) -> None:
+        self.stepper, self.position, self.failure, self.room = stepper, position, "", room
         self.mixers = [m for block in stepper.plan.blocks for m in block.attention.mixers]
         given = [pair for block in states for pair in block]
         self.state = np.zeros(max(1, len(self.mixers)), layout.STATE)
@@ -158,10 +158,11 @@ class NumbaStream:
         self.state[m]["first"], self.state[m]["second"] = first.ctypes.data, second.ctypes.data
 
     def fill(self, m: int, keys: Tensor, values: Tensor) -> None:
-        """A cache with room for more than it holds: `keys`, `values` ``[n, G, K]``, oldest first."""
+        """A cache with room for the tokens asked for, else for twice what it holds: `keys`, `values` ``[n, G, K]``."""
         held, groups, size = keys.shape
         window = window_of(self.mixers[m])
-        capacity = -(-(window or 2 * held + KEYS) // KEYS) * KEYS
+        room = self.room if self.room > held else 2 * held + KEYS
+        capacity = -(-(window or room) // KEYS) * KEYS
         k, v = zeros((groups, capacity // KEYS, size, KEYS)), zeros((groups, capacity, size))
         padded = np.zeros((groups, capacity, size), F)
         padded[:, :held], v[:, :held] = keys.transpose(0, 1).numpy(), values.transpose(0, 1).numpy()

@@ -130,7 +130,7 @@ class ReferenceStepper:
         check_plan(plan)
         self.plan = plan
 
-    def start(self, position: int, states: States) -> ReferenceStream:
+    def start(self, position: int, states: States, room: int = 0) -> ReferenceStream:
         """A stream that goes on from these states."""
         check_start(self.plan, position, states)
         return ReferenceStream(self.plan, position, states)

@@ -236,14 +236,15 @@ class DecoderModule(nn.Module):
             logits = F.linear(spikes, self.embed.weight)
         return (logits, DecoderState(position, embed, tuple(news), head)) if return_state else logits
 
-    def fast(self, state: DecoderState | None, wait: bool = True) -> FastStream | None:
+    def fast(self, state: DecoderState | None, wait: bool = True, room: int = 0) -> FastStream | None:
         """A stream that goes on from `state` in the fused step, with the same logits; None where that cannot be.
 
         `fast_step` says which kernel set it is, or why there is none. Where the step has to be compiled first, that is
-        waited for, or, without `wait`, begun in the background: then there is none yet.
+        waited for, or, without `wait`, begun in the background: then there is none yet. With `room`, caches are made
+        for so many tokens at once, instead of growing.
         """
         try:
-            kernel, stream = start(self, state, wait)
+            kernel, stream = start(self, state, wait, room)
         except Unsupported as reason:
             self.fast_step = {"kernel": None, "why": str(reason)}
             return None

@@ -17,10 +17,11 @@ from fastsnn_integer.reference import DECODE_STEP, stepper
 class FastStream:
     """A stream in the fused step: ``step(token) -> logits [vocab]``; `state` gives it back in the model's form."""
 
-    def __init__(self, model: Any, made: Any, state: Any) -> None:
-        self.model, self.like = model, state
+    def __init__(self, model: Any, made: Any, state: Any, room: int = 0) -> None:
         pairs = [block.attention.mixer.pack_state(s.attention.mixer) for block, s in zip(model.layers, state.layers)]
-        self.stream = made.start(int(state.position), pairs)
+        self.stream = made.start(int(state.position), pairs, room)
+        layers = tuple(s._replace(attention=s.attention._replace(mixer=None)) for s in state.layers)
+        self.model, self.like = model, state._replace(layers=layers)  # the stream holds what the mixers have seen
 
     def step(self, token: int) -> Tensor:
         """Logits after one more token; counts that are not finite are a ValueError, and the stream's end."""
@@ -75,7 +76,7 @@ def make_contiguous(model: Any) -> None:
                 begin += len(layer.weight)
 
 
-def start(model: Any, state: Any, wait: bool = True) -> tuple[str, FastStream]:
+def start(model: Any, state: Any, wait: bool = True, room: int = 0) -> tuple[str, FastStream]:
     """``(kernel set, stream)`` that goes on from the state of one stream; `Unsupported` says why not.
 
     The plan is made anew each time (a few µs per part), and the kernel's own form of it where its numbers, its
@@ -93,4 +94,4 @@ def start(model: Any, state: Any, wait: bool = True) -> tuple[str, FastStream]:
         plan = lower(model, "")
         model.fused = (fingerprint(plan), torch.get_num_threads()), stepper(plan, wait)
     kernel, made = model.fused[1]
-    return kernel, FastStream(model, made, state)
+    return kernel, FastStream(model, made, state, room)

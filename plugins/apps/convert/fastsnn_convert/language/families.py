@@ -303,6 +303,8 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
     for name, parameter in model.named_parameters():
         checkpoint.read(source_of(name), parameter.data)
     adopt_tokenizer(model, tokenizer)
+    if type(longest := checkpoint.config.get("max_position_embeddings")) is int and longest > 0:
+        model.meta = dict(getattr(model, "meta", {})) | {"max_positions": longest}  # type: ignore[assignment]
     return model.eval()
 
 

@@ -45,7 +45,8 @@ class Engine:
 
     `cache_bytes` bounds the prefix cache (0: none). `state_bytes` bounds the states of all running streams; by default
     half of the memory that is free at the start. Only softmax layers, whose state grows, come near it: a request whose
-    prompt and max_tokens could not fit is refused, others wait until there is room.
+    prompt and max_tokens could not fit is refused, others wait until there is room. `max_model_len` bounds prompt and
+    max_tokens together; by default it is what the model was made for, where that is known (0: no bound).
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class Engine:
         chunk: int = CHUNK,
         cache_bytes: int = 256 << 20,
         state_bytes: int | None = None,
+        max_model_len: int | None = None,
     ) -> None:
         for name, value, least in (
             ("max_streams", max_streams, 1), ("max_waiting", max_waiting, 0), ("chunk", chunk, 1),
             ("cache_bytes", cache_bytes, 0), ("state_bytes", 0 if state_bytes is None else state_bytes, 0),
+            ("max_model_len", 0 if max_model_len is None else max_model_len, 0),
         ):  # fmt: skip
             if value < least:
                 raise FastSNNError(f"{name}: expected at least {least}, got {value}")
@@ -77,7 +80,9 @@ class Engine:
         self.turns: deque[tuple[list[int], int]] = deque(maxlen=32)  # ended turns whose states are worth keeping
         self.wake = threading.Condition()
         self.thread: threading.Thread | None = None
-        self.closing, self.failure = False, ""
+        self.closing, self.draining, self.failure = False, False, ""
+        made_for = getattr(model, "meta", {}).get("max_positions") if max_model_len is None else max_model_len
+        self.max_model_len = made_for or None
         for name, help, read in (
             ("fastsnn_requests_running", "Streams being stepped.", lambda: len(self.running)),
             ("fastsnn_requests_waiting", "Streams in the queue.", lambda: len(self.waiting)),
@@ -89,10 +94,10 @@ class Engine:
     # -- from any thread -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread (again, after `close`); nothing where it runs."""
+        """Start the thread (again, after `close`); nothing where it runs: a model has one owner."""
         with self.wake:
-            if self.thread is None:
-                self.closing, self.failure = False, ""
+            if self.thread is None or not self.thread.is_alive():
+                self.closing, self.draining, self.failure = False, False, ""
                 self.thread = threading.Thread(target=self.work, name="fastsnn-engine", daemon=True)
                 self.thread.start()
 
@@ -103,11 +108,22 @@ class Engine:
             self.wake.notify()
 
     def close(self, timeout: float | None = 30.0) -> None:
-        """`stop`, and wait."""
+        """`stop`, and wait; a thread that has not ended by then stays the model's owner."""
         self.stop()
         if self.thread is not None and self.thread is not threading.current_thread():
             self.thread.join(timeout)
-            self.thread = None
+            if self.thread.is_alive():
+                LOG.warning("the engine has not ended after %s s: a step is still running", timeout)
+            else:
+                self.thread = None
+
+    def drain(self, timeout: float) -> bool:
+        """Take no more work, and wait until every stream has ended; False where that takes longer."""
+        self.draining = True
+        end = time.monotonic() + timeout
+        while (self.running or self.waiting) and self.alive and time.monotonic() < end:
+            time.sleep(0.02)
+        return not (self.running or self.waiting)
 
     @property
     def alive(self) -> bool:
@@ -121,21 +137,26 @@ class Engine:
     def submit(self, streams: list[Stream]) -> None:
         """Queue all of `streams` or refuse them all."""
         for stream in streams:
-            stream.need = self.sizes.need(len(stream.prompt.ids) + stream.want.max_tokens)
-            if stream.need > self.state_bytes:
-                asked = len(stream.prompt.ids) + stream.want.max_tokens
+            stream.need = self.sizes.need(stream.tokens)
+            if self.max_model_len is not None and stream.tokens > self.max_model_len:
                 raise Refused(
                     "too_long",
-                    f"prompt and max_tokens are {asked} tokens together; this model's state grows with them, and the "
-                    f"memory here holds {self.sizes.room(self.state_bytes)}",
+                    f"prompt ({len(stream.prompt.ids)}) and max_tokens ({stream.want.max_tokens}) are {stream.tokens} "
+                    f"tokens together; this model was made for {self.max_model_len} (the server's max_model_len)",
+                )
+            if stream.need > self.state_bytes:
+                raise Refused(
+                    "too_long",
+                    f"prompt and max_tokens are {stream.tokens} tokens together; this model's state grows with them, "
+                    f"and the memory here holds {self.sizes.room(self.state_bytes)}",
                 )
         most = self.max_streams + self.max_waiting
         if len(streams) > most:
             raise Refused("too_many", f"{len(streams)} completions in one request; this server takes {most} at once")
-        if not self.alive:
-            raise Refused("closed", self.failure or "the server is shutting down")
-        self.start()
-        with self.wake:
+        with self.wake:  # so that nobody can stop between the question and the queue
+            if not self.alive or self.draining:
+                raise Refused("closed", self.failure or "the server is shutting down")
+            self.start()
             if len(self.waiting) + len(self.running) + len(streams) > most:
                 raise Refused("busy", f"the queue is full ({most} streams run or wait); try again later")
             self.waiting.extend(streams)
@@ -205,7 +226,7 @@ class Engine:
         prompt = stream.prompt
         try:
             if stream.begun:
-                stream.logits, stream.state = self.reader.step(stream.ids[-1], stream.state)
+                stream.logits, stream.state = self.reader.step(stream.ids[-1], stream.state, stream.tokens)
                 self.pick(stream)
                 return
             if not prompt.ready:
@@ -222,8 +243,9 @@ class Engine:
     def begin(self, stream: Stream) -> None:
         """Take over the prompt's end and say the first token."""
         prompt = stream.prompt
-        begin = self.reader.begin if stream.want.max_tokens > 1 else copied
-        stream.state, stream.logits = begin(copied(prompt.state)), prompt.logits
+        state = prompt.state if prompt.users == 1 else copied(prompt.state)  # the last one takes it as it is
+        stream.state = self.reader.begin(state, stream.tokens) if stream.want.max_tokens > 1 else state
+        stream.logits = prompt.logits
         stream.leave()
         if prompt.echo is not None:
             stream.say(Piece(prompt.echo, placed(self.tokenizer, prompt.scored)))

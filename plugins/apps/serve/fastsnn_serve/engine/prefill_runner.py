@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -23,18 +24,23 @@ class Reader:
         self.model, self.device, self.chunk, self.metrics = model, device, chunk, metrics
         self.cache = PrefixCache(cache_bytes, chunk)
         self.steps = 0
+        fast = getattr(model, "fast", None)
+        self.roomy = fast is not None and "room" in signature(fast).parameters
 
     def run(self, ids: list[int], state: Any, last: bool = True) -> tuple[Tensor, Any]:
         """``(logits [1,T or 1,V], state)`` of the model."""
         return self.model(torch.tensor([ids], device=self.device), state, return_state=True, last=last)
 
-    def begin(self, state: Any) -> Any:
-        """The state in the form that steps are fastest in: a fused stream where the model has one, with its logits."""
+    def begin(self, state: Any, room: int) -> Any:
+        """The state in the form that steps are fastest in: a fused stream where the model has one, with its logits.
+
+        It gets room for `room` tokens, no more and no less.
+        """
         fast = getattr(self.model, "fast", None)
-        fused = None if fast is None else fast(state, wait=False)
+        fused = None if fast is None else fast(state, wait=False, **({"room": room} if self.roomy else {}))
         return state if fused is None else fused
 
-    def step(self, token: int, state: Any) -> tuple[Tensor, Any]:
+    def step(self, token: int, state: Any, room: int) -> tuple[Tensor, Any]:
         """One recurrent step; now and then the spikes are looked at, which fused steps do not show."""
         sampled, self.steps = self.steps % SAMPLE_EVERY == 0, self.steps + 1
         fused = hasattr(state, "step")
@@ -42,7 +48,7 @@ class Reader:
             return (state.step(token)[None, None], state) if fused else self.run([token], state)
         with probe(self.model) as trace:
             logits, after = self.run([token], state.state() if fused else state)
-        result = logits, self.begin(after)  # also where the fused step was still being compiled
+        result = logits, self.begin(after, room)  # also where the fused step was still being compiled
         counts = [record.spikes.counts for record in trace.values()]
         self.metrics.add("fastsnn_spike_channels_total", sum(c.numel() for c in counts))
         self.metrics.add("fastsnn_spike_channels_silent_total", sum(int((c == 0).sum()) for c in counts))

@@ -10,26 +10,32 @@ import torch
 from torch import nn
 
 from fastsnn_core.errors import ArgumentError
+from fastsnn_core.lowering import Unsupported, lower
 from fastsnn_core.state import nbytes
 
+BLOCK = 64  # tokens of a block of a fused stream's cache
 UNKNOWN = 2 << 30  # where the platform does not say how much memory is free
 
 
 @attrs.frozen
 class Sizes:
-    """Vocabulary, bytes of a state after its first token, and bytes that each further token adds (0: constant)."""
+    """Vocabulary, bytes of a state after its first token, bytes that each further token adds (0: constant), and the
+    tokens of a block, which caches are made of."""
 
     vocab: int
     base: int
     growth: float
+    block: int = 1
 
     def need(self, tokens: int) -> float:
-        """Bytes of a state that has seen so many tokens."""
-        return self.base + self.growth * (tokens - 1)
+        """Bytes that a stream of so many tokens holds at most."""
+        return self.base + self.growth * (-(-tokens // self.block) * self.block - 1)
 
     def room(self, budget: float) -> int | None:
         """Tokens whose state fits `budget`; None where the state does not grow."""
-        return max(0, 1 + int((budget - self.base) // self.growth)) if self.growth else None
+        if not self.growth:
+            return None
+        return max(0, 1 + int((budget - self.base) // self.growth)) // self.block * self.block
 
 
 @torch.inference_mode()
@@ -45,7 +51,17 @@ def measure(model: nn.Module, device: torch.device) -> Sizes:
             f"{type(model).__name__} cannot be served: a language model takes (tokens [B,T], state, return_state=True, "
             f"last=True) and gives (logits [B,1,V], state); it says: {error}"
         ) from error
-    return Sizes(int(logits.shape[-1]), base, max(0.0, (nbytes(state) - base) / 32))
+    block = BLOCK if fused(model) else 1
+    return Sizes(int(logits.shape[-1]), base, max(0.0, (nbytes(state) - base) / 32), block)
+
+
+def fused(model: nn.Module) -> bool:
+    """Has the model a fused form, whose caches are made of blocks?"""
+    try:
+        lower(model, "")
+    except Unsupported:
+        return False
+    return True
 
 
 def available(device: torch.device) -> int:

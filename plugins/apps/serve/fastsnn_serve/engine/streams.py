@@ -71,6 +71,11 @@ class Stream:
         prompt.users += 1
 
     @property
+    def tokens(self) -> int:
+        """Tokens of prompt and answer at most."""
+        return len(self.prompt.ids) + self.want.max_tokens
+
+    @property
     def done(self) -> bool:
         """Has it said its last?"""
         return self.ending is not None

@@ -2,7 +2,7 @@
 
 Honoured: prompt (string, strings, token ids, lists of them) or messages; max_tokens, max_completion_tokens,
 temperature, top_p, top_k, stop, seed, n, echo, logprobs, top_logprobs, stream, stream_options.include_usage, model,
-user.
+user; for chats documents, chat_template_kwargs, add_generation_prompt, continue_final_message.
 Every other field is an error unless it stands at the value that OpenAI gives it when it is left out.
 """
 
@@ -27,6 +27,24 @@ HARMLESS: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "service_tier": ("auto", "default"),
     "store": (False,),
+    # of other servers, at the values that change nothing
+    "cache_prompt": (True, False),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "mirostat": (0,),
+    "priority": (0,),
+    "repeat_penalty": (1,),
+    "repetition_penalty": (1,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "stop_token_ids": ([],),
+    "tfs_z": (1,),
+    "timings_per_token": (False,),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
 }
 COMPLETION_HARMLESS = HARMLESS | {"suffix": ("",)}
 CHAT_HARMLESS = HARMLESS | {
@@ -53,6 +71,7 @@ class Context:
     tokenizer: Tokenizer
     vocab: int
     template: ChatTemplate
+    longest: int | None = None  # tokens of prompt and answer together
 
 
 @attrs.frozen
@@ -83,7 +102,7 @@ def completion(body: Any, context: Context) -> Ask:
     prompts, texts = read_prompts(fields.take("prompt"), context)
     logprobs = fields.integer("logprobs", None, 0, TOP)
     echo = fields.flag("echo")
-    want, n = read_want(fields, context, COMPLETION_TOKENS, 0, logprobs, ())
+    want, n = read_want(fields, context, room(context, prompts, COMPLETION_TOKENS), 0, logprobs, ())
     best_of = fields.integer("best_of", n, 1)
     if best_of != n:
         raise Invalid(f"best_of: only n (here {n}) is supported, got {best_of}", "best_of", "unsupported_parameter")
@@ -100,14 +119,38 @@ def chat(body: Any, context: Context) -> Ask:
     """A body of ``/v1/chat/completions``."""
     fields = Fields(body)
     check_model(fields, context)
-    ids = in_vocabulary(context.template.ids(fields.take("messages")), context, "messages")
+    ids = in_vocabulary(chat_ids(fields, context), context, "messages")
     asked, top = fields.flag("logprobs"), fields.integer("top_logprobs", None, 0, TOP)
     if top is not None and not asked:
         raise Invalid("top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
-    want, n = read_want(fields, context, CHAT_TOKENS, 1, (top or 0) if asked else None, context.template.stops)
+    most = room(context, [ids], CHAT_TOKENS)
+    want, n = read_want(fields, context, most, 1, (top or 0) if asked else None, context.template.stops)
     stream, usage = read_stream(fields)
     fields.done(CHAT_HARMLESS)
     return Ask(True, (ids,), (None,), want, n, None, stream, usage)
+
+
+def room(context: Context, prompts: list[list[int]], usual: int) -> int:
+    """max_tokens where a request names none: the usual, or what is left of the model's length."""
+    if context.longest is None:
+        return usual
+    return max(1, min(usual, context.longest - max(map(len, prompts), default=0)))
+
+
+def chat_ids(fields: Fields, context: Context) -> list[int]:
+    """The prompt of a conversation; `chat_template_kwargs` and `documents` reach the template."""
+    more, documents = fields.take("chat_template_kwargs"), fields.take("documents")
+    if more is not None and not isinstance(more, dict):
+        raise fields.wrong("chat_template_kwargs", "an object", more)
+    if documents is not None and not (isinstance(documents, list) and all(isinstance(d, dict) for d in documents)):
+        raise fields.wrong("documents", "a list of objects", documents)
+    ask, going_on = fields.flag("add_generation_prompt", True), fields.flag("continue_final_message")
+    own = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "template"}
+    extra = {key: value for key, value in (more or {}).items() if key not in own}
+    return context.template.ids(
+        fields.take("messages"), documents=documents or None, add_generation_prompt=ask and not going_on,
+        continue_final_message=going_on, **extra,
+    )  # fmt: skip
 
 
 def check_model(fields: Fields, context: Context) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -22,6 +23,7 @@ from fastsnn_core.arguments import device as check_device
 from fastsnn_serve import __version__
 from fastsnn_serve.engine import Engine
 from fastsnn_serve.http import protocol
+from fastsnn_serve.http.around import middleware
 from fastsnn_serve.http.chat_template import ChatTemplate, template_source
 from fastsnn_serve.http.protocol import Ask, Context
 from fastsnn_serve.http.request_task import Json, answer, failure
@@ -34,12 +36,20 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def app(
-    model_or_bundle: Any, name: str | None = None, *, device: str = "cpu", max_body: int = BODY, **engine: Any
+    model_or_bundle: Any,
+    name: str | None = None,
+    *,
+    device: str = "cpu",
+    max_body: int = BODY,
+    cors: Sequence[str] = (),
+    log: bool = False,
+    **engine: Any,
 ) -> Starlette:
     """An ASGI application that serves one language model (a module, or the path of a bundle, loaded onto `device`).
 
+    `cors` lists the origins whose pages may ask ("*": all), `log` logs a line per request (logger ``fastsnn.serve``).
     `name` is the model's id, by default the bundle's folder without ``.snn``. Further options go to
-    `fastsnn_serve.Engine`: max_streams, max_waiting, chunk, cache_bytes, state_bytes. The engine is
+    `fastsnn_serve.Engine`: max_streams, max_waiting, chunk, cache_bytes, state_bytes, max_model_len. The engine is
     ``app.state.engine``; the model is put into evaluation mode and belongs to it until it is closed.
     """
     check_device(device)
@@ -48,7 +58,7 @@ def app(
         model, found = model_or_bundle, str(getattr(getattr(model_or_bundle, "spec", None), "name", "") or "model")
     else:
         model, found = load(model_or_bundle, device), Path(model_or_bundle).resolve().name.removesuffix(".snn")
-    return Server(Engine(model, **engine), name or found, max_body).starlette()
+    return Server(Engine(model, **engine), name or found, max_body).starlette(middleware(cors, log))
 
 
 class Server:
@@ -57,9 +67,9 @@ class Server:
     def __init__(self, engine: Engine, name: str, max_body: int) -> None:
         self.engine, self.max_body, self.created = engine, max_body, int(time.time())
         template = ChatTemplate(engine.tokenizer, template_source(engine.model, engine.tokenizer))
-        self.context = Context(name, engine.tokenizer, engine.sizes.vocab, template)
+        self.context = Context(name, engine.tokenizer, engine.sizes.vocab, template, engine.max_model_len)
 
-    def starlette(self) -> Starlette:
+    def starlette(self, around: list[Middleware]) -> Starlette:
         """The application."""
 
         @contextlib.asynccontextmanager
@@ -69,8 +79,8 @@ class Server:
             await run_in_threadpool(self.engine.close)
 
         handlers: dict[Any, Any] = {HTTPException: refused, Exception: broken}
-        made = Starlette(routes=self.routes(), lifespan=lifespan, exception_handlers=handlers)
-        made.state.engine = self.engine
+        made = Starlette(routes=self.routes(), lifespan=lifespan, exception_handlers=handlers, middleware=around)
+        made.state.engine, made.state.plain_chat = self.engine, self.context.template.plain
         return made
 
     def routes(self) -> list[Route]:
@@ -162,7 +172,8 @@ class Server:
         else:
             encode = functools.partial(prompt_ids, self.context.tokenizer) if add else self.context.tokenizer.encode
             ids = await run_in_threadpool(encode, text or "")
-        longest = self.engine.sizes.room(self.engine.state_bytes)
+        bounds = (self.engine.sizes.room(self.engine.state_bytes), self.engine.max_model_len)
+        longest = min((bound for bound in bounds if bound is not None), default=None)
         return Json({"tokens": ids, "count": len(ids), "max_model_len": longest})
 
     async def detokenize(self, request: Request) -> Response:

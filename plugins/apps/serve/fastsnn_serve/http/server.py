@@ -5,8 +5,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import logging
+import signal
 import socket
 import threading
+from collections.abc import Iterator
 from inspect import signature
 from typing import Any
 
@@ -17,6 +20,8 @@ from fastsnn_core.arguments import port as port_number
 from fastsnn_core.errors import ArgumentError, NetworkError, ProcessError, check_options
 from fastsnn_serve.engine import Engine
 from fastsnn_serve.http.routes import app as make_app
+
+GRACE = 30.0  # seconds that running streams have to end after SIGTERM
 
 
 class Handle:
@@ -78,10 +83,9 @@ def serve(
     except BaseException:
         listener.close()
         raise
-    server = stopping_server(application)
     if not block:
-        return Handle(server, listener, application, host).start()
-    print(greeting(address(host, listener.getsockname()[1]), application), flush=True)
+        return Handle(stopping_server(application), listener, application, host).start()
+    server = stopping_server(application, greeting(address(host, listener.getsockname()[1]), application))
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn has shut down by then, and passes the signal on
         server.run([listener])
     print("stopped", flush=True)
@@ -102,13 +106,44 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def stopping_server(application: Starlette) -> Any:
-    """A uvicorn server that ends the engine's streams before it waits for its connections."""
+def stopping_server(application: Starlette, greeting: str = "") -> Any:
+    """A uvicorn server that greets once it accepts connections, and ends streams before it waits for connections.
+
+    SIGTERM lets the running streams end first (`GRACE` seconds; a second signal does not wait), Ctrl-C does not.
+    """
     import uvicorn
+    from starlette.concurrency import run_in_threadpool
 
     class Server(uvicorn.Server):
+        draining = False
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if greeting:
+                print(greeting, flush=True)
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            self.draining = sig == signal.SIGTERM and not self.should_exit
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = True
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            if threading.current_thread() is not threading.main_thread():
+                yield
+                return
+            before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield  # uvicorn itself would raise the signal again, and the process would end by it
+            finally:
+                for sig, handler in before.items():
+                    signal.signal(sig, handler)
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            application.state.engine.stop()
+            engine = application.state.engine
+            if self.draining:
+                await run_in_threadpool(engine.drain, GRACE)
+            engine.stop()
             await super().shutdown(sockets)
 
     return Server(uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=10, server_header=False))
@@ -123,7 +158,10 @@ def greeting(url: str, application: Starlette) -> str:
     """The address and a line to try."""
     body = json.dumps({"prompt": "Once upon a time", "max_tokens": 64})
     count = application.state.engine.max_streams
-    return f"serving at {url}/v1 (up to {count} streams at once; Ctrl-C stops)\ncurl {url}/v1/completions -d '{body}'"
+    says = f"serving at {url}/v1 (up to {count} streams at once; Ctrl-C stops)\ncurl {url}/v1/completions -d '{body}'"
+    if application.state.plain_chat:
+        says += "\nnote: the model has no chat template; chats are put as 'User: … / Assistant:' lines"
+    return says
 
 
 def main(argv: list[str]) -> int:
@@ -138,11 +176,23 @@ def main(argv: list[str]) -> int:
         "--max-streams", type=number(int, ge=1), default=16, help="completions at once (default %(default)s)"
     )
     parser.add_argument(
+        "--max-model-len", type=number(int, ge=0),
+        help="tokens of prompt and answer together (default: what the model was made for; 0: no bound)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cors", action="append", default=[], metavar="ORIGIN", help="origin whose pages may ask; *: all"
+    )
+    parser.add_argument("--log", action="store_true", help="a line per request on stderr")
+    parser.add_argument(
         "--cache-mb", type=number(int, ge=0), default=256, help="of the prefix cache; 0: none (default %(default)s)"
     )
     given = parser.parse_args(argv)
+    if given.log:
+        logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+        logging.getLogger("fastsnn.serve").setLevel(logging.INFO)
     serve(
         given.bundle, given.port, given.host, name=given.name, device=given.device,
-        max_streams=given.max_streams, cache_bytes=given.cache_mb << 20,
+        max_streams=given.max_streams, cache_bytes=given.cache_mb << 20, max_model_len=given.max_model_len,
+        cors=given.cors, log=given.log,
     )  # fmt: skip
     return 0
