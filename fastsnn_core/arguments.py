@@ -36,6 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Usage and one line; exit status 2."""
+        message = message.encode("utf-8", "backslashreplace").decode("utf-8")  # bytes of a name that are no UTF-8
         self.exit(2, f"{self.format_usage()}{self.prog}: {message}\n")
 
 

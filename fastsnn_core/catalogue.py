@@ -15,6 +15,7 @@ FIRST_PARTY: dict[str, tuple[str, ...]] = {
 }
 
 VERBS: dict[str, str] = {
+    "chat": "fastsnn-text",
     "convert": "fastsnn-convert",
     "eval": "fastsnn-train",
     "export": "fastsnn",

@@ -30,6 +30,7 @@ RIGHT: dict[str, list[str]] = {
     "test": ["fastsnn_no_such_plugin"],
     "run": ["spec.toml", "--out", "made"],
     "generate": ["m.snn", "--prompt", "ab", "--max-tokens", "2"],
+    "chat": ["m.snn", "--max-tokens", "2"],
     "export": ["m.snn", "made.snn", "--to", "w8a", "--text", "text.txt"],
     "fit": ["spec.toml", "--out", "made"],
     "eval": ["m.snn", "--text", "text.txt", "--heatmap", "made.png", "--recall", "passkey"],

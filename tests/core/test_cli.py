@@ -183,3 +183,15 @@ def test_new_plugin_takes_no_name_that_is_taken(name, tmp_path, capsys):
 def test_plugins_of_a_kind_that_there_is_not(capsys):
     assert cli.main(["plugins", "--kind", "neurons"]) == cli.EXIT_USER
     assert "--kind: no 'neurons'; did you mean 'neuron'?" in capsys.readouterr().err
+
+
+def test_the_catalogue_of_verbs_is_what_the_plugins_declare():
+    import tomllib
+
+    from fastsnn_core.catalogue import VERBS
+
+    found = {}
+    for path in Path(cli.__file__).parents[1].glob("plugins/*/*/pyproject.toml"):
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+        found |= dict.fromkeys(project.get("entry-points", {}).get("fastsnn1.commands", {}), project["name"])
+    assert found == VERBS

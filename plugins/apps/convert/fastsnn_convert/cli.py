@@ -66,6 +66,8 @@ def main(argv: list[str]) -> int:
     for option in ("spec", "heal"):
         if getattr(opts, option):
             targets.existing_file(getattr(opts, option), f"--{option}")
+    if opts.heal and Path(opts.heal).suffix in ("", ".txt", ".md"):
+        targets.read_text(opts.heal, "--heal")
     if opts.out:
         targets.folder(opts.out, [opts.source], "--out")
     from fastsnn_convert import convert
