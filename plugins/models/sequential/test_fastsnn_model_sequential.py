@@ -23,6 +23,7 @@ LAYERS = {
     "conv_transpose2d": ({"size": 5, "kernel": (3,), "stride": (2, 1), "padding": (1,), "dilation": (2,)}, (2, 5, 6)),
     "conv3d": ({"size": 3, "kernel": (2,), "padding_mode": "circular", "padding": (1,)}, (2, 4, 4, 5)),
     "conv_transpose3d": ({"size": 3, "kernel": (2,), "stride": (2,)}, (2, 3, 3, 2)),
+    "channel_dropout": ({"p": 0.2, "dims": 1}, (3, 4)),
     "additive_mask": ({"heads": 2}, (5,)),
     "embedding": ({"features": 7, "size": 5}, (4,)),
     "batch_norm": ({"affine": False, "momentum": 0.3}, (3, 4)),

@@ -99,15 +99,13 @@ class Pooling(Rule):
         return {**MAX_CALLS, **AVG_CALLS, **ADAPTIVE_CALLS}[function](**given)
 
 
+CHANNEL_DROPOUT: dict[type[nn.Module], Any] = {
+    nn.Dropout1d: F.dropout1d, nn.Dropout2d: F.dropout2d, nn.Dropout3d: F.dropout3d,
+}  # fmt: skip
 KINDS = (
-    nn.Flatten,
-    nn.Unflatten,
-    nn.Identity,
-    nn.Dropout,
-    spike_layers.Flatten,
-    spike_layers.Unflatten,
+    *CHANNEL_DROPOUT, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, spike_layers.Flatten, spike_layers.Unflatten,
     spike_layers.Dropout,
-)
+)  # fmt: skip
 
 
 @frozen
@@ -115,7 +113,10 @@ class Shapes(Rule):
     """flatten, unflatten, dropout, identity: the same spikes in another shape, or fewer of them while training."""
 
     name = "shapes"
-    covers = ("torch.nn.Flatten", "torch.nn.Unflatten", "torch.nn.Identity", "torch.nn.Dropout")
+    covers = (
+        "torch.nn.Flatten", "torch.nn.Unflatten", "torch.nn.Identity", "torch.nn.Dropout",
+        *(f"torch.nn.{cls.__name__}" for cls in CHANNEL_DROPOUT),
+    )  # fmt: skip
 
     def matches(self, module: Any) -> bool:
         """Whether this rule speaks for `module`."""
@@ -123,6 +124,8 @@ class Shapes(Rule):
 
     def convert(self, module: Any, context: Context) -> Replacement:
         """Its twin for spikes."""
+        if type(module) in CHANNEL_DROPOUT:
+            return context.keep(module, "drops whole channels, in training only")
         if type(module) is nn.Dropout:
             return context.passes(spike_layers.Dropout(module.p), "drops counts in training only")
         if type(module) is nn.Unflatten:
@@ -145,6 +148,10 @@ class Shapes(Rule):
         if function is F.dropout:
             given = dict(zip(("input", "p", "training", "inplace"), args)) | kwargs
             return nn.Dropout(given.get("p", 0.5))
+        for module, call in CHANNEL_DROPOUT.items():
+            if function is call:
+                given = dict(zip(("input", "p", "training", "inplace"), args)) | kwargs
+                return module(given.get("p", 0.5))
         return None
 
 

@@ -58,6 +58,9 @@ def describe(module: Any) -> Layer | None:
         found = Layer(op="prelu", features=module.num_parameters)
     elif kind in (nn.Dropout, spike_layers.Dropout):
         found = Layer(op="dropout", p=float(module.p)) if module.p < 1 else None
+    elif kind in (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
+        dims = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d).index(kind) + 1
+        found = Layer(op="channel_dropout", p=float(module.p), dims=dims) if module.p < 1 else None
     elif kind is spike_layers.AdditiveMask:
         found = Layer(op="additive_mask", heads=module.heads, keys=module.keys)
     elif kind is spike_layers.Unflatten:

@@ -225,6 +225,7 @@ OPS: dict[str, Op] = {
     "flatten": Op({}, lambda v: spike_layers.Flatten(), lambda v, s: (math.prod(s),)),
     "unflatten": Op({"shape": NEEDED}, lambda v: spike_layers.Unflatten(v.shape), unflattened, ranks=(1,)),
     "dropout": Op({"p": 0.5}, lambda v: spike_layers.Dropout(v.p)),
+    "channel_dropout": Op({"p": 0.5, "dims": 2}, lambda v: getattr(nn, f"Dropout{v.dims}d")(v.p)),
     "additive_mask": Op({"heads": NEEDED, "keys": False}, lambda v: spike_layers.AdditiveMask(v.heads, v.keys)),
     "identity": plain(nn.Identity),
     "spikes": Op({"neuron": NEEDED, "dims": None, "features": None}, site, features=group),

@@ -46,7 +46,7 @@ from fastsnn_convert.output_distance import distance, output
 from fastsnn_core.progress import Progress
 from fastsnn_core.spike_tensor import SpikeTensor, plain
 from fastsnn_model_graph import Network, Step
-from fastsnn_model_graph.steps import run_all
+from fastsnn_model_graph.steps import refs, run_all
 
 LIVE_BYTES = 1 << 30  # of calibration data's values at one step
 SAVING_ROUNDS = 6
@@ -88,7 +88,7 @@ class Tracks:
         network, refine = self.network, self.settings.refine and self.settings.steps is not None
         dense: dict[str, list[Any]] = {}
         spiking: dict[str, list[Any]] = {}
-        given = 0
+        given, last = 0, {ref.name for ref in refs(network.output)}
         with Progress("choosing thresholds", total=len(network.steps), unit="steps") as progress:
             for step in network.steps:
                 if step.kind == "input":
@@ -106,7 +106,7 @@ class Tracks:
                     dense[step.name] = self.taken(step, dense)
                     spiking[step.name] = dense[step.name] if together else self.taken(step, spiking)
                     if refine and not together and self.adjustable(step):
-                        adjust(network.held(step.target), spiking[step.name], dense[step.name])
+                        adjust(network.held(step.target), spiking[step.name], dense[step.name], step.name not in last)
                 for name in network.done.get(step.name, ()):
                     del dense[name], spiking[name]
                 progress.step(note=step.target or step.name)
@@ -192,10 +192,11 @@ def measured(site: FoldedSite, spikes: Sequence[Any], x0: Sequence[Tensor]) -> F
 
 
 @torch.no_grad()
-def adjust(module: Any, spiking: list[Tensor], dense: list[Tensor]) -> None:
+def adjust(module: Any, spiking: list[Tensor], dense: list[Tensor], scaled: bool) -> None:
     """Scale and shift per output channel by which the projection's spiking output comes closest to its dense one.
 
-    A ridge of `PRIOR` samples holds the scale at 1 and the shift at 0. Weights, bias and the outputs change in place.
+    A ridge of `PRIOR` samples holds the scale at 1 and the shift at 0. Weights, bias and the outputs change in
+    place. Where the network's own outputs come from, only the shift is taken (`scaled` is False): class scores compare.
     """
     dim = -1 if isinstance(module, nn.Linear) else 1
     y, y0 = (torch.cat([by_channel(piece, dim) for piece in pieces]).double() for pieces in (spiking, dense))
@@ -204,7 +205,7 @@ def adjust(module: Any, spiking: list[Tensor], dense: list[Tensor]) -> None:
     variance = (y - mean).square().mean(0)
     together = ((y - mean) * (y0 - mean0)).mean(0)
     scale = 1 + rows * (together / variance.clamp_min(1e-12) - 1)
-    scale = torch.where(variance > 1e-12, scale, 1.0).clamp(0.5, 2.0)
+    scale = torch.where((variance > 1e-12) & scaled, scale, 1.0).clamp(0.5, 2.0)
     shift = rows * (mean0 - scale * mean)
     weight, transposed = module.weight, isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
     by_output = scale.reshape(-1, *[1] * (weight.ndim - 1))

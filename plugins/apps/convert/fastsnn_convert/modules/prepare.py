@@ -198,6 +198,9 @@ def bake_weights(model: nn.Module) -> None:
                     hook.remove(module)
                     del module._forward_pre_hooks[key]
             if parametrize.is_parametrized(module):
+                kind = type(module)  # the copy's own class: removing changes it, and the user's module has the same
+                own = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+                module.__class__ = type(kind.__name__, kind.__bases__, own)
                 for tensor in list(module.parametrizations):  # type: ignore[arg-type]
                     parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
         except (RuntimeError, ValueError, AttributeError, AssertionError) as error:
