@@ -3,8 +3,8 @@
     python benchmarks/convert_resnet.py [--weights FILE] [--only accuracy,cifar,imagenet] [--json FILE]
 
 *accuracy*: a ResNet-20 of width 8 (batch norms, nine residual additions) on MNIST, trained here for one epoch unless
-``--weights`` names a state dict of an earlier run (it is written there), at 2, 3, 4, 5 and 8 steps, thresholds chosen on
-512 training images without labels. *cifar*: a ResNet-20 of the usual width on 3x32x32 images with 512 calibration
+``--weights`` names a state dict of an earlier run (it is written there), at 2, 3, 4, 5 and 8 steps, thresholds chosen
+on 512 training images without labels. *cifar*: a ResNet-20 of the usual width on 3x32x32 images with 512 calibration
 images. *imagenet*: a ResNet-50 on 3x224x224 images. Those two have random weights: only their seconds count, wall and
 CPU (of this process, one thread); ``passes`` is the CPU time in dense passes over the same images.
 """
@@ -137,9 +137,7 @@ def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--json", help="write the figures here")
     args.add_argument("--only", default=",".join(PIECES), help=f"pieces, with commas, out of {', '.join(PIECES)}")
-    args.add_argument(
-        "--weights", type=Path, help="the trained ResNet-20's state dict: read, or written after training"
-    )
+    args.add_argument("--weights", type=Path, help="the trained ResNet-20's state dict, read or written")
     args.add_argument("--images", type=int, default=10_000, help="test images")
     args.add_argument("--steps", default="2,3,4,5,8", help="of the accuracy rows, with commas")
     args.add_argument("--large", type=int, default=64, help="calibration images of the ResNet-50")
@@ -157,12 +155,14 @@ def main() -> None:
         for steps in map(int, opts.steps.split(",")):
             done, took = converted(net, calibration, steps=steps)
             share, quality = accuracy(done.model, images, labels), done.report["quality"]
-            rows.append({"steps": steps, "accuracy": share, "lost": dense - share, **took,
-                         **{k: quality[k] for k in ("output_error", "silent_fraction", "spikes_per_channel")}})  # fmt: skip
+            figures = {k: quality[k] for k in ("output_error", "silent_fraction", "spikes_per_channel")}
+            rows.append({"steps": steps, "accuracy": share, "lost": dense - share, **took, **figures})
             print(rows[-1], flush=True)
         found["accuracy"] = {"dense": dense, "images": len(images), "rows": rows}
-        lines = [[r["steps"], f"{r['accuracy']:.2%}", f"{100 * r['lost']:.2f}", f"{r['output_error']:.3f}", f"{r['cpu']:.0f}"]
-                 for r in rows]  # fmt: skip
+        lines = []
+        for r in rows:
+            cells = [f"{r['accuracy']:.2%}", f"{100 * r['lost']:.2f}", f"{r['output_error']:.3f}", f"{r['cpu']:.0f}"]
+            lines.append([r["steps"], *cells])
         print(f"dense {dense:.2%}\n" + table(["steps", "accuracy", "points lost", "output error", "CPU s"], lines))
     for name, net, data in (
         ("cifar", lambda: resnet20(16, 3), lambda: torch.rand(512, 3, 32, 32)),
