@@ -181,6 +181,7 @@ def test_refusals_say_what_is_possible(model, options, says):
 
 
 def test_the_one_line_conversion():
+    torch.manual_seed(0)
     ann = TinyANN(in_dim=12, hidden=16, out_dim=4)
     snn = convert_ann_to_snn(ann, d_model_fallback=128)
     x = torch.randn(2, 7, 12)
@@ -191,7 +192,9 @@ def test_the_one_line_conversion():
         snn(x)
     assert len(trace) == 2
     assert all(r.spikes.largest() > 0 for r in trace.values())
-    torch.testing.assert_close(snn(x), ann(x), rtol=0.3, atol=0.3)
+    with torch.no_grad():
+        y, y0 = snn(x), ann(x)
+    assert float((y - y0).norm() / (y0 - y0.mean((0, 1))).norm()) < 0.3  # k = 3: counts of about 3
 
 
 def test_the_fallback_is_the_width_that_nobody_tells():

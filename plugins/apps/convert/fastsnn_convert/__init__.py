@@ -40,7 +40,7 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **
         raise ConversionError(str(error)) from None
     if isinstance(source, str | Path) and Path(source).is_dir():
         if (Path(source) / "weights.safetensors").is_file() and (Path(source) / "meta.json").is_file():
-            done = convert_module(from_bundle(source), neuron=plain, **of_modules(options))
+            done = convert_module(from_bundle(source), neuron=plain, must_save=to is not None, **of_modules(options))
         else:
             from fastsnn_convert.language import convert_language
 
@@ -51,9 +51,11 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **
         done = convert_language(source, neuron=neuron, **options)
     elif isinstance(source, str | Path | dict):
         spec, names = options.pop("spec", None), options.pop("names", None)
-        done = convert_module(from_weights(source, spec, names), neuron=plain, **of_modules(options))
+        done = convert_module(
+            from_weights(source, spec, names), neuron=plain, must_save=to is not None, **of_modules(options)
+        )
     else:
-        done = convert_module(source, neuron=plain, **of_modules(options))
+        done = convert_module(source, neuron=plain, must_save=to is not None, **of_modules(options))
     if to is not None:
         done.save(to)
     return done
@@ -91,7 +93,7 @@ def of_modules(options: dict[str, Any]) -> dict[str, Any]:
     from fastsnn_conversion.context import ConversionError
     from fastsnn_convert.modules import convert_module
 
-    known = [name for name in inspect.signature(convert_module).parameters if name != "model"]
+    known = [name for name in inspect.signature(convert_module).parameters if name not in ("model", "must_save")]
     if unknown := sorted(set(options) - set(known)):
         raise ConversionError(
             f"a network of layers is converted without {', '.join(unknown)}; options: {', '.join(known)} "

@@ -5,8 +5,9 @@
               saturation, error (this module alone), cumulative (this and all before it)
     quality   figures of the whole;  curve  figures against steps;  obstacles  what keeps it out of a bundle
 
-Errors are relative: ‖y - y₀‖ / ‖y₀ - mean y₀‖ of the network's output on calibration data; where `error_unit` says so
-(language models) they are KL(dense ‖ spiking) of the next token, in nats per token. `None` is "not measured".
+Errors are relative: of modules, spikes against the values they stand for, over the spread of those; `output_error`,
+‖y - y₀‖ / ‖y₀ - mean y₀‖ against the original's outputs on samples held out of calibration (`measured_on`);
+where `error_unit` says so (language models) they are KL(dense ‖ spiking) of the next token, in nats per token. `None` is "not measured".
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Report(dict[str, Any]):
                 says.append((r["error"], f"{name} alone costs {r['error']:.3f} nats per token: {fix}"))
             elif not nats and (r["error"] or 0.0) > BAD_ERROR:
                 fix = "give it one step more (steps_per_site), more calibration data, or train the network a little"
-                says.append((r["error"], f"{name} alone costs {r['error']:.0%} of the output: {fix}"))
+                says.append((r["error"], f"{name} alone is {r['error']:.0%} off its values: {fix}"))
             if (r["silent_fraction"] or 0.0) > BAD_SILENCE:
                 says.append((8.0, f"{name} is silent: lower its threshold (a higher k), or check the calibration data"))
         untouched = [r["name"] for r in self.get("modules", []) if r["status"] == "kept" and not r["rule"]]

@@ -11,7 +11,7 @@ is refused by name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -47,7 +47,10 @@ def out_of_place(traced: Traced, example: Sequence[Tensor]) -> None:
             steps.append(step)
             continue
         before = [(name, t, t._version) for name in step.sources() for t in tensors(values[name])]
-        values[step.name] = value = network.take(step, values)
+        try:
+            values[step.name] = value = network.take(step, values)
+        except Exception as error:
+            raise does_not_run(f"at {step.target!r}", error, traced.opaque) from error
         changed = [(name, t) for name, t, version in before if t._version != version]
         current = renamed(step, names)
         if changed:
@@ -81,6 +84,21 @@ def out_of_place(traced: Traced, example: Sequence[Tensor]) -> None:
         steps.append(pure(current, traced, bool(changed)))
     traced.steps = steps
     traced.output = fill(traced.output, lambda ref: Ref(names.get(ref.name, ref.name)))
+
+
+def does_not_run(where: str, error: Exception, opaque: Mapping[str, str]) -> ConversionError:
+    """The error of steps that fail on the example."""
+    for path, why in opaque.items():
+        return ConversionError(
+            f"torch.fx cannot see through {why} (module {path!r}), and what is made of its output then fails ({where}: "
+            f"{error}). Make that part take and give tensors, or use functional=False; a model of transformers is "
+            "converted from its directory: model.save_pretrained(…), then convert that directory"
+        )
+    return ConversionError(
+        f"the traced network does not run ({where}): {type(error).__name__}: {error}. A part of its forward may ask "
+        "for a type, a size or an option that tracing does not see; make that part an nn.Module of its own, or use "
+        "functional=False"
+    )
 
 
 def network_tensors(traced: Traced, own: set[int]) -> Iterator[Tensor]:

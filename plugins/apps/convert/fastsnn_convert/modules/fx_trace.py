@@ -257,7 +257,9 @@ def steps_of(graph: fx.Graph, shell: nn.Module, opaque: dict[str, str]) -> Trace
                 path = f"{path}_{calls[path]}"  # one ReLU called in several places: each place spikes for itself
                 module = copy.deepcopy(module)
             found.held[path] = module
-            found.steps.append(Step(node.name, "module", path, *positional(module, args, kwargs)))
+            if node.target not in opaque:  # which may be called in ways that its signature does not say
+                args, kwargs = positional(module, args, kwargs)
+            found.steps.append(Step(node.name, "module", path, args, kwargs))
         elif node.op == "call_method":
             found.steps.append(Step(node.name, "call", node.target, args, kwargs, method=True))
         else:

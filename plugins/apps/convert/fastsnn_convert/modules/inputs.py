@@ -145,6 +145,10 @@ def check_batch(name: str, run: Callable[[Sequence[Tensor]], Any], given: Sequen
             f"{name} gives {shapes} for inputs of {n} samples: no output of numbers has the batch first. Convert a "
             "module [B, …] -> [B, …] (batch_first=True where there is such an option)"
         )
+    if any(bool(out[i].isnan().any()) for i in batched):
+        raise ConversionError(
+            f"{name} gives NaN on the first samples of its data: it overflows there, or divides by zero"
+        )
     if n < 2 or any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in model.modules()):
         return
     again = list(leaves(run(given)))
@@ -161,7 +165,8 @@ def check_batch(name: str, run: Callable[[Sequence[Tensor]], Any], given: Sequen
         return  # some forwards take one size of batch only
     for i in batched:
         y = both[i].double()
-        far = 1e-3 * float(y.abs().max()) + 1e-5 if both[i].dtype not in HALF else 0.05 * float(y.abs().max()) + 1e-3
+        top = float(y.nan_to_num(0.0, 0.0, 0.0).abs().max())
+        far = 0.05 * top + 1e-3 if both[i].dtype in HALF else 1e-3 * top + 1e-5
         off = [
             float((z.double() - w).abs().max())
             for z, w in ((turned[i].flip(0), y), (alone[i], y[:1]))

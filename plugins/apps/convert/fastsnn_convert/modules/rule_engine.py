@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastsnn_conversion import spike_layers
 from fastsnn_conversion.context import Context, ConversionError, Replacement, channels_of
 from fastsnn_conversion.time_folding import FoldedSite
-from fastsnn_convert.modules.functional_form import lift_calls, out_of_place
+from fastsnn_convert.modules.functional_form import does_not_run, lift_calls, out_of_place
 from fastsnn_convert.modules.fx_trace import Traced, best_rule, lowered, renamed, trace
 from fastsnn_convert.modules.inputs import HALF, Call, single
 from fastsnn_convert.modules.prepare import prepared
@@ -76,7 +76,7 @@ def plan(
     ranks = tuple(x.ndim for x in example)
     dense = Network(list(traced.steps), copy.deepcopy(traced.held), traced.output, ranks).eval()
     samples: dict[str, Any] = {}
-    check_same(type(model).__name__, wanted, run_dense(dense, inputs, samples), example)
+    check_same(type(model).__name__, wanted, run_dense(dense, inputs, samples, traced.opaque), example)
     maker = Maker(kind, fallback)
     found = decide(traced, rules, samples, maker, dict(options or {}), coverage)
     for step in traced.steps:
@@ -102,7 +102,7 @@ def answer(model: nn.Module, call: Call, example: Sequence[Tensor]) -> Any:
             module.training = mode
 
 
-def run_dense(dense: Network, inputs: tuple[Tensor, ...], samples: dict[str, Any]) -> Any:
+def run_dense(dense: Network, inputs: tuple[Tensor, ...], samples: dict[str, Any], opaque: Mapping[str, str]) -> Any:
     """One pass over the traced network, every value put into `samples`."""
     at = [""]
 
@@ -112,11 +112,7 @@ def run_dense(dense: Network, inputs: tuple[Tensor, ...], samples: dict[str, Any
     try:
         return run_all(dense, tuple(x.clone() for x in inputs), see)
     except Exception as error:
-        behind = f" (behind {at[0]!r})" if at[0] else ""
-        raise ConversionError(
-            f"the traced network does not run{behind}: {error}. A part of its forward may ask for a type or a size "
-            "that tracing does not see; make that part an nn.Module of its own, or use functional=False"
-        ) from error
+        raise does_not_run(f"behind {at[0]!r}", error, opaque) from error
 
 
 def check_same(name: str, wanted: Any, got: Any, example: Sequence[Tensor]) -> None:
