@@ -7,7 +7,8 @@
 
 Errors are relative: of modules, spikes against the values they stand for, over the spread of those; `output_error`,
 ‖y - y₀‖ / ‖y₀ - mean y₀‖ against the original's outputs on samples held out of calibration (`measured_on`);
-where `error_unit` says so (language models) they are KL(dense ‖ spiking) of the next token, in nats per token. `None` is "not measured".
+where `error_unit` says so (language models) they are KL(dense ‖ spiking) of the next token, in nats per token. `None`
+is "not measured".
 """
 
 from __future__ import annotations
