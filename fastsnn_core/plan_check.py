@@ -17,9 +17,12 @@ from fastsnn_core.lowering import (
     NormForm,
     SiteForm,
     SoftmaxAttentionForm,
+    SpikeRule,
 )
-from fastsnn_core.ops.operands import OperandError, OperandTypeError, shown
+from fastsnn_core.ops.operands import FULL, OperandError, OperandTypeError, chosen, finite, shown
 from fastsnn_core.token_ids import TokenError
+
+STATISTICS = ("mean_abs", "rms", "max_abs")
 
 
 def check_plan(plan: Any) -> None:
@@ -67,9 +70,25 @@ def _norm(name: str, norm: NormForm | None, size: int) -> None:
         raise OperandError(f"decode_step: {name} must be [{size}], got {shown(norm.weight)}")
 
 
+def check_site(who: str, site: Any, size: int) -> None:
+    """A site in front of `size` channels: a rule whose numbers are numbers, and a centre of that size."""
+    if not isinstance(site, SiteForm) or not isinstance(site.rule, SpikeRule):
+        raise OperandTypeError(f"{who} must be a SiteForm with a SpikeRule, got {type(site).__name__}")
+    rule = site.rule
+    chosen(who, "statistic", rule.statistic, STATISTICS)
+    names = ("gain", "divisor", "v_min", "v_max", "bound", "dead_zone")
+    finite(who, **{name: getattr(rule, name) for name in names})
+    if isinstance(rule.burst, bool) or not isinstance(rule.burst, int) or not 0 <= rule.burst < max(1, size):
+        raise OperandError(f"{who}: burst must be a number of channels below {size}, got {rule.burst!r}")
+    if rule.divisor <= 0 or rule.bound <= 0 or rule.v_min > rule.v_max:
+        raise OperandError(f"{who}: a divisor and a bound above 0 and v_min <= v_max are wanted, got {rule}")
+    c = site.centre
+    if c is not None and (not isinstance(c, Tensor) or c.dtype not in FULL or tuple(c.shape) != (size,)):
+        raise OperandError(f"{who}: the centre must be float [{size}], got {shown(c)}")
+
+
 def _site(name: str, site: SiteForm, size: int) -> None:
-    if site.centre is not None and tuple(site.centre.shape) != (size,):
-        raise OperandError(f"decode_step: the centre of {name} must be [{size}], got {shown(site.centre)}")
+    check_site(f"decode_step: {name}", site, size)
 
 
 def _matrix(name: str, m: MatrixForm, inputs: int, outputs: int) -> None:

@@ -25,6 +25,7 @@ from fastsnn_core.lowering import MatrixForm, NormForm, SiteForm
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.ops.event import COUNT_LINEAR
 from fastsnn_core.ops.operands import OperandError, Operands, OperandTypeError, chosen, finite, shown
+from fastsnn_core.plan_check import check_site
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_integer import deterministic, reference
 
@@ -118,13 +119,14 @@ def _samples(name: str) -> Any:
 def check_residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> None:
     """The operands of `residual_naive`; `x` is written to, so its numbers must be its own."""
     name = "rows_residual"
-    rows = Operands(name, "x [N,D] float32", "add [N,D] float32", "norm [D] float32", "centre [D] float32")
-    is_form(name, "site", site, SiteForm)
+    rows = Operands(name, "x [N,D] float32", "add [N,D] float32", "norm [D] float32")
+    if isinstance(x, Tensor) and x.ndim == 2:
+        check_site(f"{name}: site", site, x.shape[1])
     if add is not None and not isinstance(add, Sums | Tensor):
         raise OperandTypeError(f"{name}: add must be Sums, a tensor or None, got {type(add).__name__}")
     total = add if isinstance(add, Tensor) else None
     weight = None if norm is None else norm_weight(name, norm)
-    sizes = rows.some((i, t) for i, t in enumerate((x, total, weight, site.centre)) if t is not None)
+    sizes = rows.some((i, t) for i, t in enumerate((x, total, weight)) if t is not None)
     if isinstance(add, Sums):
         check_sums_form(name, "add", add, sizes["N"], sizes["D"])
     if any(n > 1 and stride == 0 for n, stride in zip(x.shape, x.stride())):
@@ -134,13 +136,11 @@ def check_residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, 
 def check_hidden(up: Sums, gate: Sums | None, activation: str, site: SiteForm) -> None:
     """The operands of `hidden_naive`."""
     name = "rows_hidden"
-    is_form(name, "site", site, SiteForm)
     rows, wide = check_sums_form(name, "up", up)
+    check_site(f"{name}: site", site, wide)
     if gate is not None:
         check_sums_form(name, "gate", gate, rows, wide)
     chosen(name, "activation", activation, deterministic.FORMS)
-    if site.centre is not None:
-        Operands(name, "up [N,D] number", "centre [D] float32")(up.total, site.centre)
 
 
 def check_heads(
