@@ -208,8 +208,9 @@ class DecoderModule(nn.Module):
         places, position = positions(tokens, None if state is None else state.position, reset)
         angles = self.angles(places) if self.rotary else None
         x = self.embed(tokens)
+        kind = x.dtype
         x, embed = self.embed_site(x, None if state is None else state.embed, reset)
-        x = x if isinstance(x, Tensor) else x.value()
+        x = x if isinstance(x, Tensor) else x.value().to(kind)
         news = []
         fused = prefill.ready(self, tokens)
         if fused:

@@ -108,7 +108,7 @@ class AttentionLayer(nn.Module):
         rows, states = [], []
         for x, site, old in ((q, self.q_site, s.query), (k, self.k_site, s.key), (heads.v, self.v_site, s.value)):
             y, new = site(x.flatten(2), old, reset)
-            rows.append((y if isinstance(y, Tensor) else y.value()).reshape(x.shape))
+            rows.append((y if isinstance(y, Tensor) else y.value().to(x.dtype)).reshape(x.shape))
             states.append(new)
         return Heads(*rows, heads.x), *states
 
