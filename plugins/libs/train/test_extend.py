@@ -18,7 +18,7 @@ from fastsnn_train.evaluation.recall import mqar, recall
 from fastsnn_train.extend.cli import extend
 from fastsnn_train.extend.decay import calibrate_decay
 from fastsnn_train.extend.reshape import adopt, attentions, shaped
-from fastsnn_train.extend.step import FRESH, Walk, deep_share
+from fastsnn_train.extend.step import FRESH, StageRunner, deep_share
 from fastsnn_train.loop.parallel import World
 from fastsnn_train.loop.snapshot import take
 
@@ -39,7 +39,7 @@ def trained(model, data, steps=2, **config):
 
 def walk(model, data, mode="carry", length=48, share=0.0):
     trainer = Trainer(model, TrainConfig(batch_size=4), quiet=True)
-    return Walk(model, trainer, data.train, data.train.with_length(length), mode, share)
+    return StageRunner(model, trainer, data.train, data.train.with_length(length), mode, share)
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -339,7 +339,7 @@ def test_a_killed_extension_goes_on_as_if_it_had_not_been(make, data, mode, tmp_
 
     whole = begin(tmp_path / "whole")
     right = extend_context(whole.model, whole, **asked)
-    taken = Walk.take
+    taken = StageRunner.take
     for stop in (11, 19):  # calls of take: one after a checkpoint of stage two, one before
         calls = []
 
@@ -350,11 +350,11 @@ def test_a_killed_extension_goes_on_as_if_it_had_not_been(make, data, mode, tmp_
             return taken(self, *words)
 
         out = tmp_path / f"killed-{stop}"
-        monkeypatch.setattr(Walk, "take", take)
+        monkeypatch.setattr(StageRunner, "take", take)
         first = begin(out)
         with pytest.raises(Killed):
             extend_context(first.model, first, **asked)
-        monkeypatch.setattr(Walk, "take", taken)
+        monkeypatch.setattr(StageRunner, "take", taken)
         again = begin(out)
         found = extend_context(again.model, again, resume=True, **asked)
         assert found["history"] == right["history"]

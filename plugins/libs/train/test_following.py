@@ -12,7 +12,7 @@ from attrs import frozen
 
 from fastsnn_core import Session, Tracker, create, param
 from fastsnn_train import TrainConfig, Trainer
-from fastsnn_train.loop.callbacks import Leaving
+from fastsnn_train.loop.callbacks import InterruptGuard
 from fastsnn_train.loop.progress import Progress, facts
 
 
@@ -113,7 +113,7 @@ def test_both_first_party_trackers_together(make, packed, tmp_path):
 
 def test_the_first_signal_asks_the_second_interrupts_and_handlers_come_back():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with Leaving() as leaving:
+    with InterruptGuard() as leaving:
         assert leaving.asked == ""
         signal.raise_signal(signal.SIGTERM)
         assert leaving.asked == "SIGTERM"

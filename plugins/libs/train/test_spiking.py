@@ -70,9 +70,9 @@ def test_watched_rates_are_those_of_the_trace_and_their_gradient_is_right(make, 
 
 
 def stepper_of(model, trainer):
-    from fastsnn_train.loop.optimizer_step import Stepper
+    from fastsnn_train.loop.optimizer_step import OptimizerStep
 
-    return Stepper(model, TrainConfig(), trainer.world)
+    return OptimizerStep(model, TrainConfig(), trainer.world)
 
 
 @pytest.mark.parametrize(

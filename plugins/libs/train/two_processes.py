@@ -61,7 +61,7 @@ def shares(model: torch.nn.Module) -> Trainer:
 
     trainer = Trainer(model, TrainConfig(**CONFIG), quiet=True)
 
-    def loss(tokens, reset, plain=True):
+    def loss(tokens, reset, eager=True, targets_in_all=None):
         found = zip(sequence_shares(model, tokens[:, :-1], 2, reset=reset), tokens[:, 1:].chunk(2, 1))
         return sum(F.cross_entropy(y.flatten(0, 1), t.flatten()).double() for y, t in found) / 2
 
@@ -76,9 +76,9 @@ def gradients(kind: str, accumulate: int = 1) -> dict[str, torch.Tensor]:
     data, step = corpus(), trainer.stepper
     tokens = data.batch(0, 4, 0)
     rows, marks = trainer.world.rows(tokens), trainer.world.rows(data.resets(tokens[:, :-1]))
-    from fastsnn_train.loop.firing_rate import Seen
+    from fastsnn_train.loop.firing_rate import SpikeObservations
 
-    step.backward(rows, marks, Seen(), plain=True)
+    step.backward(rows, marks, SpikeObservations(), eager=True)
     step.network.meet()
     return {name: full(p.grad).clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
 

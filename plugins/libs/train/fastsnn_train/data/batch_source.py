@@ -23,7 +23,7 @@ from fastsnn_train.config import TrainConfig
 from fastsnn_train.data.packing import Packed
 from fastsnn_train.data.streaming import Streamed
 from fastsnn_train.data.token_batches import Batch, batches, columns_of, ids_of
-from fastsnn_train.loop.randomness import Stream
+from fastsnn_train.loop.randomness import RandomStream
 
 
 class BatchSource:
@@ -100,7 +100,7 @@ class IterableBatches(BatchSource):
     """Token batches of any iterable; sequences of an indexable collection are drawn in a seeded order."""
 
     def __init__(self, data: Iterable[Any], config: TrainConfig, vocab_size: int | None) -> None:
-        self.data, self.config, self.vocab_size, self.random = data, config, vocab_size, Stream()
+        self.data, self.config, self.vocab_size, self.random = data, config, vocab_size, RandomStream()
         self.initial = self.random.state
         self.sequences = is_sequences(data)
         self.source: Iterator[Batch] = self.epochs()
@@ -130,7 +130,7 @@ class IterableBatches(BatchSource):
         """Read past what was trained on, drawing what was drawn then."""
         if position:
             self.initial = position["random"]
-            self.random = Stream(self.initial)
+            self.random = RandomStream(self.initial)
         for _ in range(step):
             self.next()
 

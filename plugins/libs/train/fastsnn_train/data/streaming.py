@@ -38,16 +38,16 @@ class Streamed:
 
     def reader(
         self, seed: int, position: dict[str, Any] | None = None, tensors: dict[str, Tensor] | None = None
-    ) -> Reader:
+    ) -> StreamReader:
         """A reader from the start, or from where another stood."""
-        return Reader(self, seed, position, tensors or {})
+        return StreamReader(self, seed, position, tensors or {})
 
     def resets(self, tokens: Tensor) -> Tensor | None:
         """Where documents start inside sequences ``[B,T]``, or None."""
         return document_starts(tokens, self.end if self.documents else None)
 
 
-class Reader:
+class StreamReader:
     """One pass after the other over a `Streamed`: ``next()`` gives tokens ``[T+1]``."""
 
     def __init__(self, data: Streamed, seed: int, position: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:

@@ -25,8 +25,14 @@ from fastsnn_train.evaluation.recall import Question, Recall, recall, task_name
 from fastsnn_train.extend.decay import calibrate_decay
 from fastsnn_train.extend.report import Extension
 from fastsnn_train.extend.reshape import adopt, shaped
-from fastsnn_train.extend.step import Walk, deep_share
-from fastsnn_train.extend.storage import Diary, keep, packed_proof, put, unpacked_proof
+from fastsnn_train.extend.step import StageRunner, deep_share
+from fastsnn_train.extend.storage import (
+    ExtensionCheckpoints,
+    copy_tensors,
+    packed_proof,
+    restore_tensors,
+    unpacked_proof,
+)
 from fastsnn_train.loop.optim import learning_rate
 from fastsnn_train.loop.progress import Progress
 from fastsnn_train.loop.trainer import Trainer
@@ -117,25 +123,25 @@ def extend_context(
             "distance; give longer documents, or use mode='pass'", 100 * share, old,
         )  # fmt: skip
     quiet = trainer.quiet if quiet is None else quiet
-    judge = Judge(model, trainer, data, [old, *lengths], recall, recall_samples, eval_sequences, filler)
+    judge = ExtensionProbe(model, trainer, data, [old, *lengths], recall, recall_samples, eval_sequences, filler)
     asked = attrs.asdict(plan) | {"from": old, "lengths": lengths, "budget": budget}
-    began, diary = time.perf_counter(), Diary(model, trainer, asked, resume)
-    if not diary.facts:
-        diary.facts = {"before": packed_proof(judge.proof()), "first": judge.short()}
-    before, first = unpacked_proof(diary.facts["before"]), diary.facts["first"]
+    began, record = time.perf_counter(), ExtensionCheckpoints(model, trainer, asked, resume)
+    if not record.facts:
+        record.facts = {"before": packed_proof(judge.proof()), "first": judge.short()}
+    before, first = unpacked_proof(record.facts["before"]), record.facts["first"]
     base: Any = getattr(model, "spec", None)
     for i, (length, steps) in enumerate(zip(lengths, budget)):
         before_stage = getattr(model, "spec", None)
         if rope != "none" or window:
             adopt(model, shaped(base, original=old, length=length, rope=rope, window=window))
-        if i >= len(diary.stages):
-            diary.close(run_stage(model, trainer, data, length, steps, plan, judge, diary, quiet))
-        stage = diary.stages[i]
+        if i >= len(record.stages):
+            record.close(run_stage(model, trainer, data, length, steps, plan, judge, record, quiet))
+        stage = record.stages[i]
         if stage["gate_broken"] and not stage["kept_step"]:
             if before_stage is not None:
                 adopt(model, before_stage)
             break
-    stages = diary.stages
+    stages = record.stages
     after, last = judge.proof(), judge.short()
     proof = Extension.of(
         {
@@ -156,12 +162,12 @@ def extend_context(
     )
     meta = dict(getattr(model, "meta", {}))
     model.meta = meta | {"milestones": [*meta.get("milestones", []), dict(proof)]}  # type: ignore[assignment]
-    proof["history"] = diary.history
+    proof["history"] = record.history
     model.eval()
     return proof
 
 
-class Judge:
+class ExtensionProbe:
     """Measures a model the same way before, between and after."""
 
     def __init__(
@@ -221,24 +227,24 @@ def run_stage(
     length: int,
     steps: int,
     plan: Plan,
-    judge: Judge,
-    diary: Diary,
+    judge: ExtensionProbe,
+    record: ExtensionCheckpoints,
     quiet: bool,
 ) -> dict[str, Any]:
-    """One stage, or what is left of it: what became of it. Its log rows go into the diary."""
-    old, first, history = data.train.seq_len, diary.facts["first"], diary.history
-    stage: dict[str, Any] = diary.under_way or {"to": length, "kept_step": 0, "gate_broken": False, "checks": []}
+    """One stage, or what is left of it: what became of it. Its log rows go into the record."""
+    old, first, history = data.train.seq_len, record.facts["first"], record.history
+    stage: dict[str, Any] = record.under_way or {"to": length, "kept_step": 0, "gate_broken": False, "checks": []}
     if plan.mode == "decay":
         found = calibrate_decay(model, held_out(data, length), original=old, gate=plan.gate)
         return stage | {"calibration": attrs.asdict(found)}
     config = attrs.evolve(trainer.config, max_steps=steps, lr=plan.lr)
-    walk = Walk(model, trainer, data.train, data.train.with_length(length), plan.mode, plan.short_share)
+    runner = StageRunner(model, trainer, data.train, data.train.with_length(length), plan.mode, plan.short_share)
     limit = float("inf") if plan.gate is None else first * (1 + plan.gate)
-    good, checks, begin = keep(model, trainer), stage["checks"], stage["kept_step"]
+    good, checks, begin = copy_tensors(model, trainer), stage["checks"], stage["kept_step"]
     every = max(1, -(-steps // CHECKS))
     with Progress(steps, begin, label=f"extending {old} → {length}", quiet=quiet) as progress:
         for step in range(begin, steps):
-            loss, brief = walk.take(step, learning_rate(step, config))
+            loss, brief = runner.take(step, learning_rate(step, config))
             row = {"step": step + 1, "length": old if brief else length, "loss": loss}
             history.append(row)
             last = step + 1 == steps
@@ -248,15 +254,15 @@ def run_stage(
                     checks.append({"step": step + 1, "short": row["short"]})
                 stage["gate_broken"] = row.get("short", 0.0) > limit
                 if not stage["gate_broken"]:
-                    good, stage["kept_step"] = keep(model, trainer), step + 1
-                    diary.save(stage)
+                    good, stage["kept_step"] = copy_tensors(model, trainer), step + 1
+                    record.save(stage)
             progress.update(step + 1, row)
             if last or (step + 1) % trainer.config.log_every == 0:
                 progress.log(row)
             if stage["gate_broken"] and plan.on_gate == "stop":
                 break
     if stage["gate_broken"]:
-        put(model, trainer, good, "the weights before the gate broke")
+        restore_tensors(model, trainer, good, "the weights before the gate broke")
         log.warning(
             "%d → %d tokens: the loss at %d tokens rose from %.4f to %.4f, more than %.0f %%; back to step %d. "
             "Lower lr or raise short_share", old, length, old, first, checks[-1]["short"], 100 * (plan.gate or 0),

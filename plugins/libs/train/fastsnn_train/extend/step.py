@@ -22,7 +22,7 @@ FRESH = 8
 """One of so many sequences starts with an empty state when states are passed."""
 
 
-class Walk:
+class StageRunner:
     """Takes the steps of one stage.
 
     - carry: documents of the new length in chunks of the old one, state carried and gradients cut (truncated

@@ -23,7 +23,7 @@ log = logging.getLogger("fastsnn")
 Proof = dict[str, Any]
 
 
-class Diary:
+class ExtensionCheckpoints:
     """What an extension has done: `stages` finished, and the one under way from step `begun`."""
 
     def __init__(self, model: nn.Module, trainer: Trainer, asked: dict[str, Any], resume: bool) -> None:
@@ -53,7 +53,7 @@ class Diary:
             raise FastSNNError(
                 f"{path} was begun with other settings ({', '.join(odd)}); start afresh, or ask for the same"
             )
-        put(self.model, self.trainer, checkpoint.read(path, snapshot.like(self.model)), path)
+        restore_tensors(self.model, self.trainer, checkpoint.read(path, snapshot.like(self.model)), path)
         self.stages, self.under_way, self.facts = state["stages"], state["under_way"], state["facts"]
         self.total, self.history = state["step"], checkpoint.history(path)
 
@@ -79,13 +79,13 @@ class Diary:
         self.under_way = None
 
 
-def keep(model: nn.Module, trainer: Trainer) -> checkpoint.Tensors:
+def copy_tensors(model: nn.Module, trainer: Trainer) -> checkpoint.Tensors:
     """A copy of weights, moments and averages."""
     found = snapshot.take(model, trainer.optimizer, trainer.stepper.average)
     return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
-def put(model: nn.Module, trainer: Trainer, tensors: dict[str, torch.Tensor], where: Any) -> None:
+def restore_tensors(model: nn.Module, trainer: Trainer, tensors: dict[str, torch.Tensor], where: Any) -> None:
     """Weights, moments and averages as they were; moments that did not exist then go."""
     trainer.optimizer.state.clear()
     snapshot.put(model, trainer.optimizer, trainer.stepper.average, tensors, where)

@@ -16,14 +16,14 @@ from fastsnn_core.training_run import Row
 log = logging.getLogger("fastsnn")
 
 
-class Following:
+class TrackerCallbacks:
     """The sessions of a run's trackers; a context manager. One that raises is left out from then on, with a warning."""
 
     def __init__(self, trackers: tuple[Tracker, ...], run: Run) -> None:
         self.trackers, self.run = trackers, run
         self.sessions: dict[str, Session] = {}
 
-    def __enter__(self) -> Following:
+    def __enter__(self) -> TrackerCallbacks:
         for n, tracker in enumerate(self.trackers):
             self.sessions[f"{tracker.name} ({n + 1})"] = tracker.start(self.run)
         return self
@@ -51,14 +51,14 @@ class Following:
                 log.warning("tracker %s failed and is left out of the rest of this run: %r", name, error)
 
 
-class Leaving:
+class InterruptGuard:
     """A context manager that turns the first SIGINT or SIGTERM into `asked`; a second one interrupts at once."""
 
     def __init__(self) -> None:
         self.asked = ""
         self.before: dict[int, Any] = {}
 
-    def __enter__(self) -> Leaving:
+    def __enter__(self) -> InterruptGuard:
         if threading.current_thread() is threading.main_thread():
             self.before = {sort: signal.signal(sort, self.note) for sort in (signal.SIGINT, signal.SIGTERM)}
         return self

@@ -15,7 +15,7 @@ from fastsnn_train.loop.health import SiteHealth, health_of, limit_of
 
 
 @attrs.define
-class Seen:
+class SpikeObservations:
     """What the spiking modules did in the last forward pass, by site: health, and rates that carry a gradient."""
 
     health: dict[str, list[SiteHealth]] = attrs.field(factory=dict)
@@ -27,13 +27,13 @@ class Seen:
 
 
 @contextlib.contextmanager
-def watch(model: nn.Module, *, health: bool, rates: bool) -> Iterator[Seen]:
+def watch(model: nn.Module, *, health: bool, rates: bool) -> Iterator[SpikeObservations]:
     """Look at every spiking module while the block runs; keeps numbers, never activations.
 
     The hooks must stay until after the backward pass: with activation checkpointing blocks are run again there, and
     must do what they did before.
     """
-    seen, handles = Seen(), []
+    seen, handles = SpikeObservations(), []
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -17,7 +17,7 @@ from fastsnn_train.loop.parallel import is_sharded
 RATE, WIDTH = 3e-3, 256
 
 
-def settled(config: TrainConfig, model: nn.Module) -> TrainConfig:
+def with_learning_rate(config: TrainConfig, model: nn.Module) -> TrainConfig:
     """`config` with a learning rate: where it says 0, 3e-3, falling with one over the width of models wider than 256.
 
     One over the width is what keeps the change of a hidden layer's outputs per step as it is (Yang et al. 2022,
@@ -67,7 +67,7 @@ def neuron_parameters(model: nn.Module) -> list[nn.Parameter]:
     return list(found.values())
 
 
-class Positive:
+class PositiveThresholds:
     """Keeps learnt thresholds positive: a number may at most halve in one step, so it never reaches zero."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -84,7 +84,7 @@ class Positive:
             p.copy_(torch.where(old > 0, torch.maximum(p, old / 2), p))
 
 
-class Average:
+class WeightAverage:
     """An exponential moving average of the weights: ``a ← d a + (1 - d) w``, d rising to `decay` over the first steps.
 
     ``d = min(decay, (1 + n) / (10 + n))`` after n steps, so that the first weights do not linger.

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from fastsnn_core.errors import FastSNNError
 from fastsnn_train.config import TrainConfig
 from fastsnn_train.data.token_batches import IGNORE, ids_of, scored, targets_of
-from fastsnn_train.loop.firing_rate import Seen, band_penalty, blend_at, blended, watch
+from fastsnn_train.loop.firing_rate import SpikeObservations, band_penalty, blend_at, blended, watch
 from fastsnn_train.loop.health import gradient_norms
-from fastsnn_train.loop.optim import Average, Positive, learning_rate, optimizer, set_rate
+from fastsnn_train.loop.optim import PositiveThresholds, WeightAverage, learning_rate, optimizer, set_rate
 from fastsnn_train.loop.parallel import Network, World
 
 log = logging.getLogger("fastsnn")
@@ -39,12 +39,12 @@ class Outcome:
     penalty: float
     blocks: dict[str, float]
     norm: float
-    seen: Seen
+    seen: SpikeObservations
     leaving: bool
     skipped: bool
 
 
-class Stepper:
+class OptimizerStep:
     """Holds what a step changes: the network, the optimiser, the loss scaler, the average of the weights."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, world: World) -> None:
@@ -58,8 +58,8 @@ class Stepper:
             switch.checkpointing = True
         self.network = Network(model, world)
         self.optimizer = optimizer(model, config)
-        self.positive = Positive(model)
-        self.average = Average(model, config.ema) if config.ema else None
+        self.positive = PositiveThresholds(model)
+        self.average = WeightAverage(model, config.ema) if config.ema else None
         self.kind = precision(config, self.device)
         self.scaler = None
         if self.kind is torch.float16:
@@ -79,9 +79,9 @@ class Stepper:
         """The precision of the configuration."""
         return torch.autocast(self.device.type, self.kind) if self.kind else contextlib.nullcontext()
 
-    def forward(self, tokens: Tensor, reset: Tensor | None, plain: bool) -> Tensor:
-        """Logits; compiled where that was asked for, unless hooks must see inside (`plain`)."""
-        if self.compiled is None or plain:
+    def forward(self, tokens: Tensor, reset: Tensor | None, eager: bool) -> Tensor:
+        """Logits; compiled where that was asked for, unless hooks must see inside (`eager`)."""
+        if self.compiled is None or eager:
             return self.network(tokens, reset)
         try:
             return self.compiled(tokens, reset=reset) if reset is not None else self.compiled(tokens)
@@ -92,13 +92,13 @@ class Stepper:
             return logits
 
     def loss(
-        self, tokens: Tensor, reset: Tensor | None, plain: bool = True, targets_in_all: float | None = None
+        self, tokens: Tensor, reset: Tensor | None, eager: bool = True, targets_in_all: float | None = None
     ) -> Tensor:
         """Mean next-token cross-entropy in nats of ``tokens [B,T+1]`` over those that are targets (`targets_of`).
 
         With `targets_in_all` it is the sum over this process's targets, divided by that.
         """
-        logits = self.forward(ids_of(tokens[:, :-1]), reset, plain)
+        logits = self.forward(ids_of(tokens[:, :-1]), reset, eager)
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
         targets = self.network.share(targets_of(tokens[:, 1:]))
         if targets_in_all is None:
@@ -118,7 +118,7 @@ class Stepper:
         marks = None if reset is None else self.world.rows(reset).to(self.device)
         blend = blend_at(step, config.spike_warmup, config.max_steps)
         with blended(self.model, blend), watch(self.model, health=look, rates=config.rate_weight > 0) as seen:
-            loss, penalty = self.backward(rows, marks, seen, plain=look or blend < 1)
+            loss, penalty = self.backward(rows, marks, seen, eager=look or blend < 1)
         self.network.meet()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
@@ -130,7 +130,7 @@ class Stepper:
         self.update(norm, step)
         return Outcome(loss, penalty, blocks, norm, seen, some > 0, skipped)
 
-    def backward(self, rows: Tensor, marks: Tensor | None, seen: Seen, plain: bool) -> tuple[float, float]:
+    def backward(self, rows: Tensor, marks: Tensor | None, seen: SpikeObservations, eager: bool) -> tuple[float, float]:
         """Gradients of this process's rows, piece by piece; their mean loss and band penalty."""
         config = self.config
         pieces = rows.chunk(config.accumulate)
@@ -141,7 +141,7 @@ class Stepper:
             share = len(piece) / len(rows)
             with self.network.piece(last=i + 1 == len(pieces)):
                 with self.autocast():
-                    loss = self.loss(piece, cut, plain, *mean_of)
+                    loss = self.loss(piece, cut, eager, *mean_of)
                 penalty = loss.new_zeros(())
                 if seen.rates:
                     penalty = config.rate_weight * band_penalty(seen.rates, config.rate_low, config.rate_high)

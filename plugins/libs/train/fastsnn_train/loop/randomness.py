@@ -49,7 +49,7 @@ def array(written: str, kind: Any) -> np.ndarray:
     return np.frombuffer(bytearray(base64.b64decode(written)), kind)
 
 
-class Stream:
+class RandomStream:
     """A random stream of its own: what runs inside `draw` takes its numbers from here, and leaves the rest alone."""
 
     def __init__(self, state: State | None = None) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_train.loop.checkpoint import CheckpointError, Tensors
-from fastsnn_train.loop.optim import Average, parameter_states
+from fastsnn_train.loop.optim import WeightAverage, parameter_states
 
 
 def model_tensors(model: nn.Module) -> Tensors:
@@ -19,7 +19,7 @@ def model_tensors(model: nn.Module) -> Tensors:
     return dict(found.values())
 
 
-def take(model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> Tensors:
+def take(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> Tensors:
     """Everything a checkpoint holds of a run, as it is now (not copied)."""
     tensors = {f"model/{name}": t.detach() for name, t in model_tensors(model).items()}
     tensors |= {f"optimizer/{name}": t for name, t in parameter_states(model, optimizer).items()}
@@ -50,7 +50,7 @@ def put_model(model: nn.Module, tensors: Tensors, where: Any, part: str = "model
 
 @torch.no_grad()
 def put(
-    model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None, tensors: Tensors, where: Any
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None, tensors: Tensors, where: Any
 ) -> None:
     """The inverse of `take`."""
     put_model(model, tensors, where)

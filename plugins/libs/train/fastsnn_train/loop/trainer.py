@@ -18,17 +18,17 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
 from fastsnn_core.site import sites
 from fastsnn_core.token_ids import vocabulary_of
-from fastsnn_train.config import TrainConfig, plain
+from fastsnn_train.config import TrainConfig, as_table
 from fastsnn_train.data.batch_source import BatchSource, batch_source
 from fastsnn_train.data.documents import DataError
 from fastsnn_train.data.packing import Data, Packed
 from fastsnn_train.data.streaming import Streamed
 from fastsnn_train.evaluation.evaluate import evaluate
 from fastsnn_train.loop import checkpoint, health, parallel, snapshot
-from fastsnn_train.loop.callbacks import Following, Leaving
+from fastsnn_train.loop.callbacks import InterruptGuard, TrackerCallbacks
 from fastsnn_train.loop.firing_rate import Rescue
-from fastsnn_train.loop.optim import learning_rate, settled
-from fastsnn_train.loop.optimizer_step import NotFinite, Outcome, Stepper
+from fastsnn_train.loop.optim import learning_rate, with_learning_rate
+from fastsnn_train.loop.optimizer_step import NotFinite, OptimizerStep, Outcome
 from fastsnn_train.loop.progress import Progress
 from fastsnn_train.loop.resume import save_checkpoint, stand_at_checkpoint
 
@@ -50,11 +50,11 @@ class Trainer:
     def __init__(
         self, model: nn.Module, config: TrainConfig | None = None, *, out: str | Path | None = None, quiet: bool = False
     ) -> None:
-        self.model, self.config = model, settled(config or TrainConfig(), model)
+        self.model, self.config = model, with_learning_rate(config or TrainConfig(), model)
         self.out = None if out is None else Path(out)
         self.world = parallel.join_group(self.config.parallel)
         self.quiet = quiet or not self.world.leader
-        self.stepper = Stepper(model, self.config, self.world)
+        self.stepper = OptimizerStep(model, self.config, self.world)
         self.rescue = Rescue(self.config.rescue)
         self.step = 0
         self.history: list[dict[str, Any]] = []
@@ -108,21 +108,21 @@ class Trainer:
         corpus = data.train if isinstance(data, Data) else data
         batches = self.batches = batch_source(corpus, self.config, vocabulary_of(self.model))
         stand_at_checkpoint(self, batches, resume)
-        run = Run(self.model, self.out, plain(self.config), self.config.max_steps, self.history)
+        run = Run(self.model, self.out, as_table(self.config), self.config.max_steps, self.history)
         trackers = self.config.trackers if self.world.leader else ()
         with (
-            Leaving() as leaving,
+            InterruptGuard() as guard,
             Progress(self.config.max_steps, self.step, quiet=self.quiet) as progress,
-            Following(trackers, run) as following,
+            TrackerCallbacks(trackers, run) as callbacks,
         ):
-            if self.loop(batches, held_out, run, leaving, progress, following):
-                self.save(following)
-                raise KeyboardInterrupt(f"{leaving.asked or 'a signal to another process'} at step {self.step}")
+            if self.loop(batches, held_out, run, guard, progress, callbacks):
+                self.save(callbacks)
+                raise KeyboardInterrupt(f"{guard.asked or 'a signal to another process'} at step {self.step}")
             if run.stopping:
                 progress.say(f"stopped at step {self.step}: {run.stopping}")
             if held_out is not None and self.step and "held_out" not in (self.history or [{}])[-1]:
-                self.note({"step": self.step} | self.judge(held_out), progress, following)
-            self.save(following)
+                self.record_row({"step": self.step} | self.judge(held_out), progress, callbacks)
+            self.save(callbacks)
         self.finish(held_out)
         return self
 
@@ -131,9 +131,9 @@ class Trainer:
         batches: BatchSource,
         held_out: Packed | None,
         run: Run,
-        leaving: Leaving,
+        guard: InterruptGuard,
         progress: Progress,
-        following: Following,
+        callbacks: TrackerCallbacks,
     ) -> bool:
         """Step after step; True where all processes agreed to leave early because one got a signal."""
         config, seen, clock, leave = self.config, 0, time.perf_counter(), False
@@ -147,7 +147,7 @@ class Trainer:
             contention.tick()
             last = self.step + 1 == config.max_steps
             due = last or (self.step + 1) % config.log_every == 0
-            outcome = self.train_step(*batch, look=due, leaving=bool(leaving.asked))
+            outcome = self.train_step(*batch, look=due, leaving=bool(guard.asked))
             seen += batch[0][:, 1:].numel()
             row: dict[str, Any] = {"step": self.step, "loss": outcome.loss}
             if due:
@@ -157,13 +157,13 @@ class Trainer:
             if judged and held_out is not None:
                 row |= self.judge(held_out)
             if due or judged:
-                self.note(row, progress, following)
+                self.record_row(row, progress, callbacks)
                 run.stopping = self.world.first(run.stopping)
                 seen, clock = 0, time.perf_counter()
             progress.update(self.step, row)
-            leave = outcome.leaving if self.world.size > 1 else bool(leaving.asked)
+            leave = outcome.leaving if self.world.size > 1 else bool(guard.asked)
             if not last and not leave and self.is_due(judged):
-                self.save(following)
+                self.save(callbacks)
         return leave
 
     def is_due(self, judged: bool) -> bool:
@@ -254,10 +254,10 @@ class Trainer:
         (nats,) = self.world.mean([found["nats_per_token"]], self.device)
         return found | {"nats_per_token": nats, "perplexity": math.exp(min(nats, 700.0))}
 
-    def note(self, row: dict[str, Any], progress: Progress, following: Following) -> None:
+    def record_row(self, row: dict[str, Any], progress: Progress, callbacks: TrackerCallbacks) -> None:
         """A row into the history, to the trackers and onto the screen."""
         self.history.append(row)
-        following.log(row)
+        callbacks.log(row)
         progress.log(row)
 
     def finish(self, held_out: Packed | None) -> None:
@@ -272,7 +272,7 @@ class Trainer:
         self.model = parallel.whole_model(self.model)
         meta = dict(getattr(self.model, "meta", {}))
         last = {k: v for row in self.history[-1:] for k, v in row.items() if isinstance(v, int | float)}
-        done = {"what": "fit", "steps": self.step, "config": plain(self.config), "last": last}
+        done = {"what": "fit", "steps": self.step, "config": as_table(self.config), "last": last}
         if self.config.bundle == "best" and best is not None:
             done["weights_of_step"] = best["step"]
         if self.data is not None:
@@ -281,11 +281,11 @@ class Trainer:
         self.model.meta = meta  # type: ignore[assignment]
         self.model.eval()
 
-    def save(self, following: Following | None = None) -> Path | None:
+    def save(self, callbacks: TrackerCallbacks | None = None) -> Path | None:
         """Write a checkpoint of this step under ``out/checkpoints``; None without `out`, or where it stands already."""
         if self.folder is None or self.kept == (self.step, len(self.history)):
             return None
         path = save_checkpoint(self, self.folder)
-        if following is not None:
-            following.saved(path)
+        if callbacks is not None:
+            callbacks.saved(path)
         return path
