@@ -46,6 +46,7 @@ class HybridMixer(nn.Module):
     """``(heads, states, reset) -> (o, states)``."""
 
     exact = False
+    branches: Any
 
     def __init__(self, branches: list[nn.Module]) -> None:
         super().__init__()

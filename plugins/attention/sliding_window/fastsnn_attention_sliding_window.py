@@ -72,7 +72,7 @@ class WindowMixer(nn.Module):
     ) -> tuple[Tensor, WindowState]:
         """Mix the tokens of a (piece of a) stream."""
         cache_state("sliding_window", state, WindowState, heads.k, self.window - 1, bool(self.kv_bits))
-        check_reset("sliding_window", reset, *heads.q.shape[:2], heads.q.device)
+        check_reset("sliding_window", reset, heads.q.shape[0], heads.q.shape[1], heads.q.device)
         q, k = heads.rotated()
         v, past, t, scales = heads.v, self.window - 1, q.shape[1], None
         if self.kv_bits:
@@ -84,7 +84,7 @@ class WindowMixer(nn.Module):
             none = torch.zeros(k.shape[0], past, dtype=torch.bool, device=k.device)
             state = WindowState(blank, blank, none, None if scales is None else scales.new_ones(*blank.shape[:3], 2))
         keys, values = torch.cat([state.k, k], 1), torch.cat([state.v, v], 1)
-        scales = None if scales is None else torch.cat([state.scales, scales], 1)
+        scales = None if scales is None or state.scales is None else torch.cat([state.scales, scales], 1)
         owner = q.new_zeros(k.shape[0], t, dtype=torch.long) if segment is None else segment
         owners = torch.cat([torch.where(state.valid, 0, -1), owner], 1)  # document of every key; -1: no such key
         if fresh and t <= self.window:

@@ -71,7 +71,7 @@ class SoftmaxMixer(nn.Module):
     def forward(self, heads: Heads, state: Cache | None = None, reset: Tensor | None = None) -> tuple[Tensor, Cache]:
         """Mix the tokens of a (piece of a) stream."""
         cache_state("softmax", state, Cache, heads.k, None, bool(self.kv_bits))
-        check_reset("softmax", reset, *heads.q.shape[:2], heads.q.device)
+        check_reset("softmax", reset, heads.q.shape[0], heads.q.shape[1], heads.q.device)
         q, k = heads.rotated()
         v, (b, t), scales = heads.v, q.shape[:2], None
         if self.kv_bits:
@@ -82,7 +82,7 @@ class SoftmaxMixer(nn.Module):
         if state is not None:
             owners = torch.cat([torch.where(state.valid, 0, -1), owner], 1)
             k, v = torch.cat([state.k, k], 1), torch.cat([state.v, v], 1)
-            scales = None if scales is None else torch.cat([state.scales, scales], 1)
+            scales = None if scales is None or state.scales is None else torch.cat([state.scales, scales], 1)
         cache = Cache(k, v, owners == (owner[:, -1:] if t else 0), scales)
         if scales is not None:
             k, v = k.to(scales.dtype) * scales[..., :1], v.to(scales.dtype) * scales[..., 1:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class Mean(nn.Module):
         return SpikeTensor(counts.view(x.shape), v.view(*x.shape[:2], 1)), None
 
 
-def integer(module: nn.Module) -> nn.Module:
+def integer(module: nn.Module) -> Any:
     """The module in integer arithmetic, in evaluation mode, with numbers in its vectors."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -103,7 +104,9 @@ def check_attention(component: Any, data: Any = None) -> None:
     for t, (h, out) in enumerate(zip(heads[BEFORE:], wanted, strict=True)):
         outs = []
         for i, form in enumerate(forms):
-            spikes, angles = (h.x.counts[0], h.x.scale[0]), (h.cos[0], h.sin[0])
+            x: Any = h.x
+            angles = None if h.cos is None or h.sin is None else (h.cos[0], h.sin[0])
+            spikes = x.counts[0], x.scale[0]
             o, pairs[i] = reference.mix(form, h.q[0], h.k[0], h.v[0], pairs[i], spikes, angles)
             outs.append(o)
         same(torch.cat(outs, -1), out[0], f"{who}: token {t} by the forms of lower()")
@@ -129,7 +132,12 @@ def check_feedforward(component: Any, data: Any = None) -> None:
         y, state = layer(x[None], None, None)
         same(reference.channels(form, x), y[0], f"{who}: the form of lower()")
         assert repr(form.state) == repr(state), f"{who}: the form's state is {form.state!r}, the layer's {state!r}"
-        check_constants(layer, lambda layer=layer: layer(x[None], None, None)[0], who)
+        check_constants(layer, partial(first_of, layer, x[None]), who)
+
+
+def first_of(layer: Any, x: Tensor) -> Any:
+    """The output of a layer, without its state."""
+    return layer(x, None, None)[0]
 
 
 def form_of(module: Any) -> Any:

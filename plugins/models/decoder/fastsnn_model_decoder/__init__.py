@@ -204,14 +204,14 @@ class DecoderModule(nn.Module):
         if state is not None and len(state.layers) != len(self.layers):
             raise StateError(f"decoder: the state is of {len(state.layers)} layers, the model has {len(self.layers)}")
         belongs("decoder", state, len(tokens))
-        check_reset("decoder", reset, *tokens.shape, tokens.device)
+        check_reset("decoder", reset, tokens.shape[0], tokens.shape[1], tokens.device)
         places, position = positions(tokens, None if state is None else state.position, reset)
         angles = self.angles(places) if self.rotary else None
         x = self.embed(tokens)
         kind = x.dtype
         x, embed = self.embed_site(x, None if state is None else state.embed, reset)
         x = x if isinstance(x, Tensor) else x.value().to(kind)
-        news = []
+        news: list[BlockState] = []
         fused = prefill.ready(self, tokens)
         if fused:
             x, news = prefill.read(self, x, state, reset, angles)

@@ -110,7 +110,7 @@ class AttentionLayer(nn.Module):
             y, new = site(x.flatten(2), old, reset)
             rows.append((y if isinstance(y, Tensor) else y.value().to(x.dtype)).reshape(x.shape))
             states.append(new)
-        return Heads(*rows, heads.x), *states
+        return Heads(rows[0], rows[1], rows[2], heads.x), *states
 
 
 class BlockState(NamedTuple):

@@ -117,8 +117,9 @@ def heads_of(
     matrices = (form.q, form.k, form.v)
     turned = counts.narrow and flat is not None and rotates_only(form.mixers)
     if counts.narrow:
-        sums = (project(counts, m) for m in matrices)
-        q, k, v = fused_row_ops.heads(*sums, width, (form.q_norm, form.k_norm), flat if turned else None)
+        sums = [project(counts, m) for m in matrices]
+        norms = (form.q_norm, form.k_norm)
+        q, k, v = fused_row_ops.heads(sums[0], sums[1], sums[2], width, norms, flat if turned else None)
     else:
         q, k, v = (wide(spikes, m).unflatten(-1, (-1, width)) for m in matrices)
         q, k = (
@@ -132,9 +133,8 @@ def heads_of(
 def hidden_of(form: FeedforwardForm, counts: Counts, shape: tuple[int, ...]) -> Counts:
     """Counts of the hidden channels."""
     if counts.narrow:
-        up = project(counts, form.up)
         gate = None if form.gate is None else project(counts, form.gate)
-        return fused_row_ops.hidden(up, gate, form.activation, form.hidden)
+        return fused_row_ops.hidden(project(counts, form.up), gate, form.activation, form.hidden)
     spikes = counts.spikes(shape)
     up = wide(spikes, form.up)
     first = deterministic.unary(up if form.gate is None else wide(spikes, form.gate), form.activation)
