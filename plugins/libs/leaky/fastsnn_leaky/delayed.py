@@ -52,7 +52,10 @@ class DelayedLeaky(Leaky):
 
     def derivative(self, u: Tensor) -> Tensor:
         """Stand-in derivative of the spike, of membranes in thresholds."""
-        return self.slope(u, 1.0, 1.0) if callable(self.slope) else derivative(u, *self.slope, 1.0, 1.0)
+        if callable(self.slope):
+            return self.slope(u, 1.0, 1.0)
+        form, alpha = self.slope
+        return derivative(u, form, alpha, 1.0, 1.0)
 
     @torch.no_grad()
     def potential(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> Tensor:
