@@ -12,11 +12,11 @@ from test_language import FAST, TEXT, folder  # noqa: F401
 from fastsnn_convert import ConversionError, convert
 from fastsnn_convert.language.balance import threshold
 from fastsnn_convert.language.distillation import Healer, Healing, heal
-from fastsnn_convert.language.distillation_data import Written, tokens_of
+from fastsnn_convert.language.distillation_data import SelfGeneratedData, tokens_of
 from fastsnn_convert.language.families import import_dense
 from fastsnn_convert.language.rebuild import site_table
-from fastsnn_convert.language.threshold_gradients import followed
-from fastsnn_convert.language.token_replacement import Exchanged
+from fastsnn_convert.language.threshold_gradients import lsq_gradients
+from fastsnn_convert.language.token_replacement import TokenReplacement
 from fastsnn_core import SpikeSite, create
 
 
@@ -36,7 +36,7 @@ def test_gradients_pass_through_the_threshold_and_values_stay(neuron):
     x, g = torch.randn(2, 3, 12) * 2, torch.randn(2, 3, 12)
     x[1, 1] = 0.0  # a token without input
     plain = site(x)[0].value()
-    with followed(site):
+    with lsq_gradients(site):
         leaf = x.clone().requires_grad_()
         out = site(leaf)[0]
         assert torch.equal(out.value(), plain)
@@ -66,13 +66,13 @@ def test_healing_passes_gradients_through_thresholds_and_leaves_nothing_behind(f
 
 
 def test_text_is_written_as_it_goes_and_depends_on_the_step_alone(folder, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(Written, "CHUNK", 8 * 16)
-    monkeypatch.setattr(Written, "MORE", 16)
+    monkeypatch.setattr(SelfGeneratedData, "CHUNK", 8 * 16)
+    monkeypatch.setattr(SelfGeneratedData, "MORE", 16)
     dense = import_dense(folder)
     text = tokens_of([TEXT], dense)
-    one = Written(dense, 16, text)
+    one = SelfGeneratedData(dense, 16, text)
     pieces = [one.pieces(step, 4, 0) for step in range(40)]
-    again = Written(dense, 16, text)
+    again = SelfGeneratedData(dense, 16, text)
     for step in (37, 3, 38):  # a run that is taken up begins anywhere
         assert torch.equal(again.pieces(step, 4, 0), pieces[step])
     assert one.chunk == (0, 39 * 4 * 16 // (8 * 32 * one.READ))
@@ -87,14 +87,14 @@ def test_words_of_the_text_are_exchanged_anew_at_every_reading(folder, monkeypat
     ids = tokens_of([TEXT], dense)[:515]
     places = torch.arange(16) * 31
     pieces = ids[places[:, None] + torch.arange(32)]
-    monkeypatch.setattr(Exchanged, "SHORT", 10**6 if short else 10)
+    monkeypatch.setattr(TokenReplacement, "SHORT", 10**6 if short else 10)
 
     def altered(share: float, seed: int, text: Any = None) -> Any:
-        text = text or Exchanged(dense, ids, 32, share, 1.0)
+        text = text or TokenReplacement(dense, ids, 32, share, 1.0)
         return text.pieces(places, torch.Generator().manual_seed(seed))
 
     one = altered(0.5, 0)
-    used = Exchanged(dense, ids, 32, 0.5, 1.0)
+    used = TokenReplacement(dense, ids, 32, 0.5, 1.0)
     used.pieces(places[9:] + 3, torch.Generator().manual_seed(3))
     assert torch.equal(one, altered(0.5, 0, used))  # whatever was read before
     assert not torch.equal(one, altered(0.5, 1))
@@ -102,10 +102,10 @@ def test_words_of_the_text_are_exchanged_anew_at_every_reading(folder, monkeypat
     assert 0.3 < (one != pieces).float().mean() < 0.55
     assert (altered(0.1, 0) != pieces).float().mean() < 0.15
     assert torch.equal(altered(0.0, 0), pieces)
-    odds = dense(pieces[:, :-1]).softmax(-1)
+    probs = dense(pieces[:, :-1]).softmax(-1)
     changed = (one != pieces)[:, 1:]
-    chosen = odds.gather(-1, one[:, 1:, None])[..., 0][changed].log().mean()
-    assert chosen > odds.log().mean(-1)[changed].mean() + 0.05  # what the teacher would say, not anything
+    chosen = probs.gather(-1, one[:, 1:, None])[..., 0][changed].log().mean()
+    assert chosen > probs.log().mean(-1)[changed].mean() + 0.05  # what the teacher would say, not anything
 
 
 def test_the_weight_of_hidden_states_falls_with_the_rate():

@@ -9,6 +9,7 @@ from fastsnn_core.arguments import Parser, number
 
 WORDS = (
     "k", "burst", "attention", "place", "attention_window", "heal", "heal_minutes", "heal_steps", "out", "resume",
+    "window", "windows", "thorough", "quiet",
 )  # fmt: skip
 
 
@@ -39,6 +40,11 @@ def main(argv: list[str]) -> int:
         "--k", type=number(float, gt=0), help="mean count per channel (adaptive_threshold; 3 unless given)"
     )
     words.add_argument(
+        "--windows", type=number(int, ge=1), help="windows of text to calibrate on (default: what a minute pays for)"
+    )
+    words.add_argument("--window", type=number(int, ge=2), help="tokens of such a window (default 512)")
+    words.add_argument("--thorough", action="store_true", help="measure every site's cost, not only the ten worst")
+    words.add_argument(
         "--burst", type=number(int, ge=0), help="channels per token that may need more than --steps (adaptive_max)"
     )
     words.add_argument("--attention", help="replace attentions: hybrid_alt, gla, … or a list over layers: gla,softmax")
@@ -56,6 +62,7 @@ def main(argv: list[str]) -> int:
     )
     words.add_argument("--out", help="a folder for checkpoints of the healing run")
     words.add_argument("--resume", action="store_true", help="go on from the newest of them")
+    args.add_argument("--quiet", action="store_true", help="no progress bars")
     args.add_argument("--json", action="store_true", help="the report as JSON")
     args.add_argument("--html", help="write the report as an HTML page, too")
     opts = args.parse_args(argv)
@@ -73,10 +80,10 @@ def main(argv: list[str]) -> int:
     from fastsnn_convert import convert
 
     options = {key: getattr(opts, key) for key in ("spec", "code", "coverage") if getattr(opts, key) is not None}
-    given = {key: getattr(opts, key) for key in WORDS if getattr(opts, key) not in (None, False)}
+    given = {key: value for key in WORDS if (value := getattr(opts, key)) is not None and value is not False}
     if opts.attention and "," in opts.attention:
         given["attention"] = opts.attention.split(",")
-    if opts.lora:
+    if opts.lora is not None:
         given["healing"] = {"lora": opts.lora}
     options |= given
     if opts.names:

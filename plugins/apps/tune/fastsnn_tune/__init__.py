@@ -2,6 +2,7 @@
 
 from fastsnn_tune.curve import Point
 from fastsnn_tune.search import Tuned, tune
+from fastsnn_tune.silent_bytes import LossTuned, tune_to_loss
 
 __version__ = "0.1.0"
-__all__ = ["Point", "Tuned", "tune"]
+__all__ = ["LossTuned", "Point", "Tuned", "tune", "tune_to_loss"]

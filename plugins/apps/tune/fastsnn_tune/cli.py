@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from fastsnn_core import bundle, targets
 from fastsnn_core.arguments import Parser, number
+from fastsnn_core.errors import UserError
 from fastsnn_core.files import write_text
 from fastsnn_tune.dial import RANGE
 
@@ -26,6 +28,16 @@ def main(argv: list[str]) -> int:
         help="silent fraction to reach, as 0.6 (without a goal: only the curve)",
     )
     goal.add_argument("--budget", type=number(float, ge=1), help="how many times the perplexity it may have, as 1.05")
+    goal.add_argument(
+        "--loss",
+        help="perplexity that may be lost, as 0.01 or 0.01,0.05: silent bytes at each (the share of the projections' "
+        "weights that need not be read), on text that took no part; --to writes the model at the first",
+    )
+    args.add_argument("--criterion", default="ours", help="with --loss: teal, teal_shares, wina, spon, fisher, ours")
+    args.add_argument(
+        "--windows", type=number(int, ge=2), help="with --loss: windows to measure on (default: a minute's worth)"
+    )
+    args.add_argument("--quiet", action="store_true", help="no progress bars")
     args.add_argument(
         "--dial",
         default="auto",
@@ -38,7 +50,7 @@ def main(argv: list[str]) -> int:
         choices=["auto", "each", "together"],
         help="each site its own value, all together, or auto: whichever measures better",
     )
-    args.add_argument("--seq-len", type=number(int, ge=2), default=256, help="tokens of a window (default 256)")
+    args.add_argument("--seq-len", type=number(int, ge=2), help="tokens of a window (default 256; with --loss 512)")
     args.add_argument("--tokens", type=number(int, ge=64), default=4096, help="tokens to choose on (default 4096)")
     args.add_argument(
         "--decode", type=number(int, ge=0), default=64, help="tokens decoded to measure speed; 0 measures none"
@@ -48,12 +60,17 @@ def main(argv: list[str]) -> int:
     args.add_argument("--report", help="folder for tune.json and tune.png (default: <bundle>.tune)")
     args.add_argument("--json", action="store_true", help="print tune.json instead of a table")
     opts = args.parse_args(argv)
-    if opts.out and opts.silent is None and opts.budget is None:
-        args.error("--to needs a goal: --silent or --budget")
+    if opts.out and opts.silent is None and opts.budget is None and opts.loss is None:
+        args.error("--to needs a goal: --silent, --budget or --loss")
     folder = targets.folder(opts.report or Path(opts.bundle).stem + ".tune", [opts.bundle, opts.text], "--report")
     if opts.out:
         targets.bundle(opts.out, [opts.bundle, opts.text, folder], "--to")
     text = targets.read_text(opts.text, "--text")
+    return loss_goal(opts, text, folder) if opts.loss is not None else other_goals(opts, text, folder)
+
+
+def other_goals(opts: argparse.Namespace, text: str, folder: Path) -> int:
+    """A silent fraction, a budget, or only the curve."""
     from fastsnn_tune.picture import draw
     from fastsnn_tune.search import tune
 
@@ -64,7 +81,7 @@ def main(argv: list[str]) -> int:
         budget=opts.budget,
         dial=opts.dial,
         mode=opts.mode,
-        seq_len=opts.seq_len,
+        seq_len=opts.seq_len or 256,
         calibration_tokens=opts.tokens,
         held_out_tokens=2 * opts.tokens,
         points=opts.points,
@@ -78,6 +95,51 @@ def main(argv: list[str]) -> int:
         bundle.save(tuned.model, opts.out)
     print(json.dumps(data) if opts.json else table(data, folder, opts.out))
     return 0
+
+
+def loss_goal(opts: argparse.Namespace, text: str, folder: Path) -> int:
+    """Silent bytes at a loss."""
+    from fastsnn_tune.picture import draw_losses
+    from fastsnn_tune.silent_bytes import tune_to_loss
+
+    try:
+        losses = tuple(float(part) for part in opts.loss.split(","))
+    except ValueError:
+        raise UserError(f"--loss {opts.loss}: give numbers, as 0.01 or 0.01,0.05") from None
+    tuned = tune_to_loss(
+        bundle.load(opts.bundle),
+        text,
+        losses=losses,
+        criterion=opts.criterion,
+        seq_len=opts.seq_len or 512,
+        windows=opts.windows,
+        quiet=opts.quiet,
+    )
+    data = tuned.data()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "tune.json", json.dumps(data, indent=1) + "\n")
+    draw_losses(data, folder / "tune.png")
+    if opts.out:
+        bundle.save(tuned.model, opts.out)
+    print(json.dumps(data) if opts.json else losses_table(data, folder, opts.out))
+    return 0
+
+
+def losses_table(data: dict[str, Any], folder: Path, out: str | None) -> str:
+    """Silent bytes at each loss as text."""
+
+    def row(what: str, m: dict[str, Any] | None) -> str:
+        if m is None:
+            return f"{what:16} out of reach: even the finest dead zones cost more"
+        error = "" if m["ratio_error"] is None else f" ± {m['ratio_error']:.4f}"
+        times = f"×{m['ratio']:.4f}{error}"
+        return f"{what:16} {m['silent_bytes']:7.1%} silent bytes, perplexity {m['perplexity']:.3f} ({times})"
+
+    lines = [f"dense perplexity {data['perplexity_dense']:.3f}; criterion {data['criterion']}"]
+    lines.append(row("as it was given", data["given"]))
+    lines += [row(f"at {100 * float(loss):g} % loss", m) for loss, m in data["at"].items()]
+    lines.append(f"curve: {folder}/tune.json, tune.png")
+    return "\n".join(lines + ([f"wrote {out}"] if out else []))
 
 
 def table(data: dict[str, Any], folder: Path, out: str | None) -> str:

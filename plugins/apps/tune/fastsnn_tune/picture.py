@@ -40,3 +40,25 @@ def draw(data: dict[str, Any], path: str | Path) -> None:
         axis.axvline(100 * data["after"]["silent_fraction"], color="#888888", linewidth=0.8, linestyle=(0, (4, 3)))
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
+
+
+def draw_losses(data: dict[str, Any], path: Path) -> None:
+    """Perplexity, as a multiple of the dense model's, against silent bytes; the goals are marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    axis = figure.subplots()
+    rows = data["curve"]
+    axis.plot([100 * m["silent_bytes"] for m in rows], [m["ratio"] for m in rows], marker="o", color=BLUE)
+    for loss, m in data["at"].items():
+        axis.axhline(1 + float(loss), color="#888888", linewidth=0.8, linestyle=(0, (4, 3)))
+        if m is not None:
+            axis.plot([100 * m["silent_bytes"]], [m["ratio"]], marker="D", color=ORANGE)
+            axis.annotate(
+                f"{m['silent_bytes']:.1%}", (100 * m["silent_bytes"], m["ratio"]), (6, -12), textcoords="offset points"
+            )
+    axis.set_title(f"silent bytes at a loss, criterion {data['criterion']}", loc="left")
+    axis.set_xlabel("silent bytes, % of the projections' weights (diamonds: text that took no part)")
+    axis.set_ylabel("perplexity / dense perplexity")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)

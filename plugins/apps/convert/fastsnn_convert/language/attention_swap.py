@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.language.rebuild import rebuild
-from fastsnn_convert.language.reference_eval import Held
+from fastsnn_convert.language.reference_eval import HeldOutReference
 from fastsnn_core import Attention
 from fastsnn_core.plugins import registry
 from fastsnn_core.spec import Faults, converter
@@ -101,7 +101,7 @@ def shortest(kinds: tuple[Attention, ...]) -> tuple[Attention, ...]:
     return kinds
 
 
-def sensitivity(dense: Any, kind: Attention, tokens: Tensor, held: Held) -> list[float]:
+def sensitivity(dense: Any, kind: Attention, tokens: Tensor, held: HeldOutReference) -> list[float]:
     """KL of the next token, per layer, when that layer alone has `kind` (fitted, not healed)."""
     costs, old = [], layers_of(dense.spec)
     for i in range(dense.spec.n_layers):
@@ -110,7 +110,9 @@ def sensitivity(dense: Any, kind: Attention, tokens: Tensor, held: Held) -> list
     return costs
 
 
-def placed(dense: Any, kinds: Sequence[Attention], place: str, tokens: Tensor, held: Held) -> tuple[Any, list[float]]:
+def placed(
+    dense: Any, kinds: Sequence[Attention], place: str, tokens: Tensor, held: HeldOutReference
+) -> tuple[Any, list[float]]:
     """The attention of every layer, and the measured costs behind it (none for a plain cycle)."""
     n = dense.spec.n_layers
     if place not in PLACES:

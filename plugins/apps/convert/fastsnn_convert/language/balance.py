@@ -12,8 +12,10 @@ weights and constant ones out of the spikes. s and μ minimise the expected outp
 
     E_tokens Σ_i |W_:i|² s_i² V² ρ(x'_i / V),      ρ(u) = u² / (1 + 12 u²)   (u² where silent, 1/12 where it spikes)
 
-with the neuron's own threshold V(x'), by Adam on a sample of tokens; no weight is trained. Sources of the parts:
-SmoothQuant (Xiao et al. 2022, arXiv 2211.10438), Outlier Suppression+ (Wei et al. 2023, arXiv 2304.09145).
+with the neuron's own threshold V(x'), in closed form and by some steps of Adam on a sample of tokens; no weight is
+trained. In the place of |W_:i|² stands F_i, what an error of channel i costs at the network's output
+(`output_sensitivity`). Sources of the parts: SmoothQuant (Xiao et al. 2022, arXiv 2211.10438), Outlier Suppression+
+(Wei et al. 2023, arXiv 2304.09145).
 """
 
 from __future__ import annotations
@@ -23,93 +25,13 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastsnn_conversion.context import ConversionError
-from fastsnn_convert.language.rebuild import numbers
-from fastsnn_core import SpikeSite
+from fastsnn_convert.language.output_sensitivity import nothing, sensitivities
+from fastsnn_convert.language.ports import Port, divide, ports
+from fastsnn_convert.language.rebuild import bypass_neurons, site_table
 from fastsnn_core.heads import Heads
-
-
-@attrs.frozen(eq=False)
-class Port:
-    """A site in front of projections: who reads it, how its input is divided, which channels share a factor.
-
-    `tie` maps channels to factors ``[D]``; None where no neighbour can take the factor. `cost` is |W_:i|² ``[D]`` when
-    it is not that of the readers' weights.
-    """
-
-    name: str
-    site: SpikeSite
-    readers: tuple[nn.Linear, ...]
-    tie: Tensor | None
-    divide: Callable[[Tensor], None] | None
-    gates: tuple[Any, ...] = ()
-
-    def cost(self) -> Tensor:
-        """Σ_o W_oi² of all readers ``[D]``."""
-        return torch.stack([r.weight.detach().float().pow(2).sum(0) for r in self.readers]).sum(0)
-
-
-def ports(layer: Any) -> list[Port]:
-    """The spiking projection sites of a block."""
-    attention, feedforward = layer.attention, layer.feedforward
-    found = [
-        Port(
-            "attn_in",
-            attention.inner,
-            (attention.q, attention.k, attention.v),
-            torch.arange(attention.dims.d_model),
-            lambda s: divide(layer.attention_norm, s),
-            gates_of(attention.mixer),
-        ),
-        out_port(attention),
-    ]
-    gate, up = getattr(feedforward, "gate", None), getattr(feedforward, "up", None)
-    if up is not None and hasattr(feedforward, "down"):
-        width = up.in_features
-        readers = (up,) if gate is None else (gate, up)
-        found.append(
-            Port("ffn_in", feedforward.inner, readers, torch.arange(width), lambda s: divide(layer.feedforward_norm, s))
-        )
-        linear = gate is not None  # what makes the hidden channels is linear in `up` only where it is gated
-        tie = torch.arange(up.out_features) if linear else None
-        found.append(Port("ffn_hidden", feedforward.hidden, (feedforward.down,), tie, lambda s: divide(up, s)))
-    return [p for p in found if p.site.neuron is not None]
-
-
-def out_port(attention: Any) -> Port:
-    """The site before the output projection: its channels come from v, or from the mixer's own norm."""
-    dims, norm = attention.dims, getattr(attention.mixer, "norm", None)
-    channel = torch.arange(dims.n_heads * dims.head_dim)
-    tie: Tensor | None
-    if attention.out.in_features != len(channel):
-        tie, change = None, None  # several branches: v feeds them all, and they need not agree
-    elif isinstance(norm, nn.RMSNorm):
-        tie, change = channel % dims.head_dim, lambda s: divide(norm, s)
-    else:
-        share = dims.n_heads // dims.n_kv_heads
-        tie = channel // dims.head_dim // share * dims.head_dim + channel % dims.head_dim
-        change = lambda s: divide(attention.v, s)  # noqa: E731
-    return Port("attn_out", attention.outer, (attention.out,), tie, change)
-
-
-def gates_of(mixer: Any) -> tuple[Any, ...]:
-    """Mixers (of all branches) whose low-rank gates read the layer's input spikes."""
-    branches = getattr(mixer, "branches", None)
-    if branches is not None:
-        return tuple(g for b in branches for g in gates_of(b))
-    return (mixer,) if hasattr(mixer, "gate_down") else ()
-
-
-@torch.no_grad()
-def divide(part: Any, s: Tensor) -> None:
-    """Make a norm or a projection give its output divided by `s`, channel by channel."""
-    s = s.to(part.weight.dtype)
-    part.weight.div_(s if part.weight.ndim == 1 else s[:, None])
-    if getattr(part, "bias", None) is not None:
-        part.bias.div_(s)
-
 
 # -- the factors --------------------------------------------------------------------------------------------------
 
@@ -136,34 +58,68 @@ class Balanced:
     after: float
 
 
+def starts(y: Tensor, cost: Tensor, neuron: Any, groups: Tensor) -> list[Tensor]:
+    """Factors to begin with, as logarithms by group: none, and in closed form.
+
+    Where noise is V²/12 in every channel and V the mean magnitude, Σ cost_i s_i² (Σ E|y_i| / s_i)² is least for
+    s_i ∝ (E|y_i| / cost_i)^(1/3); where V is the maximum, the largest magnitudes are made alike half-way, too.
+    """
+    count = int(groups.max()) + 1
+
+    def grouped(log: Tensor) -> Tensor:
+        sums, sizes = torch.zeros(count), torch.zeros(count)
+        return sums.index_add_(0, groups, log) / sizes.index_add_(0, groups, torch.ones_like(log)).clamp_min(1)
+
+    size = y.abs()
+    found = [torch.zeros(count), grouped((size.mean(0).clamp_min(1e-9) / cost).log() / 3)]
+    if hasattr(neuron, "most"):
+        found.append(grouped(size.amax(0).clamp_min(1e-9).log() / 2))
+    return found
+
+
 def balance(
-    x: Tensor, cost: Tensor, neuron: Any, tie: Tensor | None, centred: bool, *, steps: int = 150, rate: float = 0.05
+    x: Tensor, cost: Tensor, neuron: Any, tie: Tensor | None, centred: bool, *, steps: int = 60, rate: float = 0.05
 ) -> Balanced:
-    """s and μ of one site from samples ``[N,D]`` of its (dense) input; see the module's equation."""
+    """s and μ of one site from samples ``[N,D]`` of its (dense) input; see the module's equation.
+
+    The best of `starts`, with and without the centre, goes into Adam, which stops when ten steps gain less than 1 %.
+    """
     width = x.shape[1]
     mean, ones = x.mean(0), torch.ones(width)
     base = threshold(x, neuron)
+    cost = cost + 1e-3 * cost.mean() + 1e-30
     power = float((cost * x.pow(2)).sum(-1).mean()) or 1.0
     if base is None or (tie is None and not centred):
         return Balanced(ones, torch.zeros(width), 0.0, 0.0)
-    before = float(expected_error(x, cost, base)) / power
     groups = tie if tie is not None else torch.zeros(width, dtype=torch.long)
-    log_s = torch.zeros(int(groups.max()) + 1, requires_grad=tie is not None)
-    share = torch.full((width,), float(centred), requires_grad=centred)
-    trained = [p for p in (log_s, share) if p.requires_grad]
-    optimiser = torch.optim.Adam(trained, lr=rate)
-    best = (before, ones, torch.zeros(width))
+
+    def error_of(log_s: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        s = (log_s - log_s.mean())[groups].exp()
+        y = (x - mean * share) / s
+        return expected_error(y, cost * s.pow(2), threshold(y, neuron)) / power, s  # type: ignore[arg-type]
+
+    before = float(expected_error(x, cost, base)) / power
+    best, begin = (before, ones, torch.zeros(width)), (torch.zeros(int(groups.max()) + 1), torch.zeros(width))
+    for share in (torch.zeros(width), torch.ones(width)) if centred else (torch.zeros(width),):
+        for log_s in starts(x - mean * share, cost, neuron, groups) if tie is not None else [begin[0]]:
+            error, s = error_of(log_s, share)
+            if float(error) < best[0]:
+                best, begin = (float(error), s, mean * share), (log_s, share)
+    log_s, share = begin[0].clone().requires_grad_(tie is not None), begin[1].clone().requires_grad_(centred)
+    optimiser = torch.optim.Adam([p for p in (log_s, share) if p.requires_grad], lr=rate)
+    mark = best[0]
     with torch.enable_grad():
-        for step in range(steps + 1):
-            s = (log_s - log_s.mean())[groups].exp()
-            y = (x - mean * share) / s
-            error = expected_error(y, cost * s.pow(2), threshold(y, neuron))  # type: ignore[arg-type]
-            if error.item() / power < best[0]:
-                best = (error.item() / power, s.detach().clone(), (mean * share).detach().clone())
-            if step < steps:
-                optimiser.zero_grad()
-                error.backward()
-                optimiser.step()
+        for step in range(steps):
+            error, s = error_of(log_s, share)
+            if error.item() < best[0]:
+                best = (error.item(), s.detach().clone(), (mean * share).detach().clone())
+            if step and step % 10 == 0:
+                if best[0] > 0.99 * mark:
+                    break
+                mark = best[0]
+            optimiser.zero_grad()
+            error.backward()
+            optimiser.step()
     return Balanced(best[1], best[2], before, best[0])
 
 
@@ -188,62 +144,82 @@ def apply(port: Port, found: Balanced) -> None:
             reader.weight.mul_(found.s.to(reader.weight.dtype))
 
 
+@attrs.define(eq=False)
+class Calibration:
+    """What `calibrate` found: a row per balanced site, and of every spiking site what errors cost at the output.
+
+    `fisher` ``[D]`` weighs the channels of a site's spikes (`output_sensitivity`), `cost` is ½ Σ_i F_i E[δ_i²] of its
+    present neuron, nats per token; `stream` ``[D]`` weighs the residual stream in front of each block and of the head.
+    """
+
+    rows: list[dict[str, Any]] = attrs.field(factory=list)
+    fisher: dict[str, Tensor] = attrs.field(factory=dict)
+    cost: dict[str, float] = attrs.field(factory=dict)
+    stream: list[Tensor] = attrs.field(factory=list)
+
+
 @torch.no_grad()
 def calibrate(
-    model: Any, tokens: Tensor, *, scale: bool = True, samples: int = 2048, steps: int = 150, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Balance every projection site of a spiking decoder on ``tokens [N,T]``, a layer at a time.
+    model: Any,
+    tokens: Tensor,
+    *,
+    move: bool = True,
+    samples: int = 512,
+    steps: int = 60,
+    seed: int = 0,
+    step: Callable[[], Any] = nothing,
+) -> Calibration:
+    """Balance every projection site of a spiking decoder on ``tokens [N,T]``, in one pass forwards and backwards.
 
-    Returns a row per site: name, expected relative output error before and after, the largest factor, and the share of
-    the input's power that the centre took. Sites that are not `centred` in the spec get factors only.
+    A row per site: name, expected relative output error before and after, the largest factor, and the share of the
+    input's power that the centre took. Sites that are not `centred` in the spec get factors only. Without `move`
+    nothing is changed, only costs are measured. `step` is called twice per block.
     """
     if tokens.ndim != 2 or not len(tokens):
         raise ConversionError(f"calibration needs tokens [N, T], got shape {list(tokens.shape)}")
-    rows: list[dict[str, Any]] = []
-    generator = torch.Generator().manual_seed(seed)
-    places = torch.arange(tokens.shape[1]).expand(tokens.shape)
-    with numbers(model):
-        angles = model.angles(places) if model.rotary else None
-        x = model.embed(tokens)
-    pick = torch.randperm(tokens.numel(), generator=generator)[:samples]
-    for i, layer in enumerate(model.layers):
-        found = ports(layer)
-        inputs = capture(layer, found, x, angles, pick)
-        for port in found:
-            tie = port.tie if scale else None
-            centred = port.site.centre is not None
-            done = balance(inputs[port.name], port.cost(), port.site.neuron, tie, centred, steps=steps)
-            apply(port, done if scale else attrs.evolve(done, s=torch.ones_like(done.s)))
-            power = float(inputs[port.name].pow(2).sum(-1).mean()) or 1.0
-            rows.append(
-                {
-                    "site": f"layers.{i}.{port.name}",
-                    "error_before": done.before,
-                    "error_after": done.after,
-                    "factor": float((done.s / done.s.median()).max()),
-                    "centre_power": float(done.mu.pow(2).sum()) / power,
-                }
-            )
-        balance_heads(layer, x, angles, pick, rows, i)
-        with numbers(layer):
-            x = layer(x, None, None, angles)[0]
-    return rows
+    made = Calibration()
+    table = site_table(model)
+    for block in sensitivities(model, tokens, samples=samples, seed=seed, step=step):
+        rows: list[dict[str, Any]] = []
+        if block.stream is not None:
+            made.stream.insert(0, block.stream)
+        left = {path: (s.x, s.fisher) for path, s in block.sites.items()}
+        if block.number is not None and move:
+            layer = model.layers[block.number]
+            for port in ports(layer):
+                path = next(p for p in left if table[p][1] is port.site)
+                x, fisher = left[path]
+                centred = port.site.centre is not None
+                done = balance(x, fisher, port.site.neuron, port.tie, centred, steps=steps)
+                apply(port, done)
+                left[path] = ((x - done.mu) / done.s, fisher * done.s.pow(2))
+                power = float(x.pow(2).sum(-1).mean()) or 1.0
+                rows.append(
+                    {
+                        "site": f"layers.{block.number}.{port.name}",
+                        "error_before": done.before,
+                        "error_after": done.after,
+                        "factor": float((done.s / done.s.median()).max()),
+                        "centre_power": float(done.mu.pow(2).sum()) / power,
+                    }
+                )
+            for path, (mu, s) in balance_heads(layer, block.x, block.angles, samples, rows, block.number).items():
+                x, fisher = left[path]
+                left[path] = ((x - mu) / s, fisher * s.pow(2))
+        for path, (y, fisher) in left.items():
+            made.fisher[path] = fisher
+            made.cost[path] = cost_of(table[path][1].neuron, y, fisher)
+        made.rows = rows + made.rows
+    order = {path: i for i, path in enumerate(table)}
+    made.cost = dict(sorted(made.cost.items(), key=lambda item: order[item[0]]))
+    return made
 
 
-def capture(layer: Any, found: list[Port], x: Tensor, angles: Any, pick: Tensor) -> dict[str, Tensor]:
-    """Samples ``[n,D]`` in float32 of the dense input of each port's site."""
-    inputs: dict[str, Tensor] = {}
-    handles = [
-        p.site.register_forward_pre_hook(
-            lambda _, args, name=p.name: inputs.__setitem__(name, args[0].flatten(0, 1)[pick].float())
-        )
-        for p in found
-    ]
-    with numbers(layer):
-        layer(x, None, None, angles)
-    for handle in handles:
-        handle.remove()
-    return inputs
+@torch.no_grad()
+def cost_of(neuron: Any, y: Tensor, fisher: Tensor) -> float:
+    """½ Σ_i F_i E[(spikes - y)_i²] of a neuron on a sample ``[n,D]``, nats per token."""
+    spikes, _ = neuron(y[None], None, None)
+    return 0.5 * float((fisher * (spikes.value()[0] - y).pow(2)).sum(-1).mean())
 
 
 # -- queries and keys ---------------------------------------------------------------------------------------------
@@ -260,25 +236,29 @@ def blind(mixer: Any, heads: Heads, s: Tensor, mu: Tensor) -> bool:
 
 
 def balance_heads(
-    layer: Any, x: Tensor, angles: Any, pick: Tensor, rows: list[dict[str, Any]], number: int, steps: int = 150
-) -> None:
-    """Spiking q and k: one factor per rotary pair (k / s, q · s), and a centre for the keys after rotation."""
+    layer: Any, x: Tensor, angles: Any, samples: int, rows: list[dict[str, Any]], number: int, steps: int = 60
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Spiking q and k: one factor per rotary pair (k / s, q · s), and a centre for the keys after rotation.
+
+    Returns the centre and factors of the sites that were changed, by path.
+    """
     attention = layer.attention
     q_site, k_site = attention.q_site, attention.k_site
     if q_site.neuron is None and k_site.neuron is None:
-        return
+        return {}
     seen: list[Any] = []
     handle = attention.mixer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    with numbers(layer):
+    with bypass_neurons(layer):
         layer(x, None, None, angles)
     handle.remove()
+    pick = torch.randperm(x.shape[0] * x.shape[1], generator=torch.Generator().manual_seed(0))[:samples]
     q, k = (t.flatten(0, 1)[pick].float() for t in seen[0].rotated())  # [n,H,K], [n,G,K]
     groups, width = k.shape[1:]
     mu = k.mean(0) if k_site.centre is not None else torch.zeros(groups, width)
     if not blind(attention.mixer, seen[0], torch.ones(groups, width), k.mean(0)):
         mu = torch.zeros(groups, width)
     if not blind(attention.mixer, seen[0], torch.linspace(0.5, 2.0, width // 2).repeat(groups, 2), 0 * mu):
-        return
+        return {}
     k = k - mu
     wide = k.repeat_interleave(q.shape[1] // groups, 1)
     cost_q = wide.pow(2).mean(0).flatten()
@@ -286,7 +266,7 @@ def balance_heads(
     shared = attention.q_norm is not None
     log_s = torch.zeros(1 if shared else groups, width // 2, requires_grad=True)
     optimiser = torch.optim.Adam([log_s], lr=0.05)
-    best, before = (float("inf"), torch.ones(groups, width)), 0.0
+    best, before, mark = (float("inf"), torch.ones(groups, width)), 0.0, float("inf")
     with torch.enable_grad():
         for step in range(steps + 1):
             s = log_s.exp().expand(groups, -1).repeat(1, 2)  # pairs are (i, i + K/2)
@@ -299,10 +279,14 @@ def balance_heads(
                 v = None if site.neuron is None else threshold(y, site.neuron)
                 error = error + (0.0 if v is None else expected_error(y, cost, v))
             if not isinstance(error, Tensor):
-                return
+                return {}
             before = before or error.item()
             if error.item() < best[0]:
                 best = (error.item(), s.detach().clone())
+            if step and step % 10 == 0:
+                if best[0] > 0.99 * mark:
+                    break
+                mark = best[0]
             if step < steps:
                 optimiser.zero_grad()
                 error.backward()
@@ -328,3 +312,9 @@ def balance_heads(
             "centre_power": centre,
         }
     )
+    share = q.shape[1] // groups
+    changed = {
+        f"layers.{number}.attention.q_site": (torch.zeros(q[0].numel()), 1 / s.repeat_interleave(share, 0).flatten()),
+        f"layers.{number}.attention.k_site": (mu.flatten(), s.flatten()),
+    }
+    return {path: found for path, found in changed.items() if (q_site if "q_site" in path else k_site).neuron}

@@ -11,15 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_conversion.context import ConversionError
-from fastsnn_convert.language import reference_eval
-from fastsnn_convert.language.balance import calibrate
-from fastsnn_convert.language.distillation_data import tokens_of, windows, write
+from fastsnn_convert.language.attention_swap import PLACES, kinds_of, layers_of, placed, replace
+from fastsnn_convert.language.balance import Calibration, calibrate
+from fastsnn_convert.language.distillation_data import check_text, tokens_of, windows, write
+from fastsnn_convert.language.distillation_settings import Healing, need_peft
 from fastsnn_convert.language.families import import_dense
+from fastsnn_convert.language.output_sensitivity import PIECE
 from fastsnn_convert.language.rebuild import rebuild, site_table, with_biases
+from fastsnn_convert.language.reference_eval import HeldOutReference, affordable
+from fastsnn_convert.language.site_figures import curve, measure, rows_of
 from fastsnn_convert.neurons import component, field_of, levels, limited
 from fastsnn_convert.report import Report
 from fastsnn_convert.result import Conversion
-from fastsnn_core import Neuron, create
+from fastsnn_core import Neuron, targets
+from fastsnn_core.progress import Progress
 from fastsnn_model_decoder import PROJECTIONS, SITES
 
 COVERAGES: dict[str, tuple[str, ...]] = {
@@ -43,7 +48,7 @@ class Options:
     calibration: Any = None
     balance: bool = True
     window: int = 512
-    windows: int = 20
+    windows: int | None = None
     attention: Any = None
     place: str = "cycle"
     attention_window: int | None = None
@@ -54,6 +59,7 @@ class Options:
     out: str | Path | None = None
     resume: bool = False
     measure: bool = True
+    thorough: bool = False
     seed: int = 0
     quiet: bool = False
 
@@ -65,10 +71,47 @@ class Options:
                 f"coverage {self.coverage!r}: for language models {', '.join(COVERAGES)}, or a list of sites out of "
                 f"{', '.join(SITES)}"
             )
-        if self.window < 2 or self.windows < 2:
-            raise ConversionError("calibration needs windows of at least 2 tokens, and at least 2 windows")
-        if self.heal is not None and self.heal_minutes is None and self.heal_steps is None:
-            raise ConversionError("healing text without a budget: give heal_minutes (--heal-minutes) or heal_steps")
+        if odd := sorted(set(self.sites) - set(SITES)):
+            raise ConversionError(f"no site {', '.join(map(repr, odd))}; sites: {', '.join(SITES)}")
+        if self.window < 2:
+            raise ConversionError(f"calibration needs windows of at least 2 tokens, got window = {self.window}")
+        if self.windows is not None and self.windows < 1:
+            raise ConversionError(f"calibration needs at least one window, got windows = {self.windows}")
+        if self.k is not None and not 0 < self.k <= 1e4:
+            raise ConversionError(f"k is the mean count per channel, above 0 and up to 10000, got {self.k:g}")
+        if self.burst is not None and self.burst < 0:
+            raise ConversionError(f"burst is a number of channels, 0 or more, got {self.burst}")
+        for name, value in (("heal_minutes", self.heal_minutes), ("heal_steps", self.heal_steps)):
+            if value is not None and not value > 0:
+                raise ConversionError(f"{name} must be above 0, got {value:g}")
+        self.check_healing()
+
+    @property
+    def heals(self) -> bool:
+        """Is the model healed?"""
+        return self.heal_minutes is not None or self.heal_steps is not None
+
+    def check_healing(self) -> None:
+        """Everything about healing that can be known before the work begins."""
+        if not self.heals:
+            if self.heal is not None:
+                raise ConversionError("healing text without a budget: give heal_minutes (--heal-minutes) or heal_steps")
+            if given := [name for name in ("healing", "out", "resume") if getattr(self, name)]:
+                raise ConversionError(f"{', '.join(given)} without healing: give heal_minutes or heal_steps")
+            return
+        if self.resume and self.out is None:
+            raise ConversionError("resume needs out=, the folder that the run was kept in")
+        settings: dict[str, Any] = {"steps": self.heal_steps, "minutes": self.heal_minutes, "seed": self.seed}
+        try:
+            config = Healing(**settings | self.healing)
+        except TypeError:
+            known = sorted({f.name for f in attrs.fields(Healing)} - {"steps", "minutes"})
+            odd = ", ".join(sorted(set(self.healing) - set(known)))
+            raise ConversionError(f"healing has no {odd}; settings: {', '.join(known)}") from None
+        if config.lora:
+            need_peft()
+        if self.out is not None:
+            targets.folder(self.out, option="out")
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -83,8 +126,8 @@ def convert_language(source: str | Path, *, neuron: Any = None, **options: Any) 
     k, burst    of the neuron: mean count (adaptive_threshold), channels per token that may need more (adaptive_max)
     coverage    "projections" (spikes at the input of all seven projections of a layer), "boundaries" (those of
                 SpikingJelly's recipe: embedding, rotated q and k, v, MLP product), or a list of sites
-    calibration a text file, texts, or token ids; without it the model writes `windows` of `window` tokens by itself. A
-                fifth of them is not fitted on: the report's figures are measured there
+    calibration a text file, a text, texts, or token ids; without it the model writes text by itself. `windows` of
+                `window` tokens are fitted on (default: what a minute pays for), the report's figures are of others
     balance     move outlier channels and means into weights and biases (`fastsnn_convert.language.balance`);
     `centred` names
                 the sites that take a constant off; `spread` shares a mean k out among the sites by measured cost
@@ -93,6 +136,8 @@ def convert_language(source: str | Path, *, neuron: Any = None, **options: Any) 
     heal        text to heal on, with `heal_minutes` or `heal_steps`; without text the dense model writes it. `healing`
                 has more settings of `fastsnn_convert.language.distillation.Healing`; `out` keeps checkpoints,
                 `resume` goes on from them
+
+    thorough    measure every site's figures one by one (a pass of held-out text for each) instead of the ten worst
 
     Weights become float32 (INT8 by `fastsnn export --to w8a` afterwards).
 
@@ -105,23 +150,33 @@ def convert_language(source: str | Path, *, neuron: Any = None, **options: Any) 
         )
     o = Options(**options)
     chosen = neuron_of(neuron, o)
+    check_text(o.calibration, "calibration")
+    check_text(o.heal, "healing")
+    kinds: Any = None
+    if o.attention is not None:
+        kinds = kinds_of(o.attention, o.attention_window)
+        if o.place not in PLACES:
+            raise ConversionError(f"no place {o.place!r}; attentions are placed by {' or '.join(PLACES)}")
     began = time.perf_counter()
-    dense: Any = import_dense(source)
+    with Progress("reading the model", quiet=o.quiet):
+        dense: Any = import_dense(source)
+    if o.heal is not None and not isinstance(o.heal, torch.Tensor):
+        tokens_of(o.heal, dense, "healing")  # what is wrong with it is said before the work
     sources = dense.spec
     fit, spare = samples(dense, o)
-    held = reference_eval.Held.of(dense, spare)
     costs: list[float] = []
-    if o.attention is not None:
-        from fastsnn_convert.language.attention_swap import kinds_of, placed, replace
-
-        kinds, costs = placed(dense, kinds_of(o.attention, o.attention_window), o.place, fit[:4], held)
-        dense = replace(dense, kinds, fit[:8])
+    with Progress("reading held-out text, dense", spare.numel(), "tokens", quiet=o.quiet) as progress:
+        step = lambda: progress.step(min(PIECE, spare.numel()))  # noqa: E731
+        held = HeldOutReference.of(dense, spare, own=o.heals, step=step)
+    if kinds is not None:
+        found, costs = placed(dense, kinds, o.place, fit[:4], held.first(4))
+        dense = replace(dense, found, fit[:8])
     model = spiking(dense, chosen, o)
     del dense
-    constants = calibrated(model, fit, o)
-    history = healed(model, source, o) if o.heal_minutes is not None or o.heal_steps is not None else []
-    report = describe(model, source, sources, chosen, o, held)
-    report |= {"calibrated": constants, "healed": history, "seconds": round(time.perf_counter() - began, 1)}
+    made = calibrated(model, fit, o)
+    history = healed(model, source, o) if o.heals else []
+    report = describe(model, source, sources, chosen, o, held, made, bool(history))
+    report |= {"calibrated": made.rows, "healed": history, "seconds": round(time.perf_counter() - began, 1)}
     report["tokens"] = {"fitted": fit.numel(), "measured": held.tokens.numel(), "written": o.calibration is None}
     if costs:
         report["sensitivity"] = costs
@@ -130,16 +185,13 @@ def convert_language(source: str | Path, *, neuron: Any = None, **options: Any) 
 
 
 def neuron_of(neuron: Any, o: Options) -> Neuron:
-    """The neuron that name, steps, k and burst mean together; a name that is given is what is taken."""
-    found = component("adaptive_threshold" if neuron is None else neuron)
+    """The neuron that name, steps, k and burst mean together; without a name adaptive_threshold, or adaptive_max."""
+    if neuron is None:
+        neuron = "adaptive_max" if o.steps is not None and o.k is None else "adaptive_threshold"
+    found = component(neuron)
     if o.steps is not None:
         most = levels(o.steps, "bitwise")
-        if neuron is None and o.k is None:
-            found = create("neuron", "adaptive_max", steps=o.steps)
-        elif field_of(found, ("steps",)):
-            found = attrs.evolve(found, steps=o.steps)
-        else:
-            found = limited(found, most)
+        found = attrs.evolve(found, steps=o.steps) if field_of(found, ("steps",)) else limited(found, most)
     for name in ("k", "burst"):
         if (value := getattr(o, name)) is not None:
             if not field_of(found, (name,)):
@@ -149,20 +201,23 @@ def neuron_of(neuron: Any, o: Options) -> Neuron:
 
 
 def samples(dense: nn.Module, o: Options) -> tuple[Tensor, Tensor]:
-    """Windows to fit on, and windows that are only measured (a fifth, at least one)."""
+    """Windows ``[N,T]`` to fit on, and others to measure on: as many as `affordable`, at least a fifth of a text."""
+    fitted = o.windows if o.windows is not None else max(2, affordable(dense, o.window) // 4)
+    measured = affordable(dense, o.window) if o.measure else 1
     if o.calibration is None:
-        found = write(dense, o.windows, o.window, seed=o.seed)
+        with Progress("writing calibration text", o.window, "tokens", quiet=o.quiet) as progress:
+            streams = fitted + min(measured, max(4, fitted))
+            found = write(dense, streams, o.window, seed=o.seed, step=progress.step)
     else:
         found = windows(tokens_of(o.calibration, dense), o.window)
-        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(o.seed))
-        found = found[order[: o.windows]]
+        found = found[torch.randperm(len(found), generator=torch.Generator().manual_seed(o.seed))]
     if len(found) == 1:  # a text of one window is halved
         half = found.shape[1] // 2
         if half < 2:
             raise ConversionError(f"calibration: the text has {found.numel()} tokens; at least 4 are needed")
         return found[:, :half], found[:, half : 2 * half]
-    spare = max(1, len(found) // 5)
-    return found[spare:], found[:spare]
+    spare = min(measured, max(len(found) - fitted, 1, len(found) // 5))
+    return found[spare : spare + fitted], found[:spare]
 
 
 def spiking(dense: nn.Module, neuron: Neuron, o: Options) -> nn.Module:
@@ -176,34 +231,28 @@ def spiking(dense: nn.Module, neuron: Neuron, o: Options) -> nn.Module:
     return rebuild(dense, with_biases(spec, tuple(centred)))
 
 
-def calibrated(model: nn.Module, fit: Tensor, o: Options) -> list[dict[str, Any]]:
-    """Balance the sites, then share k out."""
-    rows = calibrate(model, fit, seed=o.seed) if o.balance else []
+def calibrated(model: Any, fit: Tensor, o: Options) -> Calibration:
+    """Balance the sites, then share k out by what each costs."""
+    with Progress("calibrating", 2 * len(model.layers), "half blocks", quiet=o.quiet) as progress:
+        made = calibrate(model, fit, move=o.balance, seed=o.seed, step=progress.step)
     if o.spread:
-        share_out(model, fit)
-    return rows
+        share_out(model, made.cost)
+    return made
 
 
 @torch.no_grad()
-def share_out(model: Any, fit: Tensor, windows_: int = 4) -> None:
+def share_out(model: Any, cost: dict[str, float]) -> None:
     """Give every site its own k: KL_i ~ e_i (k/k_i)² is least, at a given Σ n_i k_i, for k_i ∝ (e_i / n_i)^(1/3).
 
-    e_i is the KL when site i alone spikes, n_i its channels; k_i stays within a factor 3 of k.
+    e_i is the cost of site i alone (`Calibration.cost`), n_i its channels; k_i stays within a factor 3 of k.
     """
-    from fastsnn_convert.language.rebuild import numbers
-
-    at: list[Any] = [site for _, site in site_table(model).values() if site.neuron is not None]
+    table = site_table(model)
+    at: list[Any] = [table[path][1] for path in cost]
     if not at or not all(isinstance(getattr(s.neuron, "k", None), Tensor) for s in at):
         return
-    with numbers(model):
-        held = reference_eval.Held.of(model, fit[:windows_])
-    costs = []
-    for site in at:
-        with numbers(model, [site]):
-            costs.append(max(held.compare(model)[0], 1e-9))
     n = torch.tensor([float(s.features) for s in at])
     base = torch.tensor([float(s.neuron.k) for s in at])
-    k = (torch.tensor(costs) / n).pow(1 / 3)
+    k = (torch.tensor([max(c, 1e-9) for c in cost.values()]) / n).pow(1 / 3)
     for _ in range(20):
         k = (k * (n * base).sum() / (n * k).sum()).clamp(base / 3, base * 3)
     for site, value in zip(at, k):
@@ -219,14 +268,25 @@ def healed(model: nn.Module, source: str | Path, o: Options) -> list[dict[str, A
 
 
 def describe(
-    model: Any, source: str | Path, before: Any, neuron: Neuron, o: Options, held: reference_eval.Held
+    model: Any,
+    source: str | Path,
+    before: Any,
+    neuron: Neuron,
+    o: Options,
+    held: HeldOutReference,
+    made: Calibration,
+    healed: bool,
 ) -> Report:
     """The report."""
-    from fastsnn_convert.language.attention_swap import layers_of
-
     old, new = layers_of(before), layers_of(model.spec)
-    rows = reference_eval.rows_of(model, [i for i, (a, b) in enumerate(zip(old, new)) if a != b])
-    found = reference_eval.measure(model, held, rows) if o.measure else {}
+    replaced = [i for i, (a, b) in enumerate(zip(old, new)) if a != b]
+    rows = rows_of(model, replaced)
+    found = {}
+    if o.measure:
+        same = not healed and not replaced  # a site alone has a cost only where the weights are the dense model's
+        found = measure(
+            model, held, rows, made if same else None, thorough=o.thorough, errors=not healed, quiet=o.quiet
+        )
     coverage = o.coverage if isinstance(o.coverage, str) else ", ".join(o.coverage)
     return Report(
         source=Path(source).name,
@@ -240,6 +300,6 @@ def describe(
         error_unit="KL, nats per token",
         modules=rows,
         quality=found,
-        curve=reference_eval.curve(model, held) if o.measure else [],
+        curve=curve(model, held, quiet=o.quiet) if o.measure else [],
         obstacles=[],
     )

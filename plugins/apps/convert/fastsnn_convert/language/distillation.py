@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.language.distillation_settings import Healing, Run
-from fastsnn_convert.language.rebuild import numbers
-from fastsnn_convert.language.threshold_gradients import followed
+from fastsnn_convert.language.rebuild import bypass_neurons
+from fastsnn_convert.language.threshold_gradients import lsq_gradients
 from fastsnn_core.errors import MissingError
 from fastsnn_core.site import sites
 
@@ -53,9 +53,9 @@ def heal(
     the teacher write it all. `settings` are those of `Healing`. With `out` the run is kept
     there in checkpoints, and `resume` goes on from the newest whole one.
     """
-    from fastsnn_convert.language.distillation_data import Written, tokens_of
+    from fastsnn_convert.language.distillation_data import SelfGeneratedData, tokens_of
     from fastsnn_convert.language.families import import_dense
-    from fastsnn_convert.language.token_replacement import Exchanged
+    from fastsnn_convert.language.token_replacement import TokenReplacement
 
     config = Healing(**settings)
     if not isinstance(teacher, nn.Module):
@@ -70,10 +70,10 @@ def heal(
     ids = None if data is None else tokens_of(data, teacher, "healing")
     if ids is not None and len(ids) <= config.length:
         raise ConversionError(f"healing text has {len(ids)} tokens; more than length = {config.length} are needed")
-    own = Written(teacher.eval(), config.length, ids, WARMTH)
+    own = SelfGeneratedData(teacher.eval(), config.length, ids, WARMTH)
     text = None
     if ids is not None:
-        text = Exchanged(teacher, ids, config.length, config.altered, WARMTH, config.seed)
+        text = TokenReplacement(teacher, ids, config.length, config.altered, WARMTH, config.seed)
     before, training = {p: p.requires_grad for p in model.parameters()}, model.training
     student = with_lora(model, config.lora) if config.lora else model
     try:
@@ -119,7 +119,7 @@ class Healer:
         run = Run()
         self.neurons = [(site, site.neuron) for site in sites(self.model).values()]
         shares = [1.0] if len(stages) == 1 else [self.config.share, 1 - self.config.share]
-        with followed(self.model) if self.config.thresholds else contextlib.nullcontext():
+        with lsq_gradients(self.model) if self.config.thresholds else contextlib.nullcontext():
             held = self.load(run) if resume else {}
             self.model.train()
             self.stages(run, stages, shares, held)
@@ -132,7 +132,7 @@ class Healer:
         for number in range(run.stage, len(stages)):
             if run.stage != number:
                 run.stage, run.step, run.seconds = number, 0, 0.0
-            dense = numbers(self.model) if stages[number] == "attention" else contextlib.nullcontext()
+            dense = bypass_neurons(self.model) if stages[number] == "attention" else contextlib.nullcontext()
             with dense, Progress(100, 0, f"healing ({stages[number]})", self.quiet) as progress:
                 self.stage(run, stages[number], shares[number], held, progress)
             held = {}

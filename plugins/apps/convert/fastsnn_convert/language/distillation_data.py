@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from fastsnn_text import tokenizer_of
 
 
 def tokens_of(source: Any, model: nn.Module, what: str = "calibration") -> Tensor:
-    """Token ids ``[N]`` of a text file (str or path), of a sequence of texts, or of ids ``[N]`` or ``[N,T]``."""
+    """Token ids ``[N]`` of a text file (str or path), a text, a sequence of texts, or of ids ``[N]`` or ``[N,T]``.
+
+    A string is a path if a file lies there, a text where it has white space and no file could be meant.
+    """
     if isinstance(source, Tensor):
         ids = source.flatten().long()
         size = int(model.spec.vocab_size)  # type: ignore[union-attr]
@@ -23,20 +26,46 @@ def tokens_of(source: Any, model: nn.Module, what: str = "calibration") -> Tenso
             raise ConversionError(f"{what}: token ids must be in 0 … {size - 1}")
         return ids
     tokenizer = tokenizer_of(model)
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if not path.is_file():
-            raise ConversionError(f"{what}: {path} is no file; give a text file, a list of texts, or token ids")
+    if isinstance(source, str) and is_text(source):
+        texts: Sequence[str] = [source]
+    elif isinstance(source, str | Path):
+        check_text(source, what)
         try:
-            texts: Sequence[str] = [path.read_text(encoding="utf-8")]
+            texts = [Path(source).read_text(encoding="utf-8")]
         except UnicodeDecodeError as error:
-            raise ConversionError(f"{what}: {path} is no text (UTF-8): {error}") from None
+            raise ConversionError(f"{what}: {source} is no text (UTF-8): {error}") from None
     else:
         texts = source
     ids = []
     for text in texts:
         ids += [*tokenizer.encode(text), *([tokenizer.end] if len(texts) > 1 and tokenizer.end is not None else [])]
     return torch.tensor(ids, dtype=torch.long)
+
+
+def is_text(source: str) -> bool:
+    """Is a string a text rather than the name of a file? It is where no file can be meant."""
+    try:
+        return not Path(source).is_file() and ("\n" in source or len(source) > 255 or source.count(" ") > 3)
+    except (OSError, ValueError):  # too long, or with a null byte
+        return True
+
+
+def check_text(source: Any, what: str) -> None:
+    """Refuse a text that cannot be read, before any work."""
+    if source is None or isinstance(source, Tensor) or (isinstance(source, str) and is_text(source)):
+        return
+    if isinstance(source, str | Path):
+        if not Path(source).is_file():
+            raise ConversionError(
+                f"{what}: {source} is no file; give a text file, a text, a list of texts, or token ids"
+            )
+    elif not isinstance(source, Sequence) or not all(isinstance(text, str) for text in source) or not source:
+        raise ConversionError(f"{what}: give a text file, a text, a list of texts, or token ids, not {kind_of(source)}")
+
+
+def kind_of(source: Any) -> str:
+    """How a value of a wrong kind is called in an error."""
+    return f"{type(source).__name__} {str(source)[:40]!r}"
 
 
 def windows(ids: Tensor, length: int, what: str = "calibration") -> Tensor:
@@ -56,11 +85,13 @@ def write(
     seed: int = 0,
     temperature: float = 1.0,
     begin: Tensor | None = None,
+    step: Callable[[], Any] | None = None,
 ) -> Tensor:
     """Text that the model writes by itself ``[streams, length]``: sampled from its start token on, in parallel streams.
 
     With `begin` ``[streams, n]`` it goes on from these tokens, which are part of the text. After its end token a stream
-    begins anew with the start token. A model without either begins with random tokens.
+    begins anew with the start token; where the tokenizer has none it begins with the end token and goes on behind it. A
+    model without either begins with random tokens.
     """
     size = int(model.spec.vocab_size)  # type: ignore[union-attr]
     tokenizer: Any = tokenizer_of(model)
@@ -73,17 +104,19 @@ def write(
     token, rows, state = begin[:, :length].to(device), [begin[:, :length]], None
     for _ in range(length - token.shape[1]):
         logits, state = model(token, state, return_state=True, last=True)
-        odds = (logits[:, -1].float() / temperature).softmax(-1).cpu()
-        drawn = torch.multinomial(odds, 1, generator=generator)
-        if tokenizer.end is not None and start is not None:
-            drawn = torch.where(rows[-1][:, -1:] == tokenizer.end, start, drawn)
+        probs = (logits[:, -1].float() / temperature).softmax(-1).cpu()
+        drawn = torch.multinomial(probs, 1, generator=generator)
+        if tokenizer.end is not None and tokenizer.start is not None:
+            drawn = torch.where(rows[-1][:, -1:] == tokenizer.end, tokenizer.start, drawn)
         rows.append(drawn)
         token = drawn.to(device)
+        if step is not None:
+            step()
     return torch.cat(rows, 1)
 
 
 @attrs.define(eq=False)
-class Written:
+class SelfGeneratedData:
     """Text that the dense model goes on writing while it is read: any number of tokens, no more than a chunk at once.
 
     A chunk is `CHUNK` tokens in streams of `length`, and `MORE` to each. It is read `READ` times, in random

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import attrs
 
 from fastsnn_conversion.context import ConversionError
+from fastsnn_core.errors import MissingError
 
 WARM = 20  # steps
+
+
+def need_peft() -> None:
+    """Low-rank healing needs a package that may be missing."""
+    if importlib.util.find_spec("peft") is None:
+        raise MissingError("healing with lora needs peft: pip install peft")
 
 
 @attrs.frozen

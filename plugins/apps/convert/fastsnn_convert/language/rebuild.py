@@ -105,7 +105,7 @@ def carry_constants(old: SpikeSite, new: SpikeSite) -> None:
 
 
 @contextlib.contextmanager
-def numbers(model: nn.Module, only: Any = None) -> Iterator[None]:
+def bypass_neurons(model: nn.Module, only: Any = None) -> Iterator[None]:
     """While the block runs, sites pass numbers (centred, where they are); with `only`, just those sites spike."""
     off = [m for m in model.modules() if isinstance(m, SpikeSite) and m.neuron is not None]
     off = [m for m in off if only is None or not any(m is keep for keep in only)]

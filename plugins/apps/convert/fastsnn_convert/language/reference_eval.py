@@ -1,8 +1,8 @@
-"""What a converted language model does on text: divergence from the dense model, site by site, and against steps."""
+"""What a converted language model says on held-out text, beside the dense model: divergence and perplexities."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -10,189 +10,122 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastsnn_convert.language.rebuild import numbers, site_table
-from fastsnn_convert.report import row
-from fastsnn_core import SpikeSite
-from fastsnn_core.probe import probe
+from fastsnn_convert.language.output_sensitivity import LOGITS, PIECE, nothing
 
-LOGITS = 1 << 26
-"""Most logits of the dense model that are held at once (256 MB in float32)."""
+MEASURED = 4e12
+"""Operations that reading held-out text may take, dense and spiking together (some 40 s on two cores)."""
+
+
+def affordable(model: Any, length: int, budget: float = MEASURED) -> int:
+    """How many windows of `length` tokens are measured: as many as the budget of operations pays, 4 … 32."""
+    size = max(1, sum(p.numel() for p in model.parameters()))
+    return int(min(32, max(4, budget / (4.0 * size * length))))
 
 
 @attrs.frozen(eq=False)
-class Held:
-    """Windows ``[N,T]`` that nothing was fitted on, and the dense model's log-probabilities there ``[N,T,V]``."""
+class HeldOutReference:
+    """Windows ``tokens [N,T]`` that nothing was fitted on, and what the dense model says there.
+
+    Its log-probabilities ``[N,T,V]`` are too many to be kept: `hidden` ``[N,T,D]`` is what its head reads, `head`
+    ``[V,D]`` the head's weights.
+    """
 
     tokens: Tensor
-    said: Tensor
+    hidden: Tensor
+    head: Tensor
 
     @classmethod
-    def of(cls, dense: nn.Module, tokens: Tensor) -> Held:
-        """As many of the windows as fit `LOGITS`."""
-        size = tokens.shape[1] * int(dense.spec.vocab_size)  # type: ignore[union-attr]
-        tokens = tokens[: max(1, LOGITS // size)]
-        return cls(tokens, log_odds(dense, tokens))
+    def of(
+        cls, dense: nn.Module, tokens: Tensor, *, own: bool = False, step: Callable[[], Any] = nothing
+    ) -> HeldOutReference:
+        """Of a dense decoder; with `own` its head is copied, since the model's weights are about to be trained."""
+        head = head_weight(dense)
+        return cls(tokens, hidden_of(dense, tokens, step), head.clone() if own else head)
+
+    def first(self, windows: int) -> HeldOutReference:
+        """The first few windows."""
+        return HeldOutReference(self.tokens[:windows], self.hidden[:windows], self.head)
+
+    def windows(self, model: nn.Module, step: Callable[[], Any] = nothing) -> Windows:
+        """Every window's figures."""
+        hidden, weight = hidden_of(model, self.tokens, step), head_weight(model)
+        rows = [self.window(i, hidden[i], weight) for i in range(len(self.tokens))]
+        return Windows(*torch.tensor(rows, dtype=torch.float64).T)
 
     def compare(self, model: nn.Module) -> tuple[float, float]:
         """``(KL(dense ‖ model), cross-entropy of the model)`` in nats per token."""
-        said = log_odds(model, self.tokens)
-        kl = F.kl_div(said, self.said, log_target=True, reduction="none").sum(-1).mean()
-        return float(kl), self.nats(said)
+        found = self.windows(model)
+        return float(found.kl.mean()), float(found.nats.mean())
 
-    def nats(self, said: Tensor) -> float:
-        """Cross-entropy of the text in nats per token."""
-        return float(F.nll_loss(said[:, :-1].flatten(0, 1), self.tokens[:, 1:].flatten()))
+    @torch.no_grad()
+    def window(self, number: int, hidden: Tensor, weight: Tensor) -> tuple[float, float, float]:
+        """KL, and the cross-entropies of the model and of the dense one, of one window; logits a piece at a time."""
+        size = max(1, LOGITS // len(weight))
+        labels = self.tokens[number, 1:]
+        kl = nats = dense = 0.0
+        for at in range(0, len(hidden), size):
+            here = slice(at, at + size)
+            said = F.linear(hidden[here], weight).float().log_softmax(-1)
+            wanted = F.linear(self.hidden[number, here], self.head).float().log_softmax(-1)
+            kl += float(F.kl_div(said, wanted, log_target=True, reduction="none").sum(-1).double().sum())
+            label = labels[here]
+            nats += float(F.nll_loss(said[: len(label)], label, reduction="sum"))
+            dense += float(F.nll_loss(wanted[: len(label)], label, reduction="sum"))
+        scored = max(1, len(labels))
+        return kl / len(hidden), nats / scored, dense / scored
+
+
+@attrs.frozen(eq=False)
+class Windows:
+    """Of each window ``[N]``, nats per token: KL(dense ‖ model), cross-entropy of the model and of the dense one."""
+
+    kl: Tensor
+    nats: Tensor
+    dense: Tensor
+
+    def figures(self) -> dict[str, Any]:
+        """Perplexities, their ratio, KL, each with its standard error over windows (None for a single window)."""
+
+        def spread(t: Tensor) -> float | None:
+            return float(t.std() / len(t) ** 0.5) if len(t) > 1 else None
+
+        def scaled(factor: float, error: float | None) -> float | None:
+            return None if error is None else factor * error
+
+        dense, here = float(self.dense.mean().exp()), float(self.nats.mean().exp())
+        more = self.nats - self.dense
+        return {
+            "perplexity_dense": dense,
+            "perplexity_dense_error": scaled(dense, spread(self.dense)),
+            "perplexity": here,
+            "perplexity_error": scaled(here, spread(self.nats)),
+            "ratio": here / dense,
+            "ratio_error": scaled(here / dense, spread(more)),
+            "kl": float(self.kl.mean()),
+            "kl_error": spread(self.kl),
+        }
+
+
+def head_weight(model: Any) -> Tensor:
+    """The head's weights ``[V,D]``."""
+    return (model.embed if model.head is None else model.head).weight.detach()
 
 
 @torch.no_grad()
-def log_odds(model: nn.Module, tokens: Tensor, batch: int = 8) -> Tensor:
-    """Log-probabilities ``[N,T,V]`` in evaluation mode."""
-    training = model.training
+def hidden_of(model: Any, tokens: Tensor, step: Callable[[], Any] = nothing) -> Tensor:
+    """What the head of a decoder reads ``[N,T,D]``, spikes as numbers, in evaluation mode."""
+    training, rows = model.training, max(1, PIECE // tokens.shape[1])
+    found: list[Tensor] = []
+    handle = model.head_site.register_forward_pre_hook(lambda _, args: found.append(args[0]))
     model.eval()
     try:
-        return torch.cat([model(piece).float().log_softmax(-1) for piece in tokens.split(batch)])
+        for piece in tokens.split(rows):
+            model(piece, last=True)  # the hook takes all tokens; the head reads the last alone
+            step()
+        handle.remove()
+        whole = torch.cat(found)
+        spikes = model.head_site(whole)[0]
+        return spikes if isinstance(spikes, Tensor) else spikes.value()
     finally:
+        handle.remove()
         model.train(training)
-
-
-def rows_of(model: Any, replaced: Sequence[int] = ()) -> list[dict[str, Any]]:
-    """A row per part of a decoder, in the order of the forward pass; projections that share spikes share a row."""
-    at: dict[str, SpikeSite] = {path: site for path, (_, site) in site_table(model).items()}
-    found = [part("embed", [model.embed], None, "tokens are looked up")]
-    if at["embed_site"].neuron is not None:
-        found.append(part("embed_site", [], "embed_site", "spikes of the embedding"))
-    for i, layer in enumerate(model.layers):
-        a, f, name = layer.attention, layer.feedforward, f"layers.{i}"
-        found.append(part(f"{name}.attention_norm", [layer.attention_norm], None, "on numbers"))
-        found.append(spiking(f"{name}.attention.q, k, v", [a.q, a.k, a.v], at, f"{name}.attention.inner"))
-        for which in ("q", "k", "v"):
-            if at[path := f"{name}.attention.{which}_site"].neuron is not None:
-                found.append(part(path, [], path, "spikes of the heads' vectors"))
-        mixer = part(f"{name}.attention.mixer", [a.mixer], None, "mixes numbers")
-        if i in replaced:
-            mixer |= {"status": "approximated", "note": "in place of the source's attention; projections inherited"}
-        found.append(mixer)
-        found.append(spiking(f"{name}.attention.out", [a.out], at, f"{name}.attention.outer"))
-        found.append(part(f"{name}.feedforward_norm", [layer.feedforward_norm], None, "on numbers"))
-        first = [m for m in (getattr(f, "gate", None), getattr(f, "up", None)) if m is not None]
-        names = "gate, up" if len(first) == 2 else "up"
-        found.append(spiking(f"{name}.feedforward.{names}", first, at, f"{name}.feedforward.inner"))
-        found.append(spiking(f"{name}.feedforward.down", [f.down], at, f"{name}.feedforward.hidden"))
-    found.append(part("norm", [model.norm], None, "on numbers"))
-    if model.head is not None or at["head_site"].neuron is not None:
-        found.append(spiking("head", [model.head or model.embed], at, "head_site"))
-    return found
-
-
-def part(name: str, modules: list[nn.Module], site: str | None, note: str) -> dict[str, Any]:
-    """A row: kept where no site is before it."""
-    kinds = [type(m).__name__ for m in modules] or ["SpikeSite"]
-    kind = f"{kinds[0]} ×{len(kinds)}" if len(kinds) > 1 else kinds[0]
-    size = sum(p.numel() for m in modules for p in m.parameters())
-    return row(name, kind, "converted" if site else "kept", "decoder", note, parameters=size, site=site)
-
-
-def spiking(name: str, modules: list[nn.Module], at: dict[str, SpikeSite], site: str) -> dict[str, Any]:
-    """A row of projections behind a site, which may have no neuron."""
-    on = at[site].neuron is not None
-    return part(name, modules, site if on else None, "reads spikes" if on else "on numbers")
-
-
-@torch.no_grad()
-def measure(model: Any, held: Held, rows: list[dict[str, Any]], *, errors: bool = True) -> dict[str, Any]:
-    """Fill the rows' figures in and give the whole's: perplexities, KL, and what the spikes did.
-
-    `error` is the KL when this site alone spikes, `cumulative` when it and all before it do. Both are measured against
-    the dense model; where attentions were replaced they contain what that costs.
-    """
-    by_site = {r["site"]: r for r in rows if r["site"]}
-    at = {path: site for path, (_, site) in site_table(model).items() if site.neuron is not None}
-    with probe(model) as trace:
-        model(held.tokens)
-    weights = 0
-    total = dict.fromkeys(("silent_fraction", "spikes_per_channel", "saturation", "mean_count"), 0.0)
-    for name, record in trace.items():
-        r, spikes = by_site[name], record.spikes
-        neuron: Any = at[name].neuron
-        bound = float(getattr(neuron, "most", getattr(neuron, "bound", float("inf"))))
-        found = spikes.sparsity()
-        size = spikes.counts.abs()
-        lost = (size >= bound) & ((record.x - spikes.value()).abs() > 0.51 * spikes.scale)
-        r |= {
-            "silent_fraction": found.silent_fraction,
-            "spikes_per_channel": found.spikes_per_channel,
-            "slot_sparsity": found.slot_sparsity,
-            "steps": found.steps,
-            "largest": found.largest,
-            "mean_count": found.mean_count,
-            "saturation": float(lost.float().mean()),
-            "bursting": float((size > bound).float().mean()),
-            "channels": spikes.shape[-1],
-        } | {key: float(t.detach()) for key in ("k", "clip") if isinstance(t := getattr(neuron, key, None), Tensor)}
-        weights += spikes.shape[-1]
-        for key in total:
-            total[key] += spikes.shape[-1] * r[key]
-    if errors:
-        names = list(at)
-        for i, name in enumerate(names):
-            with numbers(model, [at[name]]):
-                by_site[name]["error"] = held.compare(model)[0]
-            with numbers(model, [at[n] for n in names[: i + 1]]):
-                by_site[name]["cumulative"] = held.compare(model)[0]
-    return quality(model, held) | {key: value / max(1, weights) for key, value in total.items()} | {
-        "steps": max((r["steps"] for r in rows if r["steps"] is not None), default=0)
-    }  # fmt: skip
-
-
-def quality(model: nn.Module, held: Held) -> dict[str, Any]:
-    """Perplexity of the dense and of the converted model on held-out windows, their ratio, and the divergence."""
-    dense = torch.tensor(held.nats(held.said)).double().exp()
-    kl, nats = held.compare(model)
-    here = torch.tensor(nats).double().exp()
-    return {
-        "perplexity_dense": float(dense),
-        "perplexity": float(here),
-        "ratio": float(here / dense),
-        "kl": kl,
-        "tokens": held.tokens.numel(),
-    }
-
-
-@torch.no_grad()
-def curve(model: Any, held: Held) -> list[dict[str, Any]]:
-    """Quality against steps (neurons with a budget) or against k, everything else as it was calibrated."""
-    neurons: list[Any] = [site.neuron for _, site in site_table(model).values() if site.neuron is not None]
-    if not neurons:
-        return []
-    if all(isinstance(getattr(n, "steps", None), Tensor) for n in neurons):
-        key, values = "steps", [float(s) for s in (2, 3, 4, 5, 6, 8)]
-    elif all(isinstance(getattr(n, "k", None), Tensor) for n in neurons):
-        key, values = "k", [0.5, 1.0, 2.0, 3.0, 6.0]
-    else:
-        return []
-    old = [getattr(n, key).detach().clone() for n in neurons]
-    mean = sum(float(t) for t in old) / len(old)
-    rows = []
-    try:
-        for value in values:
-            for n, was in zip(neurons, old):
-                getattr(n, key).copy_(was * (value / mean) if key == "k" else torch.tensor(int(value)))
-            with probe(model) as trace:
-                kl, nats = held.compare(model)
-            last = [r.spikes.sparsity() for r in trace.values()]
-            size = [r.spikes.shape[-1] for r in trace.values()]
-            share = [s / sum(size) for s in size]
-            rows.append(
-                {
-                    key: int(value) if key == "steps" else value,
-                    "ratio": float(torch.tensor(nats - held.nats(held.said)).double().exp()),
-                    "kl": kl,
-                    "silent_fraction": sum(w * s.silent_fraction for w, s in zip(share, last)),
-                    "spikes_per_channel": sum(w * s.spikes_per_channel for w, s in zip(share, last)),
-                    "largest": max(s.largest for s in last),
-                }
-            )
-    finally:
-        for n, was in zip(neurons, old):
-            getattr(n, key).copy_(was)
-    return rows

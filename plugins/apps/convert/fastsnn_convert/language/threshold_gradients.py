@@ -24,7 +24,7 @@ from fastsnn_core import SpikeTensor
 from fastsnn_core.site import sites
 
 
-class Followed(torch.autograd.Function):
+class LsqCounts(torch.autograd.Function):
     """The counts of ``x / v``, made elsewhere, with gradients of x and v."""
 
     @staticmethod
@@ -45,7 +45,7 @@ class Followed(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def followed(model: nn.Module) -> Iterator[None]:
+def lsq_gradients(model: nn.Module) -> Iterator[None]:
     """While the block runs gradients pass through the thresholds of every site's neuron that has such a rule."""
     handles = []
     for site in sites(model).values():
@@ -94,6 +94,6 @@ def after(held: list[Tensor]) -> Any:
         scale = spikes.scale
         v = scale + (v - v.detach())  # the neuron's own value
         clamped = neuron.bound != float("inf") or hasattr(neuron, "burst")
-        return SpikeTensor(Followed.apply(x, v, spikes.counts.detach(), clamped), v), state
+        return SpikeTensor(LsqCounts.apply(x, v, spikes.counts.detach(), clamped), v), state
 
     return hook

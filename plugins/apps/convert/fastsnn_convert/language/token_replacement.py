@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 @attrs.define(eq=False)
-class Exchanged:
+class TokenReplacement:
     """Pieces of a text; a share of their tokens is replaced, by other ones at every reading.
 
     A text of up to `SHORT` tokens will be read many times, so the teacher reads it once, in windows of `length` as they
@@ -65,5 +65,5 @@ class Exchanged:
         if not where.any() or pieces.shape[1] < 2:
             return torch.empty(0, draws, dtype=torch.long)
         said = self.teacher(pieces[:, :-1].to(device))[where[:, 1:].to(device)]
-        odds = (said.float() / self.temperature).softmax(-1).cpu()
-        return torch.multinomial(odds, draws, replacement=True, generator=generator)
+        probs = (said.float() / self.temperature).softmax(-1).cpu()
+        return torch.multinomial(probs, draws, replacement=True, generator=generator)

@@ -1,0 +1,374 @@
+"""Silent bytes at a given loss: how much of a model's projections need not be read before perplexity rises by 1 %.
+
+    silent bytes = Σ_sites (share of silent inputs) · (weights that read the site) / Σ_sites (weights that read it)
+
+One backward pass (`fastsnn_convert.language.output_sensitivity`) gives every site a sample of its inputs and what
+errors of its channels cost; so the cost of every dead zone of every site is known, ½ Σ_i F_i E[δ_i²], and the ones
+that cost least at a given number of silent bytes are those of equal slope d(cost) / d(bytes). What a setting really
+costs is measured on text that took no part; where to stop is found by a few measurements, guided by the estimate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from fastsnn_convert.language.output_sensitivity import PIECE, SAMPLE, Sensitivity, nothing, sensitivities
+from fastsnn_convert.language.ports import Port, ports
+from fastsnn_convert.language.rebuild import bypass_neurons, site_table
+from fastsnn_convert.language.reference_eval import HeldOutReference, affordable
+from fastsnn_convert.language.site_figures import observe
+from fastsnn_core.errors import FastSNNError
+from fastsnn_core.progress import Progress
+from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_text import tokenizer_of
+from fastsnn_tune.criteria import Criterion
+from fastsnn_tune.criteria import criterion as find
+from fastsnn_tune.dial import settle
+from fastsnn_tune.search import spread
+
+LEVELS = tuple(i / 20 for i in range(20))
+"""Silent fractions of a site whose cost is estimated."""
+FINER = (1.0, 2.0, 4.0)
+"""Times k: a finer threshold rounds less, and the dead zone alone silences."""
+PATH = 80
+"""Settings between nothing and nearly everything silent."""
+
+
+@attrs.frozen(eq=False)
+class Level:
+    """A site's dead zone (in units of |x|/mean|x|), the share of its inputs that it silences, and the cost in nats."""
+
+    zone: float
+    silent: float
+    cost: float
+
+
+@attrs.frozen(eq=False)
+class Setting:
+    """Dead zones of all sites by path, times k, and what is estimated: silent bytes, and KL in nats per token."""
+
+    zones: dict[str, float]
+    finer: float
+    silent_bytes: float
+    cost: float
+
+
+@attrs.frozen
+class Measured:
+    """A setting on held-out text: silent bytes, perplexity, its ratio to the dense model's (± standard error), KL."""
+
+    silent_bytes: float
+    perplexity: float
+    ratio: float
+    ratio_error: float | None
+    kl: float
+    estimate: float
+
+
+@attrs.define(eq=False)
+class SilentBytes:
+    """A decoder whose dead zones can be set; its weights are a copy, rescaled by the criterion."""
+
+    model: Any
+    chosen: Criterion
+    ports: dict[str, Port]
+    weights: dict[str, int]
+    ladders: dict[float, dict[str, list[Level]]] = attrs.field(factory=dict)
+    k: dict[str, float] = attrs.field(factory=dict)
+    biases: dict[str, list[Tensor]] = attrs.field(factory=dict)
+    fitted: Tensor | None = None
+
+    @classmethod
+    def of(cls, model: Any, chosen: Criterion, tokens: Tensor, *, quiet: bool = False) -> SilentBytes:
+        """Rescale a copy of `model` and estimate costs on ``tokens [N,T]``."""
+        check(model)
+        new: Any = copy.deepcopy(model).eval().requires_grad_(False)
+        table = site_table(new)
+        found = {path: port for layer in new.layers for port in ports(layer) for path in paths_of(table, port)}
+        sizes = {path: sum(r.weight.numel() for r in port.readers) for path, port in found.items()}
+        self = cls(new, chosen, found, sizes, {f: {} for f in FINER}, fitted=tokens)
+        self.k = {path: float(port.site.neuron.k) for path, port in found.items()}  # type: ignore[union-attr]
+        self.biases = {
+            path: [r.bias.clone() for r in port.readers if r.bias is not None] for path, port in found.items()
+        }
+        with Progress("costs of all sites", 2 * len(new.layers), "half blocks", quiet=quiet) as progress:
+            for block in sensitivities(new, tokens, step=progress.step):
+                for path, seen in block.sites.items():
+                    if path in found:
+                        y, fisher = self.rescale(path, seen)
+                        for finer in FINER:
+                            self.ladders[finer][path] = self.ladder(path, y, fisher, finer)
+        return self
+
+    @torch.no_grad()
+    def rescale(self, path: str, seen: Sensitivity) -> tuple[Tensor, Tensor]:
+        """Fold the criterion's importances in; the site's centred sample ``[n,D]`` and Fisher weights afterwards."""
+        port = self.ports[path]
+        site, x, fisher = port.site, seen.x, seen.fisher
+        if self.chosen.importance is not None and port.tie is not None and port.divide is not None:
+            log = -self.chosen.importance(port, fisher).clamp_min(1e-12).log()
+            count = int(port.tie.max()) + 1
+            sums = torch.zeros(count).index_add_(0, port.tie, log)
+            log = sums / torch.zeros(count).index_add_(0, port.tie, torch.ones_like(log))
+            group = (log - log.mean()).exp()
+            s = group[port.tie]
+            port.divide(group)
+            for reader in (*port.readers, *(g.gate_down for g in port.gates)):
+                reader.weight.mul_(s.to(reader.weight.dtype))
+            if site.centre is not None:
+                site.centre.div_(s)
+            x, fisher = x / s, fisher * s.pow(2)
+        return (x if site.centre is None else x - site.centre), fisher
+
+    @torch.no_grad()
+    def ladder(self, path: str, y: Tensor, fisher: Tensor, finer: float) -> list[Level]:
+        """Dead zones and their costs on a sample of the site's input."""
+        k = self.k[path] * finer
+        u = y.abs() / y.abs().mean(-1, keepdim=True).clamp_min(1e-12)
+        v = y.abs().mean(-1, keepdim=True) / k
+        rounded = (y / v.clamp_min(1e-12)).round() * v - y
+        order = u.flatten().sort().values
+        rows = []
+        for level in LEVELS:
+            zone = float(order[int(level * (len(order) - 1))]) if level else 0.0
+            mute = (u < zone) | (u * k <= 0.5)
+            error = torch.where(mute, -y, rounded)
+            cost = 0.5 * float((fisher * error.pow(2)).sum(-1).mean())
+            rows.append(Level(zone, float(mute.float().mean()), cost))
+        return rows
+
+    # -- settings ---------------------------------------------------------------------------------------------------
+
+    def path(self) -> list[Setting]:
+        """Settings by rising silent bytes, of every fineness the one that costs least."""
+        made = [s for finer in FINER for s in self.settings(finer)]
+        made.sort(key=lambda s: (s.cost, -s.silent_bytes))
+        best: list[Setting] = []
+        for s in made:  # by rising cost: only those that silence more than all cheaper ones
+            if not best or s.silent_bytes > best[-1].silent_bytes + 1e-4:
+                best.append(s)
+        return best
+
+    def settings(self, finer: float) -> list[Setting]:
+        """Settings at one fineness, along the criterion's shares."""
+        ladders, total = self.ladders[finer], sum(self.weights.values())
+        made = []
+        fine = {path: between(rows) for path, rows in ladders.items()}
+        if self.chosen.shares == "equal":
+            steps = range(1 + 4 * (len(LEVELS) - 1))
+            return [self.joined({p: rows[i] for p, rows in fine.items()}, finer) for i in steps]
+        for i in range(PATH):
+            slope = 10 ** (-5 + 7 * i / PATH)
+            pick = {
+                path: min(rows, key=lambda r: r.cost - slope * r.silent * self.weights[path] / total)
+                for path, rows in fine.items()
+            }
+            made.append(self.joined(pick, finer))
+        return made
+
+    def joined(self, pick: dict[str, Level], finer: float) -> Setting:
+        """One setting from a level per site."""
+        total = sum(self.weights.values())
+        silent = sum(level.silent * self.weights[path] for path, level in pick.items()) / total
+        zones = {path: level.zone for path, level in pick.items()}
+        return Setting(zones, finer, silent, sum(level.cost for level in pick.values()))
+
+    @torch.no_grad()
+    def apply(self, setting: Setting | None) -> None:
+        """Set all dead zones (None: the model as it was given, rescaled)."""
+        for path, port in self.ports.items():
+            neuron: Any = port.site.neuron
+            finer = 1.0 if setting is None else setting.finer
+            neuron.dial_("k", self.k[path] * finer)
+            zone = 0.0 if setting is None else setting.zones[path] * float(neuron.k)
+            if zone or getattr(neuron, "sparser", False):
+                neuron.dial_("dead_zone", zone)
+            for reader, bias in zip((r for r in port.readers if r.bias is not None), self.biases[path]):
+                reader.bias.copy_(bias)
+        if setting is not None and self.chosen.constants and self.fitted is not None:
+            self.make_up(self.fitted)
+
+    @torch.no_grad()
+    def make_up(self, tokens: Tensor) -> None:
+        """Add W E[x - spikes(x)] to the biases behind every site: constants that stand for what was dropped."""
+        lost: dict[str, Tensor] = {}
+        handles = [site_hook(port, path, lost) for path, port in self.ports.items()]
+        try:
+            self.model(tokens[:2], last=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for path, port in self.ports.items():
+            for reader in port.readers:
+                if reader.bias is not None:
+                    reader.bias.add_(reader.weight @ lost[path].to(reader.weight.dtype))
+
+    @torch.no_grad()
+    def measure(self, setting: Setting | None, held: HeldOutReference) -> Measured:
+        """What a setting does on held-out text."""
+        self.apply(setting)
+        sums: dict[str, list[float]] = {path: [0.0, 0.0] for path in self.ports}
+
+        def visit(path: str, x: Tensor, spikes: SpikeTensor) -> None:
+            if path in sums:
+                sums[path][0] += float((spikes.counts == 0).sum())
+                sums[path][1] += spikes.numel()
+
+        with observe(self.model, visit):
+            found = held.windows(self.model).figures()
+        silent = sum(self.weights[p] * a / max(1.0, n) for p, (a, n) in sums.items()) / sum(self.weights.values())
+        estimate = 0.0 if setting is None else setting.cost
+        return Measured(silent, found["perplexity"], found["ratio"], found["ratio_error"], found["kl"], estimate)
+
+
+def at_loss(
+    made: SilentBytes,
+    held: HeldOutReference,
+    loss: float,
+    rows: list[tuple[Setting, Measured]],
+    *,
+    tries: int = 5,
+    step: Callable[[], Any] = nothing,
+) -> tuple[Setting, Measured] | None:
+    """The most silent setting whose perplexity is within `loss` (0.01: 1 %) of the dense model's on `held`.
+
+    `rows` are settings that were measured already, and grows. The next one is where the estimate, scaled by what
+    was measured nearest, meets the loss. None where even the first setting costs more.
+    """
+    path, limit = made.path(), math.log1p(loss)
+    for _ in range(tries):
+        near = min(rows, key=lambda r: abs(math.log(r[1].ratio) - limit), default=None)
+        scale = 1.0 if near is None else max(0.2, min(5.0, math.log(max(near[1].ratio, 1.0001)) / near[0].cost))
+        wanted = max((s for s in path if s.cost * scale <= limit), key=lambda s: s.silent_bytes, default=path[0])
+        if any(s is wanted for s, _ in rows):
+            break
+        rows.append((wanted, made.measure(wanted, held)))
+        step()
+    within = [row for row in rows if row[1].ratio <= 1 + loss]
+    return max(within, key=lambda r: r[1].silent_bytes, default=None)
+
+
+def between(rows: list[Level], parts: int = 4) -> list[Level]:
+    """A ladder with levels in between, along which zone, share and cost change evenly."""
+    found = [rows[0]]
+    for a, b in itertools.pairwise(rows):
+        for i in range(1, parts + 1):
+            t = i / parts
+            found.append(Level(*(p + t * (q - p) for p, q in zip(attrs.astuple(a), attrs.astuple(b)))))
+    return found
+
+
+def check(model: Any) -> None:
+    """Silent bytes are of decoders with float weights and neurons whose dead zone can be set."""
+    if not hasattr(getattr(model, "spec", None), "sites") or not hasattr(model, "layers"):
+        raise FastSNNError("silent bytes are measured on decoders (language models); this is none")
+    if getattr(model.spec, "quant", None) is not None:
+        raise FastSNNError("this bundle has INT8 weights; tune the float one, then export it: fastsnn export --to w8a")
+    at = [port for layer in model.layers for port in ports(layer)]
+    if not at:
+        raise FastSNNError("this model has no spike sites in front of its projections, so there is nothing to tune")
+    for port in at:
+        if "dead_zone" not in getattr(port.site.neuron, "dials", ()):
+            raise FastSNNError(f"{type(port.site.neuron).__name__} at {port.name} has no dead zone to set")
+
+
+def paths_of(table: dict[str, tuple[str, Any]], port: Port) -> list[str]:
+    """The path of a port's site."""
+    return [path for path, (_, site) in table.items() if site is port.site]
+
+
+def site_hook(port: Port, path: str, lost: dict[str, Tensor]) -> Any:
+    """Record the mean over tokens of what a neuron does not pass on ``[D]``."""
+
+    def hook(_: Any, args: tuple[Any, ...], out: tuple[SpikeTensor, Any]) -> None:
+        lost[path] = (args[0] - out[0].value()).float().mean((0, 1))
+
+    return port.site.neuron.register_forward_hook(hook)  # type: ignore[union-attr]
+
+
+@attrs.frozen(eq=False)
+class LossTuned:
+    """What `tune_to_loss` found: the model at the first loss, and figures on text that took no part."""
+
+    model: Any
+    criterion: str
+    perplexity_dense: float
+    given: Measured
+    at: dict[str, Measured | None]
+    curve: list[Measured]
+
+    def data(self) -> dict[str, Any]:
+        """Everything but the model, as JSON data."""
+        return attrs.asdict(self, filter=lambda field, _: field.name != "model")
+
+
+def tune_to_loss(
+    model: Any,
+    text: str,
+    *,
+    losses: tuple[float, ...] = (0.01, 0.05),
+    criterion: str = "ours",
+    seq_len: int = 512,
+    windows: int | None = None,
+    quiet: bool = False,
+) -> LossTuned:
+    """Silent bytes of a converted decoder at each of `losses` (0.01: perplexity 1 % above the dense model's).
+
+    The first 60 % of `text` are to estimate costs and to choose on, the rest is measured on: `windows` of `seq_len`
+    tokens (default: what a minute pays for). The dense model is the same weights without spikes; a model that was
+    healed is compared with itself as it was given. The model returned is set for the first loss; where even the finest
+    setting costs more, it is as it was given, and `at` has None.
+
+    Errors: `FastSNNError` for a loss that is not in (0, 1], a text that is too short, a model without dead zones.
+    """
+    chosen = find(criterion)
+    for loss in losses:
+        if not 0 < loss <= 1:
+            raise FastSNNError(f"a loss lies above 0 and up to 1 (0.01: 1 % perplexity), got {loss:g}")
+    check(model)
+    ids = torch.tensor(tokenizer_of(model).encode(text))
+    rows = ids[: len(ids) // seq_len * seq_len].reshape(-1, seq_len)
+    if len(rows) < 4:
+        raise FastSNNError(f"the text has {len(ids)} tokens; at least {4 * seq_len} are needed (or a smaller seq_len)")
+    edge = max(2, int(0.6 * len(rows)))
+    count = windows or affordable(model, seq_len)
+    first = spread(rows[:edge], max(2, SAMPLE // seq_len) + max(2, count // 3))
+    fit, choose = first[: max(1, min(SAMPLE // seq_len, len(first) // 2))], first[len(first) // 2 :]
+    healed = any(m.get("healed") for m in getattr(model, "meta", {}).get("milestones", []) if isinstance(m, dict))
+    made = SilentBytes.of(model, chosen, fit, quiet=quiet)
+    held = []
+    with contextlib.nullcontext() if healed else bypass_neurons(made.model):
+        for part in (choose, spread(rows[edge:], count)):
+            with Progress("reading text, dense", part.numel(), "tokens", quiet=quiet) as progress:
+                held.append(
+                    HeldOutReference.of(made.model, part, step=partial(progress.step, min(PIECE, part.numel())))
+                )
+    seen: list[tuple[Setting, Measured]] = []
+    at: dict[str, Measured | None] = {}
+    settings: list[Setting | None] = []
+    with Progress("finding dead zones", 6 * len(losses) + 1, "settings", quiet=quiet) as progress:
+        for loss in sorted(losses):
+            found = at_loss(made, held[0], loss, seen, step=progress.step)
+            settings.append(None if found is None else found[0])
+            at[f"{loss:g}"] = None if found is None else made.measure(found[0], held[1])
+            progress.step()
+        given = made.measure(None, held[1])
+    curve = sorted((m for _, m in seen), key=lambda m: m.silent_bytes)
+    made.apply(settings[0])
+    if settings[0] is not None:
+        zones = {path: zone * float(made.ports[path].site.neuron.k) for path, zone in settings[0].zones.items()}  # type: ignore
+        settle(made.model, dict.fromkeys(zones, "dead_zone"), zones)
+    meta = dict(getattr(model, "meta", {}))
+    done = {"what": "tune", "loss": min(losses), "criterion": chosen.name}
+    made.model.meta = meta | {"milestones": [*meta.get("milestones", []), done]}
+    return LossTuned(made.model, chosen.name, given.perplexity / given.ratio, given, at, curve)
