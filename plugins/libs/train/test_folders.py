@@ -200,7 +200,7 @@ def test_text_of_another_encoding_is_named_with_its_place(tmp_path):
         ("page.html", b"<p>x</p>", r"page\.html has no known ending; known are \.txt"),
         ("corpus", b"x", "no known ending"),
         ("a.jsonl", b"version https://git-lfs.example/spec/v1\noid sha256:0\n", "a git-lfs pointer.*git lfs pull"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}' * 99)[:40], "damaged or cut off"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}' * 99, mtime=0)[:40], "damaged or cut off"),
         ("a.csv", b"id,text\n1,a,b\n", r"a\.csv:2: 3 cells, the header has 2"),
         ("a.csv", b"id;text\n1;a\n", r"no text field 'text'; they have id;text"),
         ("a.csv", b'text\n"open\n', r"a\.csv:2: no CSV"),
