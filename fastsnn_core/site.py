@@ -46,7 +46,7 @@ class SpikeSite(nn.Module):
     data): what a channel always carries needs no spikes, and the biases behind the site make up for it.
     """
 
-    exact = True
+    batch_invariant = True
     centre: Tensor | None
 
     def __init__(self, neuron: nn.Module | None, features: int = 0, centred: bool = False) -> None:

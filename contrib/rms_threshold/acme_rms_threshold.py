@@ -38,7 +38,7 @@ class RmsThresholdModule(nn.Module):
     """``(x [B,T,D], None, reset) -> (SpikeTensor [B,T,D], None)``; its constant k is stored with the weights."""
 
     k: Tensor
-    exact = False  # set by integer arithmetic: sums in a fixed order
+    batch_invariant = False  # set by integer arithmetic: sums in a fixed order
     dials = ("k",)
 
     def __init__(self, spec: RmsThreshold) -> None:
@@ -48,7 +48,7 @@ class RmsThresholdModule(nn.Module):
 
     def threshold(self, x: Tensor) -> Tensor:
         """V ``[…, 1]`` of ``x […, D]``, with gradient."""
-        if self.exact:
+        if self.batch_invariant:
             root = deterministic.root(deterministic.row_sum(x, "square") / x.shape[-1])
         else:
             root = x.square().mean(-1, keepdim=True).sqrt()

@@ -6,7 +6,7 @@ The bias enters once, after the sum. The three forms are equal; with integer wei
 sums of integers do not depend on their order. Weights have shape ``[out, in]`` as in `torch.nn.Linear`. Stored
 `input_major`, one event touches one contiguous piece of memory, and silent inputs cost nothing: kernels choose by
 layout. Integer layers (`fastsnn_integer.quantization`) go through `spike_sums`; what follows their sums is in
-`ops.exact`.
+`fastsnn_integer.deterministic`.
 """
 
 from __future__ import annotations

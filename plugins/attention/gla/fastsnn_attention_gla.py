@@ -62,7 +62,7 @@ class Gla(Attention):
 class GlaMixer(nn.Module):
     """``(heads, state, reset) -> (o, state)``."""
 
-    exact = False
+    batch_invariant = False
 
     def __init__(self, spec: Gla, dims: Dims) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class GlaMixer(nn.Module):
         """log g ``[B,T,G,K]``, in float32 at least."""
         logits = self.gate_up(self.gate_down(heads.x))
         logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-        gate = deterministic.unary(logits, "logsigmoid") if self.exact else F.logsigmoid(logits)
+        gate = deterministic.unary(logits, "logsigmoid") if self.batch_invariant else F.logsigmoid(logits)
         gate = (gate / self.tau).clamp_min(MIN_LOG_GATE)
         return gate.unflatten(-1, (self.dims.n_kv_heads, self.dims.head_dim))
 
@@ -121,7 +121,7 @@ class GlaMixer(nn.Module):
     ) -> tuple[Tensor, GlaState]:
         """Mix the tokens of a (piece of a) stream."""
         q = F.relu(heads.q) * self.dims.head_dim**-0.5
-        scan = deterministic.scan if self.exact else linear_scan
+        scan = deterministic.scan if self.batch_invariant else linear_scan
         out, _, (kv, z) = scan(q, F.relu(heads.k), heads.v, self.log_gate(heads), state, reset)
         return self.norm(out.to(heads.q.dtype)), GlaState(kv, z)
 

@@ -45,7 +45,7 @@ class Hybrid(Attention):
 class HybridMixer(nn.Module):
     """``(heads, states, reset) -> (o, states)``."""
 
-    exact = False
+    batch_invariant = False
     branches: Any
 
     def __init__(self, branches: list[nn.Module]) -> None:

@@ -54,7 +54,7 @@ class Linear(Attention):
 class LinearMixer(nn.Module):
     """``(heads, state, reset) -> (o, state)``."""
 
-    exact = False
+    batch_invariant = False
 
     def __init__(self, spec: Linear) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class LinearMixer(nn.Module):
     ) -> tuple[Tensor, LinearState]:
         """Mix the tokens of a (piece of a) stream."""
         gate = heads.k.new_full(heads.k.shape, -self.decay) if self.decay else None
-        if self.exact:
+        if self.batch_invariant:
             q, k = (deterministic.unary(x, self.feature) for x in (heads.q, heads.k))
             out, norm, (kv, z) = deterministic.scan(q, k, heads.v, gate, state, reset)
         else:

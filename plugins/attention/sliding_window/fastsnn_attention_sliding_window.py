@@ -14,7 +14,7 @@ from fastsnn_core.inputs import cache_state, check_reset
 from fastsnn_core.lowering import SoftmaxAttentionForm, Unsupported
 from fastsnn_core.shown import constants
 from fastsnn_integer import deterministic
-from fastsnn_integer.quantization import levels
+from fastsnn_integer.quantization import quantize_per_token
 
 __version__ = "0.1.0"
 
@@ -52,7 +52,7 @@ class SlidingWindow(Attention):
 class WindowMixer(nn.Module):
     """``(heads, state, reset) -> (o, state)``."""
 
-    exact = False
+    batch_invariant = False
     kv_bits = 0
 
     def __init__(self, window: int) -> None:
@@ -116,7 +116,7 @@ class WindowMixer(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
         """Softmax attention under a mask ``[B,T,S]``; causal without."""
-        if self.exact:
+        if self.batch_invariant:
             return deterministic.attend(q, k, v, allowed)
         return attend(q, k, v, None if allowed is None else allowed[:, None])
 
@@ -147,7 +147,7 @@ class WindowMixer(nn.Module):
 
 def pack(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Keys and values in INT8, and their scales ``[B,T,G,2]``: max|·| / 127 of each head vector."""
-    (codes_k, scale_k), (codes_v, scale_v) = levels(k), levels(v)
+    (codes_k, scale_k), (codes_v, scale_v) = quantize_per_token(k), quantize_per_token(v)
     return codes_k.to(torch.int8), codes_v.to(torch.int8), torch.cat([scale_k, scale_v], -1)
 
 

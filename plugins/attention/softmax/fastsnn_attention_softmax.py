@@ -13,7 +13,7 @@ from fastsnn_core import Attention, Dims, Heads, hookimpl
 from fastsnn_core.inputs import cache_state, check_reset
 from fastsnn_core.lowering import SoftmaxAttentionForm, Unsupported
 from fastsnn_integer import deterministic
-from fastsnn_integer.quantization import levels
+from fastsnn_integer.quantization import quantize_per_token
 
 __version__ = "0.1.0"
 
@@ -49,7 +49,7 @@ class Softmax(Attention):
 class SoftmaxMixer(nn.Module):
     """``(heads, cache, reset) -> (o, cache)``."""
 
-    exact = False
+    batch_invariant = False
     kv_bits = 0
 
     def lower(self) -> tuple[SoftmaxAttentionForm, ...]:
@@ -75,7 +75,7 @@ class SoftmaxMixer(nn.Module):
         q, k = heads.rotated()
         v, (b, t), scales = heads.v, q.shape[:2], None
         if self.kv_bits:
-            (k, scale_k), (v, scale_v) = levels(k), levels(v)
+            (k, scale_k), (v, scale_v) = quantize_per_token(k), quantize_per_token(v)
             k, v, scales = k.to(torch.int8), v.to(torch.int8), torch.cat([scale_k, scale_v], -1)
         owner = reset.cumsum(1) if reset is not None else torch.zeros(b, t, dtype=torch.long, device=q.device)
         allowed, owners = None, owner
@@ -89,7 +89,7 @@ class SoftmaxMixer(nn.Module):
         if state is not None or reset is not None:
             causal = torch.ones(t, k.shape[1], dtype=torch.bool, device=q.device).tril(k.shape[1] - t)
             allowed = causal & (owner[:, :, None] == owners[:, None, :])
-        if self.exact:
+        if self.batch_invariant:
             return deterministic.attend(q, k, v, allowed), cache
         share = q.shape[2] // k.shape[2]
         heads_k, heads_v = (x.transpose(1, 2).repeat_interleave(share, 1) for x in (k, v))

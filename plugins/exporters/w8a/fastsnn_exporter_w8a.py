@@ -8,7 +8,7 @@ from typing import Any
 from attrs import frozen
 
 from fastsnn_core import Exporter, bundle, hookimpl, param
-from fastsnn_integer.quantization import Quant, inexact, quantise
+from fastsnn_integer.quantization import Quant, not_batch_invariant, quantise
 
 __version__ = "0.1.0"
 
@@ -50,7 +50,7 @@ class W8a(Exporter):
     def export(self, model: Any, path: Any) -> Path:
         """Quantise a copy of `model` and write its bundle; a warning names parts whose bits depend on the batch."""
         new = quantise(model, self.quant())
-        if loose := inexact(new):
+        if loose := not_batch_invariant(new):
             import logging
 
             logging.getLogger("fastsnn").warning(

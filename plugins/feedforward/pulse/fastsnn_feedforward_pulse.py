@@ -45,7 +45,7 @@ class Pulse(Feedforward):
 class PulseLayer(nn.Module):
     """``(x, states, reset) -> (y, states)``."""
 
-    exact = False
+    batch_invariant = False
 
     def __init__(self, spec: Pulse, d_model: int, d_ff: int, site: Callable[[str, int], SpikeSite]) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class PulseLayer(nn.Module):
 
     def act(self, x: Tensor) -> Tensor:
         """The activation."""
-        return deterministic.unary(x, self.activation) if self.exact else ACTIVATIONS[self.activation](x)
+        return deterministic.unary(x, self.activation) if self.batch_invariant else ACTIVATIONS[self.activation](x)
 
     def forward(
         self, x: Tensor, state: tuple[Any, Any] | None = None, reset: Tensor | None = None

@@ -22,9 +22,9 @@ from fastsnn_integer.quantization import (
     apply,
     decode,
     encode,
-    inexact,
-    levels,
+    not_batch_invariant,
     quantise,
+    quantize_per_token,
 )
 from fastsnn_linear_scan import linear_scan_naive
 
@@ -174,11 +174,11 @@ def test_integer_layer(data):
 def test_numbers_become_counts_of_eight_bits():
     layer = QuantLinear(nn.Linear(40, 30))
     x = torch.randn(6, 40)
-    codes, scale = levels(x)
+    codes, scale = quantize_per_token(x)
     assert torch.equal(layer(x), layer(SpikeTensor(codes, scale)))
     assert torch.allclose(layer(x), F.linear(x, decode(layer.weight, layer.scale), layer.bias), atol=0.02)
-    assert levels(torch.zeros(2, 3))[1].tolist() == [[1.0], [1.0]]
-    assert levels(torch.full((1, 3), 1e-45))[0].tolist() == [[0.0] * 3]
+    assert quantize_per_token(torch.zeros(2, 3))[1].tolist() == [[1.0], [1.0]]
+    assert quantize_per_token(torch.full((1, 3), 1e-45))[0].tolist() == [[0.0] * 3]
 
 
 def test_errors_name_what_is_wrong():
@@ -213,5 +213,5 @@ def test_norms_and_rows():
 
 def test_what_nobody_vouches_for_is_named():
     model = apply(nn.Sequential(nn.Linear(3, 3), nn.RMSNorm(3), nn.GELU(), nn.Embedding(2, 3)), Quant(embed=False))
-    assert inexact(model) == ["2 (GELU)"]
+    assert not_batch_invariant(model) == ["2 (GELU)"]
     assert [type(m).__name__ for m in model] == ["QuantLinear", "RowNorm", "GELU", "Embedding"]

@@ -60,7 +60,7 @@ class AdaptiveMaxModule(nn.Module):
     steps: Tensor
     burst: Tensor
     clip: Tensor
-    exact = True  # a maximum does not depend on the order it is taken in
+    batch_invariant = True  # a maximum does not depend on the order it is taken in
 
     def __init__(self, spec: AdaptiveMax, features: int) -> None:
         super().__init__()

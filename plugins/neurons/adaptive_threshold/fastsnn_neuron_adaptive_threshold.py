@@ -80,7 +80,7 @@ class AdaptiveThresholdModule(nn.Module):
     k: Tensor
     dead_zone: Tensor
     top: Tensor
-    exact = False
+    batch_invariant = False
     dials = ("dead_zone", "k", "top")
 
     def __init__(self, spec: AdaptiveThreshold) -> None:
@@ -115,7 +115,7 @@ class AdaptiveThresholdModule(nn.Module):
     def threshold(self, x: Tensor) -> Tensor:
         """V ``[…, 1]`` of ``x […, D]``, with the gradient of both; `forward` detaches x."""
         k = self.k if self.k.requires_grad else self.k.detach()
-        mean = deterministic.row_sum(x, "abs") / x.shape[-1] if self.exact else x.abs().mean(-1, keepdim=True)
+        mean = deterministic.row_sum(x, "abs") / x.shape[-1] if self.batch_invariant else x.abs().mean(-1, keepdim=True)
         return (mean / k.to(x.dtype)).clamp(1e-5, 1e4)
 
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[SpikeTensor, None]:

@@ -11,7 +11,7 @@ _EXPORTS = {
     "QuantEmbedding": ".quantization",
     "QuantLinear": ".quantization",
     "RowLinear": ".quantization",
-    "levels": ".quantization",
+    "quantize_per_token": ".quantization",
     "quantise": ".quantization",
 }
 __all__ = sorted(_EXPORTS)

@@ -9,8 +9,8 @@ which IEEE 754 rounds correctly everywhere, in an order that only the row itself
     exp, σ, …       one polynomial, the same for every number                                         (`unary`)
 
 Everything is computed in float32 and given back in the type it came in. Compiled twins must give the same bits: no
-fused multiply-add, no other order. A module that has an attribute ``exact`` uses these forms while it is True; that is
-what `fastsnn_integer.quantization` sets. No gradients: this is the arithmetic of inference.
+fused multiply-add, no other order. A module that has an attribute ``batch_invariant`` uses these forms while it is
+True; that is what `fastsnn_integer.quantization` sets. No gradients: this is the arithmetic of inference.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Quant:
     kv: bool = param(False, doc="keys and values of attention caches in INT8, one scale per head vector")
 
 
-def levels(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
+def quantize_per_token(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
     """``(counts, scale)`` of `x` with 8 bits per vector along `dim`: scale = max|x| / 127 (1 where all is 0)."""
     scale = x.abs().amax(dim, keepdim=True) / LARGEST
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)  # also where the division underflows
@@ -62,13 +62,13 @@ def encode(weight: Tensor, group: int = 0) -> tuple[Tensor, Tensor]:
     out, size = weight.shape
     group = group or max(1, size)
     rows = F.pad(weight, (0, -size % group)).reshape(out, -1, group)
-    _, scale = levels(rows)
-    scale = short(scale)
+    _, scale = quantize_per_token(rows)
+    scale = ceil_to_bf16(scale)
     codes = (rows / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8)
     return codes.reshape(out, -1)[:, :size], scale[..., 0]
 
 
-def short(scale: Tensor) -> Tensor:
+def ceil_to_bf16(scale: Tensor) -> Tensor:
     """Positive float32 numbers rounded up to the next bfloat16, so that no code leaves its range."""
     return ((scale.view(torch.int32) + 0xFFFF) & -0x10000).view(torch.float32)
 
@@ -89,13 +89,13 @@ def refuse_half(fn: Any) -> None:
         )
 
 
-class Stored(nn.Module):
+class Int8Weights(nn.Module):
     """INT8 codes and their scales, which a state dict holds in bfloat16 where that loses nothing."""
 
     weight: Tensor
     scale: Tensor
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Stored:
+    def _apply(self, fn: Any, recurse: bool = True) -> Int8Weights:
         refuse_half(fn)
         super()._apply(fn, recurse)
         return self
@@ -111,7 +111,7 @@ class Stored(nn.Module):
         self.scale = self.scale.float()
 
 
-class QuantLinear(Stored):
+class QuantLinear(Int8Weights):
     """A linear layer on counts with INT8 weights: ``SpikeTensor (or numbers) […, in] -> numbers […, out]``."""
 
     def __init__(self, linear: nn.Linear, group: int = 0) -> None:
@@ -146,7 +146,7 @@ def one_scale(layer: QuantLinear | QuantEmbedding) -> Tensor:
 
 def project(x: SpikeTensor | Tensor, weight: Tensor, scale: Tensor, group: int) -> tuple[Tensor, str]:
     """``(y, path)``: the equation at the top without its bias, and the kernel that took the sums."""
-    spikes = x if isinstance(x, SpikeTensor) else SpikeTensor(*levels(x.detach()))
+    spikes = x if isinstance(x, SpikeTensor) else SpikeTensor(*quantize_per_token(x.detach()))
     threshold = spikes.scale
     if threshold.ndim and threshold.shape[-1] != 1:
         raise FastSNNError(
@@ -167,7 +167,7 @@ def project(x: SpikeTensor | Tensor, weight: Tensor, scale: Tensor, group: int) 
     return total * threshold.to(scale.dtype), path
 
 
-class QuantEmbedding(Stored):
+class QuantEmbedding(Int8Weights):
     """A table of INT8 rows: ``tokens -> rows``; and, as the head of tied weights, ``spikes or numbers -> logits``."""
 
     def __init__(self, table: nn.Embedding, group: int = 0) -> None:
@@ -238,15 +238,15 @@ def apply(model: nn.Module, quant: Quant) -> nn.Module:
                 setattr(module, key, swapped)
     part: Any
     for part in model.modules():
-        if hasattr(part, "exact"):
-            part.exact = True
+        if hasattr(part, "batch_invariant"):
+            part.batch_invariant = True
         if hasattr(part, "kv_bits"):
             part.kv_bits = 8 if quant.kv else 0
     return model
 
 
 @torch.no_grad()
-def shorten(model: nn.Module) -> None:
+def round_to_bf16_(model: nn.Module) -> None:
     """Round biases, centres and gains of norms to the nearest bfloat16, in place; they stay float32 at work."""
     for module in model.modules():
         names = ("bias", "centre", "weight") if isinstance(module, nn.RMSNorm) else ("bias", "centre")
@@ -275,13 +275,13 @@ def swap(name: str, module: nn.Module, quant: Quant) -> nn.Module | None:
     return None
 
 
-def inexact(model: nn.Module) -> list[str]:
+def not_batch_invariant(model: nn.Module) -> list[str]:
     """Modules whose arithmetic nobody vouches for: with any of them, equal bits in any batch are not promised."""
     known = (QuantLinear, QuantEmbedding, RowLinear, RowNorm, nn.Embedding, *COMPOSE)
     return [
         f"{name or 'the model'} ({type(m).__name__})"
         for name, m in model.named_modules()
-        if not isinstance(m, known) and not getattr(m, "exact", False)
+        if not isinstance(m, known) and not getattr(m, "batch_invariant", False)
     ]
 
 
@@ -294,7 +294,7 @@ def quantise(model: nn.Module, quant: Quant | None = None) -> nn.Module:
         raise FastSNNError("this model is in integer arithmetic already")
     new_spec = attrs.evolve(spec, quant=quant or Quant())
     new: Any = apply(copy.deepcopy(model), new_spec.quant).eval()
-    shorten(new)
+    round_to_bf16_(new)
     new.spec = new_spec
     meta = dict(getattr(model, "meta", {}))
     done = {"what": "quantise", **attrs.asdict(new_spec.quant)}

@@ -28,7 +28,7 @@ from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.plan_check import check_plan, check_start, check_token
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_integer import deterministic
-from fastsnn_integer.quantization import levels, project
+from fastsnn_integer.quantization import project, quantize_per_token
 
 STATISTICS = ("mean_abs", "max_abs", "rms")
 
@@ -61,7 +61,11 @@ def fire(x: Tensor, site: SiteForm) -> tuple[Tensor, Tensor]:
     """``(c [N, D], V [N, 1])`` of rows: by the neuron itself, which defines the rule; by `levels` without one."""
     x = x if site.centre is None else x - site.centre
     if site.neuron is None:
-        return levels(x) if site.rule.statistic == "max_abs" and site.rule.v_min == 0 else spike_counts(site.rule, x)
+        return (
+            quantize_per_token(x)
+            if site.rule.statistic == "max_abs" and site.rule.v_min == 0
+            else spike_counts(site.rule, x)
+        )
     spikes, _ = site.neuron(x[None])
     return spikes.counts[0], spikes.scale[0]
 
@@ -104,7 +108,7 @@ def mix(
     assert isinstance(form, LinearAttentionForm)
     gate = torch.full_like(k, -form.decay)[None] if form.decay else None
     if form.gate is not None:
-        low = levels(product(spikes, form.gate.down))
+        low = quantize_per_token(product(spikes, form.gate.down))
         logits = deterministic.unary(product(low, form.gate.up), "logsigmoid")
         gate = (logits / form.gate.tau).clamp_min(form.gate.floor).view(1, 1, *k.shape[1:])
     q = deterministic.unary(q, form.feature) * form.query_scale

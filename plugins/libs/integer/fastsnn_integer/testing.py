@@ -14,7 +14,7 @@ from fastsnn_core.probe import probe
 from fastsnn_core.state import leaves
 from fastsnn_core.testing import strategies
 from fastsnn_events import runtime
-from fastsnn_integer.quantization import inexact, quantise
+from fastsnn_integer.quantization import not_batch_invariant, quantise
 
 
 def bits(x: Tensor, what: str, wanted: Tensor) -> None:
@@ -93,7 +93,7 @@ def check_integer_path(module: nn.Module, tokens: Tensor, who: str, data: st.Dat
     if any(r.spikes.scale.ndim and r.spikes.scale.shape[-1] != 1 for r in trace.values()):
         return  # a threshold per channel has no integer form
     whole = module if spec.quant else quantise(module)
-    if inexact(whole):
+    if not_batch_invariant(whole):
         return
     check_batch_invariance(whole, tokens, who, data.draw(strategies.cuts(tokens.shape[1])), (3,))
     check_fused_paths(whole, tokens, who)

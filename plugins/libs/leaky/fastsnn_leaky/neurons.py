@@ -28,7 +28,7 @@ class Leaky(nn.Module):
 
     theta: Tensor
     dials = ("theta",)
-    exact = True  # single operations per channel, token after token, in any case
+    batch_invariant = True  # single operations per channel, token after token, in any case
 
     def __init__(
         self,

@@ -141,7 +141,7 @@ class Decoder(Model):
 class DecoderModule(nn.Module):
     """The network of a `Decoder`."""
 
-    exact = False
+    batch_invariant = False
 
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ class DecoderModule(nn.Module):
             logits = self.head(spikes)
         elif isinstance(self.embed, QuantEmbedding):
             logits = self.embed(spikes)
-        elif self.exact:
+        elif self.batch_invariant:
             logits = row_linear(spikes, self.embed.weight)
         else:
             logits = F.linear(spikes, self.embed.weight)
@@ -294,7 +294,7 @@ class DecoderModule(nn.Module):
 
     def angles(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of positions ``[B,T]``; from a table where they must be the same bits for everyone."""
-        if not self.exact:
+        if not self.batch_invariant:
             return self.spec.rope.angles(places, self.frequencies)
         blocks = 1 << (int(places.max()) // BLOCK if places.numel() else 0).bit_length()
         if self.table is None or len(self.table[0]) < blocks * BLOCK or self.table[0].device != places.device:

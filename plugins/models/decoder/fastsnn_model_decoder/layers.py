@@ -30,7 +30,7 @@ class AttentionState(NamedTuple):
 class AttentionLayer(nn.Module):
     """spikes → q, k, v projections → mixer → spikes → output projection; ``(x [B,T,D], state, …) -> (y, state)``."""
 
-    exact = False
+    batch_invariant = False
 
     def __init__(self, spec: Attention, dims: Dims, site: Site, *, bias: bool, out_bias: bool, qk_norm: float) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class BlockState(NamedTuple):
 class Block(nn.Module):
     """x + attention(norm(x)), then + feedforward(norm(·)); ``(x [B,T,D], state, …) -> (y, state)``."""
 
-    exact = False
+    batch_invariant = False
 
     def __init__(self, attention: AttentionLayer, feedforward: Feedforward, d_ff: int, site: Site, eps: float) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ LEAST = 32  # tokens; fewer go through the modules
 
 def ready(model: Any, tokens: Tensor) -> bool:
     """Is this a call for kernels?"""
-    if not model.exact or tokens.numel() <= LEAST or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not model.batch_invariant or tokens.numel() <= LEAST or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     if fused_row_ops.RESIDUAL.pick(tokens.device.type)[0] == "naive":
         return False
