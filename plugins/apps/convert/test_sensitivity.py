@@ -102,18 +102,18 @@ def test_a_text_is_told_from_a_path(folder: Path, text: str, ids: int) -> None:
     [
         (["--to", "taken.txt"], "taken.txt"),
         (["--to", "hf"], "hf"),
-        (["--k", "0"], "k is the mean count"),
-        (["--k", "-1"], "k is the mean count"),
-        (["--windows", "0"], "at least one window"),
-        (["--heal-steps", "0"], "heal_steps must be above 0"),
-        (["--heal", "absent.txt", "--heal-steps", "2"], "absent.txt is no file"),
+        (["--k", "0"], "--k: must be greater than 0, got 0"),
+        (["--k", "-1"], "--k: must be greater than 0, got -1"),
+        (["--windows", "0"], "--windows: must be at least 1, got 0"),
+        (["--heal-steps", "0"], "--heal-steps: must be at least 1, got 0"),
+        (["--heal", "absent.txt", "--heal-steps", "2"], "absent.txt: there is no such file"),
         (["--calibration", "absent.txt"], "absent.txt is no file"),
         (["--resume", "--heal-steps", "2"], "resume needs out"),
         (["--out", "runs"], "without healing"),
     ],
 )
 def test_arguments_are_checked_before_the_work(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], says: str
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, argv: list[str], says: str
 ) -> None:
     def never(*_: Any) -> None:
         raise AssertionError("the model was read")
@@ -122,8 +122,9 @@ def test_arguments_are_checked_before_the_work(
     monkeypatch.chdir(tmp_path)
     Path("taken.txt").write_text("mine")
     before = sorted(p.name for p in tmp_path.rglob("*"))
-    with pytest.raises((ConversionError, FileError), match=says):
+    with pytest.raises((ConversionError, FileError, SystemExit)) as refused:
         main([str(folder), *([] if "--to" in argv else ["--to", "new.snn"]), *argv])
+    assert says in str(refused.value) + capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
 
 

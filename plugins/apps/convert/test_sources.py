@@ -110,14 +110,13 @@ def test_files_that_are_no_safetensors(foreign):
         "short.safetensors": "is too short",
         "huge.safetensors": "says that its header is 1099511627776 bytes",
         "weights.pt": "is a pickle, which runs code when it is read",
-        "absent.safetensors": "does not exist",
+        "absent.safetensors": "there is no such file or folder",
     }
     for name, says in cases.items():
         with pytest.raises(ConversionError) as error:
             convert(folder / name, spec=SPEC)
         assert says in str(error.value), name
         assert str(folder / name) in str(error.value)
-        assert ".safetensors" in str(error.value).replace(name, "")
 
 
 def test_weights_without_a_spec(foreign):

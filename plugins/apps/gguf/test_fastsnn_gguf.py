@@ -272,7 +272,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     for number, says in ((16, "is stored as IQ2_XXS"), (250, "is of the unknown type 250")):
         path.write_bytes(whole[:at] + number.to_bytes(4, "little") + whole[at + 4 :])
         refused(path, out, rf"blk\.0\.attn_q\.weight {says}")
-    refused(tmp_path / "none.gguf", out, "does not exist")
+    refused(tmp_path / "none.gguf", out, "there is no such file")
 
 
 def test_a_split_file_needs_all_parts(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import os, torch
 torch.set_num_threads(1)
 from fastsnn_core import ops
 from fastsnn_core.ops import event
+from fastsnn_leaky import lif_scan
 x = torch.linspace(-3, 3, 7 * 96).view(1, 7, 96)
 run = lambda: lif_scan(x, beta=0.5, lo=-2, hi=2)[0]
 with ops.use("naive"):

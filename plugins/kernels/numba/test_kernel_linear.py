@@ -200,7 +200,7 @@ def test_the_break_even_is_where_the_two_ways_take_as_long(monkeypatch, whole, w
         now[0] += seconds
 
     monkeypatch.setattr(integer_linear.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(integer_linear, "few", lambda c, w, limit: wait(1 + float(c.sum()) / c.shape[1]))
+    monkeypatch.setattr(integer_linear, "event_gemm", lambda c, w, limit: wait(1 + float(c.sum()) / c.shape[1]))
     monkeypatch.setattr(integer_linear, "dense", lambda c, w: wait(whole))
     weight = torch.zeros(1, 20_000, dtype=torch.int8)
     assert integer_linear.measure(8, weight) == pytest.approx(wanted, rel=0.05)

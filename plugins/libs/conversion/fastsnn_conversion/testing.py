@@ -135,6 +135,7 @@ SHAPES: dict[str, tuple[tuple[Any, ...], tuple[int, ...]]] = {
     "LayerNorm": ((6,), (4, 6)), "RMSNorm": ((6,), (4, 6)), "GroupNorm": ((2, 6), (4, 6, 5)),
     "Pool1d": ((2,), (2, 3, 8)), "Pool2d": ((2,), (2, 3, 8, 8)), "Pool3d": ((2,), (2, 3, 4, 4, 4)),
     "Norm1d": ((6,), (4, 6, 5)), "Norm2d": ((6,), (4, 6, 5, 5)), "Norm3d": ((6,), (4, 6, 3, 3, 3)),
+    "Dropout1d": ((), (2, 3, 8)), "Dropout2d": ((), (2, 3, 8, 8)), "Dropout3d": ((), (2, 3, 4, 4, 4)),
     "PReLU": ((), (4, 6)), "Softmax": ((-1,), (4, 6)), "Unflatten": ((1, (2, 3)), (4, 6)),
 }  # fmt: skip
 

@@ -200,10 +200,12 @@ class DecoderModule(nn.Module):
     ) -> Any:
         """Logits of ``tokens [B,T]``; `reset` ``[B,T]`` marks first tokens of documents, `last` wants only the last."""
         tokens = token_input(tokens, self.spec.vocab_size)
-        like("decoder", state, DecoderState, "the one that return_state=True gave")
-        if state is not None and len(state.layers) != len(self.layers):
-            raise StateError(f"decoder: the state is of {len(state.layers)} layers, the model has {len(self.layers)}")
-        belongs("decoder", state, len(tokens))
+        if not getattr(state, "deferred", False):  # one whose parts arrive later is checked part by part
+            like("decoder", state, DecoderState, "the one that return_state=True gave")
+            if state is not None and len(state.layers) != len(self.layers):
+                held = len(state.layers)
+                raise StateError(f"decoder: the state is of {held} layers, the model has {len(self.layers)}")
+            belongs("decoder", state, len(tokens))
         check_reset("decoder", reset, tokens.shape[0], tokens.shape[1], tokens.device)
         places, position = positions(tokens, None if state is None else state.position, reset)
         angles = self.angles(places) if self.rotary else None

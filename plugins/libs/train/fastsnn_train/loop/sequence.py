@@ -167,6 +167,8 @@ def header(tensors: list[Tensor]) -> Tensor:
 class Handed:
     """A stream's state whose parts arrive when the model asks for them."""
 
+    deferred = True  # the decoder does not look at all of it at once
+
     def __init__(self, link: Link, position: Tensor) -> None:
         self.link, self.position = link, position
 
