@@ -11,7 +11,7 @@ nox.options.sessions = ["lint", "types", "core", "together", "docs", "build"]
 nox.options.reuse_existing_virtualenvs = True
 ROOT = Path(__file__).parent
 PLUGINS = sorted(p.parent for where in ("plugins/*/*", "contrib/*") for p in ROOT.glob(f"{where}/pyproject.toml"))
-TESTING = ["pytest>=9", "hypothesis>=6.150", "pytest-timeout", "pytest-xdist"]
+TESTING = ["pytest>=9", "hypothesis>=6.150", "pytest-timeout", "pytest-xdist", "sentencepiece>=0.2", "protobuf>=5"]
 STRICT = {"FASTSNN_STRICT": "1"}
 
 
