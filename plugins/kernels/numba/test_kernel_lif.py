@@ -109,6 +109,18 @@ def test_closed_forms_round_as_the_twin_does(form, heaviside, attached):
         assert same(a, b)
 
 
+@pytest.mark.parametrize("heaviside", [True, False])
+def test_a_nan_that_resets_to_zero_passes_no_gradient_on(heaviside):
+    x, v, theta = torch.full((1, 1, 1), torch.nan), torch.ones(1, 1), torch.tensor(1.0)
+    rest = (0.5, 0.0, 1.0, heaviside)
+    marks, empty = v[:, None], x.new_empty(0)
+    args = (torch.full_like(x, 2.0), torch.full_like(v, 3.0), x, marks, EMPTY, empty, theta, *rest, True, 0, 0.0, False)
+    for function in (scan.backward_naive, numba(scan.BACKWARD)):
+        grad_x, grad_v = function(*args)  # c = NaN, so v was set to 0 and only c's gradient arrives
+        assert grad_x.item() == 2.0
+        assert grad_v.item() == 1.0
+
+
 def bell(u, first, last):
     return (-(u - first).abs()).exp()
 

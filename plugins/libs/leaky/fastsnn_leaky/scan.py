@@ -67,7 +67,7 @@ def backward_naive(
     grad_x, carry = torch.empty_like(x), grad_v
     for t in reversed(range(x.shape[1])):
         u = u_all[:, t]
-        fired = (u >= 1) if heaviside else u.clamp(lo, hi).round() != 0
+        fired = (step(u) if heaviside else u.clamp(lo, hi).round()) != 0  # NaN, too: its v was set to 0
         through = torch.where(fired, torch.zeros_like(carry), carry) if hard else carry
         grad = grad_c[:, t] - through if attached else grad_c[:, t]
         grad_u = grad * s[:, t] + through
