@@ -61,9 +61,9 @@ def core(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("name", [nox.param(project(p)["name"], id=project(p)["name"]) for p in PLUGINS])
 def plugin(session: nox.Session, name: str) -> None:
-    """One plugin beside core (and what its pyproject names), nothing else: hidden cross-imports show."""
+    """One plugin beside core with its kit (and what its pyproject names), nothing else: hidden cross-imports show."""
     folders = local([name])
-    editable(session, folders, *TESTING)
+    editable(session, local([name, "fastsnn-kit"]), *TESTING)
     session.run("pytest", str(folders[0]), "-q", *session.posargs, env=STRICT)
 
 

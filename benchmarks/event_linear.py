@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastsnn_core import SpikeTensor, ops
+import fastsnn_events
+from fastsnn_core import SpikeTensor
 
 WIDE, TALL, MATRICES, CALLS = 11008, 4096, 3, 84
 SILENT = (0.0, 0.5, 0.7, 0.9, 0.95)
@@ -59,7 +60,7 @@ def reader(weights: list[Tensor]) -> tuple[harness.Run, int]:
 
 def one_row(rounds: int) -> dict[str, Any]:
     by_output = [torch.randint(-127, 128, (TALL, WIDE), dtype=torch.int8) for _ in range(MATRICES)]
-    by_input = [ops.input_major(w) for w in by_output]
+    by_input = [fastsnn_events.input_major(w) for w in by_output]
     floats, halves = [w.float() for w in by_output], [w.bfloat16() for w in by_output]
     read, size = reader(by_input)
     nothing = [SpikeTensor(torch.zeros(1, WIDE, dtype=torch.int32))]
@@ -68,12 +69,12 @@ def one_row(rounds: int) -> dict[str, Any]:
         pool, turn = patterns(silent, 64), itertools.count()
         spikes = [SpikeTensor(p) for p in pool]
         for p, s, w in zip(pool, spikes, by_input[:2], strict=False):
-            assert torch.equal(ops.count_linear(s, w), p.to(torch.int64) @ w.to(torch.int64).T)
+            assert torch.equal(fastsnn_events.count_linear(s, w), p.to(torch.int64) @ w.to(torch.int64).T)
         rows: dict[str, harness.Run | None] = {
             "read": read,
-            "event": over(ops.count_linear, spikes, by_input, turn),
-            "call": over(ops.count_linear, nothing, by_input, turn),
-            "dense": over(ops.count_linear, spikes, by_output, turn),
+            "event": over(fastsnn_events.count_linear, spikes, by_input, turn),
+            "call": over(fastsnn_events.count_linear, nothing, by_input, turn),
+            "dense": over(fastsnn_events.count_linear, spikes, by_output, turn),
             "float32": over(F.linear, [p.float() for p in pool], floats, turn),
             "bfloat16": over(F.linear, [p.bfloat16() for p in pool], halves, turn),
         }
@@ -101,7 +102,7 @@ def break_even(result: dict[str, Any]) -> float:
 def many_rows(rounds: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
     weight = torch.randint(-127, 128, (TALL, WIDE), dtype=torch.int8)
-    by_input, single, half = ops.input_major(weight), weight.float(), weight.bfloat16()
+    by_input, single, half = fastsnn_events.input_major(weight), weight.float(), weight.bfloat16()
     for rows in (4, 16, 64, 256):
         small = patterns(0.3, 1, rows)[0]
         burst = small.clone()
@@ -109,9 +110,9 @@ def many_rows(rounds: int) -> dict[str, Any]:
         few, bursts = SpikeTensor(small), SpikeTensor(burst)
         found: dict[str, Any] = {}
         runs: dict[str, harness.Run | None] = {
-            "ours": partial(ops.count_linear, few, weight),
-            "ours, input-major": partial(ops.count_linear, few, by_input),
-            "ours, bursts of 1000": partial(ops.count_linear, bursts, weight),
+            "ours": partial(fastsnn_events.count_linear, few, weight),
+            "ours, input-major": partial(fastsnn_events.count_linear, few, by_input),
+            "ours, bursts of 1000": partial(fastsnn_events.count_linear, bursts, weight),
             "float32": partial(F.linear, small.float(), single),
             "bfloat16 (rounds)": partial(F.linear, small.bfloat16(), half),
         }

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import attrs
 
-from fastsnn_core import describe, hookspecs, toml
+from fastsnn_author import describe
+from fastsnn_core import hookspecs, toml
 from fastsnn_core.catalogue import FIRST_PARTY
 from fastsnn_core.component import KINDS, Component, bounds_of, fields, hints, type_name
 from fastsnn_core.plugins import registry
-from fastsnn_core.testing.conformance import CHECKS
+from fastsnn_core.testing.conformance import CHECKS, load_kit
 
 HERE = Path(__file__).parent / "kinds"
 
@@ -29,6 +30,7 @@ def plain_parts(cls: type) -> list[type]:
 
 def page(kind: str) -> str:
     """The page of a kind: its contract, its checks, its first-party components."""
+    load_kit()
     hook, base = getattr(hookspecs, hookspecs.hook_of(kind)), KINDS[kind]
     lines = [f"# {kind}", "", inspect.cleandoc(base.__doc__ or ""), ""]
     lines += [f"Hook: `{hookspecs.hook_of(kind)}`. {inspect.cleandoc(hook.__doc__)}", ""]

@@ -23,9 +23,14 @@ VERBS: dict[str, str] = {
     "fit": "fastsnn-train",
     "generate": "fastsnn",
     "lm-eval": "fastsnn-lm-eval",
+    "new-plugin": "fastsnn-author",
     "run": "fastsnn",
     "scope": "fastsnn-scope",
     "serve": "fastsnn-serve",
+    "show": "fastsnn-author",
     "tune": "fastsnn-tune",
 }
 """Verbs of the first-party apps, and what brings each."""
+
+KIT = {"coder": "fastsnn-events", **dict.fromkeys(("model", "exporter", "scope", "tracker"), "fastsnn-kit")}
+"""What brings the conformance checks of a kind, where core does not."""

@@ -72,33 +72,6 @@ def summary(distribution: str) -> str:
     return ""
 
 
-def show(argv: list[str]) -> int:
-    """Show a component (equation, parameters, contract), what a bundle holds, or `kernels`: which path runs what."""
-    args = Parser("show", show.__doc__)
-    args.add_argument("name", help="a component (lif, acme/lif, neuron:lif), a .snn bundle, or 'kernels'")
-    args.add_argument("bundle", nargs="?", help="with 'kernels': which path each layer of this bundle takes, and why")
-    args.add_argument("--json", action="store_true", help="as JSON")
-    opts = args.parse_args(argv)
-    from fastsnn_core import describe
-
-    topics = {p.name: p for p in importlib.metadata.entry_points(group="fastsnn1.show")}
-    if opts.name in topics:
-        data, text = topics[opts.name].load()(opts.bundle)
-        print(json.dumps(data, indent=2) if opts.json else text)
-        return 0
-    if opts.name == "kernels":
-        raise UserError("'fastsnn show kernels' comes with fastsnn-scope-paths: pip install fastsnn-scope-paths")
-    if opts.bundle:
-        raise UserError(f"only 'fastsnn show {' | '.join(sorted(topics))}' takes a bundle")
-    if Path(opts.name).is_dir():
-        held = describe.bundle(opts.name)
-        print(json.dumps(held, indent=2) if opts.json else describe.bundle_text(held))
-        return 0
-    found = describe.components(opts.name)
-    print(json.dumps(found, indent=2) if opts.json else "\n\n".join(map(describe.text, found)))
-    return 0
-
-
 def check(argv: list[str]) -> int:
     """Check a spec: every error at once with file and line, or the filled spec. A bundle: are its files intact?"""
     args = Parser("check", check.__doc__)
@@ -135,22 +108,6 @@ def check(argv: list[str]) -> int:
     return 0
 
 
-def new_plugin(argv: list[str]) -> int:
-    """Write the four files of a new plugin, complete and passing its own conformance test."""
-    args = Parser("new-plugin", new_plugin.__doc__)
-    args.add_argument(
-        "kind", help="surrogate, neuron, coder, attention, feedforward, model, rule, exporter, scope, kernel, tracker"
-    )
-    args.add_argument("name", help="distribution name, as in acme-lif")
-    args.add_argument("--out", default=".", help="folder to write into (default: here)")
-    opts = args.parse_args(argv)
-    from fastsnn_core.scaffold import new_plugin as write
-
-    folder = write(opts.kind, opts.name, opts.out)
-    print(f"wrote {folder}\nnext: pip install -e {folder} && fastsnn test {folder.name.replace('-', '_')}")
-    return 0
-
-
 def test(argv: list[str]) -> int:
     """Run the conformance kit over one plugin, or over all of them."""
     args = Parser("test", test.__doc__)
@@ -170,7 +127,7 @@ def test(argv: list[str]) -> int:
     return int(pytest.main(["--pyargs", "fastsnn_core.testing", "-q", *chosen, *rest]))
 
 
-OWN: dict[str, Verb] = {"plugins": plugins, "show": show, "check": check, "new-plugin": new_plugin, "test": test}
+OWN: dict[str, Verb] = {"plugins": plugins, "check": check, "test": test}
 
 
 def added() -> dict[str, Any]:
@@ -319,12 +276,26 @@ def environment() -> str:
     return ", ".join(found)
 
 
-def log_to_stderr() -> None:
-    """Warnings of FastSNN and the libraries below, one line each, above a progress bar that may be drawn."""
-    from fastsnn_core.progress import LogHandler
+class StderrHandler(logging.Handler):
+    """Log records on stderr, one line each; whoever draws there too (a progress bar) replaces `write`."""
 
+    @staticmethod
+    def write(text: str) -> None:
+        """One line."""
+        print(text, file=sys.stderr, flush=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        try:
+            self.write(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+def log_to_stderr() -> None:
+    """Warnings of FastSNN and the libraries below, one line each."""
     root = logging.getLogger()
     if not root.handlers:
-        handler = LogHandler()
+        handler = StderrHandler()
         handler.setFormatter(logging.Formatter("fastsnn: %(message)s"))
         root.addHandler(handler)

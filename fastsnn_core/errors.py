@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class FastSNNError(ValueError):
@@ -47,6 +48,13 @@ def did_you_mean(name: str, known: Iterable[str], label: str = "possible") -> st
     names = sorted(known)
     close = difflib.get_close_matches(name, names, 1)
     return (f"did you mean {close[0]!r}? " if close else "") + f"{label}: {', '.join(names) or 'none'}"
+
+
+def shown(t: Any) -> str:
+    """``[8, 4] float32``: a tensor in an error; of anything else its type."""
+    if not (hasattr(t, "shape") and hasattr(t, "dtype")):
+        return type(t).__name__
+    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
 
 
 def check_options(function: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsnn_core.inputs import belongs
 from fastsnn_core.lowering import SiteForm, Unsupported, lower
-from fastsnn_core.ops.operands import FULL, HALF
 from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_core.state import belongs
+
+HALF, FULL = (torch.float16, torch.bfloat16), (torch.float32, torch.float64)
 
 
 def keeping_float32(module: nn.Module, change: Callable[[], Any]) -> None:

@@ -10,7 +10,7 @@ a TypeError          in-place methods and `POINTERS`: spikes are values, and the
                      message says what to write instead
 ===================  ===============================================================================================
 
-``F.linear`` and the convolutions run on the counts (`fastsnn_core.ops.event`, `conv`). To index or reshape and keep
+``F.linear`` and the convolutions run on the counts (`fastsnn_events`). To index or reshape and keep
 spikes: ``s.rearrange(lambda t: t[:, -1:])``.
 """
 

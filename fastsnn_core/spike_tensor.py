@@ -5,15 +5,18 @@
     counts.flat[index[e]] += weight[e]          event view: coordinates and signed weights of the non-zero slots
 
 While training, counts are floats that carry a straight-through gradient; at rest they are int8, int16 or int32
-(`pack`). A SpikeTensor answers ``__torch_function__``: ``F.linear(spikes, W)`` runs on the counts and scales once; the
-table in `fastsnn_core.spike_methods` says what other operations do. Nothing wraps: a count that does not fit is an
-error that names both, and a change of type (``to``) changes what `value` gives, never the counts.
+(`pack`). A SpikeTensor answers ``__torch_function__``: with `fastsnn_events` ``F.linear(spikes, W)`` and convolutions
+run on the counts and scale once; `fastsnn_core.spike_methods` has the table of all other operations. Nothing wraps: a
+count that does not fit is an error that names both, and a change of type (``to``) changes what `value` gives, never the
+counts.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -32,6 +35,13 @@ INTEGERS = (torch.int8, torch.int16, torch.int32)
 def _broadcasts(scale: torch.Size, shape: torch.Size) -> bool:
     """Does a scale of this shape broadcast to counts without making them larger?"""
     return len(scale) <= len(shape) and all(n in (1, m) for n, m in zip(reversed(scale), reversed(shape)))
+
+
+@cache
+def functions() -> dict[Any, Callable[..., Any]]:
+    """Torch functions that a library computes on the counts, not on the value (entry points ``fastsnn1.functions``)."""
+    points = importlib.metadata.entry_points(group="fastsnn1.functions")
+    return {function: ours for point in points for function, ours in point.load().items()}
 
 
 @attrs.frozen
@@ -328,8 +338,6 @@ class SpikeTensor:
                 return self.like(counts.to(kind), self.scale.detach())
         raise FastSNNError(f"count {low if -low > high else high} does not fit 32 bits")
 
-    # -- measures ------------------------------------------------------------------------------------------------
-
     def extremes(self) -> tuple[int, int]:
         """Smallest and largest count; 0, 0 where there is none."""
         if not self.numel():
@@ -368,11 +376,9 @@ class SpikeTensor:
             largest=largest,
         )
 
-    # -- torch's protocol ----------------------------------------------------------------------------------------
-
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """``F.linear`` and the convolutions run on counts; the rest does as the methods do (`spike_methods`)."""
+        """What `functions` names runs on counts; the rest does as the methods do (`spike_methods`)."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if not args and isinstance(kwargs.get("input"), SpikeTensor):
@@ -380,13 +386,8 @@ class SpikeTensor:
         if isinstance(kwargs.get("out"), SpikeTensor):
             raise refuse(f"{name}(out=)")
         if args and isinstance(args[0], SpikeTensor):
-            from fastsnn_core.ops.conv import CONVOLUTIONS, spike_conv
-            from fastsnn_core.ops.event import spike_linear
-
-            if func is torch.nn.functional.linear:
-                return spike_linear(*args, **kwargs)
-            if func in CONVOLUTIONS:
-                return spike_conv(func, *args, **kwargs)
+            if (on_counts := functions().get(func)) is not None:
+                return on_counts(*args, **kwargs)
             if in_place(name):
                 raise refuse(name)
             if name in COPIES or func is torch.Tensor.to:

@@ -13,9 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsnn_core.errors import FastSNNError
+from fastsnn_core.errors import FastSNNError, shown
 from fastsnn_core.files import beside
 from fastsnn_core.targets import existing_file
+
+
+class StateError(FastSNNError):
+    """A state of other streams, of another module, or one that cannot be."""
+
+
+def belongs(who: str, state: Any, batch: int) -> None:
+    """Refuse a state whose tensors do not all hold `batch` streams (the first dimension)."""
+    if state is None:
+        return
+    for path, t in leaves(state):
+        held = t.shape[0] if t.ndim else 0
+        if held != batch:
+            where = f"the state's {path}" if path else "the state"
+            raise StateError(
+                f"{who}: {where} is of {held} streams ({shown(t)}), the input of {batch}. A state goes on with the "
+                "streams it came from: state=None starts afresh, fastsnn_core.state.select and join change a batch"
+            )
 
 
 def tree_map(change: Callable[[Tensor], Any], state: Any) -> Any:

@@ -12,8 +12,10 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from fastsnn_core.errors import FileError, MissingFileError
+from fastsnn_core.moved import attribute
 
 MARKS = {"config.json": {"bundle", "distributions"}, "meta.json": {"files", "seal"}}  # a bundle's files, keys in them
 FILE_SUFFIXES = (
@@ -34,53 +36,6 @@ def bundle(path: str | Path, sources: Iterable[str | Path] = (), option: str = "
     apart(path, sources, name)
     outside_bundles(path.parent, name)
     writable(path, name)
-    return path
-
-
-def file(
-    path: str | Path, sources: Iterable[str | Path] = (), option: str = "", suffixes: tuple[str, ...] = ()
-) -> Path:
-    """A path where a file may be written; one of these `suffixes`, if given."""
-    path, name = Path(path), label(path, option)
-    if path.is_dir() or str(path) in ("", "."):
-        raise FileError(f"{name} is a folder; give the name of a file")
-    if suffixes and path.suffix.lower() not in suffixes:
-        raise FileError(f"{name}: the name must end in {' or '.join(suffixes)}")
-    apart(path, sources, name)
-    outside_bundles(path.parent, name)
-    writable(path, name)
-    return path
-
-
-def folder(path: str | Path, sources: Iterable[str | Path] = (), option: str = "") -> Path:
-    """A folder that may be made or added to: no file, none of `sources`, not inside a bundle."""
-    path, name = Path(path), label(path, option)
-    if path.exists() and not path.is_dir():
-        raise FileError(f"{name} is a file, and a folder is to be written")
-    apart(path, sources, name, inside=False)
-    outside_bundles(path, name)
-    writable(path / "x", name)
-    return path
-
-
-def anything(path: str | Path, sources: Iterable[str | Path] = (), option: str = "") -> Path:
-    """A path where something may be written whose form is not known: none of `sources`, not inside a bundle."""
-    path, name = Path(path), label(path, option)
-    apart(path, sources, name)
-    outside_bundles(path.parent, name)
-    writable(path, name)
-    return path
-
-
-def existing(path: str | Path, option: str = "") -> Path:
-    """A file or folder that is there."""
-    path = Path(path)
-    try:
-        path.stat()
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        why = "there is no such file or folder" if missing else error.strerror
-        raise (MissingFileError if missing else FileError)(f"{label(path, option)}: {why}") from None
     return path
 
 
@@ -176,3 +131,8 @@ def plain_modes(path: Path) -> None:
         if not each.is_symlink():
             runs = each.is_dir() or each.stat().st_mode & 0o100
             each.chmod((0o777 if runs else 0o666) & ~mask)
+
+
+def __getattr__(name: str) -> Any:
+    """What moved into `fastsnn_console`, under its old name and with a warning."""
+    return attribute(__name__, name)

@@ -17,7 +17,8 @@ import shutil
 import pytest
 import torch
 
-from fastsnn_core import arguments, build, cli, create, save
+from fastsnn_console import arguments
+from fastsnn_core import build, cli, create, save
 
 pytest.importorskip("fastsnn")
 

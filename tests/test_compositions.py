@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from fastsnn_core import spec, toml
-from fastsnn_core.testing import models, strategies
+from fastsnn_core.testing import strategies
+from fastsnn_kit import models
 
 EXAMPLES = 220
 

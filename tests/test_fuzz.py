@@ -12,10 +12,11 @@ import math
 import pytest
 import torch
 
+import fastsnn_events
 from fastsnn_core import SpikeTensor, build, create, ops
-from fastsnn_core.ops import dispatch, event
+from fastsnn_core.ops import dispatch
 from fastsnn_core.plugins import registry
-from fastsnn_events import runtime
+from fastsnn_events import linear, runtime
 from fastsnn_integer import deterministic
 from fastsnn_integer.quantization import QuantLinear, quantise
 from fastsnn_leaky import scan
@@ -136,24 +137,24 @@ def test_lif_scan_refuses_other_ranks():
 def test_integer_products(kernel, major, shape, kind, poisoned):
     c = counts(kind, shape)
     weight = torch.randint(-127, 128, (7, shape[-1]), generator=torch.Generator().manual_seed(1)).to(torch.int8)
-    weight = ops.input_major(weight) if major == "input-major" else weight
-    said = agree(kernel, lambda c: ops.count_linear(SpikeTensor(c), weight), c)
+    weight = fastsnn_events.input_major(weight) if major == "input-major" else weight
+    said = agree(kernel, lambda c: fastsnn_events.count_linear(SpikeTensor(c), weight), c)
     finite, small = bool(torch.isfinite(c).all()), bool((c.abs() < 2**40).all())
     assert said == ("answer" if finite and small else "refused")
     if said == "answer":
         wanted = (c.double() @ weight.double().T).to(torch.int64)
-        assert torch.equal(ops.count_linear(SpikeTensor(c), weight), wanted)
-        found = ops.event_linear(SpikeTensor(c.to(torch.int64)), weight)
+        assert torch.equal(fastsnn_events.count_linear(SpikeTensor(c), weight), wanted)
+        found = fastsnn_events.event_linear(SpikeTensor(c.to(torch.int64)), weight)
         assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("kernel", kernels_of("event_linear"))
 def test_events_outside_the_layer_are_refused(kernel):
-    weight = ops.input_major(torch.ones(3, 4, dtype=torch.int8))
+    weight = fastsnn_events.input_major(torch.ones(3, 4, dtype=torch.int8))
     one = torch.ones(1, dtype=torch.int64)
     for index in (-1, 8):
         with pytest.raises((IndexError, RuntimeError, ValueError)):
-            event.EVENT_LINEAR("cpu", torch.tensor([index]), one, 2, weight)
+            linear.EVENT_LINEAR("cpu", torch.tensor([index]), one, 2, weight)
 
 
 @pytest.mark.parametrize("kernel", kernels_of("exact_unary", "exact_row_sum"))

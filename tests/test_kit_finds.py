@@ -12,10 +12,11 @@ from fastsnn_conversion import testing as rules
 from fastsnn_conversion.context import Replacement
 from fastsnn_core import Exporter, Kernel, Neuron, Rule, SpikeTensor, bundle, create, ops
 from fastsnn_core.lowering import LinearAttentionForm, SpikeRule, Unsupported, lower
-from fastsnn_core.testing import conformance, kernels, models
-from fastsnn_core.testing.conformance import CHECKS
+from fastsnn_core.testing import conformance, kernels
+from fastsnn_core.testing.conformance import CHECKS, load_kit
 from fastsnn_integer import lowering_checks, testing
 from fastsnn_integer.quantization import quantise
+from fastsnn_kit import tools
 
 
 class Base(Kernel):
@@ -285,7 +286,7 @@ def test_an_exporter_that_writes_something_else(export, what, monkeypatch):
     body = {"__doc__": "Planted.", "name": "planted", "unsupported": lambda self, model: [], "export": export}
     exporter = frozen(type("Planted", (Exporter,), body))()
     with pytest.raises(AssertionError, match=what):
-        models.check_exporter(exporter)
+        tools.check_exporter(exporter)
 
 
 def create_like(model):
@@ -296,6 +297,7 @@ def create_like(model):
 
 def test_every_kind_has_a_check_of_what_it_does():
     """Documentation, round trip, imports and README say nothing of behaviour."""
+    load_kit()
     shared = {"documented", "round_trip", "light", "readme"}
     assert not [kind for kind, found in CHECKS.items() if set(found) <= shared]
     assert conformance is not None

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fastsnn_author.scaffold import HERE, new_plugin
 from fastsnn_core.component import KINDS
-from fastsnn_core.scaffold import HERE, new_plugin
 
 
 def python(folder, *words, **env):

@@ -7,7 +7,7 @@ import torch
 
 from fastsnn_core import Dims, Heads, SpikeTensor, build, create
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.inputs import StateError
+from fastsnn_modules.inputs import StateError
 
 NEURONS = ("lif", "ilif", "lif_sint")
 ATTENTIONS = ("linear", "gla", "softmax", "sliding_window", "hybrid")

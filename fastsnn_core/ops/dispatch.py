@@ -73,7 +73,7 @@ class Operator:
     `plain`: do not warn when only the naive implementation is available (it is as fast). `samples()` yields argument
     tuples on which the conformance kit compares a kernel with `naive`, bit for bit; where an implementation is not
     simply called with them, ``run(implementation, *sample)`` says how.
-    `check` looks at the operands before any implementation does (`fastsnn_core.ops.operands`): a kernel may then trust
+    `check` looks at the operands before any implementation does (`fastsnn_modules.operands`): a kernel may then trust
     shapes, types, devices and ranges.
     """
 

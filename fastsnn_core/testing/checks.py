@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core import ops
-from fastsnn_core.component import Attention, Coder, Component, Neuron, Surrogate
+from fastsnn_core.component import Attention, Component, Neuron, Surrogate
 from fastsnn_core.heads import Dims, Heads
 from fastsnn_core.spike_tensor import SpikeTensor
 
@@ -40,6 +40,14 @@ def same(a: Tensor, b: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
 def value(y: Any) -> Tensor:
     """An output as a plain tensor."""
     return y.value() if isinstance(y, SpikeTensor) else y
+
+
+def sweep(b: int, t: int, d: int) -> Tensor:
+    """Inputs of both signs over eight orders of magnitude, the same every time: some land near any threshold."""
+    size = b * t * d
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(5))
+    magnitude = torch.logspace(-4, 1.5, size, dtype=torch.float64)[order]
+    return (magnitude * torch.where(torch.arange(size) % 3 == 0, -1.0, 1.0)).reshape(b, t, d)
 
 
 # -- streams: anything (x, state, reset) -> (y, state) ------------------------------------------------------------
@@ -129,42 +137,6 @@ def check_neuron_counts(component: Neuron, x: Tensor) -> None:
     packed = spikes.pack()
     assert torch.equal(packed.counts.to(spikes.counts.dtype), spikes.counts), f"{who}: packing changed counts"
     assert torch.equal(packed.event().counts, packed.counts.to(torch.int32)), f"{who}: events are not the counts"
-
-
-def check_count_equals_event(spikes: SpikeTensor, coder: Coder, weight: Tensor, steps: int | None = None) -> None:
-    """count ≡ train ≡ events, bit for bit, through an integer linear layer."""
-    who = label(coder)
-    train = coder.encode(spikes, steps)
-    assert torch.equal(coder.decode(train).to(torch.int64), spikes.counts.to(torch.int64)), f"{who} is not lossless"
-    wanted = ops.count_linear(spikes, weight)
-    for view in (train, train.event(), spikes.event()):
-        assert torch.equal(ops.event_linear(view, weight), wanted), f"{who}: events and counts give different integers"
-    slots = sum(int(w) * ops.count_linear(SpikeTensor(s), weight) for w, s in zip(train.weights, train.train))
-    assert torch.equal(torch.as_tensor(slots), wanted), (
-        f"{who}: the train replayed step by step differs from the counts"
-    )
-    signs = set(train.train.unique().tolist()) if train.train.numel() else set()
-    assert signs <= ({-1, 0, 1} if coder.signed else {0, 1}), f"{who}: train values {signs}"
-
-
-def check_refuses(coder: Coder, counts: Tensor, steps: int) -> None:
-    """A count that does not fit is refused, naming the count and the steps; it is never truncated."""
-    try:
-        train = coder.encode(counts, steps)
-    except ValueError as error:
-        assert str(steps) in str(error), f"{label(coder)}: the error does not name the steps: {error}"
-        return
-    got = coder.decode(train)
-    assert torch.equal(got.to(torch.int64), counts), f"{label(coder)} truncated a count in {steps} steps"
-
-
-def check_value_coder(coder: Any, x: Tensor) -> None:
-    """Decoding gives the values back to the coder's own tolerance; the train is spikes."""
-    train = coder.encode(x)
-    error = float((coder.decode(train).double() - x.double()).abs().max()) if x.numel() else 0.0
-    bound = coder.tolerance(len(train.train))
-    assert error <= bound * (1 + 1e-9) + 1e-12, f"{label(coder)}: decoding is off by {error:g}, promised {bound:g}"
-    assert set(train.train.unique().tolist()) <= {-1, 0, 1}, f"{label(coder)}: the train is no spike train"
 
 
 def check_surrogate(component: Surrogate, u: Tensor) -> None:

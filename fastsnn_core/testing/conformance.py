@@ -2,12 +2,16 @@
 
 test_acme = conformance("acme")
 test_acme = conformance("acme", expected_failures={"streaming": "needs the whole sequence"})   # strict xfail
+
+Libraries add to it: entry points ``fastsnn1.kit`` name modules that file checks with `check`.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,18 +23,19 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastsnn_core.component import KINDS, Component, bounds_of, contract, fields, hints, type_name
+from fastsnn_core.catalogue import KIT
+from fastsnn_core.component import KINDS, Component, Model, bounds_of, contract, fields, hints, type_name
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.heads import Dims
 from fastsnn_core.plugins import registry
 from fastsnn_core.site import SpikeSite
-from fastsnn_core.spike_tensor import SpikeTensor
-from fastsnn_core.testing import checks, kernels, models, strategies
+from fastsnn_core.testing import checks, kernels, strategies
 
 Check = Callable[[str, type[Component]], None]
 HEAVY = ("matplotlib", "triton", "datasets", "transformers", "numba", "starlette", "uvicorn", "tensorboard", "onnx")
 CHECKS: dict[str, dict[str, Check]] = {kind: {} for kind in KINDS}
 torch.set_num_threads(1)  # the tensors here are tiny: a second thread only waits
+GENERAL = {"documented", "round_trip", "light", "readme"}  # checks of every kind
 quick = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -119,14 +124,12 @@ def light(name: str, cls: type[Component]) -> None:
 @check(*KINDS)
 def readme(name: str, cls: type[Component]) -> None:
     """Every TOML block of the distribution's README builds."""
-    import importlib.metadata
-
     found = registry().distribution(object.__new__(cls))
     try:
         text = importlib.metadata.metadata(found[0]).get_payload() if found else ""  # type: ignore[attr-defined]
     except importlib.metadata.PackageNotFoundError:
         return
-    models.check_toml_blocks(text, name)
+    check_toml_blocks(text, name)
 
 
 # -- one kind each ------------------------------------------------------------------------------------------------
@@ -195,7 +198,7 @@ def gradients(name: str, cls: type[Component]) -> None:
 
     def body(component: Any, data: st.DataObject) -> None:
         if contract(component)["differentiable"]:
-            x = models.sweep(2, 7, 48 if cls.kind == "neuron" else 8)
+            x = checks.sweep(2, 7, 48 if cls.kind == "neuron" else 8)
             module, run = stream_of(component, x.shape[-1])
             calibrate: Any = getattr(module, "calibrate_", None)
             if calibrate is not None:
@@ -205,69 +208,42 @@ def gradients(name: str, cls: type[Component]) -> None:
     each(name, cls, body)
 
 
-@check("coder")
-def faithful(name: str, cls: type[Component]) -> None:
-    """Lossless coders: count ≡ train ≡ events in integers, refusal of what does not fit. Others: their tolerance."""
-
-    def body(coder: Any, data: st.DataObject) -> None:
-        if not coder.lossless:
-            shape = data.draw(st.sampled_from([(1, 1), (1, 3), (2, 4)]))
-            row = data.draw(st.lists(st.floats(0, 1), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]))
-            checks.check_value_coder(coder, torch.tensor(row, dtype=torch.float64).reshape(shape))
-            return
-        drawn = data.draw(
-            strategies.spike_arrays(coder.signed, 300 if cls.name in ("bitwise", "twos_complement") else 20)
-        )
-        largest = int(drawn.abs().max()) if drawn.numel() else 0
-        weight = (torch.arange(5 * drawn.shape[-1]).reshape(5, drawn.shape[-1]) * 37 % 255 - 127).to(torch.int8)
-        checks.check_count_equals_event(SpikeTensor(drawn), coder, weight)
-        checks.check_count_equals_event(SpikeTensor(drawn), coder, weight, coder.steps_for(largest) + 1)
-        checks.check_refuses(coder, drawn, data.draw(st.integers(1, 4)))
-
-    each(name, cls, body)
-
-
-@check("model")
-def network(name: str, cls: type[Component]) -> None:
-    """The whole network: what its composition promises (see `models.check_model`)."""
-    each(name, cls, lambda model, data: models.check_model(model, data))
-
-
-@check("model")
-def bundle(name: str, cls: type[Component]) -> None:
-    """Save, load, save: outputs and bytes equal."""
-    each(name, cls, lambda model, data: models.check_bundle(model))
-
-
-@check("scope")
-def measures(name: str, cls: type[Component]) -> None:
-    """Measures plain JSON data on the smallest model there is, and draws from that data alone."""
-    models.check_scope(cls)
-
-
 @check("kernel")
 def twins(name: str, cls: type[Component]) -> None:
     """Every operator gives the naive twin's bits on its sample inputs, on memory full of NaN."""
     kernels.check_kernel(cls)
 
 
-@check("exporter")
-def written(name: str, cls: type[Component]) -> None:
-    """What it writes loads, and computes what the model does (or what the exporter says it does to it)."""
-    each(name, cls, lambda exporter, data: models.check_exporter(exporter), examples=4)
-
-
 @check("neuron", "attention", "feedforward", "rule")
 def promises(name: str, cls: type[Component]) -> None:
     """What installed libraries hold this kind to: `lower()` forgets nothing; a rule's replacement keeps the value."""
-    for further in models.libraries(cls.kind):
+    for further in libraries(cls.kind):
         each(name, cls, further, examples=8)
 
 
-@check("tracker")
-def follows(name: str, cls: type[Component]) -> None:
-    """Follows a run from start to end, resumed in the middle, and writes nowhere but into the run's folder."""
-    models.check_tracker(cls)
+def libraries(kind: str) -> list[Any]:
+    """Further checks of a kind that installed libraries bring (entry points ``fastsnn1.checks``, named by kind)."""
+    points = importlib.metadata.entry_points(group="fastsnn1.checks", name=kind)
+    return [point.load() for point in points]
+
+
+def check_toml_blocks(text: str, who: str) -> None:
+    """Each ```toml block: a spec (with a [model] table), or lines like ``neuron = { kind = … }``."""
+    import tomli
+
+    from fastsnn_core import spec
+
+    for block in re.findall(r"```toml\n(.*?)```", text or "", re.DOTALL):
+        table = tomli.loads(block)
+        if "model" in table and isinstance(table["model"], dict):
+            spec.from_table({"fastsnn": spec.FORMAT} | table, block, f"README of {who}")
+            continue
+        for key, value in table.items():
+            kind = KINDS.get(key.removesuffix("s"), KINDS.get(key))
+            assert kind is not None, f"README of {who}: {key!r} names no kind of component"
+            for item in value if isinstance(value, list) else [value]:
+                part: Component = spec.converter().structure(item, kind)
+                assert not isinstance(part, Model) or part.name
 
 
 # -- plumbing -----------------------------------------------------------------------------------------------------
@@ -294,14 +270,22 @@ def stream(name: str, cls: type[Component], flag: str | None, body: Callable[...
 
     def go(component: Any, data: st.DataObject) -> None:
         if flag is None or contract(component)[flag]:
-            x = data.draw(strategies.signals(2, 5, 3)) if cls.kind == "neuron" else models.sweep(2, 5, 8)
+            x = data.draw(strategies.signals(2, 5, 3)) if cls.kind == "neuron" else checks.sweep(2, 5, 8)
             body(stream_of(component, x.shape[-1])[1], x, checks.label(component), data)
 
     each(name, cls, go)
 
 
+@cache
+def load_kit() -> None:
+    """Import the modules by which libraries add checks (entry points ``fastsnn1.kit``)."""
+    for point in importlib.metadata.entry_points(group="fastsnn1.kit"):
+        point.load()
+
+
 def cases(plugin: str) -> Iterator[tuple[str, type[Component], str]]:
     """``(qualified name, class, check)`` for everything a plugin offers; an error if it is not loaded."""
+    load_kit()
     found = [p for p in registry().plugins if p.name == plugin or p.distribution == plugin]
     if not found:
         raise FastSNNError(f"no plugin called {plugin!r}; installed: {', '.join(p.name for p in registry().plugins)}")
@@ -309,6 +293,8 @@ def cases(plugin: str) -> Iterator[tuple[str, type[Component], str]]:
         if p.status != "ok":
             raise FastSNNError(f"plugin {p.name!r} is {p.status}: {p.error}")
         for kind, names in p.offers.items():
+            if set(CHECKS[kind]) <= GENERAL:
+                raise FastSNNError(f"no check of what a {kind} does is installed: pip install {KIT.get(kind, '')}")
             for short in names:
                 cls = registry().find(kind, f"{p.name}/{short}")[1]
                 for what in CHECKS[kind]:

@@ -10,7 +10,7 @@ import torch
 
 from fastsnn_core import ops
 from fastsnn_core.ops import dispatch
-from fastsnn_core.ops.event import COUNT_LINEAR
+from fastsnn_events.linear import COUNT_LINEAR
 
 ONES, WEIGHT = torch.ones(2, 4), torch.ones(3, 4, dtype=torch.int8)
 

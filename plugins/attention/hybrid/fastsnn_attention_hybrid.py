@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fastsnn_core import Attention, Dims, Heads, hookimpl, slots
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.inputs import StateError
 from fastsnn_core.lowering import MixerForm, lower
+from fastsnn_modules.inputs import StateError
 
 __version__ = "0.1.0"
 

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from fastsnn_core import Attention, Dims, Heads, hookimpl, param
 from fastsnn_core.lowering import LinearAttentionForm
-from fastsnn_core.shown import constants
 from fastsnn_integer import deterministic
 from fastsnn_linear_scan import linear_scan
+from fastsnn_modules.shown import constants
 
 __version__ = "0.1.0"
 

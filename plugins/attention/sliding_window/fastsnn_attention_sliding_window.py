@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core import Attention, Dims, Heads, hookimpl, param
-from fastsnn_core.inputs import cache_state, check_reset
 from fastsnn_core.lowering import SoftmaxAttentionForm, Unsupported
-from fastsnn_core.shown import constants
 from fastsnn_integer import deterministic
 from fastsnn_integer.quantization import quantize_per_token
+from fastsnn_modules.inputs import cache_state, check_reset
+from fastsnn_modules.shown import constants
 
 __version__ = "0.1.0"
 

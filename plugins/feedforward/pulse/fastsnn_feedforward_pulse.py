@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from fastsnn_core import Feedforward, SpikeSite, hookimpl, param
 from fastsnn_core.lowering import FeedforwardForm, lower
-from fastsnn_core.shown import constants
 from fastsnn_integer import deterministic
+from fastsnn_modules.shown import constants
 
 __version__ = "0.1.0"
 

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from fastsnn_core import ops
-from fastsnn_core.ops import event
+import fastsnn_events
 from fastsnn_core.testing import conformance
+from fastsnn_events import linear
 from fastsnn_leaky.scan import lif_scan
 
 test_numba = conformance("numba")
@@ -20,7 +20,7 @@ FRESH = """
 import os, torch
 torch.set_num_threads(1)
 from fastsnn_core import ops
-from fastsnn_core.ops import event
+from fastsnn_events import linear
 from fastsnn_leaky import lif_scan
 x = torch.linspace(-3, 3, 7 * 96).view(1, 7, 96)
 run = lambda: lif_scan(x, beta=0.5, lo=-2, hi=2)[0]
@@ -44,11 +44,11 @@ def test_torch_keeps_its_threads_and_forked_children_can_run():
 
 def test_calls_from_several_threads():
     x = [torch.randn(2, 40, 65, generator=torch.Generator().manual_seed(i)) for i in range(8)]
-    w = ops.input_major(torch.randint(-128, 128, (70, 65), dtype=torch.int8))
+    w = fastsnn_events.input_major(torch.randint(-128, 128, (70, 65), dtype=torch.int8))
 
     def run(a):
         counts = lif_scan(a, beta=0.5, lo=-2, hi=2)[0]
-        return counts, event.COUNT_LINEAR("cpu", counts[0, :3], w)
+        return counts, linear.COUNT_LINEAR("cpu", counts[0, :3], w)
 
     alone = [run(a) for a in x]
     with ThreadPoolExecutor(4) as pool:

@@ -9,8 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import fastsnn_events
 from fastsnn_core import ops
-from fastsnn_core.ops import event
+from fastsnn_events import linear
 from fastsnn_kernel_numba import gemv_events, integer_linear, numba_runtime
 
 quick = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
@@ -31,7 +32,7 @@ def rows(draw):
     weight = torch.randint(-128, 128, (tall, wide), dtype=torch.int8)
     if draw(st.booleans()):
         weight.fill_(draw(st.sampled_from([-128, 127])))
-    return counts.to(kind), ops.input_major(weight)
+    return counts.to(kind), fastsnn_events.input_major(weight)
 
 
 def poisoned(monkeypatch, workers, start):
@@ -57,7 +58,7 @@ STARTS = {
 @given(case=rows(), workers=st.sampled_from([1, 2, 3, 8]))
 def test_any_number_of_workers(start, case, workers):
     counts, weight = case
-    wanted = event.count_linear_naive(counts, weight)
+    wanted = linear.count_linear_naive(counts, weight)
     scale, v = torch.rand(len(weight)), torch.rand(1, 1)
     with pytest.MonkeyPatch.context() as patch:
         poisoned(patch, workers, STARTS[start])
@@ -79,17 +80,17 @@ def test_what_is_set_to_0_follows_the_workers_not_the_size(monkeypatch):
 
 
 def test_calls_of_one_row_take_it(monkeypatch):
-    weight = ops.input_major(torch.randint(-128, 128, (40, 30), dtype=torch.int8))
+    weight = fastsnn_events.input_major(torch.randint(-128, 128, (40, 30), dtype=torch.int8))
     counts = torch.randint(-3, 4, (1, 30)).float()
     scale, v = torch.rand(40), torch.rand(1, 1)
     seen, product = [], gemv_events.product
     monkeypatch.setattr(gemv_events, "product", lambda *a: seen.append(product(*a)) or seen[-1])
     monkeypatch.setattr(integer_linear, "event_gemm", None)
     index = counts[0].nonzero()[:, 0]
-    wanted = event.count_linear_naive(counts, weight)
-    assert torch.equal(event.COUNT_LINEAR("cpu", counts, weight), wanted)
-    assert torch.equal(event.EVENT_LINEAR("cpu", index, counts[0, index], 1, weight), wanted)
-    assert torch.equal(event.COUNT_PROJECT("cpu", counts, weight, scale, v), wanted.float() * scale * v)
+    wanted = linear.count_linear_naive(counts, weight)
+    assert torch.equal(linear.COUNT_LINEAR("cpu", counts, weight), wanted)
+    assert torch.equal(linear.EVENT_LINEAR("cpu", index, counts[0, index], 1, weight), wanted)
+    assert torch.equal(linear.COUNT_PROJECT("cpu", counts, weight, scale, v), wanted.float() * scale * v)
     assert len(seen) == 3
     assert all(out is not None for out in seen)
     assert "only rows of weights that spiked" in ops.dispatch.reasons()["count_linear"]
@@ -100,23 +101,23 @@ def test_without_an_openmp_that_torch_shares_numbas_threads_do_it(monkeypatch):
     try:
         monkeypatch.setattr(numba_runtime, "torch_pool", lambda: None)
         monkeypatch.setattr(gemv_events, "_team", numba_runtime.Team(gemv_events._enter, gemv_events._rows))
-        weight = ops.input_major(torch.randint(-128, 128, (40, 30), dtype=torch.int8))
+        weight = fastsnn_events.input_major(torch.randint(-128, 128, (40, 30), dtype=torch.int8))
         counts = torch.randint(-3, 4, (1, 30))
-        assert torch.equal(gemv_events.product(counts, weight), event.count_linear_naive(counts, weight))
+        assert torch.equal(gemv_events.product(counts, weight), linear.count_linear_naive(counts, weight))
     finally:
         torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.int32, torch.int64])
 def test_unusual_rows_are_left_to_others(kind):
-    weight = ops.input_major(torch.full((5, 3000), -128, dtype=torch.int8))
+    weight = fastsnn_events.input_major(torch.full((5, 3000), -128, dtype=torch.int8))
     counts = torch.zeros(1, 3000).to(kind)
     most = gemv_events.BOUND - 1
     counts[0, 17], counts[0, 2900] = most - 2, 2
-    assert torch.equal(gemv_events.product(counts, weight), event.count_linear_naive(counts, weight))
+    assert torch.equal(gemv_events.product(counts, weight), linear.count_linear_naive(counts, weight))
     counts[0, 2900] = -3  # sums of 2^31 do not fit 32 bits
     assert gemv_events.product(counts, weight) is None
-    assert torch.equal(event.COUNT_LINEAR("cpu", counts, weight), event.count_linear_naive(counts, weight))
+    assert torch.equal(linear.COUNT_LINEAR("cpu", counts, weight), linear.count_linear_naive(counts, weight))
     odd = [float("nan"), float("inf"), 0.5, -1e30] if kind == torch.float32 else [torch.iinfo(kind).min]
     for c in odd:
         counts[0, 17], counts[0, 2900] = c, 0

@@ -7,8 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import fastsnn_events
 from fastsnn_core import SpikeTensor, ops
-from fastsnn_core.ops import event
+from fastsnn_events import linear
 from fastsnn_kernel_numba import integer_linear
 
 quick = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
@@ -38,7 +39,7 @@ def cases(draw):
     if draw(st.booleans()):
         weight = torch.full_like(weight, draw(st.sampled_from([-128, 127])))
     if draw(st.integers(0, 3)):
-        weight = ops.input_major(weight)
+        weight = fastsnn_events.input_major(weight)
     return counts.to(kind), weight
 
 
@@ -54,10 +55,10 @@ def poison():
 def test_counts(case):
     counts, weight = case
     poison()
-    found = event.COUNT_LINEAR("cpu", counts, weight)
+    found = linear.COUNT_LINEAR("cpu", counts, weight)
     assert ops.paths()["count_linear"].startswith("numba")
     assert found.dtype == torch.int64
-    assert torch.equal(found, event.count_linear_naive(counts, weight))
+    assert torch.equal(found, linear.count_linear_naive(counts, weight))
 
 
 @quick
@@ -71,7 +72,7 @@ def test_events_in_any_order_and_more_than_once(case, twice):
     order = torch.randperm(len(index))
     poison()
     args = (index[order], weights[order], len(counts), weight)
-    assert torch.equal(event.EVENT_LINEAR("cpu", *args), event.event_linear_naive(*args))
+    assert torch.equal(linear.EVENT_LINEAR("cpu", *args), linear.event_linear_naive(*args))
 
 
 def test_counts_at_the_ends_of_every_integer_type():
@@ -79,54 +80,54 @@ def test_counts_at_the_ends_of_every_integer_type():
     weight = torch.tensor([[-61, 123], [67, -25], [-119, 83]], dtype=torch.int8)
     for c in [s * 2**n + d for n in range(6, 52) for s in (-1, 1) for d in (-1, 0, 1)]:
         counts = torch.tensor([[c, 1], [0, c]])
-        for w in (weight, ops.input_major(weight)):
-            assert torch.equal(event.COUNT_LINEAR("cpu", counts, w), event.count_linear_naive(counts, w)), c
-        assert torch.equal(integer_linear.dense(counts, weight), event.count_linear_naive(counts, weight)), c
+        for w in (weight, fastsnn_events.input_major(weight)):
+            assert torch.equal(linear.COUNT_LINEAR("cpu", counts, w), linear.count_linear_naive(counts, w)), c
+        assert torch.equal(integer_linear.dense(counts, weight), linear.count_linear_naive(counts, weight)), c
 
 
 def test_events_are_refused_where_a_row_is_too_large_not_where_all_rows_are():
     counts = torch.full((70, 700), 2**44)
-    weight = ops.input_major(torch.full((3, 700), 127, dtype=torch.int8))
+    weight = fastsnn_events.input_major(torch.full((3, 700), 127, dtype=torch.int8))
     index = torch.arange(counts.numel())
     args = (index, 4 * counts.flatten(), 70, weight)
-    assert torch.equal(event.EVENT_LINEAR("cpu", *args), event.event_linear_naive(*args))
-    assert torch.equal(event.EVENT_LINEAR("cpu", *args), event.COUNT_LINEAR("cpu", 4 * counts, weight))
-    for run in (event.event_linear_naive, lambda *a: event.EVENT_LINEAR("cpu", *a)):
+    assert torch.equal(linear.EVENT_LINEAR("cpu", *args), linear.event_linear_naive(*args))
+    assert torch.equal(linear.EVENT_LINEAR("cpu", *args), linear.COUNT_LINEAR("cpu", 4 * counts, weight))
+    for run in (linear.event_linear_naive, lambda *a: linear.EVENT_LINEAR("cpu", *a)):
         with pytest.raises(OverflowError, match="64 bits"):
             run(index, 8 * counts.flatten(), 70, weight)
 
 
 def test_few_events_skip_and_many_do_not():
-    weight = ops.input_major(torch.ones(8, 64, dtype=torch.int8))
+    weight = fastsnn_events.input_major(torch.ones(8, 64, dtype=torch.int8))
     one = torch.ones(1, 64, dtype=torch.int32)
-    ops.count_linear(SpikeTensor(one), weight)
+    fastsnn_events.count_linear(SpikeTensor(one), weight)
     assert ops.paths()["count_linear"] == "numba: events"
-    ops.count_linear(SpikeTensor(one), weight.contiguous())
+    fastsnn_events.count_linear(SpikeTensor(one), weight.contiguous())
     assert ops.paths()["count_linear"] == "numba: dense"
-    ops.count_linear(SpikeTensor(one.expand(64, 64)), weight)
+    fastsnn_events.count_linear(SpikeTensor(one.expand(64, 64)), weight)
     assert ops.paths()["count_linear"] == "numba: dense"
     few = torch.eye(64, dtype=torch.int32)
-    assert torch.equal(ops.count_linear(SpikeTensor(few), weight), torch.ones(64, 8, dtype=torch.int64))
+    assert torch.equal(fastsnn_events.count_linear(SpikeTensor(few), weight), torch.ones(64, 8, dtype=torch.int64))
     assert ops.paths()["count_linear"] == "numba: events"
-    ops.event_linear(SpikeTensor(one), weight)
+    fastsnn_events.event_linear(SpikeTensor(one), weight)
     assert ops.paths()["event_linear"] == "numba: events"
-    ops.count_linear(SpikeTensor(one), weight.to(torch.int16))
+    fastsnn_events.count_linear(SpikeTensor(one), weight.to(torch.int16))
     assert ops.paths()["count_linear"] == "naive"
 
 
-@pytest.mark.parametrize("layout", [ops.input_major, torch.Tensor.contiguous])
+@pytest.mark.parametrize("layout", [fastsnn_events.input_major, torch.Tensor.contiguous])
 @pytest.mark.parametrize("kernel", ["naive", "numba"])
 def test_fractions_and_sums_beyond_64_bits_are_refused(kernel, layout):
     weight = layout(torch.ones(3, 2, dtype=torch.int8))
     with ops.use(kernel):
         for kind in (torch.float32, torch.float64, torch.bfloat16):
             with pytest.raises(ValueError, match="whole numbers"):
-                ops.count_linear(SpikeTensor(torch.tensor([[0.5, 1.0]], dtype=kind)), weight)
+                fastsnn_events.count_linear(SpikeTensor(torch.tensor([[0.5, 1.0]], dtype=kind)), weight)
             with pytest.raises(ValueError, match="whole numbers"):
-                ops.count_linear(SpikeTensor(torch.tensor([[float("nan"), 300.0]], dtype=kind)), weight)
+                fastsnn_events.count_linear(SpikeTensor(torch.tensor([[float("nan"), 300.0]], dtype=kind)), weight)
         for huge in (2**56, 2**62, -(2**63)):
             with pytest.raises(OverflowError, match="do not fit the 64 bits"):
-                ops.count_linear(SpikeTensor(torch.tensor([[huge, 1]])), weight)
+                fastsnn_events.count_linear(SpikeTensor(torch.tensor([[huge, 1]])), weight)
 
 
 @pytest.mark.parametrize("largest", [100, 12_345])
@@ -134,11 +135,11 @@ def test_one_input_and_a_burst_on_one_input(largest):
     """With one input torch's INT8 product returns memory that it never wrote."""
     counts = torch.full((40, 1), largest)
     weight = torch.randint(-128, 128, (30, 1), dtype=torch.int8)
-    assert torch.equal(event.COUNT_LINEAR("cpu", counts, weight), event.count_linear_naive(counts, weight))
+    assert torch.equal(linear.COUNT_LINEAR("cpu", counts, weight), linear.count_linear_naive(counts, weight))
     counts = torch.ones(40, 300, dtype=torch.int64)
     counts[3, 5] = largest
     weight = torch.randint(-128, 128, (30, 300), dtype=torch.int8)
-    assert torch.equal(event.COUNT_LINEAR("cpu", counts, weight), event.count_linear_naive(counts, weight))
+    assert torch.equal(linear.COUNT_LINEAR("cpu", counts, weight), linear.count_linear_naive(counts, weight))
 
 
 @pytest.mark.parametrize("largest", [113, 70_001])
@@ -149,7 +150,7 @@ def test_where_the_int8_product_is_not_trusted_float32_is_exact(monkeypatch, lar
     counts = torch.full((20, 3000), largest)
     counts[:, ::700] -= 2
     weight = torch.full((5, 3000), -127, dtype=torch.int8)  # odd, so that sums beyond 2^24 would be rounded
-    assert torch.equal(integer_linear.dense(counts, weight), event.count_linear_naive(counts, weight))
+    assert torch.equal(integer_linear.dense(counts, weight), linear.count_linear_naive(counts, weight))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 40])
@@ -158,7 +159,7 @@ def test_where_the_int8_product_is_not_trusted_float32_is_exact(monkeypatch, lar
 def test_numbers_behind_the_sums(rows, largest, each):
     torch.manual_seed(rows)
     counts = torch.randint(-largest, largest + 1, (rows, 48)).float() * (torch.rand(rows, 48) < 0.5)
-    weight = ops.input_major(torch.randint(-127, 128, (33, 48), dtype=torch.int8))
+    weight = fastsnn_events.input_major(torch.randint(-127, 128, (33, 48), dtype=torch.int8))
     scale, v = torch.rand(33), torch.rand(rows if each else 1, 1)
     found = []
     for kernel in ("naive", "numba"):

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from fastsnn_core.lowering import NotYet, SiteForm, SpikeRule, Unsupported
-from fastsnn_core.ops.operands import OperandError
 from fastsnn_integer import deterministic, fused_row_ops, samples
 from fastsnn_kernel_numba import fused_decoder_kernel as kernel
 from fastsnn_kernel_numba import layout, numba_runtime
 from fastsnn_kernel_numba.fused_decoder_runtime import NumbaStepper
+from fastsnn_modules.operands import OperandError
 
 STALE = """
 import sys, torch

@@ -6,7 +6,7 @@ import itertools
 
 import torch
 
-from fastsnn_core.ops import event
+from fastsnn_events import linear as reference
 from fastsnn_kernel_triton import lif, linear
 from fastsnn_leaky import scan as naive
 
@@ -66,15 +66,15 @@ def products() -> None:
         weight = torch.randint(-128, 128, (columns, width), dtype=torch.int8)
         counts[:, ::3] = 0
         for w in (weight, weight.T.contiguous().T):
-            assert same(event.count_linear_naive(counts, w), linear.count_linear(counts, w)), (n, width)
+            assert same(reference.count_linear_naive(counts, w), linear.count_linear(counts, w)), (n, width)
             index = counts.flatten().nonzero().flatten()
             index = index[torch.randperm(len(index))]
             values = counts.flatten()[index]
-            right, found = (f(index, values, n, w) for f in (event.event_linear_naive, linear.event_linear))
+            right, found = (f(index, values, n, w) for f in (reference.event_linear_naive, linear.event_linear))
             assert same(right, found), (n, width)
     small = torch.tensor([[-128.0, 127.0, -64.0, 64.0]])
     weight = torch.full((1, 4), -128, dtype=torch.int8)
-    assert same(event.count_linear_naive(small, weight), linear.count_linear(small, weight))
+    assert same(reference.count_linear_naive(small, weight), linear.count_linear(small, weight))
     assert linear.count_linear(small, weight.int()) is NotImplemented
     for huge in (torch.tensor([[2**56, 2**56, 0, 0]]), torch.tensor([[0.5, 0, 0, 0]])):
         try:

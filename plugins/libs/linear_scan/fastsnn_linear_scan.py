@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastsnn_core.ops.operands import OperandError, Operands
+from fastsnn_modules.operands import OperandError, Operands
 
 __version__ = "0.1.0"
 

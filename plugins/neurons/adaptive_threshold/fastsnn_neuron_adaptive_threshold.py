@@ -9,12 +9,12 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from fastsnn_core import Neuron, SpikeTensor, Surrogate, hookimpl, ops, param, slot
-from fastsnn_core.inputs import neuron_input
 from fastsnn_core.lowering import SpikeRule, Unsupported
-from fastsnn_core.shown import constants
 from fastsnn_core.site import keeping_float32
 from fastsnn_events.coder_helpers import integrate, start
 from fastsnn_integer import deterministic
+from fastsnn_modules.inputs import neuron_input
+from fastsnn_modules.shown import constants
 
 __version__ = "0.1.0"
 

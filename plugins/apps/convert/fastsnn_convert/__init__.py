@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastsnn_core import targets
+from fastsnn_console import targets
+from fastsnn_convert import moved as moved
 from fastsnn_core.errors import FileError, MissingError
 from fastsnn_core.lazy import lazy
 

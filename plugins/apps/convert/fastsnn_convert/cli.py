@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastsnn_core import targets
-from fastsnn_core.arguments import Parser, number
+from fastsnn_console import targets
+from fastsnn_console.arguments import Parser, number
 
 WORDS = (
     "k", "burst", "attention", "place", "attention_window", "heal", "heal_minutes", "heal_steps", "out", "resume",

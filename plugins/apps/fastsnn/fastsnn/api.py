@@ -12,7 +12,8 @@ import attrs
 from torch import nn
 
 from fastsnn.presets import model_spec
-from fastsnn_core import Exporter, Model, Neuron, bundle, create, targets
+from fastsnn_console import targets
+from fastsnn_core import Exporter, Model, Neuron, bundle, create
 from fastsnn_core import build as build_component
 from fastsnn_core import spec as specs
 from fastsnn_core.errors import ArgumentError, FastSNNError, check_options, did_you_mean

@@ -9,10 +9,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from fastsnn_core import targets
-from fastsnn_core.arguments import Parser, number
+from fastsnn_console import targets
+from fastsnn_console.arguments import Parser, number
+from fastsnn_console.progress import Progress
 from fastsnn_core.errors import UserError
-from fastsnn_core.progress import Progress
 
 
 def run(argv: list[str]) -> int:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastsnn_core import targets
-from fastsnn_core.arguments import Parser, listed, number
-from fastsnn_core.arguments import device as check_device
+from fastsnn_console import targets
+from fastsnn_console.arguments import Parser, listed, number
+from fastsnn_console.arguments import device as check_device
 from fastsnn_core.errors import FastSNNError, MissingError, UserError
 from fastsnn_core.files import write_text
 

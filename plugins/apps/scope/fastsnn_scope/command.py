@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fastsnn_core import targets
-from fastsnn_core.arguments import Parser, number
+from fastsnn_console import targets
+from fastsnn_console.arguments import Parser, number
 from fastsnn_core.errors import MissingFileError
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsnn_core import Scope, create, parts, targets
+from fastsnn_console import targets
+from fastsnn_core import Scope, create, parts
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.plugins import classes
 from fastsnn_core.subject import Data, Subject, observe

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastsnn_core.lazy import lazy
+from fastsnn_serve import moved as moved
 
 if TYPE_CHECKING:
     from fastsnn_serve.engine import Engine

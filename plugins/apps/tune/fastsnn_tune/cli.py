@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastsnn_core import bundle, targets
-from fastsnn_core.arguments import Parser, number
+from fastsnn_console import targets
+from fastsnn_console.arguments import Parser, number
+from fastsnn_core import bundle
 from fastsnn_core.errors import UserError
 from fastsnn_core.files import write_text
 from fastsnn_tune.dial import RANGE

@@ -22,13 +22,13 @@ import attrs
 import torch
 from torch import Tensor
 
+from fastsnn_console.progress import Progress
 from fastsnn_convert.language.output_sensitivity import PIECE, SAMPLE, Sensitivity, nothing, sensitivities
 from fastsnn_convert.language.ports import Port, ports
 from fastsnn_convert.language.rebuild import bypass_neurons, site_table
 from fastsnn_convert.language.reference_eval import HeldOutReference, affordable
 from fastsnn_convert.language.site_figures import observe
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.progress import Progress
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_text import tokenizer_of
 from fastsnn_tune.criteria import Criterion

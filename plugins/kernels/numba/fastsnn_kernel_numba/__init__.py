@@ -10,6 +10,7 @@ from typing import Any
 from attrs import frozen
 
 from fastsnn_core import Kernel, hookimpl
+from fastsnn_kernel_numba import moved as moved
 
 __version__ = "0.1.0"
 

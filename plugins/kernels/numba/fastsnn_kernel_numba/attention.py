@@ -15,9 +15,9 @@ from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from fastsnn_core.ops.operands import guarded
 from fastsnn_kernel_numba.deterministic import APART, ONE, ZERO, F, U, _as_float, _dot, _dots, _exp, _half_of
 from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, scratch, workers
+from fastsnn_modules.operands import guarded
 
 KEYS = 64  # keys scored at a time
 TILE = 8  # queries that go over the keys together

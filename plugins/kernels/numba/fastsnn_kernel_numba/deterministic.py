@@ -16,10 +16,10 @@ from numba import prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from fastsnn_core.ops.operands import guarded
 from fastsnn_integer import deterministic
 from fastsnn_kernel_numba.buffer_pool import empty
 from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, prefetch, scratch, workers
+from fastsnn_modules.operands import guarded
 
 U, F = np.uint64, np.float32
 ZERO, HALF, ONE, TWO = F(0), F(0.5), F(1), F(2)

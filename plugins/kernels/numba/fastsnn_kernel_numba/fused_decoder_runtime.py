@@ -19,7 +19,7 @@ from fastsnn_core.lowering import (
     States,
     Unsupported,
 )
-from fastsnn_core.plan_check import check_plan, check_start, check_token
+from fastsnn_integer.plan_check import check_plan, check_start, check_token
 from fastsnn_kernel_numba import fused_decoder_kernel as kernel
 from fastsnn_kernel_numba import layout
 from fastsnn_kernel_numba.buffer_pool import zeros

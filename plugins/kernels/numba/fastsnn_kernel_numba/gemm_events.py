@@ -19,7 +19,7 @@ from numba import prange
 from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.ops.event import too_large, whole
+from fastsnn_events.linear import too_large, whole
 from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, prefetch, scratch, workers
 
 U = np.uint64  # unsigned indices: no wrap-around test, so LLVM vectorises

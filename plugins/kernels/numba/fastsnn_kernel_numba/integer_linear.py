@@ -25,12 +25,12 @@ from numba import prange
 from torch import Tensor
 
 from fastsnn_core.ops.dispatch import record_path
-from fastsnn_core.ops.event import check_events, check_sums, whole
-from fastsnn_core.ops.operands import guarded
+from fastsnn_events.linear import check_events, check_sums, whole
 from fastsnn_kernel_numba import gemv_events
 from fastsnn_kernel_numba.buffer_pool import empty, persistent_copy
 from fastsnn_kernel_numba.gemm_events import event_gemm
 from fastsnn_kernel_numba.numba_runtime import Threaded, flat, workers
+from fastsnn_modules.operands import guarded
 
 FEW, EVENTS_PER_INPUT, MEASURED = 32, 7.0, 1 << 20
 U, SMALLEST = np.uint64, -(1 << 63)
@@ -42,7 +42,7 @@ BY_OUTPUT = "weights are stored output-major, so an event has no row to read"
 
 @guarded("count_linear")
 def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
-    """Twin of `fastsnn_core.ops.event.count_linear_naive`."""
+    """Twin of `fastsnn_events.linear.count_linear_naive`."""
     if weight.dtype != torch.int8:
         return NotImplemented
     if len(counts) == 1 and (out := gemv_events.product(counts, weight)) is not None:
@@ -53,7 +53,7 @@ def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
 
 @guarded("count_project")
 def count_project(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor) -> Tensor:
-    """Twin of `fastsnn_core.ops.event.count_project_naive`: what follows the sums in one pass over them."""
+    """Twin of `fastsnn_events.linear.count_project_naive`: what follows the sums in one pass over them."""
     if weight.dtype != torch.int8 or scale.dtype != torch.float32 or threshold.dtype != torch.float32:
         return NotImplemented
     scale, threshold = scale.contiguous(), threshold.contiguous()
@@ -133,7 +133,7 @@ def measure(rows: int, weight: Tensor) -> float:
 
 @guarded("event_linear")
 def event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> Tensor:
-    """Twin of `fastsnn_core.ops.event.event_linear_naive`; events may come in any order, and more than once."""
+    """Twin of `fastsnn_events.linear.event_linear_naive`; events may come in any order, and more than once."""
     if weight.dtype != torch.int8:
         return NotImplemented
     check_events(index, weights, rows, weight)
@@ -163,7 +163,7 @@ def sparse(counts: Tensor, limit: float) -> bool:
 
 @guarded("input_major")
 def input_major(weight: Tensor) -> Tensor:
-    """Twin of `fastsnn_core.ops.event.input_major_naive`, on huge pages: an event then misses no page table entry."""
+    """Twin of `fastsnn_events.linear.input_major_naive`, on huge pages: an event then misses no page table entry."""
     return persistent_copy(weight.T).T
 
 

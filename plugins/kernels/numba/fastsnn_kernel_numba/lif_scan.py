@@ -15,11 +15,11 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from fastsnn_core.ops.operands import guarded
 from fastsnn_core.ops.surrogate_gradient import thresholds
 from fastsnn_kernel_numba.buffer_pool import empty
 from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, prefetch, workers
 from fastsnn_leaky.scan import CHECKPOINT
+from fastsnn_modules.operands import guarded
 
 U = np.uint64  # unsigned indices: Numba adds no wrap-around test to them, so LLVM vectorises the loops
 ROW, L2_BLOCK = 1 << 14, 1 << 19  # bytes of a row of x that one task reads, and of u that it keeps

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fastsnn_core.lowering import NormForm, SiteForm
 from fastsnn_core.ops.dispatch import record_path
-from fastsnn_core.ops.operands import guarded
 from fastsnn_integer.fused_row_ops import Counts, Sums
 from fastsnn_kernel_numba.deterministic import ACTIVATIONS, APART, ZERO, F, _apply, _half_of, _norm
 from fastsnn_kernel_numba.fused_decoder_stages import MOST_BURST, _round_counts, _threshold
@@ -19,6 +18,7 @@ from fastsnn_kernel_numba.gemm_events import U
 from fastsnn_kernel_numba.integer_linear import BY_OUTPUT, FEW, MANY, break_even, gemm, is_input_major, sums, trusted
 from fastsnn_kernel_numba.layout import SITE, STATISTICS, pack
 from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, scratch, workers
+from fastsnn_modules.operands import guarded
 
 NONE = np.zeros(0, F)
 NO_SUMS = (np.zeros(0, np.int32), NONE, NONE)

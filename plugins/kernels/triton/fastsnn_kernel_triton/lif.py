@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastsnn_core.ops.operands import guarded
 from fastsnn_core.ops.surrogate_gradient import FORMS, derivative, thresholds
 from fastsnn_leaky.scan import CHECKPOINT
+from fastsnn_modules.operands import guarded
 
 BLOCK = 128
 AS_WRITTEN = {"enable_fp_fusion": False}

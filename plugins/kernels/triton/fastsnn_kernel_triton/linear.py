@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastsnn_core.ops.event import check_events, check_sums, whole
-from fastsnn_core.ops.operands import guarded
+from fastsnn_events.linear import check_events, check_sums, whole
+from fastsnn_modules.operands import guarded
 
 TILE, DEPTH, COLUMNS, EVENTS = 32, 64, 64, 16
 LONGEST = 2**31 // (64 * 128) - DEPTH
@@ -64,7 +64,7 @@ def event_kernel(
 
 @guarded("count_linear")
 def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
-    """As `fastsnn_core.ops.event.count_linear_naive`, for INT8 weights."""
+    """As `fastsnn_events.linear.count_linear_naive`, for INT8 weights."""
     (n, width), columns = counts.shape, weight.shape[0]
     if weight.dtype != torch.int8 or width > LONGEST:
         return NotImplemented
@@ -88,7 +88,7 @@ def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
 
 @guarded("event_linear")
 def event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor) -> Tensor:
-    """As `fastsnn_core.ops.event.event_linear_naive`, for INT8 weights."""
+    """As `fastsnn_events.linear.event_linear_naive`, for INT8 weights."""
     columns, width = weight.shape
     if weight.dtype != torch.int8:
         return NotImplemented

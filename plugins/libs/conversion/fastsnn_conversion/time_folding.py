@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from fastsnn_core.component import Neuron
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.inputs import StateError, belongs, check_reset, like, no_train, numeric
 from fastsnn_core.site import SpikeSite
 from fastsnn_core.spike_tensor import SpikeTensor, plain
 from fastsnn_core.state import tree_map
+from fastsnn_modules.inputs import StateError, belongs, check_reset, like, no_train, numeric
 
 
 @attrs.define(eq=False)

@@ -1,4 +1,4 @@
-"""The event runtime: counts are written as spike trains over S steps by a coder and replayed, with the same numbers."""
+"""Linear layers and convolutions on spikes; the event runtime, which replays counts as trains with the same numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Coding": ".runtime",
     "Switchable": ".runtime",
+    "count_linear": ".linear",
+    "event_linear": ".linear",
+    "input_major": ".linear",
     "replay": ".runtime",
+    "spike_linear": ".linear",
     "use": ".runtime",
 }
 __all__ = sorted(_EXPORTS)

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastsnn_core.ops.dispatch import Operator
-from fastsnn_core.ops.operands import OperandError, Operands, chosen, finite
 from fastsnn_linear_scan import start
+from fastsnn_modules.operands import OperandError, Operands, chosen, finite
 
 LOG2E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440054690581e-4  # ln 2 = high + low; high has 9 bits

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from fastsnn_core.lowering import MatrixForm, NormForm, SiteForm
 from fastsnn_core.ops.dispatch import Operator
-from fastsnn_core.ops.event import COUNT_LINEAR
-from fastsnn_core.ops.operands import OperandError, Operands, OperandTypeError, chosen, finite, shown
-from fastsnn_core.plan_check import check_site
 from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_events.linear import COUNT_LINEAR
 from fastsnn_integer import deterministic, reference
+from fastsnn_integer.plan_check import check_site
+from fastsnn_modules.operands import OperandError, Operands, OperandTypeError, chosen, finite, shown
 
 LARGEST = 127
 

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from fastsnn_core.component import param
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import MatrixForm, NormForm, Unsupported
-from fastsnn_core.ops.event import count_project, input_major, spike_sums
 from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_events.linear import count_project, input_major, spike_sums
 from fastsnn_integer import deterministic
 
 LARGEST = 127

@@ -25,9 +25,9 @@ from fastsnn_core.lowering import (
     Unsupported,
 )
 from fastsnn_core.ops.dispatch import Operator
-from fastsnn_core.plan_check import check_plan, check_start, check_token
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_integer import deterministic
+from fastsnn_integer.plan_check import check_plan, check_start, check_token
 from fastsnn_integer.quantization import project, quantize_per_token
 
 STATISTICS = ("mean_abs", "max_abs", "rms")

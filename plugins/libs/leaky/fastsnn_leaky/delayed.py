@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from fastsnn_core import ops
-from fastsnn_core.inputs import membrane_state, neuron_input
 from fastsnn_core.ops.surrogate_gradient import derivative
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_leaky.neurons import Leaky
+from fastsnn_modules.inputs import membrane_state, neuron_input
 
 
 class DelayedLeaky(Leaky):

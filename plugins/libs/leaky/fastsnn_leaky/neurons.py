@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core.component import Surrogate
-from fastsnn_core.inputs import membrane_state, neuron_input
-from fastsnn_core.shown import constants
 from fastsnn_core.site import keeping_float32
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_leaky.scan import lif_scan
+from fastsnn_modules.inputs import membrane_state, neuron_input
+from fastsnn_modules.shown import constants
 
 
 class Leaky(nn.Module):

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.inputs import membrane_state, neuron_input
 from fastsnn_core.ops.dispatch import Operator
-from fastsnn_core.ops.operands import OperandError, Operands, chosen, finite
 from fastsnn_core.ops.surrogate_gradient import FORMS, derivative, thresholds
+from fastsnn_modules.inputs import membrane_state, neuron_input
+from fastsnn_modules.operands import OperandError, Operands, chosen, finite
 
 CHECKPOINT = 128
 

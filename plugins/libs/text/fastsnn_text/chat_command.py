@@ -12,7 +12,7 @@ HELP = """/stats  tokens per second, silent bytes, tokens of the last turn and o
 
 def main(argv: list[str]) -> int:
     """Talk with a bundle's model: replies are streamed, and /stats, /reset and /quit are commands."""
-    from fastsnn_core.arguments import Parser, number
+    from fastsnn_console.arguments import Parser, number
 
     args = Parser("chat", main.__doc__)
     args.add_argument("bundle", help="a .snn bundle")

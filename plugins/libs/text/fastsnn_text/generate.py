@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from fastsnn_core import contention
+from fastsnn_console import contention
 from fastsnn_core.errors import ArgumentError, FastSNNError, check_options
 from fastsnn_core.parameters import checked
 from fastsnn_text.text_stream import TextStream

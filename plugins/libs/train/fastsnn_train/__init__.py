@@ -1,5 +1,6 @@
 """Training and evaluation of language models on real text."""
 
+from fastsnn_train import moved as moved
 from fastsnn_train.config import DataConfig, TrainConfig
 from fastsnn_train.data.documents import DataError
 from fastsnn_train.data.packing import Data, Packed, load_data

@@ -9,10 +9,11 @@ from typing import Any
 
 import attrs
 
-from fastsnn_core import build, bundle, spec, targets
-from fastsnn_core.arguments import Parser, number
-from fastsnn_core.cli import UserError
+from fastsnn_console import targets
+from fastsnn_console.arguments import Parser, number
+from fastsnn_core import build, bundle, spec
 from fastsnn_core.component import bounds_of, fields
+from fastsnn_core.errors import UserError
 from fastsnn_core.files import write_text
 from fastsnn_text import attach
 from fastsnn_train.config import DataConfig, TrainConfig

@@ -19,14 +19,13 @@ from fastsnn_core import (
     SpikeSite,
     SpikeTensor,
     hookimpl,
+    moved,
     param,
     slot,
     slots,
 )
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.inputs import StateError, belongs, check_reset, like, token_input
 from fastsnn_core.lowering import DecoderPlan, Unsupported, lower
-from fastsnn_core.shown import model_html
 from fastsnn_events import runtime
 from fastsnn_integer import quantization
 from fastsnn_integer.quantization import Quant, QuantEmbedding, row_linear
@@ -34,8 +33,11 @@ from fastsnn_model_decoder import prefill
 from fastsnn_model_decoder.fused_decode import FastStream, start
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, initialise, settle
 from fastsnn_model_decoder.rope import BLOCK, Rope
+from fastsnn_modules.inputs import StateError, belongs, check_reset, like, token_input
+from fastsnn_modules.shown import model_html
 
 __version__ = "0.1.0"
+moved.add("fastsnn_model_decoder", {"fast": "fused_decode"})
 
 SITES = ("attn_in", "attn_out", "ffn_in", "ffn_hidden", "embed", "q", "k", "v", "head")
 PROJECTIONS = SITES[:4]

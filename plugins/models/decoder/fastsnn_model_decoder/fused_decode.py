@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from fastsnn_core.lowering import Unsupported, fingerprint, lower
-from fastsnn_core.ops import input_major
+from fastsnn_events import input_major
 from fastsnn_events.runtime import Coding
 from fastsnn_integer.reference import DECODE_STEP, stepper
 

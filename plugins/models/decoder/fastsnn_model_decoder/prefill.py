@@ -23,7 +23,7 @@ from fastsnn_core.lowering import (
     Unsupported,
     lower,
 )
-from fastsnn_core.ops.event import COUNT_LINEAR
+from fastsnn_events.linear import COUNT_LINEAR
 from fastsnn_integer import deterministic, fused_row_ops
 from fastsnn_integer.fused_row_ops import Counts, Sums
 from fastsnn_model_decoder.fused_decode import refuse_hooks

@@ -12,10 +12,10 @@ from fastsnn_conversion.spike_layers import fed
 from fastsnn_conversion.time_folding import cast_half, label, run_time_folded
 from fastsnn_core import Model, hookimpl, param
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.shown import model_html
 from fastsnn_events.runtime import Switchable
 from fastsnn_model_sequential.describe import describe
 from fastsnn_model_sequential.layer import Layer
+from fastsnn_modules.shown import model_html
 
 __version__ = "0.1.0"
 __all__ = ["Layer", "Sequential", "SequentialModule", "describe", "fastsnn_models", "settle"]

@@ -10,6 +10,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from fastsnn_console import targets
+from fastsnn_console.progress import Progress
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.language.attention_swap import PLACES, kinds_of, layers_of, placed, replace
 from fastsnn_convert.language.balance import Calibration, calibrate
@@ -23,8 +25,7 @@ from fastsnn_convert.language.site_figures import curve, measure, rows_of
 from fastsnn_convert.neurons import component, field_of, levels, limited
 from fastsnn_convert.report import Report
 from fastsnn_convert.result import Conversion
-from fastsnn_core import Neuron, targets
-from fastsnn_core.progress import Progress
+from fastsnn_core import Neuron
 from fastsnn_model_decoder import PROJECTIONS, SITES
 
 COVERAGES: dict[str, tuple[str, ...]] = {

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastsnn_console.progress import Progress
 from fastsnn_convert.language.balance import Calibration
 from fastsnn_convert.language.output_sensitivity import PIECE, SAMPLE
 from fastsnn_convert.language.rebuild import bypass_neurons, site_table
 from fastsnn_convert.language.reference_eval import HeldOutReference
 from fastsnn_convert.report import row
 from fastsnn_core import SpikeSite, SpikeTensor
-from fastsnn_core.progress import Progress
 
 WORST = 10
 """How many sites' figures are measured one at a time; the others are estimated."""

@@ -16,11 +16,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from fastsnn_console.progress import Progress
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.modules.inputs import Call
 from fastsnn_convert.output_distance import flat, leaves, reference
 from fastsnn_core import build
-from fastsnn_core.progress import Progress
 
 HELD_OUT, LEAST, MOST = 8, 32, 512  # every eighth sample, of this many at least; no more than so many are compared
 

@@ -25,6 +25,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from fastsnn_console.progress import Progress
 from fastsnn_conversion.spike_layers import reads_spikes
 from fastsnn_conversion.time_folding import Fold, FoldedSite
 from fastsnn_convert.modules.site_thresholds import (
@@ -43,7 +44,6 @@ from fastsnn_convert.modules.site_thresholds import (
 )  # fmt: skip
 from fastsnn_convert.neurons import knob, largest_count, levels, limited
 from fastsnn_convert.output_distance import distance, output
-from fastsnn_core.progress import Progress
 from fastsnn_core.spike_tensor import SpikeTensor, plain
 from fastsnn_model_graph import Network, Step
 from fastsnn_model_graph.steps import refs, run_all

@@ -17,7 +17,7 @@ from collections import deque
 import torch
 from torch import nn
 
-from fastsnn_core import contention
+from fastsnn_console import contention
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.state import nbytes
 from fastsnn_serve.engine.detokenizer import Scored, placed, scores

@@ -18,8 +18,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from torch import nn
 
+from fastsnn_console.arguments import device as check_device
 from fastsnn_core import load
-from fastsnn_core.arguments import device as check_device
 from fastsnn_serve import __version__
 from fastsnn_serve.engine import Engine
 from fastsnn_serve.http import protocol

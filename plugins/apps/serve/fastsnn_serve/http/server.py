@@ -15,8 +15,8 @@ from typing import Any
 
 from starlette.applications import Starlette
 
-from fastsnn_core.arguments import Parser, number
-from fastsnn_core.arguments import port as port_number
+from fastsnn_console.arguments import Parser, number
+from fastsnn_console.arguments import port as port_number
 from fastsnn_core.errors import ArgumentError, NetworkError, ProcessError, check_options
 from fastsnn_serve.engine import Engine
 from fastsnn_serve.http.routes import app as make_app

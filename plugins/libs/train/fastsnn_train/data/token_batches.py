@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsnn_core.token_ids import check_token_ids
+from fastsnn_modules.token_ids import check_token_ids
 from fastsnn_train.data.documents import DataError, listed
 
 log = logging.getLogger("fastsnn")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fastsnn_core import bundle, targets
-from fastsnn_core.arguments import Parser, choice, device, listed, number
+from fastsnn_console import targets
+from fastsnn_console.arguments import Parser, choice, device, listed, number
+from fastsnn_core import bundle
 from fastsnn_core.errors import UserError
 from fastsnn_text import Sampling, attach, generate_text, load_tokenizer
 from fastsnn_train.data.compression import read_text

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastsnn_console.progress import Progress
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import write_text
-from fastsnn_core.progress import Progress
 from fastsnn_text import Tokenizer, tokenizer_of
 from fastsnn_train.evaluation.figures import evaluating
 

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastsnn_core import bundle, spec, targets
-from fastsnn_core.arguments import Parser, choice, listed, number
+from fastsnn_console import targets
+from fastsnn_console.arguments import Parser, choice, listed, number
+from fastsnn_core import bundle, spec
 from fastsnn_core.errors import UserError
 from fastsnn_train.cli import fit_spec
 from fastsnn_train.config import DataConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from fastsnn_core import progress
+from fastsnn_console import progress
 
 
 class Progress:

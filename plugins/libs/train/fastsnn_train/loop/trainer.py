@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsnn_core import Run, contention
+from fastsnn_console import contention
+from fastsnn_core import Run
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
 from fastsnn_core.site import sites
-from fastsnn_core.token_ids import vocabulary_of
+from fastsnn_modules.token_ids import vocabulary_of
 from fastsnn_train.config import TrainConfig, as_table
 from fastsnn_train.data.batch_source import BatchSource, batch_source
 from fastsnn_train.data.documents import DataError

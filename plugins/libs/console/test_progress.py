@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from fastsnn_core import errors, progress
+from fastsnn_console import progress
+from fastsnn_core import errors
+from fastsnn_core.cli import StderrHandler
 
 
 class Screen(io.StringIO):
@@ -104,7 +106,7 @@ def test_a_forked_child_has_no_bar():
 
 def test_log_records_go_above_the_bar(monkeypatch):
     screen = terminal(monkeypatch)
-    log, handler = logging.getLogger("fastsnn.test-progress"), progress.LogHandler()
+    log, handler = logging.getLogger("fastsnn.test-progress"), StderrHandler()
     log.addHandler(handler)
     log.propagate = False
     try:

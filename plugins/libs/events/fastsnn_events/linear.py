@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import Operator
-from fastsnn_core.ops.operands import HALF, OperandError, Operands, OperandTypeError, shown
 from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_modules.operands import HALF, OperandError, Operands, OperandTypeError, shown
 
 
 def count_linear_naive(counts: Tensor, weight: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def _samples(name: str) -> Callable[[], Any]:
     """Inputs for the conformance kit, made when asked for."""
 
     def make() -> Any:
-        from fastsnn_core.ops import samples
+        from fastsnn_events import samples
 
         return getattr(samples, name)()
 

@@ -11,15 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsnn_core.errors import FastSNNError
-from fastsnn_core.ops.operands import HALF, OperandError, OperandTypeError, shown
 from fastsnn_core.spike_tensor import SpikeTensor
-from fastsnn_core.state import leaves
-from fastsnn_core.token_ids import TokenError, check_token_ids
-
-
-class StateError(FastSNNError):
-    """A state of other streams, of another module, or one that cannot be."""
+from fastsnn_core.state import StateError as StateError
+from fastsnn_core.state import belongs as belongs
+from fastsnn_modules.operands import HALF, OperandError, OperandTypeError, shown
+from fastsnn_modules.token_ids import TokenError, check_token_ids
 
 
 def no_train(who: str, x: Any) -> Any:
@@ -30,20 +26,6 @@ def no_train(who: str, x: Any) -> Any:
             "[B, T, …]. One token per step: spikes.train.movedim(0, 1).float(); the value of all steps: spikes.value()"
         )
     return x
-
-
-def belongs(who: str, state: Any, batch: int) -> None:
-    """Refuse a state whose tensors do not all hold `batch` streams (the first dimension)."""
-    if state is None:
-        return
-    for path, t in leaves(state):
-        held = t.shape[0] if t.ndim else 0
-        if held != batch:
-            where = f"the state's {path}" if path else "the state"
-            raise StateError(
-                f"{who}: {where} is of {held} streams ({shown(t)}), the input of {batch}. A state goes on with the "
-                "streams it came from: state=None starts afresh, fastsnn_core.state.select and join change a batch"
-            )
 
 
 def like(who: str, state: Any, kind: type, what: str) -> None:

@@ -8,13 +8,15 @@ With whole-number weights the sums are exact, so counts and trains give the same
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastsnn_core.ops.operands import HALF
+from fastsnn_core.site import HALF
 from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_events.linear import spike_linear
 
 CONVOLUTIONS = (
     torch.conv1d, torch.conv2d, torch.conv3d,
@@ -40,3 +42,7 @@ def spike_conv(
         return function(counts * scale, weight, bias, *args, **kwargs).to(kind)
     out = function(counts, weight, None, *args, **kwargs) * scale
     return (out if bias is None else out + bias.reshape(-1, *[1] * (weight.ndim - 2))).to(kind)
+
+
+FUNCTIONS = {torch.nn.functional.linear: spike_linear} | {f: partial(spike_conv, f) for f in CONVOLUTIONS}
+"""What torch's functions do with a SpikeTensor (the entry point of ``fastsnn1.functions``)."""

@@ -1,4 +1,4 @@
-"""Sample inputs of core's operators, on which the conformance kit compares kernels with the naive twins."""
+"""Sample inputs of the operators in `linear`, on which the conformance kit compares kernels with the naive twins."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ that one long step (a kernel being compiled) is seen to be alive. ``quiet=True``
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import sys
@@ -19,6 +18,8 @@ import threading
 import time
 from collections import deque
 from types import TracebackType
+
+from fastsnn_core.cli import StderrHandler
 
 DELAY = 2.0  # seconds before anything is shown
 EVERY = 10.0  # seconds between plain lines
@@ -182,19 +183,11 @@ def write(text: str) -> None:
             bar._draw(time.monotonic())
 
 
-class LogHandler(logging.Handler):
-    """Log records on stderr that do not tear the bar; the command line installs it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        try:
-            write(self.format(record))
-        except Exception:
-            self.handleError(record)
-
-
 def clock(seconds: float) -> str:
     """``h:mm:ss``."""
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{s:02}"
+
+
+StderrHandler.write = staticmethod(write)  # type: ignore[method-assign]  # log records stand above the bar

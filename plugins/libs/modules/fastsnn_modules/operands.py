@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.errors import ArgumentError, FastSNNError
+from fastsnn_core.errors import shown as shown
+from fastsnn_core.site import FULL, HALF
 
-HALF, FULL = (torch.float16, torch.bfloat16), (torch.float32, torch.float64)
 INTEGER = (torch.int8, torch.int16, torch.int32, torch.int64)
 KINDS: dict[str, tuple[torch.dtype, ...]] = {
     "float": (*FULL, *HALF),
@@ -43,11 +44,6 @@ class OperandError(FastSNNError):
 
 class OperandTypeError(OperandError, ArgumentError):
     """An operand of a wrong type: no tensor, another dtype, layout or device."""
-
-
-def shown(t: Any) -> str:
-    """``[8, 4] float32``."""
-    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" if isinstance(t, Tensor) else type(t).__name__
 
 
 class Operands:

@@ -1,11 +1,7 @@
-"""Checks of whole things: networks and their bundles, scopes, kernels, README blocks."""
+"""What networks promise: shapes, causality, streaming, training; and their bundles."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import os
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,26 +12,12 @@ from torch import Tensor
 
 from fastsnn_core import build
 from fastsnn_core.bundle import load, save
-from fastsnn_core.component import KINDS, Component, Model, Surrogate, contract, parts
-from fastsnn_core.errors import FastSNNError
+from fastsnn_core.component import Component, Surrogate, contract, parts
 from fastsnn_core.site import sites
 from fastsnn_core.testing import checks, strategies
+from fastsnn_core.testing.conformance import check, each, libraries
 
 FLOOR = 1e-5  # no threshold is smaller: what is far below it makes no spike
-
-
-def sweep(b: int, t: int, d: int) -> Tensor:
-    """Inputs of both signs over eight orders of magnitude, the same every time: some land near any threshold."""
-    size = b * t * d
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(5))
-    magnitude = torch.logspace(-4, 1.5, size, dtype=torch.float64)[order]
-    return (magnitude * torch.where(torch.arange(size) % 3 == 0, -1.0, 1.0)).reshape(b, t, d)
-
-
-def libraries(kind: str) -> list[Any]:
-    """Further checks of a kind that installed libraries bring (entry points ``fastsnn1.checks``, named by kind)."""
-    points = importlib.metadata.entry_points(group="fastsnn1.checks", name=kind)
-    return [point.load() for point in points]
 
 
 def check_model(model: Any, data: st.DataObject) -> None:
@@ -167,115 +149,13 @@ def check_bundle(model: Any) -> None:
             )
 
 
-def smallest_model() -> Any:
-    """A language model from whatever is installed, or None."""
-    from fastsnn_core.plugins import registry
-
-    for name in registry().names("model"):
-        cls: Any = registry().find("model", name)[1]
-        try:
-            model = cls(d_model=16, n_layers=2, n_heads=2, vocab_size=17)
-        except (TypeError, ValueError, LookupError):
-            continue
-        return model
-    return None
+@check("model")
+def network(name: str, cls: type[Component]) -> None:
+    """The whole network: what its composition promises (see `check_model`)."""
+    each(name, cls, lambda model, data: check_model(model, data))
 
 
-@torch.no_grad()
-def check_exporter(exporter: Any) -> None:
-    """What `export` writes is there, alone, loads, and computes what `expected` does; needs a language model."""
-    import pytest
-
-    spec = smallest_model()
-    if spec is None:
-        pytest.skip("no language model is installed to export")
-    torch.manual_seed(0)
-    model, who = generic(build(spec)).eval(), checks.label(exporter)
-    reasons = exporter.unsupported(model)
-    assert isinstance(reasons, list), f"{who}: unsupported() returned {type(reasons).__name__}, not a list of reasons"
-    assert all(isinstance(reason, str) and reason for reason in reasons), f"{who}: a reason is no text"
-    if reasons:
-        return
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tokens = varied(spec.example(2), spec.vocab_size)
-    with tempfile.TemporaryDirectory() as folder:
-        wanted = Path(folder, "out.snn")
-        try:
-            written = Path(exporter.export(model, wanted) or wanted)
-        except FastSNNError as error:
-            raise AssertionError(f"{who}: export failed ({error}), and unsupported() gave no reason") from error
-        assert written.exists(), f"{who} wrote nothing to {written.name}"
-        left = sorted(p.name for p in Path(folder).iterdir() if p != written)
-        assert not left, f"{who} left {', '.join(left)} beside what it wrote"
-        try:
-            again = exporter.load(written)
-        except Exception as error:
-            raise AssertionError(f"{who}: what it wrote does not load ({error})") from error
-        checks.same(again(tokens), exporter.expected(model)(tokens), f"{who}: what it wrote", exporter.tolerance)
-    changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
-    assert not changed, f"{who} changed the model it was given: {', '.join(changed)}"
-
-
-def check_scope(cls: Any) -> None:
-    """`measure` gives JSON data, `draw` needs nothing else. Skipped without an installed language model."""
-    import pytest
-
-    from fastsnn_core.subject import observe
-
-    figures = pytest.importorskip("matplotlib.figure")
-    model = smallest_model()
-    if model is None:
-        pytest.skip("no language model is installed to look at")
-    scope = cls()
-    data = scope.measure(observe(build(model), model.example(1)))
-    again = json.loads(json.dumps(data, allow_nan=False))
-    figure = figures.Figure()
-    scope.draw(again, figure)
-    assert figure.axes or figure.texts, f"{scope.name} drew nothing"
-
-
-def check_tracker(cls: Any) -> None:
-    """A run with a folder, the same resumed from its second row, one without a folder, one that fails."""
-    from fastsnn_core.training_run import Run
-
-    rows = [{"step": n, "loss": 1.0 / n, "tokens_per_second": 10.0, "gradient": {"layers.0": 0.5}} for n in (1, 2, 3)]
-    rows[1]["held_out"] = 2.0
-    model = torch.nn.Linear(1, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        out, elsewhere = Path(folder, "run"), Path(folder, "elsewhere")
-        elsewhere.mkdir()
-        before = Path.cwd()
-        os.chdir(elsewhere)
-        try:
-            for past, where, error in ((0, out, None), (2, out, None), (0, None, None), (0, out, RuntimeError("bad"))):
-                run = Run(model, where, {"max_steps": 3}, 3, [dict(row) for row in rows[:past]])
-                session = cls().start(run)
-                for row in rows[past:]:
-                    run.history.append(dict(row))
-                    session.log(dict(row))
-                    session.saved(out / "checkpoints")
-                session.end(error)
-                assert not run.stopping, f"{cls.name} stopped a run whose loss falls: {run.stopping}"
-            strays = [p.name for p in (*elsewhere.iterdir(), *Path(folder).iterdir()) if p not in (out, elsewhere)]
-            assert not strays, f"{cls.name} wrote outside the run's folder: {', '.join(strays)}"
-        finally:
-            os.chdir(before)
-
-
-def check_toml_blocks(text: str, who: str) -> None:
-    """Each ```toml block: a spec (with a [model] table), or lines like ``neuron = { kind = … }``."""
-    import tomli
-
-    from fastsnn_core import spec
-
-    for block in re.findall(r"```toml\n(.*?)```", text or "", re.DOTALL):
-        table = tomli.loads(block)
-        if "model" in table and isinstance(table["model"], dict):
-            spec.from_table({"fastsnn": spec.FORMAT} | table, block, f"README of {who}")
-            continue
-        for key, value in table.items():
-            kind = KINDS.get(key.removesuffix("s"), KINDS.get(key))
-            assert kind is not None, f"README of {who}: {key!r} names no kind of component"
-            for item in value if isinstance(value, list) else [value]:
-                part: Component = spec.converter().structure(item, kind)
-                assert not isinstance(part, Model) or part.name
+@check("model")
+def bundle(name: str, cls: type[Component]) -> None:
+    """Save, load, save: outputs and bytes equal."""
+    each(name, cls, lambda model, data: check_bundle(model))

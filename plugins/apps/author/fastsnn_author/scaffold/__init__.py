@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from fastsnn_core import targets
+from fastsnn_console import targets
 from fastsnn_core.component import KINDS
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside

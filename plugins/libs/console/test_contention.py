@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fastsnn_core import contention
+from fastsnn_console import contention
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsnn_core.inputs import StateError
 from fastsnn_core.lowering import (
     DecoderPlan,
     LinearAttentionForm,
@@ -19,8 +18,9 @@ from fastsnn_core.lowering import (
     SoftmaxAttentionForm,
     SpikeRule,
 )
-from fastsnn_core.ops.operands import FULL, OperandError, OperandTypeError, chosen, finite, shown
-from fastsnn_core.token_ids import TokenError
+from fastsnn_core.state import StateError
+from fastsnn_modules.operands import FULL, OperandError, OperandTypeError, chosen, finite, shown
+from fastsnn_modules.token_ids import TokenError
 
 STATISTICS = ("mean_abs", "rms", "max_abs")
 

@@ -7,9 +7,10 @@ import os
 
 import pytest
 
-from fastsnn_core import arguments, targets
+from fastsnn_console import arguments, targets
 from fastsnn_core.errors import FileError, UserError
 from fastsnn_core.files import beside
+from fastsnn_core.targets import umask
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_modes_of_whatever_is_written_beside(tmp_path):
         scratch.mkdir(mode=0o700)
         (scratch / "x").touch(mode=0o600)
         (scratch / "run").touch(mode=0o700)
-    mask = targets.umask()
+    mask = umask()
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o777 & ~mask
     assert (tmp_path / "made/x").stat().st_mode & 0o777 == 0o666 & ~mask
     assert (tmp_path / "made/run").stat().st_mode & 0o111 == 0o111 & ~mask

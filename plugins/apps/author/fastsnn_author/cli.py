@@ -1,0 +1,53 @@
+"""The verbs ``show`` and ``new-plugin``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+from fastsnn_console.arguments import Parser
+from fastsnn_core.errors import UserError
+
+
+def show(argv: list[str]) -> int:
+    """Show a component (equation, parameters, contract), what a bundle holds, or `kernels`: which path runs what."""
+    args = Parser("show", show.__doc__)
+    args.add_argument("name", help="a component (lif, acme/lif, neuron:lif), a .snn bundle, or 'kernels'")
+    args.add_argument("bundle", nargs="?", help="with 'kernels': which path each layer of this bundle takes, and why")
+    args.add_argument("--json", action="store_true", help="as JSON")
+    opts = args.parse_args(argv)
+    from fastsnn_author import describe
+
+    topics = {p.name: p for p in importlib.metadata.entry_points(group="fastsnn1.show")}
+    if opts.name in topics:
+        data, text = topics[opts.name].load()(opts.bundle)
+        print(json.dumps(data, indent=2) if opts.json else text)
+        return 0
+    if opts.name == "kernels":
+        raise UserError("'fastsnn show kernels' comes with fastsnn-scope-paths: pip install fastsnn-scope-paths")
+    if opts.bundle:
+        raise UserError(f"only 'fastsnn show {' | '.join(sorted(topics))}' takes a bundle")
+    if Path(opts.name).is_dir():
+        held = describe.bundle(opts.name)
+        print(json.dumps(held, indent=2) if opts.json else describe.bundle_text(held))
+        return 0
+    found = describe.components(opts.name)
+    print(json.dumps(found, indent=2) if opts.json else "\n\n".join(map(describe.text, found)))
+    return 0
+
+
+def new_plugin(argv: list[str]) -> int:
+    """Write the four files of a new plugin, complete and passing its own conformance test."""
+    args = Parser("new-plugin", new_plugin.__doc__)
+    args.add_argument(
+        "kind", help="surrogate, neuron, coder, attention, feedforward, model, rule, exporter, scope, kernel, tracker"
+    )
+    args.add_argument("name", help="distribution name, as in acme-lif")
+    args.add_argument("--out", default=".", help="folder to write into (default: here)")
+    opts = args.parse_args(argv)
+    from fastsnn_author.scaffold import new_plugin as write
+
+    folder = write(opts.kind, opts.name, opts.out)
+    print(f"wrote {folder}\nnext: pip install -e {folder} && fastsnn test {folder.name.replace('-', '_')}")
+    return 0
