@@ -33,7 +33,7 @@ SPEC = "fastsnn = 1\n[model]\nkind = 'nothing'\n"
 def test_verbs_are_these(capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for verb in ("plugins", "show", "check", "new-plugin", "test"):
+    for verb in ("plugins", "check", "test"):
         assert f"\n  {verb} " in text
     assert cli.main([]) == cli.EXIT_USER
     assert cli.main(["--version"]) == 0
@@ -55,33 +55,9 @@ def test_check_reports_as_json(tmp_path, capsys):
     assert "missing.toml" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["new-plugin", "nerve", "acme"], "no kind called 'nerve'; kinds: surrogate, neuron"),
-        (["new-plugin", "neuron", "Acme Lif"], "is no plugin name"),
-        (["new-plugin", "neuron", "class"], "is no plugin name"),
-        (["-p"], "-p needs the path"),
-    ],
-)
-def test_errors_say_what_is_possible(words, says, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(words) == cli.EXIT_USER
-    assert says in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_new_plugin_never_overwrites(tmp_path, capsys):
-    words = ["new-plugin", "coder", "acme-code", "--out", str(tmp_path)]
-    assert cli.main(words) == 0
-    assert sorted(p.name for p in (tmp_path / "acme-code").iterdir()) == [
-        "README.md",
-        "acme_code.py",
-        "pyproject.toml",
-        "test_acme_code.py",
-    ]
-    assert cli.main(words) == cli.EXIT_USER
-    assert "exists; it is left alone" in capsys.readouterr().err
+def test_an_option_without_its_file_is_named(capsys):
+    assert cli.main(["-p"]) == cli.EXIT_USER
+    assert "-p needs the path" in capsys.readouterr().err
 
 
 def fails(error):
@@ -150,8 +126,11 @@ def test_an_inline_plugin_that_cannot_run_is_named_with_its_line(tmp_path, capsy
 
 def test_an_inline_plugin_called_like_a_module_shadows_nothing(tmp_path, capsys):
     (tmp_path / "json.py").write_text(INLINE)
-    assert cli.main(["-p", str(tmp_path / "json.py"), "-p", str(tmp_path / "json.py"), "show", "quiet"]) == 0
-    assert "neuron json/quiet" in capsys.readouterr().out, "loading a file twice makes no name ambiguous"
+    assert (
+        cli.main(["-p", str(tmp_path / "json.py"), "-p", str(tmp_path / "json.py"), "plugins", "--kind", "neuron"]) == 0
+    )
+    assert "neuron quiet" in capsys.readouterr().out
+    assert registry().find("neuron", "quiet")[0] == "json/quiet", "loading a file twice makes no name ambiguous"
     assert sys.modules["json"] is json
     registry().forget("json", str(tmp_path / "json.py"))
     assert "quiet" not in registry().names("neuron")
@@ -171,13 +150,6 @@ def test_a_first_party_verb_that_is_not_installed_says_what_brings_it(capsys, mo
     monkeypatch.setattr(cli, "added", dict)
     assert cli.main(["lm-eval"]) == cli.EXIT_USER
     assert "pip install fastsnn-lm-eval" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["torch", "json", "pytest", "fastsnn-core", "fastsnn_core"])
-def test_new_plugin_takes_no_name_that_is_taken(name, tmp_path, capsys):
-    assert cli.main(["new-plugin", "neuron", name, "--out", str(tmp_path)]) == cli.EXIT_USER
-    assert "is taken by" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 def test_plugins_of_a_kind_that_there_is_not(capsys):

@@ -10,34 +10,35 @@ import torch
 
 from fastsnn_core import ops
 from fastsnn_core.ops import dispatch
-from fastsnn_events.linear import COUNT_LINEAR
 
+PRODUCT = dispatch.Operator("product", lambda counts, weight: counts.long() @ weight.long().T)
+del dispatch.OPERATORS["product"]  # the table is of real ones
 ONES, WEIGHT = torch.ones(2, 4), torch.ones(3, 4, dtype=torch.int8)
 
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
     """A kernel set that has one operator."""
-    table = {"count_linear": lambda counts, weight: torch.zeros(len(counts), len(weight), dtype=torch.int64)}
+    table = {"product": lambda counts, weight: torch.zeros(len(counts), len(weight), dtype=torch.int64)}
     monkeypatch.setattr(dispatch, "kernels", lambda rows=[("fake", ("cpu",), table)]: rows)
-    COUNT_LINEAR._ready.clear()
+    PRODUCT._ready.clear()
     yield
-    COUNT_LINEAR._ready.clear()
+    PRODUCT._ready.clear()
 
 
 def call() -> str:
-    COUNT_LINEAR("cpu", ONES, WEIGHT)
-    return ops.paths()["count_linear"]
+    PRODUCT("cpu", ONES, WEIGHT)
+    return ops.paths()["product"]
 
 
 def test_threads_do_not_see_each_others_choice_nor_record():
     found = []
     assert call() == "fake"
     with ops.use("naive"):
-        thread = threading.Thread(target=lambda: found.extend([ops.paths().get("count_linear"), call()]))
+        thread = threading.Thread(target=lambda: found.extend([ops.paths().get("product"), call()]))
         thread.start()
         thread.join()
-        assert ops.paths()["count_linear"] == "fake"  # of this thread, before the block
+        assert ops.paths()["product"] == "fake"  # of this thread, before the block
         assert call() == "naive"
     assert found == [None, "fake"]
 
@@ -49,7 +50,7 @@ def test_tasks_do_not_see_each_others():
             for _ in range(steps):
                 rows.append(call())
                 await asyncio.sleep(0)
-                rows.append(ops.paths()["count_linear"])
+                rows.append(ops.paths()["product"])
             return rows
 
     async def both():
@@ -74,26 +75,26 @@ def test_a_substitute_counts_in_its_own_thread_only():
 
     def counted(counts, weight):
         seen.append(1)
-        return COUNT_LINEAR.naive(counts, weight)
+        return PRODUCT.naive(counts, weight)
 
-    with dispatch.substitute({"count_linear": counted}):
-        assert torch.equal(COUNT_LINEAR("cpu", ONES, WEIGHT), torch.full((2, 3), 4))
-        thread = threading.Thread(target=lambda: other.append(COUNT_LINEAR("cpu", ONES, WEIGHT)))
+    with dispatch.substitute({"product": counted}):
+        assert torch.equal(PRODUCT("cpu", ONES, WEIGHT), torch.full((2, 3), 4))
+        thread = threading.Thread(target=lambda: other.append(PRODUCT("cpu", ONES, WEIGHT)))
         thread.start()
         thread.join()
     assert len(seen) == 1
     assert not other[0].any()  # the fake kernel's zeros
-    COUNT_LINEAR("cpu", ONES, WEIGHT)
+    PRODUCT("cpu", ONES, WEIGHT)
     assert len(seen) == 1
 
 
 def test_a_kernel_says_which_way_it_went():
     def choosy(counts, weight):
-        dispatch.record_path("count_linear", "fake: dense", "many events")
-        return COUNT_LINEAR.naive(counts, weight)
+        dispatch.record_path("product", "fake: dense", "many events")
+        return PRODUCT.naive(counts, weight)
 
-    with dispatch.substitute({"count_linear": choosy}):
+    with dispatch.substitute({"product": choosy}):
         assert call() == "fake: dense"
-        assert dispatch.reasons()["count_linear"] == "many events"
+        assert dispatch.reasons()["product"] == "many events"
     assert call() == "fake"
-    assert "count_linear" not in dispatch.reasons()
+    assert "product" not in dispatch.reasons()

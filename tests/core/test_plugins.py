@@ -93,9 +93,9 @@ def test_disable_strict_and_other_api(site):
 
 def test_an_inline_plugin_is_explicit(tmp_path):
     (tmp_path / "mine.py").write_text(textwrap.dedent(GOOD))
-    assert "no component called 'good'" in fastsnn(tmp_path, "show", "good").stderr
-    done = fastsnn(tmp_path, "-p", str(tmp_path / "mine.py"), "show", "good")
-    assert done.stdout.startswith("surrogate mine/good"), done.stderr
+    assert "surrogate good" not in fastsnn(tmp_path, "plugins").stdout
+    done = fastsnn(tmp_path, "-p", str(tmp_path / "mine.py"), "plugins")
+    assert "surrogate good" in done.stdout, done.stderr
     assert "no plugin file" in fastsnn(tmp_path, "-p", "nothing.py", "plugins").stderr
 
 
