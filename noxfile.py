@@ -103,8 +103,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy on core."""
-    editable(session, [], "mypy==2.4.1", "hypothesis", "pytest")
+    """mypy on every distribution."""
+    editable(session, PLUGINS, "mypy==2.4.1", "hypothesis", "pytest")
     session.run("mypy")
 
 

@@ -49,6 +49,7 @@ class SpikeSite(nn.Module):
 
     batch_invariant = True
     centre: Tensor | None
+    neuron: Any  # a module, or None
 
     def __init__(self, neuron: nn.Module | None, features: int = 0, centred: bool = False) -> None:
         super().__init__()

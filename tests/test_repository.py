@@ -94,6 +94,16 @@ def test_a_plugin_is_whole_and_declares_what_it_imports(folder):
     )
 
 
+def test_types_are_checked_in_every_distribution():
+    rows = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]["files"]
+    read = {path for row in rows for path in ROOT.glob(row)}
+    for folder in PLUGINS + CONTRIB:
+        found = project(folder)
+        name = found.get("tool", {}).get("flit", {}).get("module", {}).get("name")
+        name = name or found["project"]["name"].replace("-", "_")
+        assert {folder / name, folder / f"{name}.py"} & read, f"mypy does not read {name}"
+
+
 def test_versions_agree():
     found = {}
     for folder in PLUGINS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -9,6 +10,7 @@ from torch import nn
 
 from fastsnn_conversion.context import ConversionError
 from fastsnn_core import Neuron, create
+from fastsnn_core.component import fields
 from fastsnn_core.spec import Faults, converter
 
 CODES = ("bitwise", "unary")
@@ -16,7 +18,7 @@ KNOBS = ("k", "threshold")
 LIMITS = ("limit", "levels", "hi")
 
 
-def component(neuron: Neuron | str | dict[str, Any]) -> Neuron:
+def component(neuron: Neuron | str | Mapping[str, Any]) -> Neuron:
     """A neuron component from itself, its name, or a table as in a spec."""
     if isinstance(neuron, Neuron):
         return neuron
@@ -37,9 +39,14 @@ def levels(steps: int, code: str) -> int:
     return 2**steps - 1 if code == "bitwise" else steps
 
 
+def evolved(part: Any, **values: Any) -> Any:
+    """A component with some parameters changed."""
+    return attrs.evolve(part, **values)
+
+
 def field_of(neuron: Neuron, names: tuple[str, ...]) -> str | None:
     """The first of `names` that the neuron has as a parameter."""
-    have = {f.name for f in attrs.fields(type(neuron))}
+    have = {f.name for f in fields(type(neuron))}
     return next((name for name in names if name in have), None)
 
 
@@ -58,13 +65,13 @@ def limited(neuron: Neuron, largest: int) -> Neuron:
             f"neuron {neuron.name!r} has no parameter for its largest count ({', '.join(LIMITS)}), so it cannot be "
             f"held to {largest}; leave `steps` out or take another neuron"
         )
-    return attrs.evolve(neuron, **{name: largest})
+    return evolved(neuron, **{name: largest})
 
 
 def turned(neuron: Neuron, value: float) -> Neuron:
     """The neuron with its knob at `value`."""
     name = knob(neuron)
-    return neuron if name is None else attrs.evolve(neuron, **{name: float(value)})
+    return neuron if name is None else evolved(neuron, **{name: float(value)})
 
 
 def largest_count(module: nn.Module | None) -> float:

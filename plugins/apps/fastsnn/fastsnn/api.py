@@ -53,7 +53,7 @@ class FastSNN:
             found = specs.loads(source)
         else:
             found = specs.load(source)
-        model = build_component(found.model)
+        model: Any = build_component(found.model)
         model.sections = {name: specs.to_table(section) for name, section in found.sections.items()}
         return model
 

@@ -127,10 +127,10 @@ def byte_level(container: Container, tokens: list[str]) -> Native:
             f"{container.path}: tokens and merges of its metadata make no tokenizer: {error}"
         ) from None
     if SPLITS[pre] == GPT2:
-        native.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+        native.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         return native
     if SPLITS[pre] == DIGITS:
-        native.pre_tokenizer = pre_tokenizers.Sequence([  # type: ignore[assignment]
+        native.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False),
         ])  # fmt: skip
         return native

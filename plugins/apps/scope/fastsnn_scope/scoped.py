@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ def chosen(scopes: Sequence[str | Scope] | None) -> list[Scope]:
             )
             continue
         try:
-            made[cls.name] = cls()
+            made[cls.name] = cast(Scope, cls())
         except Exception as error:
             log.warning("scope %s/%s cannot be made without parameters: %s", plugin, cls.name, error)
     return sorted(made.values(), key=lambda s: (getattr(s, "order", 100), s.name))

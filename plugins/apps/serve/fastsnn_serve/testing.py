@@ -24,7 +24,7 @@ TEXT = "Once upon a time a spike met a threshold. "
 def decoder(**changes: Any) -> Any:
     """A tiny random decoder; its wide embedding makes its choices far from uniform, and not all the same."""
     torch.manual_seed(0)
-    model = build(create("model", "decoder", **{"d_model": 32, "n_layers": 2, "n_heads": 2} | changes)).eval()
+    model: Any = build(create("model", "decoder", **{"d_model": 32, "n_layers": 2, "n_heads": 2} | changes)).eval()
     torch.nn.init.normal_(model.embed.weight, std=0.15)
     attach(model, ByteTokenizer())
     return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -50,7 +50,7 @@ def window_losses(model: nn.Module, windows: Tensor, batch: int = 8) -> Tensor:
 
 
 def speeds(
-    forms: dict[str, nn.Module], settings: dict[int, Callable[[nn.Module], None]], prompt: list[int], tokens: int
+    forms: dict[str, nn.Module], settings: Mapping[int, Callable[[nn.Module], None]], prompt: list[int], tokens: int
 ) -> dict[int, dict[str, float]]:
     """Tokens per second of every form of a model at every setting of its dials, decoding greedily after `prompt`.
 

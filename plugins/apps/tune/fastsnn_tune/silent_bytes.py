@@ -94,10 +94,12 @@ class SilentBytes:
         check(model)
         new: Any = copy.deepcopy(model).eval().requires_grad_(False)
         table = site_table(new)
-        found = {path: port for layer in new.layers for port in ports(layer) for path in paths_of(table, port)}
+        found: dict[str, Any] = {
+            path: port for layer in new.layers for port in ports(layer) for path in paths_of(table, port)
+        }
         sizes = {path: sum(r.weight.numel() for r in port.readers) for path, port in found.items()}
         self = cls(new, chosen, found, sizes, {f: {} for f in FINER}, fitted=tokens)
-        self.k = {path: float(port.site.neuron.k) for path, port in found.items()}  # type: ignore[union-attr]
+        self.k = {path: float(port.site.neuron.k) for path, port in found.items()}
         self.biases = {
             path: [r.bias.clone() for r in port.readers if r.bias is not None] for path, port in found.items()
         }
@@ -293,7 +295,7 @@ def site_hook(port: Port, path: str, lost: dict[str, Tensor]) -> Any:
     def hook(_: Any, args: tuple[Any, ...], out: tuple[SpikeTensor, Any]) -> None:
         lost[path] = (args[0] - out[0].value()).float().mean((0, 1))
 
-    return port.site.neuron.register_forward_hook(hook)  # type: ignore[union-attr]
+    return port.site.neuron.register_forward_hook(hook)
 
 
 @attrs.frozen(eq=False)
@@ -366,7 +368,7 @@ def tune_to_loss(
     curve = sorted((m for _, m in seen), key=lambda m: m.silent_bytes)
     made.apply(settings[0])
     if settings[0] is not None:
-        zones = {path: zone * float(made.ports[path].site.neuron.k) for path, zone in settings[0].zones.items()}  # type: ignore
+        zones = {path: zone * float(made.ports[path].site.neuron.k) for path, zone in settings[0].zones.items()}
         settle(made.model, dict.fromkeys(zones, "dead_zone"), zones)
     meta = dict(getattr(model, "meta", {}))
     done = {"what": "tune", "loss": min(losses), "criterion": chosen.name}

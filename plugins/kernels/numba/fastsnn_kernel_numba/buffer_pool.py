@@ -51,7 +51,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     except (KeyError, IndexError):
         buffer = _fresh(room)
     out = torch.from_numpy(np.asarray(_Lease(buffer, room)))[:size].view(dtype).view(shape)
-    if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:
+    if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
         out.fill_(math.nan if dtype.is_floating_point else torch.iinfo(dtype).max)  # what torch.empty promises then
     return out
 

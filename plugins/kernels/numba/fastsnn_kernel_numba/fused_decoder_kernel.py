@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -306,13 +306,14 @@ def _walk(call, worker):  # type: ignore[no-untyped-def]
 def walk() -> int:
     """The address of `_walk`, compiled when first asked for."""
     _walk.__qualname__ = f"_walk_{digest(_walk)}"  # as `numba_runtime.compile` does
-    kind, options = types.void(types.int64, types.int64), {"error_model": "numpy"}
+    kind, cfunc = types.void(types.int64, types.int64), partial(numba.cfunc, error_model="numpy")
     try:
-        return int(numba.cfunc(kind, cache=True, **options)(_walk).address)
+        address = cfunc(kind, cache=True)(_walk).address
     except RuntimeError as error:
         if "no locator available" not in str(error):
             raise
-        return int(numba.cfunc(kind, **options)(_walk).address)
+        address = cfunc(kind)(_walk).address
+    return int(address or 0)
 
 
 RETRY = 60.0  # seconds after a compilation that failed until the next one begins

@@ -82,7 +82,7 @@ class NumbaStepper:
 
     def located(self) -> dict[str, int]:
         """Address and size of every array."""
-        found = {}
+        found: dict[str, int] = {}
         for name, kind in layout.ARRAYS.items():
             array = getattr(self.work, name)
             if array.dtype != kind or not array.flags.c_contiguous:

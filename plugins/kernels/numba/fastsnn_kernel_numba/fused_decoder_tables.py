@@ -129,7 +129,7 @@ class Tables:
         elif isinstance(form, LinearAttentionForm):
             row |= {"feature": code(form.feature, name), "eps": form.eps, "query_scale": form.query_scale}
             row |= {
-                "norm": self.constant(form.norm and form.norm.weight),
+                "norm": self.constant(form.norm.weight if form.norm else None),
                 "norm_eps": form.norm.eps if form.norm else 0,
             }
             if form.decay and form.gate is not None:
@@ -149,7 +149,7 @@ class Tables:
         self, name: str, site: SiteForm, tasks: tuple[int, int], norm: NormForm | None, add: int, size: int
     ) -> None:
         """What the prologue of a projection does, and its tasks."""
-        by, eps = self.constant(norm and norm.weight), norm.eps if norm else 0.0
+        by, eps = self.constant(norm.weight if norm else None), norm.eps if norm else 0.0
         row = {"site": self.site(name, site), "norm": by, "norm_eps": eps, "add": add, "size": size}
         self.stages.append(row | {"first_task": tasks[0], "last_task": tasks[1]})
 
@@ -172,8 +172,8 @@ class Tables:
         self.stage(f"{block.name}.feedforward.hidden", f.hidden, tasks, None, -1, hidden)
         activation = code(f.activation, f"{block.name}.feedforward")
         self.layers.append(
-            {"q": q, "k": k, "v": v, "q_norm": self.constant(a.q_norm and a.q_norm.weight),
-             "k_norm": self.constant(a.k_norm and a.k_norm.weight), "q_eps": a.q_norm.eps if a.q_norm else 0.0,
+            {"q": q, "k": k, "v": v, "q_norm": self.constant(a.q_norm.weight if a.q_norm else None),
+             "k_norm": self.constant(a.k_norm.weight if a.k_norm else None), "q_eps": a.q_norm.eps if a.q_norm else 0.0,
              "k_eps": a.k_norm.eps if a.k_norm else 0.0, "first_mixer": begin, "last_mixer": len(self.mixers), "up": up,
              "gate": gate[0] if gate else -1, "activation": activation, "hidden": hidden}
         )  # fmt: skip

@@ -152,7 +152,8 @@ def by_events(counts: Tensor, weight: Tensor, limit: float) -> Any:
     """`event_gemm` over any number of rows; None where one call has `limit` events."""
     if len(counts) <= FEW:
         return event_gemm(counts, weight, limit)
-    return torch.cat([event_gemm(piece, weight, limit) for piece in counts.split(FEW)])
+    pieces: list[Any] = [event_gemm(piece, weight, limit) for piece in counts.split(FEW)]
+    return torch.cat(pieces)
 
 
 def sparse(counts: Tensor, limit: float) -> bool:

@@ -166,7 +166,7 @@ def _membrane(x, v, keep, k, heaviside, hard, shape, width, u, nw):  # type: ign
 
 
 @Threaded
-def _backward(
+def _backward(  # type: ignore[no-untyped-def]
     g,
     g_batch,
     g_step,
@@ -186,7 +186,7 @@ def _backward(
     us,
     vs,
     nw,
-):  # type: ignore[no-untyped-def]
+):
     batch, steps, wide, every = shape
     blocks, pieces = (wide + width - 1) // width, (steps + every - 1) // every
     tasks, closed = batch * blocks, form in (WINDOW, ATAN)

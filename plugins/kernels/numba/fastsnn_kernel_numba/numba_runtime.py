@@ -36,12 +36,13 @@ _forked = False
 _kept = threading.local()
 _one_at_a_time = threading.Lock()
 
+config: Any = numba.config  # whose settings are not in its type stub
 if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
-    numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+    config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 _threads = torch.get_num_threads()
 numba.set_num_threads(numba.get_num_threads())  # starts Numba's threading layer
 torch.set_num_threads(_threads)
-ALL = numba.config.NUMBA_NUM_THREADS
+ALL: int = config.NUMBA_NUM_THREADS
 ALONE = numba.threading_layer() == "workqueue"  # a pool that cannot be entered twice
 
 

@@ -110,7 +110,7 @@ class FoldedSite(SpikeSite):
         if channels < 1:
             raise FastSNNError(f"a site spikes over at least one dimension, got {channels}")
         self.channels, self.label = channels, ""
-        self.component: Neuron | None = None
+        self.component: Any = None  # the Neuron that it was built from, where that is known
         self.features = 0
 
     @classmethod

@@ -103,7 +103,7 @@ def norm(module: Any) -> Layer | None:
     if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm):
         if module.momentum is None:
             return None
-        more = {} if module.momentum == 0.1 else {"momentum": float(module.momentum)}
+        more: dict[str, Any] = {} if module.momentum == 0.1 else {"momentum": float(module.momentum)}
         more |= {} if module.running_mean is not None else {"tracked": False}
         return Layer(op="batch_norm", features=module.num_features, eps=module.eps, affine=module.affine, **more)
     if kind is nn.LayerNorm:
@@ -129,7 +129,7 @@ def pool(module: Any) -> Layer | None:
         return Layer(op="adaptive_avg_pool", shape=module.size)
     if kind not in (spike_layers.MaxPool, spike_layers.AvgPool):
         return None
-    more = {"dilation": sizes(module.dilation)} if kind is spike_layers.MaxPool else {}
+    more: dict[str, Any] = {"dilation": sizes(module.dilation)} if kind is spike_layers.MaxPool else {}
     return Layer(
         op="max_pool" if kind is spike_layers.MaxPool else "avg_pool", kernel=sizes(module.kernel),
         stride=sizes(module.stride), padding=sizes(module.padding), dims=module.dims, **more,

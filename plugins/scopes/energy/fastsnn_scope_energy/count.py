@@ -296,7 +296,7 @@ def exact_forms(watcher: Watcher) -> contextlib.AbstractContextManager[None]:
     """The integer path's own attention, scans and exponentials are counted as what they are, not by their steps."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> None:
-        watcher.attention(*(x.transpose(1, 2) for x in (q, k, v)), allowed[:, None], False)
+        watcher.attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), allowed[:, None], False)
 
     def scan(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, *_: Tensor) -> None:
         b, t, groups, size = k.shape

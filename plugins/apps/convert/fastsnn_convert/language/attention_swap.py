@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.language.rebuild import rebuild
 from fastsnn_convert.language.reference_eval import HeldOutReference
+from fastsnn_convert.neurons import evolved
 from fastsnn_core import Attention
 from fastsnn_core.plugins import registry
 from fastsnn_core.spec import Faults, converter
@@ -44,7 +45,7 @@ def kinds_of(attention: Any, window: int | None = None) -> tuple[Attention, ...]
     except Faults as error:
         raise ConversionError(f"attention {attention!r}: {error}") from None
     if window is not None:
-        found = [attrs.evolve(a, window=window) if a.name == "sliding_window" else a for a in found]
+        found = [evolved(a, window=window) if a.name == "sliding_window" else a for a in found]
     if wide := next((a.name for a in found if a.expansion != 1), None):
         raise ConversionError(f"attention {wide!r} is wider than the source's output projection: it cannot inherit it")
     return tuple(found)

@@ -22,7 +22,7 @@ from fastsnn_convert.language.output_sensitivity import PIECE
 from fastsnn_convert.language.rebuild import rebuild, site_table, with_biases
 from fastsnn_convert.language.reference_eval import HeldOutReference, affordable
 from fastsnn_convert.language.site_figures import curve, measure, rows_of
-from fastsnn_convert.neurons import component, field_of, levels, limited
+from fastsnn_convert.neurons import component, evolved, field_of, levels, limited
 from fastsnn_convert.report import Report
 from fastsnn_convert.result import Conversion
 from fastsnn_core import Neuron
@@ -192,12 +192,12 @@ def neuron_of(neuron: Any, o: Options) -> Neuron:
     found = component(neuron)
     if o.steps is not None:
         most = levels(o.steps, "bitwise")
-        found = attrs.evolve(found, steps=o.steps) if field_of(found, ("steps",)) else limited(found, most)
+        found = evolved(found, steps=o.steps) if field_of(found, ("steps",)) else limited(found, most)
     for name in ("k", "burst"):
         if (value := getattr(o, name)) is not None:
             if not field_of(found, (name,)):
                 raise ConversionError(f"neuron {found.name!r} has no {name}")
-            found = attrs.evolve(found, **{name: value})
+            found = evolved(found, **{name: value})
     return found
 
 

@@ -37,7 +37,7 @@ WARMTH = 1.4  # temperature at which the teacher writes: stranger places than it
 
 
 def heal(
-    model: nn.Module,
+    model: Any,
     teacher: Any,
     data: Any = None,
     *,
@@ -58,26 +58,25 @@ def heal(
     from fastsnn_convert.language.token_replacement import TokenReplacement
 
     config = Healing(**settings)
-    if not isinstance(teacher, nn.Module):
-        teacher = import_dense(teacher)
-    if teacher.spec.vocab_size != model.spec.vocab_size:
-        sizes = f"{teacher.spec.vocab_size} and {model.spec.vocab_size}"
+    dense: Any = teacher if isinstance(teacher, nn.Module) else import_dense(teacher)
+    if dense.spec.vocab_size != model.spec.vocab_size:
+        sizes = f"{dense.spec.vocab_size} and {model.spec.vocab_size}"
         raise ConversionError(f"teacher and model must have one vocabulary, theirs have {sizes} tokens")
     if stages is None:
-        stages = STAGES if teacher.spec.attention != model.spec.attention else STAGES[1:]
+        stages = STAGES if dense.spec.attention != model.spec.attention else STAGES[1:]
     if not stages or len(stages) > 2 or set(stages) - set(STAGES):
         raise ConversionError(f"stages are {' and '.join(STAGES)}, one or both, not {stages!r}")
-    ids = None if data is None else tokens_of(data, teacher, "healing")
+    ids = None if data is None else tokens_of(data, dense, "healing")
     if ids is not None and len(ids) <= config.length:
         raise ConversionError(f"healing text has {len(ids)} tokens; more than length = {config.length} are needed")
-    own = SelfGeneratedData(teacher.eval(), config.length, ids, WARMTH)
+    own = SelfGeneratedData(dense.eval(), config.length, ids, WARMTH)
     text = None
     if ids is not None:
-        text = TokenReplacement(teacher, ids, config.length, config.altered, WARMTH, config.seed)
+        text = TokenReplacement(dense, ids, config.length, config.altered, WARMTH, config.seed)
     before, training = {p: p.requires_grad for p in model.parameters()}, model.training
     student = with_lora(model, config.lora) if config.lora else model
     try:
-        run = Healer(student, teacher, text, own, config, Path(out) if out else None, quiet).all(stages, resume)
+        run = Healer(student, dense, text, own, config, Path(out) if out else None, quiet).all(stages, resume)
     finally:
         if config.lora:
             student.merge_and_unload()

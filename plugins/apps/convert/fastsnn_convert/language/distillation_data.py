@@ -14,14 +14,14 @@ from fastsnn_conversion.context import ConversionError
 from fastsnn_text import tokenizer_of
 
 
-def tokens_of(source: Any, model: nn.Module, what: str = "calibration") -> Tensor:
+def tokens_of(source: Any, model: Any, what: str = "calibration") -> Tensor:
     """Token ids ``[N]`` of a text file (str or path), a text, a sequence of texts, or of ids ``[N]`` or ``[N,T]``.
 
     A string is a path if a file lies there, a text where it has white space and no file could be meant.
     """
     if isinstance(source, Tensor):
         ids = source.flatten().long()
-        size = int(model.spec.vocab_size)  # type: ignore[union-attr]
+        size = int(model.spec.vocab_size)
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
             raise ConversionError(f"{what}: token ids must be in 0 … {size - 1}")
         return ids
@@ -36,10 +36,10 @@ def tokens_of(source: Any, model: nn.Module, what: str = "calibration") -> Tenso
             raise ConversionError(f"{what}: {source} is no text (UTF-8): {error}") from None
     else:
         texts = source
-    ids = []
+    found: list[int] = []
     for text in texts:
-        ids += [*tokenizer.encode(text), *([tokenizer.end] if len(texts) > 1 and tokenizer.end is not None else [])]
-    return torch.tensor(ids, dtype=torch.long)
+        found += [*tokenizer.encode(text), *([tokenizer.end] if len(texts) > 1 and tokenizer.end is not None else [])]
+    return torch.tensor(found, dtype=torch.long)
 
 
 def is_text(source: str) -> bool:
@@ -78,7 +78,7 @@ def windows(ids: Tensor, length: int, what: str = "calibration") -> Tensor:
 
 @torch.no_grad()
 def write(
-    model: nn.Module,
+    model: Any,
     streams: int,
     length: int,
     *,
@@ -93,7 +93,7 @@ def write(
     begins anew with the start token; where the tokenizer has none it begins with the end token and goes on behind it. A
     model without either begins with random tokens.
     """
-    size = int(model.spec.vocab_size)  # type: ignore[union-attr]
+    size = int(model.spec.vocab_size)
     tokenizer: Any = tokenizer_of(model)
     start = tokenizer.start if tokenizer.start is not None else tokenizer.end
     generator = torch.Generator().manual_seed(seed)

@@ -176,7 +176,7 @@ def rope(s: Settings, c: dict[str, Any]) -> Rope:
     if kind == "default":
         return Rope(theta=theta)
     length = c.get("max_position_embeddings")
-    original = c.get("original_max_position_embeddings") or table.get("original_max_position_embeddings") or length
+    original: Any = c.get("original_max_position_embeddings") or table.get("original_max_position_embeddings") or length
     original = length if kind == "dynamic" else original
     if kind != "linear" and (type(original) is not int or original < 1):
         raise CheckpointError(f"{s.path}: rope scaling {kind!r} needs 'max_position_embeddings', got {original!r}")

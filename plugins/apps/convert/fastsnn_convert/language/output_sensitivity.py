@@ -154,7 +154,7 @@ def through(
         first += piece.shape[0] * piece.shape[1]
         for (path, value), g in zip(inputs.items(), grads[1:]):
             found[path].append(value.detach().flatten(0, 1)[here].float())
-            squares[path] = squares.get(path, 0.0) + g.float().pow(2).sum((0, 1))  # type: ignore[operator]
+            squares[path] = squares.get(path, 0.0) + g.float().pow(2).sum((0, 1))
     count = x.shape[0] * x.shape[1]
     return {path: Sensitivity(torch.cat(found[path]), squares[path] / count) for path in at}, torch.cat(before)
 

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from fastsnn_conversion.context import ConversionError
+from fastsnn_convert.neurons import evolved
 from fastsnn_core import SpikeSite, build
+from fastsnn_core.component import fields
 from fastsnn_model_decoder import Decoder
 
 WITHIN = {
@@ -42,11 +44,11 @@ def with_biases(spec: Decoder, centred: tuple[str, ...]) -> Decoder:
     if odd := sorted(set(centred) - set(BIASED) - {"k"}):
         raise ConversionError(f"nothing makes up for a centre at {', '.join(odd)}; possible: k, {', '.join(BIASED)}")
     if "bias" in wanted:
-        if "bias" not in {f.name for f in attrs.fields(type(spec.feedforward))}:
+        if "bias" not in {f.name for f in fields(type(spec.feedforward))}:
             kind = spec.feedforward.name
             raise ConversionError(f"feedforward {kind!r} has no biases, so its sites cannot be centred")
-        spec = attrs.evolve(spec, feedforward=attrs.evolve(spec.feedforward, bias=True))
-    flags = {name: True for name in wanted if name != "bias"}
+        spec = attrs.evolve(spec, feedforward=evolved(spec.feedforward, bias=True))
+    flags: dict[str, Any] = {name: True for name in wanted if name != "bias"}
     return attrs.evolve(spec, centred=tuple(centred), **flags)
 
 
@@ -56,7 +58,7 @@ def rebuild(model: nn.Module, spec: Decoder) -> nn.Module:
     New biases and centres are zero. Weights of the same name but another shape are an error that names them.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        new = build(spec)
+        new: Any = build(spec)
     have = dict(model.state_dict())
     wanted = new.state_dict()
     kept = {name: t for name, t in have.items() if name in wanted and not neuron_part(name)}
@@ -83,8 +85,8 @@ def rebuild(model: nn.Module, spec: Decoder) -> nn.Module:
             owner, _, leaf = name.rpartition(".")
             setattr(new.get_submodule(owner), leaf, nn.Parameter(torch.zeros(parameter.shape, dtype=dtype)))
     new.frequencies = spec.rope.frequencies(spec.dims.head_dim)
-    for old, site in zip(site_table(model).values(), site_table(new).values()):
-        carry_constants(old[1], site[1])
+    for (_, old), (_, site) in zip(site_table(model).values(), site_table(new).values()):
+        carry_constants(old, site)
     for name in ("meta", "sections", "tokenizer", "tokenizer_json"):
         if hasattr(model, name):
             setattr(new, name, getattr(model, name))

@@ -94,7 +94,7 @@ def convert_module(
     settings = Settings(steps, code, by_site(steps_per_site, found), refine)
     figures, chosen_on = layerwise.tune(found.network, fit or single(given), settings, calibrated=bool(fit))
     by_module = {id(found.network.held(path)): one for path, one in figures.items()}
-    snn = found.network if says else written(found.network, single(given))
+    snn: Any = found.network if says else written(found.network, single(given))
     sites = site_modules(snn)
     healed = (
         distil(snn, output_distance.output(found.dense, single(lessons)), single(lessons), heal_steps)

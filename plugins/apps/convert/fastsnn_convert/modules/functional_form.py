@@ -151,8 +151,9 @@ def pure(step: Step, traced: Traced, changed: bool) -> Step:
         name = step.target
         if name.endswith("_") and not name.endswith("__"):
             if name in SPECIAL:
-                target, function = SPECIAL[name]
-                return attrs.evolve(step, target=target, function=function, method=False, kwargs=kwargs)
+                special: Any
+                target, special = SPECIAL[name]
+                return attrs.evolve(step, target=target, function=special, method=False, kwargs=kwargs)
             if not hasattr(Tensor, name[:-1]):
                 raise ConversionError(f"the in-place operation {name}() has no form out of place; write it another way")
             name = name[:-1]

@@ -142,7 +142,7 @@ class Tracer(fx.Tracer):
     def base_call(self, module: nn.Module, base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``super().forward(x)`` of a subclass, as a step of its base class over the same weights."""
         if BASE not in module._modules:
-            twin = base.__new__(base)
+            twin: Any = base.__new__(base)  # type: ignore[call-overload]
             twin.__dict__.update({k: copy.copy(v) if isinstance(v, dict) else v for k, v in module.__dict__.items()})
             for name in [n for n in twin.__dict__ if n.endswith("_hooks")]:
                 twin.__dict__[name] = type(twin.__dict__[name])()
@@ -154,7 +154,7 @@ class Tracer(fx.Tracer):
 @contextlib.contextmanager
 def base_calls(tracer: Tracer, model: nn.Module) -> Iterator[None]:
     """Inside the block a subclass that calls its torch.nn class's forward makes a step of that class."""
-    bases = set()
+    bases: set[Any] = set()
     for module in model.modules():
         base = torch_base(type(module))
         if base not in (None, type(module)) and not overridden(type(module), base) - {"forward"}:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -201,7 +202,7 @@ def bake_weights(model: nn.Module) -> None:
                 kind = type(module)  # the copy's own class: removing changes it, and the user's module has the same
                 own = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
                 module.__class__ = type(kind.__name__, kind.__bases__, own)
-                for tensor in list(module.parametrizations):  # type: ignore[arg-type]
+                for tensor in list(module.parametrizations):
                     parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
         except (RuntimeError, ValueError, AttributeError, AssertionError) as error:
             raise ConversionError(
@@ -215,7 +216,7 @@ def bake_weights(model: nn.Module) -> None:
 def check_tensors(model: nn.Module) -> None:
     """Refuse weights that are not there, or that are no numbers."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedTensorMixin):
             raise ConversionError(f"{name} has no shape yet (a lazy module): run the model once on an input first")
         if tensor.is_meta:
             raise ConversionError(f"{name} is on the meta device: it has a shape but no values; load its weights first")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import torch
@@ -47,7 +47,7 @@ class Plan:
 
 def all_rules() -> list[Rule]:
     """Every installed rule."""
-    return [cls() for _, cls in classes("rule")]
+    return [cast(Rule, cls()) for _, cls in classes("rule")]
 
 
 def plan(
@@ -55,7 +55,7 @@ def plan(
     example: tuple[Tensor, ...],
     *,
     call: Call | None = None,
-    neuron: Neuron | str | dict[str, Any] = "adaptive_threshold",
+    neuron: Neuron | str | Mapping[str, Any] = "adaptive_threshold",
     coverage: str = "projections",
     fallback: int = 128,
     rules: Sequence[Rule] | None = None,

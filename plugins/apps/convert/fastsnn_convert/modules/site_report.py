@@ -53,9 +53,9 @@ def measure(
             }  # fmt: skip
     if not errors:
         return
-    for name, found in (local_errors(network, sites, data) if figures is None else figures).items():
+    for name, figure in (local_errors(network, sites, data) if figures is None else figures).items():
         if (r := by_site.get(name)) is not None:
-            r["error"], r["cumulative"] = found.errors()
+            r["error"], r["cumulative"] = figure.errors()
 
 
 @torch.no_grad()

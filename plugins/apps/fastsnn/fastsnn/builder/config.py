@@ -44,11 +44,11 @@ class SNNConfig:
         if wrong := [i for i in self.softmax_layers if not 0 <= i < self.n_layers]:
             raise FastSNNError(f"softmax_layers {wrong} are not among the layers 0 … {self.n_layers - 1}")
         if self.softmax_layers:
-            cycle = [layers[i % len(layers)] for i in range(self.n_layers)]
+            cycle: list[Any] = [layers[i % len(layers)] for i in range(self.n_layers)]
             softmax = create("attention", "softmax")
             for i in self.softmax_layers:
                 hybrid = cycle[i].name == "hybrid"
-                cycle[i] = attrs.evolve(cycle[i], branches=(*cycle[i].branches, softmax)) if hybrid else softmax  # type: ignore[attr-defined]
+                cycle[i] = attrs.evolve(cycle[i], branches=(*cycle[i].branches, softmax)) if hybrid else softmax
             layers = tuple(cycle)
         return model_spec(
             "snn-tiny",
