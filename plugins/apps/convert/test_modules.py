@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_convert import Conversion, ConversionError, convert
 from fastsnn_convert.modules import site_report
 from fastsnn_convert.modules.accuracy_vs_steps import replay
@@ -214,7 +214,7 @@ def test_slots_replayed_give_the_counts_bit_for_bit(name, coder):
             p.copy_((p * 64).round())
     snn = convert(model, calibration=x, steps=4, neuron={"kind": "ilif", "beta": 0.0}).model.double()
     for m in snn.modules():  # thresholds that are powers of two, so that scaling is exact, too
-        if isinstance(m, FoldedSite):
+        if isinstance(m, TimeFoldedSite):
             m.neuron.theta.data = 2.0 ** m.neuron.theta.data.log2().round()
         if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             m.weight.data, m.bias.data = m.weight.data.round(), m.bias.data.round()

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastsnn_conversion import spike_layers
-from fastsnn_conversion.time_folding import FoldedSite, label, run_time_folded
+from fastsnn_conversion.time_folding import TimeFoldedSite, label, run_time_folded
 from fastsnn_core import SpikeTensor
 from fastsnn_core.probe import probe
 from fastsnn_leaky.neurons import Leaky
@@ -23,7 +23,7 @@ class Net(nn.Module):
 
     def __init__(self, channels: int = 2) -> None:
         super().__init__()
-        self.site = FoldedSite(leaky(), channels)
+        self.site = TimeFoldedSite(leaky(), channels)
         label(self)
 
     def forward(self, x, state=None, reset=None):
@@ -72,7 +72,7 @@ def test_inputs_of_other_ranks_are_refused():
     with pytest.raises(ValueError, match=r"inputs have shapes \(2, 3\); dimensions expected: 3 \(or 4, with time\)"):
         Net()(torch.randn(2, 3))
     with pytest.raises(ValueError, match="spikes over 2 dimensions, got shape"):
-        FoldedSite(leaky(), 2)(torch.randn(2, 3))
+        TimeFoldedSite(leaky(), 2)(torch.randn(2, 3))
 
 
 def spikes(*shape: int) -> SpikeTensor:
@@ -166,7 +166,7 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner, self.pool, self.flat = FoldedSite(leaky(), 3), spike_layers.MaxPool(2, 2, 2), nn.Identity()
+        self.inner, self.pool, self.flat = TimeFoldedSite(leaky(), 3), spike_layers.MaxPool(2, 2, 2), nn.Identity()
 
     def forward(self, x):
         return self.flat(self.pool(self.inner(x)))

@@ -10,6 +10,7 @@ _EXPORTS = {
     "Context": ".context",
     "ConversionError": ".context",
     "FoldedSite": ".time_folding",
+    "TimeFoldedSite": ".time_folding",
     "Replacement": ".context",
     "channels_of": ".context",
 }

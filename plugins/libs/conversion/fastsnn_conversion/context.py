@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_conversion.spike_layers import reads_spikes
-from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import SpikeTensor
 
@@ -93,7 +93,7 @@ class Context:
     """
 
     name: str
-    make: Callable[[int, int], FoldedSite]
+    make: Callable[[int, int], TimeFoldedSite]
     wanted: bool = True
     before: nn.Module | None = None
     after: nn.Module | None = None
@@ -104,7 +104,7 @@ class Context:
 
     # -- neurons -------------------------------------------------------------------------------------------------
 
-    def neuron(self, features: int = 0, channels: int = 1) -> FoldedSite:
+    def neuron(self, features: int = 0, channels: int = 1) -> TimeFoldedSite:
         """A fresh spike site: ``x [N, …] -> SpikeTensor``, with one threshold per group of trailing `channels` dims.
 
         `features` is the width of a group; 0 takes it from calibration data, or else the user's fallback.
@@ -198,7 +198,7 @@ def channels_of(module: nn.Module) -> int:
 class Encoded(nn.Module):
     """A projection with its own site in front: ``module(spikes(x))``."""
 
-    def __init__(self, module: nn.Module, site: FoldedSite) -> None:
+    def __init__(self, module: nn.Module, site: TimeFoldedSite) -> None:
         super().__init__()
         self.site, self.module = site, module
 
@@ -210,7 +210,7 @@ class Encoded(nn.Module):
 class Spiking(nn.Module):
     """A module whose output becomes spikes and is handed on by value, to code that knows no spikes."""
 
-    def __init__(self, module: nn.Module, site: FoldedSite) -> None:
+    def __init__(self, module: nn.Module, site: TimeFoldedSite) -> None:
         super().__init__()
         self.module, self.site = module, site
 

@@ -16,7 +16,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from fastsnn_conversion.context import Context, Replacement, channels_of
-from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core.component import Neuron, Rule
 from fastsnn_core.site import SpikeSite
 from fastsnn_core.spike_tensor import SpikeTensor
@@ -36,9 +36,9 @@ class Counter(Neuron):
         return Leaky(beta=0.0, threshold=0.25, lo=-float(self.levels), hi=float(self.levels))
 
 
-def make(features: int, channels: int) -> FoldedSite:
+def make(features: int, channels: int) -> TimeFoldedSite:
     """A site of the plainest neuron."""
-    return FoldedSite.of(Counter(), features or 1, channels).double()
+    return TimeFoldedSite.of(Counter(), features or 1, channels).double()
 
 
 def context(name: str = "part", **known: Any) -> Context:
@@ -89,7 +89,7 @@ def check_rule(rule: Rule, module: nn.Module, *inputs: Tensor, **known: Any) -> 
         assert torch.equal(out.counts, out.counts.round()), f"{who}: counts are not whole numbers"
         same(out.value(), module(s.value()), f"{who} changed the value of spikes")
     elif found.status == "converted" and found.spikes == "no":
-        sites = [m for m in new.modules() if isinstance(m, FoldedSite | SpikeSite)]
+        sites = [m for m in new.modules() if isinstance(m, TimeFoldedSite | SpikeSite)]
         assert sites, f"{who} says that spikes do its work, but nothing in its replacement reads or makes any"
     elif found.spikes in ("out", "made"):
         y = new(*x)

@@ -1,7 +1,7 @@
 """Time folded into the batch: a network written for ``[B, …]`` runs on ``[B, T, …]``, and its neurons keep time.
 
 `run_time_folded` runs such a network: the network is applied to every t, as if T were part of the batch, and each
-`FoldedSite` inside it unfolds what it gets, so that its neuron sees ``[B, T, D]`` and carries its state over T.
+`TimeFoldedSite` inside it unfolds what it gets, so that its neuron sees ``[B, T, D]`` and carries its state over T.
 State stays explicit: `run_time_folded` takes the sites' states by name and gives the new ones back.
 """
 
@@ -25,7 +25,7 @@ from fastsnn_modules.inputs import StateError, belongs, check_reset, like, no_tr
 
 
 @attrs.define(eq=False)
-class Stream:
+class TimeFoldedPass:
     """One forward pass: B, T, document starts ``[B,T]``, the sites' states before and after, by site label.
 
     `pooled` says that a layer has taken the mean over T: what follows has one row per stream.
@@ -39,12 +39,12 @@ class Stream:
     pooled: bool = False
 
 
-_stream: ContextVar[Stream | None] = ContextVar("fastsnn_stream", default=None)
+_running: ContextVar[TimeFoldedPass | None] = ContextVar("fastsnn_time_folded_pass", default=None)
 
 
-def current() -> Stream | None:
+def running_pass() -> TimeFoldedPass | None:
     """The pass that is running, or None outside of one."""
-    return _stream.get()
+    return _running.get()
 
 
 def run_time_folded(
@@ -59,7 +59,7 @@ def run_time_folded(
     Returns the output (tensors, unfolded again where time came in) and the sites' states. A network inside a running
     one is simply a part of it.
     """
-    if current() is not None:
+    if running_pass() is not None:
         return body(*inputs), {}
     inputs = tuple(numeric("the network", no_train("the network", x)) for x in inputs)
     extra = {x.ndim - rank for x, rank in zip(inputs, ranks, strict=True)}
@@ -72,12 +72,12 @@ def run_time_folded(
     like("the network", state, Mapping, "the mapping from sites to states that the last call gave")
     belongs("the network", state, b)
     check_reset("the network", reset, b, t, inputs[0].device)
-    stream = Stream(b, t, reset, state or {})
-    token = _stream.set(stream)
+    stream = TimeFoldedPass(b, t, reset, state or {})
+    token = _running.set(stream)
     try:
         out = body(*(x.reshape(b * t, *x.shape[2:]) if timed else x for x in inputs))
     finally:
-        _stream.reset(token)
+        _running.reset(token)
     if state and state.keys() != stream.new.keys():
         raise StateError(
             f"the network: the state is of the sites {', '.join(map(str, state))}; its own sites with a state are "
@@ -95,7 +95,7 @@ def cast_half(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, .
     return tuple(x.to(kind) if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs)
 
 
-class FoldedSite(SpikeSite):
+class TimeFoldedSite(SpikeSite):
     """Spikes inside a folded network: ``x [N, *places, *group] -> SpikeTensor`` of the same shape, N = B·T.
 
     The last `channels` dimensions are one group: the neuron sees them as its D channels, with one threshold per group
@@ -114,7 +114,7 @@ class FoldedSite(SpikeSite):
         self.features = 0
 
     @classmethod
-    def of(cls, component: Neuron, features: int, channels: int = 1) -> FoldedSite:
+    def of(cls, component: Neuron, features: int, channels: int = 1) -> TimeFoldedSite:
         """A site that remembers the component its neuron was built from, so that it can be written down again."""
         site = cls(component.build(features), channels)
         site.component, site.features = component, features
@@ -125,26 +125,26 @@ class FoldedSite(SpikeSite):
         return f"channels={self.channels}"
 
     def forward(self, x: Any, state: Any = None, reset: Tensor | None = None) -> Any:
-        """Spikes of `x`; the state comes from and goes to the running `Stream`. Spikes pass as they are."""
+        """Spikes of `x`; the state comes from and goes to the running `TimeFoldedPass`. Spikes pass as they are."""
         if self.neuron is None or isinstance(x, SpikeTensor):
             return x
         if x.ndim <= self.channels:
             raise FastSNNError(
                 f"site {self.label!r} spikes over {self.channels} dimensions, got shape {tuple(x.shape)}"
             )
-        stream = current() or Stream(len(x), 1)
-        fold = Fold(x.shape, stream.batch, stream.time, self.channels)
+        stream = running_pass() or TimeFoldedPass(len(x), 1)
+        fold = TimeFold(x.shape, stream.batch, stream.time, self.channels)
         old, reset = stream.old.get(self.label), stream.reset
         if reset is not None and fold.places > 1:
             reset = reset.repeat_interleave(fold.places, 0)
         out, new = super().forward(fold.unfold(x), fold.flat(old), reset)
-        if new is not None and current() is not None:
+        if new is not None and running_pass() is not None:
             stream.new[self.label] = fold.per_stream(new)
         return fold.spikes(out) if isinstance(out, SpikeTensor) else fold.fold(out)
 
 
 @attrs.frozen
-class Fold:
+class TimeFold:
     """Between ``[N, *places, *group]`` and ``[B·P, T, D]``, with N = B·T, P = places and D = channels in a group."""
 
     shape: torch.Size
@@ -200,5 +200,8 @@ class Fold:
 def label(network: nn.Module) -> None:
     """Name every site of a network after its module: the key of its state."""
     for name, module in network.named_modules():
-        if isinstance(module, FoldedSite):
+        if isinstance(module, TimeFoldedSite):
             module.label = name
+
+
+FoldedSite = TimeFoldedSite  # the name before 0.2

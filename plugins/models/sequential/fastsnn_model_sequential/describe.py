@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from fastsnn_conversion import spike_layers
-from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core import Model
 from fastsnn_model_sequential.layer import Layer
 from fastsnn_model_sequential.modules import BatchNorm, TimeMean
@@ -31,7 +31,7 @@ def describe(module: Any) -> Layer | None:
         return None
     if isinstance(getattr(module, "spec", None), Model):
         return Layer(op="part", part=module.spec)
-    if kind is FoldedSite:
+    if kind is TimeFoldedSite:
         if module.component is None:
             return None
         return Layer(op="spikes", neuron=module.component, dims=module.channels, features=module.features)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fastsnn_conversion.time_folding import current
+from fastsnn_conversion.time_folding import running_pass
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import plain
 
@@ -24,7 +24,7 @@ class TimeMean(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Averages, and tells the pass that time is gone."""
-        stream, x = current(), plain(x)
+        stream, x = running_pass(), plain(x)
         if stream is None or stream.pooled:
             return x
         out = x.reshape(stream.batch, stream.time, *x.shape[1:]).mean(1)

@@ -10,7 +10,7 @@ import attrs
 from torch import nn
 
 from fastsnn_conversion import spike_layers
-from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core.errors import FastSNNError
 from fastsnn_model_sequential.modules import TimeMean
 
@@ -146,7 +146,7 @@ def group(shape: Shape, v: Any) -> int:
 
 def site(v: Any) -> nn.Module:
     """Spikes."""
-    return FoldedSite.of(v.neuron, v.features, v.dims)
+    return TimeFoldedSite.of(v.neuron, v.features, v.dims)
 
 
 def part(v: Any) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_conversion.context import ConversionError
-from fastsnn_conversion.time_folding import FoldedSite, cast_half, label, run_time_folded
+from fastsnn_conversion.time_folding import TimeFoldedSite, cast_half, label, run_time_folded
 from fastsnn_convert import output_distance
 from fastsnn_convert.modules import layerwise, site_report
 from fastsnn_convert.modules.comparison import Data, check_rebuilt, compare
@@ -162,7 +162,7 @@ def kind_of(snn: nn.Module) -> str:
     return f"{spec.name} model" if isinstance(spec, Model) else "network without a spec"
 
 
-def rows_of(found: Plan, sites: Mapping[str, FoldedSite]) -> list[dict[str, Any]]:
+def rows_of(found: Plan, sites: Mapping[str, TimeFoldedSite]) -> list[dict[str, Any]]:
     """A row per step of the network that was converted, with the site that serves it."""
     where = {id(site): name for name, site in sites.items()}
     serving = {served: where.get(id(found.network.held(name))) for name, served in found.sites.items()}

@@ -23,7 +23,7 @@ from torch import fx, nn
 
 from fastsnn_conversion import spike_layers
 from fastsnn_conversion.context import ConversionError
-from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_convert.modules.inputs import Call
 from fastsnn_convert.modules.prepare import BASE, INNER, overridden, torch_base
 from fastsnn_core import Rule
@@ -71,7 +71,7 @@ def opened(model: nn.Module) -> nn.Module:
 
 def ours(module: nn.Module) -> bool:
     """A layer of FastSNN's own: a step as it is."""
-    return isinstance(module, FoldedSite | TimeMean) or type(module).__module__ == spike_layers.__name__
+    return isinstance(module, TimeFoldedSite | TimeMean) or type(module).__module__ == spike_layers.__name__
 
 
 def lowered(model: nn.Module, rules: Sequence[Rule]) -> nn.Module:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fastsnn_console.progress import Progress
 from fastsnn_conversion.spike_layers import reads_spikes
-from fastsnn_conversion.time_folding import Fold, FoldedSite
+from fastsnn_conversion.time_folding import TimeFold, TimeFoldedSite
 from fastsnn_convert.modules.site_thresholds import (
     CHUNK,
     ENOUGH,
@@ -83,7 +83,9 @@ class Tracks:
         self.figures: dict[str, Figures] = {}
 
     @torch.no_grad()
-    def run(self, tune: Callable[[Tracks, str, FoldedSite, list[Tensor], list[Tensor], list[Reader]], None]) -> None:
+    def run(
+        self, tune: Callable[[Tracks, str, TimeFoldedSite, list[Tensor], list[Tensor], list[Reader]], None]
+    ) -> None:
         """One pass; `tune` sets each site up where it comes up."""
         network, refine = self.network, self.settings.refine and self.settings.steps is not None
         dense: dict[str, list[Any]] = {}
@@ -118,10 +120,10 @@ class Tracks:
             self.network.take(step, {source: values[source][i] for source in sources}) for i in range(len(self.chunks))
         ]
 
-    def site(self, step: Step) -> FoldedSite | None:
+    def site(self, step: Step) -> TimeFoldedSite | None:
         """The site that a step is."""
         module = self.network.held(step.target) if step.kind == "module" else None
-        return module if isinstance(module, FoldedSite) and module.neuron is not None else None
+        return module if isinstance(module, TimeFoldedSite) and module.neuron is not None else None
 
     def adjustable(self, step: Step) -> bool:
         """A projection whose weights are its own, called once, on spikes."""
@@ -142,7 +144,7 @@ class Tracks:
 
             if type(module) in PROJECTIONS:
                 found.append(Reader(run, -1 if isinstance(module, nn.Linear) else 1))
-            elif not isinstance(module, FoldedSite):
+            elif not isinstance(module, TimeFoldedSite):
                 found += [r for r in self.readers(step.name, run) if r.channels is not None]
         return found or [Reader(through)]
 
@@ -181,7 +183,7 @@ def shared_weights(network: Network) -> set[str]:
     return {path for paths in owners.values() if len(paths) > 1 for path in paths}
 
 
-def measured(site: FoldedSite, spikes: Sequence[Any], x0: Sequence[Tensor]) -> Figures:
+def measured(site: TimeFoldedSite, spikes: Sequence[Any], x0: Sequence[Tensor]) -> Figures:
     """The site's figures over all chunks; its rounding alone on the first."""
     count = sum(piece.numel() for piece in x0)
     mean = sum(float(piece.sum(dtype=torch.float64)) for piece in x0) / max(count, 1)
@@ -237,14 +239,14 @@ def tune(
     return tracks.figures, len(tracks.data[0])
 
 
-def site_of(network: Network, step: Step) -> FoldedSite | None:
+def site_of(network: Network, step: Step) -> TimeFoldedSite | None:
     """The site that a step is."""
     module = network.held(step.target) if step.kind == "module" else None
-    return module if isinstance(module, FoldedSite) and module.neuron is not None else None
+    return module if isinstance(module, TimeFoldedSite) and module.neuron is not None else None
 
 
 def choose(
-    tracks: Tracks, name: str, site: FoldedSite, x: list[Tensor], x0: list[Tensor], readers: list[Reader]
+    tracks: Tracks, name: str, site: TimeFoldedSite, x: list[Tensor], x0: list[Tensor], readers: list[Reader]
 ) -> None:
     """A threshold: by search where counts are bounded, by the neuron's own rule otherwise."""
     if knob(site.component) is None:
@@ -256,15 +258,15 @@ def choose(
 
 
 def settle(
-    tracks: Tracks, name: str, site: FoldedSite, x: list[Tensor], x0: list[Tensor], readers: list[Reader]
+    tracks: Tracks, name: str, site: TimeFoldedSite, x: list[Tensor], x0: list[Tensor], readers: list[Reader]
 ) -> None:
     """The neuron's own rule, where it has one."""
     if hasattr(site.neuron, "calibrate_"):
         whole = torch.cat(x0)
-        site.neuron.calibrate_(Fold(whole.shape, len(whole), 1, site.channels).unfold(whole))
+        site.neuron.calibrate_(TimeFold(whole.shape, len(whole), 1, site.channels).unfold(whole))
 
 
-def save_steps(tracks: Tracks, sites: Mapping[str, FoldedSite]) -> dict[str, Figures]:
+def save_steps(tracks: Tracks, sites: Mapping[str, TimeFoldedSite]) -> dict[str, Figures]:
     """The fewest steps per site whose own error stays under a bound that all share; the bound is the largest for which
     the output's error stays under `settings.per_site` (by bisection, a pass each)."""
     settings, network = tracks.settings, tracks.network
@@ -283,7 +285,7 @@ def save_steps(tracks: Tracks, sites: Mapping[str, FoldedSite]) -> dict[str, Fig
         network.load_state_dict(before, strict=False)
 
         def fewest(
-            tracks: Tracks, name: str, site: FoldedSite, x: list[Tensor], x0: list[Tensor], readers: list[Reader]
+            tracks: Tracks, name: str, site: TimeFoldedSite, x: list[Tensor], x0: list[Tensor], readers: list[Reader]
         ) -> None:
             for steps in range(1, (settings.steps or 1) + 1):
                 set_neuron(site, limited(whole[name], levels(steps, settings.code)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastsnn_conversion import spike_layers
 from fastsnn_conversion.context import Context, ConversionError, Replacement, channels_of
-from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_convert.modules.functional_form import does_not_run, lift_calls, out_of_place
 from fastsnn_convert.modules.fx_trace import Traced, best_rule, lowered, renamed, trace
 from fastsnn_convert.modules.inputs import HALF, Call, single
@@ -140,9 +140,9 @@ class Maker:
     kind: Neuron
     fallback: int
 
-    def __call__(self, features: int, channels: int) -> FoldedSite:
+    def __call__(self, features: int, channels: int) -> TimeFoldedSite:
         """A site over groups of `channels` dimensions, `features` wide (the fallback where nobody knows)."""
-        return FoldedSite.of(self.kind, features or self.fallback, channels)
+        return TimeFoldedSite.of(self.kind, features or self.fallback, channels)
 
 
 # -- rules, from the output backwards --------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def decide(
         if step.target in traced.opaque:
             replacement = walked(module, rules, maker, options, traced.opaque[step.target])
             found[step.name] = (replacement, "")
-        elif isinstance(module, FoldedSite):
+        elif isinstance(module, TimeFoldedSite):
             found[step.name] = (context.makes(module, "spikes already"), "")
         elif rule is None:
             found[step.name] = (context.keep(module, f"no rule covers {type(module).__name__}; kept intact"), "")
@@ -287,14 +287,14 @@ def place(
     samples: Mapping[str, Any],
     maker: Maker,
     coverage: str,
-) -> tuple[list[Step], dict[str, tuple[str, FoldedSite]]]:
+) -> tuple[list[Step], dict[str, tuple[str, TimeFoldedSite]]]:
     """New steps with site steps between them, and ``{site: (the step it serves, the site)}``."""
     reads = readers(traced.steps)
     spiking: set[str] = set()
     names: dict[str, str] = {}
     plain: dict[str, str] = {}  # what readers of numbers read instead of spikes
     steps: list[Step] = []
-    sites: dict[str, tuple[str, FoldedSite]] = {}
+    sites: dict[str, tuple[str, TimeFoldedSite]] = {}
     in_front: dict[str, str] = {}
 
     def says(step: Step) -> str:

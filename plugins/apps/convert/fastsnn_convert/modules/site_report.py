@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsnn_conversion.time_folding import FoldedSite
+from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_convert.modules.layerwise import Figures
 from fastsnn_convert.modules.site_thresholds import CHUNK, active
 from fastsnn_convert.neurons import largest_count, smallest_count
@@ -20,7 +20,7 @@ from fastsnn_core.spike_tensor import SpikeTensor
 @torch.no_grad()
 def measure(
     network: nn.Module,
-    sites: Mapping[str, FoldedSite],
+    sites: Mapping[str, TimeFoldedSite],
     data: tuple[Tensor, ...],
     rows: list[dict[str, Any]],
     *,
@@ -59,7 +59,7 @@ def measure(
 
 
 @torch.no_grad()
-def local_errors(network: nn.Module, sites: Mapping[str, FoldedSite], data: Sequence[Tensor]) -> dict[str, Figures]:
+def local_errors(network: nn.Module, sites: Mapping[str, TimeFoldedSite], data: Sequence[Tensor]) -> dict[str, Figures]:
     """Errors of every site against the network without spikes, in two passes over the data for all of them."""
     dense: dict[str, list[Tensor]] = {}
     found: dict[str, Figures] = {}
@@ -95,7 +95,7 @@ def local_errors(network: nn.Module, sites: Mapping[str, FoldedSite], data: Sequ
     return found
 
 
-def declared_steps(site: FoldedSite | None) -> int | None:
+def declared_steps(site: TimeFoldedSite | None) -> int | None:
     """Binary digits that a site's largest count needs; None where counts are not bounded."""
     top = largest_count(site.neuron) if site is not None else math.inf
     return int(top).bit_length() if math.isfinite(top) else None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_conversion.context import ConversionError
-from fastsnn_conversion.time_folding import Fold, FoldedSite
+from fastsnn_conversion.time_folding import TimeFold, TimeFoldedSite
 from fastsnn_convert.neurons import knob, largest_count, levels, limited, turned
 from fastsnn_core.spike_tensor import plain
 
@@ -43,7 +43,7 @@ class Settings:
 
 
 @contextlib.contextmanager
-def active(sites: Mapping[str, FoldedSite], names: Any) -> Iterator[None]:
+def active(sites: Mapping[str, TimeFoldedSite], names: Any) -> Iterator[None]:
     """Only the sites in `names` spike; the others let numbers pass."""
     before = {name: site.blend for name, site in sites.items()}
     try:
@@ -58,7 +58,7 @@ def active(sites: Mapping[str, FoldedSite], names: Any) -> Iterator[None]:
 # -- one site --------------------------------------------------------------------------------------------------------
 
 
-def set_neuron(site: FoldedSite, component: Any) -> None:
+def set_neuron(site: TimeFoldedSite, component: Any) -> None:
     """Another neuron in the same place, on the same device."""
     place = next((t for t in (*site.neuron.parameters(), *site.neuron.buffers())), None) if site.neuron else None
     site.component, site.neuron = component, component.build(site.features).eval()
@@ -66,7 +66,7 @@ def set_neuron(site: FoldedSite, component: Any) -> None:
         site.neuron.to(place.device, place.dtype if place.is_floating_point() else None)
 
 
-def set_threshold(site: FoldedSite, value: float, mean: float | None = None) -> None:
+def set_threshold(site: TimeFoldedSite, value: float, mean: float | None = None) -> None:
     """Turn a site's knob: k of an adaptive threshold, or θ of a fixed one (kept in units of mean |x|, too)."""
     neuron: Any = site.neuron
     if hasattr(neuron, "theta"):
@@ -79,7 +79,7 @@ def set_threshold(site: FoldedSite, value: float, mean: float | None = None) -> 
         site.component = turned(site.component, value)
 
 
-def candidates(site: FoldedSite, x: Tensor) -> list[float]:
+def candidates(site: TimeFoldedSite, x: Tensor) -> list[float]:
     """Knob positions worth trying: the largest counted value goes from a fiftieth of the largest value to all of it."""
     top = largest_count(site.neuron)
     if hasattr(site.neuron, "theta"):
@@ -99,13 +99,13 @@ class Reader:
     channels: int | None = None
 
 
-def search(site: FoldedSite, x: Tensor, x0: Tensor, readers: Sequence[Reader], biased: bool) -> None:
+def search(site: TimeFoldedSite, x: Tensor, x0: Tensor, readers: Sequence[Reader], biased: bool) -> None:
     """The knob position whose spikes of `x` give the readers what is closest to what `x0` gives them.
 
     `biased`: a mean error per channel does not count, since biases are going to take it up.
     """
     shrink = len(x) / (len(x) + PRIOR)
-    grid = candidates(site, Fold(x0.shape, len(x0), 1, site.channels).unfold(x0))
+    grid = candidates(site, TimeFold(x0.shape, len(x0), 1, site.channels).unfold(x0))
     mean, tried = float(x0.abs().mean(dtype=torch.float64)), dict[int, float]()
     wanted = [plain(reader.run(x0)) for reader in readers]
     sizes = [max(float(y.var(correction=0)), 1e-12) for y in wanted]
@@ -133,7 +133,7 @@ def by_channel(y: Tensor, dim: int) -> Tensor:
     return y.movedim(dim, -1).flatten(0, -2)
 
 
-def bound(sites: Mapping[str, FoldedSite], settings: Settings) -> dict[str, int | None]:
+def bound(sites: Mapping[str, TimeFoldedSite], settings: Settings) -> dict[str, int | None]:
     """Bound the counts of every site by its steps; returns them."""
     wanted: dict[str, int | None] = dict.fromkeys(sites, settings.steps)
     if isinstance(settings.per_site, Mapping):
@@ -157,7 +157,12 @@ def check_finite(name: str, pieces: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def tune_in_place(
-    network: nn.Module, sites: Mapping[str, FoldedSite], data: Sequence[Tensor], settings: Settings, *, calibrated: bool
+    network: nn.Module,
+    sites: Mapping[str, TimeFoldedSite],
+    data: Sequence[Tensor],
+    settings: Settings,
+    *,
+    calibrated: bool,
 ) -> None:
     """Thresholds of a network that is no list of steps: each on the dense values that come to it, in one pass."""
     bound(sites, settings)
@@ -186,7 +191,7 @@ def tune_in_place(
         x0 = torch.cat(seen[name])
         check_finite(name, [x0])
         if calibrated and settings.steps is not None and math.isfinite(largest_count(site.neuron)):
-            flat = FoldedSite.of(site.component, site.features)
+            flat = TimeFoldedSite.of(site.component, site.features)
             flat.neuron, flat.component = site.neuron, site.component
             search(flat, x0[:, 0], x0[:, 0], [Reader(lambda x: x)], False)
             site.component = flat.component

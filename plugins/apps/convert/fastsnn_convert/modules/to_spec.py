@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsnn_conversion.time_folding import FoldedSite, label
+from fastsnn_conversion.time_folding import TimeFoldedSite, label
 from fastsnn_convert.modules.functional_modules import as_call
 from fastsnn_model_graph import Graph, GraphModule, Input, Network, Node, Ref, Step
 from fastsnn_model_graph.text import DTYPES, write
@@ -144,6 +144,6 @@ def output_text(output: Any) -> str:
     return repr(output)
 
 
-def site_modules(model: nn.Module) -> dict[str, FoldedSite]:
+def site_modules(model: nn.Module) -> dict[str, TimeFoldedSite]:
     """Spike sites of a converted network by module name, in the order of their making."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, FoldedSite) and m.neuron is not None}
+    return {name: m for name, m in model.named_modules() if isinstance(m, TimeFoldedSite) and m.neuron is not None}
