@@ -113,9 +113,10 @@ def _of_value(name: str, spikes: Any) -> Any:
 
 def install(cls: type) -> None:
     """Give `cls` every public method and property of `torch.Tensor` that it has not, by the table above."""
+    own = {name for base in cls.__mro__[:-1] for name in vars(base)}
     names = [n for n in dir(Tensor) if not n.startswith("_")]
     for name in (*names, *DUNDERS, *AUGMENTED, "__getitem__", "__setitem__", "__dlpack__"):
-        if name in cls.__dict__:
+        if name in own:
             continue
         if name in CHEAP:
             made: Any = property(partial(_cheap, name))
