@@ -23,7 +23,7 @@ what the conformance kit compares kernels with. `fastsnn_integer.reference` eval
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -242,6 +242,13 @@ class Stepper(Protocol):
         """A stream that goes on from these states (as `Stream.states` gives them).
 
         `room`: tokens that it will hold at most, so that caches need no growing; 0 where nobody knows.
+        """
+
+    def step_many(self, streams: Sequence[Any], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
+        """One token of each of these streams, with the bits of `Stream.step`: logits, or the error that step raises.
+
+        Streams stand where they stand; who steps with whom changes nothing but the time it takes. A stream given twice,
+        or one of another stepper, is refused before any steps.
         """
 
 

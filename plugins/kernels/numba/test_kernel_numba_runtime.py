@@ -13,9 +13,10 @@ import torch
 
 from fastsnn_core.lowering import NotYet, SiteForm, SpikeRule, Unsupported
 from fastsnn_integer import deterministic, fused_row_ops, samples
-from fastsnn_kernel_numba import fused_decoder_kernel as kernel
+from fastsnn_kernel_numba import fused_decoder_compile as kernel
 from fastsnn_kernel_numba import layout, numba_runtime
 from fastsnn_kernel_numba.fused_decoder_runtime import NumbaStepper
+from fastsnn_kernel_numba.fused_decoder_work import Work
 from fastsnn_modules.operands import OperandError
 
 STALE = """
@@ -157,4 +158,4 @@ def test_rows_must_have_the_fields_of_their_table():
     into = layout.packer(layout.GEMV)
     with pytest.raises(TypeError, match="wanted counts, kind"):
         into(np.zeros(99, np.int64), 0, counts=1)
-    assert set(kernel.Work._fields) == set(layout.ARRAYS)
+    assert set(Work._fields) == set(layout.ARRAYS)

@@ -232,7 +232,7 @@ def test_reasons_outside_the_spec():
 
 
 def test_a_step_that_is_not_compiled_yet_is_not_waited_for(monkeypatch):
-    from fastsnn_kernel_numba import fused_decoder_kernel as kernel
+    from fastsnn_kernel_numba import fused_decoder_compile as kernel
 
     text = pytest.importorskip("fastsnn_text.generate")
     model = network()

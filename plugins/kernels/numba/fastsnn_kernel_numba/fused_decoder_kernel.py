@@ -1,32 +1,19 @@
-"""One token through a whole decoder in one parallel region: `_walk` is what every worker does.
+"""One token of one stream or several through a whole decoder in one parallel region: `_walk` is what a worker does.
 
 A block has four projections (q, k and v together · output · gate and up together · down), and each of them the same
 stages: whoever draws it does the prologue (residual, norm, quantise to events); tasks of weight rows; then, behind the
 first and the third, heads or hidden channels. The head of the network is one projection more.
 `fastsnn_kernel_numba.spin_barrier` hands out the tasks. Projections are split over events where they are narrow, and
-the parts added by whoever reads them; over columns where they are wide.
-
-The walk is compiled by itself and the region calls it by its address: a caller that holds its code would have it all
-optimised again, and everything here is written so that each piece occurs once (compiling took a minute before).
+the parts added by whoever reads them; over columns where they are wide. With several rows (streams), every row has
+arrays of its own and goes through the same stages; their projections are `fastsnn_kernel_numba.fused_decoder_rows`.
+Everything is written so that each piece occurs once (compiling took a minute before).
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
-from functools import cache, partial
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import numba
-import numpy as np
-from llvmlite import ir
-from numba import prange, types
-from numba.extending import intrinsic
-
 from fastsnn_kernel_numba.array_views import view
 from fastsnn_kernel_numba.deterministic import F, _apply, _dot, _dots, _half_of, _norm, _update_state
+from fastsnn_kernel_numba.fused_decoder_rows import _choose_way, _project_rows
 from fastsnn_kernel_numba.fused_decoder_stages import (
     KEYS,
     _accumulate_task,
@@ -38,95 +25,15 @@ from fastsnn_kernel_numba.fused_decoder_stages import (
     _quantise_row,
     _rotate,
 )
+from fastsnn_kernel_numba.fused_decoder_work import _work
 from fastsnn_kernel_numba.gemm_events import U
-from fastsnn_kernel_numba.layout import (
-    CALL,
-    FLOAT,
-    INT,
-    INT8,
-    INT16,
-    INT32,
-    LAYER,
-    MATRIX,
-    MIXER,
-    PLACES,
-    ROW,
-    SITE,
-    STAGE,
-    STATE,
-    TASK,
-)
-from fastsnn_kernel_numba.numba_runtime import Threaded, compile, digest
+from fastsnn_kernel_numba.layout import CALL, FLOAT, INT, PLACES, STATE, STREAM
+from fastsnn_kernel_numba.numba_runtime import compile
 from fastsnn_kernel_numba.spin_barrier import finish_task, next_task, wait_for_tasks
 
-log = logging.getLogger("fastsnn")
 INTO_HEADS, INTO_OUT, INTO_HIDDEN, INTO_DOWN, STAGES = range(5)  # projections of a block, and how many
 BLOCK = 512  # hidden channels per task
 AHEAD = 1 << 13  # floats of a head's state that are prefetched, 32 KiB
-
-
-class Work(NamedTuple):
-    """All arrays of a fused step: tables, packed constants, scratch buffers. See `layout.ARRAYS`."""
-
-    sync: Any
-    layers: Any
-    stages: Any
-    matrices: Any
-    tasks: Any
-    sites: Any
-    mixers: Any
-    constants: Any
-    codes: Any
-    table: Any
-    row: Any
-    threshold: Any
-    x: Any
-    y: Any
-    z: Any
-    mixed: Any
-    counts: Any
-    index: Any
-    count: Any
-    acc: Any
-    sums: Any
-    sums_64: Any
-    heads: Any
-    folds: Any
-    logits: Any
-    gates: Any
-
-
-@compile
-def _work(p):  # type: ignore[no-untyped-def]
-    """The arrays at the places of a record `PLACES`."""
-    return Work(
-        sync=view(p.sync_at, p.sync_size, INT),
-        layers=view(p.layers_at, p.layers_size, LAYER),
-        stages=view(p.stages_at, p.stages_size, STAGE),
-        matrices=view(p.matrices_at, p.matrices_size, MATRIX),
-        tasks=view(p.tasks_at, p.tasks_size, TASK),
-        sites=view(p.sites_at, p.sites_size, SITE),
-        mixers=view(p.mixers_at, p.mixers_size, MIXER),
-        constants=view(p.constants_at, p.constants_size, FLOAT),
-        codes=view(p.codes_at, p.codes_size, INT8),
-        table=view(p.table_at, p.table_size, FLOAT),
-        row=view(p.row_at, p.row_size, ROW),
-        threshold=view(p.threshold_at, p.threshold_size, FLOAT),
-        x=view(p.x_at, p.x_size, FLOAT),
-        y=view(p.y_at, p.y_size, FLOAT),
-        z=view(p.z_at, p.z_size, FLOAT),
-        mixed=view(p.mixed_at, p.mixed_size, FLOAT),
-        counts=view(p.counts_at, p.counts_size, INT32),
-        index=view(p.index_at, p.index_size, INT32),
-        count=view(p.count_at, p.count_size, INT32),
-        acc=view(p.acc_at, p.acc_size, INT16),
-        sums=view(p.sums_at, p.sums_size, INT32),
-        sums_64=view(p.sums_64_at, p.sums_64_size, INT),
-        heads=view(p.heads_at, p.heads_size, FLOAT),
-        folds=view(p.folds_at, p.folds_size, FLOAT),
-        logits=view(p.logits_at, p.logits_size, FLOAT),
-        gates=view(p.gates_at, p.gates_size, INT32),
-    )
 
 
 @compile
@@ -144,7 +51,7 @@ def _prefetch_state(w, state, layer, g, groups, size):  # type: ignore[no-untype
 
 
 @compile
-def _heads(w, c, state, score, cos, sin, layer, g, worker):  # type: ignore[no-untyped-def]
+def _heads(w, c, state, position, score, cos, sin, layer, g, worker):  # type: ignore[no-untyped-def]
     """A key/value head and its query heads: dequantise, norms, rotation, attention, into `mixed`."""
     groups, size, own = c.n_kv_heads, c.head_dim, w.heads
     share, half, n, row = c.n_heads // groups, _half_of(size), U(size), w.layers[layer]
@@ -166,7 +73,7 @@ def _heads(w, c, state, score, cos, sin, layer, g, worker):  # type: ignore[no-u
             if mix.feature >= 0:
                 _apply(own, a, n, mix.feature, own, o)
             elif mix.rotary:
-                _rotate(own, a, size, cos, sin, c.position, own, o)
+                _rotate(own, a, size, cos, sin, position, own, o)
             else:
                 for i in range(n):
                     own[o + i] = own[a + i]
@@ -218,8 +125,8 @@ def _embed(w, token, width):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _prologue(w, index, token):  # type: ignore[no-untyped-def]
-    """Projection prologue: residual add, RMSNorm, quantise to counts, build the event list."""
+def _prologue(w, index, token, pa):  # type: ignore[no-untyped-def]
+    """Projection prologue: residual add, RMSNorm, quantise to counts, list the events; `pa` is a place in folds."""
     stage, width = w.stages[index], len(w.x)
     if index == 0:
         _embed(w, token, width)
@@ -229,11 +136,11 @@ def _prologue(w, index, token):  # type: ignore[no-untyped-def]
             w.x[i] = w.x[i] + w.y[i]
     if stage.norm >= 0:
         half, norm, eps = _half_of(width), U(stage.norm), stage.norm_eps
-        _norm(w.x, U(0), width, half, w.constants, norm, True, eps, w.folds, U(0), w.y, U(0))
+        _norm(w.x, U(0), width, half, w.constants, norm, True, eps, w.folds, pa, w.y, U(0))
     elif index % STAGES == INTO_OUT:
         for i in range(U(stage.size)):
             w.y[i] = w.mixed[i]
-    _quantise_row(w, stage.size, stage.site)
+    _quantise_row(w, stage.size, stage.site, pa)
 
 
 @compile
@@ -264,127 +171,60 @@ def _activate(w, layer, t):  # type: ignore[no-untyped-def]
         w.y[at + U(i)] = w.y[at + U(i)] * w.z[at + U(i)]
 
 
-def _walk(call, worker):  # type: ignore[no-untyped-def]
-    """What one worker does of a token's step; `call` is the address of a record `CALL`."""
-    c = view(call, 1, CALL)[0]
-    w = _work(view(c.places, 1, PLACES)[0])
-    state, score = view(c.state_at, c.state_size, STATE), view(c.score_at, c.score_size, FLOAT)
+@compile
+def _mix(c, places, streams, layer, phase, worker):  # type: ignore[no-untyped-def]
+    """A phase of attention: the key/value heads of every row."""
+    score, groups, ahead = view(c.score_at, c.score_size, FLOAT), c.n_kv_heads, c.workers
     cos, sin = view(c.cos_at, c.angles_size, FLOAT), view(c.sin_at, c.angles_size, FLOAT)
-    ahead, groups, depth, phase = c.workers, c.n_kv_heads, len(w.layers) - 1, 0
+    sync = view(places[0].sync_at, places[0].sync_size, INT)
+    t, tasks = next_task(sync, phase), groups * c.rows
+    while t < tasks:
+        for soon in range(t if t < ahead else t + ahead, min(t + ahead + 1, tasks), ahead):
+            s = streams[soon // groups]
+            state = view(s.state_at, s.state_size, STATE)
+            _prefetch_state(_work(places[soon // groups]), state, layer, soon % groups, groups, c.head_dim)
+        s = streams[t // groups]
+        state, w = view(s.state_at, s.state_size, STATE), _work(places[t // groups])
+        _heads(w, c, state, s.position, score, cos, sin, layer, t % groups, worker)
+        finish_task(sync, phase)
+        t = next_task(sync, phase)
+    wait_for_tasks(sync, phase, tasks)
+
+
+def _walk(call, worker):  # type: ignore[no-untyped-def]
+    """What one worker does of a step; `call` is the address of a record `CALL`."""
+    c = view(call, 1, CALL)[0]
+    rows, phase = c.rows, 0
+    places, streams = view(c.places, rows, PLACES), view(c.streams, rows, STREAM)
+    w = _work(places[0])
+    depth, pa = len(w.layers) - 1, U(worker * c.fold_room)
     for index in range(len(w.stages)):
         layer, stage = index // STAGES, index % STAGES
         tasks, row = w.stages[index], w.layers[layer]
-        if next_task(w.sync, phase) == 0:
-            _prologue(w, index, c.token)
+        r = next_task(w.sync, phase)
+        while r < rows:
+            _prologue(_work(places[r]), index, streams[r].token, pa)
+            if rows > 1:
+                _choose_way(places[r], tasks.size, rows, c)
             finish_task(w.sync, phase)
-        wait_for_tasks(w.sync, phase, 1)
+            r = next_task(w.sync, phase)
+        wait_for_tasks(w.sync, phase, rows)
         head = row.q if layer == depth else -1
-        _project(w, phase + 1, tasks.first_task, tasks.last_task, worker, c.widest, head)
+        if rows == 1:
+            _project(w, phase + 1, tasks.first_task, tasks.last_task, worker, c.widest, head)
+        else:
+            _project_rows(w, c, places, rows, phase + 1, tasks, worker, head)
+            phase += 1
         phase += 2
         if stage == INTO_HEADS and layer < depth:
-            g = next_task(w.sync, phase)
-            while g < groups:
-                for soon in range(g if g < ahead else g + ahead, min(g + ahead + 1, groups), ahead):
-                    _prefetch_state(w, state, layer, soon, groups, c.head_dim)
-                _heads(w, c, state, score, cos, sin, layer, g, worker)
-                finish_task(w.sync, phase)
-                g = next_task(w.sync, phase)
-            wait_for_tasks(w.sync, phase, groups)
+            _mix(c, places, streams, layer, phase, worker)
             phase += 1
         elif stage == INTO_HIDDEN:
             blocks = (row.hidden + BLOCK - 1) // BLOCK
             t = next_task(w.sync, phase)
-            while t < blocks:
-                _activate(w, layer, t)
+            while t < blocks * rows:
+                _activate(_work(places[t // blocks]), layer, t % blocks)
                 finish_task(w.sync, phase)
                 t = next_task(w.sync, phase)
-            wait_for_tasks(w.sync, phase, blocks)
+            wait_for_tasks(w.sync, phase, blocks * rows)
             phase += 1
-
-
-@cache
-def walk() -> int:
-    """The address of `_walk`, compiled when first asked for."""
-    _walk.__qualname__ = f"_walk_{digest(_walk)}"  # as `numba_runtime.compile` does
-    kind, cfunc = types.void(types.int64, types.int64), partial(numba.cfunc, error_model="numpy")
-    try:
-        address = cfunc(kind, cache=True)(_walk).address
-    except RuntimeError as error:
-        if "no locator available" not in str(error):
-            raise
-        address = cfunc(kind)(_walk).address
-    return int(address or 0)
-
-
-RETRY = 60.0  # seconds after a compilation that failed until the next one begins
-_making: list[threading.Thread | None] = []  # None: asked for once; then the thread
-_failed: list[tuple[float, str]] = []  # when the latest compilation failed, and why
-
-
-def ready() -> bool:
-    """Is the step compiled, now or by an earlier process? Where not, that begins in the background when asked again.
-
-    Not at once: compilations wait for each other, and the model's own kernels for one token should come first. One that
-    has failed is tried again after `RETRY` seconds; until then `failure` says why.
-    """
-    if _step.parallel.signatures:
-        return True
-    kept = _step.parallel._cache.cache_path
-    if kept and all(any(Path(kept).glob(f"*.{name}*.nbi")) for name in names()):
-        return True
-    if not _making:
-        _making.append(None)
-        return False
-    thread = _making[-1]
-    if thread is None or (not thread.is_alive() and (not _failed or time.monotonic() - _failed[-1][0] > RETRY)):
-        log.warning("the fused decoding step is compiled in the background, once; until then tokens come slower")
-        thread = threading.Thread(target=_make_or_say, name="fastsnn-compile")
-        _making[:] = [None, thread]
-        thread.start()
-    return False
-
-
-def names() -> tuple[str, ...]:
-    """Names under which Numba keeps the two functions on disk."""
-    return f"_walk_{digest(_walk)}", _step.parallel.py_func.__qualname__
-
-
-def failure() -> str:
-    """Why the latest compilation in the background failed; "" where none did."""
-    return _failed[-1][1] if _failed else ""
-
-
-def make() -> None:
-    """Compile the step, or load it."""
-    walk()
-    _step.parallel.compile((types.int64,) * 3)
-
-
-def _make_or_say() -> None:
-    """`make`, with what goes wrong kept for `failure`."""
-    try:
-        make()
-    except Exception as error:
-        _failed[:] = [(time.monotonic(), f"{type(error).__name__}: {error}")]
-        log.warning("compiling the fused decoding step failed (%s); tokens go through the model's own layers", error)
-    else:
-        _failed.clear()
-
-
-@intrinsic
-def _call(typing: Any, address: Any, argument: Any, worker: Any) -> Any:
-    """The function of two whole numbers at an address."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        i64 = ir.IntType(64)
-        kind = ir.FunctionType(ir.VoidType(), [i64, i64])
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
-
-
-@Threaded
-def _step(address, call, nw):  # type: ignore[no-untyped-def]
-    for worker in prange(nw):
-        _call(address, call, np.int64(worker))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,15 @@ from fastsnn_core.lowering import (
     States,
     Unsupported,
 )
-from fastsnn_integer.plan_check import check_plan, check_start, check_token
-from fastsnn_kernel_numba import fused_decoder_kernel as kernel
+from fastsnn_integer.plan_check import apart, check_plan, check_start, check_token
+from fastsnn_kernel_numba import fused_decoder_compile as compiled
 from fastsnn_kernel_numba import layout
 from fastsnn_kernel_numba.buffer_pool import zeros
+from fastsnn_kernel_numba.fused_decoder_batch import Batch, located
+from fastsnn_kernel_numba.fused_decoder_rows import DENSE_FROM, DENSE_LEAST, MOST_ROWS
 from fastsnn_kernel_numba.fused_decoder_stages import KEYS
 from fastsnn_kernel_numba.fused_decoder_tables import Tables
+from fastsnn_kernel_numba.fused_decoder_work import Work
 from fastsnn_kernel_numba.numba_runtime import flat, workers
 
 F, I = np.float32, np.int64
@@ -34,8 +38,8 @@ class NumbaStepper:
     """`fastsnn_core.lowering.Stepper`: one working memory for all its streams, so one step at a time."""
 
     def __init__(self, plan: DecoderPlan, wait: bool = True) -> None:
-        if not wait and not kernel.ready():
-            if why := kernel.failure():
+        if not wait and not compiled.ready():
+            if why := compiled.failure():
                 raise Unsupported(f"compiling failed: {why}; it is tried again in a minute")
             raise NotYet("the fused step is being compiled; the model itself answers meanwhile, with the same bits")
         check_plan(plan)
@@ -46,11 +50,14 @@ class NumbaStepper:
         fold = 1 << (max(tables.inputs, plan.width, size) - 1).bit_length()
         self.fold_room = max(fold // 2, max(size, KEYS) * size, 16)
         self.work = self.arrays()
-        self.places = layout.pack(layout.PLACES, [self.located()])
+        self.places = layout.pack(layout.PLACES, [located(self.work)])
+        self.one = np.zeros(1, layout.STREAM)
+        self.batch: Batch | None = None
         fixed = {
-            "places": self.places.ctypes.data, "n_heads": plan.n_heads, "n_kv_heads": plan.n_kv_heads, "head_dim": size,
+            "n_heads": plan.n_heads, "n_kv_heads": plan.n_kv_heads, "head_dim": size,
             "head_room": self.head_room, "fold_room": self.fold_room, "widest": tables.columns,
-            "workers": self.workers, "softmax_scale": size**-0.5,
+            "workers": self.workers, "softmax_scale": size**-0.5, "dense_from": DENSE_FROM,
+            "dense_least": DENSE_LEAST,
         }  # fmt: skip
         self.call = layout.pack(layout.CALL, [dict.fromkeys(layout.CALL.names or (), 0) | fixed])
         self.logits = torch.from_numpy(self.work.logits)
@@ -58,37 +65,27 @@ class NumbaStepper:
         self.positions = 0
         self.busy = threading.Lock()
         try:
-            self.walk = kernel.walk()
+            self.walk = compiled.walk()
         except Exception as error:  # a full disk, a broken cache, a compiler without its libraries
             raise Unsupported(f"compiling failed: {type(error).__name__}: {error}") from error
 
-    def arrays(self) -> kernel.Work:
+    def arrays(self) -> Work:
         """Tables, constants and working memory, as `layout.ARRAYS` says."""
         plan, t, nw = self.plan, self.tables, self.workers
         wide = max(t.inputs, plan.width)
         coded = plan.table_scale is not None
         sizes = {
-            "sync": 16 * (10 * len(plan.blocks) + 2), "row": 1, "threshold": 1, "x": plan.width, "y": wide, "z": wide,
+            "sync": 16 * (14 * len(plan.blocks) + 3), "row": 1, "threshold": 1, "x": plan.width, "y": wide, "z": wide,
             "mixed": wide, "counts": wide + 1, "index": wide + 1, "count": wide + 1, "acc": nw * t.columns,
             "sums": t.sums, "sums_64": t.sums, "heads": nw * self.head_room, "folds": nw * self.fold_room,
-            "logits": len(plan.head.weight), "gates": nw * plan.head_dim,
+            "logits": len(plan.head.weight), "gates": nw * plan.head_dim, "pairs": 0,
         }  # fmt: skip
         made = {name: np.zeros(size, layout.ARRAYS[name]) for name, size in sizes.items()}
         made |= {name: layout.pack(layout.ARRAYS[name], rows) for name, rows in t.records().items()}
         made["constants"] = np.concatenate([np.zeros(1, F), *t.constants])
         made["codes"] = flat(plan.table) if coded else np.zeros(0, np.int8)
         made["table"] = flat(plan.table if plan.table_scale is None else plan.table_scale.contiguous())
-        return kernel.Work(**made)
-
-    def located(self) -> dict[str, int]:
-        """Address and size of every array."""
-        found: dict[str, int] = {}
-        for name, kind in layout.ARRAYS.items():
-            array = getattr(self.work, name)
-            if array.dtype != kind or not array.flags.c_contiguous:
-                raise TypeError(f"{name} is {array.dtype}, wanted {kind} in one piece")
-            found |= {f"{name}_at": array.ctypes.data, f"{name}_size": array.size}
-        return found
+        return Work(**made)
 
     def angles(self, position: int) -> None:
         """Cosines and sines reach `position`."""
@@ -97,9 +94,9 @@ class NumbaStepper:
             self.positions = len(cos)
             self.cos, self.sin = (flat(t.float().contiguous()) for t in (cos, sin))
 
-    def failure(self) -> str:
-        """What was not finite."""
-        row = self.work.row[0]
+    def failure(self, work: Work) -> str:
+        """What was not finite in a row."""
+        row = work.row[0]
         if row["problem"] == layout.GATE_NOT_FINITE:
             return "the gates of an attention: counts must be finite; got NaN or infinity"
         name = self.tables.names[row["site"]]
@@ -114,18 +111,79 @@ class NumbaStepper:
         """Logits after a token of a stream."""
         with self.busy:
             self.angles(stream.position)
-            self.work.sync.fill(0)
             self.work.row.fill(0)
-            call = self.call[0]  # a view
-            call["token"], call["position"] = token, stream.position
-            call["state_at"], call["state_size"] = stream.state.ctypes.data, stream.state.size
-            call["score_at"], call["score_size"] = stream.score.ctypes.data, stream.score.size
-            call["cos_at"], call["sin_at"] = self.cos.ctypes.data, self.sin.ctypes.data
-            call["angles_size"] = self.cos.size
-            kernel._step(self.walk, self.call.ctypes.data)
+            fill(self.one[0], stream, token)
+            self.launch(self.places, self.one, 1, stream.score)
             if self.work.row[0]["problem"]:
-                raise FastSNNError(self.failure())
+                raise FastSNNError(self.failure(self.work))
             return self.logits.clone()
+
+    def run_many(self, streams: list[NumbaStream], tokens: list[int]) -> list[Tensor | FastSNNError]:
+        """Logits after a token of each of 2 to `MOST_ROWS` streams, or what ended a stream."""
+        n = len(streams)
+        with self.busy:
+            if self.batch is None or self.batch.rows < n:
+                self.batch = Batch(self.work, min(MOST_ROWS, 1 << (n - 1).bit_length()), self.workers)
+            batch = self.batch
+            self.angles(max(stream.position for stream in streams))
+            batch.score_room(max(len(stream.score) for stream in streams))
+            for row, stream, token, work in zip(batch.streams, streams, tokens, batch.works):
+                work.row.fill(0)
+                fill(row, stream, token)
+            self.launch(batch.places, batch.streams, n, batch.score, batch)
+            return [
+                FastSNNError(self.failure(work)) if work.row[0]["problem"] else torch.from_numpy(work.logits).clone()
+                for work in batch.works[:n]
+            ]
+
+    def launch(self, places: Any, streams: Any, rows: int, score: Any, batch: Batch | None = None) -> None:
+        """One step of `rows` rows."""
+        self.work.sync.fill(0)
+        call = self.call[0]  # a view
+        call["places"], call["streams"], call["rows"] = places.ctypes.data, streams.ctypes.data, rows
+        call["score_at"], call["score_size"] = score.ctypes.data, score.size
+        call["cos_at"], call["sin_at"] = self.cos.ctypes.data, self.sin.ctypes.data
+        call["angles_size"] = self.cos.size
+        if batch is not None:
+            call["used_at"], call["used_size"] = batch.used.ctypes.data, batch.used.size
+            call["cursor_at"], call["dense_at"] = batch.cursor.ctypes.data, batch.dense.ctypes.data
+        compiled._step(self.walk, self.call.ctypes.data)
+
+    def step_many(self, streams: Sequence[Any], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
+        """Twin of `fastsnn_integer.reference.ReferenceStepper.step_many`: one pass over the weights for 32 streams."""
+        apart(self, streams)
+        out: list[Any] = [None] * len(streams)
+        ready = []
+        for i, (stream, token) in enumerate(zip(streams, tokens, strict=True)):
+            try:
+                stream.prepare(token)
+                ready.append(i)
+            except FastSNNError as error:
+                out[i] = error
+        for first in range(0, len(ready), MOST_ROWS):
+            some = ready[first : first + MOST_ROWS]
+            if len(some) == 1:
+                out[some[0]] = one_step(streams[some[0]], tokens[some[0]])
+                continue
+            found = self.run_many([streams[i] for i in some], [tokens[i] for i in some])
+            for i, logits in zip(some, found, strict=True):
+                out[i] = logits
+                streams[i].after(logits)
+        return out
+
+
+def one_step(stream: NumbaStream, token: int) -> Tensor | FastSNNError:
+    """Logits of a stream that steps alone, or what ended it."""
+    try:
+        return stream.step(token)
+    except FastSNNError as error:
+        return error
+
+
+def fill(row: Any, stream: NumbaStream, token: int) -> None:
+    """A row of a call."""
+    row["token"], row["position"] = token, stream.position
+    row["state_at"], row["state_size"] = stream.state.ctypes.data, stream.state.size
 
 
 def copied(t: Tensor) -> Any:
@@ -174,19 +232,30 @@ class NumbaStream:
         """Scores need as much room as the longest cache."""
         self.score = np.zeros(self.stepper.workers * int(self.state["capacity"].max(initial=0)) + 1, F)
 
-    def step(self, token: int) -> Tensor:
-        """Logits after `token`."""
+    def prepare(self, token: int) -> None:
+        """Refuse a token that cannot be taken; then there is room for it."""
         check_token(self.stepper.plan, token)
         if self.failure:
             raise FastSNNError(f"this stream ended with an error: {self.failure}")
         self.grow()
+
+    def after(self, logits: Tensor | FastSNNError) -> None:
+        """A step has been done, or has ended this stream."""
+        if isinstance(logits, FastSNNError):
+            self.failure = str(logits)
+            return
+        self.position += 1
+        self.state["seen"] += 1
+
+    def step(self, token: int) -> Tensor:
+        """Logits after `token`."""
+        self.prepare(token)
         try:
             logits = self.stepper.run(self, token)
         except FastSNNError as error:
-            self.failure = str(error)
+            self.after(error)
             raise
-        self.position += 1
-        self.state["seen"] += 1
+        self.after(logits)
         return logits
 
     def grow(self) -> None:

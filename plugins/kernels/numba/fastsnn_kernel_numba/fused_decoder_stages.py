@@ -123,14 +123,14 @@ def _list_events(counts, size, index, count, row):  # type: ignore[no-untyped-de
 
 
 @compile
-def _quantise_row(w, size, site):  # type: ignore[no-untyped-def]
-    """The row y, which is used up, becomes the events of a site, and V."""
+def _quantise_row(w, size, site, pa):  # type: ignore[no-untyped-def]
+    """The row y, which is used up, becomes the events of a site, and V; `pa` is a place in w.folds."""
     x, rule = w.y, w.sites[site]
     if rule.centre >= 0:
         centre = U(rule.centre)
         for i in range(U(size)):
             x[i] = x[i] - w.constants[centre + i]
-    v, limit = _threshold(x, U(0), size, _half_of(size), rule, w.folds, U(0))
+    v, limit = _threshold(x, U(0), size, _half_of(size), rule, w.folds, pa)
     _round_counts(x, U(0), size, v, rule, limit)
     if not _to_int32(x, U(0), size, w.counts):
         if w.row[0].problem == 0:
@@ -156,12 +156,12 @@ def _accumulate_task(w, task, worker, widest):  # type: ignore[no-untyped-def]
     if w.row[0].wide:
         for j in range(n):
             w.sums_64[oo + j] = 0
-        _accumulate_events(weight, w.index, w.count, first, last, tall, column, n, w.acc, oa, w.sums_64, oo, 255)
+        _accumulate_events(weight, w.index, w.count, first, last, tall, column, n, w.acc, oa, w.sums_64, oo, 255, last)
         _flush_int16(w.acc, oa, w.sums_64, oo, n)
     else:
         for j in range(n):
             w.sums[oo + j] = 0
-        _accumulate_events(weight, w.index, w.count, first, last, tall, column, n, w.acc, oa, w.sums, oo, 255)
+        _accumulate_events(weight, w.index, w.count, first, last, tall, column, n, w.acc, oa, w.sums, oo, 255, last)
         _flush_int16(w.acc, oa, w.sums, oo, n)
 
 

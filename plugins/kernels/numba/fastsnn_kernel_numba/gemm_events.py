@@ -101,14 +101,17 @@ def _prefetch_rows(w, index, first, last, tall, column, begin, end):  # type: ig
 
 
 @compile
-def _accumulate_events(w, index, count, k, end, tall, column, n, acc, oa, out, oo, room):  # type: ignore[no-untyped-def]
-    """Events k … end of one row onto the outputs column … column + n; `room` is what the 16-bit sums still hold."""
+def _accumulate_events(w, index, count, k, end, tall, column, n, acc, oa, out, oo, room, soon):  # type: ignore[no-untyped-def]
+    """Events k … end of one row onto the outputs column … column + n; `room` is what the 16-bit sums still hold.
+
+    Weight rows of the events up to `soon` are asked for in advance.
+    """
     while k < end:
         m, size, most = min(GROUP, end - k), 0, 0
         for q in range(m):
             size += abs(count[k + q])
             most = max(most, abs(count[k + q]))
-        ahead, beyond = k + m, min(k + m + GROUP, end)
+        ahead, beyond = k + m, min(k + m + GROUP, soon)
         if size > ROOM and most > PAIR:
             for q in range(m):
                 _add_wide(w, U(index[k + q] * tall + column), out.dtype.type(count[k + q]), out, oo, n)
@@ -208,7 +211,9 @@ def _event_gemm(counts, w, shape, limit, bits, index, count, starts, acc, room, 
                     oa, oo = U(own * width), U((part * rows + row) * tall + column)
                     k, end = at[own], _lower_bound(index, at[own], starts[row + 1], min(low + block, stop))
                     left = room[own]
-                    room[own] = _accumulate_events(w, index, count, k, end, stride, column, n, acc, oa, sums, oo, left)
+                    room[own] = _accumulate_events(
+                        w, index, count, k, end, stride, column, n, acc, oa, sums, oo, left, end
+                    )
                     at[own] = end
             for row in range(rows):
                 own = worker * rows + row

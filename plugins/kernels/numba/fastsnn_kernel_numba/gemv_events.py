@@ -110,7 +110,9 @@ def _accumulate_task(w, index, count, info, job, task, acc, oa, sums):  # type: 
         first, last = max(begin, before), min(end, before + here)
         if first < last:
             begin_at, end_at = shift + first, shift + last
-            room = _accumulate_events(w, index, count, begin_at, end_at, tall, column, n, acc, oa, sums, oo, room)
+            room = _accumulate_events(
+                w, index, count, begin_at, end_at, tall, column, n, acc, oa, sums, oo, room, end_at
+            )
         before += here
     _flush_int16(acc, oa, sums, oo, n)
 

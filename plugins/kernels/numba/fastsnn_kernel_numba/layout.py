@@ -55,8 +55,9 @@ MIXER = record(
 # A mixer's state in one stream: addresses of (S, z) or (keys, values), slots of the cache, tokens seen.
 STATE = record(first=INT, second=INT, capacity=INT, seen=INT)
 
-# What a row of spikes came to: events, whether its sums need 64 bits, what is wrong (`NOT_FINITE`, …), and where.
-ROW = record(events=INT, wide=INT, problem=INT, site=INT)
+# What a row of spikes came to: events, whether its sums need 64 bits, what is wrong (`NOT_FINITE`, …), and where. In a
+# step of several rows also whether it goes the dense way, with which sum of counts; its events are the rest then.
+ROW = record(events=INT, wide=INT, problem=INT, site=INT, dense=INT, total=INT)
 NOT_FINITE, GATE_NOT_FINITE = 1, 2
 
 # Arrays of a `Work`: type, in the order of its fields.
@@ -87,14 +88,21 @@ ARRAYS: dict[str, np.dtype[Any]] = {
     "folds": FLOAT,  # of every worker: partial sums
     "logits": FLOAT,
     "gates": INT32,  # of every worker: sums of gates
+    "pairs": INT32,  # of a row that goes the dense way: its counts by pairs, and behind them as bytes
 }
 PLACES = record(**{f"{name}_{part}": INT for name in ARRAYS for part in ("at", "size")})
 
-# A call: the place of the PLACES, a stream's states and scores, rotary tables, sizes.
+# A row of a step: the states of its stream, the token it takes and where that stands.
+STREAM = record(state_at=INT, state_size=INT, token=INT, position=INT)
+
+# A call: places of the PLACES and of the STREAMs, one of each per row; scores, rotary tables, sizes. Of several rows
+# also the flags of inputs that any of them has an event of, every worker's places in the rows' lists of events and its
+# room for dense products, and the shares of active inputs, of a row and of all, from which a row goes the dense way.
 CALL = record(
-    places=INT, state_at=INT, state_size=INT, score_at=INT, score_size=INT, cos_at=INT, sin_at=INT, angles_size=INT,
-    token=INT, position=INT, n_heads=INT, n_kv_heads=INT, head_dim=INT, head_room=INT, fold_room=INT, widest=INT,
-    workers=INT, softmax_scale=FLOAT,
+    places=INT, streams=INT, rows=INT, score_at=INT, score_size=INT, cos_at=INT, sin_at=INT, angles_size=INT,
+    n_heads=INT, n_kv_heads=INT, head_dim=INT, head_room=INT, fold_room=INT, widest=INT, workers=INT, used_at=INT,
+    used_size=INT, cursor_at=INT, dense_at=INT, softmax_scale=FLOAT, dense_from=FLOAT,
+    dense_least=FLOAT,
 )  # fmt: skip
 
 

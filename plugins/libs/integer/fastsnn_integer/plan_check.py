@@ -146,6 +146,15 @@ def _pair(plan: DecoderPlan, name: str, form: MixerForm, first: Any, second: Any
         )
 
 
+def apart(stepper: Any, streams: Any) -> None:
+    """Streams that step together are this stepper's, each there once."""
+    for stream in streams:
+        if getattr(stream, "stepper", None) is not stepper:
+            raise StateError("decode_step: a stream of another model or stepper cannot step with these")
+    if len({id(stream) for stream in streams}) < len(streams):
+        raise StateError("decode_step: a stream steps once per step; it was given twice")
+
+
 def check_token(plan: DecoderPlan, token: Any) -> None:
     """One token id of the plan's table."""
     try:

@@ -5,11 +5,13 @@ Slow and short. Kernels are compared with this and with the modules themselves, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import (
     BlockPlan,
     DecoderPlan,
@@ -27,7 +29,7 @@ from fastsnn_core.lowering import (
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_integer import deterministic
-from fastsnn_integer.plan_check import check_plan, check_start, check_token
+from fastsnn_integer.plan_check import apart, check_plan, check_start, check_token
 from fastsnn_integer.quantization import project, quantize_per_token
 
 STATISTICS = ("mean_abs", "max_abs", "rms")
@@ -137,14 +139,25 @@ class ReferenceStepper:
     def start(self, position: int, states: States, room: int = 0) -> ReferenceStream:
         """A stream that goes on from these states."""
         check_start(self.plan, position, states)
-        return ReferenceStream(self.plan, position, states)
+        return ReferenceStream(self, position, states)
+
+    def step_many(self, streams: Sequence[ReferenceStream], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
+        """The definition: one stream after the other."""
+        apart(self, streams)
+        out: list[Tensor | FastSNNError] = []
+        for stream, token in zip(streams, tokens, strict=True):
+            try:
+                out.append(stream.step(token))
+            except FastSNNError as error:
+                out.append(error)
+        return out
 
 
 class ReferenceStream:
     """`fastsnn_core.lowering.Stream` in plain torch."""
 
-    def __init__(self, plan: DecoderPlan, position: int, states: States) -> None:
-        self.plan, self.position = plan, position
+    def __init__(self, stepper: ReferenceStepper, position: int, states: States) -> None:
+        self.stepper, self.plan, self.position = stepper, stepper.plan, position
         self.held = [list(pairs) for pairs in states]
 
     @property

@@ -216,12 +216,23 @@ def start(form: MixerForm, seen: int) -> tuple[Tensor, Tensor]:
 
 
 def run_decode_step(make: Any, plan: DecoderPlan, position: int, states: Any, tokens: list[int]) -> Any:
-    """Logits of every token, and the states at the end."""
-    stream = make(plan, True).start(position, states)
+    """Logits of every token, and the states at the end; then three streams at different places, stepped together."""
+    stepper = make(plan, True)
+    stream = stepper.start(position, states)
     logits = [stream.step(token) for token in tokens]
-    ends = [
+    streams = [stepper.start(position, states) for _ in range(3)]
+    for place, behind in enumerate(streams[1:]):
+        for token in tokens[: place + 1]:
+            behind.step(token)
+    many = [stepper.step_many(some, tokens[: len(some)]) for some in (streams, streams[::-1], streams[:1])]
+    many = [[str(y) if isinstance(y, Exception) else y for y in row] for row in many]
+    return logits, ends(plan, stream), many, [ends(plan, s) for s in streams]
+
+
+def ends(plan: DecoderPlan, stream: Any) -> list[Any]:
+    """States of a stream, as many tokens as are seen."""
+    return [
         tuple(x[-form.window :] if isinstance(form, SoftmaxAttentionForm) and form.window else x for x in pair)
         for block, pairs in zip(plan.blocks, stream.states(), strict=True)
         for form, pair in zip(block.attention.mixers, pairs, strict=True)
     ]
-    return logits, ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import attrs
@@ -30,7 +31,7 @@ from fastsnn_events import runtime
 from fastsnn_integer import quantization
 from fastsnn_integer.quantization import Quant, QuantEmbedding, row_linear
 from fastsnn_model_decoder import prefill
-from fastsnn_model_decoder.fused_decode import FastStream, start
+from fastsnn_model_decoder.fused_decode import FastStream, start, step_many
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, initialise, settle
 from fastsnn_model_decoder.rope import BLOCK, Rope
 from fastsnn_modules.inputs import StateError, belongs, check_reset, like, token_input
@@ -255,6 +256,14 @@ class DecoderModule(nn.Module):
             return None
         self.fast_step = {"kernel": kernel, "why": "every part of the model has a fused form"}
         return stream
+
+    def step_many(self, streams: Sequence[FastStream], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
+        """Logits ``[vocab]`` of one more token of each stream that `fast` made, in one pass over the weights.
+
+        The bits are those of ``stream.step(token)`` alone, whoever else steps and wherever each stream stands. Where a
+        step is refused, its place holds the error that ``step`` would have raised, and the others go on.
+        """
+        return step_many(streams, tokens)
 
     def lower(self) -> DecoderPlan:
         """The network as numbers and tensors, for a fused decoding step; `Unsupported` says what has no fused form."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from fastsnn_core.errors import ArgumentError, FastSNNError
 from fastsnn_core.lowering import Unsupported, fingerprint, lower
 from fastsnn_events import input_major
 from fastsnn_events.runtime import Coding
@@ -19,7 +21,7 @@ class FastStream:
 
     def __init__(self, model: Any, made: Any, state: Any, room: int = 0) -> None:
         pairs = [block.attention.mixer.pack_state(s.attention.mixer) for block, s in zip(model.layers, state.layers)]
-        self.stream = made.start(int(state.position), pairs, room)
+        self.made, self.stream = made, made.start(int(state.position), pairs, room)
         layers = tuple(s._replace(attention=s.attention._replace(mixer=None)) for s in state.layers)
         self.model, self.like = model, state._replace(layers=layers)  # the stream holds what the mixers have seen
 
@@ -39,6 +41,27 @@ class FastStream:
             mixer = block.attention.mixer.unpack_state(pairs)
             layers.append(old._replace(attention=old.attention._replace(mixer=mixer)))
         return self.like._replace(position=torch.tensor([self.stream.position]), layers=tuple(layers))
+
+
+def step_many(streams: Sequence[FastStream], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
+    """Logits ``[vocab]`` of one more token of each stream, the bits of `FastStream.step`; or the error it raises.
+
+    Streams of one kernel's plan share a pass over the weights, as many as it takes at once; others take turns.
+    """
+    if len(streams) != len(tokens):
+        raise ArgumentError(f"step_many: {len(streams)} streams, but {len(tokens)} tokens")
+    for stream in streams:
+        if not isinstance(stream, FastStream):
+            raise ArgumentError(f"step_many takes streams that fast() made, got {type(stream).__name__}")
+    out: list[Any] = [None] * len(streams)
+    by_maker: dict[int, list[int]] = {}
+    for i, stream in enumerate(streams):
+        by_maker.setdefault(id(stream.made), []).append(i)
+    for some in by_maker.values():
+        made = streams[some[0]].made
+        for i, logits in zip(some, made.step_many([streams[i].stream for i in some], [tokens[i] for i in some])):
+            out[i] = logits
+    return out
 
 
 def refuse_hooks(model: nn.Module) -> None:

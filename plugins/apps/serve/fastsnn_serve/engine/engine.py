@@ -1,10 +1,12 @@
-"""The engine: one thread owns the model and steps every running stream in turn.
+"""The engine: one thread owns the model and gives every running stream a step in each round.
 
-    running = [a, b, c]      one round: one step (or one chunk of a prompt) of a, of b, of c; then newcomers join
+    running = [a, b, c]      one round: one step of a, b and c together; a chunk of a prompt each; then newcomers join
 
-Streams are never batched: float batches change rounding, and rounding decides spikes. So every stream's tokens are
-exactly those of ``fastsnn_text.generate_ids(model, prompt, max_tokens, sampling, stop=ends, chunk=chunk)``,
-whoever else is served. With linear and windowed attention a stream's state has one size from first token to last.
+Streams of a W8A model share one pass over its weights (``model.step_many``): sums of whole numbers are exact, so their
+bits are those of each stream alone. Streams of a float model take turns: a float batch rounds differently, and rounding
+decides spikes. Either way a stream's tokens are exactly those of
+``fastsnn_text.generate_ids(model, prompt, max_tokens, sampling, stop=ends, chunk=chunk)``, whoever else is served and
+whoever joins or leaves. With linear and windowed attention a stream's state has one size from first token to last.
 """
 
 from __future__ import annotations
@@ -204,9 +206,13 @@ class Engine:
         if not running:
             self.keep_turn(*self.turns.popleft())
             return True
-        for stream in running:
+        begun = [stream for stream in running if stream.begun and not stream.cancelled]
+        others = [stream for stream in running if not stream.begun]
+        self.decode(begun)
+        for stream in others:
             if not stream.cancelled:
                 self.turn(stream)
+        for stream in running:
             if stream.done or stream.cancelled:
                 with self.wake:
                     self.running.remove(stream)
@@ -221,14 +227,22 @@ class Engine:
                 return
             self.running.append(self.waiting.popleft())
 
+    def decode(self, streams: list[Stream]) -> None:
+        """One token of each; an error ends its stream and no other."""
+        for stream, found in zip(streams, self.reader.step_many(streams), strict=True):
+            try:
+                if isinstance(found, Exception):
+                    raise found
+                stream.logits, stream.state = found
+                self.pick(stream)
+            except Exception as error:
+                LOG.exception("a stream failed")
+                stream.say(Piece(error=error))
+
     def turn(self, stream: Stream) -> None:
-        """One chunk of the stream's prompt, or one token; an error ends this stream and no other."""
+        """One chunk of the stream's prompt; an error ends this stream and no other."""
         prompt = stream.prompt
         try:
-            if stream.begun:
-                stream.logits, stream.state = self.reader.step(stream.ids[-1], stream.state, stream.tokens)
-                self.pick(stream)
-                return
             if not prompt.ready:
                 self.reader.read(prompt, stream.want.max_tokens > 0)
                 if not prompt.ready:

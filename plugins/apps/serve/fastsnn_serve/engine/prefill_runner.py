@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastsnn_core.lowering import Unsupported, lower
 from fastsnn_core.probe import probe
 from fastsnn_serve.engine.detokenizer import Scored, scores
 from fastsnn_serve.engine.prefix_cache import PrefixCache, copied, keys, worth_keeping
-from fastsnn_serve.engine.streams import Prompt
+from fastsnn_serve.engine.streams import Prompt, Stream
 from fastsnn_serve.metrics import Metrics
 
 SAMPLE_EVERY = 64  # decoding steps between two looks at the spikes
@@ -26,6 +27,7 @@ class Reader:
         self.steps = 0
         fast = getattr(model, "fast", None)
         self.roomy = fast is not None and "room" in signature(fast).parameters
+        self.apart = why_apart(model)
 
     def run(self, ids: list[int], state: Any, last: bool = True) -> tuple[Tensor, Any]:
         """``(logits [1,T or 1,V], state)`` of the model."""
@@ -53,6 +55,36 @@ class Reader:
         self.metrics.add("fastsnn_spike_channels_total", sum(c.numel() for c in counts))
         self.metrics.add("fastsnn_spike_channels_silent_total", sum(int((c == 0).sum()) for c in counts))
         return result
+
+    def step_many(self, streams: list[Stream]) -> list[Any]:
+        """``(logits, state)`` of a step of each stream, or the error that ends it.
+
+        Fused streams share a pass over the weights, with the bits they have alone; the others take turns.
+        """
+        out: list[Any] = [None] * len(streams)
+        together = []
+        for i, stream in enumerate(streams):
+            if not self.apart and hasattr(stream.state, "step") and self.steps % SAMPLE_EVERY:
+                self.steps += 1
+                together.append(i)
+                continue
+            try:
+                out[i] = self.step(stream.ids[-1], stream.state, stream.tokens)
+            except Exception as error:
+                out[i] = error
+        if not together:
+            return out
+        states = [streams[i].state for i in together]
+        model: Any = self.model
+        try:
+            found = model.step_many(states, [streams[i].ids[-1] for i in together])
+        except Exception as error:  # of the step itself, so all of them are lost
+            found = [error] * len(together)
+        for i, state, logits in zip(together, states, found, strict=True):
+            out[i] = logits if isinstance(logits, Exception) else (logits[None, None], state)
+        if len(together) > 1:
+            self.metrics.add("fastsnn_shared_tokens_total", len(together))
+        return out
 
     def read(self, prompt: Prompt, go_on: bool) -> None:
         """The prompt's next chunk; before the first a look into the cache, unless its own log-probabilities are wanted.
@@ -113,3 +145,14 @@ class Reader:
         _, state = self.run(ids[at:end], None if hit is None else copied(hit.state))
         self.cache.put(known[end // self.chunk - 1], state)
         return end < goal and known[end // self.chunk - 1] in self.cache.snapshots
+
+
+def why_apart(model: nn.Module) -> str:
+    """Why streams of this model take turns; "" where one pass over the weights can serve several."""
+    if not callable(getattr(model, "step_many", None)):
+        return f"{type(model).__name__} has no step of several streams"
+    try:
+        lower(model, "")
+    except Unsupported as reason:
+        return str(reason)
+    return ""

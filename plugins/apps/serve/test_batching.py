@@ -1,0 +1,84 @@
+"""Streams of a W8A model share passes over its weights, and say what they say alone; float models take turns."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastsnn_kernel_numba")
+
+from fastsnn_core import create
+from fastsnn_integer.quantization import quantise
+from fastsnn_serve import Engine, app
+from fastsnn_serve.http.server import greeting
+from fastsnn_serve.testing import Said, attached, decoder, run, until
+
+
+@pytest.fixture(scope="module")
+def integer() -> Any:
+    """The tiny decoder in integer arithmetic, its fused step compiled."""
+    model: Any = attached(quantise(decoder(attention=(create("attention", "gla"), create("attention", "softmax")))))
+    import torch
+
+    with torch.inference_mode():
+        assert model.fast(model(torch.tensor([[1]]), return_state=True)[1]) is not None, model.fast_step
+    return model
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_streams_share_and_say_what_they_say_alone(integer: Any, seed: int) -> None:
+    """Random prompts, lengths and arrivals: tokens and log-probabilities, bit for bit."""
+    draw = random.Random(seed)
+    asked = [
+        ([draw.randrange(256) for _ in range(draw.randint(1, 40))], draw.randint(1, 30), draw.randrange(99))
+        for _ in range(9)
+    ]
+    alone = []
+    for prompt, n, key in asked:
+        engine = Engine(integer, chunk=16, cache_bytes=0)
+        alone += run(engine, Said(engine, prompt, n, seed=key))
+        engine.close()
+    engine = Engine(integer, chunk=16, max_streams=draw.choice([3, 16]))
+    saids = [Said(engine, prompt, n, seed=key) for prompt, n, key in asked]
+    order = list(range(len(saids)))
+    draw.shuffle(order)
+    for i in order:
+        engine.submit([saids[i].stream])
+        time.sleep(draw.choice([0, 0, 0.003]))
+    assert [said.result() for said in saids] == alone
+    assert engine.metrics.total("fastsnn_shared_tokens_total") > 0
+    engine.close()
+
+
+def test_leaving_changes_nothing_for_the_others(integer: Any) -> None:
+    engine = Engine(integer, chunk=16, cache_bytes=0)
+    alone = run(engine, Said(engine, [65, 66], 40, seed=3))
+    stays, goes = Said(engine, [65, 66], 40, seed=3), Said(engine, [67], 10**4, temperature=0.0)
+    engine.submit([goes.stream, stays.stream])
+    assert until(lambda: len(goes.stream.ids) > 5)
+    engine.cancel([goes.stream])
+    assert [stays.result()] == alone
+    engine.close()
+
+
+def test_a_broken_shared_step_is_said_to_its_streams(integer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(streams: Any, tokens: Any) -> Any:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(integer, "step_many", broken, raising=False)
+    engine = Engine(integer)
+    a, b = Said(engine, [65], 9, seed=0), Said(engine, [66], 9, seed=0)
+    engine.submit([a.stream, b.stream])
+    for said in (a, b):
+        with pytest.raises(RuntimeError, match="planted"):
+            said.result()
+    engine.close()
+
+
+def test_who_takes_turns_is_said(integer: Any) -> None:
+    assert "streams take turns" in greeting("http://x", app(decoder()))
+    assert "only W8A models are fused" in greeting("http://x", app(decoder()))
+    assert "streams take turns" not in greeting("http://x", app(integer))

@@ -1,0 +1,77 @@
+"""Working memory of a step of several streams: arrays of each row, and tasks that all rows share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastsnn_kernel_numba import layout
+from fastsnn_kernel_numba.dense_pairs import CHUNK
+from fastsnn_kernel_numba.fused_decoder_rows import COLUMNS, DENSE_ROOM, MOST_ROWS, NARROW, NARROW_COLUMNS
+from fastsnn_kernel_numba.fused_decoder_work import Work
+
+ROW_ARRAYS = (
+    "row", "threshold", "x", "y", "z", "mixed", "counts", "index", "count", "sums", "sums_64", "logits"
+)  # fmt: skip
+
+
+class Batch:
+    """Arrays for `rows` rows of a step whose single rows have `work`: tables are shared, what a row computes is not."""
+
+    def __init__(self, work: Work, rows: int, workers: int) -> None:
+        self.rows = rows
+        matrices = work.matrices.copy()
+        matrices["parts"] = 1  # columns are shared out, never events
+        stages, tasks = rows_tasks(work)
+        shared = {
+            "matrices": matrices, "stages": stages, "tasks": tasks,
+            "acc": np.zeros(workers * MOST_ROWS * COLUMNS, np.int16),
+        }  # fmt: skip
+        padded = -(-len(work.counts) // CHUNK) * CHUNK
+        self.works = [
+            work._replace(
+                **shared, **{name: np.zeros_like(getattr(work, name)) for name in ROW_ARRAYS},
+                pairs=np.zeros(padded // 2 + padded // 4, np.int32),
+            )
+            for _ in range(rows)
+        ]  # fmt: skip
+        self.places = layout.pack(layout.PLACES, [located(w) for w in self.works])
+        self.streams = np.zeros(rows, layout.STREAM)
+        self.used = np.zeros(len(work.counts), np.int8)
+        self.cursor = np.zeros(2 * workers * MOST_ROWS, np.int64)
+        self.dense = np.zeros(workers * DENSE_ROOM, np.int8)
+        self.score = np.zeros(1, np.float32)
+
+    def score_room(self, numbers: int) -> None:
+        """Room for the scores of the longest cache."""
+        if len(self.score) < numbers:
+            self.score = np.zeros(numbers, np.float32)
+
+
+def rows_tasks(work: Work) -> tuple[Any, Any]:
+    """Stages and tasks of the same projections by columns alone, in pieces whose sums of all rows stay in cache."""
+    stages, tasks = work.stages.copy(), []
+    for stage in stages:
+        begin = len(tasks)
+        for task in work.tasks[stage["first_task"] : stage["last_task"]]:
+            if task["part"]:
+                continue
+            wide = int(work.matrices[task["matrix"]]["outputs"])
+            step = NARROW_COLUMNS if wide <= NARROW else COLUMNS
+            for column in range(task["column"], task["column"] + task["columns"], step):
+                columns = min(step, int(task["column"] + task["columns"]) - column)
+                tasks.append({"matrix": task["matrix"], "column": column, "columns": columns, "part": 0})
+        stage["first_task"], stage["last_task"] = begin, len(tasks)
+    return stages, layout.pack(layout.TASK, tasks)
+
+
+def located(work: Work) -> dict[str, int]:
+    """Address and size of every array."""
+    found = {}
+    for name, kind in layout.ARRAYS.items():
+        array = getattr(work, name)
+        if array.dtype != kind or not array.flags.c_contiguous:
+            raise TypeError(f"{name} is {array.dtype}, wanted {kind} in one piece")
+        found |= {f"{name}_at": array.ctypes.data, f"{name}_size": array.size}
+    return found

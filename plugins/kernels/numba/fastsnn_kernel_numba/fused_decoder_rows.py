@@ -1,0 +1,182 @@
+"""Projections of several rows in one pass over the INT8 weights: the fused step of 2 to `MOST_ROWS` streams.
+
+A task is a range of columns for all rows. Rows with many events go the dense way (`fastsnn_kernel_numba.dense_pairs`):
+chunk by chunk, weights are interleaved once and multiplied with the counts of all such rows. The others add their own
+events, a block of inputs after the other whose weights stay in cache, so memory is read once for all rows, and only
+where any of them has an event. Sums are whole numbers and exact, so a row's are the same bits as alone, whichever way;
+everything else of a row is done by the stages that a single row has.
+"""
+
+from __future__ import annotations
+
+from fastsnn_kernel_numba.array_views import view
+from fastsnn_kernel_numba.dense_pairs import CHUNK, GROUP, PAIRS, _multiply_group, _pack_chunk, _split_counts
+from fastsnn_kernel_numba.fused_decoder_stages import _accumulate_task, _dequantise
+from fastsnn_kernel_numba.fused_decoder_work import _work
+from fastsnn_kernel_numba.gemm_events import ROOM, U, _accumulate_events, _flush_int16, _lower_bound
+from fastsnn_kernel_numba.layout import INT, INT8, INT16, INT32, ROW
+from fastsnn_kernel_numba.numba_runtime import compile, prefetch
+from fastsnn_kernel_numba.spin_barrier import finish_task, next_task, wait_for_tasks
+
+MOST_ROWS = 32  # streams of one step; more take turns
+COLUMNS, NARROW_COLUMNS, NARROW = 1024, 384, 1536  # outputs per task; of projections up to `NARROW` outputs
+INPUTS = 128  # of a block of events: with 1024 columns 128 KiB of weights
+USED = 256  # inputs per task of `_mark_used`
+DENSE_FROM, DENSE_LEAST = 0.3, 2.5  # active share of a row's inputs, and of all rows together: benchmarks/batched.py
+PANEL = COLUMNS // GROUP * 64 * PAIRS  # bytes of a worker: interleaved weights, sums nobody wants, addresses, sums
+SPARE, ADDRESSES = PANEL + 4 * GROUP, 8 * MOST_ROWS
+DENSE_ROOM = SPARE + ADDRESSES + 4 * MOST_ROWS * COLUMNS
+
+
+@compile
+def _choose_way(p, size, rows_all, c):  # type: ignore[no-untyped-def]
+    """Behind its prologue: does this row go the dense way? Where it and `rows_all` such rows have events enough."""
+    rows = view(p.row_at, 1, ROW)
+    events = rows[0].events
+    rows[0].dense = 0
+    if rows[0].wide or events < c.dense_from * size or events * rows_all < c.dense_least * size:
+        return
+    counts, low = view(p.counts_at, p.counts_size, INT32), view(p.pairs_at, p.pairs_size, INT32)
+    padded = (size + CHUNK - 1) // CHUNK * CHUNK
+    behind = p.pairs_at + 2 * padded
+    narrow, pairs = view(behind, padded, INT8), view(behind, padded // 2, INT16)
+    index, count = view(p.index_at, p.index_size, INT32), view(p.count_at, p.count_size, INT32)
+    events, total = _split_counts(counts, size, low, narrow, pairs, index, count)
+    rows[0].events, rows[0].total, rows[0].dense = events, total, 1
+
+
+@compile
+def _dense_rows(places, rows):  # type: ignore[no-untyped-def]
+    """How many rows go the dense way."""
+    found = 0
+    for r in range(rows):
+        found += view(places[r].row_at, 1, ROW)[0].dense
+    return found
+
+
+@compile
+def _mark_used(places, rows, used, first, last):  # type: ignore[no-untyped-def]
+    """Which of the inputs first … last have an event in any row."""
+    a, n = U(first), U(last - first)
+    for i in range(n):
+        used[a + i] = 0
+    for r in range(rows):
+        counts = view(places[r].counts_at, places[r].counts_size, INT32)
+        for i in range(n):
+            used[a + i] |= counts[a + i] != 0
+
+
+@compile
+def _mark_phase(c, places, rows, inputs, sync, phase):  # type: ignore[no-untyped-def]
+    """A phase that marks all inputs of a projection."""
+    used, tasks = view(c.used_at, c.used_size, INT8), (inputs + USED - 1) // USED
+    t = next_task(sync, phase)
+    while t < tasks:
+        _mark_used(places, rows, used, t * USED, min(t * USED + USED, inputs))
+        finish_task(sync, phase)
+        t = next_task(sync, phase)
+    wait_for_tasks(sync, phase, tasks)
+
+
+@compile
+def _prefetch_block(weight, used, every, first, last, tall, column, n):  # type: ignore[no-untyped-def]
+    """Ask for the weights of a block of inputs: of all of them, or of those that any row needs."""
+    for i in range(first, last):
+        if every or used[i]:
+            for line in range(i * tall + column, i * tall + column + n, 64):
+                prefetch(weight, line)
+
+
+@compile
+def _multiply_rows(places, rows, dense, weight, address, inputs, tall, column, n, oo, room):  # type: ignore[no-untyped-def]
+    """Sums of the rows that go the dense way, columns column … column + n; `room` is a worker's address."""
+    panel, addresses = view(room, PANEL, INT8), view(room + SPARE, MOST_ROWS, INT)
+    at = room + SPARE + ADDRESSES
+    out, d = view(at, MOST_ROWS * COLUMNS, INT32), 0
+    for r in range(rows):
+        if view(places[r].row_at, 1, ROW)[0].dense:
+            addresses[d] = places[r].pairs_at
+            d += 1
+    for i in range(U(dense * COLUMNS)):
+        out[i] = 0
+    for first in range(0, inputs, CHUNK):
+        _prefetch_block(weight, panel, True, first + CHUNK, min(first + 2 * CHUNK, inputs), tall, column, n)
+        _pack_chunk(weight, address, first, inputs, tall, column, n, panel, room)
+        for g in range((n + GROUP - 1) // GROUP):
+            _multiply_group(room + 64 * PAIRS * g, addresses, dense, room + PANEL, COLUMNS, at + 4 * GROUP * g)
+        for i in range(dense):
+            addresses[i] += 2 * CHUNK
+    d = 0
+    for r in range(rows):
+        row = view(places[r].row_at, 1, ROW)[0]
+        if row.dense:
+            sums, off, own = view(places[r].sums_at, places[r].sums_size, INT32), 128 * row.total, U(d * COLUMNS)
+            for j in range(U(n)):
+                sums[oo + j] = out[own + j] - off
+            d += 1
+
+
+@compile
+def _accumulate_rows(w, c, places, rows, dense, task, worker):  # type: ignore[no-untyped-def]
+    """One task: all rows' sums of its columns; rows whose sums need 64 bits come alone, behind the others."""
+    t = w.tasks[task]
+    m = w.matrices[t.matrix]
+    column, n, tall, inputs, oo = t.column, U(t.columns), m.outputs, m.inputs, U(m.sums + t.column)
+    weight, used = view(m.address, tall * inputs, INT8), view(c.used_at, c.used_size, INT8)
+    cursor, own = view(c.cursor_at, c.workers * MOST_ROWS * 2, INT), worker * MOST_ROWS
+    _prefetch_block(weight, used, dense > 0, 0, min(CHUNK if dense else INPUTS, inputs), tall, column, t.columns)
+    if dense:
+        room = c.dense_at + worker * DENSE_ROOM
+        _multiply_rows(places, rows, dense, weight, m.address, inputs, tall, column, t.columns, oo, room)
+    for r in range(rows):
+        cursor[2 * (own + r)], cursor[2 * (own + r) + 1] = 0, ROOM
+        row, oa = view(places[r].row_at, 1, ROW)[0], U((own + r) * COLUMNS)
+        sums = view(places[r].sums_at, places[r].sums_size, INT32)
+        for j in range(n):
+            w.acc[oa + j] = 0
+        if not row.dense:
+            for j in range(n):
+                sums[oo + j] = 0
+    for low in range(0, inputs, INPUTS):
+        high = min(low + INPUTS, inputs)
+        if not dense:
+            _prefetch_block(weight, used, False, high, min(high + INPUTS, inputs), tall, column, t.columns)
+        for r in range(rows):
+            p, at = places[r], 2 * (own + r)
+            row = view(p.row_at, 1, ROW)[0]
+            if row.wide or row.events == 0:
+                continue
+            index, count = view(p.index_at, p.index_size, INT32), view(p.count_at, p.count_size, INT32)
+            sums, oa, k = view(p.sums_at, p.sums_size, INT32), U((own + r) * COLUMNS), cursor[at]
+            end = row.events if high == inputs else _lower_bound(index, k, min(row.events, k + INPUTS), high)
+            cursor[at + 1] = _accumulate_events(
+                weight, index, count, k, end, tall, column, n, w.acc, oa, sums, oo, cursor[at + 1], k
+            )
+            cursor[at] = end
+    for r in range(rows):
+        p = places[r]
+        row = view(p.row_at, 1, ROW)[0]
+        if row.wide:
+            _accumulate_task(_work(p), task, worker * MOST_ROWS, COLUMNS)
+        elif row.events:
+            _flush_int16(w.acc, U((own + r) * COLUMNS), view(p.sums_at, p.sums_size, INT32), oo, n)
+
+
+@compile
+def _project_rows(w, c, places, rows, phase, stage, worker, head):  # type: ignore[no-untyped-def]
+    """The projections of a stage for all rows, in two phases; those of the network's head become logits at once."""
+    dense, first, last = _dense_rows(places, rows), stage.first_task, stage.last_task
+    if not dense:
+        _mark_phase(c, places, rows, stage.size, w.sync, phase)
+    phase += 1
+    t = next_task(w.sync, phase)
+    while t < last - first:
+        _accumulate_rows(w, c, places, rows, dense, first + t, worker)
+        if head >= 0:
+            task = w.tasks[first + t]
+            for r in range(rows):
+                own = _work(places[r])
+                _dequantise(own, head, task.column, task.columns, own.logits, U(task.column))
+        finish_task(w.sync, phase)
+        t = next_task(w.sync, phase)
+    wait_for_tasks(w.sync, phase, last - first)

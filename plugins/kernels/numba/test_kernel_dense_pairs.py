@@ -1,0 +1,85 @@
+"""Dense products by pairs of inputs: exact at every edge, with the instruction that AVX2 has and without it."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from numba import njit
+
+from fastsnn_kernel_numba import dense_pairs as dense
+
+generic = dense.tile(4, avx2=False)
+
+
+@njit
+def multiply(weight, at, inputs, tall, column, n, counts, rows, panel, panel_at, out_at, spare):
+    for first in range(0, inputs, dense.CHUNK):
+        dense._pack_chunk(weight, at, first, inputs, tall, column, n, panel, panel_at)
+        for g in range((n + 31) // 32):
+            dense._multiply_group(panel_at + 1024 * g, counts + 2 * first, rows, spare, 96, out_at + 128 * g)
+
+
+@njit
+def both(panel, counts, out, other):
+    dense._tile_4(panel, (counts, counts, counts, counts), (out, out + 128, out + 256, out + 384))
+    generic(panel, (counts, counts, counts, counts), (other, other + 128, other + 256, other + 384))
+
+
+def at(array):
+    return array.ctypes.data
+
+
+def split(counts):
+    """Pairs, remaining events and the sum of the rest, of rows; on memory full of ones."""
+    rows, size = counts.shape
+    padded = -(-size // 32) * 32
+    low = np.full((rows, padded // 2), -1, np.int32)
+    index, count = np.full((rows, size + 1), -1, np.int32), np.full((rows, size + 1), -1, np.int32)
+    narrow = np.full(padded, -1, np.int8)
+    made = [
+        dense._split_counts(counts[r], size, low[r], narrow, narrow.view(np.int16), index[r], count[r])
+        for r in range(rows)
+    ]
+    return low, index, count, made
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("FASTSNN_ROUNDS", "60"))))
+def test_exact(seed):
+    draw = np.random.default_rng(seed)
+    inputs, n, rows = int(draw.integers(1, 100)), int(draw.integers(1, 96)), int(draw.integers(1, 12))
+    tall, column = n + int(draw.integers(0, 40)), 0
+    column = int(draw.integers(0, tall - n + 1))
+    weight = draw.integers(-128, 128, (inputs, tall)).astype(np.int8)
+    if seed % 3 == 0:
+        weight[:] = draw.choice([-128, 127])
+    largest = draw.choice([1, 3, 20, 127, 128, 1000, 1 << 20])
+    counts = draw.integers(-largest, largest + 1, (rows, inputs)).astype(np.int32)
+    counts[draw.random((rows, inputs)) < draw.random()] = 0
+    low, index, count, made = split(counts)
+    panel, spare = np.full(3 * 1024, -1, np.int8), np.zeros(32, np.int32)
+    out = np.zeros((rows, 96), np.int32)
+    places = np.array([at(low[r]) for r in range(rows)], np.int64)
+    multiply(
+        weight.reshape(-1), at(weight), inputs, tall, column, n, places, rows, panel, at(panel), at(out), at(spare)
+    )
+    found = out[:, :n].astype(np.int64)
+    for r, (events, total) in enumerate(made):
+        found[r] -= 128 * total
+        for e in range(events):
+            found[r] += int(count[r, e]) * weight[index[r, e], column : column + n].astype(np.int64)
+    wanted = counts.astype(np.int64) @ weight[:, column : column + n].astype(np.int64)
+    assert np.array_equal(found, wanted)
+
+
+def test_without_the_instruction():
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        panel = draw.integers(-128, 128, 1024).astype(np.int8)
+        counts = draw.choice([-1, 1], 32) * (draw.random(32) < 0.5) * 8
+        low = split(counts.astype(np.int32)[None])[0]
+        out, other = np.ones((4, 32), np.int32), np.ones((4, 32), np.int32)
+        both(at(panel), at(low), at(out), at(other))
+        assert np.array_equal(out, other)
+        assert (out != 1).any()

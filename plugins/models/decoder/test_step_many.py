@@ -1,0 +1,173 @@
+"""Streams that step together give the bits they have alone: random prompts, joins and orders, on poisoned memory."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+import torch
+
+pytest.importorskip("numba")
+pytest.importorskip("fastsnn_kernel_numba")
+
+from fastsnn_core import Model, ops
+from fastsnn_core.errors import FastSNNError
+from fastsnn_core.spec import converter
+from fastsnn_core.state import leaves
+from fastsnn_integer.quantization import quantise
+
+SCHEDULES = int(os.environ.get("FASTSNN_ROUNDS", "0")) or 32  # of each model; a quarter on two threads
+VOCAB, LENGTH = 37, 10
+
+
+def counts(k):
+    return {"kind": "adaptive_threshold", "k": k}
+
+
+MODELS = {
+    "gla and window": {"attention": [{"kind": "gla", "rank": 4}, {"kind": "sliding_window", "window": 7}]},
+    "softmax, biases, norms": {
+        "attention": [{"kind": "softmax"}], "n_kv_heads": 2, "qkv_bias": True, "out_bias": True, "qk_norm": True,
+    },
+    "hybrid, odd widths": {"attention": [{"kind": "hybrid"}], "head_dim": 6, "d_ff": 41, "tied": False},
+    "linear, sparse": {
+        "attention": [{"kind": "linear", "decay": 0.2}],
+        "neuron": {"kind": "adaptive_threshold", "dead_zone": 1.0, "limit": 7},
+    },
+    "many columns": {"attention": [{"kind": "linear"}], "d_ff": 2100, "neuron": counts(9)},
+    "64-bit sums": {"attention": [{"kind": "linear"}], "d_ff": 1700, "neuron": counts(1e4)},
+    "silent": {"attention": [{"kind": "gla", "rank": 4}], "neuron": counts(0.05)},
+}  # fmt: skip
+
+
+def network(**fields):
+    torch.manual_seed(0)
+    table = {"kind": "decoder", "vocab_size": VOCAB, "d_model": 24, "n_layers": 2, "n_heads": 4, **fields}
+    model = converter().structure(table, Model).build()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return quantise(model).eval()
+
+
+def poison(stepper):
+    """Working memory may hold anything between two steps."""
+    scratch = ("x", "y", "z", "mixed", "counts", "index", "count", "sums", "sums_64", "heads", "folds", "logits", "acc")
+    works = [stepper.work, *(stepper.batch.works if stepper.batch else ())]
+    for work in works:
+        for name in (*scratch, "threshold"):
+            getattr(work, name).view("u1").fill(0xFF)
+    if stepper.batch:
+        for array in (stepper.batch.used, stepper.batch.cursor, stepper.batch.score, stepper.batch.dense):
+            array.view("u1").fill(0xFF)
+        for work in stepper.batch.works:
+            work.pairs.view("u1").fill(0xFF)
+
+
+def alone(model, prompts):
+    """Every stream by itself: its tokens (the likeliest ones), its logits, and its state at the end."""
+    found = []
+    for prompt in prompts:
+        stream = model.fast(model(prompt, return_state=True)[1])
+        assert stream is not None, model.fast_step
+        tokens, logits = [int(prompt[0, -1])], []
+        for _ in range(LENGTH):
+            logits.append(stream.step(tokens[-1]))
+            tokens.append(int(logits[-1].argmax()))
+        found.append((tokens, logits, dict(leaves(stream.state()))))
+    return found
+
+
+def follow(model, prompts, wanted, draw):
+    """One random schedule: streams begin and pause at any step, and those that step come in any order."""
+    streams, done = {}, [0] * len(prompts)
+    together = 0
+    while min(done) < LENGTH:
+        left = [i for i, n in enumerate(done) if n < LENGTH]
+        some = draw.sample(left, draw.randint(1, len(left)))
+        for i in some:
+            if i not in streams:
+                streams[i] = model.fast(model(prompts[i], return_state=True)[1], room=draw.choice([0, 0, 20]))
+        stepper = streams[some[0]].made
+        stepper.call[0]["dense_from"] = draw.choice([0.3, 0.3, 0.0, 0.6, 2.0])  # all ways, whatever measuring says
+        stepper.call[0]["dense_least"] = draw.choice([0.0, 2.5])
+        poison(stepper)
+        out = model.step_many([streams[i] for i in some], [wanted[i][0][done[i]] for i in some])
+        together += len(some) > 1
+        for i, logits in zip(some, out):
+            assert torch.equal(logits, wanted[i][1][done[i]]), f"stream {i}, token {done[i]}, of {some}"
+            assert int(logits.argmax()) == wanted[i][0][done[i] + 1]
+            done[i] += 1
+    for i, stream in streams.items():
+        for name, tensor in leaves(stream.state()):
+            if not name.endswith((".k", ".v")):  # slots that hold nothing may hold anything
+                assert torch.equal(tensor, wanted[i][2][name]), f"stream {i}: {name}"
+    return together
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", list(MODELS))
+@torch.inference_mode()
+def test_together_is_alone(name, threads):
+    model, draw = network(**MODELS[name]), random.Random(name)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        prompts = [torch.randint(0, VOCAB, (1, draw.randint(1, 9))) for _ in range(6)]
+        wanted = alone(model, prompts)
+        assert sum(follow(model, prompts, wanted, draw) for _ in range(SCHEDULES // threads**2))
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def test_more_streams_than_one_pass_takes():
+    model = network(**MODELS["gla and window"])
+    prompts = [torch.randint(0, VOCAB, (1, 3)) for _ in range(35)]
+    wanted = alone(model, prompts)
+    streams = [model.fast(model(p, return_state=True)[1]) for p in prompts]
+    for t in range(3):
+        out = model.step_many(streams, [w[0][t] for w in wanted])
+        assert all(torch.equal(y, w[1][t]) for y, w in zip(out, wanted))
+
+
+@torch.inference_mode()
+def test_what_ends_one_stream_leaves_the_others():
+    """NaN in one stream's state, a token that is none, a stream that ended before: the others' bits stay."""
+    model = network(**MODELS["gla and window"])
+    prompts = [torch.randint(0, VOCAB, (1, 4)) for _ in range(4)]
+    wanted = alone(model, prompts)
+    streams = [model.fast(model(p, return_state=True)[1]) for p in prompts]
+    streams[1].stream.memory[0][0][:] = float("nan")
+    tokens = [w[0][0] for w in wanted]
+    tokens[2] = VOCAB
+    out = model.step_many(streams, tokens)
+    assert "must be finite" in str(out[1])
+    assert "outside 0" in str(out[2])
+    assert all(torch.equal(out[i], wanted[i][1][0]) for i in (0, 3))
+    out = model.step_many(streams, [wanted[0][0][1], 1, wanted[2][0][0], wanted[3][0][1]])
+    assert isinstance(out[1], FastSNNError)
+    assert "ended with an error" in str(out[1])
+    assert torch.equal(out[2], wanted[2][1][0])  # a refused token is no end
+    assert all(torch.equal(out[i], wanted[i][1][1]) for i in (0, 3))
+
+
+@torch.inference_mode()
+def test_what_cannot_step_together_is_refused():
+    model, other = network(), network()
+    state = model(torch.tensor([[1, 2]]), return_state=True)[1]
+    stream, there = model.fast(state), other.fast(state)
+    with pytest.raises(FastSNNError, match="given twice"):
+        model.step_many([stream, stream], [1, 1])
+    with pytest.raises(FastSNNError, match="2 streams, but 1 token"):
+        model.step_many([stream, there], [1])
+    with pytest.raises(FastSNNError, match="fast"):
+        model.step_many([state], [1])
+    with pytest.raises(FastSNNError, match="another model"):
+        stream.made.step_many([there.stream], [1])
+    assert model.step_many([], []) == []
+    a, b = model.step_many([stream, there], [3, 3])  # two plans take turns
+    assert torch.equal(a, b)
+    with ops.use("naive"):
+        assert model.fast(state) is None
