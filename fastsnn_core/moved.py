@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -85,6 +85,18 @@ def attribute(package: str, name: str) -> Any:
 def add(package: str, table: Mapping[str, str]) -> None:
     """Old modules of `package` and where they are now inside it: ``{"trainer": "loop.trainer"}``."""
     MODULES.update({f"{package}.{old}": f"{package}.{new}" for old, new in table.items()})
+
+
+def renamed(module: str, table: Mapping[str, str]) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module some of whose names have changed: ``{"old": "new"}``, each with a warning."""
+
+    def found(name: str) -> Any:
+        if name not in table:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        say(f"{module}.{name}", f"{module}.{table[name]}")
+        return getattr(sys.modules[module], table[name])
+
+    return found
 
 
 def say(old: str, new: str) -> None:

@@ -38,6 +38,16 @@ def test_an_old_name_is_still_there(old):
         assert getattr(importlib.import_module(package), name) is not None
 
 
+def test_an_old_name_of_a_function_is_the_new_function():
+    from fastsnn_integer import quantization
+
+    for old, new in quantization.OLD.items():
+        with pytest.warns(DeprecationWarning, match=f"{old} is now fastsnn_integer.quantization.{new}"):
+            assert getattr(quantization, old) is getattr(quantization, new)
+    with pytest.raises(AttributeError, match="never_was"):
+        _ = quantization.never_was
+
+
 def test_the_seeds_paths_do_not_warn():
     code = "import warnings; warnings.simplefilter('error', DeprecationWarning)\n" + "\n".join(
         f"import {p}" for p in SEEDS

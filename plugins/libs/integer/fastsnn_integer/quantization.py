@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from fastsnn_core.component import param
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import MatrixForm, NormForm, Unsupported
+from fastsnn_core.moved import renamed
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_events.linear import count_project, input_major, spike_sums
 from fastsnn_integer import deterministic
@@ -300,3 +301,13 @@ def quantise(model: nn.Module, quant: Quant | None = None) -> nn.Module:
     done = {"what": "quantise", **attrs.asdict(new_spec.quant)}
     new.meta = {k: v for k, v in meta.items() if k != "created"} | {"milestones": [*meta.get("milestones", []), done]}
     return new
+
+
+OLD = {
+    "Stored": "Int8Weights",
+    "inexact": "not_batch_invariant",
+    "levels": "quantize_per_token",
+    "short": "ceil_to_bf16",
+    "shorten": "round_to_bf16_",
+}
+__getattr__ = renamed(__name__, OLD)
