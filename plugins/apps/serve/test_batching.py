@@ -14,7 +14,7 @@ from fastsnn_core import create
 from fastsnn_integer.quantization import quantise
 from fastsnn_serve import Engine, app
 from fastsnn_serve.http.server import greeting
-from fastsnn_serve.testing import Said, attached, decoder, run, until
+from fastsnn_serve.testing import Recorder, attached, decoder, run, until
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ def test_streams_share_and_say_what_they_say_alone(integer: Any, seed: int) -> N
     alone = []
     for prompt, n, key in asked:
         engine = Engine(integer, chunk=16, cache_bytes=0)
-        alone += run(engine, Said(engine, prompt, n, seed=key))
+        alone += run(engine, Recorder(engine, prompt, n, seed=key))
         engine.close()
     engine = Engine(integer, chunk=16, max_streams=draw.choice([3, 16]))
-    saids = [Said(engine, prompt, n, seed=key) for prompt, n, key in asked]
+    saids = [Recorder(engine, prompt, n, seed=key) for prompt, n, key in asked]
     order = list(range(len(saids)))
     draw.shuffle(order)
     for i in order:
@@ -55,8 +55,8 @@ def test_streams_share_and_say_what_they_say_alone(integer: Any, seed: int) -> N
 
 def test_leaving_changes_nothing_for_the_others(integer: Any) -> None:
     engine = Engine(integer, chunk=16, cache_bytes=0)
-    alone = run(engine, Said(engine, [65, 66], 40, seed=3))
-    stays, goes = Said(engine, [65, 66], 40, seed=3), Said(engine, [67], 10**4, temperature=0.0)
+    alone = run(engine, Recorder(engine, [65, 66], 40, seed=3))
+    stays, goes = Recorder(engine, [65, 66], 40, seed=3), Recorder(engine, [67], 10**4, temperature=0.0)
     engine.submit([goes.stream, stays.stream])
     assert until(lambda: len(goes.stream.ids) > 5)
     engine.cancel([goes.stream])
@@ -70,7 +70,7 @@ def test_a_broken_shared_step_is_said_to_its_streams(integer: Any, monkeypatch: 
 
     monkeypatch.setattr(integer, "step_many", broken, raising=False)
     engine = Engine(integer)
-    a, b = Said(engine, [65], 9, seed=0), Said(engine, [66], 9, seed=0)
+    a, b = Recorder(engine, [65], 9, seed=0), Recorder(engine, [66], 9, seed=0)
     engine.submit([a.stream, b.stream])
     for said in (a, b):
         with pytest.raises(RuntimeError, match="planted"):

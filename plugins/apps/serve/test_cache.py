@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from fastsnn_core import create
 from fastsnn_serve import Engine, app
 from fastsnn_serve.engine.prefix_cache import PrefixCache, keys, worth_keeping
-from fastsnn_serve.testing import TEXT, Said, decoder, expected, idle, lasting, run, text_of, until
+from fastsnn_serve.testing import TEXT, Recorder, decoder, expected, idle, lasting, run, text_of, until
 
 
 def test_boundaries_kept() -> None:
@@ -115,8 +115,8 @@ def test_with_cache_as_without(narrow: Any, prompts: Any, snapshots: int, togeth
         asked.append((begin + tail, n, i))
         wanted.append(expected(narrow, begin + tail, n, chunk=8, seed=i))
     engine, fresh = Engine(narrow, chunk=8, max_streams=3), Engine(narrow, chunk=8, cache_bytes=0)
-    engine.reader.cache.budget = snapshots * (engine.sizes.base + 257 * 4)
-    saids = [Said(engine, ids, n, seed=seed) for ids, n, seed in asked]
+    engine.runner.cache.budget = snapshots * (engine.sizes.base + 257 * 4)
+    saids = [Recorder(engine, ids, n, seed=seed) for ids, n, seed in asked]
     if together:
         found = run(engine, *saids)
     else:
@@ -125,7 +125,7 @@ def test_with_cache_as_without(narrow: Any, prompts: Any, snapshots: int, togeth
             found += run(engine, said)
             assert not patient or until(lambda: idle(engine))
     assert [tokens for tokens, _ in found] == wanted
-    others = [Said(fresh, ids, n, seed=seed) for ids, n, seed in asked]
+    others = [Recorder(fresh, ids, n, seed=seed) for ids, n, seed in asked]
     assert found == run(fresh, *others)  # log-probabilities too
     for said, other in zip(saids, others, strict=True):  # and every bit of the state
         assert all(map(torch.equal, said.final, other.final))

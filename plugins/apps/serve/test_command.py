@@ -17,9 +17,9 @@ from starlette.testclient import TestClient
 from fastsnn_core import save
 from fastsnn_serve import Engine, app, serve
 from fastsnn_serve.engine import CHUNK
-from fastsnn_serve.engine.detokenizer import Writer
+from fastsnn_serve.engine.detokenizer import Detokenizer
 from fastsnn_serve.http.chat_template import ChatTemplate
-from fastsnn_serve.testing import TEXT, Said, attached, decoder, run, send
+from fastsnn_serve.testing import TEXT, Recorder, attached, decoder, run, send
 from fastsnn_text import ByteTokenizer, Sampling, attach, generate_ids, train_bpe
 
 
@@ -79,7 +79,7 @@ def test_long_texts_stay_cheap() -> None:
     """A stream's text is decoded in a window, and says what decoding all of it says."""
     tokenizer = train_bpe([TEXT * 20, "漢字 héé 🎉 " * 20], 300)
     ids = tokenizer.encode((TEXT + "漢字 🎉 ") * 40)
-    writer = Writer(tokenizer, ())
+    writer = Detokenizer(tokenizer, ())
     assert "".join([*(writer.push(i, None)[0] for i in ids), writer.close()[0]]) == tokenizer.decode(ids)
     assert len(ids) > 300
     assert len(writer.stream.ids) < 70
@@ -140,9 +140,9 @@ def test_engine_reopens_and_refuses_when_closed(model: Any) -> None:
     engine.start()
     engine.close()
     with pytest.raises(Exception, match="shutting down"):
-        run(engine, Said(engine, [1], 1))
+        run(engine, Recorder(engine, [1], 1))
     engine.start()
-    assert len(run(engine, Said(engine, [1], 1, temperature=0.0))[0][0]) == 1
+    assert len(run(engine, Recorder(engine, [1], 1, temperature=0.0))[0][0]) == 1
     engine.close()
     assert threading.active_count() < 50
 

@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 from fastsnn_core import create
 from fastsnn_core.state import leaves, nbytes, tree_map
 from fastsnn_serve import Engine, app, serve
-from fastsnn_serve.engine.streams import Piece, Prompt
-from fastsnn_serve.testing import Said, attached, connect, decoder, expected, lasting, run, send, text_of, until
+from fastsnn_serve.engine.streams import Delta, Prompt
+from fastsnn_serve.testing import Recorder, attached, connect, decoder, expected, lasting, run, send, text_of, until
 
 
 def test_tokenize_and_back(handle: Any) -> None:
@@ -60,16 +60,16 @@ def test_health_and_metrics(handle: Any, client: openai.OpenAI, model: Any) -> N
 def test_state_is_constant(model: Any) -> None:
     """Between 10 and 500 tokens, and in the memory behind the tensors too."""
     engine, sizes = Engine(model), dict[int, tuple[int, int]]()
-    said = Said(engine, [65], 501, seed=lasting(model, [65], 501))
-    told = said.stream.emit
+    said = Recorder(engine, [65], 501, seed=lasting(model, [65], 501))
+    told = said.stream.listener
 
-    def measure(piece: Piece) -> None:
+    def measure(piece: Delta) -> None:
         state = said.stream.state
         behind = sum(tensor.untyped_storage().nbytes() for _, tensor in leaves(state))
         sizes[len(said.stream.ids)] = (nbytes(state), behind)
         told(piece)
 
-    said.stream.emit = measure
+    said.stream.listener = measure
     run(engine, said)
     engine.close()
     late = {size for n, size in sizes.items() if n >= 10}
@@ -97,16 +97,16 @@ def test_models_may_write_into_their_state(model: Any) -> None:
     engine, prompt = Engine(attached(Writes(model)), chunk=8), list(b"a prompt of some length")
     for i in range(2):  # the second time from the cache
         shared = Prompt(prompt)
-        saids = [Said(engine, prompt, 9, seed=seed, top=0) for seed in range(3)]
+        saids = [Recorder(engine, prompt, 9, seed=seed, top=0) for seed in range(3)]
         for said in saids:
             said.stream.prompt, shared.users = shared, 3
         assert [tokens for tokens, _ in run(engine, *saids)] == [
             expected(model, prompt, 9, chunk=8, seed=seed) for seed in range(3)
         ]
         assert shared.state is None  # nobody needs it any more
-        longer = Said(engine, [*prompt, i], 3, seed=0)
+        longer = Recorder(engine, [*prompt, i], 3, seed=0)
         assert run(engine, longer)[0][0] == expected(model, [*prompt, i], 3, chunk=8, seed=0)
-        scored = Said(engine, prompt, 9, seed=5)
+        scored = Recorder(engine, prompt, 9, seed=5)
         scored.stream.prompt = Prompt(prompt, score=0)
         scored.stream.prompt.users = 1
         assert run(engine, scored)[0][0] == expected(model, prompt, 9, chunk=8, seed=5)
@@ -117,11 +117,11 @@ def test_models_may_write_into_their_state(model: Any) -> None:
 def test_streams_take_turns(model: Any) -> None:
     """A short answer does not wait for a long one."""
     engine, order = Engine(model), list[str]()
-    long = Said(engine, list(b"long"), 100, seed=lasting(model, list(b"long"), 100))
-    short = Said(engine, list(b"short"), 5, seed=lasting(model, list(b"short"), 5))
+    long = Recorder(engine, list(b"long"), 100, seed=lasting(model, list(b"long"), 100))
+    short = Recorder(engine, list(b"short"), 5, seed=lasting(model, list(b"short"), 5))
     for name, said in (("long", long), ("short", short)):
-        told = said.stream.emit
-        said.stream.emit = lambda piece, name=name, told=told: (order.append(name), told(piece))[1]
+        told = said.stream.listener
+        said.stream.listener = lambda piece, name=name, told=told: (order.append(name), told(piece))[1]
     run(engine, long, short)
     engine.close()
     assert order[:10] == ["long", "short"] * 5
@@ -144,22 +144,22 @@ def test_growing_states_respect_memory() -> None:
 
 def test_a_failing_model_fails_its_stream_alone(model: Any) -> None:
     engine = Engine(model)
-    real = engine.reader.run
+    real = engine.runner.run
 
     def sometimes(ids: list[int], state: Any, last: bool = True) -> Any:
         if ids[-1] == 66:
             raise RuntimeError("planted")
         return real(ids, state, last)
 
-    engine.reader.run = sometimes  # type: ignore[method-assign]
-    good, bad = Said(engine, [65], 5, temperature=0.0), Said(engine, [66], 5)
+    engine.runner.run = sometimes  # type: ignore[method-assign]
+    good, bad = Recorder(engine, [65], 5, temperature=0.0), Recorder(engine, [66], 5)
     engine.submit([bad.stream, good.stream])
     assert good.result()[0] == expected(model, [65], 5, temperature=0.0)
     with pytest.raises(RuntimeError, match="planted"):
         bad.result()
     engine.close()
     with TestClient(app(model)) as http_client:
-        http_client.app.state.engine.reader.run = sometimes
+        http_client.app.state.engine.runner.run = sometimes
         answer = http_client.post("/v1/completions", json={"prompt": "B"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_failed")
         assert "planted" in http_client.post("/v1/completions", json={"prompt": "B", "stream": True}).text

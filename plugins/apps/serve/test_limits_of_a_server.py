@@ -18,7 +18,7 @@ from fastsnn_core import create, save
 from fastsnn_serve import Engine, app
 from fastsnn_serve.engine.engine import Refused
 from fastsnn_serve.http.server import greeting
-from fastsnn_serve.testing import Said, attached, connect, decoder, lasting, run
+from fastsnn_serve.testing import Recorder, attached, connect, decoder, lasting, run
 
 SOFTMAX = {"attention": (create("attention", "softmax"),)}
 
@@ -37,16 +37,16 @@ def test_a_stream_holds_no_more_than_it_was_let_in_for(tokens: tuple[int, int], 
     prompt = prompt[: tokens[0]]
     engine = Engine(model, cache_bytes=0)
     seed = lasting(model, prompt, more) if not quant else 0
-    said = Said(engine, prompt, more, seed=seed)
+    said = Recorder(engine, prompt, more, seed=seed)
     most = 0.0
-    hear = said.stream.emit
+    hear = said.stream.listener
 
     def watch(piece: Any) -> None:
         nonlocal most
         most = max(most, engine.state_in_use())
         hear(piece)
 
-    said.stream.emit = watch
+    said.stream.listener = watch
     run(engine, said)
     engine.close()
     assert 0 < most <= said.stream.need
@@ -106,7 +106,7 @@ def test_nothing_is_taken_between_stop_and_end() -> None:
 
     def ask() -> None:
         for _ in range(200):
-            said = Said(engine, [1, 2], 2, seed=1)
+            said = Recorder(engine, [1, 2], 2, seed=1)
             try:
                 engine.submit([said.stream])
                 results.append(said)
@@ -121,16 +121,72 @@ def test_nothing_is_taken_between_stop_and_end() -> None:
     for thread in threads:
         thread.join(20)
     for said in results:  # everything that was taken is answered, if only with an error
-        piece = said.pieces.get(timeout=5)
+        piece = said.deltas.get(timeout=5)
         assert piece.error is not None or piece.tokens or piece.finish
+
+
+@pytest.mark.parametrize("where", ["admit", "decode"])
+def test_an_engine_that_died_answers_everybody_and_takes_nothing_more(where: str, monkeypatch: Any) -> None:
+    engine = Engine(decoder())
+    gate = threading.Event()
+
+    def dies(*args: Any) -> None:
+        gate.wait(20)
+        raise SystemExit("a kernel ended the thread")
+
+    monkeypatch.setattr(engine, where, dies)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    said = [Recorder(engine, [1, 2], 4, seed=lasting(engine.model, [1, 2], 4)) for _ in range(3)]
+    engine.submit([one.stream for one in said[:2]])
+    engine.submit([said[2].stream])  # queued while the thread is on its way out
+    gate.set()
+    for one in said:
+        while (delta := one.deltas.get(timeout=20)).error is None:
+            pass
+        assert "the engine stopped: SystemExit" in str(delta.error)
+    assert engine.thread is not None
+    engine.thread.join(20)
+    with pytest.raises(Refused, match="the engine stopped"):
+        engine.submit([Recorder(engine, [1], 1).stream])
+    assert not engine.waiting
+
+
+def test_a_batched_kernel_that_raises_ends_its_streams_and_no_later_one(monkeypatch: Any) -> None:
+    engine = Engine(decoder())
+    seed = lasting(engine.model, [1, 2], 4)
+    with monkeypatch.context() as broken:
+        broken.setattr(engine.runner, "step_many", lambda streams: (_ for _ in ()).throw(ValueError("counts are NaN")))
+        for one in (said := [Recorder(engine, [1, 2], 4, seed=seed) for _ in range(2)]):
+            engine.submit([one.stream])
+        for one in said:
+            with pytest.raises(ValueError, match="counts are NaN"):
+                one.result()
+    assert engine.alive
+    assert len(run(engine, Recorder(engine, [1, 2], 4, seed=seed))[0][0]) == 4
+    engine.close()
+
+
+def test_a_listener_that_fails_costs_nobody_else_an_answer() -> None:
+    engine = Engine(decoder())
+    seed = lasting(engine.model, [1, 2], 4)
+    good, bad = (Recorder(engine, [1, 2], 4, seed=seed) for _ in range(2))
+
+    def fails(delta: Any) -> None:
+        raise ValueError("of the caller's own code")
+
+    bad.stream.listener = fails
+    engine.submit([bad.stream, good.stream])
+    assert len(good.result()[0]) == 4
+    assert engine.alive
+    engine.close()
 
 
 def test_a_thread_that_does_not_end_stays_the_owner(monkeypatch: Any) -> None:
     engine, inside, gate = Engine(decoder()), threading.Event(), threading.Event()
-    step = engine.reader.step
-    monkeypatch.setattr(engine.reader, "step", lambda *args: (inside.set(), gate.wait(20), step(*args))[2])
+    step = engine.runner.step
+    monkeypatch.setattr(engine.runner, "step", lambda *args: (inside.set(), gate.wait(20), step(*args))[2])
     seed = lasting(engine.model, [1, 2], 4)
-    engine.submit([Said(engine, [1, 2], 4, seed=seed).stream])
+    engine.submit([Recorder(engine, [1, 2], 4, seed=seed).stream])
     assert inside.wait(20)
     engine.close(timeout=0.1)
     owner = engine.thread

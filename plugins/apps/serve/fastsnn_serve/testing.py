@@ -15,7 +15,7 @@ from fastsnn_core import build, create
 from fastsnn_core.state import leaves
 from fastsnn_serve import Engine
 from fastsnn_serve.engine import CHUNK
-from fastsnn_serve.engine.streams import Piece, Prompt, Stream, Want
+from fastsnn_serve.engine.streams import Delta, Prompt, SamplingParams, Stream
 from fastsnn_text import ByteTokenizer, Sampling, attach, generate_ids
 
 TEXT = "Once upon a time a spike met a threshold. "
@@ -72,34 +72,34 @@ def until(condition: Any, seconds: float = 20.0) -> bool:
     return False
 
 
-class Said:
-    """A stream and what it has said."""
+class Recorder:
+    """A stream and the deltas it has emitted."""
 
     def __init__(self, engine: Engine, prompt: list[int], n: int, top: int | None = 0, **sampling: Any) -> None:
-        self.pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
+        self.deltas: queue.SimpleQueue[Delta] = queue.SimpleQueue()
         self.prompt = Prompt(prompt)
-        self.stream = Stream(self.prompt, Want(Sampling(**sampling), n, (), top), engine.tokenizer, self.hear)
+        self.stream = Stream(self.prompt, SamplingParams(Sampling(**sampling), n, (), top), engine.tokenizer, self.hear)
         self.final: list[torch.Tensor] = []
 
-    def hear(self, piece: Piece) -> None:
+    def hear(self, delta: Delta) -> None:
         """Called by the engine's thread."""
-        if piece.finish is not None:
+        if delta.finish is not None:
             self.final = [tensor.clone() for _, tensor in leaves(self.stream.state)]
-        self.pieces.put(piece)
+        self.deltas.put(delta)
 
     def result(self) -> tuple[list[int], list[float | None]]:
         """Token ids and their log-probabilities: every bit counts."""
         tokens = []
         while True:
-            piece = self.pieces.get(timeout=60)
-            if piece.error is not None:
-                raise piece.error
-            tokens += [(t.token, t.logprob) for t in piece.tokens]
-            if piece.finish is not None:
+            delta = self.deltas.get(timeout=60)
+            if delta.error is not None:
+                raise delta.error
+            tokens += [(t.token, t.logprob) for t in delta.tokens]
+            if delta.finish is not None:
                 return [t for t, _ in tokens if t != 256], [p for _, p in tokens]
 
 
-def run(engine: Engine, *asked: Said) -> list[tuple[list[int], list[float | None]]]:
+def run(engine: Engine, *asked: Recorder) -> list[tuple[list[int], list[float | None]]]:
     """Submit together; wait for all."""
     engine.submit([said.stream for said in asked])
     return [said.result() for said in asked]

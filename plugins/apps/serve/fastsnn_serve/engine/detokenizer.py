@@ -41,10 +41,10 @@ def finite(value: float) -> float:
     return value if math.isfinite(value) else FLOOR
 
 
-class Writer:
+class Detokenizer:
     """Releases text as soon as no stop string can begin in it; `begun` characters (an echoed prompt) stand before it.
 
-    It says what `fastsnn_text.generate_text` says: with the same tokens and stop strings, the same text.
+    It gives what `fastsnn_text.generate_text` gives: with the same tokens and stop strings, the same text.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Writer:
         return text, tokens, stopped
 
     def release(self, text: str, held: str) -> tuple[str, tuple[Scored, ...]]:
-        """Say `text`, hold `held`: the text with the tokens that begin in what has been said."""
+        """Release `text`, hold `held` back: the text with the tokens that begin in what has been released."""
         self.said, self.held = self.said + len(text), held
         out = []
         while self.tokens and self.tokens[0].offset < self.said:

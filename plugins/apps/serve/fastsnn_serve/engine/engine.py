@@ -23,10 +23,10 @@ from fastsnn_console import contention
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.state import nbytes
 from fastsnn_serve.engine.detokenizer import Scored, placed, scores
-from fastsnn_serve.engine.prefill_runner import Reader
+from fastsnn_serve.engine.prefill_runner import PrefillRunner
 from fastsnn_serve.engine.prefix_cache import copied
 from fastsnn_serve.engine.state_budget import available, measure
-from fastsnn_serve.engine.streams import Piece, Stream
+from fastsnn_serve.engine.streams import Delta, Stream
 from fastsnn_serve.metrics import Metrics
 from fastsnn_text import ends_of, tokenizer_of
 from fastsnn_text.generate import CHUNK
@@ -76,7 +76,7 @@ class Engine:
         self.max_streams, self.max_waiting, self.chunk = max_streams, max_waiting, chunk
         self.state_bytes = available(self.device) // 2 if state_bytes is None else state_bytes
         self.metrics = Metrics()
-        self.reader = Reader(model, self.device, chunk, cache_bytes, self.metrics)
+        self.runner = PrefillRunner(model, self.device, chunk, cache_bytes, self.metrics)
         self.waiting: deque[Stream] = deque()
         self.running: list[Stream] = []
         self.turns: deque[tuple[list[int], int]] = deque(maxlen=32)  # ended turns whose states are worth keeping
@@ -89,7 +89,7 @@ class Engine:
             ("fastsnn_requests_running", "Streams being stepped.", lambda: len(self.running)),
             ("fastsnn_requests_waiting", "Streams in the queue.", lambda: len(self.waiting)),
             ("fastsnn_stream_state_bytes", "State of the running streams.", self.state_in_use),
-            ("fastsnn_prefix_cache_bytes", "Size of the prefix cache.", lambda: self.reader.cache.nbytes),
+            ("fastsnn_prefix_cache_bytes", "Size of the prefix cache.", lambda: self.runner.cache.nbytes),
         ):
             self.metrics.gauge(name, help, read)
 
@@ -143,8 +143,9 @@ class Engine:
             if self.max_model_len is not None and stream.tokens > self.max_model_len:
                 raise Refused(
                     "too_long",
-                    f"prompt ({len(stream.prompt.ids)}) and max_tokens ({stream.want.max_tokens}) are {stream.tokens} "
-                    f"tokens together; this model was made for {self.max_model_len} (the server's max_model_len)",
+                    f"prompt ({len(stream.prompt.ids)}) and max_tokens ({stream.params.max_tokens}) are "
+                    f"{stream.tokens} tokens together; this model was made for {self.max_model_len} (the server's "
+                    "max_model_len)",
                 )
             if stream.need > self.state_bytes:
                 raise Refused(
@@ -191,7 +192,7 @@ class Engine:
             with self.wake:
                 left, self.running, self.waiting = [*self.running, *self.waiting], [], deque()
             for stream in left:
-                stream.say(Piece(error=Refused("closed", self.failure or "the server is shutting down")))
+                stream.emit(Delta(error=Refused("closed", self.failure or "the server is shutting down")))
                 stream.end()
 
     def round(self) -> bool:
@@ -229,7 +230,11 @@ class Engine:
 
     def decode(self, streams: list[Stream]) -> None:
         """One token of each; an error ends its stream and no other."""
-        for stream, found in zip(streams, self.reader.step_many(streams), strict=True):
+        try:
+            results = self.runner.step_many(streams)
+        except Exception as error:  # of a kernel that runs all of them at once
+            results = [error] * len(streams)
+        for stream, found in zip(streams, results, strict=True):
             try:
                 if isinstance(found, Exception):
                     raise found
@@ -237,14 +242,14 @@ class Engine:
                 self.pick(stream)
             except Exception as error:
                 LOG.exception("a stream failed")
-                stream.say(Piece(error=error))
+                stream.emit(Delta(error=error))
 
     def turn(self, stream: Stream) -> None:
         """One chunk of the stream's prompt; an error ends this stream and no other."""
         prompt = stream.prompt
         try:
             if not prompt.ready:
-                self.reader.read(prompt, stream.want.max_tokens > 0)
+                self.runner.prefill(prompt, stream.params.max_tokens > 0)
                 if not prompt.ready:
                     return
                 self.metrics.add("fastsnn_prompt_tokens_total", len(prompt.ids))
@@ -252,28 +257,28 @@ class Engine:
             self.begin(stream)
         except Exception as error:
             LOG.exception("a stream failed")
-            stream.say(Piece(error=error))
+            stream.emit(Delta(error=error))
 
     def begin(self, stream: Stream) -> None:
-        """Take over the prompt's end and say the first token."""
+        """Take over the prompt's end and emit the first token."""
         prompt = stream.prompt
         state = prompt.state if prompt.users == 1 else copied(prompt.state)  # the last one takes it as it is
-        stream.state = self.reader.begin(state, stream.tokens) if stream.want.max_tokens > 1 else state
+        stream.state = self.runner.begin(state, stream.tokens) if stream.params.max_tokens > 1 else state
         stream.logits = prompt.logits
-        stream.leave()
+        stream.release_prompt()
         if prompt.echo is not None:
-            stream.say(Piece(prompt.echo, placed(self.tokenizer, prompt.scored)))
-        if stream.want.max_tokens:
+            stream.emit(Delta(prompt.echo, placed(self.tokenizer, prompt.scored)))
+        if stream.params.max_tokens:
             self.pick(stream)
         else:
-            stream.say(Piece(finish="length"))
+            stream.emit(Delta(finish="length"))
 
     def pick(self, stream: Stream) -> None:
-        """Choose a token and say what it adds to the text."""
+        """Sample a token and emit what it adds to the text."""
         assert stream.logits is not None
-        logits, want = stream.logits[0, -1], stream.want
-        token = want.sampling.pick(logits, stream.generator)
-        scored = None if want.logprobs is None else scores(logits[None], [token], want.logprobs)[0]
+        logits, params = stream.logits[0, -1], stream.params
+        token = params.sampling.pick(logits, stream.generator)
+        scored = None if params.logprobs is None else scores(logits[None], [token], params.logprobs)[0]
         if token in self.ends:  # no part of the text, but clients that score look for one more token
             self.finish(stream, "stop", end=scored)
             return
@@ -281,38 +286,38 @@ class Engine:
         first = not stream.ids
         self.metrics.observe(
             "fastsnn_time_to_first_token_seconds" if first else "fastsnn_inter_token_seconds",
-            now - (stream.submitted if first else stream.spoke),
+            now - (stream.submitted if first else stream.last_token_at),
         )
         self.metrics.add("fastsnn_generated_tokens_total")
-        stream.spoke = now
+        stream.last_token_at = now
         stream.ids.append(token)
-        text, tokens, stopped = stream.writer.push(token, scored)
+        text, tokens, stopped = stream.detokenizer.push(token, scored)
         if stopped:
             self.remember(stream)
-            stream.say(Piece(text, tokens, "stop"))
-        elif len(stream.ids) == want.max_tokens:
+            stream.emit(Delta(text, tokens, "stop"))
+        elif len(stream.ids) == params.max_tokens:
             self.finish(stream, "length", text, tokens)
         elif text or tokens:
-            stream.say(Piece(text, tokens))
+            stream.emit(Delta(text, tokens))
 
     def finish(
         self, stream: Stream, reason: str, text: str = "", tokens: tuple[Scored, ...] = (), end: Scored | None = None
     ) -> None:
         """Say what was held back, too, and the scored end token."""
         self.remember(stream)
-        more, others, stopped = stream.writer.close()
-        last = () if end is None or stopped else (end._replace(offset=stream.writer.said),)
-        stream.say(Piece(text + more, (*tokens, *others, *last), "stop" if stopped else reason))
+        more, others, stopped = stream.detokenizer.close()
+        last = () if end is None or stopped else (end._replace(offset=stream.detokenizer.said),)
+        stream.emit(Delta(text + more, (*tokens, *others, *last), "stop" if stopped else reason))
 
     def remember(self, stream: Stream) -> None:
         """Note an ended turn, for when nobody waits."""
-        if self.reader.cache.budget and stream.ids:
+        if self.runner.cache.budget and stream.ids:
             self.turns.append((stream.prompt.ids + stream.ids, len(stream.ids)))
 
     def keep_turn(self, ids: list[int], new: int) -> None:
         """With nobody waiting: put states of an ended turn into the cache, a chunk at a time."""
         try:
-            if self.reader.keep_turn(ids, new):
+            if self.runner.keep_turn(ids, new):
                 self.turns.append((ids, new))
         except Exception:
             LOG.exception("an ended turn could not be cached")

@@ -18,7 +18,7 @@ from fastsnn_serve.metrics import Metrics
 SAMPLE_EVERY = 64  # decoding steps between two looks at the spikes
 
 
-class Reader:
+class PrefillRunner:
     """The model and its prefix cache, for the engine's thread alone; prompts are cut at multiples of `chunk`."""
 
     def __init__(self, model: nn.Module, device: torch.device, chunk: int, cache_bytes: int, metrics: Metrics) -> None:
@@ -86,7 +86,7 @@ class Reader:
             self.metrics.add("fastsnn_shared_tokens_total", len(together))
         return out
 
-    def read(self, prompt: Prompt, go_on: bool) -> None:
+    def prefill(self, prompt: Prompt, go_on: bool) -> None:
         """The prompt's next chunk; before the first a look into the cache, unless its own log-probabilities are wanted.
 
         `go_on`: tokens follow, so the logits after its last token must be exact.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from fastsnn_serve.engine.detokenizer import Scored, Writer
+from fastsnn_core.moved import renamed
+from fastsnn_serve.engine.detokenizer import Detokenizer, Scored
 from fastsnn_text import Sampling, Tokenizer
+
+LOG = logging.getLogger("fastsnn.serve")
 
 
 @attrs.frozen
-class Want:
-    """What a request asks of each of its streams; `logprobs` is how many alternatives beside each token, or None."""
+class SamplingParams:
+    """How each completion of a request is sampled and ended; `logprobs`: alternatives beside each token, or None."""
 
     sampling: Sampling
     max_tokens: int
@@ -24,8 +28,8 @@ class Want:
 
 
 @attrs.frozen
-class Piece:
-    """What a stream says next. `finish` is "stop" or "length" at its end; `error` ends it too."""
+class Delta:
+    """The next part of a completion. `finish` is "stop" or "length" at its end; `error` ends it too."""
 
     text: str = ""
     tokens: tuple[Scored, ...] = ()
@@ -36,7 +40,7 @@ class Piece:
 class Prompt:
     """Token ids on their way through the model; several streams (``n``) may go on from one reading.
 
-    `echo` is the text to say before the first token, and `score` asks for the prompt's own log-probabilities.
+    `echo` is the text to emit before the first token, and `score` asks for the prompt's own log-probabilities.
     """
 
     def __init__(self, ids: list[int], *, echo: str | None = None, score: int | None = None) -> None:
@@ -54,61 +58,69 @@ class Prompt:
 
 
 class Stream:
-    """One completion: its own state, random stream and text. `emit` gets its pieces, from the engine's thread."""
+    """One completion: its own state, random stream and text. `listener` gets its deltas, from the engine's thread."""
 
-    def __init__(self, prompt: Prompt, want: Want, tokenizer: Tokenizer, emit: Callable[[Piece], None]) -> None:
-        self.prompt, self.want, self.emit = prompt, want, emit
+    def __init__(
+        self, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer, listener: Callable[[Delta], None]
+    ) -> None:
+        self.prompt, self.params, self.listener = prompt, params, listener
         self.tokenizer = tokenizer
-        self.generator = want.sampling.generator()
-        self.writer = Writer(tokenizer, want.stops, len(prompt.echo or ""), prompt.ids)
+        self.generator = params.sampling.generator()
+        self.detokenizer = Detokenizer(tokenizer, params.stops, len(prompt.echo or ""), prompt.ids)
         self.state: Any = None
         self.logits: Tensor | None = None
         self.ids: list[int] = []
         self.begun = self.cancelled = False
-        self.ending: Piece | None = None
-        self.submitted = self.spoke = time.perf_counter()
+        self.ending: Delta | None = None
+        self.submitted = self.last_token_at = time.perf_counter()
         self.need = 0.0
         prompt.users += 1
 
     @property
     def tokens(self) -> int:
         """Tokens of prompt and answer at most."""
-        return len(self.prompt.ids) + self.want.max_tokens
+        return len(self.prompt.ids) + self.params.max_tokens
 
     @property
     def done(self) -> bool:
-        """Has it said its last?"""
+        """Has it finished?"""
         return self.ending is not None
 
-    def say(self, piece: Piece) -> None:
-        """Hand a piece over; the last one waits for `end`."""
-        if piece.finish is not None or piece.error is not None:
-            self.ending = piece
+    def emit(self, delta: Delta) -> None:
+        """Emit a delta; the final one waits for `end`."""
+        if delta.finish is not None or delta.error is not None:
+            self.ending = delta
         else:
-            self.tell(piece)
+            self.notify(delta)
 
     def end(self) -> None:
-        """Hand the last piece over and let go: by then the stream's place is free, so a client may come right back."""
+        """Emit the final delta and let go: by then the stream's place is free, so a client may come right back."""
         if self.ending is not None:
-            self.tell(self.ending)
+            self.notify(self.ending)
         self.release()
 
-    def tell(self, piece: Piece) -> None:
-        """A listener that is gone cancels the stream."""
+    def notify(self, delta: Delta) -> None:
+        """Call the listener; one that is gone, or that fails, cancels its own stream and no other."""
         try:
-            self.emit(piece)
+            self.listener(delta)
         except RuntimeError:  # its event loop is closed
+            self.cancelled = True
+        except Exception:
+            LOG.exception("the listener of a stream failed; the stream is cancelled")
             self.cancelled = True
 
     def release(self) -> None:
         """Let go of tensors, the prompt's too once no stream needs them."""
         self.state = self.logits = None
         if not self.begun:
-            self.leave()
+            self.release_prompt()
 
-    def leave(self) -> None:
-        """This stream needs the prompt's state no more."""
+    def release_prompt(self) -> None:
+        """Drop this stream's reference to the prompt's state; the last one frees it."""
         self.begun = True
         self.prompt.users -= 1
         if not self.prompt.users:
             self.prompt.state = self.prompt.logits = None
+
+
+__getattr__ = renamed(__name__, {"Piece": "Delta", "Want": "SamplingParams"})

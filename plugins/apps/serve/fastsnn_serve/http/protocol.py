@@ -1,4 +1,4 @@
-"""From an OpenAI request body to an `Ask`: what is honoured, what is refused, and the defaults.
+"""From an OpenAI request body to a `CompletionRequest`: what is honoured, what is refused, and the defaults.
 
 Honoured: prompt (string, strings, token ids, lists of them) or messages; max_tokens, max_completion_tokens,
 temperature, top_p, top_k, stop, seed, n, echo, logprobs, top_logprobs, stream, stream_options.include_usage, model,
@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from fastsnn_serve.engine.streams import Want
+from fastsnn_serve.engine.streams import SamplingParams
 from fastsnn_serve.http.chat_template import ChatTemplate
 from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, is_text, shown
 from fastsnn_text import Sampling, Tokenizer, prompt_ids
@@ -75,34 +75,36 @@ class Context:
 
 
 @attrs.frozen
-class Ask:
-    """One request: prompts as ids, `n` completions of each, how to answer. `echoes`: texts to say first, or None."""
+class CompletionRequest:
+    """One request: prompts as ids, `n` completions of each, how to answer. `echoes`: texts to send first, or None."""
 
     chat: bool
     prompts: tuple[list[int], ...]
     echoes: tuple[str | None, ...]
-    want: Want
+    params: SamplingParams
     n: int
     score: int | None
     stream: bool
     include_usage: bool
 
-    def wants(self) -> list[Want]:
+    def params_per_choice(self) -> list[SamplingParams]:
         """One per choice: with a seed, choice i has seed + i, so that they differ and the first is the seed's own."""
-        sampling = self.want.sampling
+        sampling = self.params.sampling
         if sampling.seed is None:
-            return [self.want] * self.n
-        return [attrs.evolve(self.want, sampling=attrs.evolve(sampling, seed=sampling.seed + i)) for i in range(self.n)]
+            return [self.params] * self.n
+        return [
+            attrs.evolve(self.params, sampling=attrs.evolve(sampling, seed=sampling.seed + i)) for i in range(self.n)
+        ]
 
 
-def completion(body: Any, context: Context) -> Ask:
+def completion(body: Any, context: Context) -> CompletionRequest:
     """A body of ``/v1/completions``."""
     fields = Fields(body)
     check_model(fields, context)
     prompts, texts = read_prompts(fields.take("prompt"), context)
     logprobs = fields.integer("logprobs", None, 0, TOP)
     echo = fields.flag("echo")
-    want, n = read_want(fields, context, room(context, prompts, COMPLETION_TOKENS), 0, logprobs, ())
+    params, n = read_params(fields, context, room(context, prompts, COMPLETION_TOKENS), 0, logprobs, ())
     best_of = fields.integer("best_of", n, 1)
     if best_of != n:
         raise Invalid(f"best_of: only n (here {n}) is supported, got {best_of}", "best_of", "unsupported_parameter")
@@ -112,10 +114,10 @@ def completion(body: Any, context: Context) -> Ask:
         (text if text is not None else context.tokenizer.decode(ids)) if echo else None
         for ids, text in zip(prompts, texts, strict=True)
     )
-    return Ask(False, tuple(prompts), echoes, want, n, logprobs if echo else None, stream, usage)
+    return CompletionRequest(False, tuple(prompts), echoes, params, n, logprobs if echo else None, stream, usage)
 
 
-def chat(body: Any, context: Context) -> Ask:
+def chat(body: Any, context: Context) -> CompletionRequest:
     """A body of ``/v1/chat/completions``."""
     fields = Fields(body)
     check_model(fields, context)
@@ -124,10 +126,10 @@ def chat(body: Any, context: Context) -> Ask:
     if top is not None and not asked:
         raise Invalid("top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
     most = room(context, [ids], CHAT_TOKENS)
-    want, n = read_want(fields, context, most, 1, (top or 0) if asked else None, context.template.stops)
+    params, n = read_params(fields, context, most, 1, (top or 0) if asked else None, context.template.stops)
     stream, usage = read_stream(fields)
     fields.done(CHAT_HARMLESS)
-    return Ask(True, (ids,), (None,), want, n, None, stream, usage)
+    return CompletionRequest(True, (ids,), (None,), params, n, None, stream, usage)
 
 
 def room(context: Context, prompts: list[list[int]], usual: int) -> int:
@@ -144,11 +146,11 @@ def chat_ids(fields: Fields, context: Context) -> list[int]:
         raise fields.wrong("chat_template_kwargs", "an object", more)
     if documents is not None and not (isinstance(documents, list) and all(isinstance(d, dict) for d in documents)):
         raise fields.wrong("documents", "a list of objects", documents)
-    ask, going_on = fields.flag("add_generation_prompt", True), fields.flag("continue_final_message")
+    add_prompt, going_on = fields.flag("add_generation_prompt", True), fields.flag("continue_final_message")
     own = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "template"}
     extra = {key: value for key, value in (more or {}).items() if key not in own}
     return context.template.ids(
-        fields.take("messages"), documents=documents or None, add_generation_prompt=ask and not going_on,
+        fields.take("messages"), documents=documents or None, add_generation_prompt=add_prompt and not going_on,
         continue_final_message=going_on, **extra,
     )  # fmt: skip
 
@@ -173,9 +175,9 @@ def unknown_model(name: str, context: Context) -> Invalid:
     return Invalid(says, "model", "model_not_found", 404)
 
 
-def read_want(
+def read_params(
     fields: Fields, context: Context, default: int, least: int, logprobs: int | None, stops: tuple[str, ...]
-) -> tuple[Want, int]:
+) -> tuple[SamplingParams, int]:
     """How to sample and when to end, and n."""
     longest = fields.integer("max_tokens", None, least)
     other = fields.integer("max_completion_tokens", longest, least)
@@ -193,7 +195,7 @@ def read_want(
         seed=fields.integer("seed", None, -(2**63), 2**63 - 1),
     )
     n = fields.integer("n", 1, 1, CHOICES)
-    return Want(sampling, default if other is None else other, stops + read_stops(fields), logprobs), n
+    return SamplingParams(sampling, default if other is None else other, stops + read_stops(fields), logprobs), n
 
 
 def read_stops(fields: Fields) -> tuple[str, ...]:

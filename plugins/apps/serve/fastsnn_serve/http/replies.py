@@ -8,18 +8,18 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastsnn_serve.engine.detokenizer import Scored
-from fastsnn_serve.engine.streams import Piece, Stream
-from fastsnn_serve.http.protocol import Ask
+from fastsnn_serve.engine.streams import Delta, Stream
+from fastsnn_serve.http.protocol import CompletionRequest
 from fastsnn_text import Tokenizer, ends_of, token_bytes, token_name
 
 
 class Reply:
     """One answer: the same id, time and model in every chunk."""
 
-    def __init__(self, ask: Ask, name: str, tokenizer: Tokenizer, fingerprint: str) -> None:
-        self.ask, self.tokenizer = ask, tokenizer
+    def __init__(self, wanted: CompletionRequest, name: str, tokenizer: Tokenizer, fingerprint: str) -> None:
+        self.wanted, self.tokenizer = wanted, tokenizer
         self.head = {
-            "id": f"{'chatcmpl' if ask.chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "id": f"{'chatcmpl' if wanted.chat else 'cmpl'}-{uuid.uuid4().hex}",
             "object": "",
             "created": int(time.time()),
             "model": name,
@@ -29,16 +29,16 @@ class Reply:
     @property
     def kind(self) -> str:
         """The object's type."""
-        return "chat.completion" if self.ask.chat else "text_completion"
+        return "chat.completion" if self.wanted.chat else "text_completion"
 
-    def whole(self, choices: list[Piece], usage: dict[str, Any]) -> dict[str, Any]:
-        """The answer in one piece; `choices` are each stream's pieces put together."""
+    def whole(self, choices: list[Delta], usage: dict[str, Any]) -> dict[str, Any]:
+        """The whole answer; `choices` are each stream's deltas put together."""
         made = []
-        for index, piece in enumerate(choices):
-            said: dict[str, Any] = {"text": piece.text}
-            if self.ask.chat:
-                said = {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
-            ending = {"logprobs": self.logprobs(piece.tokens), "finish_reason": piece.finish}
+        for index, delta in enumerate(choices):
+            said: dict[str, Any] = {"text": delta.text}
+            if self.wanted.chat:
+                said = {"message": {"role": "assistant", "content": delta.text, "refusal": None}}
+            ending = {"logprobs": self.logprobs(delta.tokens), "finish_reason": delta.finish}
             made.append({"index": index} | said | ending)
         return self.head | {"object": self.kind, "choices": made, "usage": usage}
 
@@ -51,29 +51,31 @@ class Reply:
 
     def around(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> dict[str, Any]:
         """A chunk with these choices; with include_usage all chunks have the field, and the last one fills it."""
-        kind = self.kind + (".chunk" if self.ask.chat else "")
-        return self.head | {"object": kind, "choices": choices} | ({"usage": usage} if self.ask.include_usage else {})
+        kind = self.kind + (".chunk" if self.wanted.chat else "")
+        return (
+            self.head | {"object": kind, "choices": choices} | ({"usage": usage} if self.wanted.include_usage else {})
+        )
 
     def opening(self) -> list[dict[str, Any]]:
         """What a chat's choices begin with: the role, and no text."""
         start = {"delta": {"role": "assistant", "content": ""}}
-        return [self.chunk(index, start) for index in range(self.ask.n)] if self.ask.chat else []
+        return [self.chunk(index, start) for index in range(self.wanted.n)] if self.wanted.chat else []
 
-    def chunks(self, index: int, piece: Piece) -> list[dict[str, Any]]:
-        """The chunks of one piece: its text, then its end."""
+    def chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
+        """The chunks of one delta: its text, then its end."""
         out: list[dict[str, Any]] = []
-        if piece.text or piece.tokens:
-            said = {"delta": {"content": piece.text}} if self.ask.chat else {"text": piece.text}
-            out.append(self.chunk(index, said, piece.tokens))
-        if piece.finish is not None:
-            out.append(self.chunk(index, {"delta": {}} if self.ask.chat else {"text": ""}, (), piece.finish))
+        if delta.text or delta.tokens:
+            said = {"delta": {"content": delta.text}} if self.wanted.chat else {"text": delta.text}
+            out.append(self.chunk(index, said, delta.tokens))
+        if delta.finish is not None:
+            out.append(self.chunk(index, {"delta": {}} if self.wanted.chat else {"text": ""}, (), delta.finish))
         return out
 
     def logprobs(self, tokens: Iterable[Scored]) -> dict[str, Any] | None:
         """In the form of the endpoint, or None where nobody asked."""
-        if self.ask.want.logprobs is None:
+        if self.wanted.params.logprobs is None:
             return None
-        return self.chat_logprobs(tokens) if self.ask.chat else self.completion_logprobs(tokens)
+        return self.chat_logprobs(tokens) if self.wanted.chat else self.completion_logprobs(tokens)
 
     def completion_logprobs(self, tokens: Iterable[Scored]) -> dict[str, Any]:
         """Parallel lists; the token is among its alternatives; another with its name is ``token_id:N``."""
@@ -112,9 +114,9 @@ class Reply:
         return {"content": content, "refusal": None}
 
 
-def joined(pieces: list[Piece]) -> Piece:
-    """A stream's pieces as one."""
-    return Piece("".join(p.text for p in pieces), tuple(t for p in pieces for t in p.tokens), pieces[-1].finish)
+def joined(deltas: list[Delta]) -> Delta:
+    """A stream's deltas as one."""
+    return Delta("".join(p.text for p in deltas), tuple(t for p in deltas for t in p.tokens), deltas[-1].finish)
 
 
 def usage(streams: list[Stream]) -> dict[str, Any]:

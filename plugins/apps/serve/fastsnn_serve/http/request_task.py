@@ -1,4 +1,4 @@
-"""Between the engine's thread and asyncio: a request's streams, their pieces as they come, a client that leaves."""
+"""Between the engine's thread and asyncio: a request's streams, their deltas as they come, a client that leaves."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from fastsnn_serve.engine import Engine, Refused
-from fastsnn_serve.engine.streams import Piece, Prompt, Stream
-from fastsnn_serve.http.protocol import Ask
+from fastsnn_serve.engine.streams import Delta, Prompt, Stream
+from fastsnn_serve.http.protocol import CompletionRequest
 from fastsnn_serve.http.replies import Reply, joined, usage
 from fastsnn_serve.http.strict_json import Invalid, dumps
 
@@ -48,34 +48,34 @@ def translated(error: BaseException) -> Invalid:
 
 
 class Work:
-    """The streams of one request, submitted; pieces come out as ``(choice, piece)``."""
+    """The streams of one request, submitted; deltas come out as ``(choice, delta)``."""
 
-    def __init__(self, engine: Engine, ask: Ask) -> None:
+    def __init__(self, engine: Engine, wanted: CompletionRequest) -> None:
         self.engine, self.loop = engine, asyncio.get_running_loop()
-        self.queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        self.queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         self.streams: list[Stream] = []
-        for ids, echo in zip(ask.prompts, ask.echoes, strict=True):
-            prompt = Prompt(ids, echo=echo, score=ask.score)
-            for want in ask.wants():
-                self.streams.append(Stream(prompt, want, engine.tokenizer, self.listener(len(self.streams))))
+        for ids, echo in zip(wanted.prompts, wanted.echoes, strict=True):
+            prompt = Prompt(ids, echo=echo, score=wanted.score)
+            for params in wanted.params_per_choice():
+                self.streams.append(Stream(prompt, params, engine.tokenizer, self.listener(len(self.streams))))
         try:
             engine.submit(self.streams)
         except Refused as error:
             raise translated(error) from None
 
     def listener(self, index: int) -> Any:
-        """What the engine calls, from its thread, with each piece of choice `index`."""
-        return lambda piece: self.loop.call_soon_threadsafe(self.queue.put_nowait, (index, piece))
+        """What the engine calls, from its thread, with each delta of choice `index`."""
+        return lambda delta: self.loop.call_soon_threadsafe(self.queue.put_nowait, (index, delta))
 
-    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """Until every choice has ended; an error of one ends all."""
         left = len(self.streams)
         while left:
-            index, piece = await self.queue.get()
-            if piece.error is not None:
-                raise translated(piece.error)
-            left -= piece.finish is not None
-            yield index, piece
+            index, delta = await self.queue.get()
+            if delta.error is not None:
+                raise translated(delta.error)
+            left -= delta.finish is not None
+            yield index, delta
 
     def cancel(self) -> None:
         """Free whatever has not ended."""
@@ -99,17 +99,17 @@ async def unless_gone(receive: Receive, work: Any) -> Any:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def answer(request: Request, engine: Engine, ask: Ask, name: str, fingerprint: str) -> Response:
-    """The response to `ask`, whole or as a stream of events."""
-    work, reply = Work(engine, ask), Reply(ask, name, engine.tokenizer, fingerprint)
-    if ask.stream:
+async def answer(request: Request, engine: Engine, wanted: CompletionRequest, name: str, fingerprint: str) -> Response:
+    """The response to `wanted`, whole or as a stream of events."""
+    work, reply = Work(engine, wanted), Reply(wanted, name, engine.tokenizer, fingerprint)
+    if wanted.stream:
         return Events(work, reply)
 
     async def collect() -> Json:
-        said: list[list[Piece]] = [[] for _ in work.streams]
-        async for index, piece in work.pieces():
-            said[index].append(piece)
-        return Json(reply.whole([joined(pieces) for pieces in said], usage(work.streams)))
+        said: list[list[Delta]] = [[] for _ in work.streams]
+        async for index, delta in work.deltas():
+            said[index].append(delta)
+        return Json(reply.whole([joined(deltas) for deltas in said], usage(work.streams)))
 
     try:
         return await unless_gone(request.receive, collect()) or Response(status_code=499)  # nobody reads the 499
@@ -146,10 +146,10 @@ class Events(Response):
         try:
             for chunk in self.reply.opening():
                 await event(dumps(chunk))
-            async for index, piece in self.work.pieces():
-                for chunk in self.reply.chunks(index, piece):
+            async for index, delta in self.work.deltas():
+                for chunk in self.reply.chunks(index, delta):
                     await event(dumps(chunk))
-            if self.reply.ask.include_usage:
+            if self.reply.wanted.include_usage:
                 await event(dumps(self.reply.around([], usage(self.work.streams))))
             await event(b"[DONE]")
         except Invalid as error:

@@ -25,7 +25,7 @@ from fastsnn_serve.engine import Engine
 from fastsnn_serve.http import protocol
 from fastsnn_serve.http.around import middleware
 from fastsnn_serve.http.chat_template import ChatTemplate, template_source
-from fastsnn_serve.http.protocol import Ask, Context
+from fastsnn_serve.http.protocol import CompletionRequest, Context
 from fastsnn_serve.http.request_task import Json, answer, failure
 from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, parse
 from fastsnn_text import prompt_ids
@@ -130,18 +130,18 @@ class Server:
 
     # -- OpenAI's endpoints --------------------------------------------------------------------------------------
 
-    async def ask(self, request: Request, read: Callable[[Any, Context], Ask]) -> Response:
+    async def complete(self, request: Request, read: Callable[[Any, Context], CompletionRequest]) -> Response:
         """Read the body (tokenizing off the event loop), then answer."""
-        ask = await run_in_threadpool(read, await self.body(request), self.context)
-        return await answer(request, self.engine, ask, self.context.name, f"fastsnn-{__version__}")
+        wanted = await run_in_threadpool(read, await self.body(request), self.context)
+        return await answer(request, self.engine, wanted, self.context.name, f"fastsnn-{__version__}")
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        return await self.ask(request, protocol.completion)
+        return await self.complete(request, protocol.completion)
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        return await self.ask(request, protocol.chat)
+        return await self.complete(request, protocol.chat)
 
     def card(self) -> dict[str, Any]:
         """The model as /v1/models lists it."""

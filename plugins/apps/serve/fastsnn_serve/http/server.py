@@ -159,7 +159,7 @@ def greeting(url: str, application: Starlette) -> str:
     body = json.dumps({"prompt": "Once upon a time", "max_tokens": 64})
     count = application.state.engine.max_streams
     says = f"serving at {url}/v1 (up to {count} streams at once; Ctrl-C stops)\ncurl {url}/v1/completions -d '{body}'"
-    if why := application.state.engine.reader.apart:
+    if why := application.state.engine.runner.apart:
         says += f"\nnote: streams take turns and do not share passes over the weights: {why}"
     if application.state.plain_chat:
         says += "\nnote: the model has no chat template; chats are put as 'User: … / Assistant:' lines"
