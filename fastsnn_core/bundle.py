@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastsnn_core import bundle_checks, targets
 from fastsnn_core import spec as specs
-from fastsnn_core import targets
 from fastsnn_core.component import Component, Model, parts
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
@@ -60,6 +60,7 @@ def build(spec: Model) -> nn.Module:
     for name in ("meta", "sections"):
         if not hasattr(module, name):
             setattr(module, name, {})
+    bundle_checks.remember(module)
     return module
 
 
@@ -156,15 +157,23 @@ def unpack(model: nn.Module, found: dict[str, torch.Tensor], tied: dict[str, str
 
 
 def save(model: nn.Module, path: str | Path, *, tokenizer: str | None = None, report: str | Path | None = None) -> Path:
-    """Write a bundle at `path`, whole or not at all. `tokenizer` is the text of a tokenizer.json, `report` a folder."""
+    """Write a bundle at `path`, whole or not at all. `tokenizer` is the text of a tokenizer.json, `report` a folder.
+
+    What a bundle could not hold is refused (`fastsnn_core.bundle_checks`): hooks that change what is computed, modules
+    that the spec does not build, weights that are NaN.
+    """
     from safetensors.torch import save_file
+
+    model = bundle_checks.unwrapped(model)
 
     try:
         path = targets.bundle(path)
     except targets.FileError as error:
         raise BundleError(str(error)) from None
+    table = config(model)
+    bundle_checks.check(model, lambda: empty(path, table))
     kept, tied = tensors(model)
-    table = config(model) | ({"tied": tied} if tied else {})
+    table |= {"tied": tied} if tied else {}
     if getattr(model.spec, "quant", None) is not None and PACKED in (kept := pack(kept)):
         table["bundle"] = PACKED_FORMAT
     meta = dict(getattr(model, "meta", {}))
@@ -330,6 +339,14 @@ def missing(wanted: dict[str, str]) -> list[str]:
     return [f"'{name}>={version}'" for name, version in wanted.items() if name not in have]
 
 
+def empty(path: Path, table: dict[str, Any]) -> nn.Module:
+    """The network that a config.json describes, with weights of no meaning."""
+    with torch.random.fork_rng(devices=[]):
+        model = build(read_spec(path, table))
+    prepare(model, path, table)
+    return model
+
+
 def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """The model of a bundle, verified, in evaluation mode."""
     from safetensors import SafetensorError
@@ -337,10 +354,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
 
     path = Path(path)
     table, meta = verify(path)
-    spec = read_spec(path, table)
-    with torch.random.fork_rng(devices=[]):
-        model = build(spec)
-    prepare(model, path, table)
+    model = empty(path, table)
     try:
         found = load_file(path / WEIGHTS)
     except SafetensorError as error:

@@ -137,11 +137,13 @@ class Coder(Component):
 class Attention(Component):
     """``build(dims) -> mixer``: ``(heads: Heads, state, reset) -> (o [B,T,H,V·n], state)``.
 
-    The model owns the projections; an attention only mixes tokens. ``rotary`` says whether it wants rotary positions.
+    The model owns the projections; an attention only mixes tokens. ``rotary`` says whether it wants rotary positions,
+    ``projections`` which of q, k and v it reads: the others are not computed, and are empty ``[B,T,0,K]``.
     """
 
     kind = "attention"
     rotary: ClassVar[bool] = False
+    projections: ClassVar[tuple[str, ...]] = ("q", "k", "v")
 
     @property
     def expansion(self) -> int:
@@ -151,6 +153,11 @@ class Attention(Component):
     def build(self, dims: Any) -> Any:
         """The mixer for `dims` (a `fastsnn_core.heads.Dims`)."""
         raise NotImplementedError("abstract")
+
+    def build_with_sites(self, dims: Any, site: Any) -> Any:
+        """The mixer; what models call. An attention with projections of its own behind spikes overrides this one:
+        ``site(name, features)`` makes a spike site, called ``(x, state, reset) -> (spikes, state)`` by the mixer."""
+        return self.build(dims)
 
 
 class Feedforward(Component):

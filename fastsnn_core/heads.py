@@ -23,6 +23,7 @@ class Dims:
 class Heads:
     """q ``[B,T,H,K]``, k and v ``[B,T,G,K]``, and the layer input `x` ``[B,T,D]`` (spikes) for gates.
 
+    Those that the attention does not name in its ``projections`` are empty ``[B,T,0,K]``.
     `cos` and `sin` ``[B,T,K/2]`` are the rotary angles of the tokens' absolute positions.
     """
 

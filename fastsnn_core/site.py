@@ -55,6 +55,7 @@ class SpikeSite(nn.Module):
         super().__init__()
         self.neuron, self.features = neuron, features
         self.register_parameter("centre", nn.Parameter(torch.zeros(features)) if centred else None)
+        self.name = ""  # what the model's spec calls it
         self.blend = 1.0
         self.coding: nn.Module | None = None
 
@@ -65,7 +66,7 @@ class SpikeSite(nn.Module):
 
     def extra_repr(self) -> str:
         """``128 channels``; says where the numbers pass as they are."""
-        says = [f"{self.features} channels"] if self.features else []
+        says = [self.name] * bool(self.name) + [f"{self.features} channels"] * bool(self.features)
         says += ["centred"] * (self.centre is not None) + [f"blend={self.blend:g}"] * (self.blend != 1.0)
         return ", ".join(says + ["no neuron: numbers pass as they are"] * (self.neuron is None))
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastsnn_core import ops
 from fastsnn_core.component import Attention, Component, Neuron, Surrogate
 from fastsnn_core.heads import Dims, Heads
+from fastsnn_core.site import SpikeSite
 from fastsnn_core.spike_tensor import SpikeTensor
 
 TOLERANCE = 1e-9
@@ -150,9 +151,14 @@ def check_surrogate(component: Surrogate, u: Tensor) -> None:
         same(d, ops.derivative(u, *code, -2.5, 2.5), f"{who}: the closed form is another function")
 
 
+def plain_site(name: str, features: int) -> SpikeSite:
+    """A site without a neuron: the numbers pass as they are, so that gradients are exact."""
+    return SpikeSite(None, features)
+
+
 def attention_run(component: Attention, dims: Dims) -> tuple[nn.Module, Run]:
     """An attention over heads cut out of one tensor ``[B,T,(H+2G)K]``, in float64, rotated where it asks for it."""
-    mixer = component.build(dims).double()
+    mixer = component.build_with_sites(dims, plain_site).double()
     h, g, width = dims.n_heads, dims.n_kv_heads, dims.head_dim
     into = torch.linspace(-1, 1, (h + 2 * g) * width * dims.d_model, dtype=torch.float64).sin()
     into = into.reshape((h + 2 * g) * width, dims.d_model)
@@ -165,6 +171,7 @@ def attention_run(component: Attention, dims: Dims) -> tuple[nn.Module, Run]:
         )
         angle = angle.expand(x.shape[0], -1, -1)
         q, k, v = (z.unflatten(-1, (-1, width)) for z in (q, k, v))
+        q, k, v = (z if name in component.projections else z[:, :, :0] for name, z in zip("qkv", (q, k, v)))
         heads = Heads(q, k, v, x, angle.cos(), angle.sin())
         y, inner = mixer(heads, inner, reset)
         return y, (position + x.shape[1], inner)

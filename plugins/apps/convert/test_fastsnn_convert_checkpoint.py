@@ -227,3 +227,15 @@ def test_peak_memory_is_below_1_3_times_the_weights(tmp_path: Path, dtype: torch
     weights, ratio = map(float, done.stdout.split())
     assert weights > 190e6
     assert ratio < 1.3, f"importing {weights / 1e6:.0f} MB took {ratio:.2f} times as much"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"]
+)
+def test_weights_that_are_no_numbers_are_named_with_their_file(name, value, tmp_path):
+    folder = write(tmp_path / "m")
+    spoilt = load_file(folder / "model.safetensors")
+    spoilt[name].view(-1)[1] = value
+    save_file(spoilt, folder / "model.safetensors")
+    refused(folder, f"{name} in {folder / 'model.safetensors'} holds 1 of")

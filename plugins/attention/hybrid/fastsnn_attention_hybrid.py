@@ -37,9 +37,18 @@ class Hybrid(Attention):
         """How many times wider than the heads the output is."""
         return sum(branch.expansion for branch in self.branches)
 
+    @property
+    def projections(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those that any branch reads."""
+        return tuple(name for name in ("q", "k", "v") if any(name in branch.projections for branch in self.branches))
+
     def build(self, dims: Dims) -> HybridMixer:
         """The mixer over its branches."""
         return HybridMixer([branch.build(dims) for branch in self.branches])
+
+    def build_with_sites(self, dims: Dims, site: Any) -> HybridMixer:
+        """The same, for branches with spike sites of their own."""
+        return HybridMixer([branch.build_with_sites(dims, site) for branch in self.branches])
 
 
 class HybridMixer(nn.Module):

@@ -76,6 +76,25 @@ def test_gradients_equal_those_of_one_process(kind, accumulate, folder, cases):
     assert worst(found, cases.gradients("none", 2)) < 1e-12
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_gradients_equal_those_of_one_process(kind, accumulate, folder, cases):
+    """Labels of -100 and padding fall unevenly on the two: the mean is over all targets, not of two means."""
+    found = load_file(folder / f"{kind}-masked-{accumulate}.safetensors")
+    wanted = cases.gradients("none", 2, mask=True)
+    assert worst(found, wanted) < 1e-12
+    assert worst(found, cases.gradients("none", 2)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_losses_equal_those_of_one_process(kind, folder, said, cases):
+    one = Trainer(cases.make(), TrainConfig(**cases.CONFIG), quiet=True).fit([cases.masked()] * 6)
+    losses = [row["loss"] for row in one.history]
+    assert said[0][f"{kind} masked"] == pytest.approx(losses, abs=1e-9)
+    assert said[1][f"{kind} masked"] == pytest.approx(losses, abs=1e-9)
+    assert worst(load_file(folder / f"{kind}-masked.safetensors"), cases.weights(one.model)) < 1e-9
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_curve_is_that_of_one_process(kind, folder):
     one, two = rows(folder / "one"), rows(folder / kind)

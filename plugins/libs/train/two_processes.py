@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from fastsnn_core import Session, Tracker, build, create
 from fastsnn_train import Packed, TrainConfig, Trainer, TrainingError
+from fastsnn_train.data.token_batches import batches, scored
 from fastsnn_train.loop.parallel import full, join_group, leave_group, whole_model
 
 CONFIG = {
@@ -69,13 +70,26 @@ def shares(model: torch.nn.Module) -> Trainer:
     return trainer
 
 
-def gradients(kind: str, accumulate: int = 1) -> dict[str, torch.Tensor]:
+def masked() -> dict[str, torch.Tensor]:
+    """A collator's batch: labels of -100 in very different numbers per row, padding in front and behind."""
+    ids = (torch.arange(4 * 13).reshape(4, 13) * 7 + 3) % 40
+    labels, mask = ids.clone(), torch.ones_like(ids)
+    labels[0, :12] = labels[1, 4:7] = labels[3, ::2] = -100
+    mask[2, 9:] = mask[3, :2] = 0
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+def gradients(kind: str, accumulate: int = 1, mask: bool = False) -> dict[str, torch.Tensor]:
     """Gradients of the first batch as the optimiser would see them; blocks are recomputed where it is cut in pieces."""
     more = {"parallel": kind, "accumulate": accumulate, "checkpointing": accumulate > 1}
     trainer = Trainer(make(), TrainConfig(**CONFIG, **more), quiet=True)
     data, step = corpus(), trainer.stepper
     tokens = data.batch(0, 4, 0)
-    rows, marks = trainer.world.rows(tokens), trainer.world.rows(data.resets(tokens[:, :-1]))
+    reset = data.resets(tokens[:, :-1])
+    if mask:
+        ((tokens, reset),) = batches([masked()])
+        step.targets = (scored(tokens) or 0) / trainer.world.size
+    rows, marks = trainer.world.rows(tokens), None if reset is None else trainer.world.rows(reset)
     from fastsnn_train.loop.firing_rate import SpikeObservations
 
     step.backward(rows, marks, SpikeObservations(), eager=True)
@@ -108,6 +122,9 @@ def main(folder: Path) -> None:
             found = gradients(kind, accumulate)
             if world.leader:
                 save_file(found, folder / f"{kind}-gradients-{accumulate}.safetensors")
+            found = gradients(kind, accumulate, mask=True)
+            if world.leader:
+                save_file(found, folder / f"{kind}-masked-{accumulate}.safetensors")
         out = folder / kind
         trainer = Trainer(make(), TrainConfig(**CONFIG, parallel=kind), out=out, quiet=True).fit(
             data, data.part(0, 300)
@@ -136,11 +153,15 @@ def main(folder: Path) -> None:
         except KeyboardInterrupt:
             said[f"{kind} stopped {world.rank}"] = stopped.step
     for kind in ("ddp", "fsdp", "sequence"):
+        learnt = Trainer(make(), TrainConfig(**CONFIG, parallel=kind), quiet=True).fit([masked()] * 6)
+        said[f"{kind} masked"] = [row["loss"] for row in learnt.history]
+        if world.leader:
+            save_file(weights(learnt.model), folder / f"{kind}-masked.safetensors")
         fast = Trainer(make().float(), TrainConfig(**CONFIG, parallel=kind), quiet=True).fit(data)
         said[f"{kind} float32"] = [row["loss"] for row in fast.history]
         if world.leader:
             save_file(weights(fast.model), folder / f"{kind}-float32.safetensors")
-    del trainer, again, stopped, fast
+    del trainer, again, stopped, fast, learnt
     leave_group(world)
     said["threads"] = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
     (folder / f"said-{world.rank}.json").write_text(json.dumps(said))

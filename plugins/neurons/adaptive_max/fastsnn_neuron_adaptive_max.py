@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastsnn_core import Neuron, SpikeTensor, hookimpl, param
 from fastsnn_core.lowering import SpikeRule
 from fastsnn_core.site import keeping_float32
+from fastsnn_events.coder_helpers import integrate, start
 from fastsnn_modules.inputs import neuron_input
 from fastsnn_modules.shown import constants
 
@@ -131,6 +132,14 @@ class AdaptiveMaxModule(nn.Module):
         u, most = x / self.threshold(x), float(self.most)
         held = u.clamp(-most, most)
         return (torch.where(self.regular(x), held, u) if int(self.burst) else held), 0.5
+
+    @torch.no_grad()
+    def replay(self, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Integrate-and-fire over `steps`: membranes and ternary spikes ``[S,B,T,D]``, summing to the clipped count."""
+        u, first = self.drive(x)
+        level, even = start(u.abs(), first)
+        membranes, spikes = integrate(level, [1] * steps, even)
+        return membranes.to(x.dtype) * self.threshold(x), spikes * x.sign()
 
 
 @hookimpl

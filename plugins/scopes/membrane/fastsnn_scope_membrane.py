@@ -57,7 +57,8 @@ class Membrane(Scope):
         names = choose(list(subject.trace), self.sites, 3)
         if not names:
             return {"reason": f"no site matches {', '.join(self.sites)}"}
-        rows = [{"site": name} | self.look(subject.trace[name], subject.labels) for name in names]
+        axis = "token" if subject.is_language_model else "time step"
+        rows = [{"site": name, "axis": axis} | self.look(subject.trace[name], subject.labels) for name in names]
         mute = [f"{r['site']}: {r['why']}" for r in rows if r["form"] == "none"]
         rows = [r for r in rows if r["form"] != "none"]
         if not rows:
@@ -211,13 +212,14 @@ def draw_tokens(row: Data, axes: list[Any]) -> None:
         axis.margins(x=0.01, y=0.14)
         axis.tick_params(labelbottom=axis is axes[-1])
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xlabel("token")
+    axes[-1].set_xlabel(row["axis"])
 
 
 def draw_steps(row: Data, axes: Any) -> None:
     """Potentials over the steps of one token, one axis per channel, a spike where one threshold is given back."""
     named = f" “{row['label']}”" if row["label"].strip() and row["label"].isprintable() else ""
-    title = axes[0].set_title(f"{row['site']}   ({row['neuron']}, inside token {row['token']}{named})", loc="left")
+    where = f"inside {row['axis']} {row['token']}{named}"
+    title = axes[0].set_title(f"{row['site']}   ({row['neuron']}, {where})", loc="left")
     title.set_parse_math(False)
     for axis in axes[len(row["traces"]) :]:
         axis.set_visible(False)

@@ -14,9 +14,8 @@ from fastsnn_core.subject import Data, Subject
 
 __version__ = "0.1.0"
 
-EDGES = (-1e9, -7.5, -3.5, -1.5, -0.5, 0.5, 1.5, 3.5, 7.5, 1e9)  # one colour per bit of the count
-COLOURS = ("#6e2a00", "#b04a07", "#dd7230", "#f2a974", "#ffffff", "#7fbfe6", "#3d94cc", "#0a64a4", "#06375f")
-NAMES = ("≤ −8", "−7 … −4", "−3, −2", "−1", "0", "1", "2, 3", "4 … 7", "≥ 8")
+ORANGE = ("#f2a974", "#dd7230", "#b04a07", "#6e2a00")  # from one bit of a negative count to the most
+BLUE = ("#7fbfe6", "#3d94cc", "#0a64a4", "#06375f")
 
 
 @frozen
@@ -49,8 +48,8 @@ class Raster(Scope):
         rows, axis = [], "token"
         for name in names:
             spikes = subject.trace[name].spikes
-            counts, axis = plane(spikes.counts)
-            fired = plane(bits(spikes))[0].double().mean(1)
+            counts, axis = plane(spikes.counts, subject.is_language_model)
+            fired = plane(bits(spikes), True)[0].double().mean(1)
             kept = torch.linspace(0, counts.shape[1] - 1, min(self.channels, counts.shape[1])).round().long()
             rows.append({
                 "name": name,
@@ -85,7 +84,8 @@ class Raster(Scope):
         figure.set_size_inches(9.5, 0.7 + 2.3 * len(sites))
         heights = [h for _ in sites for h in (0.35, 1.0)]
         axes = figure.subplots(2 * len(sites), 1, height_ratios=heights, squeeze=False)[:, 0]
-        colours, norm = ListedColormap(COLOURS), BoundaryNorm(EDGES, len(COLOURS))
+        edges, shades, names = palette(max((abs(c) for s in sites for row in s["counts"] for c in row), default=0))
+        colours, norm = ListedColormap(shades), BoundaryNorm(edges, len(shades))
         widest = max(len(s["counts"]) for s in sites)
         seen: set[int] = set()
         for i, site in enumerate(sites):
@@ -120,9 +120,25 @@ class Raster(Scope):
                     )
             main.tick_params(axis="x", length=0 if labels else 3)
         axes[-1].set_xlabel(data["axis"])
-        used = [k for k in range(len(COLOURS)) if any(EDGES[k] < c < EDGES[k + 1] for c in seen)]
-        handles = [Patch(facecolor=COLOURS[k], edgecolor="#999999", linewidth=0.5, label=NAMES[k]) for k in used]
+        used = [k for k in range(len(shades)) if any(edges[k] < c < edges[k + 1] for c in seen)]
+        handles = [Patch(facecolor=shades[k], edgecolor="#999999", linewidth=0.5, label=names[k]) for k in used]
         figure.legend(handles=handles, title="count", loc="outside right upper", frameon=False)
+
+
+def palette(largest: int) -> tuple[list[float], list[Any], list[str]]:
+    """Edges, colours and names of the classes of counts: one for each number of bits up to that of `largest`."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    bits = max(4, largest.bit_length())
+    lows = [1 << b for b in range(bits)]
+    places = [b / (bits - 1) for b in range(bits)]
+    minus, plus = (
+        [LinearSegmentedColormap.from_list("counts", shades)(at) for at in places] for shades in (ORANGE, BLUE)
+    )
+    said = ["1", "2, 3", *(f"{low} … {2 * low - 1}" for low in lows[2:])]
+    edges = [*(0.5 - 2 * low for low in reversed(lows)), -0.5, *(low - 0.5 for low in lows), 2 * lows[-1] - 0.5]
+    negative = ["−1", "−3, −2", *(f"−{2 * low - 1} … −{low}" for low in lows[2:])]
+    return edges, [*reversed(minus), "#ffffff", *plus], [*reversed(negative), "0", *said]
 
 
 def choose(names: list[str], patterns: tuple[str, ...], most: int) -> list[str]:
@@ -134,11 +150,11 @@ def choose(names: list[str], patterns: tuple[str, ...], most: int) -> list[str]:
     return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
 
 
-def plane(counts: Tensor) -> tuple[Tensor, str]:
-    """``[X, channels]`` on the CPU, and what X is."""
+def plane(counts: Tensor, tokens: bool) -> tuple[Tensor, str]:
+    """``[X, channels]`` on the CPU, and what X is: tokens of a language model, else time steps."""
     counts = counts.detach().cpu()
     if counts.ndim == 3:
-        return counts[0], "token"
+        return counts[0], "token" if tokens else "time step"
     if counts.ndim > 3:
         return counts[0].flatten(1).T, "position"
     return counts.reshape(-1, counts.shape[-1]), "sample"

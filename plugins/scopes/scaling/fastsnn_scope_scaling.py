@@ -117,7 +117,10 @@ class Scaling(Scope):
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         repeats = sorted({r["prefill_timings"] for r in rows})
         times = f"{repeats[0]}" if len(repeats) == 1 else f"{repeats[0]} … {repeats[-1]}"
-        notes = [f"Medians of {times} runs on {device.type}, {torch.get_num_threads()} threads, batch 1."]
+        runs, threads = "run" if repeats == [1] else "runs", torch.get_num_threads()
+        notes = [f"Medians of {times} {runs} on {device.type}, {threads} thread{'s' * (threads > 1)}, batch 1."]
+        if repeats[0] < self.repeats:
+            notes.append("Fewer runs than asked for fitted into the time: on a busy machine these speeds are too low.")
         if left:
             notes.append(
                 f"Left out, since {self.seconds:g} s would have been exceeded: T = {', '.join(map(str, left))}."
@@ -139,15 +142,15 @@ class Scaling(Scope):
             "peak": "allocator" if device.type == "cuda" else "tensors alive",
             "headline": [
                 ["state per stream", human(last["state_bytes"]) + course],
-                [f"prefill (T = {last['tokens']})", f"{last['prefill_tokens_per_second']:,.0f} tokens/s"],
-                ["decode", f"{last['decode_tokens_per_second']:,.0f} tokens/s"],
+                [f"prefill (T = {last['tokens']})", f"{rate(last['prefill_tokens_per_second'])} tokens/s"],
+                ["decode", f"{rate(last['decode_tokens_per_second'])} tokens/s"],
             ],
             "tables": [{"title": "Measured", "columns": columns, "rows": cells}],
             "notes": notes,
         }  # fmt: skip
 
     def draw(self, data: Data, figure: Any) -> None:
-        """Four panels over T (logarithmic), each from zero up."""
+        """Four panels over T, both axes logarithmic and with equal steps: a slope of one is linear growth."""
         if "reason" in data:
             figure.text(0.5, 0.5, data["reason"], ha="center", wrap=True)
             return
@@ -164,11 +167,14 @@ class Scaling(Scope):
             y = [r[key] * unit for r in rows]
             axis.plot(x, y, color=colour, marker="o", markersize=5, linewidth=1.4)
             axis.set_title(title, loc="left")
-            axis.set_ylim(0, 1.25 * max(y) if max(y) > 0 else 1.0)
             axis.set_xscale("log", base=2)
+            if min(y) > 0:  # as many octaves as the lengths span, and two: growth with T is the diagonal
+                axis.set_yscale("log", base=2)
+                middle, half = math.sqrt(min(y) * max(y)), math.sqrt(max(max(y) / min(y), max(x) / min(x))) * 2
+                axis.set_ylim(middle / half, middle * half)
             axis.set_xticks(x, [str(n) for n in x])
             axis.minorticks_off()
-            axis.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.3g}")
             grown = data["growth"].get(key) if key.endswith("bytes") else None  # that of times is this machine's noise
             if grown is not None:
                 text = "constant" if grown == 0 else f"∝ $T^{{\\,{grown:.2f}}}$"
@@ -177,6 +183,11 @@ class Scaling(Scope):
                 axis.spines[side].set_visible(False)
             if axis.get_subplotspec().is_last_row():
                 axis.set_xlabel("tokens T")
+
+
+def rate(value: float) -> str:
+    """Tokens per second: whole numbers from ten on, two digits below."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 class Alive(TorchDispatchMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ MEASURES = (
     ("slot_sparsity", "slot sparsity", "{:.1%}"),
     ("mean_count", "mean |count|", "{:.2f}"),
     ("largest", "largest |count|", "{:.0f}"),
+    ("saturated_channels", "channels at their limit", "{:.1%}"),
 )
 
 
@@ -34,7 +36,8 @@ class Sparsity(Scope):
 
     N counts channels × tokens of a site. The overall figures weigh every site by its N, with the largest S of any
     site. A site is *silent* beyond `silent` of its channels at zero, *saturated* when more than `saturated` of its
-    counts stand at the neuron's own limit; *dead channels* never fired in this input.
+    counts stand at the neuron's own limit; *dead channels* never fired in this input, *saturated channels* stand at
+    the limit for more than `saturated` of the tokens at which they fire.
     """
 
     name = "sparsity"
@@ -57,7 +60,8 @@ class Sparsity(Scope):
         rows = []
         for name, record in subject.trace.items():
             extra = self.limits(record)
-            rows.append({"site": name, **attrs.asdict(found[name]), **extra, "flag": self.flag(found[name], extra)})
+            named = {"site": name, "name": spec_name(subject.model, name)}
+            rows.append(named | attrs.asdict(found[name]) | extra | {"flag": self.flag(found[name], extra)})
         total = overall(found, {name: r.spikes.numel() for name, r in subject.trace.items()})
         flagged = [f"{r['site']} is {r['flag']}" for r in rows if r["flag"]]
         return {
@@ -65,11 +69,12 @@ class Sparsity(Scope):
             "sites": rows,
             "headline": [
                 ["silent fraction", f"{total.silent_fraction:.1%}"],
-                ["spikes per channel", f"{total.spikes_per_channel:.2f}"],
+                ["spikes per channel (bits set)", f"{total.spikes_per_channel:.2f}"],
+                ["mean |count|", f"{total.mean_count:.2f}"],
                 [f"slot sparsity (S = {total.steps})", f"{total.slot_sparsity:.1%}"],
             ],
             "tables": [table(rows)],
-            "notes": flagged or ["No site is silent, none is saturated."],
+            "notes": [*(flagged or ["No site is silent, none is saturated."]), *stuck(rows)],
         }
 
     def limits(self, record: Record) -> Data:
@@ -78,8 +83,16 @@ class Sparsity(Scope):
         axis = 1 if counts.ndim > 3 else counts.ndim - 1
         alive = (counts != 0).movedim(axis, 0).reshape(counts.shape[axis], -1).any(1)
         limit = limit_of(record.module)
-        at_limit = None if limit is None else float((counts >= limit).double().mean())
-        return {"dead_channels": float((~alive).double().mean()), "limit": limit, "at_limit": at_limit}
+        found: Data = {"dead_channels": float((~alive).double().mean()), "limit": limit, "at_limit": None}
+        if limit is None:
+            return found | {"saturated_channels": None}
+        by_channel = counts.movedim(axis, 0).reshape(counts.shape[axis], -1)
+        full, fires = (by_channel >= limit).double().sum(1), (by_channel != 0).double().sum(1)
+        stuck_channels = (fires > 1) & (full > self.saturated * fires) & (limit > 1)  # a single spike is no saturation
+        return found | {
+            "at_limit": float((counts >= limit).double().mean()) if counts.numel() else 0.0,
+            "saturated_channels": float(stuck_channels.double().mean()) if len(stuck_channels) else 0.0,
+        }
 
     def flag(self, found: Any, extra: Data) -> str:
         """Empty for a healthy site."""
@@ -98,9 +111,11 @@ class Sparsity(Scope):
         layers = sorted({place(r["site"])[1] for r in data["sites"]})
         width = len(layers)
         figure.set_size_inches(10, 0.9 + 2 * (0.75 + 0.34 * len(kinds)))
-        for i, (axes, k) in enumerate(zip(figure.subplots(2, 2).flat, (0, 1, 2, 4))):
+        limited = any(r.get("saturated_channels") is not None for r in data["sites"])
+        for i, (axes, k) in enumerate(zip(figure.subplots(2, 2).flat, (0, 1, 2, 5 if limited else 4))):
             key, title, form = MEASURES[k]
             cells = {(kinds.index(place(r["site"])[0]), layers.index(place(r["site"])[1])): r for r in data["sites"]}
+            cells = {place: r for place, r in cells.items() if r.get(key) is not None}
             grid = [[cells.get((y, x), {}).get(key, math.nan) for x in range(width)] for y in range(len(kinds))]
             share = form.endswith("%}")
             high = 1.0 if share else max((r[key] for r in data["sites"]), default=0.0) or 1.0
@@ -146,19 +161,48 @@ def place(site: str) -> tuple[str, int]:
     return site[match.end() :] or site[: match.start()] or "site", int(match[1])
 
 
+def spec_name(model: nn.Module, site: str) -> str:
+    """What the spec and the command line call a site (attn_in, ffn_hidden); empty where it has no such name."""
+    for path in (site, site.rpartition(".")[0]):
+        with contextlib.suppress(AttributeError):
+            if name := getattr(model.get_submodule(path), "name", ""):
+                return str(name)
+    return ""
+
+
+def stuck(rows: list[Data]) -> list[str]:
+    """Sites with channels that stand at the neuron's limit whenever they fire: what is above it is lost."""
+    found = sorted((r for r in rows if r["saturated_channels"]), key=lambda r: -r["saturated_channels"])
+    if not found:
+        return []
+    names = ", ".join(f"{r['site']} {r['saturated_channels']:.1%}" for r in found[:4])
+    more = f" and {len(found) - 4} sites more" if found[4:] else ""
+    return [f"Channels at their limit whenever they fire, so that what is above it is lost: {names}{more}."]
+
+
 def limit_of(module: nn.Module) -> float | None:
     """The largest count a neuron allows, where it says so."""
     found = getattr(module, "hi", getattr(module, "bound", None))
     return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
 
 
+def share(value: float | None) -> str:
+    """Per cent; a dash where there is no limit."""
+    return "–" if value is None else f"{value:.1%}"
+
+
 def table(rows: list[Data]) -> Data:
     """All numbers, one row per site; the last column only where a site is flagged."""
-    columns = ["site", "silent", "spikes / channel", "slot sparsity", "S", "mean |c|", "max |c|", "dead channels", ""]
+    columns = [
+        "site", "in the spec", "silent", "spikes / channel", "slot sparsity", "S", "mean |c|", "max |c|",
+        "dead channels", "at the limit", "saturated channels", "",
+    ]  # fmt: skip
     cells = [
         [
-            r["site"], f"{r['silent_fraction']:.1%}", f"{r['spikes_per_channel']:.3f}", f"{r['slot_sparsity']:.1%}",
-            str(r["steps"]), f"{r['mean_count']:.3f}", str(r["largest"]), f"{r['dead_channels']:.1%}", r["flag"],
+            r["site"], r["name"] or "–", f"{r['silent_fraction']:.1%}", f"{r['spikes_per_channel']:.3f}",
+            f"{r['slot_sparsity']:.1%}",
+            str(r["steps"]), f"{r['mean_count']:.3f}", str(r["largest"]), f"{r['dead_channels']:.1%}",
+            share(r["at_limit"]), share(r["saturated_channels"]), r["flag"],
         ]
         for r in rows
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from torch import nn
 
 from fastsnn.presets import model_spec
 from fastsnn_console import targets
-from fastsnn_core import Exporter, Model, Neuron, bundle, create
+from fastsnn_core import Exporter, Model, Neuron, bundle, bundle_checks, create
 from fastsnn_core import build as build_component
 from fastsnn_core import spec as specs
 from fastsnn_core.errors import ArgumentError, FastSNNError, check_options, did_you_mean
@@ -133,6 +133,7 @@ class FastSNN:
         The bundle that a model was loaded from is never replaced by what loses precision.
         """
         needs_model("export", model)
+        model = bundle_checks.unwrapped(model)
         exporter = exporter_of(to, **options)
         source = getattr(model, "loaded_from", None)
         check_target(path, exporter, [source] if exporter is not None and source is not None else [])
@@ -180,6 +181,11 @@ class FastSNN:
 
 def needs_model(function: str, model: Any) -> None:
     """Raise `ArgumentError` where a model was to be given and something else was."""
+    if getattr(model, "_is_torch_compile", False) and not isinstance(model, nn.Module):
+        raise FastSNNError(
+            f"{function}() takes a model, got a compiled function: torch.compile of a model that is compiled already "
+            "gives a function, which does not know its model; pass the model itself"
+        )
     if not isinstance(model, nn.Module):
         hint = "; load it first: FastSNN.load(path)" if isinstance(model, str | Path) else ""
         raise ArgumentError(f"{function}() takes a model, got {type(model).__name__} {model!r}{hint}")

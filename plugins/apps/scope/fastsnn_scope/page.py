@@ -24,7 +24,7 @@ def page(found: Data, drawn: dict[str, bytes]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
         f"<header><h1>SpikeScope</h1><p class=lead>{lead(found)}</p>{glance(found)}<nav>{links}</nav></header>\n"
-        f"{sections}{appendix(found)}</main>\n</body>\n</html>\n"
+        f"{sections}{following(found)}{appendix(found)}</main>\n</body>\n</html>\n"
     )
 
 
@@ -48,7 +48,7 @@ def lead(found: Data) -> str:
 def glance(found: Data) -> str:
     """The one-glance table: parameters, then what each scope puts in its headline."""
     model = found["model"]
-    cells: list[Row] = [["parameters", f"{model['parameters']:,}"]]
+    cells: list[Row] = [["parameters", f"{model['parameters']:,}"], *found.get("quality", [])]
     for panel in found["scopes"].values():
         cells += panel.get("data", {}).get("headline", [])
     items = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in cells)
@@ -67,7 +67,8 @@ def section(name: str, panel: Data, png: bytes | None) -> str:
         body.append(f'<p class="reading">{escape(panel["reading"])}</p>')
     if png is not None:
         uri = base64.b64encode(png).decode()
-        body.append(f'<figure><img alt="{escape(panel["title"])}" src="data:image/png;base64,{uri}"></figure>')
+        picture = f'<img alt="{escape(panel["title"])}" src="data:image/png;base64,{uri}">'
+        body.append(f'<figure><label><input type="checkbox"> enlarge</label>{picture}</figure>')
     body.append(bullets(data.get("notes", [])))
     for i, found in enumerate(data.get("tables", [])):
         shown = " open" if i == 0 and len(found["rows"]) <= 24 else ""
@@ -75,6 +76,16 @@ def section(name: str, panel: Data, png: bytes | None) -> str:
     if data.get("assumptions"):
         body.append(f"<details><summary>Assumptions and sources</summary>{bullets(data['assumptions'])}</details>")
     return "".join(body) + "</section>\n"
+
+
+def following(found: Data) -> str:
+    """What was lost in conversion, and what to do next."""
+    lost, advice = found.get("lost", []), found.get("advice", [])
+    if not lost and not advice:
+        return ""
+    says = f"<h3>What was lost</h3>{bullets(lost)}" if lost else ""
+    says += f"<h3>What to try next</h3>{bullets(advice)}" if advice else ""
+    return f'<section id="next"><h2>{"What was lost, and what next" if lost else "What next"}</h2>{says}</section>\n'
 
 
 def bullets(lines: list[str]) -> str:

@@ -18,6 +18,7 @@ from fastsnn_core import Scope, create, parts
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.plugins import classes
 from fastsnn_core.subject import Data, Subject, observe
+from fastsnn_scope import quality
 
 log = logging.getLogger("fastsnn")
 SENTENCE = "A neuron keeps what it hears, leaks a little, and speaks only when it must; most of the time it is silent."
@@ -86,9 +87,11 @@ class Scoped:
                 "created": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
                 "model": summary(self.model),
                 "input": self.about,
+                "quality": quality.headline(self.model, self.inputs, self.about),
                 "scopes": {s.name: measured(s, subject) for s in self.scopes},
                 "environment": environment() | {"threads": torch.get_num_threads()},
             }
+            self.found |= {"lost": quality.lost(self.model), "advice": quality.advice(self.model, self.found["scopes"])}
         return self.found
 
     def report(self, path: str | Path) -> Path:
@@ -99,10 +102,11 @@ class Scoped:
         from fastsnn_core.bundle import fingerprint
         from fastsnn_scope.write import FILES, write
 
-        folder = write(self.scopes, self.data(), targets.folder(path))
         model: Any = self.model
+        folder = write(self.scopes, self.data(), targets.folder(path))
+        kept = quality.keep_conversion(getattr(model, "report_path", None), folder)
         model.report_path, model.report_of = folder.resolve(), fingerprint(model)
-        model.report_files = (*FILES, *(f"{s.name}.png" for s in self.scopes))
+        model.report_files = (*FILES, *(f"{s.name}.png" for s in self.scopes), *kept)
         return folder
 
     def __repr__(self) -> str:

@@ -31,7 +31,10 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from fastsnn_kernel_numba import compile_notice
+
 log = logging.getLogger("fastsnn")
+_notice = compile_notice.install()
 _forked = False
 _kept = threading.local()
 _one_at_a_time = threading.Lock()

@@ -23,6 +23,7 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastsnn_core import bundle_checks
 from fastsnn_core.component import param
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import MatrixForm, NormForm, Unsupported
@@ -231,6 +232,17 @@ class RowNorm(nn.RMSNorm):
         )
 
 
+class RowLayerNorm(nn.LayerNorm):
+    """(x - mean) / √(mean (x - mean)² + eps) · weight + bias in the fixed order of `fastsnn_integer.deterministic`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised rows."""
+        rows = x.detach().float()
+        rows = rows - deterministic.row_sum(rows) / rows.shape[-1]
+        y = deterministic.rms_norm(rows, self.weight, self.eps)
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+
 def apply(model: nn.Module, quant: Quant) -> nn.Module:
     """Turn a float model, in place, into integer arithmetic: its layers, norms and every module that can be exact."""
     for name, module in list(model.named_modules()):
@@ -250,7 +262,7 @@ def apply(model: nn.Module, quant: Quant) -> nn.Module:
 def round_to_bf16_(model: nn.Module) -> None:
     """Round biases, centres and gains of norms to the nearest bfloat16, in place; they stay float32 at work."""
     for module in model.modules():
-        names = ("bias", "centre", "weight") if isinstance(module, nn.RMSNorm) else ("bias", "centre")
+        names = ("bias", "centre", "weight") if isinstance(module, nn.RMSNorm | nn.LayerNorm) else ("bias", "centre")
         for p in (module._parameters.get(name) for name in names):
             if p is not None and p.dtype == torch.float32:
                 p.copy_(p.to(torch.bfloat16))
@@ -273,12 +285,17 @@ def swap(name: str, module: nn.Module, quant: Quant) -> nn.Module | None:
         norm = RowNorm(module.normalized_shape, module.eps, module.weight is not None)
         norm.load_state_dict(module.state_dict())
         return norm
+    if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
+        affine, bias = module.elementwise_affine, module.bias is not None
+        layer = RowLayerNorm(module.normalized_shape, module.eps, affine, bias)
+        layer.load_state_dict(module.state_dict())
+        return layer
     return None
 
 
 def not_batch_invariant(model: nn.Module) -> list[str]:
     """Modules whose arithmetic nobody vouches for: with any of them, equal bits in any batch are not promised."""
-    known = (QuantLinear, QuantEmbedding, RowLinear, RowNorm, nn.Embedding, *COMPOSE)
+    known = (QuantLinear, QuantEmbedding, RowLinear, RowNorm, RowLayerNorm, nn.Embedding, *COMPOSE)
     return [
         f"{name or 'the model'} ({type(m).__name__})"
         for name, m in model.named_modules()
@@ -287,16 +304,24 @@ def not_batch_invariant(model: nn.Module) -> list[str]:
 
 
 def quantise(model: nn.Module, quant: Quant | None = None) -> nn.Module:
-    """A copy of a float model in integer arithmetic; its spec must have a field `quant` (the decoder has)."""
+    """A copy of a float model in integer arithmetic; its spec must have a field `quant` (the decoder has).
+
+    Wrappers are taken off; forward hooks that change what is computed, which the copy would not have, are refused.
+    """
+    model = bundle_checks.unwrapped(model)
     spec: Any = getattr(model, "spec", None)
     if spec is None or not hasattr(spec, "quant"):
         raise FastSNNError(f"{getattr(spec, 'name', type(model).__name__)} has no integer form; the decoder has one")
     if spec.quant is not None:
         raise FastSNNError("this model is in integer arithmetic already")
+    bundle_checks.refuse_hooks(model)
+    sound = bundle_checks.as_built(model)
     new_spec = attrs.evolve(spec, quant=quant or Quant())
     new: Any = apply(copy.deepcopy(model), new_spec.quant).eval()
     round_to_bf16_(new)
     new.spec = new_spec
+    if sound:
+        bundle_checks.remember(new)
     meta = dict(getattr(model, "meta", {}))
     done = {"what": "quantise", **attrs.asdict(new_spec.quant)}
     new.meta = {k: v for k, v in meta.items() if k != "created"} | {"milestones": [*meta.get("milestones", []), done]}

@@ -1,4 +1,4 @@
-"""A spiking causal language model: RMSNorm, grouped-query attention of any kind, spikes before every projection."""
+"""A spiking causal language model: norms, grouped-query attention of any kind, spikes before every projection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fastsnn_core import (
     slots,
 )
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.lowering import DecoderPlan, Unsupported, lower
+from fastsnn_core.lowering import DecoderPlan, MatrixForm, Unsupported, lower
 from fastsnn_events import runtime
 from fastsnn_integer import quantization
 from fastsnn_integer.quantization import Quant, QuantEmbedding, row_linear
@@ -42,6 +42,7 @@ moved.add("fastsnn_model_decoder", {"fast": "fused_decode"})
 
 SITES = ("attn_in", "attn_out", "ffn_in", "ffn_hidden", "embed", "q", "k", "v", "head")
 PROJECTIONS = SITES[:4]
+NORMS: dict[str, type[nn.Module]] = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
 
 
 class DecoderState(NamedTuple):
@@ -63,7 +64,7 @@ class At:
 
 @frozen
 class Decoder(Model):
-    """x_0 = E[tokens];  x ← x + attention_l(norm(x));  x ← x + feedforward_l(norm(x));  logits = W norm(x_L).
+    """x_0 = E[tokens];  x ← x + attention_l(norm(x));  x ← x + feedforward_l(norm(x));  logits = W norm(x_L) + b.
 
     tokens [B,T] -> logits [B,T,vocab_size]; ``return_state=True`` gives (logits, state), and the state of a stream goes
     back in with its next tokens. Layer l has attention[l mod len(attention)]. Spikes stand at `sites`: in front of
@@ -97,9 +98,11 @@ class Decoder(Model):
     feedforward: Feedforward = slot(Feedforward, "pulse", doc="the channel mixer of every layer")
     tied: bool = param(True, doc="the head shares the embedding's weights")
     rope: Rope = param(attrs.Factory(Rope), doc="rotary positions, for attentions that want them")
-    norm_eps: float = param(1e-5, gt=0.0, le=0.1, doc="of every RMSNorm")
+    norm: str = param("rms", choices=tuple(NORMS), doc="RMSNorm, or LayerNorm with a bias (GPT-2, Phi)")
+    norm_eps: float = param(1e-5, gt=0.0, le=0.1, doc="of every norm")
     qkv_bias: bool = param(False, doc="biases of the q, k and v projections (Qwen2)")
     out_bias: bool = param(False, doc="bias of the attention's output projection")
+    head_bias: bool = param(False, doc="bias of the logits (GPT-J, Phi)")
     qk_norm: bool = param(False, doc="RMSNorm on each query and key head (Qwen3)")
     quant: Quant | None = param(
         None, doc="INT8 weights and exact integer sums (W8A-spike); float weights when left out"
@@ -152,7 +155,12 @@ class DecoderModule(nn.Module):
 
         def site(name: str, features: int) -> SpikeSite:
             neuron = spec.neuron_at(name)
-            return SpikeSite(neuron.build(features) if neuron else None, features, centred=name in spec.centred)
+            made = SpikeSite(neuron.build(features) if neuron else None, features, centred=name in spec.centred)
+            made.name = name
+            return made
+
+        def norm() -> nn.Module:
+            return NORMS[spec.norm](spec.d_model, eps=spec.norm_eps)
 
         qk_norm = spec.norm_eps if spec.qk_norm else 0.0
         self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
@@ -164,10 +172,12 @@ class DecoderModule(nn.Module):
                 kind, spec.dims, site, bias=spec.qkv_bias, out_bias=spec.out_bias, qk_norm=qk_norm
             )
             d_ff = spec.d_ff or -(-8 * spec.d_model // 24) * 8
-            self.layers.append(Block(attention, spec.feedforward, d_ff, site, spec.norm_eps))
-        self.norm = nn.RMSNorm(spec.d_model, eps=spec.norm_eps)
+            self.layers.append(Block(attention, spec.feedforward, d_ff, site, norm))
+        self.norm = norm()
         self.head_site = site("head", spec.d_model)
-        self.head = None if spec.tied else nn.Linear(spec.d_model, spec.vocab_size, bias=False)
+        self.head = None if spec.tied else nn.Linear(spec.d_model, spec.vocab_size, bias=spec.head_bias)
+        tied_bias = nn.Parameter(torch.zeros(spec.vocab_size)) if spec.tied and spec.head_bias else None
+        self.register_parameter("tied_bias", tied_bias)
         self.rotary = any(any_rotary(a) for a in spec.attention)
         self.register_buffer("frequencies", spec.rope.frequencies(spec.dims.head_dim), persistent=False)
         self.checkpointing = False
@@ -240,6 +250,7 @@ class DecoderModule(nn.Module):
             logits = row_linear(spikes, self.embed.weight)
         else:
             logits = F.linear(spikes, self.embed.weight)
+        logits = logits if self.tied_bias is None else logits + self.tied_bias.to(logits.dtype)
         return (logits, DecoderState(position, embed, tuple(news), head)) if return_state else logits
 
     def fast(self, state: DecoderState | None, wait: bool = True, room: int = 0) -> FastStream | None:
@@ -286,9 +297,16 @@ class DecoderModule(nn.Module):
             blocks=tuple(blocks),
             norm=lower(self.norm, "norm"),
             site=lower(self.head_site, "head_site"),
-            head=lower(embed, "embed") if self.head is None else lower(self.head, "head"),
+            head=self.lower_head(),
             angles=self.first_angles,
         )
+
+    def lower_head(self) -> MatrixForm:
+        """What makes the logits of spikes: the head, or the embedding that is tied to it."""
+        if self.head is not None:
+            return lower(self.head, "head")
+        form = lower(self.embed, "embed")
+        return form if self.tied_bias is None else attrs.evolve(form, bias=self.tied_bias)
 
     def first_angles(self, places: int) -> tuple[Tensor, Tensor]:
         """cos and sin ``[P, K/2]`` of at least the first `places` positions."""

@@ -36,14 +36,19 @@ class AttentionLayer(nn.Module):
         super().__init__()
         self.dims, self.rotary = dims, any_rotary(spec)
         h, g, width = dims.n_heads, dims.n_kv_heads, dims.head_dim
+        sizes = {"q": h * width, "k": g * width, "v": g * width}
         self.inner = site("attn_in", dims.d_model)
-        self.q = nn.Linear(dims.d_model, h * width, bias=bias)
-        self.k = nn.Linear(dims.d_model, g * width, bias=bias)
-        self.v = nn.Linear(dims.d_model, g * width, bias=bias)
-        self.q_norm = nn.RMSNorm(width, eps=qk_norm) if qk_norm else None
-        self.k_norm = nn.RMSNorm(width, eps=qk_norm) if qk_norm else None
-        self.q_site, self.k_site, self.v_site = site("q", h * width), site("k", g * width), site("v", g * width)
-        self.mixer = spec.build(dims)
+        self.q, self.k, self.v = (
+            nn.Linear(dims.d_model, size, bias=bias) if name in spec.projections else None
+            for name, size in sizes.items()
+        )
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(width, eps=qk_norm) if qk_norm and name in spec.projections else None for name in ("q", "k")
+        )
+        self.q_site, self.k_site, self.v_site = (
+            site(name, size) if name in spec.projections else SpikeSite(None, size) for name, size in sizes.items()
+        )
+        self.mixer = spec.build_with_sites(dims, site)
         inside = h * width * spec.expansion
         self.outer = site("attn_out", inside)
         self.out = nn.Linear(inside, dims.d_model, bias=out_bias)
@@ -54,22 +59,25 @@ class AttentionLayer(nn.Module):
         """Mix the tokens of a (piece of a) stream."""
         s = state or AttentionState(*[None] * 6)
         spikes, inner = self.inner(x, s.inner, reset)
-        size = (-1, self.dims.head_dim)
-        q, k, v = (
-            self.q(spikes).unflatten(-1, size),
-            self.k(spikes).unflatten(-1, size),
-            self.v(spikes).unflatten(-1, size),
-        )
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (self.projected(layer, spikes, x) for layer in (self.q, self.k, self.v))
+        q = q if self.q_norm is None else self.q_norm(q)
+        k = k if self.k_norm is None else self.k_norm(k)
         heads = Heads(q, k, v, spikes, *(angles if angles and self.rotary else (None, None)))
         heads, query, key, value = self.spiking_heads(heads, s, reset)
         mixed, mixer = self.mixer(heads, s.mixer, reset)
         spikes, outer = self.outer(mixed.flatten(2), s.outer, reset)
         return self.out(spikes), AttentionState(inner, query, key, value, mixer, outer)
 
+    def projected(self, layer: nn.Module | None, spikes: Any, x: Tensor) -> Tensor:
+        """Heads ``[B,T,·,K]`` of one projection; none of one that the attention does not read."""
+        if layer is None:
+            return x.new_empty(*x.shape[:2], 0, self.dims.head_dim)
+        return layer(spikes).unflatten(-1, (-1, self.dims.head_dim))
+
     def lower(self, whole: bool = True) -> AttentionForm:
         """Its sites, projections and mixers; without `whole` a mixer that has no form leaves `mixers` empty."""
+        if self.q is None or self.k is None or self.v is None:
+            raise Unsupported("an attention that does not read all of q, k and v has no fused form")
         for name in ("q_site", "k_site", "v_site"):
             site = getattr(self, name)
             if site.neuron is not None or site.centre is not None:
@@ -105,8 +113,13 @@ class AttentionLayer(nn.Module):
         if all(site.neuron is None and site.centre is None for site in (self.q_site, self.k_site, self.v_site)):
             return heads, None, None, None
         q, k = heads.rotated()
-        rows, states = [], []
+        rows: list[Tensor] = []
+        states: list[Any] = []
         for x, site, old in ((q, self.q_site, s.query), (k, self.k_site, s.key), (heads.v, self.v_site, s.value)):
+            if not x.shape[2]:  # not read by the attention
+                rows.append(x)
+                states.append(None)
+                continue
             y, new = site(x.flatten(2), old, reset)
             rows.append((y if isinstance(y, Tensor) else y.value().to(x.dtype)).reshape(x.shape))
             states.append(new)
@@ -125,11 +138,12 @@ class Block(nn.Module):
 
     batch_invariant = False
 
-    def __init__(self, attention: AttentionLayer, feedforward: Feedforward, d_ff: int, site: Site, eps: float) -> None:
+    def __init__(
+        self, attention: AttentionLayer, feedforward: Feedforward, d_ff: int, site: Site, norm: Callable[[], nn.Module]
+    ) -> None:
         super().__init__()
-        width = attention.dims.d_model
-        self.attention_norm, self.attention = nn.RMSNorm(width, eps=eps), attention
-        self.feedforward_norm, self.feedforward = nn.RMSNorm(width, eps=eps), feedforward.build(width, d_ff, site)
+        self.attention_norm, self.attention = norm(), attention
+        self.feedforward_norm, self.feedforward = norm(), feedforward.build(attention.dims.d_model, d_ff, site)
 
     def lower(self, whole: bool = True) -> BlockPlan:
         """Norms, attention and feed-forward; see `AttentionLayer.lower`."""

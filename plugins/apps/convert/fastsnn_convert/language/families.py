@@ -302,6 +302,12 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
     model = model.to(dtype or checkpoint.dtype()).to_empty(device="cpu")
     for name, parameter in model.named_parameters():
         checkpoint.read(source_of(name), parameter.data)
+        if bad := parameter.numel() - int(torch.isfinite(parameter.data).sum()):
+            where = f"{source_of(name)} in {checkpoint.entries[source_of(name)].file}"
+            raise CheckpointError(
+                f"{where} holds {bad} of {parameter.numel()} values that are NaN or infinite: the checkpoint is "
+                "damaged, or its training diverged"
+            )
     adopt_tokenizer(model, tokenizer)
     if type(longest := checkpoint.config.get("max_position_embeddings")) is int and longest > 0:
         model.meta = dict(getattr(model, "meta", {})) | {"max_positions": longest}  # type: ignore[assignment]

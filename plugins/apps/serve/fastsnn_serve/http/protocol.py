@@ -125,11 +125,24 @@ def chat(body: Any, context: Context) -> CompletionRequest:
     asked, top = fields.flag("logprobs"), fields.integer("top_logprobs", None, 0, TOP)
     if top is not None and not asked:
         raise Invalid("top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
+    refuse_tools(fields)
     most = room(context, [ids], CHAT_TOKENS)
     params, n = read_params(fields, context, most, 1, (top or 0) if asked else None, context.template.stops)
     stream, usage = read_stream(fields)
     fields.done(CHAT_HARMLESS)
     return CompletionRequest(True, (ids,), (None,), params, n, None, stream, usage)
+
+
+def refuse_tools(fields: Fields) -> None:
+    """This server calls no tools: say so where a request offers or demands some, with what to do."""
+    for name, choice in (("tools", "tool_choice"), ("functions", "function_call")):
+        offered, chosen = fields.left.get(name), fields.left.get(choice)
+        if offered is not None and not isinstance(offered, list):
+            raise fields.wrong(name, "a list", offered)
+        if offered or chosen not in (None, "none", "auto"):
+            what = name if offered else choice
+            says = f"{what} is not supported: this server does not call tools. Leave {name} and {choice} out"
+            raise Invalid(f"{says}, or describe them in a message", what, "unsupported_parameter")
 
 
 def room(context: Context, prompts: list[list[int]], usual: int) -> int:

@@ -25,6 +25,7 @@ from fastsnn_serve.engine import Engine
 from fastsnn_serve.http import protocol
 from fastsnn_serve.http.around import middleware
 from fastsnn_serve.http.chat_template import ChatTemplate, template_source
+from fastsnn_serve.http.front_page import front_page
 from fastsnn_serve.http.protocol import CompletionRequest, Context
 from fastsnn_serve.http.request_task import Json, answer, failure
 from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, parse
@@ -83,22 +84,28 @@ class Server:
         made.state.engine, made.state.plain_chat = self.engine, self.context.template.plain
         return made
 
-    def routes(self) -> list[Route]:
-        """All of them; the model's id may hold slashes."""
-        table: list[tuple[str, str, Endpoint]] = [
-            ("GET", "/v1/models", self.models),
-            ("GET", "/v1/models/{id:path}", self.model),
-            ("POST", "/v1/completions", self.completions),
-            ("POST", "/v1/chat/completions", self.chat),
-            ("POST", "/tokenize", self.tokenize),
-            ("POST", "/detokenize", self.detokenize),
-            ("GET", "/tokenizer_info", self.tokenizer_info),
-            ("GET", "/healthz", self.health),
-            ("GET", "/health", self.health),
-            ("GET", "/readyz", self.health),
-            ("GET", "/metrics", self.metrics),
+    def table(self) -> list[tuple[str, str, Endpoint, str]]:
+        """Method, path, endpoint, and what it is for; the model's id may hold slashes."""
+        return [
+            ("GET", "/", self.front, "this page; JSON unless a browser asks"),
+            ("GET", "/v1/models", self.models, "the model, as a list"),
+            ("GET", "/v1/models/{id:path}", self.model, "the model"),
+            ("POST", "/v1/completions", self.completions, "continue a prompt"),
+            ("POST", "/v1/chat/completions", self.chat, "answer a conversation"),
+            ("POST", "/tokenize", self.tokenize, "prompt or messages to token ids"),
+            ("POST", "/detokenize", self.detokenize, "token ids to text"),
+            ("GET", "/tokenizer_info", self.tokenizer_info, "special tokens and chat template"),
+            ("GET", "/healthz", self.health, "200 while the model answers, 503 once it has stopped"),
+            ("GET", "/health", self.health, "the same"),
+            ("GET", "/readyz", self.health, "the same"),
+            ("GET", "/metrics", self.metrics, "Prometheus metrics"),
         ]
-        return [Route(path, self.counted(path, endpoint), methods=[method]) for method, path, endpoint in table]
+
+    def routes(self) -> list[Route]:
+        """All of the table."""
+        return [
+            Route(path, self.counted(path, endpoint), methods=[method]) for method, path, endpoint, _ in self.table()
+        ]
 
     def counted(self, path: str, endpoint: Endpoint) -> Endpoint:
         """`endpoint` with its errors as responses, and every answer counted."""
@@ -127,6 +134,15 @@ class Server:
         if size > self.max_body:
             raise Invalid(f"the body is larger than {self.max_body} bytes", code="request_too_large", status=413)
         return await run_in_threadpool(parse, bytes(held))
+
+    async def front(self, request: Request) -> Response:
+        """GET /: what this server is, as JSON, or as a page for browsers."""
+        paths = [[method, path, what] for method, path, _, what in self.table()]
+        about = {
+            "server": "fastsnn-serve", "version": __version__, "model": self.context.name,
+            "max_model_len": self.engine.max_model_len, "paths": paths,
+        }  # fmt: skip
+        return front_page(request, about)
 
     # -- OpenAI's endpoints --------------------------------------------------------------------------------------
 

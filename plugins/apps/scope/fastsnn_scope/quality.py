@@ -1,0 +1,101 @@
+"""What spikes cost in quality, and what to do next: the loss on what was read, the conversion's own figures, advice."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastsnn_core.files import beside
+from fastsnn_core.subject import Data
+
+CONVERSION = ("conversion.html", "conversion.json")
+LEAST = 8  # tokens below which a loss says nothing
+
+
+@torch.no_grad()
+def headline(model: nn.Module, inputs: Tensor, about: Data) -> list[list[str]]:
+    """The loss of a language model on the text it was given, as ``[label, text]``; nothing for other models."""
+    if about["kind"] not in ("text", "tokens") or inputs.ndim != 2 or inputs.shape[1] <= LEAST:
+        return []
+    training = model.training
+    model.eval()
+    try:
+        logits = model(inputs)
+    finally:
+        model.train(training)
+    if not isinstance(logits, Tensor) or logits.ndim != 3:
+        return []
+    nats = float(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), inputs[:, 1:].flatten()))
+    if not math.isfinite(nats):
+        return [["loss on this text", "not a number"]]
+    tokens = inputs[:, 1:].numel()
+    return [[f"loss on these {tokens} tokens", f"{nats:.3f} nats (perplexity {math.exp(min(nats, 700.0)):.4g})"]]
+
+
+def conversion_of(model: nn.Module) -> Data:
+    """The newest conversion in the model's history; empty where it was not converted."""
+    rows = [row for row in getattr(model, "meta", {}).get("milestones", []) if row.get("what") == "convert"]
+    return rows[-1] if rows else {}
+
+
+def lost(model: nn.Module) -> list[str]:
+    """What the conversion measured: perplexity or accuracy beside the dense network's, distance of the outputs."""
+    found = conversion_of(model)
+    figures = found.get("quality") or {}
+    if not figures:
+        return []
+    says = []
+    for key, value in figures.items():
+        if isinstance(value, int | float) and not key.endswith(("_error", "_stderr")) and key != "windows":
+            error = figures.get(f"{key}_error", figures.get(f"{key}_stderr"))
+            spread = f" ± {error:.2g}" if isinstance(error, int | float) else ""
+            says.append(f"{key.replace('_', ' ')} {value:.4g}{spread}")
+    where = figures.get("measured_on") or "text or samples that the conversion did not see"
+    return [f"Converted from {found.get('source', 'a dense network')}: {', '.join(says)}; measured on {where}."] + (
+        ["Site by site: conversion.html in this folder."] if conversion_page(model) else []
+    )
+
+
+def conversion_page(model: nn.Module) -> bool:
+    """Does the model's own report hold that of its conversion?"""
+    folder = getattr(model, "report_path", None)
+    return folder is not None and (Path(folder) / CONVERSION[0]).is_file()
+
+
+def keep_conversion(old: Any, folder: Path) -> tuple[str, ...]:
+    """Copy the conversion's report from the model's `old` report into the new one; the names of what is there."""
+    for name in CONVERSION:
+        source = None if old is None else Path(old) / name
+        if source is not None and source.is_file() and source.resolve() != (folder / name).resolve():
+            with beside(folder / name) as scratch:
+                scratch.write_bytes(source.read_bytes())
+    return tuple(name for name in CONVERSION if old is not None and (folder / name).is_file())
+
+
+def advice(model: nn.Module, panels: Data) -> list[str]:
+    """What to try next, by what was measured."""
+    spec: Any = getattr(model, "spec", None)
+    bundle = getattr(getattr(model, "loaded_from", None), "name", "model.snn")
+    sparsity = panels.get("sparsity", {}).get("data", {})
+    rows, says = sparsity.get("sites", []), []
+    silent = [r["site"] for r in rows if r["flag"] == "silent"]
+    full = [r["site"] for r in rows if r["flag"] == "saturated" or (r.get("saturated_channels") or 0.0) > 0.0]
+    if silent:
+        says.append(f"{some(silent)} hardly ever spikes: lower its threshold (a higher k), or leave the site out.")
+    if full:
+        says.append(f"{some(full)} stands at the neuron's limit: a higher threshold (a lower k) or one step more.")
+    if hasattr(spec, "quant") and spec.quant is None:
+        says.append(f"A quarter of the bytes and integer sums: fastsnn export {bundle} --to w8a small.snn")
+    if hasattr(spec, "vocab_size") and rows and sparsity["overall"]["silent_fraction"] < 0.9:
+        says.append(f"More silence, at a loss that you choose: fastsnn tune {bundle} --text held_out.txt --loss 0.01")
+    return says
+
+
+def some(names: list[str]) -> str:
+    """The first three, and how many more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
