@@ -176,7 +176,8 @@ class AttentionForm:
 class FeedforwardForm:
     """h = act(gate c) · up c, or act(up c) without a gate, on the inner site's counts c; down on the counts of h.
 
-    `activation` is one of `fastsnn_integer.deterministic`. `state` is what the module itself would hand back.
+    `activation` is one of `fastsnn_integer.deterministic`. act(gate c) counts as 0 where its magnitude is below
+    `gate_threshold` ``[hidden]``. `state` is what the module itself would hand back.
     """
 
     inner: SiteForm
@@ -185,6 +186,7 @@ class FeedforwardForm:
     hidden: SiteForm
     down: MatrixForm
     gate: MatrixForm | None = None
+    gate_threshold: Tensor | None = None
     state: Any = field(default=None, repr=False)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core import Feedforward, SpikeSite, hookimpl, param
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import FeedforwardForm, lower
 from fastsnn_integer import deterministic
 from fastsnn_modules.shown import constants
@@ -30,12 +32,22 @@ class Pulse(Feedforward):
 
     x [B,T,D] -> y [B,T,D] with d_ff hidden channels; the state is that of the two spike sites (``ffn_in``,
     ``ffn_hidden``). With SiLU and gating it is SwiGLU (Shazeer 2020, arXiv 2002.05202), spiking as in SpikingBrain.
+    With a `gate_threshold` θ a gate is shut (exactly 0) where |act(W_g s)| < θ, one θ per channel stored with the
+    weights: behind a shut gate neither that row of W_u nor that column of W_d need be read (CATS, Lee et al. 2024,
+    arXiv 2404.08763; thresholds per channel as in CHESS, arXiv 2409.01366). Gradient: straight-through.
     """
 
     name = "pulse"
     activation: str = param("silu", choices=tuple(ACTIVATIONS), doc="of the hidden layer")
     gated: bool = param(True, doc="multiply by a second projection (SwiGLU)")
     bias: bool = param(False, doc="biases in the projections")
+    gate_threshold: float = param(
+        0.0, ge=0.0, doc="gates smaller than this are shut; 0: none. Channels have their own", draw=(0.0, 0.1)
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.gate_threshold and not self.gated:
+            raise FastSNNError("pulse: gate_threshold needs a gate; set gated = true")
 
     def build(self, d_model: int, d_ff: int, site: Callable[[str, int], SpikeSite]) -> PulseLayer:
         """The layer; `site` makes its spike sites."""
@@ -46,6 +58,7 @@ class PulseLayer(nn.Module):
     """``(x, states, reset) -> (y, states)``."""
 
     batch_invariant = False
+    gate_threshold: Tensor | None
 
     def __init__(self, spec: Pulse, d_model: int, d_ff: int, site: Callable[[str, int], SpikeSite]) -> None:
         super().__init__()
@@ -54,6 +67,8 @@ class PulseLayer(nn.Module):
         self.gate = nn.Linear(d_model, d_ff, bias=spec.bias) if spec.gated else None
         self.up = nn.Linear(d_model, d_ff, bias=spec.bias)
         self.down = nn.Linear(d_ff, d_model, bias=spec.bias)
+        shut = torch.full((d_ff,), float(spec.gate_threshold)) if spec.gate_threshold else None
+        self.register_buffer("gate_threshold", shut)
 
     def extra_repr(self) -> str:
         """Its constants."""
@@ -68,6 +83,7 @@ class PulseLayer(nn.Module):
             activation=self.activation,
             hidden=lower(self.hidden, "hidden"),
             down=lower(self.down, "down"),
+            gate_threshold=self.gate_threshold,
             state=(None, None),
         )
 
@@ -75,13 +91,21 @@ class PulseLayer(nn.Module):
         """The activation."""
         return deterministic.unary(x, self.activation) if self.batch_invariant else ACTIVATIONS[self.activation](x)
 
+    def gates(self, x: Tensor) -> Tensor:
+        """act(x), 0 where the gate is shut."""
+        y = self.act(x)
+        if self.gate_threshold is None:
+            return y
+        shut = y.detach().abs() < self.gate_threshold.to(y.dtype)
+        return y - (y * shut).detach() if y.requires_grad else y.masked_fill(shut, 0.0)
+
     def forward(
         self, x: Tensor, state: tuple[Any, Any] | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, tuple[Any, Any]]:
         """Both spike layers and the projections between them."""
         first, second = state or (None, None)
         spikes, first = self.inner(x, first, reset)
-        hidden = self.act(self.up(spikes)) if self.gate is None else self.act(self.gate(spikes)) * self.up(spikes)
+        hidden = self.act(self.up(spikes)) if self.gate is None else self.gates(self.gate(spikes)) * self.up(spikes)
         spikes, second = self.hidden(hidden, second, reset)
         return self.down(spikes), (first, second)
 

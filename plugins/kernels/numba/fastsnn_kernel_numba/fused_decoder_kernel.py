@@ -12,7 +12,7 @@ Everything is written so that each piece occurs once (compiling took a minute be
 from __future__ import annotations
 
 from fastsnn_kernel_numba.array_views import view
-from fastsnn_kernel_numba.deterministic import F, _apply, _dot, _dots, _half_of, _norm, _update_state
+from fastsnn_kernel_numba.deterministic import ZERO, F, _apply, _dot, _dots, _half_of, _norm, _update_state
 from fastsnn_kernel_numba.fused_decoder_rows import _choose_way, _project_rows
 from fastsnn_kernel_numba.fused_decoder_stages import (
     KEYS,
@@ -167,6 +167,11 @@ def _activate(w, layer, t):  # type: ignore[no-untyped-def]
     if row.gate < 0:
         return
     _dequantise(w, row.up, first, n, w.z, at)
+    if row.least >= 0:
+        least = U(row.least) + at
+        for i in range(U(n)):
+            if abs(w.y[at + i]) < w.constants[least + i]:
+                w.y[at + i] = ZERO
     for i in range(U(n)):
         w.y[at + U(i)] = w.y[at + U(i)] * w.z[at + U(i)]
 

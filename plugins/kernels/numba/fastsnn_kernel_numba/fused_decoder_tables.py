@@ -52,7 +52,7 @@ class Tables:
             add = self.block(block, add)
         (head,), tasks = self.projection([plan.head], split=0)
         self.stage("head_site", plan.site, tasks, plan.norm, add, plan.width)
-        none = dict.fromkeys(("k", "v", "q_norm", "k_norm", "up", "gate"), -1)
+        none = dict.fromkeys(("k", "v", "q_norm", "k_norm", "up", "gate", "least"), -1)
         zero = dict.fromkeys(("q_eps", "k_eps", "first_mixer", "last_mixer", "activation", "hidden"), 0)
         self.layers.append({"q": head, **none, **zero})
 
@@ -175,7 +175,8 @@ class Tables:
             {"q": q, "k": k, "v": v, "q_norm": self.constant(a.q_norm.weight if a.q_norm else None),
              "k_norm": self.constant(a.k_norm.weight if a.k_norm else None), "q_eps": a.q_norm.eps if a.q_norm else 0.0,
              "k_eps": a.k_norm.eps if a.k_norm else 0.0, "first_mixer": begin, "last_mixer": len(self.mixers), "up": up,
-             "gate": gate[0] if gate else -1, "activation": activation, "hidden": hidden}
+             "gate": gate[0] if gate else -1, "activation": activation, "hidden": hidden,
+             "least": self.constant(f.gate_threshold)}
         )  # fmt: skip
         return down
 

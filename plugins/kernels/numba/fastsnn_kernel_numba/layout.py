@@ -40,10 +40,11 @@ TASK = record(matrix=INT, column=INT, columns=INT, part=INT)
 # its tasks.
 STAGE = record(site=INT, first_task=INT, last_task=INT, norm=INT, norm_eps=FLOAT, add=INT, size=INT)
 
-# A block; its four stages are rows 4·l … 4·l + 3 of the stages. Matrices, norms per head, mixers first … last.
+# A block; its four stages are rows 4·l … 4·l + 3 of the stages. Matrices, norms per head, mixers first … last; `least`
+# are the thresholds of the gates, -1 for none.
 LAYER = record(
     q=INT, k=INT, v=INT, q_norm=INT, k_norm=INT, q_eps=FLOAT, k_eps=FLOAT, first_mixer=INT, last_mixer=INT,
-    up=INT, gate=INT, activation=INT, hidden=INT,
+    up=INT, gate=INT, activation=INT, hidden=INT, least=INT,
 )  # fmt: skip
 
 # An attention: `feature` -1 for softmax. Linear ones: S and z times `keep` per token where it `fades`, or times a gate.

@@ -85,8 +85,8 @@ def _residual(x, rows, size, add, va, norm, site, own, room, out, v, found, nw):
 
 
 @Threaded
-def _hidden(up, gate, va, rows, size, form, site, own, room, out, v, found, nw):  # type: ignore[no-untyped-def]
-    """`up` and `gate` are (total, scale, bias), gate's total empty where there is none."""
+def _hidden(up, gate, least, va, rows, size, form, site, own, room, out, v, found, nw):  # type: ignore[no-untyped-def]
+    """`up` and `gate` are (total, scale, bias), gate's total and its thresholds `least` empty where there are none."""
     half, (rules, centre), (low, wide) = _half_of(size), site, out
     (up_total, up_scale, up_bias), (total, scale, bias) = up, gate
     for worker in prange(nw):
@@ -100,6 +100,9 @@ def _hidden(up, gate, va, rows, size, form, site, own, room, out, v, found, nw):
             else:
                 _dequantise_row((up_total, up_scale, up_bias), a, size, va[row], own, za)
             _apply(own, za, n, form, own, ya)
+            for i in range(U(len(least))):
+                if abs(own[ya + i]) < least[i]:
+                    own[ya + i] = ZERO
             if len(total):
                 _dequantise_row((up_total, up_scale, up_bias), a, size, va[row], own, za)
                 for i in range(n):
@@ -195,17 +198,17 @@ def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: 
 
 
 @guarded("rows_hidden")
-def hidden(up: Sums, gate: Sums | None, activation: str, site: SiteForm) -> Any:
+def hidden(up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_threshold: Tensor | None = None) -> Any:
     """Twin of `fastsnn_integer.fused_row_ops.hidden_naive`."""
     (rows, size), made = up.total.shape, packed(site)
     if made is None or not rows or not size or not takes(up) or not takes(gate) or activation not in ACTIVATIONS:
         return NotImplemented
     both = parts(up), NO_SUMS if gate is None else parts(gate)
     room, form = -(-(2 * size + fold(size)) // 16) * 16 + APART, ACTIVATIONS[activation]
-    own = scratch("rows", workers() * room, F)
+    own, least = scratch("rows", workers() * room, F), optional(gate_threshold)
 
     def run(given: Any, out: Any, v: Any, found: Any) -> None:
-        _hidden(*given, flat(up.v), rows, size, form, made, own, room, out, v, found)
+        _hidden(*given, least, flat(up.v), rows, size, form, made, own, room, out, v, found)
 
     return counted(run, rows, size, both, both)
 

@@ -79,9 +79,12 @@ def residual_naive(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, 
     return fire(x if norm is None else deterministic.norm_naive(x, norm.weight, norm.eps), site)
 
 
-def hidden_naive(up: Sums, gate: Sums | None, activation: str, site: SiteForm) -> Counts:
-    """The definition: counts of act(gate) · up, or of act(up)."""
+def hidden_naive(
+    up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_threshold: Tensor | None = None
+) -> Counts:
+    """The definition: counts of act(gate) · up, or of act(up); gates below their threshold ``[D]`` are 0."""
     first = deterministic.FORMS[activation]((up if gate is None else gate).dequantised())
+    first = reference.shut(first, gate_threshold)
     return fire(first if gate is None else first * up.dequantised(), site)
 
 
@@ -133,7 +136,9 @@ def check_residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, 
         raise OperandError(f"{name}: x is expanded (strides {x.stride()}) and cannot be written to; pass a copy")
 
 
-def check_hidden(up: Sums, gate: Sums | None, activation: str, site: SiteForm) -> None:
+def check_hidden(
+    up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_threshold: Tensor | None = None
+) -> None:
     """The operands of `hidden_naive`."""
     name = "rows_hidden"
     rows, wide = check_sums_form(name, "up", up)
@@ -141,6 +146,11 @@ def check_hidden(up: Sums, gate: Sums | None, activation: str, site: SiteForm) -
     if gate is not None:
         check_sums_form(name, "gate", gate, rows, wide)
     chosen(name, "activation", activation, deterministic.FORMS)
+    if gate_threshold is not None:
+        sizes = Operands(name, "gate_threshold [D] float32")(gate_threshold)
+        if gate is None or sizes["D"] != wide:
+            found = "there is no gate" if gate is None else f"there are {wide} gates"
+            raise OperandError(f"{name}: gate_threshold has {shown(gate_threshold)}; {found}")
 
 
 def check_heads(
@@ -216,9 +226,11 @@ def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: 
     return RESIDUAL(x.device.type, x, add, norm, site)
 
 
-def hidden(up: Sums, gate: Sums | None, activation: str, site: SiteForm) -> Counts:
+def hidden(
+    up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_threshold: Tensor | None = None
+) -> Counts:
     """`hidden_naive` by the kernel in use."""
-    return HIDDEN(up.total.device.type, up, gate, activation, site)
+    return HIDDEN(up.total.device.type, up, gate, activation, site, gate_threshold)
 
 
 def heads(

@@ -59,6 +59,10 @@ def check_plan(plan: Any) -> None:
         ):  # fmt: skip
             if m is not None:
                 _matrix(f"{block.name}.{name}", m, inputs, outputs)
+        least = f.gate_threshold
+        if least is not None and (f.gate is None or tuple(least.shape) != (hidden,)):
+            why = f"must be [{hidden}], got {shown(least)}" if f.gate is not None else "needs a gate"
+            raise OperandError(f"decode_step: {block.name}.feedforward.gate_threshold {why}")
         for name, norm in (("q_norm", a.q_norm), ("k_norm", a.k_norm)):
             _norm(f"{block.name}.{name}", norm, size)
         for form in a.mixers:

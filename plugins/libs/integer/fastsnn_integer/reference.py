@@ -126,7 +126,13 @@ def channels(form: FeedforwardForm, x: Tensor) -> Tensor:
     spikes = fire(x, form.inner)
     up = product(spikes, form.up)
     first = deterministic.unary(up if form.gate is None else product(spikes, form.gate), form.activation)
+    first = shut(first, form.gate_threshold)
     return product(fire(first if form.gate is None else first * up, form.hidden), form.down)
+
+
+def shut(gates: Tensor, least: Tensor | None) -> Tensor:
+    """Gates ``[N, hidden]``, 0 where their magnitude is below `least` ``[hidden]``."""
+    return gates if least is None else gates.masked_fill(gates.abs() < least, 0.0)
 
 
 class ReferenceStepper:

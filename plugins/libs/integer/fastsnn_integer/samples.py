@@ -117,6 +117,7 @@ def hidden() -> Iterator[Sample]:
     """Gated and not, every activation of a feed-forward layer."""
     for i, activation in enumerate(("silu", "gelu", "gelu_tanh", "relu")):
         yield sums(i, 6, 41, True), sums(i + 9, 6, 41, False), activation, SITES["mean"]
+        yield sums(i, 6, 41, True), sums(i + 9, 6, 41, False), activation, SITES["mean"], normal(i, 41).abs()
         yield sums(i, 6, 41, False), None, activation, SITES["max"]
 
 
@@ -178,6 +179,7 @@ def block(seed: int, forms: tuple[MixerForm, ...], sites: list[SiteForm], activa
         up=matrix(seed + 4, hidden, WIDTH),
         gate=matrix(seed + 5, hidden, WIDTH) if gated else None,
         activation=activation,
+        gate_threshold=normal(seed + 7, hidden).abs() * 0.3 if gated and seed % 10 else None,
         hidden=sites[3],
         down=matrix(seed + 6, WIDTH, hidden, True),
     )

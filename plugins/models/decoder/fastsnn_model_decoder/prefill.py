@@ -26,6 +26,7 @@ from fastsnn_core.lowering import (
 from fastsnn_events.linear import COUNT_LINEAR
 from fastsnn_integer import deterministic, fused_row_ops
 from fastsnn_integer.fused_row_ops import Counts, Sums
+from fastsnn_integer.reference import shut
 from fastsnn_model_decoder.fused_decode import refuse_hooks
 from fastsnn_model_decoder.layers import Angles, AttentionState, BlockState
 
@@ -134,11 +135,11 @@ def hidden_of(form: FeedforwardForm, counts: Counts, shape: tuple[int, ...]) -> 
     """Counts of the hidden channels."""
     if counts.narrow:
         gate = None if form.gate is None else project(counts, form.gate)
-        return fused_row_ops.hidden(project(counts, form.up), gate, form.activation, form.hidden)
+        return fused_row_ops.hidden(project(counts, form.up), gate, form.activation, form.hidden, form.gate_threshold)
     spikes = counts.spikes(shape)
     up = wide(spikes, form.up)
     first = deterministic.unary(up if form.gate is None else wide(spikes, form.gate), form.activation)
-    hidden = first if form.gate is None else first * up
+    hidden = first if form.gate is None else shut(first, form.gate_threshold) * up
     return fused_row_ops.residual(hidden.reshape(len(counts.counts), -1), None, None, form.hidden)
 
 
