@@ -85,7 +85,8 @@ def test_costs_rise_along_the_path_and_shares_by_cost_are_cheaper() -> None:
         made = SilentBytes.of(model(), criterion(name), windows(), quiet=True)
         paths[name] = made.path()
         assert [s.cost for s in paths[name]] == sorted(s.cost for s in paths[name])
-        assert all(len(rows) == len(LEVELS) for ladders in made.ladders.values() for rows in ladders.values())
+        ladders = [rows for kinds in made.ladders.values() for site in kinds.values() for rows in site]
+        assert all(len(rows) == len(LEVELS) for rows in ladders)
 
     def cost(name: str, silent: float) -> float:
         return min(s.cost for s in paths[name] if s.silent_bytes >= silent)
@@ -103,6 +104,27 @@ def test_constants_make_up_for_the_mean_of_what_is_dropped() -> None:
     assert not torch.equal(down.bias, before)
     made.apply(None)
     assert torch.equal(down.bias, before)
+
+
+@torch.no_grad()
+def test_an_absolute_threshold_silences_quiet_tokens_and_costs_what_is_estimated() -> None:
+    made = SilentBytes.of(model(), criterion("ours"), windows(), quiet=True)
+    path = "layers.1.feedforward.hidden"
+    relative, absolute = made.ladders[4.0][path]
+    assert {level.least for level in relative} == {0.0}
+    least = absolute[8].least
+    neuron: Any = made.ports[path].site.neuron
+    for kind in (relative, absolute):
+        level = kind[8]
+        neuron.dial_("k", made.k[path] * 4.0)
+        neuron.dial_("v_min", level.least / float(neuron.k))
+        neuron.dial_("dead_zone", level.zone * float(neuron.k))
+        y = torch.randn(1, 200, 85, generator=torch.Generator().manual_seed(3))[..., : made.ports[path].site.features]
+        y = y * torch.linspace(0.02, 2.0, 200)[None, :, None] * least / 2
+        silent = (neuron(y)[0].counts == 0).float().mean(-1)[0]
+        assert (silent[:50].mean() > silent[150:].mean() + 0.2) == (level.least > 0)
+        limit = level.zone * y.abs().mean(-1, keepdim=True).clamp_min(level.least)
+        assert torch.equal(neuron(y)[0].counts == 0, (y.abs() < limit) | (neuron(y)[0].scale > 2 * y.abs()))
 
 
 def test_a_loss_is_kept_and_the_bundle_keeps_its_constants(tmp_path: Any) -> None:

@@ -17,15 +17,17 @@ from fastsnn_modules.inputs import neuron_input
 from fastsnn_modules.shown import constants
 
 __version__ = "0.1.0"
+V_MIN, V_MAX = 1e-5, 1e4
 
 
 @frozen
 class AdaptiveThreshold(Neuron):
-    """V = clamp(mean_D |x| / k, 1e-5, 1e4);  c = round(x / V);  value c·V.
+    """V = clamp(mean_D |x| / k, v_min, 1e4);  c = round(x / V);  value c·V.
 
     V is taken per token in float32 and detached; c is rounded half to even, signed and not clamped (outliers burst),
     unless `limit` bounds it. Sparser on demand: c = 0 where |x/V| < dead_zone, and, with `top`, for all but the `top`
-    largest |x| of a token (of equals, the first channels). x [B,T,D] -> SpikeTensor [B,T,D] with scale V [B,T,1]; no
+    largest |x| of a token (of equals, the first channels). With a larger `v_min` quiet tokens fall silent as a whole:
+    dead_zone · v_min is then an absolute threshold. x [B,T,D] -> SpikeTensor [B,T,D] with scale V [B,T,1]; no
     state. Gradient: identity (straight-through), also where silenced. With `learn_k` the gradient reaches k through V
     as in LSQ: ∂(cV)/∂k = (c - x/V) ∂V/∂k.
     SpikingBrain report (arXiv 2509.05276) Eq. 19-21; k = 3 there.
@@ -47,6 +49,7 @@ class AdaptiveThreshold(Neuron):
         0.0, ge=0.0, le=1e4, unit="V", doc="what is smaller is silent; up to 0.5 changes nothing", draw=(0.0, 1.0)
     )
     top: int = param(0, ge=0, le=2**31 - 1, unit="channels", doc="most that may spike per token; 0: all", draw=(0, 3))
+    v_min: float = param(1e-5, gt=0.0, le=1e4, doc="smallest V, in units of x", draw=(1e-5, 0.3))
     learn_k: bool = param(False, doc="train k, one number per site")
     surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the count; straight-through when left out")
 
@@ -72,16 +75,17 @@ class Straight(torch.autograd.Function):
 
 
 class AdaptiveThresholdModule(nn.Module):
-    """``(x, None, reset) -> (SpikeTensor, None)``; its constants k, dead_zone and top are stored with the weights.
+    """``(x, None, reset) -> (SpikeTensor, None)``; k, dead_zone, top and v_min are stored with the weights.
 
-    The last two exist only where the spec asks for them; `fastsnn tune` gives every site its own.
+    All but k exist only where the spec asks for them; `fastsnn tune` gives every site its own.
     """
 
     k: Tensor
     dead_zone: Tensor
     top: Tensor
+    v_min: Tensor | None
     batch_invariant = False
-    dials = ("dead_zone", "k", "top")
+    dials = ("dead_zone", "k", "top", "v_min")
 
     def __init__(self, spec: AdaptiveThreshold) -> None:
         super().__init__()
@@ -93,6 +97,7 @@ class AdaptiveThresholdModule(nn.Module):
         self.sparser = spec.dead_zone > 0 or spec.top > 0
         if self.sparser:
             self.silence(spec.dead_zone, spec.top)
+        self.register_buffer("v_min", torch.tensor(float(spec.v_min)) if spec.v_min > V_MIN else None)
         self.bound = float(spec.limit) if spec.limit else float("inf")
         self.derivative = spec.surrogate.derivative if spec.surrogate else None
 
@@ -103,7 +108,7 @@ class AdaptiveThresholdModule(nn.Module):
 
     def extra_repr(self) -> str:
         """Its constants."""
-        return constants(self, "k", "dead_zone", "top")
+        return constants(self, "k", "dead_zone", "top", "v_min")
 
     def slope(self, u: Tensor) -> Tensor:
         """Stand-in derivative of the count."""
@@ -116,7 +121,12 @@ class AdaptiveThresholdModule(nn.Module):
         """V ``[…, 1]`` of ``x […, D]``, with the gradient of both; `forward` detaches x."""
         k = self.k if self.k.requires_grad else self.k.detach()
         mean = deterministic.row_sum(x, "abs") / x.shape[-1] if self.batch_invariant else x.abs().mean(-1, keepdim=True)
-        return (mean / k.to(x.dtype)).clamp(1e-5, 1e4)
+        return (mean / k.to(x.dtype)).clamp(self.least, V_MAX)
+
+    @property
+    def least(self) -> float:
+        """Smallest V."""
+        return V_MIN if self.v_min is None else float(self.v_min)
 
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[SpikeTensor, None]:
         """Counts of `x`."""
@@ -135,7 +145,7 @@ class AdaptiveThresholdModule(nn.Module):
         if self.sparser and int(self.top):
             raise Unsupported(f"adaptive_threshold with top = {int(self.top)} has no fused form")
         dead_zone = float(self.dead_zone) if self.sparser else 0.0
-        return SpikeRule("mean_abs", divisor=float(self.k), bound=self.bound, dead_zone=dead_zone)
+        return SpikeRule("mean_abs", divisor=float(self.k), bound=self.bound, dead_zone=dead_zone, v_min=self.least)
 
     def silence(self, dead_zone: float, top: int) -> None:
         """Make dead_zone and top constants of this site."""
@@ -146,6 +156,9 @@ class AdaptiveThresholdModule(nn.Module):
     @torch.no_grad()
     def dial_(self, name: str, value: float) -> None:
         """Set one of `dials`; those that silence are added where this site had none (its spec must then have them)."""
+        if name == "v_min":
+            self.register_buffer("v_min", torch.tensor(max(V_MIN, float(value)), device=self.k.device))
+            return
         if name != "k" and not self.sparser:
             self.silence(0.0, 0)
         getattr(self, name).fill_(round(value) if name == "top" else value)

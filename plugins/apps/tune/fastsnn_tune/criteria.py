@@ -26,13 +26,15 @@ Importance = Callable[[Any, Tensor], Tensor]
 
 @attrs.frozen
 class Criterion:
-    """See the module. `importance` None leaves the channels as they are."""
+    """See the module. `importance` None leaves the channels as they are. With `absolute`, thresholds need not follow
+    each token's mean: a quiet token may fall silent nearly as a whole."""
 
     name: str
     source: str
     importance: Importance | None = None
     shares: str = "equal"
     constants: bool = False
+    absolute: bool = False
 
 
 def weight_norm(port: Any, fisher: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ BUILT_IN = (
     Criterion("wina", "|x|·‖W‖: Chen et al. 2025 (arXiv 2505.19427)", weight_norm),
     Criterion("spon", "magnitude, constants for what is dropped (arXiv 2512.12744)", shares="equal", constants=True),
     Criterion("fisher", "|x|·√F, shares by measured cost", output_cost, "cost"),
-    Criterion("ours", "|x|·√F, shares by measured cost, constants", output_cost, "cost", True),
+    Criterion("ours", "|x|·√F, shares by cost, absolute thresholds, constants", output_cost, "cost", True, True),
 )
 
 

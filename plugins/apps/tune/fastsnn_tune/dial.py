@@ -173,10 +173,15 @@ def settle(model: Any, names: dict[str, str], values: Dials) -> None:
     turn(found, names, values)
     own = {name: [value_of(found[s], name) for s, n in stored.items() if n == name] for name in STORED}
     nominal = {name: max(values, default=0.0) for name, values in own.items()}
+    nominal["v_min"] = max((value_of(site, "v_min") for site in found.values()), default=0.0)
+    if nominal["v_min"]:  # one site's absolute threshold makes it a constant of all
+        for site in found.values():
+            if "v_min" in getattr(site.neuron, "dials", ()):
+                site.neuron.dial_("v_min", value_of(site, "v_min"))  # type: ignore[union-attr,operator]
 
     def spoken(neuron: Any) -> Any:
         fields = {f.name for f in attrs.fields(type(neuron))}
-        given = {"dead_zone": nominal["dead_zone"], "top": round(nominal["top"])}
+        given = {"dead_zone": nominal["dead_zone"], "top": round(nominal["top"]), "v_min": nominal["v_min"]}
         return attrs.evolve(neuron, **{name: value for name, value in given.items() if name in fields and value})
 
     changes: dict[str, Any] = {"neuron": spoken(model.spec.neuron)}

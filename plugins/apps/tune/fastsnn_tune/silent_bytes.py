@@ -40,24 +40,31 @@ LEVELS = tuple(i / 20 for i in range(20))
 """Silent fractions of a site whose cost is estimated."""
 FINER = (1.0, 2.0, 4.0)
 """Times k: a finer threshold rounds less, and the dead zone alone silences."""
+ABSOLUTE = 2.0
+"""Times the mean magnitude: up to where a threshold is absolute; louder tokens have one relative to their own mean."""
 PATH = 80
 """Settings between nothing and nearly everything silent."""
 
 
 @attrs.frozen(eq=False)
 class Level:
-    """A site's dead zone (in units of |x|/mean|x|), the share of its inputs that it silences, and the cost in nats."""
+    """A site's dead zone and smallest threshold, the share of its inputs that they silence, and the cost in nats.
+
+    `zone` is in units of V k = max(mean|x|, `least`): with `least` above a token's mean the threshold is absolute.
+    """
 
     zone: float
     silent: float
     cost: float
+    least: float = 0.0
 
 
 @attrs.frozen(eq=False)
 class Setting:
-    """Dead zones of all sites by path, times k, and what is estimated: silent bytes, and KL in nats per token."""
+    """Dead zones and least means of all sites by path, times k, and estimates: silent bytes, KL in nats per token."""
 
     zones: dict[str, float]
+    least: dict[str, float]
     finer: float
     silent_bytes: float
     cost: float
@@ -83,7 +90,7 @@ class SilentBytes:
     chosen: Criterion
     ports: dict[str, Port]
     weights: dict[str, int]
-    ladders: dict[float, dict[str, list[Level]]] = attrs.field(factory=dict)
+    ladders: dict[float, dict[str, list[list[Level]]]] = attrs.field(factory=dict)
     k: dict[str, float] = attrs.field(factory=dict)
     biases: dict[str, list[Tensor]] = attrs.field(factory=dict)
     fitted: Tensor | None = None
@@ -109,7 +116,7 @@ class SilentBytes:
                     if path in found:
                         y, fisher = self.rescale(path, seen)
                         for finer in FINER:
-                            self.ladders[finer][path] = self.ladder(path, y, fisher, finer)
+                            self.ladders[finer][path] = self.levels(path, y, fisher, finer)
         return self
 
     @torch.no_grad()
@@ -132,12 +139,18 @@ class SilentBytes:
             x, fisher = x / s, fisher * s.pow(2)
         return (x if site.centre is None else x - site.centre), fisher
 
+    def levels(self, path: str, y: Tensor, fisher: Tensor, finer: float) -> list[list[Level]]:
+        """Ladders of a site: relative to each token's mean, and absolute where criterion and neuron have it."""
+        absolute = self.chosen.absolute and "v_min" in getattr(self.ports[path].site.neuron, "dials", ())
+        kinds = (0.0, ABSOLUTE * float(y.abs().mean())) if absolute else (0.0,)
+        return [self.ladder(path, y, fisher, finer, least) for least in kinds]
+
     @torch.no_grad()
-    def ladder(self, path: str, y: Tensor, fisher: Tensor, finer: float) -> list[Level]:
+    def ladder(self, path: str, y: Tensor, fisher: Tensor, finer: float, least: float = 0.0) -> list[Level]:
         """Dead zones and their costs on a sample of the site's input."""
         k = self.k[path] * finer
-        u = y.abs() / y.abs().mean(-1, keepdim=True).clamp_min(1e-12)
-        v = y.abs().mean(-1, keepdim=True) / k
+        mean = y.abs().mean(-1, keepdim=True).clamp_min(max(1e-12, least))
+        u, v = y.abs() / mean, mean / k
         rounded = (y / v.clamp_min(1e-12)).round() * v - y
         order = u.flatten().sort().values
         rows = []
@@ -146,7 +159,7 @@ class SilentBytes:
             mute = (u < zone) | (u * k <= 0.5)
             error = torch.where(mute, -y, rounded)
             cost = 0.5 * float((fisher * error.pow(2)).sum(-1).mean())
-            rows.append(Level(zone, float(mute.float().mean()), cost))
+            rows.append(Level(zone, float(mute.float().mean()), cost, least))
         return rows
 
     # -- settings ---------------------------------------------------------------------------------------------------
@@ -165,7 +178,7 @@ class SilentBytes:
         """Settings at one fineness, along the criterion's shares."""
         ladders, total = self.ladders[finer], sum(self.weights.values())
         made = []
-        fine = {path: between(rows) for path, rows in ladders.items()}
+        fine = {path: [level for rows in kinds for level in between(rows)] for path, kinds in ladders.items()}
         if self.chosen.shares == "equal":
             steps = range(1 + 4 * (len(LEVELS) - 1))
             return [self.joined({p: rows[i] for p, rows in fine.items()}, finer) for i in steps]
@@ -183,7 +196,8 @@ class SilentBytes:
         total = sum(self.weights.values())
         silent = sum(level.silent * self.weights[path] for path, level in pick.items()) / total
         zones = {path: level.zone for path, level in pick.items()}
-        return Setting(zones, finer, silent, sum(level.cost for level in pick.values()))
+        least = {path: level.least for path, level in pick.items()}
+        return Setting(zones, least, finer, silent, sum(level.cost for level in pick.values()))
 
     @torch.no_grad()
     def apply(self, setting: Setting | None) -> None:
@@ -192,6 +206,9 @@ class SilentBytes:
             neuron: Any = port.site.neuron
             finer = 1.0 if setting is None else setting.finer
             neuron.dial_("k", self.k[path] * finer)
+            least = 0.0 if setting is None else setting.least[path] / float(neuron.k)
+            if least or getattr(neuron, "v_min", None) is not None:
+                neuron.dial_("v_min", least)
             zone = 0.0 if setting is None else setting.zones[path] * float(neuron.k)
             if zone or getattr(neuron, "sparser", False):
                 neuron.dial_("dead_zone", zone)
