@@ -10,14 +10,17 @@ import torch
 from test_language import FAST, TEXT, folder  # noqa: F401
 
 from fastsnn_convert import ConversionError, convert
+from fastsnn_convert.heal_cli import main as heal_main
 from fastsnn_convert.language.balance import threshold
 from fastsnn_convert.language.distillation import Healer, Healing, heal
 from fastsnn_convert.language.distillation_data import SelfGeneratedData, tokens_of
+from fastsnn_convert.language.distillation_loss import divergence, head_input
 from fastsnn_convert.language.families import import_dense
 from fastsnn_convert.language.rebuild import site_table
 from fastsnn_convert.language.threshold_gradients import lsq_gradients
 from fastsnn_convert.language.token_replacement import TokenReplacement
-from fastsnn_core import SpikeSite, create
+from fastsnn_core import SpikeSite, create, load, save
+from fastsnn_integer.quantization import quantise
 
 
 @pytest.mark.parametrize(
@@ -138,10 +141,82 @@ def test_a_larger_budget_does_not_change_what_came_before_the_fall():
     ]
     rates = [short.rate(s, short.progress(s, 0.0, 1.0)) for s in range(60, 100)]
     assert all(a > b for a, b in itertools.pairwise(rates))
-    assert rates[-1] < 0.06 * short.lr
+    assert rates[-1] < 0.06 * short.rate(50, 0.0)
 
 
 def test_a_share_beyond_one_is_refused(folder):  # noqa: F811
     model: Any = import_dense(folder)
     with pytest.raises(ConversionError, match=r"0 … 1, got 1\.5"):
         heal(model, folder, [TEXT], steps=3, written=1.5)
+
+
+def test_the_divergence_in_pieces_is_that_of_all_logits(monkeypatch):
+    monkeypatch.setattr("fastsnn_convert.language.distillation_loss.LOGITS", 3 * 40)
+    torch.manual_seed(0)
+    said, weight = torch.randn(2, 5, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+    wanted, teacher = torch.randn(2, 5, 8), torch.randn(40, 8)
+    found = divergence(said, weight, wanted, teacher)
+    grads = torch.autograd.grad(2 * found, [said, weight])
+    p, q = (wanted @ teacher.T).log_softmax(-1), (said @ weight.T).log_softmax(-1)
+    whole = (p.exp() * (p - q)).sum(-1).mean()
+    torch.testing.assert_close(found, whole)
+    for a, b in zip(grads, torch.autograd.grad(2 * whole, [said, weight])):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_what_the_head_reads_gives_the_logits(folder):  # noqa: F811
+    model = convert(folder, k=0.7, measure=False, calibration=[TEXT], **FAST).model
+    tokens = tokens_of([TEXT], model)[:24][None]
+    head = model.embed if model.head is None else model.head
+    torch.testing.assert_close(head_input(model, tokens) @ head.weight.T, model(tokens))
+
+
+def test_constants_alone_leave_every_weight_as_it_was(folder):  # noqa: F811
+    model = convert(folder, k=0.7, measure=False, calibration=[TEXT], **FAST).model
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    heal(model, folder, [TEXT], steps=6, batch=4, length=16, constants_first=1.0, lr_constants=1e-2, quiet=True)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == (p.ndim >= 2), name
+        assert p.requires_grad
+
+
+def test_weights_follow_after_the_constants_share(folder, monkeypatch):  # noqa: F811
+    model = convert(folder, k=0.7, measure=False, calibration=[TEXT], **FAST).model
+    weight, seen, loss = model.layers[0].attention.q.weight, [], Healer.loss
+
+    def spy(self, tokens, hidden):
+        seen.append(weight.detach().clone())
+        return loss(self, tokens, hidden)
+
+    monkeypatch.setattr(Healer, "loss", spy)
+    heal(model, folder, [TEXT], steps=6, batch=4, length=16, constants_first=0.5, quiet=True)
+    assert torch.equal(seen[0], seen[3])
+    assert not torch.equal(seen[3], seen[4])
+
+
+def test_what_is_left_open_follows_the_size():
+    small, large = (Healing(steps=1).fitted(w, n, True) for w, n in ((64, 260_000), (576, 134_000_000)))
+    assert (small.lr, small.lr_constants, small.batch, small.length, small.hidden) == (1e-3, 1e-3, 8, 128, 10.0)
+    assert large.lr == pytest.approx(1e-3 / 9)
+    assert large.checkpointing
+    assert not large.embedding
+    assert large.lr_constants > large.lr
+    assert Healing(steps=1, lr=5e-4, batch=2).fitted(576, 1000, True).batch == 2
+
+
+def test_the_command_heals_a_bundle(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    model = convert(folder, k=0.7, measure=False, calibration=[TEXT], **FAST).model
+    save(model, "a.snn")
+    (tmp_path / "t.txt").write_text(TEXT * 3)
+    argv = ["a.snn", "--teacher", str(folder), "--text", "t.txt", "--steps", "4", "--quiet", "--to"]
+    assert heal_main([*argv, "b.snn", "--constants"]) == 0
+    assert "wrote b.snn" in capsys.readouterr().out
+    again = load("b.snn")
+    assert again.meta["milestones"][-1]["what"] == "heal"
+    assert torch.equal(again.layers[0].attention.q.weight, model.layers[0].attention.q.weight)
+    assert not torch.equal(again.layers[0].attention_norm.weight, model.layers[0].attention_norm.weight)
+    save(quantise(model), "c.snn")
+    with pytest.raises(ConversionError, match="INT8 weights"):
+        heal_main(["c.snn", *argv[1:], "d.snn"])
+    assert not (tmp_path / "d.snn").exists()

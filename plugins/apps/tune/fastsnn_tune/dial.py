@@ -177,7 +177,7 @@ def settle(model: Any, names: dict[str, str], values: Dials) -> None:
     if nominal["v_min"]:  # one site's absolute threshold makes it a constant of all
         for site in found.values():
             if "v_min" in getattr(site.neuron, "dials", ()):
-                site.neuron.dial_("v_min", value_of(site, "v_min"))  # type: ignore[union-attr,operator]
+                site.neuron.dial_("v_min", value_of(site, "v_min"))
 
     def spoken(neuron: Any) -> Any:
         fields = {f.name for f in attrs.fields(type(neuron))}

@@ -23,9 +23,9 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastsnn_conversion.context import ConversionError
+from fastsnn_convert.language.distillation_loss import divergence, head_input, head_of
 from fastsnn_convert.language.distillation_settings import Healing, Run
 from fastsnn_convert.language.rebuild import bypass_neurons
 from fastsnn_convert.language.threshold_gradients import lsq_gradients
@@ -58,6 +58,7 @@ def heal(
     from fastsnn_convert.language.token_replacement import TokenReplacement
 
     config = Healing(**settings)
+    check_student(model)
     dense: Any = teacher if isinstance(teacher, nn.Module) else import_dense(teacher)
     if dense.spec.vocab_size != model.spec.vocab_size:
         sizes = f"{dense.spec.vocab_size} and {model.spec.vocab_size}"
@@ -67,6 +68,9 @@ def heal(
     if not stages or len(stages) > 2 or set(stages) - set(STAGES):
         raise ConversionError(f"stages are {' and '.join(STAGES)}, one or both, not {stages!r}")
     ids = None if data is None else tokens_of(data, dense, "healing")
+    config = config.fitted(model.spec.d_model, sum(p.numel() for p in model.parameters()), ids is not None)
+    assert config.length is not None
+    assert config.altered is not None
     if ids is not None and len(ids) <= config.length:
         raise ConversionError(f"healing text has {len(ids)} tokens; more than length = {config.length} are needed")
     own = SelfGeneratedData(dense.eval(), config.length, ids, WARMTH)
@@ -74,16 +78,30 @@ def heal(
     if ids is not None:
         text = TokenReplacement(dense, ids, config.length, config.altered, WARMTH, config.seed)
     before, training = {p: p.requires_grad for p in model.parameters()}, model.training
+    kept = model.checkpointing
+    model.checkpointing = kept or config.checkpointing
     student = with_lora(model, config.lora) if config.lora else model
     try:
         run = Healer(student, dense, text, own, config, Path(out) if out else None, quiet).all(stages, resume)
     finally:
+        model.checkpointing = kept
         if config.lora:
             student.merge_and_unload()
         for p, wanted in before.items():
             p.requires_grad_(wanted)
         model.train(training)
     return run.history
+
+
+def check_student(model: Any) -> None:
+    """Only decoders with float weights are healed."""
+    spec = getattr(model, "spec", None)
+    if not hasattr(spec, "vocab_size") or not hasattr(model, "layers"):
+        raise ConversionError("healing is for language models (decoders); this is none")
+    if getattr(spec, "quant", None) is not None:
+        raise ConversionError(
+            "this model has INT8 weights; heal the float one, then export it (fastsnn export --to w8a)"
+        )
 
 
 def with_lora(model: nn.Module, rank: int) -> Any:
@@ -139,23 +157,28 @@ class Healer:
     def stage(self, run: Run, name: str, share: float, held: dict[str, Tensor], progress: Any) -> None:
         """One stage: AdamW under a rate that follows the budget."""
         c = self.config
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=c.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+        constants, weights = self.groups()
+        trained = [*constants, *weights]
+        groups = [{"params": constants, "peak": c.lr_constants}, {"params": weights, "peak": c.lr}]
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
         if held:
             self.put(optimizer, held)
         begin = time.perf_counter() - run.seconds
         while (done := c.progress(run.step, run.seconds, share)) < 1.0:
             for group in optimizer.param_groups:
-                group["lr"] = c.rate(run.step, done)
+                group["lr"] = c.rate(run.step, done, group["peak"])
+            for p in weights:
+                p.requires_grad_(done >= (c.constants_first or 0.0) or not constants)
             tokens = self.batch(run)
-            loss, parts = self.loss(tokens, c.hidden * c.falling(done))
+            loss, parts = self.loss(tokens, (c.hidden or 0.0) * c.falling(done))
             if not math.isfinite(loss.item()):
                 raise ConversionError(
                     f"healing diverged at step {run.step} of stage {name}; take a lower lr than {c.lr}"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(trained, 1.0)
+            nn.utils.clip_grad_norm_([p for p in trained if p.grad is not None], 1.0)
             optimizer.step()
             run.step, run.seconds = run.step + 1, time.perf_counter() - begin
             if run.step % c.log == 0 or run.step == 1:
@@ -170,9 +193,21 @@ class Healer:
         if self.out is not None:
             self.save(run, optimizer)
 
+    def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Constants (vectors: biases, centres, gains of norms) and weights that are trained."""
+        if not self.config.embedding:
+            for name, p in self.model.named_parameters():
+                if name.endswith(("embed.weight", "head.weight")):
+                    p.requires_grad_(False)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        return [p for p in trained if p.ndim < 2], [p for p in trained if p.ndim >= 2]
+
     def batch(self, run: Run) -> Tensor:
         """Random pieces ``[batch, length]``, the same for the same step of the same stage and seed."""
         c, seed = self.config, self.config.seed * 2 + run.stage
+        assert c.batch is not None
+        assert c.length is not None
+        assert c.written is not None
         own = c.batch if self.text is None else round(c.batch * c.written)
         found = []
         if self.text is not None and own < c.batch:
@@ -184,19 +219,18 @@ class Healer:
         return torch.cat(found).to(next(self.model.parameters()).device)
 
     def loss(self, tokens: Tensor, weight: float) -> tuple[Tensor, Callable[[], dict[str, float]]]:
-        """The loss plus the teacher's entropy, which nothing can change; and its parts, where asked for."""
+        """The loss; and its parts, where asked for."""
         with hidden(self.teacher) as theirs, torch.no_grad():
-            wanted = self.teacher(tokens).float().softmax(-1).flatten(0, 1)
+            wanted = head_input(self.teacher, tokens)
         with hidden(self.model) as mine:
-            said = self.model(tokens).float().flatten(0, 1)
-        loss = first = F.cross_entropy(said, wanted)
+            said = head_input(self.model, tokens)
+        loss = first = divergence(said, head_of(self.model), wanted, head_of(self.teacher))
         if weight:
             apart = [(a - b).pow(2).mean() / b.var().clamp_min(1e-12) for a, b in zip(mine, theirs)]
             loss = first + weight * torch.stack(apart).mean()
 
         def parts() -> dict[str, float]:
-            entropy = torch.special.entr(wanted).sum(-1).mean()
-            return {"loss": (loss - entropy).item(), "kl": (first - entropy).item()}
+            return {"loss": loss.item(), "kl": first.item()}
 
         return loss, parts
 

@@ -11,6 +11,7 @@ from fastsnn_conversion.context import ConversionError
 from fastsnn_core.errors import MissingError
 
 WARM = 20  # steps
+LARGE = 10_000_000  # parameters from which on a model is healed sparingly
 
 
 def need_peft() -> None:
@@ -23,28 +24,37 @@ def need_peft() -> None:
 class Healing:
     """How a model is healed. The budget is `steps`, or `minutes` of wall time; `share` of it is the first stage's.
 
-    `lr` is the peak of AdamW's rate: a short warm-up, the peak, and over the last `fall` of the budget linearly to its
-    50th part, afresh in each stage, and with it the weight `hidden` of the hidden states, to 0; so a run that is
-    resumed with a larger budget before its fall is the run that had it from the start. `lora` > 0 trains low-rank
-    additions of that rank (by peft) instead of all weights; they are merged at the end. `written` is the share of a
-    batch that the teacher writes as it goes (all of it where no text is given). `altered` is the share of tokens in
-    pieces of the given text that are replaced by what the teacher would say there, others at every reading, so that a
-    short text is not learnt by heart. With `thresholds` gradients pass through them, too. `every` is how many steps lie
-    between two checkpoints.
+    What is left None follows the model's size, see `fitted`.
+
+    `lr` is the peak of AdamW's rate for weights, `lr_constants` that for constants (biases, centres, gains of norms):
+    a short warm-up, the peak, and over the last `fall` of the budget linearly to its 50th part, afresh in each stage,
+    and with it the weight `hidden` of the hidden states, to 0; so a run that is resumed with a larger budget before its
+    fall is the run that had it from the start. `lora` > 0 trains low-rank additions of that rank (by peft) instead of
+    all weights; they are merged at the end. `written` is the share of a batch that the teacher writes as it goes (all
+    of it where no text is given). `altered` is the share of tokens in pieces of the given text that are replaced by
+    what the teacher would say there, others at every reading, so that a short text is not learnt by heart. With
+    `thresholds` gradients pass through them, too. `every` is how many steps lie between two checkpoints.
+    For `constants_first` of a stage only the constants are trained; weights need no gradient then. `embedding` says
+    whether the embedding (and a tied head) is trained, `checkpointing` whether blocks are computed again on the way
+    back instead of being kept.
     The defaults are from healing stories260K (benchmarks/NOTES.md).
     """
 
     steps: int | None = None
     minutes: float | None = None
-    lr: float = 1e-3
+    lr: float | None = None
+    lr_constants: float | None = None
+    constants_first: float | None = None
     fall: float = 0.4
-    batch: int = 8
-    length: int = 128
-    hidden: float = 10.0
+    batch: int | None = None
+    length: int | None = None
+    hidden: float | None = None
     lora: int = 0
     share: float = 0.5
-    written: float = 0.25
-    altered: float = 0.15
+    written: float | None = None
+    altered: float | None = None
+    embedding: bool | None = None
+    checkpointing: bool | None = None
     thresholds: bool = True
     seed: int = 0
     every: int = 200
@@ -53,11 +63,39 @@ class Healing:
     def __attrs_post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise ConversionError("healing needs a budget: steps or minutes, one of the two")
-        if self.batch < 1 or self.length < 2:
-            raise ConversionError(f"healing needs a batch of at least 1 × 2 tokens, got {self.batch} × {self.length}")
-        for name in ("written", "altered"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConversionError(f"{name} is a share, 0 … 1, got {getattr(self, name)}")
+        batch, length = (1 if self.batch is None else self.batch), (2 if self.length is None else self.length)
+        if batch < 1 or length < 2:
+            raise ConversionError(f"healing needs a batch of at least 1 × 2 tokens, got {batch} × {length}")
+        for name in ("written", "altered", "constants_first"):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
+                raise ConversionError(f"{name} is a share, 0 … 1, got {value}")
+        for name in ("lr", "lr_constants"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ConversionError(f"{name} is a learning rate above 0, got {value:g}")
+
+    def fitted(self, width: int, parameters: int, text: bool) -> Healing:
+        """With nothing left None, for a model of `width` channels and so many parameters, and `text` or none.
+
+        The rate falls as 1/width; constants have the same, in a large model ten times as much. A model of 10 million
+        parameters and more sees few tokens in a budget of minutes: constants are trained first, pieces are long and
+        few, no text is read twice, so none is written or altered where there is some, hidden states are left alone, the
+        embedding stays, and blocks are computed again on the way back.
+        """
+        large = parameters >= LARGE
+        rate = min(1e-3, 1e-3 * 64 / width) if self.lr is None else self.lr
+        found = {
+            "lr": rate,
+            "lr_constants": 10 * rate if large else rate,
+            "constants_first": 0.4 if large else 0.0,
+            "batch": 1 if large else 8,
+            "length": 512 if large else 128,
+            "hidden": 0.0 if large else 10.0,
+            "written": 0.0 if large and text else 0.25,
+            "altered": 0.0 if large else 0.15,
+            "embedding": not large,
+            "checkpointing": large,
+        }
+        return attrs.evolve(self, **{name: value for name, value in found.items() if getattr(self, name) is None})
 
     def progress(self, step: int, seconds: float, share: float) -> float:
         """How much of a stage's budget is used, 0 … 1."""
@@ -69,9 +107,10 @@ class Healing:
         """1 until the last `fall` of the budget, over which it falls to 0."""
         return min(1.0, (1.0 - progress) / self.fall) if self.fall else 1.0
 
-    def rate(self, step: int, progress: float) -> float:
-        """Learning rate of a step that `progress` of the budget lies before."""
-        return self.lr * min(1.0, (step + 1) / WARM) * (0.02 + 0.98 * self.falling(progress))
+    def rate(self, step: int, progress: float, peak: float | None = None) -> float:
+        """Learning rate of a step that `progress` of the budget lies before; `peak` in the place of `lr`."""
+        peak = (self.lr or 1e-3) if peak is None else peak
+        return peak * min(1.0, (step + 1) / WARM) * (0.02 + 0.98 * self.falling(progress))
 
 
 @attrs.define
