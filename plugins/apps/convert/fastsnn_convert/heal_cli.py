@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from fastsnn_console import targets
 from fastsnn_console.arguments import Parser, number
@@ -38,8 +39,13 @@ def main(argv: list[str]) -> int:
     from fastsnn_convert.language.distillation import heal
     from fastsnn_core import bundle
 
-    model = bundle.load(opts.bundle)
-    settings = {"steps": opts.steps, "minutes": opts.minutes, "lr": opts.lr, "lr_constants": opts.lr_constants}
+    model: Any = bundle.load(opts.bundle)
+    settings: dict[str, Any] = {
+        "steps": opts.steps,
+        "minutes": opts.minutes,
+        "lr": opts.lr,
+        "lr_constants": opts.lr_constants,
+    }
     if opts.constants:
         settings["constants_first"] = 1.0
     log = heal(model, opts.teacher, opts.text, out=opts.out, resume=opts.resume, quiet=opts.quiet, **settings)

@@ -38,7 +38,7 @@ class Divergence(torch.autograd.Function):
         return said.new_tensor(total / max(1, len(said)))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """What was made, times the gradient of the mean."""
         into, *into_weight = ctx.saved_tensors
         return grad * into, grad * into_weight[0] if into_weight else None, None, None

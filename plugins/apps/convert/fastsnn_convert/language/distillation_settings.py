@@ -83,7 +83,7 @@ class Healing:
         """
         large = parameters >= LARGE
         rate = min(1e-3, 1e-3 * 64 / width) if self.lr is None else self.lr
-        found = {
+        found: dict[str, Any] = {
             "lr": rate,
             "lr_constants": 10 * rate if large else rate,
             "constants_first": 0.4 if large else 0.0,
