@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -79,10 +80,10 @@ def together(session: nox.Session) -> None:
 def stranger(session: nox.Session, kind: str) -> None:
     """A third party's plugin as `fastsnn new-plugin` writes it, in count, event, INT8 and served paths."""
     editable(session, local(["fastsnn"]))
-    folder = Path(session.create_tmp())
     name = f"acme-{kind}"
-    session.run("fastsnn", "new-plugin", kind, name, "--out", str(folder), env=STRICT)
-    session.install("--no-build-isolation", "--no-deps", str(folder / name))
+    with tempfile.TemporaryDirectory() as folder:  # a new one each time: new-plugin never overwrites
+        session.run("fastsnn", "new-plugin", kind, name, "--out", folder, env=STRICT)
+        session.install("--no-build-isolation", "--no-deps", "--force-reinstall", str(Path(folder, name)))
     session.run("python", "tests/stranger.py", kind, name.replace("-", "_"))
 
 

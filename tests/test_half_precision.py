@@ -36,10 +36,12 @@ def test_a_drawn_model_runs_in_another_precision(data: Any, kind: torch.dtype, t
     assert y.isfinite().all()
     where = tmp_path_factory.mktemp("half") / "m.snn"
     bundle.save(model, where)
+    again = bundle.load(where)
+    if not any(t.dtype == kind for t in model.state_dict().values()):
+        again.to(kind)  # nothing in the file is of that type, so nothing in it says the precision
     with torch.no_grad():
-        again = bundle.load(where)(*cast)
-    if any(p.dtype == kind for p in model.parameters()):  # a bundle keeps a precision by its parameters
-        assert torch.equal(again.value() if isinstance(again, SpikeTensor) else again, y)
+        out = again(*cast)
+    assert torch.equal(out.value() if isinstance(out, SpikeTensor) else out, y)
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])

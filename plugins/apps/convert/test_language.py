@@ -23,6 +23,7 @@ from fastsnn_convert.language.rebuild import bypass_neurons, rebuild, site_table
 from fastsnn_core import create, load, save
 from fastsnn_core.probe import probe
 from fastsnn_integer.quantization import quantise
+from fastsnn_text.tokenizers import tokenizer_of
 
 WORDS = [
     "the",
@@ -79,7 +80,10 @@ def test_one_command_writes_a_bundle_with_its_tokenizer(folder, tmp_path, capsys
     assert report["curve"][0]["kl"] > report["curve"][-1]["kl"]
     model = load(out)
     assert model.spec.neuron.steps == 4
-    assert json.loads(model.tokenizer_json) == json.loads((folder / "tokenizer.json").read_text())
+    assert json.loads(model.tokenizer_json) == json.loads((folder / "tokenizer.json").read_text())  # laid out anew
+    # as transformers reads this directory: no post-processor puts <s> in front of a text, </s> ends it
+    assert (tokenizer_of(model).start, tokenizer_of(model).end) == (None, 2)
+    assert tokenizer_of(model).encode("bird")[:1] == Tokenizer.from_str(model.tokenizer_json).encode("bird").ids[:1]
     again = tmp_path / "again.snn"
     save(model, again)
     files = [{p.relative_to(b): p.read_bytes() for p in b.rglob("*") if p.is_file()} for b in (out, again)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,20 @@ def other_goals(opts: argparse.Namespace, text: str, folder: Path) -> int:
         points=opts.points,
         decode_tokens=opts.decode,
     )
+    return written(opts, tuned, folder, draw, table)
+
+
+def written(
+    opts: argparse.Namespace, tuned: Any, folder: Path, draw: Callable[..., None], says: Callable[..., str]
+) -> int:
+    """Write the data, the picture and the bundle of a tuned model, and print its table (or the data)."""
     data = tuned.data()
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "tune.json", json.dumps(data, indent=1) + "\n")
     draw(data, folder / "tune.png")
     if opts.out:
         bundle.save(tuned.model, opts.out)
-    print(json.dumps(data) if opts.json else table(data, folder, opts.out))
+    print(json.dumps(data) if opts.json else says(data, folder, opts.out))
     return 0
 
 
@@ -116,14 +124,7 @@ def loss_goal(opts: argparse.Namespace, text: str, folder: Path) -> int:
         windows=opts.windows,
         quiet=opts.quiet,
     )
-    data = tuned.data()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "tune.json", json.dumps(data, indent=1) + "\n")
-    draw_losses(data, folder / "tune.png")
-    if opts.out:
-        bundle.save(tuned.model, opts.out)
-    print(json.dumps(data) if opts.json else losses_table(data, folder, opts.out))
-    return 0
+    return written(opts, tuned, folder, draw_losses, losses_table)
 
 
 def losses_table(data: dict[str, Any], folder: Path, out: str | None) -> str:
