@@ -117,6 +117,8 @@ def test_files_that_are_no_safetensors(foreign):
             convert(folder / name, spec=SPEC)
         assert says in str(error.value), name
         assert str(folder / name) in str(error.value)
+        if name != "absent.safetensors":  # what is not there has no form: what can be read is said of what is
+            assert ".safetensors" in str(error.value).replace(name, ""), str(error.value)
 
 
 def test_weights_without_a_spec(foreign):
