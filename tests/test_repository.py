@@ -104,6 +104,17 @@ def test_types_are_checked_in_every_distribution():
         assert {folder / name, folder / f"{name}.py"} & read, f"mypy does not read {name}"
 
 
+@pytest.mark.parametrize("folder", [ROOT, *PLUGINS, *CONTRIB], ids=lambda p: p.name)
+def test_every_distribution_is_typed(folder):
+    """PEP 561: only a package can carry py.typed; without it editors and type checkers see nothing."""
+    found = project(folder)
+    module = found.get("tool", {}).get("flit", {}).get("module", {}).get("name")
+    package = folder / (module or found["project"]["name"].replace("-", "_"))
+    assert (package / "py.typed").is_file(), f"{package} has no py.typed"
+    assert (package / "py.typed").read_text() == ""
+    assert not list(folder.glob("fastsnn_*.py")), "a single module cannot be typed: make it a package"
+
+
 def test_versions_agree():
     found = {}
     for folder in PLUGINS:
