@@ -159,3 +159,16 @@ def test_rows_must_have_the_fields_of_their_table():
     with pytest.raises(TypeError, match="wanted counts, kind"):
         into(np.zeros(99, np.int64), 0, counts=1)
     assert set(Work._fields) == set(layout.ARRAYS)
+
+
+def test_compiled_files_know_where_the_named_tuples_of_their_arguments_are(monkeypatch):
+    """One that moved to another module made Numba's files unreadable: the fused step never came again."""
+    from fastsnn_kernel_numba import fused_decoder_compile, numba_runtime
+    from fastsnn_kernel_numba.fused_decoder_work import Work
+
+    assert f"{Work.__module__.rpartition('.')[2]}.Work" in numba_runtime.argument_types().split()
+    monkeypatch.setattr(numba_runtime, "_digests", {})
+    before = numba_runtime.digest(fused_decoder_compile._walk)
+    monkeypatch.setattr(numba_runtime, "_digests", {})
+    monkeypatch.setattr(numba_runtime, "argument_types", lambda: "elsewhere.Work")
+    assert numba_runtime.digest(fused_decoder_compile._walk) != before
