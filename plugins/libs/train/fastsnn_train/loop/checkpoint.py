@@ -25,9 +25,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastsnn_core.bundle import BundleError, digest, dump, listed, read_json, sealed
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
+from fastsnn_core.sealed_folder import BundleError, digest, dump, listed, read_json, sealed
 from fastsnn_train.loop.parallel import World, is_sharded
 
 log = logging.getLogger("fastsnn")
