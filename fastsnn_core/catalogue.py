@@ -8,7 +8,7 @@ FIRST_PARTY: dict[str, tuple[str, ...]] = {
     "feedforward": ("pulse",),
     "model": ("decoder", "graph", "sequential"),
     "rule": ("activations", "attention", "conv", "embedding", "linear_layer", "norms", "pooling", "residual"),
-    "exporter": ("w8a",),
+    "exporter": ("w4a", "w8a"),
     "scope": ("energy", "membrane", "paths", "raster", "scaling", "sparsity"),
     "kernel": ("numba", "triton"),
     "tracker": ("jsonl", "tensorboard"),

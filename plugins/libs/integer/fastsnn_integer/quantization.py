@@ -31,6 +31,7 @@ from fastsnn_core.moved import renamed
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_events.linear import count_project, input_major, spike_sums
 from fastsnn_integer import deterministic
+from fastsnn_integer.four_bits import GROUPS, Embedding4, FourBits, Linear4
 
 LARGEST = 127
 COMPOSE = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity)
@@ -38,15 +39,33 @@ COMPOSE = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity)
 
 @frozen
 class Quant:
-    """Integer arithmetic for a whole model: which weights are stored in INT8, and with how many scales."""
+    """Integer arithmetic for a whole model: which weights are stored in INT8 or 4 bits, and with how many scales."""
 
-    bits: int = param(8, choices=(8,), doc="of a weight, its sign included")
+    bits: int = param(8, choices=(8, 4), doc="of a weight, its sign included", draw=(8,))
     group: int = param(
-        0, ge=0, le=65536, unit="inputs", doc="inputs that share a scale; 0: one scale per output", draw=(0, 8)
-    )
+        0, ge=0, le=65536, unit="inputs",
+        doc="inputs that share a scale; 0: one scale per output (8 bits), or 32 inputs (4 bits)", draw=(0, 8)
+    )  # fmt: skip
+    minimum: bool = param(True, doc="4 bits: a minimum per group beside its scale")
+    table_bits: int = param(8, choices=(8, 4), doc="4 bits: of the embedding and the head", draw=(8,))
     head: bool = param(True, doc="the head in INT8; tied weights are one table, so embed must agree")
     embed: bool = param(True, doc="the embedding in INT8")
     kv: bool = param(False, doc="keys and values of attention caches in INT8, one scale per head vector")
+
+    def __attrs_post_init__(self) -> None:
+        if self.bits == 4 and self.group not in (0, *GROUPS):
+            raise FastSNNError(
+                f"4-bit weights come in groups of {', '.join(map(str, GROUPS))} inputs, got {self.group}"
+            )
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of a group of 4-bit weights."""
+        return self.group or GROUPS[0]
+
+    def four(self, table: bool) -> bool:
+        """Are these weights (of the embedding and head, or of the blocks) in 4 bits?"""
+        return self.bits == 4 and (not table or self.table_bits == 4)
 
 
 def quantize_per_token(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
@@ -276,11 +295,15 @@ def swap(name: str, module: nn.Module, quant: Quant) -> nn.Module | None:
             row.load_state_dict(module.state_dict())
             return row
         try:
-            return QuantLinear(module, quant.group)
+            if quant.four(table=name == "head"):
+                return Linear4(module, quant.inputs, quant.minimum)
+            return QuantLinear(module, 0 if quant.bits == 4 else quant.group)
         except ValueError as error:
             raise FastSNNError(f"{name}: {error}") from None
     if type(module) is nn.Embedding and quant.embed:
-        return QuantEmbedding(module, quant.group)
+        if quant.four(table=True):
+            return Embedding4(module, quant.inputs, quant.minimum)
+        return QuantEmbedding(module, 0 if quant.bits == 4 else quant.group)
     if type(module) is nn.RMSNorm and len(module.normalized_shape) == 1:
         norm = RowNorm(module.normalized_shape, module.eps, module.weight is not None)
         norm.load_state_dict(module.state_dict())
@@ -295,7 +318,7 @@ def swap(name: str, module: nn.Module, quant: Quant) -> nn.Module | None:
 
 def not_batch_invariant(model: nn.Module) -> list[str]:
     """Modules whose arithmetic nobody vouches for: with any of them, equal bits in any batch are not promised."""
-    known = (QuantLinear, QuantEmbedding, RowLinear, RowNorm, RowLayerNorm, nn.Embedding, *COMPOSE)
+    known = (QuantLinear, QuantEmbedding, FourBits, RowLinear, RowNorm, RowLayerNorm, nn.Embedding, *COMPOSE)
     return [
         f"{name or 'the model'} ({type(m).__name__})"
         for name, m in model.named_modules()

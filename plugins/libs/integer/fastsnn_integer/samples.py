@@ -141,6 +141,22 @@ def project() -> Iterator[Sample]:
         yield Counts(counts, torch.ones(rows, 1), int(torch.count_nonzero(counts))), codes(1, 50, 70)
 
 
+def project_q4() -> Iterator[Sample]:
+    """With a minimum and without; whole groups and not; odd outputs; many, few, large and no counts."""
+    from fastsnn_integer import four_bits
+
+    for i, (rows, wide, tall, group, largest) in enumerate(
+        ((1, 64, 50, 32, 3), (5, 41, 7, 32, 20), (3, 130, 1100, 64, 5000), (2, 33, 1, 128, 1), (40, 96, 24, 32, 2))
+    ):
+        draw = torch.Generator().manual_seed(i)
+        counts = torch.randint(-largest, largest + 1, (rows, wide), generator=draw).float()
+        counts = counts * (torch.rand(rows, wide, generator=draw) < 0.6)
+        counts[-1] = 0
+        for minimum in (True, False):
+            made, d, m = four_bits.encode(normal(i, tall, wide), group, minimum)
+            yield counts, four_bits.pack(made), d, m, group
+
+
 # -- decode_step --------------------------------------------------------------------------------------------------
 
 GROUPS, SIZE, HEADS, WIDTH, VOCAB = 2, 6, 4, 24, 19

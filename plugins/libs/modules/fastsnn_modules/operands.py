@@ -32,6 +32,7 @@ KINDS: dict[str, tuple[torch.dtype, ...]] = {
     "integer": (*INTEGER, torch.uint8),
     "index": (torch.int32, torch.int64),
     "int8": (torch.int8,),
+    "uint8": (torch.uint8,),
     "number": (*FULL, *HALF, *INTEGER, torch.uint8),
     "bool": (torch.bool,),
 }

@@ -29,6 +29,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import DecoderPlan, MatrixForm, Unsupported, lower
 from fastsnn_events import runtime
 from fastsnn_integer import quantization
+from fastsnn_integer.four_bits import Embedding4
 from fastsnn_integer.quantization import Quant, QuantEmbedding, row_linear
 from fastsnn_model_decoder import prefill
 from fastsnn_model_decoder.fused_decode import FastStream, start, step_many
@@ -104,9 +105,7 @@ class Decoder(Model):
     out_bias: bool = param(False, doc="bias of the attention's output projection")
     head_bias: bool = param(False, doc="bias of the logits (GPT-J, Phi)")
     qk_norm: bool = param(False, doc="RMSNorm on each query and key head (Qwen3)")
-    quant: Quant | None = param(
-        None, doc="INT8 weights and exact integer sums (W8A-spike); float weights when left out"
-    )
+    quant: Quant | None = param(None, doc="INT8 or 4-bit weights and exact integer sums; float weights when left out")
 
     def __attrs_post_init__(self) -> None:
         if not self.attention:
@@ -244,7 +243,7 @@ class DecoderModule(nn.Module):
             spikes = newest(spikes)
         if self.head is not None:
             logits = self.head(spikes)
-        elif isinstance(self.embed, QuantEmbedding):
+        elif isinstance(self.embed, QuantEmbedding | Embedding4):
             logits = self.embed(spikes)
         elif self.batch_invariant:
             logits = row_linear(spikes, self.embed.weight)
@@ -281,6 +280,10 @@ class DecoderModule(nn.Module):
         spec, embed = self.spec, self.embed
         if spec.quant is None:
             raise Unsupported("float weights: only W8A models are fused; fastsnn export BUNDLE --to w8a OUT.snn")
+        if spec.quant.bits == 4:
+            raise Unsupported(
+                "4-bit weights have no fused step yet: tokens go through the model's layers (W8A has one)"
+            )
         if embed.weight.device.type != "cpu":
             raise Unsupported(f"the model is on {embed.weight.device}; the fused step runs on the CPU")
         if self.embed_site.neuron is not None or self.embed_site.centre is not None:

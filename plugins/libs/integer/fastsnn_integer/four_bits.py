@@ -1,0 +1,240 @@
+"""W4A-spike: 4-bit weights in groups along the inputs, on integer counts; sums per group are exact.
+
+    y_o = (Σ_g (float(Σ_{i in g} c_i q_oi) · d_og + float(Σ_{i in g} c_i) · m_og)) · V + b_o      q in 0 … 15
+    y_o = (Σ_g  float(Σ_{i in g} c_i (q_oi - 8)) · d_og) · V + b_o                                without a minimum
+
+Groups one after the other, the product first, then the minimum's, every operation in float32: a row's bits depend on
+nobody else. d and m are float16 as stored and float32 at work. These are GGUF's Q4_1 and Q4_0 with a group of 32, and
+rounding is theirs, too: d = (max - min) / 15 and m = min, or d = w / -8 of the largest |w|. A matrix that is on such a
+grid already is found again exactly, so what a Q4_0 or Q4_1 file holds is not rounded a second time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastsnn_core.errors import FastSNNError
+from fastsnn_core.ops.dispatch import Operator
+from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_events.linear import spike_sums, whole
+from fastsnn_modules.operands import OperandError, Operands
+
+LEVELS, MIDDLE, GROUPS = 15, 8, (32, 64, 128)
+
+
+def grid(weight: Tensor, minimum: bool) -> tuple[Tensor, Tensor]:
+    """``(d, m)`` ``[…, 1]`` of groups ``[…, group]``, rounded to float16 and back; m is -8 d without a minimum."""
+    if minimum:
+        low = weight.amin(-1, keepdim=True)
+        d, m = halved((weight.amax(-1, keepdim=True) - low) / LEVELS), halved(low)
+    else:
+        largest = weight.gather(-1, weight.abs().argmax(-1, keepdim=True))
+        d = halved(largest / -MIDDLE)
+        m = d * -MIDDLE
+    return d, m
+
+
+def halved(x: Tensor) -> Tensor:
+    """Rounded to float16, as float32; refuses what that does not hold."""
+    out = x.to(torch.float16).float()
+    if not bool(torch.isfinite(out).all()):
+        raise FastSNNError("weights must be finite and below 65504 for scales in float16")
+    return out
+
+
+def codes_of(weight: Tensor, d: Tensor, m: Tensor) -> Tensor:
+    """q in 0 … 15 nearest to (w - m) / d; 0 where d is 0 (8 where that stands for 0)."""
+    safe = torch.where(d == 0, torch.ones_like(d), d)
+    q = ((weight - m) / safe).round().clamp(0, LEVELS)
+    return torch.where(d == 0, torch.where(m == 0, MIDDLE, 0).to(q.dtype).expand_as(q), q)
+
+
+def grouped(weight: Tensor, group: int) -> Tensor:
+    """``[out, in] -> [out, groups, group]``; the last group is filled up with its own last input."""
+    short = -weight.shape[1] % group
+    return F.pad(weight[:, None], (0, short), mode="replicate")[:, 0].reshape(len(weight), -1, group)
+
+
+def encode(weight: Tensor, group: int, minimum: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes ``[out, in]`` (uint8), d and m ``[groups, out]`` (m empty without a minimum) of a matrix."""
+    weight = weight.detach().float()
+    if not bool(torch.isfinite(weight).all()):
+        raise FastSNNError("weights must be finite to be quantised; got NaN or infinity")
+    rows = grouped(weight, group)
+    d, m = grid(rows, minimum)
+    codes = codes_of(rows, d, m).to(torch.uint8).reshape(len(weight), -1)[:, : weight.shape[1]]
+    return codes, d[..., 0].T.contiguous(), m[..., 0].T.contiguous() if minimum else weight.new_empty(0)
+
+
+def decode(codes: Tensor, d: Tensor, m: Tensor, group: int) -> Tensor:
+    """The weights ``[out, in]`` that codes ``[out, in]`` stand for, as GGUF has them: d q + m, or d (q - 8)."""
+    wide = codes.shape[1]
+    by, low = (x.T.repeat_interleave(group, 1)[:, :wide] if x.numel() else None for x in (d, m))
+    assert by is not None
+    return codes.float() * by + low if low is not None else (codes.float() - MIDDLE) * by
+
+
+def pack(codes: Tensor) -> Tensor:
+    """Codes ``[out, in]`` two in a byte, input-major ``[in, ⌈out/2⌉]``: byte j has the outputs j and j + ⌈out/2⌉."""
+    half = -(-len(codes) // 2)
+    rows = F.pad(codes, (0, 0, 0, 2 * half - len(codes))).T.contiguous()
+    return (rows[:, :half] | (rows[:, half:] << 4)).contiguous()
+
+
+def unpack(packed: Tensor, out: int) -> Tensor:
+    """Codes ``[in, out]`` of rows of bytes."""
+    return torch.cat([packed & 15, packed >> 4], -1)[..., :out]
+
+
+def project_naive(counts: Tensor, packed: Tensor, d: Tensor, m: Tensor, group: int) -> Tensor:
+    """The definition: the equation at the top without V and bias, ``[N, in] -> [N, out]``."""
+    counts, codes = whole(counts, "counts").to(torch.int64), unpack(packed, d.shape[1]).to(torch.int64)
+    total = counts.new_zeros((len(counts), d.shape[1]), dtype=torch.float32)
+    for g, first in enumerate(range(0, counts.shape[1], group)):
+        c = counts[:, first : first + group]
+        sums, weight = c @ codes[first : first + group], c.sum(-1, keepdim=True)
+        part = combined(sums, weight, d[g], m[g] if m.numel() else None)
+        total = part if g == 0 else total + part
+    return total
+
+
+def combined(sums: Tensor, weight: Tensor, d: Tensor, m: Tensor | None) -> Tensor:
+    """One group's part of the numbers: exact sums and the sum of the counts, made float32 and scaled."""
+    if m is None:
+        return (sums - MIDDLE * weight).to(torch.float32) * d
+    return sums.to(torch.float32) * d + weight.to(torch.float32) * m
+
+
+_PROJECT = Operands("count_project_q4", "counts [N,D] number", "packed [D,H] uint8", "d [G,O] float32")
+
+
+def check_project(counts: Tensor, packed: Tensor, d: Tensor, m: Tensor, group: int) -> None:
+    """The operands of `project_naive`."""
+    sizes = _PROJECT(counts, packed, d)
+    if isinstance(group, bool) or not isinstance(group, int) or group < 1:
+        raise OperandError(f"count_project_q4: group must be a number of inputs, got {group!r}")
+    if sizes["G"] != -(-sizes["D"] // group) or sizes["H"] != -(-sizes["O"] // 2):
+        raise OperandError(
+            f"count_project_q4: {sizes['D']} inputs in groups of {group} and {sizes['O']} outputs do not go with d "
+            f"{list(d.shape)} and bytes {list(packed.shape)}"
+        )
+    if m.numel() and (m.shape != d.shape or m.dtype != torch.float32):
+        raise OperandError(f"count_project_q4: m must be empty or float32 {list(d.shape)}, got {list(m.shape)}")
+
+
+def _samples() -> Any:
+    from fastsnn_integer.samples import project_q4
+
+    return project_q4()
+
+
+PROJECT = Operator("count_project_q4", project_naive, plain=True, check=check_project, samples=_samples)
+
+
+def project(x: SpikeTensor | Tensor, layer: FourBits) -> Tensor:
+    """The projection by a layer's weights, without its bias; numbers become counts of 8 bits per token first."""
+    from fastsnn_integer.quantization import quantize_per_token
+
+    spikes = x if isinstance(x, SpikeTensor) else SpikeTensor(*quantize_per_token(x.detach()))
+    v = spikes.scale
+    if v.ndim and v.shape[-1] != 1:
+        raise FastSNNError(
+            f"integer projections need one threshold per token, this input has {tuple(v.shape)} of them: "
+            "a threshold per channel cannot leave the sum"
+        )
+    if spikes.form == "count":
+        counts = spikes.counts
+        rows = counts.reshape(-1, counts.shape[-1])
+        total = PROJECT(rows.device.type, rows, layer.weight, layer.scale, layer.minimum, layer.group)
+        layer.path = PROJECT.path or "count_project_q4"
+        return total.reshape(*counts.shape[:-1], -1) * v.to(torch.float32)
+    codes, total = unpack(layer.weight, layer.out_features).T.to(torch.int8), None
+    for g, first in enumerate(range(0, layer.in_features, layer.group)):
+        piece = slice(first, min(first + layer.group, layer.in_features))
+        sums, layer.path = spike_sums(spikes, codes[:, piece], piece)
+        weight, _ = spike_sums(spikes, torch.ones_like(codes[:1, piece]), piece)
+        part = combined(sums, weight, layer.scale[g], layer.minimum[g] if layer.minimum.numel() else None)
+        total = part if total is None else total + part
+    assert total is not None
+    return total * v.to(torch.float32)
+
+
+class FourBits(nn.Module):
+    """Packed codes and their scales, which a state dict holds in float16."""
+
+    weight: Tensor
+    scale: Tensor
+    minimum: Tensor
+    in_features: int
+    out_features: int
+
+    def __init__(self, weight: Tensor, group: int, minimum: bool) -> None:
+        super().__init__()
+        (self.out_features, self.in_features), self.group, self.path = tuple(weight.shape), group, ""
+        codes, d, m = encode(weight, group, minimum)
+        self.register_buffer("weight", pack(codes))
+        self.register_buffer("scale", d)
+        self.register_buffer("minimum", m)
+
+    def take_(self, codes: Tensor, d: Tensor, m: Tensor) -> None:
+        """Other codes and scales of the same shapes (calibrated rounding)."""
+        self.weight, self.scale, self.minimum = pack(codes), d, m
+
+    def decoded(self) -> Tensor:
+        """The float weights ``[out, in]`` that this stands for."""
+        return decode(unpack(self.weight, self.out_features).T, self.scale, self.minimum, self.group)
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        how = "scale and minimum" if self.minimum.numel() else "scale"
+        return f"{self.in_features}, {self.out_features}, 4 bits, {how} per {self.group} inputs"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FourBits:
+        from fastsnn_integer.quantization import refuse_half
+
+        refuse_half(fn)
+        super()._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in ("scale", "minimum"):
+            destination[f"{prefix}{name}"] = getattr(self, name).detach().to(torch.float16)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.scale, self.minimum = self.scale.float(), self.minimum.float()
+
+
+class Linear4(FourBits):
+    """A linear layer on counts with 4-bit weights: ``SpikeTensor (or numbers) […, in] -> numbers […, out]``."""
+
+    def __init__(self, linear: nn.Linear, group: int, minimum: bool) -> None:
+        super().__init__(linear.weight, group, minimum)
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float().clone())
+
+    def forward(self, x: SpikeTensor | Tensor) -> Tensor:
+        """The projection."""
+        y = project(x, self)
+        return y if self.bias is None else y + self.bias
+
+
+class Embedding4(FourBits):
+    """A table of 4-bit rows: ``tokens -> rows``; and, as the head of tied weights, ``spikes or numbers -> logits``."""
+
+    def __init__(self, table: nn.Embedding, group: int, minimum: bool) -> None:
+        super().__init__(table.weight, group, minimum)
+
+    def forward(self, x: SpikeTensor | Tensor) -> Tensor:
+        """Rows of the table for token ids, ``x @ tableᵀ`` for anything else."""
+        if isinstance(x, SpikeTensor) or x.is_floating_point():
+            return project(x, self)
+        ids, half = x.reshape(-1), self.weight.shape[1]
+        both = self.weight[:, ids % half].T
+        codes = torch.where((ids >= half)[:, None], both >> 4, both & 15)
+        d, m = self.scale[:, ids], self.minimum[:, ids] if self.minimum.numel() else self.minimum
+        return decode(codes, d, m, self.group).reshape(*x.shape, self.in_features)
