@@ -71,6 +71,18 @@ def test_labels_and_masks_say_which_tokens_are_targets():
     assert scored(tokens) == 20
 
 
+@pytest.mark.parametrize("pad", [3, 0, -100])
+def test_labels_that_are_the_padded_ids_are_no_targets_under_padding(pad):
+    """What ``labels = input_ids.clone()`` makes of a padded batch."""
+    ids, mask = IDS.clone(), torch.ones(2, 12)
+    mask[0, 8:], mask[1, :3] = 0, 0
+    ids[mask == 0] = pad
+    tokens, reset = only([{"input_ids": ids, "labels": ids.clone(), "attention_mask": mask}])
+    wanted, again = only([{"input_ids": ids, "attention_mask": mask}])
+    assert torch.equal(tokens, wanted)
+    assert torch.equal(reset, again)
+
+
 def test_padding_changes_nothing_that_is_learnt(make):
     plain = weights(make, IDS[:, :8])
     behind = torch.full((2, 12), 3)

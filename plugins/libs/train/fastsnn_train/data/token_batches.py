@@ -201,7 +201,8 @@ def assembled(columns: dict[str, Tensor], where: str, vocab_size: int | None) ->
     check_token_ids(ids, vocab_size, where)
     counts = torch.ones_like(ids, dtype=torch.bool)
     if "labels" in columns:
-        ids, counts = labelled(ids, columns["labels"], where)
+        labels = columns["labels"] if mask is None else torch.where(mask, columns["labels"], IGNORE)
+        ids, counts = labelled(ids, labels, where)  # under padding stands what a collator left there: no target
         if ids.shape[1] > columns["ids"].shape[1] and mask is not None:
             mask = torch.cat([mask, mask[:, -1:]], 1)
         check_token_ids(ids, vocab_size, f"{where}, labels")
