@@ -32,34 +32,42 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **
     writes a bundle. Errors: `ConversionError`, naming the file or the part, the reason, and what is possible.
     """
     from fastsnn_conversion.context import ConversionError
-    from fastsnn_convert.modules import convert_module, from_bundle, from_weights
 
-    plain = "adaptive_threshold" if neuron is None else neuron
     try:
         check_before(source, to, options)
     except FileError as error:
         raise ConversionError(str(error)) from None
-    if isinstance(source, str | Path) and Path(source).is_dir():
-        if (Path(source) / "weights.safetensors").is_file() and (Path(source) / "meta.json").is_file():
-            done = convert_module(from_bundle(source), neuron=plain, must_save=to is not None, **of_modules(options))
-        else:
-            from fastsnn_convert.language import convert_language
-
-            done = convert_language(source, neuron=neuron, **options)
-    elif isinstance(source, str | Path) and is_language_model(Path(source)):
-        from fastsnn_convert.language import convert_language
+    if isinstance(source, str | Path) and is_language_source(Path(source)):
+        from fastsnn_convert.language import convert_language  # each half is imported only where it is needed
 
         done = convert_language(source, neuron=neuron, **options)
-    elif isinstance(source, str | Path | dict):
-        spec, names = options.pop("spec", None), options.pop("names", None)
-        done = convert_module(
-            from_weights(source, spec, names), neuron=plain, must_save=to is not None, **of_modules(options)
-        )
     else:
-        done = convert_module(source, neuron=plain, must_save=to is not None, **of_modules(options))
+        from fastsnn_convert.modules import convert_module
+
+        plain = "adaptive_threshold" if neuron is None else neuron
+        module = module_of(source, options)
+        done = convert_module(module, neuron=plain, must_save=to is not None, **of_modules(options))
     if to is not None:
         done.save(to)
     return done
+
+
+def is_language_source(path: Path) -> bool:
+    """A Hugging Face directory (any folder that is no bundle), or a file of a language model such as GGUF."""
+    if path.is_dir():
+        return not ((path / "weights.safetensors").is_file() and (path / "meta.json").is_file())
+    return is_language_model(path)
+
+
+def module_of(source: Any, options: dict[str, Any]) -> Any:
+    """The module of a bundle, of weights with their ``spec=`` (taken out of `options`), or `source` itself."""
+    from fastsnn_convert.modules import from_bundle, from_weights
+
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        return from_bundle(source)
+    if isinstance(source, str | Path | dict):
+        return from_weights(source, options.pop("spec", None), options.pop("names", None))
+    return source
 
 
 def is_language_model(path: Path) -> bool:
