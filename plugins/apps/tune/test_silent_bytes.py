@@ -31,6 +31,9 @@ def model(k: float = 6.0) -> Any:
     spec: Any = converter().structure(table | {"attention": [{"kind": "softmax"}]}, KINDS["model"])
     spec = with_biases(attrs.evolve(spec, neuron=create("neuron", "adaptive_threshold", k=k)), SITES)
     net = build(spec).eval()
+    for name, p in net.named_parameters():
+        if name.endswith((".bias", ".centre")):  # as balancing leaves them
+            torch.nn.init.normal_(p, std=0.1)
     attach(net, load_tokenizer("byte"))
     return net
 
@@ -44,6 +47,9 @@ def windows(seed: int = 1) -> torch.Tensor:
 def test_rescaling_leaves_the_function(name: str) -> None:
     net, x = model(), windows()
     made = SilentBytes.of(net, criterion(name), x, quiet=True)
+    with bypass_neurons(net), bypass_neurons(made.model):
+        torch.testing.assert_close(made.model(x), net(x), atol=1e-4, rtol=1e-3)
+    made.apply(None)  # biases were rescaled, too, and stay so
     with bypass_neurons(net), bypass_neurons(made.model):
         torch.testing.assert_close(made.model(x), net(x), atol=1e-4, rtol=1e-3)
     moved = not torch.equal(made.model.layers[0].feedforward.up.weight, net.layers[0].feedforward.up.weight)
@@ -110,6 +116,7 @@ def test_constants_make_up_for_the_mean_of_what_is_dropped() -> None:
 def test_an_absolute_threshold_silences_quiet_tokens_and_costs_what_is_estimated() -> None:
     made = SilentBytes.of(model(), criterion("ours"), windows(), quiet=True)
     path = "layers.1.feedforward.hidden"
+    assert len(made.ladders[4.0]["layers.1.feedforward.inner"]) == 1  # the first token is not to be silenced
     relative, absolute = made.ladders[4.0][path]
     assert {level.least for level in relative} == {0.0}
     least = absolute[8].least

@@ -40,6 +40,8 @@ LEVELS = tuple(i / 20 for i in range(20))
 """Silent fractions of a site whose cost is estimated."""
 FINER = (1.0, 2.0, 4.0)
 """Times k: a finer threshold rounds less, and the dead zone alone silences."""
+UNNORMED = ("attn_out", "ffn_hidden")
+"""Sites whose input comes from no norm."""
 ABSOLUTE = 2.0
 """Times the mean magnitude: up to where a threshold is absolute; louder tokens have one relative to their own mean."""
 PATH = 80
@@ -107,9 +109,6 @@ class SilentBytes:
         sizes = {path: sum(r.weight.numel() for r in port.readers) for path, port in found.items()}
         self = cls(new, chosen, found, sizes, {f: {} for f in FINER}, fitted=tokens)
         self.k = {path: float(port.site.neuron.k) for path, port in found.items()}
-        self.biases = {
-            path: [r.bias.clone() for r in port.readers if r.bias is not None] for path, port in found.items()
-        }
         with Progress("costs of all sites", 2 * len(new.layers), "half blocks", quiet=quiet) as progress:
             for block in sensitivities(new, tokens, step=progress.step):
                 for path, seen in block.sites.items():
@@ -117,6 +116,9 @@ class SilentBytes:
                         y, fisher = self.rescale(path, seen)
                         for finer in FINER:
                             self.ladders[finer][path] = self.levels(path, y, fisher, finer)
+        self.biases = {
+            path: [r.bias.clone() for r in port.readers if r.bias is not None] for path, port in found.items()
+        }
         return self
 
     @torch.no_grad()
@@ -140,8 +142,13 @@ class SilentBytes:
         return (x if site.centre is None else x - site.centre), fisher
 
     def levels(self, path: str, y: Tensor, fisher: Tensor, finer: float) -> list[list[Level]]:
-        """Ladders of a site: relative to each token's mean, and absolute where criterion and neuron have it."""
-        absolute = self.chosen.absolute and "v_min" in getattr(self.ports[path].site.neuron, "dials", ())
+        """Ladders of a site: relative to each token's mean, and absolute where criterion and neuron have it.
+
+        Not behind a norm: there tokens are about as loud as each other, but for a few, such as the first, on which
+        attention rests and which a threshold for all might silence.
+        """
+        port = self.ports[path]
+        absolute = self.chosen.absolute and port.name in UNNORMED and "v_min" in getattr(port.site.neuron, "dials", ())
         kinds = (0.0, ABSOLUTE * float(y.abs().mean())) if absolute else (0.0,)
         return [self.ladder(path, y, fisher, finer, least) for least in kinds]
 
