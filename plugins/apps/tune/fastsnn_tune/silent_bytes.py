@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -34,42 +33,21 @@ from fastsnn_text import tokenizer_of
 from fastsnn_tune.criteria import Criterion
 from fastsnn_tune.criteria import criterion as find
 from fastsnn_tune.dial import settle
+from fastsnn_tune.levels import Level, Setting, between
 from fastsnn_tune.search import spread
 
 LEVELS = tuple(i / 20 for i in range(20))
 """Silent fractions of a site whose cost is estimated."""
 FINER = (1.0, 2.0, 4.0)
 """Times k: a finer threshold rounds less, and the dead zone alone silences."""
+UNCHANGED = 0.5
+"""A dead zone, in thresholds, that silences nothing which rounding does not."""
 UNNORMED = ("attn_out", "ffn_hidden")
 """Sites whose input comes from no norm."""
 ABSOLUTE = 2.0
 """Times the mean magnitude: up to where a threshold is absolute; louder tokens have one relative to their own mean."""
 PATH = 80
 """Settings between nothing and nearly everything silent."""
-
-
-@attrs.frozen(eq=False)
-class Level:
-    """A site's dead zone and smallest threshold, the share of its inputs that they silence, and the cost in nats.
-
-    `zone` is in units of V k = max(mean|x|, `least`): with `least` above a token's mean the threshold is absolute.
-    """
-
-    zone: float
-    silent: float
-    cost: float
-    least: float = 0.0
-
-
-@attrs.frozen(eq=False)
-class Setting:
-    """Dead zones and least means of all sites by path, times k, and estimates: silent bytes, KL in nats per token."""
-
-    zones: dict[str, float]
-    least: dict[str, float]
-    finer: float
-    silent_bytes: float
-    cost: float
 
 
 @attrs.frozen
@@ -284,16 +262,6 @@ def at_loss(
     return max(within, key=lambda r: r[1].silent_bytes, default=None)
 
 
-def between(rows: list[Level], parts: int = 4) -> list[Level]:
-    """A ladder with levels in between, along which zone, share and cost change evenly."""
-    found = [rows[0]]
-    for a, b in itertools.pairwise(rows):
-        for i in range(1, parts + 1):
-            t = i / parts
-            found.append(Level(*(p + t * (q - p) for p, q in zip(attrs.astuple(a), attrs.astuple(b)))))
-    return found
-
-
 def check(model: Any) -> None:
     """Silent bytes are of decoders with float weights and neurons whose dead zone can be set."""
     if not hasattr(getattr(model, "spec", None), "sites") or not hasattr(model, "layers"):
@@ -390,11 +358,15 @@ def tune_to_loss(
             progress.step()
         given = made.measure(None, held[1])
     curve = sorted((m for _, m in seen), key=lambda m: m.silent_bytes)
-    made.apply(settings[0])
-    if settings[0] is not None:
-        zones = {path: zone * float(made.ports[path].site.neuron.k) for path, zone in settings[0].zones.items()}
-        settle(made.model, dict.fromkeys(zones, "dead_zone"), zones)
+    tuned = made.model
+    if settings[0] is None:
+        tuned = copy.deepcopy(model)
+    else:
+        made.apply(settings[0])
+        k = {path: float(port.site.neuron.k) for path, port in made.ports.items()}
+        zones = {path: max(UNCHANGED, zone * k[path]) for path, zone in settings[0].zones.items()}
+        settle(tuned, dict.fromkeys(zones, "dead_zone"), zones)
     meta = dict(getattr(model, "meta", {}))
     done = {"what": "tune", "loss": min(losses), "criterion": chosen.name}
-    made.model.meta = meta | {"milestones": [*meta.get("milestones", []), done]}
-    return LossTuned(made.model, chosen.name, given.perplexity / given.ratio, given, at, curve)
+    tuned.meta = meta | {"milestones": [*meta.get("milestones", []), done]}
+    return LossTuned(tuned, chosen.name, given.perplexity / given.ratio, given, at, curve)

@@ -1,0 +1,41 @@
+"""Dead zones of one site and what they cost; settings of all sites."""
+
+from __future__ import annotations
+
+import itertools
+
+import attrs
+
+
+@attrs.frozen(eq=False)
+class Level:
+    """A site's dead zone and smallest threshold, the share of its inputs that they silence, and the cost in nats.
+
+    `zone` is in units of V k = max(mean|x|, `least`): with `least` above a token's mean the threshold is absolute.
+    """
+
+    zone: float
+    silent: float
+    cost: float
+    least: float = 0.0
+
+
+@attrs.frozen(eq=False)
+class Setting:
+    """Dead zones and least means of all sites by path, times k, and estimates: silent bytes, KL in nats per token."""
+
+    zones: dict[str, float]
+    least: dict[str, float]
+    finer: float
+    silent_bytes: float
+    cost: float
+
+
+def between(rows: list[Level], parts: int = 4) -> list[Level]:
+    """A ladder with levels in between, along which zone, share and cost change evenly."""
+    found = [rows[0]]
+    for a, b in itertools.pairwise(rows):
+        for i in range(1, parts + 1):
+            t = i / parts
+            found.append(Level(*(p + t * (q - p) for p, q in zip(attrs.astuple(a), attrs.astuple(b)))))
+    return found
