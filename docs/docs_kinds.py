@@ -44,7 +44,8 @@ def page(kind: str) -> str:
             "",
             f"## {name}",
             "",
-            f"`pip install fastsnn-{kind}-{name.replace('_', '-')}`",
+            f"`pip install $(python docs/install_lines.py fastsnn-{kind}-{name.replace('_', '-')})` (from a checkout; "
+            "`oneclick.py` installs all)",
             "",
             "```text",
             data["doc"],

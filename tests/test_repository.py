@@ -115,6 +115,25 @@ def test_every_distribution_is_typed(folder):
     assert not list(folder.glob("fastsnn_*.py")), "a single module cannot be typed: make it a package"
 
 
+def test_documents_install_from_a_checkout():
+    """Nothing is on an index: what a page tells to install are folders that are here, with all that they need."""
+    from install_lines import needed, projects
+
+    known = projects()
+    for name, (folder, _) in known.items():
+        found = needed(name)
+        assert folder in found
+        assert "." in found, name
+        assert all((ROOT / f / "pyproject.toml").is_file() for f in found)
+        rows = [row for f in found for row in project(ROOT / f)["project"]["dependencies"] if row.startswith("fastsnn")]
+        assert {known[re.match(r"[a-z0-9-]+", row)[0]][0] for row in rows} <= {*found}
+    for path in TRACKED:
+        if path.suffix == ".md":
+            for name in re.findall(r"install_lines.py ([a-z0-9-]+)", path.read_text(encoding="utf-8")):
+                assert name in known, f"{path} installs {name}, which is not here"
+            assert not re.search(r"^pip install '?fastsnn", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
 def test_versions_agree():
     found = {}
     for folder in PLUGINS:
