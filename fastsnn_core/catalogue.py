@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "extend": "fastsnn-train",
     "fit": "fastsnn-train",
     "generate": "fastsnn",
+    "heal": "fastsnn-convert",
     "lm-eval": "fastsnn-lm-eval",
     "new-plugin": "fastsnn-author",
     "run": "fastsnn",

@@ -37,6 +37,7 @@ RIGHT: dict[str, list[str]] = {
     "eval": ["m.snn", "--text", "text.txt", "--heatmap", "made.png", "--recall", "passkey"],
     "extend": ["spec.toml", "--out", "run", "--to", "64"],
     "convert": ["hf", "--to", "made.snn", "--html", "made.html", "--heal", "text.txt", "--out", "made"],
+    "heal": ["m.snn", "--teacher", "hf", "--text", "text.txt", "--to", "made.snn", "--out", "made"],
     "serve": ["m.snn", "--port", "0"],
     "scope": ["m.snn", "--out", "made"],
     "tune": ["m.snn", "--text", "text.txt", "--silent", "0.5", "--to", "made.snn", "--report", "made"],
@@ -186,7 +187,7 @@ def test_every_verb_is_here():
 
 
 def test_wrong_uses_are_refused_in_words_before_the_work(place, monkeypatch, capsys):
-    import fastsnn_convert
+    import fastsnn_convert.language.distillation
     import fastsnn_scope
     import fastsnn_serve.http.server
     import fastsnn_train.cli
@@ -196,7 +197,8 @@ def test_wrong_uses_are_refused_in_words_before_the_work(place, monkeypatch, cap
     from fastsnn import FastSNN, api
 
     for home, name in (
-        (fastsnn_convert, "convert"), (fastsnn_scope, "scope"), (fastsnn_tune.search, "tune"),
+        (fastsnn_convert, "convert"), (fastsnn_convert.language.distillation, "heal"),
+        (fastsnn_scope, "scope"), (fastsnn_tune.search, "tune"),
         (fastsnn_train.cli, "fit_spec"), (fastsnn_train.extend.cli, "fit_spec"),
         (fastsnn_train.evaluation.cli, "evaluate_text"),
         (fastsnn_serve.http.server, "make_app"), (FastSNN, "stream"), (api.bundle, "save"),
