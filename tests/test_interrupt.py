@@ -73,6 +73,7 @@ def place(tmp_path, monkeypatch):
 def run(words, after=None):
     """Exit status of a verb that is interrupted after so many seconds, and how long it took."""
     old = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     began = time.perf_counter()
     try:
         if after is not None:
@@ -83,6 +84,7 @@ def run(words, after=None):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
+        signal.signal(signal.SIGINT, ctrl_c)
     return code, time.perf_counter() - began
 
 

@@ -198,6 +198,7 @@ class FourBits(nn.Module):
 
         refuse_half(fn)
         super()._apply(fn, recurse)
+        self.scale, self.minimum = self.scale.float(), self.minimum.float()  # float32 at work, whatever the rest is
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

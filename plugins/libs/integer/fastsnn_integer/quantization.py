@@ -119,6 +119,7 @@ class Int8Weights(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Int8Weights:
         refuse_half(fn)
         super()._apply(fn, recurse)
+        self.scale = self.scale.float()  # float32 at work, whatever the rest is
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
