@@ -164,7 +164,7 @@ def test_numbers_behind_the_sums(rows, largest, each):
     found = []
     for kernel in ("naive", "numba"):
         with ops.use(kernel):
-            found.append(ops.event.COUNT_PROJECT("cpu", counts, weight, scale, v))
+            found.append(linear.COUNT_PROJECT("cpu", counts, weight, scale, v))
     assert found[0].dtype == found[1].dtype == torch.float32
     assert torch.equal(*found)
 

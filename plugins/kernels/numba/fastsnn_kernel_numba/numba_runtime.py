@@ -85,7 +85,7 @@ def digest(function: Callable[..., Any]) -> str:
     if function not in _digests:
         _digests[function] = ""  # a function that calls itself
         held = [*_code(function.__code__, function.__globals__), *_cells(function)]
-        if ".fused_decoder" in function.__module__:
+        if ".fused_decoder" in (function.__module__ or ""):
             held.append(argument_types())
         _digests[function] = hashlib.sha256("\n".join(held).encode()).hexdigest()[:12]
     return _digests[function]
