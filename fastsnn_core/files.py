@@ -23,22 +23,20 @@ def beside(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tag = f"{os.getpid()}-{uuid.uuid4().hex[:6]}"
-    scratch = path.with_name(f".{path.name}.{tag}.part")
+    scratch, old = (path.with_name(f".{path.name}.{tag}.{end}") for end in ("part", "old"))
     try:
         yield scratch
         plain_modes(scratch)
         if path.is_dir() and scratch.is_dir():
-            old = path.with_name(f".{path.name}.{tag}.old")
             path.rename(old)
-            try:
-                scratch.rename(path)
-            except OSError:
-                old.rename(path)
-                raise
+            scratch.rename(path)
             shutil.rmtree(old)
         else:
             scratch.replace(path)
-    finally:
+    finally:  # whatever ended it, and wherever: an error, or Ctrl-C between two of these lines
+        if old.is_dir() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
         if scratch.is_dir():
             shutil.rmtree(scratch, ignore_errors=True)
         else:

@@ -247,3 +247,35 @@ def test_what_is_no_bundle_is_never_replaced(name, tmp_path):
     with pytest.raises(BundleError, match=r"no bundle|is a folder"):
         save(build(Toy()), tmp_path / name)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("moment", ["rename", "rmtree"])
+def test_ctrl_c_while_a_folder_is_replaced_leaves_one_whole_folder(moment, tmp_path, monkeypatch):
+    import shutil
+    from pathlib import Path
+
+    from fastsnn_core.files import beside
+
+    place = tmp_path / "m.snn"
+    place.mkdir()
+    (place / "a").write_text("old")
+    calls, real = [], {"rename": Path.rename, "rmtree": shutil.rmtree}[moment]
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == {"rename": 2, "rmtree": 1}[moment]:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(Path if moment == "rename" else shutil, moment, interrupted)
+
+    def replaced():
+        with beside(place) as scratch:
+            scratch.mkdir()
+            (scratch / "a").write_text("new")
+
+    with pytest.raises(KeyboardInterrupt):
+        replaced()
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["m.snn"]
+    assert (place / "a").read_text() == ("old" if moment == "rename" else "new")
