@@ -239,6 +239,8 @@ def heads(
     (rows, wide), narrow = q.total.shape, k.total.shape[1]
     if not rows or not all(takes(s) for s in (q, k, v)):
         return NotImplemented
+    if any(s.v is not q.v and not torch.equal(s.v, q.v) for s in (k, v)):  # the kernel reads one threshold per row
+        return NotImplemented
     outs = [torch.empty(rows, s.total.shape[1] // width, width) for s in (q, k, v)]
     room = -(-(wide + fold(width)) // 16) * 16 + APART
     own = scratch("rows", workers() * room, F)
