@@ -114,7 +114,7 @@ def changing_hooks(model: nn.Module) -> list[str]:
     found = ["every module (register_module_forward_hook)"] if everywhere else []
     if not owners:
         return found
-    quiet: dict[tuple[str, str, int], bool] = {}
+    quiet: dict[Any, bool] = {}
     before = {(name, table): dict(m.__dict__[table]) for name, m in owners for table in TABLES}
     training = [m for m in model.modules() if m.training]
     try:
@@ -147,8 +147,8 @@ def example_of(model: nn.Module) -> Any:
     return example.to(like.device, like.dtype) if example.is_floating_point() else example.to(like.device)
 
 
-def watching(hook: Any, quiet: dict[tuple[str, str, int], bool], where: tuple[str, str, int]) -> Any:
-    """`hook`, noting whether it left everything as it was."""
+def watching(hook: Any, quiet: dict[Any, bool], where: Any) -> Any:
+    """`hook`, noting in ``quiet[where]`` whether it returned nothing and left every tensor as it was."""
 
     def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         before = [(t, t._version) for t in tensors((args, kwargs)) if not t.is_inference()]

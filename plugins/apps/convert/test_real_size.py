@@ -87,8 +87,10 @@ def test_two_layers_of_a_real_model(folder: Path, tmp_path: Path) -> None:
             plain = model(tokens)
         assert float((plain - wanted).abs().max()) < 1e-3 * float(wanted.abs().max())
         small = quantise(model)(tokens)
-        # counts of a random network flip at every rounding; of unrelated logits it would be 2
-        assert float((small - found).square().mean()) < 0.25 * float(found.var())
+        real = (
+            len(dense.embed.weight) > 300
+        )  # counts of a random network flip at every rounding (of unrelated logits: 2)
+        assert float((small - found).square().mean()) < (0.05 if real else 0.25) * float(found.var())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     log = heal(model, dense, [text], steps=3, batch=1, length=32, constants_first=1.0, log=1, quiet=True)
     assert [row["step"] for row in log] == [1, 2, 3]

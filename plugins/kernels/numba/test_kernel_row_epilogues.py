@@ -118,6 +118,20 @@ def test_heads(normed, turned):
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("other", ["k", "v"])
+def test_projections_with_thresholds_of_their_own(other):
+    made = {"q": sums(9, 24, True), "k": sums(9, 12, False), "v": sums(9, 12, True)}
+    made[other].v.copy_(torch.rand(9, 1) + 4)
+    found, wanted = both(lambda: fused_row_ops.heads(*made.values(), 6, (None, None), None))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_gate_with_a_threshold_of_its_own():
+    up, gate = sums(6, 41, True), sums(6, 41, False)
+    gate.v.copy_(torch.rand(6, 1) + 4)
+    agree(*both(lambda: fused_row_ops.hidden(up, gate, "silu", RULES["mean"])))
+
+
 @pytest.mark.parametrize("density", [0.02, 0.9])
 @pytest.mark.parametrize("n", [3, 40])
 def test_project(n, density):

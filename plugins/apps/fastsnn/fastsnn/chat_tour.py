@@ -19,12 +19,13 @@ CHAT_STEPS = 4
 REPLY = 48  # tokens of an answer, at most
 
 
-def answer(model: torch.nn.Module) -> tuple[str, dict[str, float]]:
-    """The model's answer to the question, and its figures; the first, short one lets kernels be compiled."""
+def answer(model: Any) -> tuple[str, dict[str, float]]:
+    """The model's answer to the question, and its figures, once every kernel it needs has been compiled."""
     from fastsnn_text.chat import ChatSession
     from fastsnn_text.generate import Sampling
 
-    for tokens in (2, REPLY):
+    model.fast(None)  # waits for the fused step, which a session would have compiled beside the answer
+    for tokens in (2, REPLY):  # the first, short one compiles what is left
         session = ChatSession(model, max_tokens=tokens, sampling=Sampling(temperature=0))
         said = "".join(session.say(QUESTION))
     return said.strip(), session.stats()

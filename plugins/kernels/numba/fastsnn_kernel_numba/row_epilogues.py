@@ -178,6 +178,11 @@ def takes(s: Sums | None) -> bool:
     return s is None or (s.total.dtype == torch.int32 and s.total.is_contiguous())
 
 
+def one_threshold(first: Sums, *more: Sums) -> bool:
+    """Were all these projections made from the same counts? The kernels read one threshold V per row for all."""
+    return all(s.v is first.v or torch.equal(s.v, first.v) for s in more)
+
+
 @guarded("rows_residual")
 def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> Any:
     """Twin of `fastsnn_integer.fused_row_ops.residual_naive`."""
@@ -202,6 +207,8 @@ def hidden(up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_th
     """Twin of `fastsnn_integer.fused_row_ops.hidden_naive`."""
     (rows, size), made = up.total.shape, packed(site)
     if made is None or not rows or not size or not takes(up) or not takes(gate) or activation not in ACTIVATIONS:
+        return NotImplemented
+    if gate is not None and not one_threshold(up, gate):
         return NotImplemented
     both = parts(up), NO_SUMS if gate is None else parts(gate)
     room, form = -(-(2 * size + fold(size)) // 16) * 16 + APART, ACTIVATIONS[activation]
@@ -239,7 +246,7 @@ def heads(
     (rows, wide), narrow = q.total.shape, k.total.shape[1]
     if not rows or not all(takes(s) for s in (q, k, v)):
         return NotImplemented
-    if any(s.v is not q.v and not torch.equal(s.v, q.v) for s in (k, v)):  # the kernel reads one threshold per row
+    if not one_threshold(q, k, v):
         return NotImplemented
     outs = [torch.empty(rows, s.total.shape[1] // width, width) for s in (q, k, v)]
     room = -(-(wide + fold(width)) // 16) * 16 + APART

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.modules.fx_trace import Traced, renamed
-from fastsnn_convert.modules.prepare import tensors
 from fastsnn_core import Rule
+from fastsnn_core.bundle_checks import tensors
 from fastsnn_model_graph import Network, Ref, Step
 from fastsnn_model_graph.steps import fill, refs
 from fastsnn_model_graph.text import FUNCTIONS, name_of

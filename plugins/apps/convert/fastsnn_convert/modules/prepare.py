@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.modules.inputs import HALF
+from fastsnn_core.bundle_checks import watching
 
 HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -276,7 +277,7 @@ def drop_observers(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:
     wrappers = list(hooked(model))
     if not wrappers:
         return
-    quiet: dict[tuple[int, str, int], bool] = {}
+    quiet: dict[Any, bool] = {}
     kept: dict[tuple[int, str, int], Any] = {}
     for wrapper in wrappers:
         for table in ("_forward_hooks", "_forward_pre_hooks"):
@@ -297,27 +298,3 @@ def drop_observers(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:
                             wrapper.__dict__.get(table + more, {}).pop(key, None)
                     else:
                         wrapper.__dict__[table][key] = kept[where]
-
-
-def watching(hook: Any, quiet: dict[tuple[int, str, int], bool], where: tuple[int, str, int]) -> Any:
-    """`hook`, noting whether it left everything as it was."""
-
-    def watched(module: nn.Module, *args: Any) -> Any:
-        before = [(t, t._version) for t in tensors(args)]
-        found = hook(module, *args)
-        same = found is None and all(t._version == version for t, version in before)
-        quiet[where] = quiet.get(where, True) and same
-        return found
-
-    return watched
-
-
-def tensors(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists and dicts."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, tuple | list):
-        for item in tree:
-            yield from tensors(item)
-    elif isinstance(tree, dict):
-        yield from tensors(list(tree.values()))
