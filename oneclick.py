@@ -156,7 +156,7 @@ def checks(rest: list[str]) -> int:
         ("lint", ["-m", "ruff", "check", "."]),
         ("format", ["-m", "ruff", "format", "--check", "."]),
         ("types", ["-m", "mypy"]),
-        ("tests", ["-m", "pytest", "-q", "-n", "2", *rest]),
+        ("tests", ["-m", "pytest", "-q", "-n", "2", "--hypothesis-seed=0", *rest]),
     ]
     failed = []
     for name, command in jobs:

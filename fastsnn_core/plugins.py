@@ -97,6 +97,7 @@ class Registry:
 
     plugins: list[Plugin] = attrs.field(factory=list)
     components: dict[str, dict[str, list[tuple[str, type[Component]]]]] = attrs.field(factory=dict)
+    classes: dict[tuple[str, str], list[type[Component]]] = attrs.field(factory=dict)
 
     def add(self, plugin: Plugin, module: Any) -> Plugin:
         """Call the plugin's hooks alone and file what they return; the plugin comes back with status and offers."""
@@ -125,6 +126,7 @@ class Registry:
         for kind_name, name, cls in found:
             self.components.setdefault(kind_name, {}).setdefault(name, []).append((plugin.name, cls))
             offers[kind_name] = (*offers.get(kind_name, ()), name)
+            self.classes.setdefault((plugin.name, plugin.distribution), []).append(cls)
         return attrs.evolve(plugin, status="partial" if unknown else "ok", error="; ".join(unknown), offers=offers)
 
     def load(self, plugin: Plugin, module: ModuleType | None = None) -> None:
@@ -149,11 +151,11 @@ class Registry:
 
     def forget(self, name: str, distribution: str) -> None:
         """Take out the plugin of that name and distribution, if it is there, with what it offered."""
-        gone = [p for p in self.plugins if (p.name, p.distribution) == (name, distribution)]
-        self.plugins = [p for p in self.plugins if p not in gone]
+        self.plugins = [p for p in self.plugins if (p.name, p.distribution) != (name, distribution)]
+        gone = {(name, cls) for cls in self.classes.pop((name, distribution), [])}
         for table in self.components.values() if gone else ():
             for short, hits in list(table.items()):
-                table[short] = [(p, c) for p, c in hits if p != name or c.__module__ != gone[0].value]
+                table[short] = [hit for hit in hits if hit not in gone]
                 if not table[short]:
                     del table[short]
 
@@ -246,7 +248,11 @@ def place_of(error: BaseException, path: Path) -> str:
 
 
 def add_module(module: Any, name: str) -> None:
-    """File an already imported module (or any object with hook implementations) as plugin `name`: for notebooks."""
+    """File an already imported module (or any object with hook implementations) as plugin `name`: for notebooks.
+
+    A second call under the same name replaces what the first one offered, so a cell can be run again.
+    """
+    registry().forget(name, name)
     registry().load(Plugin(name, name, getattr(module, "__version__", "0"), name), module)
 
 

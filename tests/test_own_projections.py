@@ -11,9 +11,12 @@ import torch
 
 from fastsnn import FastSNN
 from fastsnn_core import build, create, hookimpl, load, ops
-from fastsnn_core.plugins import add_module
+from fastsnn_core.heads import Dims
+from fastsnn_core.plugins import add_module, registry
 from fastsnn_core.probe import probe
 from fastsnn_core.testing import checks
+from fastsnn_core.testing.conformance import CHECKS, cases
+from fastsnn_integer.lowering_checks import check_attention
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
 
@@ -26,7 +29,8 @@ def recurrent():
     exec(code, space)
     kind = space["Recurrent"]
     add_module(types.SimpleNamespace(fastsnn_attentions=hookimpl(lambda: [kind])), "documented")
-    return kind
+    yield kind
+    registry().forget("documented", "documented")
 
 
 def decoder(attention, **changes):
@@ -81,13 +85,30 @@ def test_such_a_decoder_keeps_every_promise(recurrent, changes, tmp_path):
 
 
 def test_the_kit_takes_them(recurrent):
-    from fastsnn_core.heads import Dims
+    for name, cls, what in cases("documented"):
+        if what != "documented":  # its parameters have no docs: it has none
+            CHECKS[cls.kind][what](name, cls)
 
-    mixer, run = checks.attention_run(recurrent(), Dims(8, 2, 2, 4))
+
+def test_the_kit_takes_a_hybrid_of_them(recurrent):
+    hybrid = create("attention", "hybrid", branches=(recurrent(), create("attention", "softmax")))
+    mixer, run = checks.attention_run(hybrid, Dims(8, 4, 2, 4))
     x = checks.sweep(2, 7, 8)
-    checks.check_streaming(run, x, [3, 4], "recurrent")
-    checks.check_reset(run, x, 4, "recurrent")
-    checks.check_gradients(mixer, run, x, "recurrent")
+    assert run(x, None, None)[0].shape == (2, 7, 4, 8)
+    checks.check_streaming(run, x, [3, 4], "hybrid")
+    checks.check_reset(run, x, 4, "hybrid")
+    checks.check_gradients(mixer, run, x, "hybrid")
+    check_attention(hybrid, None)
+
+
+def test_what_a_notebook_files_twice_is_replaced_and_can_be_taken_out(recurrent):
+    before = {kind: {k: list(v) for k, v in table.items()} for kind, table in registry().components.items()}
+    module = types.SimpleNamespace(fastsnn_attentions=hookimpl(lambda: [recurrent]))
+    for _ in range(2):
+        add_module(module, "again")
+    assert [p for p, _ in registry().components["attention"]["recurrent"]] == ["documented", "again"]
+    registry().forget("again", "again")
+    assert registry().components == before
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastsnn_core import SpikeSite, SpikeTensor
 from fastsnn_core.heads import Dims, Heads
 from fastsnn_core.lowering import SiteForm, SpikeRule, Unsupported, fingerprint, lower
-from fastsnn_core.testing.checks import label
+from fastsnn_core.testing.checks import label, plain_site
 from fastsnn_core.testing.kernels import same
 from fastsnn_integer import fused_row_ops, quantization, reference
 from fastsnn_integer.samples import normal
@@ -89,7 +89,7 @@ def check_neuron(component: Any, data: Any = None) -> None:
 @torch.no_grad()
 def check_attention(component: Any, data: Any = None) -> None:
     """A stream token by token: outputs and states of the forms against the mixer's own."""
-    mixer, who = integer(component.build(DIMS)), label(component)
+    mixer, who = integer(component.build_with_sites(DIMS, plain_site)), label(component)
     forms = form_of(mixer)
     if forms is None:
         return
