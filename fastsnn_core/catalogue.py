@@ -17,6 +17,7 @@ FIRST_PARTY: dict[str, tuple[str, ...]] = {
 VERBS: dict[str, str] = {
     "chat": "fastsnn-text",
     "convert": "fastsnn-convert",
+    "doctor": "fastsnn-doctor",
     "eval": "fastsnn-train",
     "export": "fastsnn",
     "extend": "fastsnn-train",

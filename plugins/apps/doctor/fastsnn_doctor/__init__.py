@@ -1,0 +1,3 @@
+"""What this installation is, and what is wrong with it."""
+
+__version__ = "0.1.0"
