@@ -36,7 +36,8 @@ def page(kind: str) -> str:
     lines += [f"Hook: `{hookspecs.hook_of(kind)}`. {inspect.cleandoc(hook.__doc__)}", ""]
     lines += [f"A new one: `fastsnn new-plugin {kind} acme-{kind}`. The kit checks:", ""]
     lines += [
-        f"- *{name}*: {inspect.cleandoc(check.__doc__ or '').splitlines()[0]}" for name, check in CHECKS[kind].items()
+        f"- *{name}*: {inspect.cleandoc(check.__doc__ or '').splitlines()[0]}"
+        for name, check in sorted(CHECKS[kind].items())
     ]
     for name in FIRST_PARTY.get(kind, ()):
         data = describe.describe(*registry().find(kind, name))

@@ -45,42 +45,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "Attention": ".component",
-    "Coder": ".component",
-    "Component": ".component",
-    "Exporter": ".component",
-    "Feedforward": ".component",
-    "Kernel": ".component",
-    "Model": ".component",
-    "Neuron": ".component",
-    "ParamError": ".component",
-    "Rule": ".component",
-    "Scope": ".component",
-    "Surrogate": ".component",
-    "Tracker": ".component",
-    "contract": ".component",
-    "param": ".component",
-    "parts": ".component",
-    "slot": ".component",
-    "slots": ".component",
-    "hookimpl": ".hookspecs",
-    "create": ".plugins",
-    "registry": ".plugins",
-    "Spec": ".spec",
-    "SpecError": ".spec",
-    "Dims": ".heads",
-    "Heads": ".heads",
-    "SpikeSite": ".site",
-    "SpikeTensor": ".spike_tensor",
-    "Sparsity": ".spike_tensor",
-    "Run": ".training_run",
-    "Session": ".training_run",
-    "BundleError": ".bundle",
-    "build": ".bundle",
-    "load": ".bundle",
-    "save": ".bundle",
+_MODULES = {
+    ".component": "Attention Coder Component Exporter Feedforward Kernel Model Neuron ParamError Rule Scope Surrogate "
+    "Tracker contract param parts slot slots",
+    ".hookspecs": "hookimpl",
+    ".plugins": "create registry",
+    ".spec": "Spec SpecError",
+    ".heads": "Dims Heads",
+    ".site": "SpikeSite",
+    ".spike_tensor": "SpikeTensor Sparsity",
+    ".training_run": "Run Session",
+    ".bundle": "BundleError build load save",
 }
+_EXPORTS = {name: module for module, names in _MODULES.items() for name in names.split()}
 moved.install()
 __all__ = sorted(_EXPORTS)
 __getattr__ = lazy(__name__, _EXPORTS)

@@ -7,8 +7,8 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from fastsnn_core.errors import UserError
-from fastsnn_core.moved import attribute
+from fastsnn_core.errors import UserError, did_you_mean
+from fastsnn_core.moved import former
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,11 +40,7 @@ def choice(value: str, known: Sequence[str], option: str) -> str:
     """`value` if it is `known`, else a `UserError` with a suggestion."""
     if value in known:
         return value
-    close = difflib.get_close_matches(value, known, 1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise UserError(f"{option}: no {value!r}; {hint}possible: {', '.join(known) or 'none'}")
+    raise UserError(f"{option}: no {value!r}; {did_you_mean(value, known)}")
 
 
-def __getattr__(name: str) -> Any:
-    """What moved into `fastsnn_console`, under its old name and with a warning."""
-    return attribute(__name__, name)
+__getattr__ = former(__name__)  # what moved into fastsnn_console

@@ -6,14 +6,15 @@ not build could not be loaded again; both are refused with what to do. Wrappers 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import importlib.metadata
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.moved import former
 
 TABLES = ("_forward_hooks", "_forward_pre_hooks")
 INSIDE = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
@@ -73,6 +74,17 @@ def refuse_hooks(model: nn.Module) -> None:
         )
 
 
+def changing_hooks(model: nn.Module) -> list[str]:
+    """Modules with forward hooks; of those that a library has watched (entry points ``fastsnn1.hooks``) and found to
+    only look on, none."""
+    everywhere = any(getattr(torch_module, f"_global{table}") for table in TABLES)
+    found = ["every module (register_module_forward_hook)"] if everywhere else []
+    hooked = [name for name, m in model.named_modules() if any(m.__dict__[table] for table in TABLES)]
+    for point in importlib.metadata.entry_points(group="fastsnn1.hooks") if hooked else ():
+        hooked = point.load()(model, hooked)
+    return found + [name or "the model" for name in hooked]
+
+
 def finite(name: str, tensor: Tensor, good: bool) -> None:
     """Refuse weights that are no numbers."""
     if not good:
@@ -104,70 +116,4 @@ def compare(mine: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]]
         )
 
 
-# -- hooks ---------------------------------------------------------------------------------------------------------
-
-
-def changing_hooks(model: nn.Module) -> list[str]:
-    """Modules with forward hooks that do more than look on: tried on the spec's example, where there are any hooks."""
-    owners = [(name, m) for name, m in model.named_modules() if any(m.__dict__[table] for table in TABLES)]
-    everywhere = any(getattr(torch_module, name) for name in ("_global_forward_hooks", "_global_forward_pre_hooks"))
-    found = ["every module (register_module_forward_hook)"] if everywhere else []
-    if not owners:
-        return found
-    quiet: dict[Any, bool] = {}
-    before = {(name, table): dict(m.__dict__[table]) for name, m in owners for table in TABLES}
-    training = [m for m in model.modules() if m.training]
-    try:
-        for name, m in owners:
-            for table in TABLES:
-                for key, hook in before[name, table].items():
-                    m.__dict__[table][key] = watching(hook, quiet, (name, table, key))
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng():
-            model(example_of(model))
-    except Exception:  # a hook that fails on the example is none that only looks on
-        quiet.clear()
-    finally:
-        for name, m in owners:
-            for table in TABLES:
-                m.__dict__[table].update(before[name, table])
-        for m in training:
-            m.training = True
-    bad = [n for n, _ in owners if not all(quiet.get((n, t, k), False) for t in TABLES for k in before[n, t])]
-    return found + [name or "the model" for name in bad]
-
-
-def example_of(model: nn.Module) -> Any:
-    """The spec's example, where the model is and in its number type."""
-    spec: Any = model.spec
-    like = next(model.parameters(), None)
-    example = spec.example(1)
-    if like is None or not isinstance(example, Tensor):
-        return example
-    return example.to(like.device, like.dtype) if example.is_floating_point() else example.to(like.device)
-
-
-def watching(hook: Any, quiet: dict[Any, bool], where: Any) -> Any:
-    """`hook`, noting in ``quiet[where]`` whether it returned nothing and left every tensor as it was."""
-
-    def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        before = [(t, t._version) for t in tensors((args, kwargs)) if not t.is_inference()]
-        found = hook(module, *args, **kwargs)
-        same = found is None and all(t._version == version for t, version in before)
-        quiet[where] = quiet.get(where, True) and same
-        return found
-
-    return watched
-
-
-def tensors(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists and dicts; of spikes their counts."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, tuple | list):
-        for item in tree:
-            yield from tensors(item)
-    elif isinstance(tree, dict):
-        yield from tensors(list(tree.values()))
-    elif isinstance(counts := getattr(tree, "counts", None), Tensor):
-        yield counts
+__getattr__ = former(__name__)  # what moved into fastsnn_modules

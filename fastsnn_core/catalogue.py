@@ -30,9 +30,10 @@ VERBS: dict[str, str] = {
     "scope": "fastsnn-scope",
     "serve": "fastsnn-serve",
     "show": "fastsnn-author",
+    "test": "fastsnn-kit",
     "tune": "fastsnn-tune",
 }
 """Verbs of the first-party apps, and what brings each."""
 
-KIT = {"coder": "fastsnn-events", **dict.fromkeys(("model", "exporter", "scope", "tracker"), "fastsnn-kit")}
-"""What brings the conformance checks of a kind, where core does not."""
+KIT = dict.fromkeys(FIRST_PARTY, "fastsnn-kit") | {"coder": "fastsnn-events"}
+"""What brings the conformance checks of what a kind does."""

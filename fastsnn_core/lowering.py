@@ -17,23 +17,20 @@ feed-forward layer     `FeedforwardForm`
 
 A module without ``lower()``, or one whose constants have no form, is `Unsupported`: it runs as it is, and the message
 names it. The forms hold no code but the module they were made of (`definition` fields): that is their naive twin, and
-what the conformance kit compares kernels with. `fastsnn_integer.reference` evaluates forms in plain torch.
+what the conformance kit compares kernels with. `fastsnn_integer.reference` evaluates forms in plain torch;
+`fastsnn_integer.decode_step` says what a kernel makes of a whole plan.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-import attrs
 from attrs import field, frozen
 from torch import Tensor, nn
 
 from fastsnn_core.errors import FastSNNError
-
-SMALL = 1 << 20  # float32 numbers up to which constants are compared by content, not only by their version
-States = list[list[tuple[Tensor, Tensor]]]
+from fastsnn_core.moved import former
 
 
 class Unsupported(FastSNNError):
@@ -42,10 +39,6 @@ class Unsupported(FastSNNError):
     def __init__(self, why: str, where: str = "") -> None:
         super().__init__(f"{where}: {why}" if where else why)
         self.why, self.where = why, where
-
-
-class NotYet(Unsupported):
-    """The fused step is being compiled in the background; ask again later."""
 
 
 def definition() -> Any:
@@ -221,39 +214,6 @@ class DecoderPlan:
     angles: Callable[[int], tuple[Tensor, Tensor]] = field(repr=False, metadata={"definition": True})
 
 
-class Stream(Protocol):
-    """One stream's states, held by a kernel."""
-
-    position: int
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the states."""
-
-    def step(self, token: int) -> Tensor:
-        """Logits ``[vocab]`` after `token`; ValueError where counts are not finite, which ends the stream."""
-
-    def states(self) -> States:
-        """Per block and form: (S, z) or the (keys, values) ``[n,G,K]`` that are held, oldest first."""
-
-
-class Stepper(Protocol):
-    """A plan made ready to run: what the operator ``decode_step`` returns for ``(plan, wait)``."""
-
-    def start(self, position: int, states: States, room: int = 0) -> Stream:
-        """A stream that goes on from these states (as `Stream.states` gives them).
-
-        `room`: tokens that it will hold at most, so that caches need no growing; 0 where nobody knows.
-        """
-
-    def step_many(self, streams: Sequence[Any], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
-        """One token of each of these streams, with the bits of `Stream.step`: logits, or the error that step raises.
-
-        Streams stand where they stand; who steps with whom changes nothing but the time it takes. A stream given twice,
-        or one of another stepper, is refused before any steps.
-        """
-
-
 # -- asking modules -----------------------------------------------------------------------------------------------
 
 
@@ -288,21 +248,4 @@ def overridden(cls: type) -> str:
     return ""
 
 
-def fingerprint(form: Any) -> Any:
-    """Equal for equal forms: numbers and names by value, tensors by place, version and (small floats) content.
-
-    What a kernel has made of a form is stale when this changes. ``.data`` and inference mode write without a new
-    version, so constants are looked at themselves.
-    """
-    if isinstance(form, Tensor):
-        version = 0 if form.is_inference() else form._version
-        known = (form.data_ptr(), tuple(form.shape), form.stride(), form.dtype, str(form.device), version)
-        if form.is_floating_point() and form.numel() <= SMALL and form.device.type == "cpu":
-            return (*known, zlib.crc32(form.detach().contiguous().numpy().tobytes()))
-        return known
-    if isinstance(form, tuple | list):
-        return tuple(fingerprint(item) for item in form)
-    if attrs.has(type(form)):
-        parts = [f.name for f in attrs.fields(type(form)) if not f.metadata.get("definition")]
-        return (type(form).__name__, *(fingerprint(getattr(form, name)) for name in parts))
-    return form
+__getattr__ = former(__name__)  # what moved into fastsnn_integer

@@ -1,73 +1,28 @@
 """Old import paths, found when an import fails, with a DeprecationWarning that names the new place.
 
-This table is core's; other distributions add theirs (`add`) when they are imported, which Python does before it looks
-for a module inside them. Paths that the project's first documents show (`fastsnn.builder.config` and its kin) are real
-modules and stay for ever; these are kept for one release.
+The table in moved.json is core's; other distributions add theirs (`add`) when they are imported, which Python does
+before it looks for a module inside them. Paths that the project's first documents show (`fastsnn.builder.config` and
+its kin) are real modules and stay for ever; these are kept for one release.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-MODULES: dict[str, str] = {
-    "fastsnn_core.coding": "fastsnn_events.coder_helpers",
-    "fastsnn_core.contention": "fastsnn_console.contention",
-    "fastsnn_core.conversion": "fastsnn_conversion.context",
-    "fastsnn_core.describe": "fastsnn_author.describe",
-    "fastsnn_core.folding": "fastsnn_conversion.time_folding",
-    "fastsnn_core.inputs": "fastsnn_modules.inputs",
-    "fastsnn_core.leaky": "fastsnn_leaky.neurons",
-    "fastsnn_core.ops.conv": "fastsnn_events.conv",
-    "fastsnn_core.ops.decode": "fastsnn_core.lowering",
-    "fastsnn_core.ops.event": "fastsnn_events.linear",
-    "fastsnn_core.ops.exact": "fastsnn_integer.deterministic",
-    "fastsnn_core.ops.lif": "fastsnn_leaky.scan",
-    "fastsnn_core.ops.linear_scan": "fastsnn_linear_scan",
-    "fastsnn_core.ops.operands": "fastsnn_modules.operands",
-    "fastsnn_core.ops.rounding": "fastsnn_core.ops.surrogate_gradient",
-    "fastsnn_core.ops.rows": "fastsnn_integer.fused_row_ops",
-    "fastsnn_core.ops.samples": "fastsnn_events.samples",
-    "fastsnn_core.passing": "fastsnn_conversion.spike_layers",
-    "fastsnn_core.plan_check": "fastsnn_integer.plan_check",
-    "fastsnn_core.progress": "fastsnn_console.progress",
-    "fastsnn_core.quant": "fastsnn_integer.quantization",
-    "fastsnn_core.run": "fastsnn_core.training_run",
-    "fastsnn_core.runtime": "fastsnn_events.runtime",
-    "fastsnn_core.runtime_paths": "fastsnn_scope_paths.runtime_paths",
-    "fastsnn_core.scaffold": "fastsnn_author.scaffold",
-    "fastsnn_core.shown": "fastsnn_modules.shown",
-    "fastsnn_core.templates": "fastsnn_author.scaffold",
-    "fastsnn_core.testing.models": "fastsnn_kit.models",
-    "fastsnn_core.testing.rules": "fastsnn_conversion.testing",
-    "fastsnn_core.testing.runtimes": "fastsnn_integer.testing",
-    "fastsnn_core.token_ids": "fastsnn_modules.token_ids",
-}
-NAMES: dict[str, str] = {
-    "fastsnn_core.arguments.device": "fastsnn_console.arguments",
-    "fastsnn_core.arguments.listed": "fastsnn_console.arguments",
-    "fastsnn_core.arguments.number": "fastsnn_console.arguments",
-    "fastsnn_core.arguments.port": "fastsnn_console.arguments",
-    "fastsnn_core.ops.count_linear": "fastsnn_events",
-    "fastsnn_core.ops.event_linear": "fastsnn_events",
-    "fastsnn_core.ops.input_major": "fastsnn_events",
-    "fastsnn_core.ops.lif_scan": "fastsnn_leaky",
-    "fastsnn_core.ops.linear_scan": "fastsnn_linear_scan",
-    "fastsnn_core.ops.linear_scan_naive": "fastsnn_linear_scan",
-    "fastsnn_core.ops.linear_step": "fastsnn_linear_scan",
-    "fastsnn_core.ops.spike_linear": "fastsnn_events",
-    "fastsnn_core.ops.thresholds": "fastsnn_leaky",
-    "fastsnn_core.targets.anything": "fastsnn_console.targets",
-    "fastsnn_core.targets.existing": "fastsnn_console.targets",
-    "fastsnn_core.targets.file": "fastsnn_console.targets",
-    "fastsnn_core.targets.folder": "fastsnn_console.targets",
-}
+_TABLE = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+MODULES: dict[str, str] = _TABLE["modules"]
+"""Old module → new module."""
+NAMES: dict[str, str] = _TABLE["names"]
+"""Old name in a module that is still there → the module that has it now, with ``:new_name`` where it has another."""
 
 
 def attribute(package: str, name: str) -> Any:
@@ -76,10 +31,16 @@ def attribute(package: str, name: str) -> Any:
     if old not in NAMES and old not in MODULES:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     if old in NAMES:
-        say(old, NAMES[old])
-        return getattr(bring(old, NAMES[old]), name)
+        module, _, new = NAMES[old].partition(":")
+        say(old, f"{module}.{new or name}")
+        return getattr(bring(old, module), new or name)
     say(old, MODULES[old])
     return bring(old, MODULES[old])
+
+
+def former(package: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module some of whose names have moved elsewhere (`NAMES`)."""
+    return lambda name: attribute(package, name)
 
 
 def add(package: str, table: Mapping[str, str]) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import attrs
 
 from fastsnn_core.component import Component
-from fastsnn_core.errors import ArgumentError, FastSNNError
+from fastsnn_core.errors import ArgumentError, FastSNNError, did_you_mean
 
 GROUP = "fastsnn1"
 log = logging.getLogger("fastsnn")
@@ -263,9 +263,7 @@ def create(kind: type[Component] | str, name: str, **params: Any) -> Any:
     known = {f.name for f in attrs.fields(cls)}
     for key in params:
         if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(sorted(known)) or 'none'}"
-            raise LookupFailure(f"{kind_name} {name!r} has no parameter {key!r}", hint)
+            raise LookupFailure(f"{kind_name} {name!r} has no parameter {key!r}", did_you_mean(key, known, "it has"))
     return cls(**params)
 
 

@@ -7,7 +7,6 @@ entry-point group ``fastsnn1.sections`` (the train app brings ``[data]`` and ``[
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import re
 import types
@@ -22,7 +21,7 @@ import tomli
 
 from fastsnn_core import toml
 from fastsnn_core.component import Component, Model, ParamError, bounds_of, fields, hints, kind_of, type_name
-from fastsnn_core.errors import FastSNNError
+from fastsnn_core.errors import FastSNNError, did_you_mean
 from fastsnn_core.locate import locate
 from fastsnn_core.plugins import LookupFailure, registry
 from fastsnn_core.targets import read_text
@@ -180,8 +179,7 @@ def table(value: Any, cls: Any) -> Any:
     problems, values = [], {}
     for key in value:
         if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            help = f"did you mean {close[0]!r}?" if close else "parameters: " + (", ".join(sorted(known)) or "none")
+            help = did_you_mean(key, known, "parameters")
             problems.append(Problem((key,), f"{label} has no parameter {key!r}", help))
     for name, field in known.items():
         if name in value:
@@ -247,9 +245,7 @@ def from_table(data: dict[str, Any], text: str = "", source: str = "spec") -> Sp
             wanted[name] = point.load()
         else:
             known = ["model", "requires", "notes", *section_points()]
-            close = difflib.get_close_matches(name, known, 1)
-            help = f"did you mean {close[0]!r}?" if close else "sections: " + ", ".join(sorted(known))
-            problems.append(Problem((name,), f"no section called {name!r}", help))
+            problems.append(Problem((name,), f"no section called {name!r}", did_you_mean(name, known, "sections")))
     for name, cls in wanted.items():
         if name not in data:
             problems.append(

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from html import escape
 from typing import Any
 
 from torch import Tensor
@@ -160,26 +159,3 @@ def text(spikes: Any, most: int = 8) -> str:
         some = spikes.counts.detach().reshape(-1)[:most].tolist()
         rows.append("[" + ", ".join(f"{c:.10g}" for c in some) + (", …]" if spikes.numel() > most else "]"))
     return f"SpikeTensor({spikes.form}, {', '.join(rows)})"
-
-
-def html(spikes: Any, rows: int = 16, columns: int = 64) -> str:
-    """A table of the facts, and the counts of the last two dimensions in colour: for notebooks."""
-    table = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts(spikes).items())
-    cells = ""
-    if spikes.device.type != "meta" and spikes.numel() and spikes.ndim:
-        counts = spikes.counts.detach().cpu().double()
-        counts = counts.reshape(-1, counts.shape[-1])[:rows, :columns]
-        most = float(counts.abs().nan_to_num(0.0, 0.0, 0.0).max()) or 1.0
-        for row in counts.tolist():
-            cells += "<tr>" + "".join(_cell(c, most) for c in row) + "</tr>"
-    return (
-        f"<div><b>SpikeTensor</b> ({escape(spikes.form)})<table>{table}</table>"
-        f'<table style="border-collapse:collapse">{cells}</table></div>'
-    )
-
-
-def _cell(count: float, most: float) -> str:
-    share = min(1.0, abs(count) / most) if count == count else 0.0
-    hue = "200,60,40" if count < 0 else "30,90,180"
-    style = f"background:rgba({hue},{share:.2f});width:9px;height:9px;padding:0"
-    return f'<td title="{count:.10g}" style="{style}"></td>'

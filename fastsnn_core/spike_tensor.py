@@ -22,12 +22,9 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.errors import ArgumentError, FastSNNError
-from fastsnn_core.spike_methods import COPIES, compact, html, in_place, install, plain, refuse, text
+from fastsnn_core.spike_methods import COPIES, compact, in_place, install, plain, refuse, text
 from fastsnn_core.spike_views import Sparsity as Sparsity
 from fastsnn_core.spike_views import Views
-
-if TYPE_CHECKING:
-    pass
 
 
 def _broadcasts(scale: torch.Size, shape: torch.Size) -> bool:
@@ -164,8 +161,10 @@ class SpikeTensor(Views):
     def __format__(self, how: str) -> str:
         return format(self.value(), how) if how else repr(self)
 
-    def _repr_html_(self) -> str:
-        return html(self)
+    def _repr_html_(self) -> str | None:
+        for point in importlib.metadata.entry_points(group="fastsnn1.show_spikes"):
+            return point.load()(self)
+        return None  # a notebook then shows `repr`
 
     def __copy__(self) -> SpikeTensor:
         return self._with(lambda t: t)

@@ -12,10 +12,9 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from fastsnn_core.errors import FileError, MissingFileError
-from fastsnn_core.moved import attribute
+from fastsnn_core.moved import former
 
 MARKS = {"config.json": {"bundle", "distributions"}, "meta.json": {"files", "seal"}}  # a bundle's files, keys in them
 FILE_SUFFIXES = (
@@ -133,6 +132,4 @@ def plain_modes(path: Path) -> None:
             each.chmod((0o777 if runs else 0o666) & ~mask)
 
 
-def __getattr__(name: str) -> Any:
-    """What moved into `fastsnn_console`, under its old name and with a warning."""
-    return attribute(__name__, name)
+__getattr__ = former(__name__)  # what moved into fastsnn_console

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastsnn_core import ops
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.testing.kernels import same
+from fastsnn_kit.kernels import same
 
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)

@@ -60,7 +60,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, data):
     "page", [p for p in PAGES if blocks(p.read_text(encoding="utf-8"), "toml")], ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_toml_blocks_build(page):
-    from fastsnn_core.testing.conformance import check_toml_blocks
+    from fastsnn_kit.general import check_toml_blocks
 
     check_toml_blocks(page.read_text(encoding="utf-8"), page.name)
 

@@ -12,11 +12,11 @@ from fastsnn_conversion import testing as rules
 from fastsnn_conversion.context import Replacement
 from fastsnn_core import Exporter, Kernel, Neuron, Rule, SpikeTensor, bundle, create, ops
 from fastsnn_core.lowering import LinearAttentionForm, SpikeRule, Unsupported, lower
-from fastsnn_core.testing import conformance, kernels
+from fastsnn_core.testing import conformance
 from fastsnn_core.testing.conformance import CHECKS, load_kit
 from fastsnn_integer import lowering_checks, testing
 from fastsnn_integer.quantization import quantise
-from fastsnn_kit import tools
+from fastsnn_kit import kernels, tools
 
 
 class Base(Kernel):
@@ -283,7 +283,7 @@ def elsewhere(model, path):
     ],
 )
 def test_an_exporter_that_writes_something_else(export, what, monkeypatch):
-    from fastsnn_core.testing import checks
+    from fastsnn_kit import checks
 
     monkeypatch.setattr(checks, "label", lambda component: "planted")
     body = {"__doc__": "Planted.", "name": "planted", "unsupported": lambda self, model: [], "export": export}

@@ -14,9 +14,9 @@ from fastsnn_core import build, create, hookimpl, load, ops
 from fastsnn_core.heads import Dims
 from fastsnn_core.plugins import add_module, registry
 from fastsnn_core.probe import probe
-from fastsnn_core.testing import checks
 from fastsnn_core.testing.conformance import CHECKS, cases
 from fastsnn_integer.lowering_checks import check_attention
+from fastsnn_kit import checks
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
 

@@ -158,6 +158,23 @@ def test_core_depends_on_these_and_imports_no_other():
         assert not extra, f"{path.relative_to(ROOT)} imports {sorted(extra)}"
 
 
+def test_core_is_small_and_its_table_is_current():
+    """docs/core.md says of every file of core why it is there, and how long (to a tenth)."""
+    core = ROOT / "fastsnn_core"
+    lengths = {p.relative_to(core).with_suffix("").as_posix(): len(p.read_text().splitlines()) for p in code(core)}
+    lengths |= {f"testing/{p.stem}": len(p.read_text().splitlines()) for p in core.glob("testing/test_*.py")}
+    assert sum(lengths.values()) <= 4500
+    named: set[str] = set()
+    for row in (ROOT / "docs" / "core.md").read_text(encoding="utf-8").splitlines():
+        if found := re.match(r"\| [^|]+ \| ((?:`[\w/]+` ?)+)\| (\d+) \|", row):
+            files = re.findall(r"`([\w/]+)`", found[1])
+            mine = {name for name in lengths if name in files or name.partition("/")[0] in files}
+            size = sum(lengths[name] for name in mine)
+            assert abs(size - int(found[2])) <= 0.1 * size, f"{row}: {size} lines"
+            named |= mine
+    assert named == set(lengths)
+
+
 def test_the_catalogue_is_what_the_folders_hold():
     found: dict[str, set[str]] = {}
     for folder in PLUGINS:

@@ -18,6 +18,7 @@ from fastsnn_core.testing import strategies
 from fastsnn_events import runtime
 from fastsnn_integer import deterministic, fused_row_ops, testing
 from fastsnn_integer.quantization import Quant, QuantEmbedding, QuantLinear, quantise
+from fastsnn_kit.draws import cuts
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 SIGNED = [
@@ -285,7 +286,7 @@ def test_logits_are_the_same_bits_alone_in_8_in_33_and_in_pieces(spec, data):
     torch.manual_seed(0)
     net = build(spec).eval()
     tokens = torch.randint(0, 61, (33, data.draw(st.integers(1, 24))))
-    cut = data.draw(strategies.cuts(tokens.shape[1]))
+    cut = data.draw(cuts(tokens.shape[1]))
     testing.check_batch_invariance(net, tokens, spec.name, cut, (1, 8, 33))
 
 

@@ -13,9 +13,7 @@ all that are installed and returns the table.
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastsnn_core.moved import attribute
+from fastsnn_core.moved import former
 from fastsnn_core.ops.dispatch import OPERATORS, Operator, paths, registered, use
 from fastsnn_core.ops.surrogate_gradient import count, derivative
 
@@ -29,7 +27,4 @@ __all__ = [
     "use",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """What moved into a library, under its old name and with a warning."""
-    return attribute(__name__, name)
+__getattr__ = former(__name__)  # what moved into a library

@@ -175,9 +175,6 @@ def record_path(operator: str, path: str, why: str = "") -> None:
         _took.setdefault(operator, ContextVar(f"fastsnn_took_{operator}", default=None)).set((path, why))
 
 
-took = record_path  # the name before 0.2
-
-
 def path_of(operator: str) -> str:
     """The implementation that the latest call of an operator in this context took; "" before any."""
     found = _took[operator].get() if operator in _took else None

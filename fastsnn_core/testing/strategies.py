@@ -6,7 +6,6 @@ spike arrays, not seeds, so that a counterexample shrinks to one spike.
 
 from __future__ import annotations
 
-import itertools
 import types
 import typing
 from typing import Any, Union
@@ -17,8 +16,9 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from fastsnn_core.component import Bounds, Component, bounds_of, fields, hints, kind_of, parts
+from fastsnn_core.component import Bounds, Component, bounds_of, fields, hints, kind_of
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.moved import former
 from fastsnn_core.plugins import registry
 
 DEPTH = 3
@@ -117,15 +117,6 @@ def registry_kind(kind: str) -> type[Component]:
 
 
 @st.composite
-def signals(draw: DrawFn, *shape: int) -> torch.Tensor:
-    """Small real inputs ``[B,T,D]`` in float64: a few drawn values, so that they shrink to almost nothing."""
-    size = int(np.prod(shape))
-    row = draw(st.lists(st.integers(-8, 8), min_size=size, max_size=size))
-    jitter = torch.linspace(0.0, 0.37, size, dtype=torch.float64)
-    return (torch.tensor(row, dtype=torch.float64) / 3 + jitter).reshape(shape)
-
-
-@st.composite
 def spike_arrays(draw: DrawFn, signed: bool = True, largest: int = 300) -> torch.Tensor:
     """Small integer count arrays."""
     shape = draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
@@ -135,14 +126,4 @@ def spike_arrays(draw: DrawFn, signed: bool = True, largest: int = 300) -> torch
     return torch.tensor(row, dtype=torch.int64).reshape(shape)
 
 
-@st.composite
-def cuts(draw: DrawFn, length: int) -> list[int]:
-    """Piece lengths that add up to `length`."""
-    marks = sorted(draw(st.sets(st.integers(1, max(1, length - 1)), max_size=4))) if length > 1 else []
-    edges = [0, *marks, length]
-    return [b - a for a, b in itertools.pairwise(edges) if b > a]
-
-
-def flagged(component: Component, flag: str) -> list[str]:
-    """Names of the parts that do not promise `flag`."""
-    return [part.name for part in parts(component) if not part.promises(flag)]
+__getattr__ = former(__name__)  # what moved into fastsnn_kit

@@ -86,7 +86,7 @@ def test_every_error_at_once_with_line_and_help():
     assert str(error.value).splitlines() == [
         "net.toml:4: model.widht: net has no parameter 'widht'",
         "    4 | widht = 8",
-        "    help: did you mean 'width'?",
+        "    help: did you mean 'width'? parameters: neuron, rates, spare, width",
         "net.toml:5: model.width: expected int, got str '8'",
         '    5 | width = "8"',
         "net.toml:6: model.rates: expected >= 0, <= 1, got 1.5",

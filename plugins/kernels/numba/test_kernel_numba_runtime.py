@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastsnn_core.lowering import NotYet, SiteForm, SpikeRule, Unsupported
+from fastsnn_core.lowering import SiteForm, SpikeRule, Unsupported
 from fastsnn_integer import deterministic, fused_row_ops, samples
+from fastsnn_integer.decode_step import NotYet
 from fastsnn_kernel_numba import fused_decoder_compile as kernel
 from fastsnn_kernel_numba import layout, numba_runtime
 from fastsnn_kernel_numba.fused_decoder_runtime import NumbaStepper

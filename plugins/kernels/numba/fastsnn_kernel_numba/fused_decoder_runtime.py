@@ -15,11 +15,10 @@ from fastsnn_core.lowering import (
     DecoderPlan,
     LinearAttentionForm,
     MixerForm,
-    NotYet,
     SoftmaxAttentionForm,
-    States,
     Unsupported,
 )
+from fastsnn_integer.decode_step import NotYet, States
 from fastsnn_integer.plan_check import apart, check_plan, check_start, check_token
 from fastsnn_kernel_numba import fused_decoder_compile as compiled
 from fastsnn_kernel_numba import layout
@@ -35,7 +34,7 @@ F, I = np.float32, np.int64
 
 
 class NumbaStepper:
-    """`fastsnn_core.lowering.Stepper`: one working memory for all its streams, so one step at a time."""
+    """`fastsnn_integer.decode_step.DecodeStepper`: one working memory for all its streams, so one step at a time."""
 
     def __init__(self, plan: DecoderPlan, wait: bool = True) -> None:
         if not wait and not compiled.ready():
@@ -194,7 +193,7 @@ def copied(t: Tensor) -> Any:
 
 
 class NumbaStream:
-    """`fastsnn_core.lowering.Stream`."""
+    """`fastsnn_integer.decode_step.DecodeStream`."""
 
     def __init__(self, stepper: NumbaStepper, position: int, states: States, room: int = 0) -> None:
         self.stepper, self.position, self.failure, self.room = stepper, position, "", room

@@ -20,7 +20,7 @@ from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core.component import Neuron, Rule
 from fastsnn_core.site import SpikeSite
 from fastsnn_core.spike_tensor import SpikeTensor
-from fastsnn_core.testing.checks import label, same, value
+from fastsnn_kit.checks import label, same, value
 from fastsnn_leaky.neurons import Leaky
 
 

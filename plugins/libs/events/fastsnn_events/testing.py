@@ -11,9 +11,9 @@ from torch import Tensor
 from fastsnn_core.component import Coder, Component
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.testing import strategies
-from fastsnn_core.testing.checks import label
 from fastsnn_core.testing.conformance import check, each
 from fastsnn_events.linear import count_linear, event_linear
+from fastsnn_kit.checks import label
 
 
 def check_count_equals_event(spikes: SpikeTensor, coder: Coder, weight: Tensor, steps: int | None = None) -> None:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from fastsnn_core import SpikeSite, SpikeTensor
 from fastsnn_core.heads import Dims, Heads
-from fastsnn_core.lowering import SiteForm, SpikeRule, Unsupported, fingerprint, lower
-from fastsnn_core.testing.checks import label, plain_site
-from fastsnn_core.testing.kernels import same
+from fastsnn_core.lowering import SiteForm, SpikeRule, Unsupported, lower
 from fastsnn_integer import fused_row_ops, quantization, reference
+from fastsnn_integer.decode_step import fingerprint
 from fastsnn_integer.samples import normal
+from fastsnn_kit.checks import label, plain_site
+from fastsnn_kit.kernels import same
 
 WIDTH, HIDDEN, TOKENS, BEFORE = 24, 41, 6, 2
 DIMS = Dims(WIDTH, 4, 2, 6)

@@ -23,12 +23,12 @@ from fastsnn_core.lowering import (
     SiteForm,
     SoftmaxAttentionForm,
     SpikeRule,
-    States,
     Unsupported,
 )
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_integer import deterministic
+from fastsnn_integer.decode_step import States
 from fastsnn_integer.plan_check import apart, check_plan, check_start, check_token
 from fastsnn_integer.quantization import project, quantize_per_token
 
@@ -160,7 +160,7 @@ class ReferenceStepper:
 
 
 class ReferenceStream:
-    """`fastsnn_core.lowering.Stream` in plain torch."""
+    """`fastsnn_integer.decode_step.DecodeStream` in plain torch."""
 
     def __init__(self, stepper: ReferenceStepper, position: int, states: States) -> None:
         self.stepper, self.plan, self.position = stepper, stepper.plan, position
@@ -221,7 +221,7 @@ DECODE_STEP = Operator("decode_step", ReferenceStepper, plain=True, samples=_sam
 
 
 def stepper(plan: DecoderPlan, wait: bool = True) -> tuple[str, Any]:
-    """``(kernel set, Stepper)`` of the best kernel set on the CPU that has a fused step; `Unsupported` where none has.
+    """``(kernel set, DecodeStepper)`` of the best kernel set on the CPU with a fused step; `Unsupported` without one.
 
     One that has to be compiled first is waited for, or, without `wait`, is `NotYet` while that happens.
     """

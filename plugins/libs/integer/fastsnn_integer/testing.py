@@ -12,9 +12,9 @@ from fastsnn_core import ops
 from fastsnn_core.plugins import create, registry
 from fastsnn_core.probe import probe
 from fastsnn_core.state import leaves
-from fastsnn_core.testing import strategies
 from fastsnn_events import runtime
 from fastsnn_integer.quantization import not_batch_invariant, quantise
+from fastsnn_kit.draws import cuts
 
 
 def bits(x: Tensor, what: str, wanted: Tensor) -> None:
@@ -95,7 +95,7 @@ def check_integer_path(module: nn.Module, tokens: Tensor, who: str, data: st.Dat
     whole = module if spec.quant else quantise(module)
     if not_batch_invariant(whole):
         return
-    check_batch_invariance(whole, tokens, who, data.draw(strategies.cuts(tokens.shape[1])), (3,))
+    check_batch_invariance(whole, tokens, who, data.draw(cuts(tokens.shape[1])), (3,))
     check_fused_paths(whole, tokens, who)
     names = signed_coders()
     if trace and names:

@@ -1,3 +1,3 @@
-"""Conformance checks of models, exporters, scopes and trackers, which core's kit finds where this is installed."""
+"""The conformance kit: what components of each kind promise; `fastsnn_core.testing` finds it where it is installed."""
 
 __version__ = "0.1.0"

@@ -14,8 +14,9 @@ from fastsnn_core import build
 from fastsnn_core.bundle import load, save
 from fastsnn_core.component import Component, Surrogate, contract, parts
 from fastsnn_core.site import sites
-from fastsnn_core.testing import checks, strategies
 from fastsnn_core.testing.conformance import check, each, libraries
+from fastsnn_kit import checks
+from fastsnn_kit.draws import cuts
 
 FLOOR = 1e-5  # no threshold is smaller: what is far below it makes no spike
 
@@ -47,7 +48,7 @@ def check_model(model: Any, data: st.DataObject) -> None:
             past, other = (run(z, None, None)[0][:, :t] for z in (x, changed))
             checks.same(other, past, f"{who} is not causal: token {t} changed the past")
         if promises["streaming"]:
-            checks.check_streaming(run, x, data.draw(strategies.cuts(x.shape[1])), who)
+            checks.check_streaming(run, x, data.draw(cuts(x.shape[1])), who)
             checks.check_reset(run, x, data.draw(st.integers(0, x.shape[1] - 1)), who)
     if promises["differentiable"]:
         check_training(model, x, who)

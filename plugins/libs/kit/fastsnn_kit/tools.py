@@ -13,8 +13,8 @@ import torch
 from fastsnn_core import build
 from fastsnn_core.component import Component
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.testing import checks
 from fastsnn_core.testing.conformance import check, each
+from fastsnn_kit import checks
 from fastsnn_kit.models import generic, varied
 
 

@@ -1,4 +1,4 @@
-"""How modules show themselves: their constants in ``print(model)``, and a model as a table in a notebook."""
+"""How modules show themselves: their constants in ``print(model)``; models and spikes as tables in a notebook."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from fastsnn_core.spike_methods import facts
 
 
 def constants(module: nn.Module, *names: str, **more: Any) -> str:
@@ -47,3 +49,26 @@ def model_html(model: Any) -> str:
     cells = "".join(f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows)
     folded = f"<details><summary>spec</summary><pre>{escape(specs.dumps(spec))}</pre></details>" if spec else ""
     return f"<div><b>{escape(str(name))}</b><table>{cells}</table>{folded}</div>"
+
+
+def spikes_html(spikes: Any, rows: int = 16, columns: int = 64) -> str:
+    """Spikes for a notebook: a table of the facts, and the counts of the last two dimensions in colour."""
+    table = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in facts(spikes).items())
+    cells = ""
+    if spikes.device.type != "meta" and spikes.numel() and spikes.ndim:
+        counts = spikes.counts.detach().cpu().double()
+        counts = counts.reshape(-1, counts.shape[-1])[:rows, :columns]
+        most = float(counts.abs().nan_to_num(0.0, 0.0, 0.0).max()) or 1.0
+        for row in counts.tolist():
+            cells += "<tr>" + "".join(_cell(c, most) for c in row) + "</tr>"
+    return (
+        f"<div><b>SpikeTensor</b> ({escape(spikes.form)})<table>{table}</table>"
+        f'<table style="border-collapse:collapse">{cells}</table></div>'
+    )
+
+
+def _cell(count: float, most: float) -> str:
+    share = min(1.0, abs(count) / most) if count == count else 0.0
+    hue = "200,60,40" if count < 0 else "30,90,180"
+    style = f"background:rgba({hue},{share:.2f});width:9px;height:9px;padding:0"
+    return f'<td title="{count:.10g}" style="{style}"></td>'

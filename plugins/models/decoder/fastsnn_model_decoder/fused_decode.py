@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from fastsnn_core.errors import ArgumentError, FastSNNError
-from fastsnn_core.lowering import Unsupported, fingerprint, lower
+from fastsnn_core.lowering import Unsupported, lower
 from fastsnn_events import input_major
 from fastsnn_events.runtime import Coding
+from fastsnn_integer.decode_step import fingerprint
 from fastsnn_integer.reference import DECODE_STEP, stepper
 
 

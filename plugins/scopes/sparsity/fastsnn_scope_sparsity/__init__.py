@@ -12,8 +12,9 @@ from attrs import frozen
 from torch import nn
 
 from fastsnn_core import Scope, hookimpl, param
-from fastsnn_core.probe import Record, overall, sparsities
+from fastsnn_core.probe import Record
 from fastsnn_core.subject import Data, Subject
+from fastsnn_scope_sparsity.measures import overall, sparsities
 
 __version__ = "0.1.0"
 

@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.modules.fx_trace import Traced, renamed
 from fastsnn_core import Rule
-from fastsnn_core.bundle_checks import tensors
 from fastsnn_model_graph import Network, Ref, Step
 from fastsnn_model_graph.steps import fill, refs
 from fastsnn_model_graph.text import FUNCTIONS, name_of
+from fastsnn_modules.hooks import tensors
 
 SPECIAL = {"zero_": ("zeros_like", torch.zeros_like), "fill_": ("full_like", torch.full_like)}
 

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.modules.inputs import HALF
-from fastsnn_core.bundle_checks import watching
+from fastsnn_modules.hooks import watching
 
 HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",

@@ -1,7 +1,7 @@
-"""What components promise, as pytest-free functions that raise `AssertionError` with the culprit's name.
+"""What neurons, attentions, feed-forward layers and surrogates promise, as functions that raise `AssertionError`.
 
 Everything runs in float64: rounding differences between a full pass and its pieces then never reach a spike's edge,
-so that "equal" can mean 1e-9. Exact promises (counts, integers, bundles) are checked bit for bit.
+so that "equal" can mean 1e-9. Exact promises (counts, integers) are checked bit for bit.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fastsnn_core.component import Attention, Component, Neuron, Surrogate
 from fastsnn_core.heads import Dims, Heads
 from fastsnn_core.site import SpikeSite
 from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_core.state import leaves
 
 TOLERANCE = 1e-9
 Run = Callable[[Tensor, Any, "Tensor | None"], tuple[Tensor, Any]]
@@ -49,6 +50,11 @@ def sweep(b: int, t: int, d: int) -> Tensor:
     order = torch.randperm(size, generator=torch.Generator().manual_seed(5))
     magnitude = torch.logspace(-4, 1.5, size, dtype=torch.float64)[order]
     return (magnitude * torch.where(torch.arange(size) % 3 == 0, -1.0, 1.0)).reshape(b, t, d)
+
+
+def plain_site(name: str, features: int) -> SpikeSite:
+    """A site without a neuron: the numbers pass as they are, so that gradients are exact."""
+    return SpikeSite(None, features)
 
 
 # -- streams: anything (x, state, reset) -> (y, state) ------------------------------------------------------------
@@ -86,8 +92,6 @@ def check_streaming(run: Run, x: Tensor, pieces: Sequence[int], who: str) -> Non
         y, state = run(piece, state, None)
         outs.append(value(y))
     same(torch.cat(outs, 1), value(full), f"{who} does not stream: pieces {list(pieces)} differ from the full pass")
-    from fastsnn_core.state import leaves
-
     for (name, a), (_, b) in zip(leaves(state), leaves(end), strict=True):
         same(a.double(), b.double(), f"{who} does not stream: final state {name!r}")
 
@@ -158,11 +162,6 @@ def check_surrogate(component: Surrogate, u: Tensor) -> None:
     assert float(component.derivative(torch.zeros(1, dtype=u.dtype), -2.5, 2.5)) > 0, f"{who} is dead inside the range"
     if code := component.code():
         same(d, ops.derivative(u, *code, -2.5, 2.5), f"{who}: the closed form is another function")
-
-
-def plain_site(name: str, features: int) -> SpikeSite:
-    """A site without a neuron: the numbers pass as they are, so that gradients are exact."""
-    return SpikeSite(None, features)
 
 
 def attention_run(component: Attention, dims: Dims) -> tuple[nn.Module, Run]:

@@ -19,10 +19,7 @@ def pytest_addoption(parser: Any) -> None:
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """`torch.empty` gives NaN inside the test: memory that is read before it is written shows."""
-    import torch
+    from fastsnn_kit.kernels import poisoned as block
 
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
-    yield
-    torch.use_deterministic_algorithms(before)
+    with block():
+        yield

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from fastsnn_core import ops
+from fastsnn_core.component import Component
+from fastsnn_core.testing.conformance import check
 
 deterministic: Any = torch.utils.deterministic
 
@@ -123,3 +125,9 @@ class poisoned:
     def __exit__(self, *_: Any) -> None:
         torch.use_deterministic_algorithms(self.before[0], warn_only=self.before[1])
         deterministic.fill_uninitialized_memory = self.fill
+
+
+@check("kernel")
+def twins(name: str, cls: type[Component]) -> None:
+    """Every operator gives the naive twin's bits on its sample inputs, on memory full of NaN."""
+    check_kernel(cls)
