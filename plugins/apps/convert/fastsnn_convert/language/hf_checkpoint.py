@@ -1,21 +1,19 @@
 """Weights of a Hugging Face directory: safetensors files, whole or in shards, mapped into memory and never run.
 
-A safetensors file is eight bytes (little-endian length of the header), a JSON header ``{name: {dtype, shape,
-data_offsets}}`` and the raw numbers. `Checkpoint` checks all of it before any number is read: every error names the
-file, what is wrong with it and what is supported.
+The safetensors library checks each file's header when it opens it; `Checkpoint` checks the index, types and shapes
+before any number is read: every error names the file, what is wrong with it and what is supported.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError
@@ -23,7 +21,7 @@ from fastsnn_core.errors import FastSNNError
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 POINTER = b"version https://git-lfs"
-HEADER_LIMIT = 100 << 20  # what the safetensors library itself accepts
+HELD = 64 << 20  # bytes of a mapped file that may stay in memory while it is read
 TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SUPPORTED = f"supported: {CONFIG} beside {SINGLE}, or {INDEX} with its shards, in float32, bfloat16 or float16"
 
@@ -34,13 +32,16 @@ class CheckpointError(FastSNNError):
 
 @attrs.frozen
 class Entry:
-    """One tensor of one file: where its bytes are, counted from the start of the file."""
+    """One tensor of one file."""
 
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
-    begin: int
-    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Checkpoint:
@@ -50,6 +51,8 @@ class Checkpoint:
         self.folder = Path(folder)
         self.config = read_config(self.folder)
         self.entries = read_entries(self.folder)
+        self._open: tuple[Path, Any] | None = None
+        self._held = 0
 
     @property
     def described_in(self) -> Path:
@@ -69,7 +72,7 @@ class Checkpoint:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(e.end - e.begin for e in self.entries.values())
+        return sum(e.nbytes for e in self.entries.values())
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -78,7 +81,7 @@ class Checkpoint:
         """The type most numbers are stored in."""
         size: dict[torch.dtype, int] = {}
         for e in self.entries.values():
-            size[e.dtype] = size.get(e.dtype, 0) + e.end - e.begin
+            size[e.dtype] = size.get(e.dtype, 0) + e.nbytes
         return max(size, key=lambda kind: size[kind])
 
     def check(self, name: str, shape: tuple[int, ...]) -> Entry:
@@ -96,15 +99,15 @@ class Checkpoint:
     def read(self, name: str, into: Tensor) -> None:
         """Copy a tensor into `into` (any float type); its shape must be the one expected there."""
         entry = self.check(name, tuple(into.shape))
-        start = entry.begin - entry.begin % mmap.ALLOCATIONGRANULARITY
-        with entry.file.open("rb") as file, torch.no_grad():
-            view = mmap.mmap(file.fileno(), entry.end - start, access=mmap.ACCESS_COPY, offset=start)
-            count = math.prod(entry.shape)
-            if count:
-                found = torch.frombuffer(view, dtype=entry.dtype, count=count, offset=entry.begin - start)
-                into.copy_(found.view(entry.shape))
-                del found  # the mapping ends with its last reader, and its pages with it
-            view.close()
+        with torch.no_grad():
+            into.copy_(self._file(entry).get_tensor(name))
+
+    def _file(self, entry: Entry) -> Any:
+        """The entry's file, opened anew after `HELD` bytes: pages that were read are held as long as it is open."""
+        if self._open is None or self._open[0] != entry.file or self._held > HELD:
+            self._open, self._held = (entry.file, opened(entry.file)), 0
+        self._held += entry.nbytes
+        return self._open[1]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -145,7 +148,7 @@ def refuse_pointer(path: Path) -> None:
 def read_entries(folder: Path) -> dict[str, Entry]:
     """Every tensor of the directory: of the one file, else by the index (the order in which transformers looks)."""
     if (folder / SINGLE).is_file():
-        return dict(header(folder / SINGLE))
+        return header(folder / SINGLE)
     if (folder / INDEX).is_file():
         return from_index(folder)
     found = sorted(p.name for p in folder.iterdir() if p.is_file())
@@ -178,7 +181,7 @@ def from_index(folder: Path) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for name in names:
         shard = folder / name
-        found = dict(header(shard))
+        found = header(shard)
         wanted = {tensor for tensor, where in table.items() if where == name}
         if odd := sorted(wanted - set(found)):
             raise CheckpointError(f"{shard} does not hold {odd[0]}, which {path.name} says it does: a mismatched shard")
@@ -188,52 +191,22 @@ def from_index(folder: Path) -> dict[str, Entry]:
     return entries
 
 
-def header(path: Path) -> Iterator[tuple[str, Entry]]:
-    """``(name, entry)`` of every tensor of a safetensors file, every claim of its header checked against the file."""
+def header(path: Path) -> dict[str, Entry]:
+    """Every tensor of a safetensors file, in a type that can be converted."""
     refuse_pointer(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        first = file.read(8)
-        length = int.from_bytes(first, "little")
-        if len(first) < 8:
-            raise CheckpointError(f"{path} is too short to be a safetensors file: {size} bytes")
-        if length > min(HEADER_LIMIT, size - 8):
-            raise CheckpointError(
-                f"{path} is no safetensors file: its header would be {length} bytes, the file has {size} "
-                f"(and {HEADER_LIMIT} is the most a header may have)"
-            )
-        raw = file.read(length)
-    try:
-        table = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a damaged header: {error}") from None
-    if not isinstance(table, dict):
-        raise CheckpointError(f"{path} has a damaged header: a {type(table).__name__} instead of a table")
-    table.pop("__metadata__", None)
-    last = 0
-    for name, row in table.items():
-        entry = read_row(path, name, row, 8 + length)
-        if entry.end > size:
-            raise CheckpointError(f"{path} is truncated: {name} ends at byte {entry.end}, the file has {size}")
-        last = max(last, entry.end)
-        yield name, entry
-    if table and last != size:
-        raise CheckpointError(f"{path} has {size - last} bytes that its header does not account for")
+    found = {}
+    file = opened(path)
+    for name in file.offset_keys():
+        row = file.get_slice(name)
+        if (kind := row.get_dtype()) not in TYPES:
+            raise CheckpointError(f"{path}: {name} is stored as {kind}; {SUPPORTED}")
+        found[name] = Entry(path, TYPES[kind], tuple(row.get_shape()))
+    return found
 
 
-def read_row(path: Path, name: str, row: Any, data: int) -> Entry:
-    """One row of a header."""
+def opened(path: Path) -> Any:
+    """A safetensors file, mapped into memory, its header checked against its size."""
     try:
-        kind, shape, (begin, end) = row["dtype"], tuple(row["shape"]), row["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-    except (TypeError, KeyError, ValueError):
-        whole = False
-    if not whole:
-        raise CheckpointError(f"{path} has a damaged header: the row of {name} is {json.dumps(row)[:100]}")
-    if kind not in TYPES:
-        raise CheckpointError(f"{path}: {name} is stored as {kind}; {SUPPORTED}")
-    wanted = math.prod(shape) * TYPES[kind].itemsize
-    if end - begin != wanted:
-        says = f"{name} of shape {list(shape)} needs {wanted} bytes, its offsets say {end - begin}"
-        raise CheckpointError(f"{path} has a damaged header: {says}")
-    return Entry(path, TYPES[kind], shape, data + begin, data + end)
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged, cut off, or no safetensors file: {error}; {SUPPORTED}") from None
