@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    ".component": "Attention Coder Component Exporter Feedforward Kernel Model Neuron ParamError Rule Scope Surrogate "
-    "Tracker contract param parts slot slots",
+    ".component": "Attention Coder Component Exporter Feedforward Kernel Model Neuron Objective ParamError Rule Scope "
+    "Surrogate Tracker contract param parts slot slots",
     ".hookspecs": "hookimpl",
     ".plugins": "create registry",
     ".spec": "Spec SpecError",

@@ -11,7 +11,8 @@ FIRST_PARTY: dict[str, tuple[str, ...]] = {
     "exporter": ("w4a", "w8a"),
     "scope": ("energy", "membrane", "paths", "raster", "scaling", "sparsity"),
     "kernel": ("numba", "triton"),
-    "tracker": ("jsonl", "tensorboard"),
+    "tracker": ("early_stopping", "jsonl", "tensorboard"),
+    "objective": ("cross_entropy", "first_spike", "mean_squared", "spike_count"),
 }
 
 VERBS: dict[str, str] = {

@@ -108,12 +108,14 @@ class Neuron(Component):
 class Coder(Component):
     """``encode(x, steps) -> SpikeTensor`` (dense train ``[S, …]``) and ``decode(spikes) -> Tensor``.
 
-    ``lossless`` coders take integer counts and give them back exactly; the others take values in [0, 1].
+    ``lossless`` coders take integer counts and give them back exactly; the others take values in [0, 1], or, where
+    ``over_time``, signals ``[B,T,…]`` whose steps they compare.
     """
 
     kind = "coder"
     lossless: ClassVar[bool] = True
     signed: ClassVar[bool] = True
+    over_time: ClassVar[bool] = False
 
     def steps_for(self, largest: int) -> int:
         """Spike steps that the largest magnitude needs."""
@@ -275,9 +277,30 @@ class Tracker(Component):
         raise NotImplementedError("abstract")
 
 
-KINDS: dict[str, type[Component]] = {
-    k.kind: k for k in (Surrogate, Neuron, Coder, Attention, Feedforward, Model, Rule, Exporter, Scope, Kernel, Tracker)
-}
+class Objective(Component):
+    """What training on labelled samples makes small: ``loss(outputs, targets) -> [B]`` and ``read(outputs) -> [B,C]``.
+
+    outputs ``[B,T,C]`` are what the network gives at every step (T = 1 where it knows no time); with ``counts`` they
+    are spike counts, if the network ends in spikes. targets are classes ``[B]`` where `task` is "classification",
+    numbers ``[B,C]`` where it is "regression". `read` gives what the answer is taken from: the largest score, or the
+    value itself.
+    """
+
+    kind = "objective"
+    task: ClassVar[str] = "classification"
+    counts: ClassVar[bool] = False
+
+    def loss(self, outputs: Any, targets: Any) -> Any:
+        """One number for every sample, with its gradient."""
+        raise NotImplementedError("abstract")
+
+    def read(self, outputs: Any) -> Any:
+        """Scores of the classes, or values ``[B,C]``."""
+        raise NotImplementedError("abstract")
+
+
+ALL = (Surrogate, Neuron, Coder, Attention, Feedforward, Model, Rule, Exporter, Scope, Kernel, Tracker, Objective)
+KINDS: dict[str, type[Component]] = {k.kind: k for k in ALL}
 
 
 def kind_of(hint: Any) -> type[Component] | None:

@@ -73,6 +73,11 @@ def fastsnn_trackers() -> Iterable[type[c.Tracker]]:
     """Callbacks of training: ``start(run) -> session``, whose log, saved and end are called as the run goes on."""
 
 
+@hookspec
+def fastsnn_objectives() -> Iterable[type[c.Objective]]:
+    """Losses on labelled samples: ``loss(outputs [B,T,C], targets) -> [B]``; ``read(outputs) -> scores [B,C]``."""
+
+
 def hook_of(kind: str) -> str:
     """The hook that offers a kind."""
     return f"fastsnn_{kind}s"

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fastsnn_core import build, create, spec
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.testing import conformance
 from fastsnn_leaky.neurons import Leaky
 from fastsnn_model_sequential import Layer, Sequential, describe
@@ -15,6 +16,16 @@ from fastsnn_model_sequential.table import OPS
 test_sequential = conformance("sequential")
 
 NEURON = create("neuron", "adaptive_threshold", k=2.0)
+
+
+class Leaks(type(NEURON)):
+    """A neuron with a membrane, of core alone."""
+
+    def build(self, features):
+        return Leaky(beta=0.7, threshold=0.5, lo=-4.0, hi=4.0)
+
+
+LEAKS = Leaks()
 LAYERS = {
     "linear": ({"size": 5}, (2, 6)),
     "conv1d": ({"size": 5, "kernel": (3,), "stride": (2,), "padding": (1,)}, (2, 9)),
@@ -40,6 +51,9 @@ LAYERS = {
     "elu": ({"slope": 0.5}, (5,)),
     "prelu": ({}, (5,)),
     "spikes": ({"neuron": NEURON}, (3, 4)),
+    "repeat": ({"steps": 3}, (4,)),
+    "encode": ({"steps": 3, "coder": create("coder", "rate")}, (4,)),
+    "difference": ({"coder": create("coder", "delta")}, (4,)),
     "part": ({"part": Sequential(input=(6,), layers=(Layer(op="linear", size=2),))}, (6,)),
 }
 
@@ -109,14 +123,8 @@ def test_weights_are_called_plainly():
 
 
 def test_a_membrane_is_carried_and_the_mean_ends_time():
-    class Leaks(type(NEURON)):
-        """A neuron with a membrane, of core alone."""
-
-        def build(self, features):
-            return Leaky(beta=0.7, threshold=0.5, lo=-4.0, hi=4.0)
-
     torch.manual_seed(0)
-    layers = (Layer(op="linear", size=4), Layer(op="spikes", neuron=Leaks()), Layer(op="linear", size=2))
+    layers = (Layer(op="linear", size=4), Layer(op="spikes", neuron=LEAKS), Layer(op="linear", size=2))
     model, x = Sequential(input=(3,), layers=layers).build().eval(), torch.randn(2, 6, 3)
     whole, end = model(x, return_state=True)
     assert whole.shape == (2, 6, 2)
@@ -131,3 +139,57 @@ def test_a_membrane_is_carried_and_the_mean_ends_time():
     pooled.load_state_dict(model.state_dict())
     torch.testing.assert_close(pooled(x), whole.mean(1).softmax(-1))
     assert pooled(x[:, 0]).shape == (2, 2)
+
+
+def test_time_begins_where_a_layer_says_so():
+    torch.manual_seed(0)
+    front, back = (
+        (Layer(op="linear", size=4), Layer(op="batch_norm")),
+        (Layer(op="spikes", neuron=LEAKS), Layer(op="linear", size=2)),
+    )
+    shown = Sequential(input=(3,), layers=(*front, Layer(op="repeat", steps=5), *back)).build().eval()
+    timed = Sequential(input=(3,), layers=(*front, *back)).build().eval()
+    timed.load_state_dict(
+        {k.replace("layers.3", "layers.2").replace("layers.4", "layers.3"): v for k, v in shown.state_dict().items()}
+    )
+    x = torch.rand(2, 3)
+    y, state = shown(x, return_state=True)
+    assert y.shape == (2, 5, 2)
+    assert len({tuple(row.tolist()) for row in y[0]}) > 1  # the membrane goes on
+    torch.testing.assert_close(y, timed(x[:, None].expand(2, 5, 3)))
+    torch.testing.assert_close(shown(x, state), shown(torch.cat([x[:, None]] * 10, 1))[:, 5:])  # the stream goes on
+    again = shown(x, state, reset=torch.tensor([[True], [False]]))
+    torch.testing.assert_close(again[0], y[0])
+    torch.testing.assert_close(again[1], shown(x, state)[1])
+
+
+def test_a_coder_writes_the_steps():
+    model = Sequential(input=(3,), layers=(Layer(op="encode", steps=8, coder=create("coder", "latency")),)).build()
+    x = torch.tensor([[0.0, 0.5, 1.0]])
+    assert model(x)[0].argmax(0).tolist() == [0, 3, 0]
+    assert model(x).sum(1).tolist() == [[0.0, 1.0, 1.0]]
+    noise = create("coder", "rate", how="bernoulli")
+    random = Sequential(input=(3,), layers=(Layer(op="encode", steps=64, coder=noise),)).build()
+    torch.manual_seed(1)
+    draws = [random(x) for _ in range(2)]
+    torch.manual_seed(1)
+    assert torch.equal(random(x), draws[0])  # from torch's generator: a resumed run draws the same
+    assert not torch.equal(*draws)
+    assert torch.equal(random.eval()(x), random(x))
+    for wrong in ("delta", "binary"):
+        with pytest.raises(FastSNNError, match="encode takes a coder of values"):
+            Sequential(input=(3,), layers=(Layer(op="encode", steps=2, coder=create("coder", wrong)),)).build()
+
+
+def test_a_difference_streams_and_starts_anew():
+    delta = create("coder", "delta", threshold=0.5)
+    model = Sequential(input=(2,), layers=(Layer(op="difference", coder=delta),)).build()
+    x = torch.randn(2, 6, 2).cumsum(1)
+    whole = model(x)
+    torch.testing.assert_close(whole.cumsum(1) * 0.5, (x / 0.5).round() * 0.5)
+    first, state = model(x[:, :4], return_state=True)
+    assert torch.equal(torch.cat([first, model(x[:, 4:], state)], 1), whole)
+    mark = torch.tensor([[False] * 3 + [True] + [False] * 2] * 2)
+    assert torch.equal(model(x, reset=mark)[:, 3:], model(x[:, 3:]))
+    with pytest.raises(FastSNNError, match="over time"):
+        Sequential(input=(2,), layers=(Layer(op="difference", coder=create("coder", "rate")),)).build()

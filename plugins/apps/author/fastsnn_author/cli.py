@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from fastsnn_console.arguments import Parser
+from fastsnn_core.component import KINDS
 from fastsnn_core.errors import UserError
 
 
@@ -40,9 +41,7 @@ def show(argv: list[str]) -> int:
 def new_plugin(argv: list[str]) -> int:
     """Write the four files of a new plugin, complete and passing its own conformance test."""
     args = Parser("new-plugin", new_plugin.__doc__)
-    args.add_argument(
-        "kind", help="surrogate, neuron, coder, attention, feedforward, model, rule, exporter, scope, kernel, tracker"
-    )
+    args.add_argument("kind", help=", ".join(KINDS))
     args.add_argument("name", help="distribution name, as in acme-lif")
     args.add_argument("--out", default=".", help="folder to write into (default: here)")
     opts = args.parse_args(argv)

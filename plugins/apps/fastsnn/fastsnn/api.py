@@ -30,15 +30,16 @@ class FastSNN:
     """
 
     @staticmethod
-    def build(
-        arch: str = "snn-tiny", attn: Any = "hybrid_alt", neuron: Any = "adaptive_threshold", **changes: Any
-    ) -> nn.Module:
-        """A fresh language model from a preset.
+    def build(arch: str = "snn-tiny", attn: Any = "hybrid_alt", neuron: Any = None, **changes: Any) -> nn.Module:
+        """A fresh model from a preset: of language, or (snn-mlp, snn-conv) of images, time series and events.
 
         `arch`: snn-tiny, snn-small, snn-base, snn-large. `attn`: hybrid_alt (gated linear and sliding-window layers
         in turn), hybrid (linear ∥ sliding window), linear, gla, sliding_window, softmax, or a list for the layers.
         `neuron`: any installed neuron by name, table or component. `changes` are the decoder's parameters (vocab_size,
         d_model, n_layers, n_heads, d_ff, sites …) and ``window``.
+
+        snn-mlp and snn-conv take ``input`` (shape of one sample: (1, 28, 28)), ``classes``, ``time_steps``, ``coder``,
+        ``widths`` …; their `neuron` is lif unless given, and they give one value per class at every step.
         """
         return build_component(model_spec(arch, attn, neuron, **changes))
 
@@ -69,8 +70,15 @@ class FastSNN:
         seq_len: int = 512,
         max_steps: int = 1000,
         *,
+        task: str = "",
         tokenizer: Any = None,
         text_field: str = "text",
+        held_out: Any = None,
+        holdout: float = 0.1,
+        class_weights: Any = None,
+        transforms: Sequence[Any] = (),
+        input: str = "",
+        target: str = "",
         out: str | Path | None = None,
         resume: bool = False,
         quiet: bool = False,
@@ -78,22 +86,53 @@ class FastSNN:
     ) -> Any:
         """Train `model`; returns the `Trainer` (its ``history`` has the losses).
 
-        `dataset`: texts (a Hugging Face name, a file, folder or pattern, a list of texts, a ``datasets.Dataset``,
-        builtin:pydoc) or token ids (batches ``[B, T]`` or sequences from a list, a ``DataLoader``, a torch ``Dataset``
-        or any iterable; dicts with ``input_ids``, ``labels``, ``attention_mask``; one long array of tokens).
-        `tokenizer`: the model's own unless given; also one of transformers or tokenizers. `settings` are those of
-        `TrainConfig` (lr, batch_size, …).
+        Language models: `dataset` is texts (a Hugging Face name, a file, folder or pattern, a list of texts, a
+        ``datasets.Dataset``, builtin:pydoc) or token ids (batches ``[B, T]`` or sequences from a list, a
+        ``DataLoader``, a torch ``Dataset`` or any iterable; dicts with ``input_ids``, ``labels``, ``attention_mask``;
+        one long array of tokens). `tokenizer`: the model's own unless given; also one of transformers or tokenizers.
+
+        Other networks: `dataset` is labelled samples (arrays ``(x, y)``, a torch ``Dataset``, a ``datasets.Dataset``,
+        an .npz, IDX files, class folders of images, CSV or parquet of series), or ``{"train": …, "test": …}``. `task`
+        is "classification", "regression" or "labelling" (a class for every step); left out, the targets say it.
+        Evaluated are `held_out`, the dataset's own test samples, or a share (`holdout`) of the training samples.
+        `class_weights`: "balanced" or a number for each class; `transforms`: "shift:2", "rotate:10", "pad", … or
+        functions; `input` and `target` name columns.
+
+        `settings` are those of `TrainConfig` (lr, batch_size, epochs, objective, trackers, …).
         """
-        from fastsnn_core.errors import ArgumentError, check_options
-        from fastsnn_train import TrainConfig, Trainer, fit_data
+        from fastsnn.presets import structure
+        from fastsnn_core import Objective, Tracker
+        from fastsnn_train import TrainConfig, Trainer, fit_data, sample_data
+        from fastsnn_train.config import with_epochs
 
         if not isinstance(model, nn.Module):
             given = "None" if model is None else f"a {type(model).__name__}"
             raise ArgumentError(f"fit() trains a torch.nn.Module, got {given}; load a bundle with FastSNN.load(path)")
         check_options("fit", settings, (f.name for f in attrs.fields(TrainConfig)))
+        if settings.get("objective") is not None:
+            settings["objective"] = structure(named(settings["objective"]), Objective)
+        if "trackers" in settings:
+            settings["trackers"] = tuple(structure(named(item), Tracker) for item in settings["trackers"])
         config = TrainConfig(max_steps=max_steps, **settings)
-        data = fit_data(model, dataset, tokenizer=tokenizer, seq_len=seq_len, text_field=text_field)
-        return Trainer(model, config, out=out, quiet=quiet).fit(data, resume=resume)
+        if not learns_samples(model, task, dataset):
+            data = fit_data(model, dataset, tokenizer=tokenizer, seq_len=seq_len, text_field=text_field)
+            return Trainer(model, config, out=out, quiet=quiet).fit(data, resume=resume)
+        samples = sample_data(
+            model,
+            dataset,
+            task=task,
+            objective=config.objective,
+            holdout=holdout,
+            held_out=held_out,
+            class_weights=class_weights,
+            change=transforms,
+            x=input,
+            y=target,
+            seed=config.seed,
+            quiet=quiet,
+        )
+        config = with_epochs(config, len(samples.train))
+        return Trainer(model, config, out=out, quiet=quiet).fit(samples, resume=resume)
 
     @staticmethod
     def extend_context(
@@ -177,6 +216,26 @@ class FastSNN:
         if not isinstance(model, nn.Module):
             model = bundle.load(needs_path("generate", model))
         yield from generate_text(model, prompt, max_tokens, sampling, stop=(stop,) if isinstance(stop, str) else stop)
+
+
+def named(value: Any) -> Any:
+    """A component by its name alone, as a table."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def learns_samples(model: nn.Module, task: str, dataset: Any) -> bool:
+    """Labelled samples, or language? What `task` says; else samples, unless the model reads tokens."""
+    from fastsnn_modules.token_ids import vocabulary_of
+
+    if task:
+        return task != "language"
+    if vocabulary_of(model) is not None:
+        return False
+    if dataset == "builtin:pydoc":
+        raise ArgumentError(
+            f"{dataset} holds texts, and this network reads no tokens; give labelled samples as dataset="
+        )
+    return True
 
 
 def needs_model(function: str, model: Any) -> None:

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
+from fastsnn.networks import NETWORKS, network_spec
 from fastsnn_core import Attention, Component, Model, Neuron, create
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.plugins import registry
@@ -64,14 +65,19 @@ def structure(value: Any, kind: type[Component]) -> Any:
         raise SpecError(error.problems, source="") from None
 
 
-def model_spec(
-    arch: str = "snn-tiny", attn: Any = "hybrid_alt", neuron: Any = "adaptive_threshold", **changes: Any
-) -> Model:
-    """The decoder that a preset means; `changes` are the decoder's own parameters, and ``window``."""
+def model_spec(arch: str = "snn-tiny", attn: Any = "hybrid_alt", neuron: Any = None, **changes: Any) -> Model:
+    """The decoder that a preset means; `changes` are the decoder's own parameters, and ``window``.
+
+    The presets of networks over time (`fastsnn.networks`) have parameters of their own.
+    """
+    if arch in NETWORKS:
+        return network_spec(arch, neuron, **changes)
     if arch not in ARCHS:
-        close = difflib.get_close_matches(arch, ARCHS, 1)
+        known = [*ARCHS, *NETWORKS]
+        close = difflib.get_close_matches(arch, known, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise FastSNNError(f"no arch {arch!r}; {hint}there are {', '.join(ARCHS)}")
+        raise FastSNNError(f"no arch {arch!r}; {hint}there are {', '.join(known)}")
+    neuron = neuron or "adaptive_threshold"
     window = changes.pop("window", None)
     if "feedforward" in changes:
         from fastsnn_core import Feedforward

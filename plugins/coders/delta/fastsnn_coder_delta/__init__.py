@@ -24,6 +24,7 @@ class Delta(Coder):
 
     name = "delta"
     lossless = False
+    over_time = True
     threshold: float = param(
         0.1, gt=0.0, le=1e6, unit="signal units", doc="θ, the step one spike stands for", draw=(0.05, 0.5)
     )

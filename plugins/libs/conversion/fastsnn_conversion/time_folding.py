@@ -28,7 +28,8 @@ from fastsnn_modules.inputs import StateError, belongs, check_reset, like, no_tr
 class TimeFoldedPass:
     """One forward pass: B, T, document starts ``[B,T]``, the sites' states before and after, by site label.
 
-    `pooled` says that a layer has taken the mean over T: what follows has one row per stream.
+    `pooled` says that a layer has taken the mean over T: what follows has one row per stream. `timed` says that there
+    is a T: the input had one, or a layer has begun one (`begin`).
     """
 
     batch: int
@@ -37,6 +38,15 @@ class TimeFoldedPass:
     old: Mapping[str, Any] = attrs.field(factory=dict)
     new: dict[str, Any] = attrs.field(factory=dict)
     pooled: bool = False
+    timed: bool = True
+
+    def begin(self, time: int) -> None:
+        """Time begins here: what follows has `time` rows per stream; a reset is one of the first."""
+        if self.timed:
+            raise FastSNNError("time has begun already; a network has one layer that begins it")
+        self.time, self.timed = time, True
+        if self.reset is not None:
+            self.reset = torch.cat([self.reset, self.reset.new_zeros(self.batch, time - 1)], 1)
 
 
 _running: ContextVar[TimeFoldedPass | None] = ContextVar("fastsnn_time_folded_pass", default=None)
@@ -72,7 +82,7 @@ def run_time_folded(
     like("the network", state, Mapping, "the mapping from sites to states that the last call gave")
     belongs("the network", state, b)
     check_reset("the network", reset, b, t, inputs[0].device)
-    stream = TimeFoldedPass(b, t, reset, state or {})
+    stream = TimeFoldedPass(b, t, reset, state or {}, timed=timed)
     token = _running.set(stream)
     try:
         out = body(*(x.reshape(b * t, *x.shape[2:]) if timed else x for x in inputs))
@@ -84,8 +94,8 @@ def run_time_folded(
             f"{', '.join(stream.new) or 'none'}"
         )
     out = plain(out)
-    if timed and not stream.pooled:
-        out = tree_map(lambda y: y.reshape(b, t, *y.shape[1:]), out)
+    if stream.timed and not stream.pooled:
+        out = tree_map(lambda y: y.reshape(b, stream.time, *y.shape[1:]), out)
     return out, stream.new
 
 
@@ -198,9 +208,9 @@ class TimeFold:
 
 
 def label(network: nn.Module) -> None:
-    """Name every site of a network after its module: the key of its state."""
+    """Name every site of a network, and what else keeps a state over time, after its module: the key of its state."""
     for name, module in network.named_modules():
-        if isinstance(module, TimeFoldedSite):
+        if isinstance(module, TimeFoldedSite) or getattr(module, "keeps_state", False):
             module.label = name
 
 

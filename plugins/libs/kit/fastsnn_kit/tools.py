@@ -1,4 +1,4 @@
-"""What exporters, scopes and trackers promise."""
+"""What exporters, scopes, trackers and objectives promise."""
 
 from __future__ import annotations
 
@@ -129,3 +129,38 @@ def written(name: str, cls: type[Component]) -> None:
 def follows(name: str, cls: type[Component]) -> None:
     """Follows a run from start to end, resumed in the middle, and writes nowhere but into the run's folder."""
     check_tracker(cls)
+
+
+def check_objective(objective: Any) -> None:
+    """One loss a sample, finite, of that sample alone; scores of its shape; a gradient that makes the loss smaller."""
+    who = checks.label(objective)
+    draw = torch.Generator().manual_seed(3)
+    outputs = torch.rand(6, 5, 3, generator=draw, dtype=torch.float64)
+    outputs = (outputs > 0.6).double() if objective.counts else outputs * 4 - 2
+    classes = torch.tensor([0, 1, 2, 2, 1, 0])
+    targets = torch.rand(6, 3, generator=draw, dtype=torch.float64) if objective.task == "regression" else classes
+    outputs.requires_grad_()
+    loss = objective.loss(outputs, targets)
+    assert loss.shape == (6,), f"{who}: the loss of 6 samples has the shape {tuple(loss.shape)}"
+    assert bool(torch.isfinite(loss).all()), f"{who}: the loss is not finite"
+    assert len(objective.read(outputs)) == 6, f"{who}: read gives {len(objective.read(outputs))} rows for 6 samples"
+    alone = torch.cat([objective.loss(outputs[i : i + 1], targets[i : i + 1]) for i in range(6)])
+    checks.same(alone, loss, f"{who} mixes samples")
+    (grad,) = torch.autograd.grad(loss.sum(), outputs)
+    assert bool(torch.isfinite(grad).all()), f"{who} has no finite gradient"
+    assert bool((grad != 0).any()), f"{who} has no gradient"
+    one = objective.loss(outputs[:, :1], targets)
+    assert one.shape == (6,), f"{who} does not take one step"
+    if objective.task == "classification":
+        right = torch.zeros(6, 5, 3, dtype=torch.float64)
+        right[torch.arange(6), :, classes] = 1.0
+        found = objective.read(right).argmax(1)
+        assert torch.equal(found, classes), f"{who}: where only the right class speaks, it reads {found.tolist()}"
+        wrong = objective.loss(right.roll(1, 2), classes).sum()
+        assert objective.loss(right, classes).sum() < wrong, f"{who}: a wrong answer costs no more than the right one"
+
+
+@check("objective")
+def teaches(name: str, cls: type[Component]) -> None:
+    """One finite loss for every sample alone, with a gradient; the right answer is read, and costs least."""
+    each(name, cls, lambda objective, data: check_objective(objective))

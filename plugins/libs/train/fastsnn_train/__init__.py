@@ -1,4 +1,4 @@
-"""Training and evaluation of language models on real text."""
+"""Training and evaluation: language models on real text, networks over time on labelled samples."""
 
 from fastsnn_train import moved as moved
 from fastsnn_train.config import DataConfig, TrainConfig
@@ -10,6 +10,9 @@ from fastsnn_train.evaluation.figures import standard_error
 from fastsnn_train.evaluation.perplexity import EvaluationError, evaluate_text
 from fastsnn_train.extend import extend_context
 from fastsnn_train.loop.trainer import Trainer, TrainingError
+from fastsnn_train.samples.figures import sample_figures
+from fastsnn_train.samples.prepare import SampleData, sample_data
+from fastsnn_train.samples.sample_set import SampleSet
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,6 +21,8 @@ __all__ = [
     "DataError",
     "EvaluationError",
     "Packed",
+    "SampleData",
+    "SampleSet",
     "TrainConfig",
     "Trainer",
     "TrainingError",
@@ -26,5 +31,7 @@ __all__ = [
     "extend_context",
     "fit_data",
     "load_data",
+    "sample_data",
+    "sample_figures",
     "standard_error",
 ]

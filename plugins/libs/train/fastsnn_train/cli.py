@@ -16,11 +16,12 @@ from fastsnn_core.component import bounds_of, fields
 from fastsnn_core.errors import UserError
 from fastsnn_core.files import write_text
 from fastsnn_text import attach
-from fastsnn_train.config import DataConfig, TrainConfig
+from fastsnn_train.config import DataConfig, TrainConfig, with_epochs
 from fastsnn_train.data.packing import Data, load_data
 from fastsnn_train.data.prepare import check_vocabulary
 from fastsnn_train.loop.parallel import World, join_group, leave_group
 from fastsnn_train.loop.trainer import Trainer, TrainingError
+from fastsnn_train.samples.prepare import SampleData, sample_data
 
 
 def fit(argv: list[str]) -> int:
@@ -70,7 +71,8 @@ def settings() -> str:
         for field in fields(section):
             bounds = bounds_of(field)
             more = ", ".join(text for text in (bounds.unit, bounds.describe()) if text)
-            lines.append(f"  {field.name} = {json.dumps(table[field.name])}  {bounds.doc}{more and f' ({more})'}")
+            value = json.dumps(table[field.name]) if field.name in table else "{}"
+            lines.append(f"  {field.name} = {value}  {bounds.doc}{more and f' ({more})'}")
     return "\n".join(lines)
 
 
@@ -83,18 +85,42 @@ def fit_spec(
     data_config: DataConfig = found.sections.get("data", DataConfig())
     config: TrainConfig = found.sections.get("train", TrainConfig())
     if steps is not None:
-        config = attrs.evolve(config, max_steps=steps)
+        config = attrs.evolve(config, max_steps=steps, epochs=0.0)
     world = join_group(config.parallel)
-    data = read_data(data_config, out, resume, world)
+    data: Any = None
+    if data_config.task == "language":
+        data = read_data(data_config, out, resume, world)
     torch.manual_seed(config.seed)
     model: Any = build(found.model)
-    check_vocabulary(model, data.tokenizer)
-    attach(model, data.tokenizer)
+    if data is None:
+        data = read_samples(model, data_config, config, quiet)
+        config = with_epochs(config, len(data.train))
+    else:
+        check_vocabulary(model, data.tokenizer)
+        attach(model, data.tokenizer)
     model.sections = {name: spec.to_table(section) for name, section in found.sections.items()}
     trainer = Trainer(model, config, out=out, quiet=quiet).fit(data, resume=resume)
     path = out / "model.snn"
     world.lead(lambda: str(bundle.save(trainer.model, path)))
     return trainer, path
+
+
+def read_samples(model: Any, data: DataConfig, config: TrainConfig, quiet: bool = False) -> SampleData:
+    """The samples of a spec."""
+    return sample_data(
+        model,
+        data.dataset,
+        task=data.task,
+        objective=config.objective,
+        holdout=data.holdout,
+        held_out=data.held_out or None,
+        class_weights=data.class_weights,
+        change=data.transforms,
+        x=data.input,
+        y=data.target,
+        seed=config.seed,
+        quiet=quiet,
+    )
 
 
 def read_data(config: DataConfig, out: Path, resume: bool, world: World) -> Data:

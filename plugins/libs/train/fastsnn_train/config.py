@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from fastsnn_core import Tracker, param, slots
+from fastsnn_core import Objective, Tracker, param, slot, slots
 from fastsnn_core.errors import FastSNNError
 
 BESIDE_QUALITY = (
-    *("max_steps", "log_every", "eval_every", "eval_sequences", "checkpoint_every", "keep", "trackers", "bundle"),
+    *(
+        "max_steps",
+        "epochs",
+        "log_every",
+        "eval_every",
+        "eval_sequences",
+        "checkpoint_every",
+        "keep",
+        "trackers",
+        "bundle",
+    ),
     *("accumulate", "checkpointing", "compile", "parallel"),
 )
 """Settings of a run that may change between a stop and its resumption without changing what is learnt."""
@@ -23,14 +33,27 @@ class DataConfig:
     name = "data"
     dataset: str = param(
         "builtin:pydoc",
-        doc="Hugging Face name, file or folder (text, JSON, CSV, parquet, arrow), or builtin:pydoc",
+        doc="Hugging Face name, file or folder (text, JSON, CSV, parquet, arrow), or builtin:pydoc; samples: .npz, "
+        "IDX, class folders of images, CSV or parquet of series",
+    )
+    task: str = param(
+        "language",
+        choices=("language", "classification", "regression", "labelling"),
+        doc="next token, or what the targets of samples are: a class, numbers, a class for every step",
+    )
+    input: str = param("", doc="column of the samples' inputs; empty: the one whose name says so")
+    target: str = param("", doc="column of the targets; empty: the one whose name says so")
+    held_out: str = param("", doc="samples to evaluate on; empty: the dataset's own, else a share (holdout)")
+    class_weights: str = param("none", choices=("none", "balanced"), doc="weights of the classes in the loss")
+    transforms: tuple[str, ...] = param(
+        (), doc="of samples: pad, crop:64; in training shift:2, rotate:10, zoom:0.1, flip, noise:0.05, erase:0.25"
     )
     tokenizer: str = param(
         "byte", doc="'byte', a tokenizer.json (or its folder), a SentencePiece .model, or 'bpe:4096' to train one"
     )
     seq_len: int = param(512, ge=1, unit="tokens", doc="T, tokens of one training sequence")
     text_field: str = param("text", doc="column of the text, of messages, or prompt+completion")
-    holdout: float = param(0.05, ge=0.0, lt=1.0, doc="share of the tokens, at the end, kept for evaluation")
+    holdout: float = param(0.05, ge=0.0, lt=1.0, doc="share of the tokens (at the end) or samples kept for evaluation")
     documents: bool = param(True, doc="attention state and window end with a document, even inside a sequence")
     cache: str = param("", doc="folder for tokenised corpora; empty keeps them in memory")
     workers: int = param(1, ge=1, le=256, unit="processes", doc="that tokenise; 1 does it in this one")
@@ -44,7 +67,11 @@ class TrainConfig:
 
     name = "train"
     max_steps: int = param(1000, ge=0, unit="steps", doc="optimiser steps in all")
-    batch_size: int = param(8, ge=1, unit="sequences", doc="sequences per optimiser step, over all processes")
+    epochs: float = param(0.0, ge=0.0, unit="passes over the samples", doc="instead of max_steps; 0: max_steps holds")
+    batch_size: int = param(8, ge=1, unit="sequences", doc="sequences or samples per step, over all processes")
+    objective: Objective | None = slot(
+        Objective, doc="the loss on samples; left out: cross_entropy, or mean_squared for numbers"
+    )
     accumulate: int = param(1, ge=1, doc="pieces a process cuts its batch into, to save memory")
     lr: float = param(0.0, ge=0.0, doc="peak learning rate; 0: 3e-3 up to a width of 256, 3e-3 · 256 / width beyond")
     warmup: float = param(0.1, ge=0.0, le=1.0, doc="share of the steps with a rising rate")
@@ -103,3 +130,10 @@ def as_table(config: Any) -> dict[str, Any]:
     from fastsnn_core.spec import to_table
 
     return to_table(config)
+
+
+def with_epochs(config: TrainConfig, samples: int) -> TrainConfig:
+    """`config` with the steps that its epochs take."""
+    if not config.epochs:
+        return config
+    return evolve(config, max_steps=max(1, round(config.epochs * samples / config.batch_size)))

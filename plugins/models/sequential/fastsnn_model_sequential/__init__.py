@@ -102,7 +102,10 @@ class SequentialModule(Switchable, nn.Module):
 
 @torch.no_grad()
 def settle(network: nn.Module, x: Tensor | tuple[Tensor, ...]) -> None:
-    """Give neurons with a fixed threshold one that fits their input: one pass over `x`, site after site."""
+    """Give neurons with a fixed threshold one that fits their input: one pass over `x`, site after site.
+
+    Batch norms work with the batch's statistics meanwhile, as training will see them, and keep their own as they were.
+    """
     handles = []
     for module in network.modules():
         calibrate = getattr(module, "calibrate_", None)
@@ -112,13 +115,23 @@ def settle(network: nn.Module, x: Tensor | tuple[Tensor, ...]) -> None:
                 calibrate(args[0])
 
             handles.append(module.register_forward_pre_hook(hook))
-    training = network.training
+    modes = {module: module.training for module in network.modules()}
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     network.eval()
-    if handles:
-        network(*(x if isinstance(x, tuple) else (x,)))
-    network.train(training)
-    for handle in handles:
-        handle.remove()
+    for norm in norms:
+        norm.train()
+    try:
+        if handles:
+            network(*(x if isinstance(x, tuple) else (x,)))
+    finally:
+        for norm, buffers in zip(norms, kept):
+            for name, buffer in buffers.items():
+                norm.get_buffer(name).copy_(buffer)
+        for module, mode in modes.items():
+            module.training = mode
+        for handle in handles:
+            handle.remove()
 
 
 @hookimpl

@@ -10,7 +10,7 @@ from fastsnn_conversion import spike_layers
 from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core import Model
 from fastsnn_model_sequential.layer import Layer
-from fastsnn_model_sequential.modules import BatchNorm, TimeMean
+from fastsnn_model_sequential.modules import BatchNorm, TimeBegins, TimeDifference, TimeMean
 
 PLAIN: dict[type[nn.Module], str] = {
     nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SELU: "selu", nn.SiLU: "silu", nn.Mish: "mish", nn.Hardswish: "hardswish",
@@ -35,6 +35,11 @@ def describe(module: Any) -> Layer | None:
         if module.component is None:
             return None
         return Layer(op="spikes", neuron=module.component, dims=module.channels, features=module.features)
+    if kind is TimeBegins:
+        more = {} if module.coder is None else {"coder": module.coder}
+        return Layer(op="encode" if more else "repeat", steps=module.steps, **more)
+    if kind is TimeDifference:
+        return Layer(op="difference", coder=module.coder)
     if kind in PLAIN:
         return Layer(op=PLAIN[kind])
     if kind in CONVS:

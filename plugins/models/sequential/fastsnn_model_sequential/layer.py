@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import frozen
 
-from fastsnn_core import Model, Neuron, param, slot
+from fastsnn_core import Coder, Model, Neuron, param, slot
 from fastsnn_core.errors import FastSNNError
 from fastsnn_model_sequential.table import NEEDED, OPS, Shape
 
@@ -43,6 +43,8 @@ class Layer:
     heads: int | None = param(None, ge=1, doc="of the attention that a mask belongs to")
     keys: bool | None = param(None, doc="the mask hides keys: [N, S] instead of [L, S]")
     dims: int | None = param(None, ge=1, doc="trailing dimensions that share one threshold (spikes) or are pooled")
+    steps: int | None = param(None, ge=1, unit="steps", doc="T, for which a sample without time is shown")
+    coder: Coder | None = slot(Coder, doc="what writes values in [0, 1] as a train of T steps")
     neuron: Neuron | None = slot(Neuron, doc="what makes the spikes")
     part: Model | None = slot(Model, doc="a network of its own, as a layer")
 

@@ -1,10 +1,15 @@
-"""Two modules that torch.nn has no single name for: batch norm of any rank, and the mean over time."""
+"""Modules that torch.nn has no single name for: batch norm of any rank, where time begins, the mean over time."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import attrs
+import torch
 from torch import Tensor, nn
 
 from fastsnn_conversion.time_folding import running_pass
+from fastsnn_core.component import Coder
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import plain
 
@@ -30,3 +35,75 @@ class TimeMean(nn.Module):
         out = x.reshape(stream.batch, stream.time, *x.shape[1:]).mean(1)
         stream.time, stream.reset, stream.pooled = 1, None, True
         return out
+
+
+class TimeBegins(nn.Module):
+    """A sample shown for T steps: ``[B, …] -> [B·T, …]``; what has a time already passes as it is.
+
+    Without a coder every step sees the same values (direct coding: what stands before this layer is computed once, and
+    is the learnt encoder). A coder writes them as a train of T steps; what it draws at random is drawn anew with every
+    batch while training, and is the same at every call in evaluation.
+    """
+
+    def __init__(self, steps: int, coder: Coder | None = None) -> None:
+        super().__init__()
+        self.steps, self.coder = steps, coder
+        if coder is not None and (coder.lossless or coder.over_time):
+            what = "signals that have a time" if coder.over_time else "counts"
+            raise FastSNNError(f"encode takes a coder of values in [0, 1] (rate, latency); {coder.name} codes {what}")
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return f"steps={self.steps}" + (f", coder={self.coder.name}" if self.coder is not None else "")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sample at every step."""
+        stream, x = running_pass(), plain(x)
+        if stream is None or stream.timed:
+            return x
+        stream.begin(self.steps)
+        if self.coder is None:
+            return x.repeat_interleave(self.steps, 0)
+        coder: Any = self.coder
+        if self.training and hasattr(coder, "seed"):
+            coder = attrs.evolve(coder, seed=int(torch.randint(1 << 31, ())))
+        train = coder.encode(x, self.steps).train.to(x.dtype)
+        return train.transpose(0, 1).flatten(0, 1)
+
+
+class TimeDifference(nn.Module):
+    """A signal as what changed since the step before, in a coder's units: ``[B·T, …] -> counts [B·T, …]``.
+
+    State: the last value ``[B, …]``. A new sequence starts from 0.
+    """
+
+    keeps_state = True
+
+    def __init__(self, coder: Coder) -> None:
+        super().__init__()
+        self.coder, self.label = coder, ""
+        if not coder.over_time:
+            raise FastSNNError(f"difference takes a coder of signals over time (delta); {coder.name} is none")
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return f"coder={self.coder.name}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Counts."""
+        stream, x = running_pass(), plain(x)
+        if stream is None or not stream.timed:
+            return self.counts(x[:, None])[:, 0]
+        signal = x.reshape(stream.batch, stream.time, *x.shape[1:])
+        before = stream.old.get(self.label)
+        before = torch.zeros_like(signal[:, 0]) if before is None else before
+        found = self.counts(torch.cat([before[:, None], signal], 1))[:, 1:]
+        if stream.reset is not None:
+            marks = stream.reset.reshape(*stream.reset.shape, *[1] * (signal.ndim - 2))
+            found = torch.where(marks, self.counts(x[:, None]).reshape(found.shape), found)
+        stream.new[self.label] = signal[:, -1]
+        return found.flatten(0, 1)
+
+    def counts(self, signal: Tensor) -> Tensor:
+        """Of ``[B,T,…]``."""
+        return self.coder.encode(signal).counts.to(signal.dtype)

@@ -14,6 +14,7 @@ from fastsnn_train.data.compression import read_text
 from fastsnn_train.evaluation.perplexity import evaluate_text
 from fastsnn_train.evaluation.recall import TASKS, Recall, draw, recall
 
+HIDDEN = ("recall", "samples", "perplexity_error", "standard_error")
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 
 
@@ -22,6 +23,12 @@ def parser() -> Parser:
     args = Parser("eval", evaluate.__doc__)
     args.add_argument("bundle", help="a .snn bundle")
     args.add_argument("--text", help="a text file: perplexity with its standard error, bits per byte, sparsity")
+    args.add_argument("--data", help="labelled samples: accuracy, confusion, F1 (or errors), spikes per inference")
+    args.add_argument(
+        "--task", choices=("classification", "regression", "labelling"), help="of --data; else its targets say"
+    )
+    args.add_argument("--input", default="", help="column of the inputs of --data")
+    args.add_argument("--target", default="", help="column of the targets of --data")
     args.add_argument("--seq-len", type=number(int, ge=2), default=512, help="tokens of a window (default 512)")
     args.add_argument("--stride", type=number(int, ge=1), help="windows begin so many tokens apart; else disjoint")
     args.add_argument("--carry", action="store_true", help="one stream: the state goes on from window to window")
@@ -52,7 +59,7 @@ def parser() -> Parser:
 
 
 def evaluate(argv: list[str]) -> int:
-    """Perplexity, sparsity, recall by depth and length, and samples of a bundle."""
+    """Perplexity, sparsity, recall and samples of a bundle; accuracy and spikes of a network on labelled samples."""
     args = parser()
     opts = args.parse_args(argv)
     check(args, opts)
@@ -65,6 +72,8 @@ def evaluate(argv: list[str]) -> int:
         switch: Any = model
         switch.runtime("event")
     result: dict[str, Any] = {}
+    if opts.data is not None:
+        result |= of_samples(model, opts, quiet)
     if opts.text is not None:
         how = {"start": opts.start_token, "stride": opts.stride, "carry": opts.carry, "batch": opts.batch}
         result |= evaluate_text(model, text, seq_len=opts.seq_len, quiet=quiet, **how)
@@ -87,8 +96,10 @@ def evaluate(argv: list[str]) -> int:
 
 def check(args: Parser, opts: Any) -> None:
     """What can be refused before the model is loaded is refused then."""
-    if opts.text is None and not opts.recall and not opts.prompt:
-        args.error("say what to evaluate: --text FILE, --recall passkey,mqar or --prompt TEXT")
+    if opts.text is None and opts.data is None and not opts.recall and not opts.prompt:
+        args.error("say what to evaluate: --text FILE, --data SAMPLES, --recall passkey,mqar or --prompt TEXT")
+    if opts.data is None and (opts.task or opts.input or opts.target):
+        args.error("--task, --input and --target go with --data")
     for task in opts.recall:
         choice(task, list(TASKS), "--recall")
     choice(opts.runtime, ["count", "event"], "--runtime")
@@ -107,6 +118,29 @@ def check(args: Parser, opts: Any) -> None:
         args.error("--carry reads every token once, with all before it in the state; it has no --stride")
 
 
+def of_samples(model: Any, opts: Any, quiet: bool) -> dict[str, Any]:
+    """Figures of labelled samples: the test samples of --data where it has some, else all of it.
+
+    The objective is the one the model was trained with.
+    """
+    from fastsnn_core import Objective, spec
+    from fastsnn_train.samples.figures import sample_figures
+    from fastsnn_train.samples.prepare import sample_data, sample_sets
+
+    sets = sample_sets(opts.data, opts.input, opts.target)
+    past = [row for row in getattr(model, "meta", {}).get("milestones", []) if "task" in row]
+    trained = past[-1] if past else {}
+    table = trained.get("config", {}).get("objective")
+    objective = None if table is None else spec.converter().structure(table, Objective)
+    task, length = opts.task or trained.get("task", ""), trained.get("length")
+    change = () if length is None else (f"pad:{length}",)
+    found = sample_data(
+        model, sets.get("test", sets["train"]), task=task, objective=objective, holdout=0.0, change=change, quiet=quiet,
+        names=tuple(trained.get("classes", ())),
+    )  # fmt: skip
+    return sample_figures(model, found.train, found.task, batch=opts.batch * 16, quiet=quiet)
+
+
 def part_of(text: str, opts: Any) -> str:
     """The share of a text that is asked for."""
     found = text[int(len(text) * opts.low) : int(len(text) * opts.high)]
@@ -117,7 +151,7 @@ def part_of(text: str, opts: Any) -> str:
 
 def written(result: dict[str, Any], grids: dict[str, Recall]) -> str:
     """The result for people: perplexity with its error first, figures to five digits."""
-    plain = {k: v for k, v in result.items() if k not in ("recall", "samples", "perplexity_error", "standard_error")}
+    plain = {k: v for k, v in result.items() if k not in (*HIDDEN, "confusion")}
     lines = [f"{k}: {v:.5g}" if isinstance(v, float) else f"{k}: {v}" for k, v in plain.items()]
     if "perplexity" in result:
         error = result["perplexity_error"]
@@ -125,4 +159,7 @@ def written(result: dict[str, Any], grids: dict[str, Recall]) -> str:
         note = f" ± {error:.2g} ({windows})" if error is not None else f" ({windows}: too few for a standard error)"
         lines[0] += note
     lines += [str(grid) for grid in grids.values()]
+    if table := result.get("confusion"):
+        wide = len(str(max(max(row) for row in table)))
+        lines += ["confusion (row: truth, column: answer):", *(" ".join(f"{n:>{wide}}" for n in row) for row in table)]
     return "\n".join(lines + [f"{row['prompt']}▸{row['text']}" for row in result.get("samples", ())])

@@ -98,7 +98,9 @@ def extend_context(
     has the steps,
     ``.report(folder)`` writes JSON and heat maps. Milestones go into the model's meta, and so into its bundle.
     """
-    data = data or trainer.data
+    if not isinstance(data or trainer.data, Data | None):
+        raise FastSNNError("extend_context is for language models; this trainer learnt labelled samples")
+    data = data or trainer.data  # type: ignore[assignment]
     if data is None:
         raise FastSNNError(
             "extend_context needs the trainer's corpus; train with FastSNN.fit on a dataset, or give data="

@@ -11,15 +11,14 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_train.config import TrainConfig
-from fastsnn_train.data.token_batches import IGNORE, ids_of, scored, targets_of
 from fastsnn_train.loop.firing_rate import SpikeObservations, band_penalty, blend_at, blended, watch
 from fastsnn_train.loop.health import gradient_norms
 from fastsnn_train.loop.optim import PositiveThresholds, WeightAverage, learning_rate, optimizer, set_rate
 from fastsnn_train.loop.parallel import Network, World
+from fastsnn_train.loop.task import LanguageTask
 
 log = logging.getLogger("fastsnn")
 
@@ -49,6 +48,7 @@ class OptimizerStep:
 
     def __init__(self, model: nn.Module, config: TrainConfig, world: World) -> None:
         self.model, self.config, self.world = model, config, world
+        self.task: Any = LanguageTask()
         if config.checkpointing:
             if not hasattr(model, "checkpointing"):
                 raise FastSNNError(
@@ -94,24 +94,19 @@ class OptimizerStep:
     def loss(
         self, tokens: Tensor, reset: Tensor | None, eager: bool = True, targets_in_all: float | None = None
     ) -> Tensor:
-        """Mean next-token cross-entropy in nats of ``tokens [B,T+1]`` over those that are targets (`targets_of`).
+        """The task's mean loss of a piece of a batch; next-token cross-entropy in nats of ``tokens [B,T+1]`` at first.
 
         With `targets_in_all` it is the sum over this process's targets, divided by that.
         """
-        logits = self.forward(ids_of(tokens[:, :-1]), reset, eager)
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        targets = self.network.share(targets_of(tokens[:, 1:]))
-        if targets_in_all is None:
-            return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
-        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-        return total / targets_in_all
+        return self.task.loss(self, tokens, reset, eager, targets_in_all)
 
     def take(self, tokens: Tensor, reset: Tensor | None, step: int, *, look: bool, leaving: bool) -> Outcome:
         """Step `step` on a global batch. `look` measures spikes and blocks; `leaving` is told to every process."""
         config = self.config
-        if (count := scored(tokens)) == 0:
-            log.warning("step %d: no token of this batch is a target of the loss; nothing is learnt from it", step)
-        self.targets = None if count is None else max(1, count) / self.world.size
+        if (count := self.task.weight((tokens, reset))) == 0:
+            what = self.task.unit.removesuffix("s")
+            log.warning("step %d: no %s of this batch is a target of the loss; nothing is learnt from it", step, what)
+        self.targets = None if count is None else (count or 1) / self.world.size
         set_rate(self.optimizer, learning_rate(step, config))
         self.model.train()
         rows = self.world.rows(tokens).to(self.device)

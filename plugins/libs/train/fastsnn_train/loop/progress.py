@@ -46,8 +46,11 @@ def facts(row: dict[str, Any]) -> str:
     parts = [f"loss {row['loss']:.3f}"] if "loss" in row else []
     if "held_out" in row:
         parts.append(f"held-out {row['held_out']:.3f}")
-    if row.get("tokens_per_second"):
-        parts.append(f"{row['tokens_per_second']:,.0f} tok/s")
+    if "accuracy" in row:
+        parts.append(f"accuracy {row['accuracy']:.2%}")
+    for name, unit in (("tokens_per_second", "tok/s"), ("samples_per_second", "samples/s")):
+        if row.get(name):
+            parts.append(f"{row[name]:,.0f} {unit}")
     if "silent" in row:
         parts.append(f"silent {row['silent']:.0%}  count {row['mean_count']:.2f}")
     return "  ".join(parts)

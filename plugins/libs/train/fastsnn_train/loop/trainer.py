@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,13 +17,11 @@ from fastsnn_core import Run
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
 from fastsnn_core.site import sites
-from fastsnn_modules.token_ids import vocabulary_of
 from fastsnn_train.config import TrainConfig, as_table
-from fastsnn_train.data.batch_source import BatchSource, batch_source
+from fastsnn_train.data.batch_source import BatchSource
 from fastsnn_train.data.documents import DataError
 from fastsnn_train.data.packing import Data, Packed
 from fastsnn_train.data.streaming import Streamed
-from fastsnn_train.evaluation.evaluate import evaluate
 from fastsnn_train.loop import checkpoint, health, parallel, snapshot
 from fastsnn_train.loop.callbacks import InterruptGuard, TrackerCallbacks
 from fastsnn_train.loop.firing_rate import Rescue
@@ -32,6 +29,8 @@ from fastsnn_train.loop.optim import learning_rate, with_learning_rate
 from fastsnn_train.loop.optimizer_step import NotFinite, OptimizerStep, Outcome
 from fastsnn_train.loop.progress import Progress
 from fastsnn_train.loop.resume import save_checkpoint, stand_at_checkpoint
+from fastsnn_train.loop.task import LanguageTask
+from fastsnn_train.samples.prepare import SampleData
 
 log = logging.getLogger("fastsnn")
 
@@ -41,7 +40,7 @@ class TrainingError(FastSNNError, RuntimeError):
 
 
 class Trainer:
-    """Trains a language model on token batches.
+    """Trains a language model on token batches, or any network on labelled samples (`SampleData`).
 
     ``Trainer(model, TrainConfig(max_steps=10)).fit(batches)`` with any iterable of token ids ``[B, T]``, or a `Data`,
     `Packed` or `Streamed` corpus. With `out`, checkpoints go to ``out/checkpoints`` and ``fit(…, resume=True)`` goes on
@@ -59,7 +58,7 @@ class Trainer:
         self.rescue = Rescue(self.config.rescue)
         self.step = 0
         self.history: list[dict[str, Any]] = []
-        self.data: Data | None = None
+        self.data: Data | SampleData | None = None
         self.batches: BatchSource | None = None
         self.kept = (-1, 0)  # step and history length of the newest checkpoint
         self.warned: set[str] = set()
@@ -69,6 +68,11 @@ class Trainer:
         loss = next((f", loss {row['loss']:.3f}" for row in reversed(self.history) if "loss" in row), "")
         out = f", out={str(self.out)!r}" if self.out is not None else ""
         return f"Trainer({type(self.model).__name__}, step {self.step} of {self.config.max_steps}{loss}{out})"
+
+    @property
+    def task(self) -> Any:
+        """What a batch means: a `LanguageTask` or a `SampleTask`."""
+        return self.stepper.task
 
     @property
     def device(self) -> torch.device:
@@ -98,16 +102,21 @@ class Trainer:
     # -- a run ---------------------------------------------------------------------------------------------------
 
     def fit(
-        self, data: Data | Packed | Streamed | Iterable[Any], held_out: Packed | None = None, *, resume: bool = False
+        self,
+        data: Data | SampleData | Packed | Streamed | Iterable[Any],
+        held_out: Any = None,
+        *,
+        resume: bool = False,
     ) -> Trainer:
         """Train until ``config.max_steps``, or until the data or a tracker ends it; returns the trainer.
 
         SIGINT and SIGTERM end it after the current step, with a checkpoint, as a `KeyboardInterrupt`.
         """
-        if isinstance(data, Data):
+        if isinstance(data, Data | SampleData):
             self.data, held_out = data, held_out or data.held_out
+        self.stepper.task = data.task if isinstance(data, SampleData) else LanguageTask()
         corpus = data.train if isinstance(data, Data) else data
-        batches = self.batches = batch_source(corpus, self.config, vocabulary_of(self.model))
+        batches = self.batches = self.task.batches(corpus, self.config, self.model)
         stand_at_checkpoint(self, batches, resume)
         run = Run(self.model, self.out, as_table(self.config), self.config.max_steps, self.history)
         trackers = self.config.trackers if self.world.leader else ()
@@ -116,7 +125,12 @@ class Trainer:
             Progress(self.config.max_steps, self.step, quiet=self.quiet) as progress,
             TrackerCallbacks(trackers, run) as callbacks,
         ):
-            if self.loop(batches, held_out, run, guard, progress, callbacks):
+            try:
+                left = self.loop(batches, held_out, run, guard, progress, callbacks)
+            except DataError as error:
+                saved = self.save(callbacks) if self.step else None
+                raise DataError(f"{error}{f' (step {self.step} is kept in {saved})' if saved else ''}") from None
+            if left:
                 self.save(callbacks)
                 raise KeyboardInterrupt(f"{guard.asked or 'a signal to another process'} at step {self.step}")
             if run.stopping:
@@ -130,7 +144,7 @@ class Trainer:
     def loop(
         self,
         batches: BatchSource,
-        held_out: Packed | None,
+        held_out: Any,
         run: Run,
         guard: InterruptGuard,
         progress: Progress,
@@ -149,11 +163,11 @@ class Trainer:
             last = self.step + 1 == config.max_steps
             due = last or (self.step + 1) % config.log_every == 0
             outcome = self.train_step(*batch, look=due, leaving=bool(guard.asked))
-            seen += batch[0][:, 1:].numel()
+            seen += self.task.size(batch)
             row: dict[str, Any] = {"step": self.step, "loss": outcome.loss}
             if due:
                 row |= self.describe(outcome, batch, progress)
-                row |= {"tokens_per_second": seen / max(1e-9, time.perf_counter() - clock)}
+                row |= {f"{self.task.unit}_per_second": seen / max(1e-9, time.perf_counter() - clock)}
             judged = held_out is not None and (last or bool(config.eval_every and self.step % config.eval_every == 0))
             if judged and held_out is not None:
                 row |= self.judge(held_out)
@@ -203,7 +217,8 @@ class Trainer:
 
             path = self.out / f"bad-batch-step-{self.step}.safetensors"
             with beside(path) as scratch:
-                save_file({"tokens": tokens.cpu()} | ({} if reset is None else {"reset": reset.cpu()}), scratch)
+                columns = zip(self.task.columns, (tokens, reset))
+                save_file({name: t.cpu().contiguous() for name, t in columns if t is not None}, scratch)
             saved = f"; the batch is in {path}"
         return TrainingError(
             f"step {self.step}: {what}; {where}{saved}. "
@@ -232,28 +247,20 @@ class Trainer:
             log.warning("step %d: %s", self.step, text)
         return row | ({"flags": sorted(says)} if says else {})
 
-    def judge(self, held_out: Packed) -> dict[str, float]:
-        """Held-out nats per token, of the averaged weights too."""
-        row = {"held_out": self.evaluate(held_out)["nats_per_token"]}
+    def judge(self, held_out: Any) -> dict[str, float]:
+        """Held-out loss and what else the task measures, and the loss of the averaged weights too."""
+        row = self.task.judge(self, held_out)
         if self.stepper.average is not None:
             self.stepper.average.swap()
             try:
-                row["held_out_ema"] = self.evaluate(held_out)["nats_per_token"]
+                row["held_out_ema"] = self.task.judge(self, held_out)["held_out"]
             finally:
                 self.stepper.average.swap()
         return row
 
-    def evaluate(self, held_out: Packed) -> dict[str, Any]:
-        """Held-out figures on the first `eval_sequences` sequences; processes share them where they come out even."""
-        n, size = min(len(held_out), self.config.eval_sequences), self.world.size
-        if n % size == 0 and size > 1:
-            begin, n = self.world.rank * (n // size) * held_out.seq_len, n // size
-            held_out = held_out.part(begin, begin + n * held_out.seq_len + 1)
-        with self.autocast():
-            found = evaluate(self.model, held_out, max_sequences=n)
-        self.stepper.network.rest()
-        (nats,) = self.world.mean([found["nats_per_token"]], self.device)
-        return found | {"nats_per_token": nats, "perplexity": math.exp(min(nats, 700.0))}
+    def evaluate(self, held_out: Any) -> dict[str, Any]:
+        """The task's figures of held-out data."""
+        return self.task.evaluate(self, held_out)
 
     def record_row(self, row: dict[str, Any], progress: Progress, callbacks: TrackerCallbacks) -> None:
         """A row into the history, to the trackers and onto the screen."""
@@ -261,7 +268,7 @@ class Trainer:
         callbacks.log(row)
         progress.log(row)
 
-    def finish(self, held_out: Packed | None) -> None:
+    def finish(self, held_out: Any) -> None:
         """Leave the model whole, with the weights asked for, in evaluation mode, and say in its meta what was done."""
         if self.config.bundle == "ema" and self.stepper.average is not None:
             self.stepper.average.swap()
@@ -276,7 +283,9 @@ class Trainer:
         done = {"what": "fit", "steps": self.step, "config": as_table(self.config), "last": last}
         if self.config.bundle == "best" and best is not None:
             done["weights_of_step"] = best["step"]
-        if self.data is not None:
+        if isinstance(self.data, SampleData):
+            done |= self.data.milestone()
+        elif self.data is not None:
             done |= {"data": self.data.note, "seq_len": self.data.train.seq_len}
         meta["milestones"] = [*meta.get("milestones", []), done]
         self.model.meta = meta  # type: ignore[assignment]

@@ -1,0 +1,86 @@
+"""Presets of networks over time: names for filled `sequential` specs, for images, time series and events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastsnn_core import Coder, Model, Neuron
+from fastsnn_core.errors import ArgumentError, FastSNNError, check_options
+from fastsnn_core.spec import from_table, to_table
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "snn-mlp": {"widths": (512, 256), "dropout": 0.1},
+    "snn-conv": {"widths": (32, 64), "hidden": 256, "dropout": 0.2},
+}
+"""What each preset's own parameters are, and their defaults."""
+COMMON = ("input", "classes", "time_steps", "coder")
+Layers = list[dict[str, Any]]
+
+
+def network_spec(
+    arch: str,
+    neuron: Any = None,
+    *,
+    input: Sequence[int] | None = None,
+    classes: int = 10,
+    time_steps: int = 4,
+    coder: Any = None,
+    **changes: Any,
+) -> Model:
+    """The `sequential` that a preset means.
+
+    `input` is the shape of one sample ([C, H, W], [D]); `classes` how many outputs there are, one value each at every
+    step. A sample without time is shown for `time_steps` steps: behind the first layer, which is computed once (direct
+    coding), or in front of it, written by a `coder` (rate, latency). Samples with time bring their own steps.
+    """
+    from fastsnn.presets import structure
+
+    known = NETWORKS[arch]
+    check_options(f"build(arch={arch!r})", changes, [*COMMON, *known])
+    shape = tuple(input) if input is not None else (1, 28, 28)
+    for name, number in (("classes", classes), ("time_steps", time_steps)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ArgumentError(f"{name} is a whole number of at least 1, got {number!r}")
+    cell = structure({"kind": neuron} if isinstance(neuron, str) else neuron or {"kind": "lif"}, Neuron)
+    spikes = {"op": "spikes", "neuron": to_table(cell)}
+    begin: Layers = [{"op": "repeat", "steps": time_steps}]
+    front: Layers = []
+    if coder is not None:
+        written = structure({"kind": coder} if isinstance(coder, str) else coder, Coder)
+        front, begin = [{"op": "encode", "steps": time_steps, "coder": to_table(written)}], []
+    build: Any = {"snn-mlp": mlp, "snn-conv": conv}[arch]
+    layers = front + build(shape, begin, spikes, **(known | changes)) + [{"op": "linear", "size": classes}]
+    return from_table({"fastsnn": 1, "model": {"kind": "sequential", "input": list(shape), "layers": layers}}).model
+
+
+def mlp(shape: tuple[int, ...], begin: Layers, spikes: dict[str, Any], widths: Sequence[int], dropout: float) -> Layers:
+    """Linear, batch norm, spikes, for each width."""
+    layers: Layers = [] if len(shape) == 1 else [{"op": "flatten"}]
+    for n, width in enumerate(widths):
+        layers += [{"op": "linear", "size": width, "bias": False}, {"op": "batch_norm"}]
+        layers += (begin if n == 0 else []) + [spikes]
+    return layers + ([{"op": "dropout", "p": dropout}] if dropout else [])
+
+
+def conv(
+    shape: tuple[int, ...],
+    begin: Layers,
+    spikes: dict[str, Any],
+    widths: Sequence[int],
+    hidden: int,
+    dropout: float,
+) -> Layers:
+    """Convolution, max pool, batch norm, spikes, for each width; then a hidden layer of spikes.
+
+    Pools stand in front of the spikes: a quarter of the neurons, and every spike is an event of a convolution.
+    """
+    if len(shape) != 3:
+        raise FastSNNError(f"snn-conv takes images [C, H, W], got input = {list(shape)}; for [D] there is snn-mlp")
+    layers: Layers = []
+    for n, width in enumerate(widths):
+        layers += [{"op": "conv2d", "size": width, "kernel": [3], "padding": [1], "bias": False}]
+        layers += [{"op": "max_pool", "kernel": [2]}, {"op": "batch_norm"}]
+        layers += (begin if n == 0 else []) + [spikes]
+    layers += [{"op": "flatten"}, {"op": "linear", "size": hidden, "bias": False}, {"op": "batch_norm"}, spikes]
+    return layers + ([{"op": "dropout", "p": dropout}] if dropout else [])
