@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastsnn_core.component import Kernel as Kernel
     from fastsnn_core.component import Model as Model
     from fastsnn_core.component import Neuron as Neuron
+    from fastsnn_core.component import Objective as Objective
     from fastsnn_core.component import ParamError as ParamError
     from fastsnn_core.component import Rule as Rule
     from fastsnn_core.component import Scope as Scope

@@ -110,6 +110,15 @@ def test_pieces_and_class_weights_are_the_whole_batch():
     torch.testing.assert_close(data.task.weights, torch.tensor([40 / 90, 40 / 15, 40 / 15]))
 
 
+def test_every_step_draws_its_own_changes():
+    data = sample_data(network(), (X[:4], Y[:4]), change=["noise:0.1"], holdout=0.0, quiet=True)
+    batches = data.batches(TrainConfig(batch_size=4))
+    rows = [batches.next()[0].sort(0).values for _ in range(2)]
+    assert not torch.equal(*rows)
+    batches.begin(1, None, {})
+    assert torch.equal(batches.next()[0].sort(0).values, rows[1])
+
+
 def test_a_bundle_keeps_the_task_and_its_classes(tmp_path):
     x, y = blobs()
     trainer = fit(network(), (x, np.array(["ape", "bee", "cat"])[y]), steps=5)
