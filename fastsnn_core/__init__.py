@@ -8,41 +8,22 @@ from fastsnn_core import moved
 from fastsnn_core.lazy import lazy
 
 if TYPE_CHECKING:
-    from fastsnn_core.bundle import BundleError as BundleError
-    from fastsnn_core.bundle import build as build
-    from fastsnn_core.bundle import load as load
-    from fastsnn_core.bundle import save as save
-    from fastsnn_core.component import Attention as Attention
-    from fastsnn_core.component import Coder as Coder
-    from fastsnn_core.component import Component as Component
-    from fastsnn_core.component import Exporter as Exporter
-    from fastsnn_core.component import Feedforward as Feedforward
-    from fastsnn_core.component import Kernel as Kernel
-    from fastsnn_core.component import Model as Model
-    from fastsnn_core.component import Neuron as Neuron
-    from fastsnn_core.component import Objective as Objective
-    from fastsnn_core.component import ParamError as ParamError
-    from fastsnn_core.component import Rule as Rule
-    from fastsnn_core.component import Scope as Scope
-    from fastsnn_core.component import Surrogate as Surrogate
-    from fastsnn_core.component import Tracker as Tracker
-    from fastsnn_core.component import contract as contract
-    from fastsnn_core.component import param as param
-    from fastsnn_core.component import parts as parts
-    from fastsnn_core.component import slot as slot
-    from fastsnn_core.component import slots as slots
-    from fastsnn_core.heads import Dims as Dims
-    from fastsnn_core.heads import Heads as Heads
+    # isort: off
+    from fastsnn_core.bundle import BundleError as BundleError, build as build, load as load, save as save
+    from fastsnn_core.component import Attention as Attention, Coder as Coder, Component as Component
+    from fastsnn_core.component import Exporter as Exporter, Feedforward as Feedforward, Kernel as Kernel
+    from fastsnn_core.component import Model as Model, Neuron as Neuron, Objective as Objective
+    from fastsnn_core.component import ParamError as ParamError, Rule as Rule, Scope as Scope, Surrogate as Surrogate
+    from fastsnn_core.component import Tracker as Tracker, contract as contract, param as param, parts as parts
+    from fastsnn_core.component import slot as slot, slots as slots
+    from fastsnn_core.heads import Dims as Dims, Heads as Heads
     from fastsnn_core.hookspecs import hookimpl as hookimpl
-    from fastsnn_core.plugins import create as create
-    from fastsnn_core.plugins import registry as registry
+    from fastsnn_core.plugins import create as create, registry as registry
     from fastsnn_core.site import SpikeSite as SpikeSite
-    from fastsnn_core.spec import Spec as Spec
-    from fastsnn_core.spec import SpecError as SpecError
-    from fastsnn_core.spike_tensor import Sparsity as Sparsity
-    from fastsnn_core.spike_tensor import SpikeTensor as SpikeTensor
-    from fastsnn_core.training_run import Run as Run
-    from fastsnn_core.training_run import Session as Session
+    from fastsnn_core.spec import Spec as Spec, SpecError as SpecError
+    from fastsnn_core.spike_tensor import Sparsity as Sparsity, SpikeTensor as SpikeTensor
+    from fastsnn_core.training_run import Run as Run, Session as Session
+    # isort: on
 
 __version__ = "0.1.0"
 
