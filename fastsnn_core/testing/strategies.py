@@ -1,7 +1,6 @@
 """Hypothesis strategies over whatever plugins are installed.
 
-`tables` draws a component as the plain table a user would write (recursing into slots); `spike_arrays` draws small
-spike arrays, not seeds, so that a counterexample shrinks to one spike.
+`tables` draws a component as the plain table a user would write (recursing into slots), `components` the component.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import typing
 from typing import Any, Union
 
 import attrs
-import numpy as np
-import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
@@ -114,16 +111,6 @@ def registry_kind(kind: str) -> type[Component]:
     from fastsnn_core.component import KINDS
 
     return KINDS[kind]
-
-
-@st.composite
-def spike_arrays(draw: DrawFn, signed: bool = True, largest: int = 300) -> torch.Tensor:
-    """Small integer count arrays."""
-    shape = draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
-    size = int(np.prod(shape))
-    low = -largest if signed else 0
-    row = draw(st.lists(st.integers(low, largest), min_size=size, max_size=size))
-    return torch.tensor(row, dtype=torch.int64).reshape(shape)
 
 
 __getattr__ = former(__name__)  # what moved into fastsnn_kit

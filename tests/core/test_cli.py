@@ -33,7 +33,7 @@ SPEC = "fastsnn = 1\n[model]\nkind = 'nothing'\n"
 def test_verbs_are_these(capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for verb in ("plugins", "check", "test"):
+    for verb in ("plugins", "check"):
         assert f"\n  {verb} " in text
     assert cli.main([]) == cli.EXIT_USER
     assert cli.main(["--version"]) == 0

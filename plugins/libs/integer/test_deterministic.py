@@ -209,6 +209,8 @@ def test_norms_and_rows():
     row = RowLinear(40, 5)
     assert torch.allclose(row(x), F.linear(x, row.weight, row.bias), atol=1e-5)
     assert row(x[:0]).shape == (0, 5)
+    wide = row.double()  # sites and integer layers hand over float32 whatever the float layers were cast to
+    assert torch.allclose(wide(x).float(), F.linear(x, row.weight.float(), row.bias.float()), atol=1e-5)
 
 
 def test_what_nobody_vouches_for_is_named():

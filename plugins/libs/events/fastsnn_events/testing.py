@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fastsnn_core.component import Coder, Component
 from fastsnn_core.spike_tensor import SpikeTensor
-from fastsnn_core.testing import strategies
 from fastsnn_core.testing.conformance import check, each
 from fastsnn_events.linear import count_linear, event_linear
 from fastsnn_kit.checks import label
+from fastsnn_kit.draws import spike_arrays
 
 
 def check_count_equals_event(spikes: SpikeTensor, coder: Coder, weight: Tensor, steps: int | None = None) -> None:
@@ -62,9 +62,7 @@ def faithful(name: str, cls: type[Component]) -> None:
             row = data.draw(st.lists(st.floats(0, 1), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]))
             check_value_coder(coder, torch.tensor(row, dtype=torch.float64).reshape(shape))
             return
-        drawn = data.draw(
-            strategies.spike_arrays(coder.signed, 300 if cls.name in ("bitwise", "twos_complement") else 20)
-        )
+        drawn = data.draw(spike_arrays(coder.signed, 300 if cls.name in ("bitwise", "twos_complement") else 20))
         largest = int(drawn.abs().max()) if drawn.numel() else 0
         weight = (torch.arange(5 * drawn.shape[-1]).reshape(5, drawn.shape[-1]) * 37 % 255 - 127).to(torch.int8)
         check_count_equals_event(SpikeTensor(drawn), coder, weight)

@@ -228,6 +228,8 @@ class RowLinear(nn.Linear):
 def row_linear(x: Any, weight: Tensor) -> Tensor:
     """``x @ weightᵀ``, row by row: equal shapes and alignment, so equal arithmetic, whatever stands beside a row."""
     value = x.value() if isinstance(x, SpikeTensor) else x
+    kind = torch.promote_types(value.dtype, weight.dtype)  # after model.double() or .half() they may differ
+    value, weight = value.to(kind), weight.to(kind)
     out = [weight @ row.clone() for row in value.reshape(-1, weight.shape[1])]
     y = torch.stack(out) if out else value.new_empty(0, len(weight))
     return y.reshape(*value.shape[:-1], len(weight))

@@ -1,4 +1,7 @@
-"""Hypothesis strategies of the kit's inputs: small signals, and cuts of a sequence."""
+"""Hypothesis strategies of the kit's inputs: small signals and spike arrays, and cuts of a sequence.
+
+Spikes are drawn as arrays, not as seeds, so that a counterexample shrinks to one spike.
+"""
 
 from __future__ import annotations
 
@@ -25,3 +28,13 @@ def cuts(draw: DrawFn, length: int) -> list[int]:
     marks = sorted(draw(st.sets(st.integers(1, max(1, length - 1)), max_size=4))) if length > 1 else []
     edges = [0, *marks, length]
     return [b - a for a, b in itertools.pairwise(edges) if b > a]
+
+
+@st.composite
+def spike_arrays(draw: DrawFn, signed: bool = True, largest: int = 300) -> torch.Tensor:
+    """Small integer count arrays."""
+    shape = draw(st.lists(st.integers(0, 3), min_size=1, max_size=3))
+    size = int(np.prod(shape))
+    low = -largest if signed else 0
+    row = draw(st.lists(st.integers(low, largest), min_size=size, max_size=size))
+    return torch.tensor(row, dtype=torch.int64).reshape(shape)
