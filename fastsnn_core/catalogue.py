@@ -1,8 +1,18 @@
 """Names of the first-party components, so that an error can say what to ``pip install``; a test keeps it true."""
 
 FIRST_PARTY: dict[str, tuple[str, ...]] = {
-    "surrogate": ("atan", "identity", "window"),
-    "neuron": ("adaptive_max", "adaptive_threshold", "ilif", "lif", "lif_sint"),
+    "surrogate": ("atan", "fast_sigmoid", "identity", "triangle", "window"),
+    "neuron": (
+        "adaptive_max",
+        "adaptive_threshold",
+        "alif",
+        "ilif",
+        "lif",
+        "lif_sint",
+        "plif",
+        "recurrent_lif",
+        "synaptic",
+    ),  # fmt: skip
     "coder": ("binary", "bitwise", "delta", "latency", "rate", "ternary", "twos_complement"),
     "attention": ("gla", "hybrid", "linear", "sliding_window", "softmax"),
     "feedforward": ("pulse",),

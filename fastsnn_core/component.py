@@ -108,8 +108,7 @@ class Neuron(Component):
 class Coder(Component):
     """``encode(x, steps) -> SpikeTensor`` (dense train ``[S, …]``) and ``decode(spikes) -> Tensor``.
 
-    ``lossless`` coders take integer counts and give them back exactly; the others take values in [0, 1], or, where
-    ``over_time``, signals ``[B,T,…]`` whose steps they compare.
+    ``lossless`` coders take counts and give them back; others values in [0, 1], or (``over_time``) signals ``[B,T,…]``.
     """
 
     kind = "coder"
@@ -280,10 +279,9 @@ class Tracker(Component):
 class Objective(Component):
     """What training on labelled samples makes small: ``loss(outputs, targets) -> [B]`` and ``read(outputs) -> [B,C]``.
 
-    outputs ``[B,T,C]`` are what the network gives at every step (T = 1 where it knows no time); with ``counts`` they
-    are spike counts, if the network ends in spikes. targets are classes ``[B]`` where `task` is "classification",
-    numbers ``[B,C]`` where it is "regression". `read` gives what the answer is taken from: the largest score, or the
-    value itself.
+    outputs ``[B,T,C]``: what the network gives at every step (T = 1 without time); spike counts with ``counts``, if it
+    ends in spikes. targets: classes ``[B]`` where `task` is "classification", numbers ``[B,C]`` where it is
+    "regression". `read` gives what the answer is taken from: the largest score, or the value itself.
     """
 
     kind = "objective"

@@ -16,6 +16,7 @@ from fastsnn_core.errors import FastSNNError
 
 SMALL = {
     "snn-mlp": {"input": (6,), "widths": (8,)},
+    "snn-recurrent": {"input": (6,), "widths": (8,)},
     "snn-conv": {"input": (2, 8, 8), "widths": (4, 4), "hidden": 8},
 }
 

@@ -109,3 +109,18 @@ def test_nothing_reads_unwritten_memory(poisoned):
     counts, v1 = lif_scan(torch.randn(2, 150, 7), beta=0.9, lo=-4, hi=4)
     assert torch.isfinite(counts).all()
     assert torch.isfinite(v1).all()
+
+
+def test_a_leaky_sum_by_doubling_is_the_loop():
+    from fastsnn_leaky.decay import decayed, decayed_naive
+
+    for steps in (1, 2, 7, 64):
+        x, start = torch.randn(2, steps, 3).double(), torch.randn(2, 3).double()
+        marks = torch.rand(2, steps) < 0.2
+        beta = torch.tensor([0.2, 0.9, 1.0], dtype=torch.float64, requires_grad=True)
+        for reset in (None, marks):
+            found, wanted = (f(x, start, beta, reset) for f in (decayed, decayed_naive))
+            torch.testing.assert_close(found, wanted)
+            weights = torch.randn_like(found)
+            grads = [torch.autograd.grad((y * weights).sum(), beta)[0] for y in (found, wanted)]
+            torch.testing.assert_close(*grads)

@@ -51,6 +51,7 @@ LAYERS = {
     "elu": ({"slope": 0.5}, (5,)),
     "prelu": ({}, (5,)),
     "spikes": ({"neuron": NEURON}, (3, 4)),
+    "integrate": ({"tau": 3.0, "learn": True}, (4,)),
     "repeat": ({"steps": 3}, (4,)),
     "encode": ({"steps": 3, "coder": create("coder", "rate")}, (4,)),
     "difference": ({"coder": create("coder", "delta")}, (4,)),
@@ -193,3 +194,14 @@ def test_a_difference_streams_and_starts_anew():
     assert torch.equal(model(x, reset=mark)[:, 3:], model(x[:, 3:]))
     with pytest.raises(FastSNNError, match="over time"):
         Sequential(input=(2,), layers=(Layer(op="difference", coder=create("coder", "rate")),)).build()
+
+
+def test_a_leaky_integrator_reads_out():
+    model = Sequential(input=(2,), layers=(Layer(op="integrate", tau=4.0),)).build()
+    x, y, rows = torch.randn(3, 9, 2), torch.zeros(3, 2), []
+    for t in range(9):
+        y = 0.75 * y + 0.25 * x[:, t]
+        rows.append(y)
+    torch.testing.assert_close(model(x), torch.stack(rows, 1))
+    first, state = model(x[:, :4], return_state=True)
+    torch.testing.assert_close(torch.cat([first, model(x[:, 4:], state)], 1), model(x))

@@ -64,3 +64,29 @@ def test_the_delayed_reset_has_the_gradient_of_its_surrogate():
     neuron(x, None, None)[0].value().sum().backward()
     assert x.grad.isfinite().all()
     assert (x.grad != 0).all()
+
+
+# recorded from spikingjelly 2.0.0: LIFNode(tau=tau, v_threshold=θ, v_reset=0 or None), 40 steps
+LIFNODE = [
+    (2.0, 1.0, True, "0000001000000000000000000000000000100000"),
+    (4.0, 0.5, True, "0010100000010000000101000000000000100000"),
+    (2.0, 0.5, False, "1000111100000100000010001000010010111000"),
+    (5.0, 0.25, False, "0101101000011000001100000000111000110100"),
+]
+
+
+@pytest.mark.parametrize(("tau", "threshold", "hard", "wanted"), LIFNODE)
+def test_with_its_convention_the_spikes_are_those_of_spikingjelly(tau, threshold, hard, wanted):
+    how = {"tau": tau, "threshold": threshold, "hard_reset": hard, "convention": "spikingjelly"}
+    neuron = create("neuron", "lif", **how).build(1)
+    neuron.calibrate_(torch.full((1, 1, 1), 9.0))
+    counts = neuron(inputs(tau)[None, :, None], None, None)[0].counts
+    assert "".join(str(int(c)) for c in counts.flatten()) == wanted
+
+
+def test_conventions_are_names_for_settings_with_a_fixed_threshold():
+    x = torch.randn(2, 30, 4)
+    peer = create("neuron", "lif", convention="snntorch").build(4)
+    peer.calibrate_(x * 9)
+    own = create("neuron", "lif", reset_delay=True).build(4)
+    assert torch.equal(peer(x, None, None)[0].counts, own(x, None, None)[0].counts)

@@ -11,6 +11,7 @@ from fastsnn_core.spec import from_table, to_table
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "snn-mlp": {"widths": (512, 256), "dropout": 0.1},
+    "snn-recurrent": {"widths": (128,), "dropout": 0.1, "tau": 10.0},
     "snn-conv": {"widths": (32, 64), "hidden": 256, "dropout": 0.2},
 }
 """What each preset's own parameters are, and their defaults."""
@@ -42,15 +43,20 @@ def network_spec(
     for name, number in (("classes", classes), ("time_steps", time_steps)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ArgumentError(f"{name} is a whole number of at least 1, got {number!r}")
-    cell = structure({"kind": neuron} if isinstance(neuron, str) else neuron or {"kind": "lif"}, Neuron)
+    usual = {"kind": "recurrent_lif", "tau": 5.0} if arch == "snn-recurrent" else {"kind": "lif"}
+    cell = structure({"kind": neuron} if isinstance(neuron, str) else neuron or usual, Neuron)
     spikes = {"op": "spikes", "neuron": to_table(cell)}
     begin: Layers = [{"op": "repeat", "steps": time_steps}]
     front: Layers = []
     if coder is not None:
         written = structure({"kind": coder} if isinstance(coder, str) else coder, Coder)
         front, begin = [{"op": "encode", "steps": time_steps, "coder": to_table(written)}], []
-    build: Any = {"snn-mlp": mlp, "snn-conv": conv}[arch]
-    layers = front + build(shape, begin, spikes, **(known | changes)) + [{"op": "linear", "size": classes}]
+    build: Any = {"snn-mlp": mlp, "snn-conv": conv, "snn-recurrent": mlp}[arch]
+    how = known | changes
+    last: Layers = [{"op": "linear", "size": classes}]
+    if tau := how.pop("tau", None):
+        last.append({"op": "integrate", "tau": float(tau)})
+    layers = front + build(shape, begin, spikes, **how) + last
     return from_table({"fastsnn": 1, "model": {"kind": "sequential", "input": list(shape), "layers": layers}}).model
 
 

@@ -28,6 +28,8 @@ from fastsnn_modules.inputs import membrane_state, neuron_input
 class DelayedLeaky(Leaky):
     """``(x, m, reset) -> (SpikeTensor, m)``; see the module's equation."""
 
+    clears_input = False  # the reset to zero takes what came in with it, as in snnTorch's Synaptic
+
     def walk(self, x: Tensor, state: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
         """Membranes ``[B,T,D]`` and the last one ``[B,D]``."""
         x = neuron_input("a leaky neuron", x, state, reset)
@@ -36,7 +38,10 @@ class DelayedLeaky(Leaky):
             if reset is not None:
                 m = torch.where(reset[:, t, None], torch.zeros_like(m), m)
             fired = (m > theta).to(x.dtype).detach()
-            m = self.beta * (m * (1 - fired)) + x[:, t] if self.hard else self.beta * m + x[:, t] - fired * theta
+            if self.clears_input:
+                m = (self.beta * m + x[:, t]) * (1 - fired)
+            else:
+                m = self.beta * (m * (1 - fired)) + x[:, t] if self.hard else self.beta * m + x[:, t] - fired * theta
             seen.append(m)
         return (torch.stack(seen, 1) if seen else torch.empty_like(x)), m
 

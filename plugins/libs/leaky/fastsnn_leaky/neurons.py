@@ -43,8 +43,11 @@ class Leaky(nn.Module):
         surrogate: Surrogate | None = None,
         default: tuple[str, float] = ("window", 0.5),
         learn: bool = False,
+        fixed: bool = False,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
+        self.fixed, self.gain = fixed, gain
         self.beta, self.threshold, self.lo, self.hi = beta, threshold, lo, hi
         self.heaviside, self.hard, self.attached = heaviside, hard, attached
         theta = torch.tensor(float(threshold))
@@ -64,15 +67,21 @@ class Leaky(nn.Module):
         return constants(self, "beta", "theta", "lo", "hi", "heaviside", "hard")
 
     def calibrate_(self, x: Tensor) -> None:
-        """Set θ from data: `threshold` times the mean magnitude of `x`."""
+        """Set θ from data: `threshold` times the mean magnitude of `x`; a `fixed` one stays."""
+        if self.fixed:
+            return
         with torch.no_grad():
             self.theta.copy_(self.threshold * x.detach().abs().mean().clamp_min(1e-8))
+
+    def weighed(self, x: Tensor) -> Tensor:
+        """What of the input reaches the membrane: `gain` times it."""
+        return x if self.gain == 1.0 else self.gain * x
 
     def forward(
         self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None
     ) -> tuple[SpikeTensor, Tensor]:
         """Counts of `x` and the membrane to carry on with."""
-        x = neuron_input("a leaky neuron", x, state, reset)
+        x = self.weighed(neuron_input("a leaky neuron", x, state, reset))
         theta = self.theta.to(x.dtype)
         counts, v = lif_scan(
             x, state, reset, theta, beta=self.beta, lo=self.lo, hi=self.hi,
@@ -90,7 +99,7 @@ class Leaky(nn.Module):
         """u ``[B,T,D]`` before each count, in thresholds."""
         from fastsnn_leaky import scan
 
-        x = neuron_input("a leaky neuron", x, state, reset)
+        x = self.weighed(neuron_input("a leaky neuron", x, state, reset))
         v = membrane_state("a leaky neuron", x, state)
         keep = x.new_empty(0, 0, dtype=torch.bool) if reset is None else ~reset
         return scan.MEMBRANE(

@@ -10,7 +10,7 @@ from fastsnn_conversion import spike_layers
 from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core import Model
 from fastsnn_model_sequential.layer import Layer
-from fastsnn_model_sequential.modules import BatchNorm, TimeBegins, TimeDifference, TimeMean
+from fastsnn_model_sequential.modules import BatchNorm, LeakyReadout, TimeBegins, TimeDifference, TimeMean
 
 PLAIN: dict[type[nn.Module], str] = {
     nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SELU: "selu", nn.SiLU: "silu", nn.Mish: "mish", nn.Hardswish: "hardswish",
@@ -38,6 +38,8 @@ def describe(module: Any) -> Layer | None:
     if kind is TimeBegins:
         more = {} if module.coder is None else {"coder": module.coder}
         return Layer(op="encode" if more else "repeat", steps=module.steps, **more)
+    if kind is LeakyReadout:
+        return Layer(op="integrate", tau=float(module.tau), learn=module.learn)
     if kind is TimeDifference:
         return Layer(op="difference", coder=module.coder)
     if kind in PLAIN:

@@ -44,6 +44,8 @@ class Layer:
     keys: bool | None = param(None, doc="the mask hides keys: [N, S] instead of [L, S]")
     dims: int | None = param(None, ge=1, doc="trailing dimensions that share one threshold (spikes) or are pooled")
     steps: int | None = param(None, ge=1, unit="steps", doc="T, for which a sample without time is shown")
+    tau: float | None = param(None, gt=1.0, unit="tokens", doc="time constant of a leaky integrator")
+    learn: bool | None = param(None, doc="the time constant is learnt")
     coder: Coder | None = slot(Coder, doc="what writes values in [0, 1] as a train of T steps")
     neuron: Neuron | None = slot(Neuron, doc="what makes the spikes")
     part: Model | None = slot(Model, doc="a network of its own, as a layer")

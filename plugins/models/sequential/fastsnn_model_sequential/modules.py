@@ -1,7 +1,8 @@
-"""Modules that torch.nn has no single name for: batch norm of any rank, where time begins, the mean over time."""
+"""Modules that torch.nn has no single name for: batch norm of any rank; time: where it begins, what sums over it."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import attrs
@@ -12,6 +13,7 @@ from fastsnn_conversion.time_folding import running_pass
 from fastsnn_core.component import Coder
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import plain
+from fastsnn_leaky.decay import decayed
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -107,3 +109,39 @@ class TimeDifference(nn.Module):
     def counts(self, signal: Tensor) -> Tensor:
         """Of ``[B,T,…]``."""
         return self.coder.encode(signal).counts.to(signal.dtype)
+
+
+class LeakyReadout(nn.Module):
+    """A leaky integrator that never spikes: y_t = β y_{t-1} + (1 - β) x_t, ``[B·T, …] -> [B·T, …]``; the identity
+    where there is no time. β = 1 - 1/tau, learnt on request (through its logit). State: y ``[B, …]``.
+    """
+
+    keeps_state = True
+
+    def __init__(self, tau: float, learn: bool = False) -> None:
+        super().__init__()
+        if tau <= 1:
+            raise FastSNNError(f"integrate needs tau > 1, got {tau:g}")
+        self.tau, self.learn, self.label = tau, learn, ""
+        logit = torch.tensor(math.log(tau - 1))  # σ(logit) = 1 - 1/tau
+        if learn:
+            self.logit = nn.Parameter(logit)
+        else:
+            self.register_buffer("logit", logit)
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return f"tau={self.tau:g}, learn={self.learn}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The integral at every step."""
+        stream, x = running_pass(), plain(x)
+        if stream is None or not stream.timed:
+            return x
+        signal = x.reshape(stream.batch, stream.time, *x.shape[1:])
+        before = stream.old.get(self.label)
+        start = torch.zeros_like(signal[:, 0]) if before is None else before
+        beta = self.logit.to(x.dtype).sigmoid()
+        found = decayed((1 - beta) * signal, start, beta, stream.reset)
+        stream.new[self.label] = found[:, -1]
+        return found.flatten(0, 1)

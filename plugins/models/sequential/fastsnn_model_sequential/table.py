@@ -12,7 +12,7 @@ from torch import nn
 from fastsnn_conversion import spike_layers
 from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core.errors import FastSNNError
-from fastsnn_model_sequential.modules import TimeBegins, TimeDifference, TimeMean
+from fastsnn_model_sequential.modules import LeakyReadout, TimeBegins, TimeDifference, TimeMean
 
 Shape = tuple[int, ...]
 NEEDED = attrs.NOTHING
@@ -231,6 +231,7 @@ OPS: dict[str, Op] = {
     "spikes": Op({"neuron": NEEDED, "dims": None, "features": None}, site, features=group),
     "mean": Op({}, lambda v: TimeMean()),
     "repeat": Op({"steps": NEEDED}, lambda v: TimeBegins(v.steps)),
+    "integrate": Op({"tau": 2.0, "learn": False}, lambda v: LeakyReadout(v.tau, v.learn)),
     "difference": Op({"coder": NEEDED}, lambda v: TimeDifference(v.coder)),
     "encode": Op({"steps": NEEDED, "coder": NEEDED}, lambda v: TimeBegins(v.steps, v.coder)),
     "part": Op({"part": NEEDED}, part, inside),

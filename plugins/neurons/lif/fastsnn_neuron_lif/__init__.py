@@ -21,6 +21,10 @@ class Lif(Neuron):
     snnTorch's `Leaky(beta=1-1/tau)` delays the reset by a token and fires above θ, not at it: with `reset_delay` the
     spikes are those of `Leaky` at its defaults (u_t = β u_{t-1} + x_t - 1[u_{t-1} > θ] θ;  s_t = 1[u_t > θ]), and the
     state is in units of x. Without it they are those of `Leaky(reset_delay=False)` wherever u is not exactly θ.
+
+    `convention` names a peer whose spikes are to come out, with its θ fixed: "snntorch" is ``Leaky(beta=1-1/tau)``
+    (`reset_delay`), "spikingjelly" is ``LIFNode(tau)`` at its defaults but for the reset: u_t = v + (x_t - v)/tau, and
+    v_reset = 0 where `hard_reset`, else None.
     """
 
     name = "lif"
@@ -30,15 +34,21 @@ class Lif(Neuron):
     )
     hard_reset: bool = param(False, doc="set the membrane to 0 after a spike instead of subtracting θ")
     reset_delay: bool = param(False, doc="reset one token later and fire above θ only, as snnTorch's Leaky does")
+    convention: str = param(
+        "fastsnn", choices=("fastsnn", "snntorch", "spikingjelly"), doc="whose neuron this is, spike for spike"
+    )
+    fixed: bool = param(False, doc="θ is `threshold` as it is given: data do not set it")
     learn_threshold: bool = param(False, doc="train θ")
     surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")
 
     def build(self, features: int) -> Leaky:
         """The module for `features` channels."""
-        kind = DelayedLeaky if self.reset_delay else Leaky
+        kind = DelayedLeaky if self.reset_delay or self.convention == "snntorch" else Leaky
         return kind(
             beta=1.0 - 1.0 / self.tau, threshold=self.threshold, lo=0.0, hi=1.0, heaviside=True, hard=self.hard_reset,
             surrogate=self.surrogate, default=("atan", 2.0), learn=self.learn_threshold,
+            fixed=self.fixed or self.convention != "fastsnn",
+            gain=1.0 / self.tau if self.convention == "spikingjelly" else 1.0,
         )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from fastsnn_core import Rule
 from fastsnn_model_graph import Network, Ref, Step
 from fastsnn_model_graph.steps import fill
 from fastsnn_model_sequential import SequentialModule
-from fastsnn_model_sequential.modules import TimeBegins, TimeDifference, TimeMean
+from fastsnn_model_sequential.modules import LeakyReadout, TimeBegins, TimeDifference, TimeMean
 
 ROOT = "model"
 
@@ -72,7 +72,7 @@ def opened(model: nn.Module) -> nn.Module:
 def ours(module: nn.Module) -> bool:
     """A layer of FastSNN's own: a step as it is."""
     return (
-        isinstance(module, TimeFoldedSite | TimeBegins | TimeDifference | TimeMean)
+        isinstance(module, TimeFoldedSite | LeakyReadout | TimeBegins | TimeDifference | TimeMean)
         or type(module).__module__ == spike_layers.__name__
     )
 

@@ -1,0 +1,113 @@
+"""`Cell`: neurons whose time loop depends on their own spikes, a loop over T in torch whose gradient is autograd's.
+
+A cell says what one step does; the loop, resets, the surrogate, the states and their checks are here. Everything is in
+units of the threshold θ: u = 1 is where a spike is. State: a tuple of tensors ``[B,D]``, zeros at first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsnn_core import ops
+from fastsnn_core.component import Surrogate
+from fastsnn_core.ops.surrogate_gradient import derivative
+from fastsnn_core.site import keeping_float32
+from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_core.state import StateError, belongs
+from fastsnn_modules.inputs import like, neuron_input
+from fastsnn_modules.shown import constants
+
+Row = tuple[Tensor, ...]
+
+
+class Cell(nn.Module):
+    """``(x [B,T,D], state, reset [B,T]) -> (SpikeTensor [B,T,D] of 0 and 1, state)``; a subclass gives `step`."""
+
+    theta: Tensor
+    who = "a cell"
+    parts: tuple[str, ...] = ("v",)
+    shown_as: tuple[str, ...] = ()
+    lo, hi, heaviside = 0.0, 1.0, True
+    batch_invariant = True
+
+    def __init__(self, threshold: float, surrogate: Surrogate | None = None, fixed: bool = False) -> None:
+        super().__init__()
+        self.threshold, self.fixed = threshold, fixed
+        self.register_buffer("theta", torch.tensor(float(threshold)))
+        self.slope: Any = ("atan", 2.0) if surrogate is None else surrogate.code() or surrogate.derivative
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Cell:
+        """Constants stay float32 when they would be half precision."""
+        keeping_float32(self, lambda: super(Cell, self)._apply(fn, recurse))
+        return self
+
+    def extra_repr(self) -> str:
+        """Its constants."""
+        return constants(self, "theta", *self.shown_as)
+
+    def calibrate_(self, x: Tensor) -> None:
+        """Set θ from data: `threshold` times the mean magnitude of `x`; a `fixed` one stays."""
+        if not self.fixed:
+            with torch.no_grad():
+                self.theta.copy_(self.threshold * x.detach().abs().mean().clamp_min(1e-8))
+
+    def step(self, x: Tensor, row: Row) -> tuple[Tensor, Tensor, Row]:
+        """Potential u ``[B,D]`` with the threshold at 1, spikes, and the new state; `x` is in thresholds."""
+        raise NotImplementedError("abstract")
+
+    def spike(self, u: Tensor) -> Tensor:
+        """1[u >= 1], with the surrogate's gradient."""
+        return ops.count(u, 0.0, 1.0, heaviside=True, slope=self.derivative)
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """Stand-in derivative of a spike."""
+        if callable(self.slope):
+            return self.slope(u, 1.0, 1.0)
+        form, alpha = self.slope
+        return derivative(u, form, alpha, 1.0, 1.0)
+
+    def begin(self, x: Tensor, state: Any) -> Row:
+        """The state to start from."""
+        like(self.who, state, tuple, f"a tuple ({', '.join(self.parts)})")
+        belongs(self.who, state, len(x))
+        if state is None:
+            return tuple(x.new_zeros(len(x), x.shape[2]) for _ in self.parts)
+        if len(state) != len(self.parts) or any(s.shape != (len(x), x.shape[2]) for s in state):
+            found = ", ".join(str(list(s.shape)) for s in state)
+            raise StateError(f"{self.who}: the state is ({', '.join(self.parts)}), each [B,D]; got {found}")
+        return tuple(s.to(x.dtype) for s in state)
+
+    def walk(self, x: Tensor, state: Any, reset: Tensor | None) -> tuple[Tensor, Tensor, Row]:
+        """Potentials and spikes ``[B,T,D]``, and the last state."""
+        x = neuron_input(self.who, x, None, reset)
+        row, seen, spikes = self.begin(x, state), [], []
+        scaled = x / self.theta.to(x.dtype)
+        for t in range(x.shape[1]):
+            if reset is not None:
+                row = tuple(torch.where(reset[:, t, None], torch.zeros_like(s), s) for s in row)
+            u, s, row = self.step(scaled[:, t], row)
+            seen.append(u)
+            spikes.append(s)
+        empty = x.new_zeros(len(x), 0, x.shape[2])
+        return (torch.stack(seen, 1), torch.stack(spikes, 1), row) if seen else (empty, empty, row)
+
+    def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[SpikeTensor, Row]:
+        """Spikes of `x` and the state to carry on with."""
+        _, spikes, row = self.walk(x, state, reset)
+        return SpikeTensor(spikes, self.theta.to(spikes.dtype)), row
+
+    @torch.no_grad()
+    def potential(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> Tensor:
+        """u ``[B,T,D]`` before each spike, in thresholds."""
+        return self.walk(x, state, reset)[0]
+
+    def membrane(self, x: Tensor, state: Any = None) -> Tensor:
+        """The same in units of the input: for pictures."""
+        return self.potential(x, state) * self.theta.to(x.dtype)
+
+    def drive(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Tensor, float]:
+        """Potentials as they are counted, and the level of the spike."""
+        return self.potential(x, state, reset).clamp(0.0, 1.0), 1.0

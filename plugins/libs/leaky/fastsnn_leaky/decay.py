@@ -1,0 +1,38 @@
+"""`decayed`: a leaky sum over time, y_t = β · keep_t · y_{t-1} + x_t, by doubling: log₂ T passes, not T.
+
+The recurrence is linear, so pairs (a, b) of "what is left" and "what was added" compose associatively (Hillis and
+Steele 1986): b_t ← b_t + a_t b_{t-s}, a_t ← a_t a_{t-s}, for s = 1, 2, 4, … Gradients are autograd's, to β too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def decayed(x: Tensor, start: Tensor, beta: Tensor | float, reset: Tensor | None = None) -> Tensor:
+    """y ``[B,T,…]`` of ``x [B,T,…]`` from ``start [B,…]``; β a number or one per channel; `reset` begins anew."""
+    b, t = x.shape[:2]
+    if not t:
+        return x
+    left = torch.as_tensor(beta, dtype=x.dtype, device=x.device).expand(x.shape)
+    if reset is not None:
+        left = left * (~reset).to(x.dtype).reshape(b, t, *[1] * (x.ndim - 2))
+    found = torch.cat([x[:, :1] + left[:, :1] * start[:, None].to(x.dtype), x[:, 1:]], 1)
+    step = 1
+    while step < t:
+        found = torch.cat([found[:, :step], found[:, step:] + left[:, step:] * found[:, :-step]], 1)
+        left = torch.cat([left[:, :step], left[:, step:] * left[:, :-step]], 1)
+        step *= 2
+    return found
+
+
+def decayed_naive(x: Tensor, start: Tensor, beta: Tensor | float, reset: Tensor | None = None) -> Tensor:
+    """The definition, a loop over T."""
+    y, rows = start.to(x.dtype), []
+    for t in range(x.shape[1]):
+        if reset is not None:
+            y = torch.where(reset[:, t].reshape(-1, *[1] * (y.ndim - 1)), torch.zeros_like(y), y)
+        y = beta * y + x[:, t]
+        rows.append(y)
+    return torch.stack(rows, 1) if rows else x
