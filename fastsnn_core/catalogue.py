@@ -2,17 +2,7 @@
 
 FIRST_PARTY: dict[str, tuple[str, ...]] = {
     "surrogate": ("atan", "fast_sigmoid", "identity", "triangle", "window"),
-    "neuron": (
-        "adaptive_max",
-        "adaptive_threshold",
-        "alif",
-        "ilif",
-        "lif",
-        "lif_sint",
-        "plif",
-        "recurrent_lif",
-        "synaptic",
-    ),  # fmt: skip
+    "neuron": tuple(str.split("adaptive_max adaptive_threshold alif ilif lif lif_sint plif recurrent_lif synaptic")),
     "coder": ("binary", "bitwise", "delta", "latency", "rate", "ternary", "twos_complement"),
     "attention": ("gla", "hybrid", "linear", "sliding_window", "softmax"),
     "feedforward": ("pulse",),

@@ -44,3 +44,11 @@ def test_a_spike_comes_back_one_step_later():
     x = torch.zeros(1, 3, 2)
     x[0, 0, 0] = 1.0
     assert neuron(x, None, None)[0].counts[0].tolist() == [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize(("convention", "spikes"), [("fastsnn", 1.0), ("snntorch", 0.0)])
+def test_exactly_at_the_threshold(convention, spikes):
+    neuron = create("neuron", "recurrent_lif", scale=0.0, fixed=True, convention=convention).build(1)
+    for p in neuron.parameters():
+        torch.nn.init.zeros_(p)
+    assert neuron(torch.ones(1, 1, 1), None, None)[0].counts.item() == spikes
