@@ -76,15 +76,18 @@ def together(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("kind", [nox.param(kind, id=kind) for kind in ("neuron", "attention", "rule")])
+@nox.parametrize(
+    "kind", [nox.param(k, id=k) for k in ("neuron", "neuron-fused", "attention", "attention-fused", "rule")]
+)
 def stranger(session: nox.Session, kind: str) -> None:
     """A third party's plugin as `fastsnn new-plugin` writes it, in count, event, INT8 and served paths."""
     editable(session, local(["fastsnn"]))
+    kind, *fused = kind.split("-")
     name = f"acme-{kind}"
     with tempfile.TemporaryDirectory() as folder:  # a new one each time: new-plugin never overwrites
-        session.run("fastsnn", "new-plugin", kind, name, "--out", folder, env=STRICT)
+        session.run("fastsnn", "new-plugin", kind, name, "--out", folder, *[f"--{f}" for f in fused], env=STRICT)
         session.install("--no-build-isolation", "--no-deps", "--force-reinstall", str(Path(folder, name)))
-    session.run("python", "tests/stranger.py", kind, name.replace("-", "_"))
+    session.run("python", "tests/stranger.py", kind, name.replace("-", "_"), *fused)
 
 
 @nox.session

@@ -1,7 +1,8 @@
-"""A plugin that `fastsnn new-plugin` wrote, in every path of the product: ``python stranger.py KIND PLUGIN``.
+"""A plugin that `fastsnn new-plugin` wrote, in every path of the product: ``python stranger.py KIND PLUGIN [fused]``.
 
 Run by the nox session ``stranger(kind)`` in an environment of its own, and by tests/test_scaffold.py. `KIND` is neuron,
-attention or rule. It imports nothing of the checkout: what is installed is what is tried.
+attention or rule; one that is ``fused`` must be decoded by a kernel. It imports nothing of the checkout: what is
+installed is what is tried.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fastsnn import FastSNN
 from fastsnn_core import ops
 
 
-def decoder(**parts: Any) -> None:
+def decoder(fused: bool, **parts: Any) -> None:
     """Count, event, INT8 decoding layer by layer and as the server gives it: one text, one set of logits."""
     torch.manual_seed(0)
     model = FastSNN.build("snn-tiny", n_layers=2, **parts).eval()
@@ -36,6 +37,9 @@ def decoder(**parts: Any) -> None:
         small.runtime("count")
         text = FastSNN.generate(small, "The ", max_tokens=8, temperature=0)
         print("fused step:", small.fast_step)
+        assert not fused or small.fast_step["kernel"], (
+            f"it says what it computes, and no kernel decodes: {small.fast_step}"
+        )
         with ops.use("naive"):
             slow = FastSNN.generate(small, "The ", max_tokens=8, temperature=0)
         assert text == slow, f"the kernels write {text!r}, the modules {slow!r}"
@@ -67,9 +71,9 @@ def module(plugin: str) -> None:
 
 
 if __name__ == "__main__":
-    kind, plugin = sys.argv[1:]
+    kind, plugin, *fused = sys.argv[1:]
     if kind == "rule":
         module(plugin)
     else:
-        decoder(**{{"neuron": "neuron", "attention": "attn"}[kind]: {"kind": f"{plugin}/{plugin}"}})
+        decoder(bool(fused), **{{"neuron": "neuron", "attention": "attn"}[kind]: {"kind": f"{plugin}/{plugin}"}})
     print(f"{kind} {plugin}: every path agrees")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsnn_author.scaffold import HERE, new_plugin
+from fastsnn_author.scaffold import FUSED, HERE, ScaffoldError, new_plugin
 from fastsnn_core.component import KINDS
 
 
@@ -23,15 +23,23 @@ def python(folder, *words, **env):
 
 
 def test_every_kind_has_a_template():
-    assert {p.name.partition(".")[0] for p in HERE.glob("*.py.tmpl")} - {"test"} == set(KINDS)
+    fused = {f"{kind}_fused" for kind in FUSED}
+    assert {p.name.partition(".")[0] for p in HERE.glob("*.py.tmpl")} - {"test"} == set(KINDS) | fused
+
+
+def test_a_kind_without_a_fused_template_says_which_have_one(tmp_path):
+    with pytest.raises(ScaffoldError, match=r"no fused form of a scope.*attention, neuron"):
+        new_plugin("scope", "acme-scope", tmp_path, fused=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_plugin_per_kind_passes_its_conformance(tmp_path):
     folders = [new_plugin(kind, f"acme-{kind}", tmp_path) for kind in KINDS]
+    folders += [new_plugin(kind, f"acme-fused-{kind}", tmp_path, fused=True) for kind in FUSED]
     site = tmp_path / "site"
     quiet = ["-q", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index"]
     python(tmp_path, "-m", "pip", "install", *quiet, "--target", str(site), *map(str, folders))
-    names = [f"--fastsnn=acme_{kind}" for kind in KINDS]
+    names = [f"--fastsnn={folder.name.replace('-', '_')}" for folder in folders]
     out = python(
         tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs", "fastsnn_core.testing", *names,
         PYTHONPATH=str(site), FASTSNN_STRICT="1",
@@ -64,10 +72,10 @@ def test_a_scaffolded_plugin_in_an_environment_of_its_own(tmp_path):
     assert shown.stdout.startswith("neuron acme_lif/acme_lif")
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_templates_are_ruff_clean(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "fused"), [*((k, False) for k in sorted(KINDS)), *((k, True) for k in FUSED)])
+def test_templates_are_ruff_clean(kind, fused, tmp_path):
     pytest.importorskip("ruff")
-    folder = new_plugin(kind, "acme-thing", tmp_path)
+    folder = new_plugin(kind, "acme-thing", tmp_path, fused)
     done = subprocess.run(
         [sys.executable, "-m", "ruff", "check", "--isolated", "--select=E,F,W,B,UP", "--line-length=120", str(folder)],
         capture_output=True,
@@ -78,12 +86,14 @@ def test_templates_are_ruff_clean(kind, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["neuron", "attention", "rule"])
-def test_what_new_plugin_writes_works_in_every_path(kind, tmp_path):
-    new_plugin(kind, f"acme-{kind}", tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "fused"), [("neuron", ""), ("neuron", "fused"), ("attention", ""), ("attention", "fused"), ("rule", "")]
+)
+def test_what_new_plugin_writes_works_in_every_path(kind, fused, tmp_path):
+    new_plugin(kind, f"acme-{kind}", tmp_path, bool(fused))
     quiet = ["-q", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index"]
     site = tmp_path / "site"
     python(tmp_path, "-m", "pip", "install", *quiet, "--target", str(site), str(tmp_path / f"acme-{kind}"))
     script = Path(__file__).with_name("stranger.py")
-    out = python(tmp_path, str(script), kind, f"acme_{kind}", PYTHONPATH=str(site))
+    out = python(tmp_path, str(script), kind, f"acme_{kind}", *[fused] * bool(fused), PYTHONPATH=str(site))
     assert f"{kind} acme_{kind}: every path agrees" in out

@@ -44,9 +44,14 @@ def new_plugin(argv: list[str]) -> int:
     args.add_argument("kind", help=", ".join(KINDS))
     args.add_argument("name", help="distribution name, as in acme-lif")
     args.add_argument("--out", default=".", help="folder to write into (default: here)")
+    args.add_argument(
+        "--fused",
+        action="store_true",
+        help="neuron, attention: one that says what it computes, so that kernels decode and read prompts with it",
+    )
     opts = args.parse_args(argv)
     from fastsnn_author.scaffold import new_plugin as write
 
-    folder = write(opts.kind, opts.name, opts.out)
+    folder = write(opts.kind, opts.name, opts.out, fused=opts.fused)
     print(f"wrote {folder}\nnext: pip install -e {folder} && fastsnn test {folder.name.replace('-', '_')}")
     return 0

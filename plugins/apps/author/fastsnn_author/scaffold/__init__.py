@@ -18,7 +18,12 @@ from fastsnn_core.hookspecs import hook_of
 
 HERE = Path(__file__).parent
 SLOTTED = ("surrogate", "neuron", "coder", "attention", "feedforward", "model")
-NEEDS = {"coder": "fastsnn-events", "rule": "fastsnn-conversion"}  # libraries that a kind's template imports
+NEEDS = {  # libraries that a template imports
+    "coder": ("fastsnn-events",),
+    "rule": ("fastsnn-conversion",),
+    "attention_fused": ("fastsnn-integer", "fastsnn-linear-scan"),
+}
+FUSED = tuple(sorted(p.name.removesuffix("_fused.py.tmpl") for p in HERE.glob("*_fused.py.tmpl")))
 
 
 class ScaffoldError(FastSNNError):
@@ -35,10 +40,13 @@ def taken_by(module: str, name: str) -> str:
     return f"the module {found.origin or module}" if found is not None else ""
 
 
-def new_plugin(kind: str, name: str, out: str | Path = ".") -> Path:
-    """Write the four files of a plugin into the new folder ``out/name``; returns it."""
+def new_plugin(kind: str, name: str, out: str | Path = ".", fused: bool = False) -> Path:
+    """Write the four files of a plugin into the new folder ``out/name``; returns it. `fused`: one with ``lower()``."""
     if kind not in KINDS:
         raise ScaffoldError(f"no kind called {kind!r}; kinds: {', '.join(KINDS)}")
+    if fused and kind not in FUSED:
+        raise ScaffoldError(f"no fused form of a {kind} to begin with; kinds that have one: {', '.join(FUSED)}")
+    source = f"{kind}_fused" if fused else kind
     module = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", module) or keyword.iskeyword(module):
         raise ScaffoldError(f"{name!r} is no plugin name; use lower-case letters, digits and dashes, as in acme-lif")
@@ -55,7 +63,7 @@ def new_plugin(kind: str, name: str, out: str | Path = ".") -> Path:
         "@dist": name.replace("_", "-"),
         "@title": module.replace("_", " ").capitalize(),
         "@name": module,
-        "@needs": ", ".join(f'"{d}>=0.1,<1"' for d in ("fastsnn-core", NEEDS.get(kind)) if d),
+        "@needs": ", ".join(f'"{d}>=0.1,<1"' for d in ("fastsnn-core", *NEEDS.get(source, ()))),
     }
 
     def fill(template: str) -> str:
@@ -67,7 +75,7 @@ def new_plugin(kind: str, name: str, out: str | Path = ".") -> Path:
     with beside(folder) as scratch:
         scratch.mkdir(parents=True)
         (scratch / "pyproject.toml").write_text(fill("pyproject.toml"), encoding="utf-8")
-        (scratch / f"{module}.py").write_text(fill(f"{kind}.py"), encoding="utf-8")
+        (scratch / f"{module}.py").write_text(fill(f"{source}.py"), encoding="utf-8")
         (scratch / f"test_{module}.py").write_text(fill("test.py"), encoding="utf-8")
         (scratch / "README.md").write_text(fill("README.slot.md" if kind in SLOTTED else "README.md"), encoding="utf-8")
     return folder
