@@ -43,7 +43,13 @@ def tracked() -> list[Path]:
 
 
 TRACKED = tracked()
-OPTIONAL = {"fastsnn-kernel-triton", "fastsnn-lm-eval", "fastsnn-tracker-tensorboard"}
+OPTIONAL = {
+    "fastsnn-exporter-nir",
+    "fastsnn-hf",
+    "fastsnn-kernel-triton",
+    "fastsnn-lm-eval",
+    "fastsnn-tracker-tensorboard",
+}
 
 
 def project(folder: Path) -> dict:

@@ -25,10 +25,11 @@ __all__ = sorted([*_EXPORTS, "convert"])
 def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **options: Any) -> Any:
     """A trained network as a spiking one, a `Conversion` with ``.model``, ``.report`` and ``.save(path)``.
 
-    `source` is a Hugging Face directory or a GGUF file (a language model; options of `fastsnn_convert.language`), an
-    ``nn.Module``, a ``.snn`` bundle, or a state dict or ``.safetensors`` file together with ``spec=`` (options of
-    `fastsnn_convert.modules.convert_module`). `neuron` is a neuron component, its name, or a table as in a spec
-    (adaptive_threshold without; for language models with `steps` but no `k`, adaptive_max); `to`
+    `source` is a Hugging Face directory or a GGUF file (a language model; options of `fastsnn_convert.language`), a
+    NIR graph (a spiking network already; `dt`), an ``nn.Module``, a ``.snn`` bundle, or a state dict or
+    ``.safetensors`` file together with ``spec=`` (options of `fastsnn_convert.modules.convert_module`). `neuron` is a
+    neuron component, its name, or a table as in a spec (adaptive_threshold without; for language models with `steps`
+    but no `k`, adaptive_max); `to`
     writes a bundle. Errors: `ConversionError`, naming the file or the part, the reason, and what is possible.
     """
     from fastsnn_conversion.context import ConversionError
@@ -37,7 +38,11 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **
         check_before(source, to, options)
     except FileError as error:
         raise ConversionError(str(error)) from None
-    if isinstance(source, str | Path) and is_language_source(Path(source)):
+    from fastsnn_convert import networks
+
+    if (reader := networks.reader_of(source)) is not None:
+        done: Any = networks.read_network(source, reader, neuron, options)
+    elif isinstance(source, str | Path) and is_language_source(Path(source)):
         from fastsnn_convert.language import convert_language  # each half is imported only where it is needed
 
         done = convert_language(source, neuron=neuron, **options)

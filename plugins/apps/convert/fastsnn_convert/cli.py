@@ -17,7 +17,8 @@ def main(argv: list[str]) -> int:
     """Convert a trained network (Hugging Face directory, .snn bundle, or safetensors with --spec) to a spiking one."""
     args = Parser("convert", main.__doc__)
     args.add_argument(
-        "source", help="a Hugging Face directory, a .gguf file, a .snn bundle, or a .safetensors file with --spec"
+        "source",
+        help="a Hugging Face directory, a .gguf file, a .nir graph, a .snn bundle, or a .safetensors file with --spec",
     )
     args.add_argument("--to", required=True, help="the bundle to write")
     args.add_argument("--neuron", help="what makes the spikes (adaptive_threshold; with --steps adaptive_max)")
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> int:
         help="inputs to choose thresholds on: .npy, or .safetensors of one tensor; for language models text",
     )
     args.add_argument("--spec", help="the spec (TOML) of the network that the weights belong to")
+    args.add_argument("--dt", type=number(float, gt=0), help="seconds of a step of a .nir graph (default 1e-4)")
     args.add_argument("--names", help="names of the weights in the spec: conv1=layers.0,fc=layers.3")
     words = args.add_argument_group("language models (a Hugging Face directory or a GGUF file)")
     words.add_argument(
@@ -79,7 +81,7 @@ def main(argv: list[str]) -> int:
         targets.folder(opts.out, [opts.source], "--out")
     from fastsnn_convert import convert
 
-    options = {key: getattr(opts, key) for key in ("spec", "code", "coverage") if getattr(opts, key) is not None}
+    options = {key: getattr(opts, key) for key in ("spec", "code", "coverage", "dt") if getattr(opts, key) is not None}
     given = {key: value for key in WORDS if (value := getattr(opts, key)) is not None and value is not False}
     if opts.attention and "," in opts.attention:
         given["attention"] = opts.attention.split(",")
@@ -101,7 +103,9 @@ def main(argv: list[str]) -> int:
         from fastsnn_convert.modules.weights import read_inputs
 
         options["heal"] = read_inputs(opts.heal)
-    done = convert(opts.source, to=opts.to, neuron=opts.neuron, steps=opts.steps, **options)
+    if opts.steps is not None:
+        options["steps"] = opts.steps
+    done = convert(opts.source, to=opts.to, neuron=opts.neuron, **options)
     if opts.html:
         from fastsnn_core.files import write_text
 
