@@ -41,7 +41,8 @@ def lead(found: Data) -> str:
         source = "a built-in sentence" if about["built_in"] else "the given text"
         seen = f"{source}, {cut} tokens"
     else:
-        seen = f"given {about['kind']} of shape {' × '.join(map(str, about['shape']))}"
+        which = f"{about['samples']} of {about['of']:,} samples of {about['source']}" if "of" in about else ""
+        seen = f"{which or 'given ' + about['kind']} of shape {' × '.join(map(str, about['shape']))}"
     return f"{what}, run once on {escape(seen)}. {escape(found['created'])}."
 
 

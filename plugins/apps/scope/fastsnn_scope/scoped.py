@@ -165,7 +165,8 @@ def inputs_of(
         return tokens.to(device), labels_of(model, tokens), about
     if not language:
         raise FastSNNError(
-            f"{type(model).__name__} is no language model: give its input as tokens=, for one images [B, C, H, W]"
+            f"{type(model).__name__} is no language model: give its input as tokens=, for one images "
+            "[B, C, H, W]; on the command line, samples as --data"
         )
     from fastsnn_text import tokenizer_of
 

@@ -123,21 +123,10 @@ def of_samples(model: Any, opts: Any, quiet: bool) -> dict[str, Any]:
 
     The objective is the one the model was trained with.
     """
-    from fastsnn_core import Objective, spec
     from fastsnn_train.samples.figures import sample_figures
-    from fastsnn_train.samples.prepare import sample_data, sample_sets
+    from fastsnn_train.samples.of_model import samples_of
 
-    sets = sample_sets(opts.data, opts.input, opts.target)
-    past = [row for row in getattr(model, "meta", {}).get("milestones", []) if "task" in row]
-    trained = past[-1] if past else {}
-    table = trained.get("config", {}).get("objective")
-    objective = None if table is None else spec.converter().structure(table, Objective)
-    task, length = opts.task or trained.get("task", ""), trained.get("length")
-    change = () if length is None else (f"pad:{length}",)
-    found = sample_data(
-        model, sets.get("test", sets["train"]), task=task, objective=objective, holdout=0.0, change=change, quiet=quiet,
-        names=tuple(trained.get("classes", ())),
-    )  # fmt: skip
+    found = samples_of(model, opts.data, x=opts.input, y=opts.target, task=opts.task or "", quiet=quiet)
     return sample_figures(model, found.train, found.task, batch=opts.batch * 16, quiet=quiet)
 
 
