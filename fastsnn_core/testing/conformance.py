@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from fastsnn_core.catalogue import KIT
 from fastsnn_core.component import KINDS, Component
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.moved import former
+from fastsnn_core.moved import attribute
 from fastsnn_core.plugins import registry
 from fastsnn_core.testing import strategies
 
 Check = Callable[[str, type[Component]], None]
-CHECKS: dict[str, dict[str, Check]] = {kind: {} for kind in KINDS}
+FILED: dict[str, dict[str, Check]] = {kind: {} for kind in KINDS}
+"""Checks filed so far, by kind and name; `CHECKS` is the same with those of every library that is installed."""
 quick = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -36,7 +37,7 @@ def check(*kinds: str) -> Callable[[Check], Check]:
 
     def add(function: Check) -> Check:
         for kind in kinds:
-            CHECKS[kind][function.__name__] = function
+            FILED[kind][function.__name__] = function
         return function
 
     return add
@@ -72,7 +73,7 @@ def run_check(name: str, cls: type[Component], what: str) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        CHECKS[cls.kind][what](name, cls)
+        FILED[cls.kind][what](name, cls)
     finally:
         torch.set_num_threads(threads)
 
@@ -87,11 +88,11 @@ def cases(plugin: str) -> Iterator[tuple[str, type[Component], str]]:
         if p.status != "ok":
             raise FastSNNError(f"plugin {p.name!r} is {p.status}: {p.error}")
         for kind, names in p.offers.items():
-            if set(CHECKS[kind]) <= set.intersection(*map(set, CHECKS.values())):  # none but those of every kind
+            if set(FILED[kind]) <= set.intersection(*map(set, FILED.values())):  # none but those of every kind
                 raise FastSNNError(f"no check of what a {kind} does is installed: pip install {KIT.get(kind, '')}")
             for short in names:
                 cls = registry().find(kind, f"{p.name}/{short}")[1]
-                for what in sorted(CHECKS[kind]):
+                for what in sorted(FILED[kind]):
                     yield f"{p.name}/{short}", cls, what
 
 
@@ -115,4 +116,9 @@ def conformance(plugin: str, expected_failures: dict[str, str] | None = None) ->
     return test
 
 
-__getattr__ = former(__name__)  # what moved into fastsnn_kit
+def __getattr__(name: str) -> Any:
+    """`CHECKS`, for which libraries are asked when it is wanted; and what moved into fastsnn_kit."""
+    if name == "CHECKS":
+        load_kit()
+        return FILED
+    return attribute(__name__, name)
