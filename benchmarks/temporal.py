@@ -1,0 +1,205 @@
+"""Networks over time: what they learn in how much processor time, and a training step beside the peers'.
+
+    python benchmarks/temporal.py learn [--arch snn-conv] [--data ../shared/data/mnist] [--epochs 3] [--json out.json]
+    python benchmarks/temporal.py step [--times 4 25] [--peers snntorch spikingjelly] [--json …]
+
+``learn`` trains a preset (direct coding; shifts of 1 pixel and turns of 8 degrees) and prints the test accuracy, the
+processor seconds of all threads and the spikes of one inference. ``step`` takes forward and backward of one network, a
+convolution, a leaky neuron, a pool, a hidden layer and a readout, on the same weights and batch, here and in each peer
+that is installed (multi-step SpikingJelly, snnTorch step by step); first it checks that spikes and gradients agree.
+Rounds are interleaved, and the ratio is the median over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsnn import FastSNN
+
+BATCH, BETA, THRESHOLD = 64, 0.5, 1.0
+
+
+def learn(opts: argparse.Namespace) -> dict[str, Any]:
+    """Train a preset; what it reached, and what it cost."""
+    torch.manual_seed(opts.seed)
+    model = FastSNN.build(arch=opts.arch, input=(1, 28, 28), classes=10, time_steps=opts.steps)
+    begin, processor = time.perf_counter(), time.process_time()
+    trainer = FastSNN.fit(
+        model, opts.data, epochs=opts.epochs, batch_size=opts.batch, lr=opts.lr, transforms=opts.transforms,
+        seed=opts.seed, log_every=100, trackers=(),
+    )  # fmt: skip
+    row = trainer.history[-1]
+    keys = ("accuracy", "held_out", "spikes_per_inference", "silent_fraction")
+    return {
+        "arch": opts.arch, "epochs": opts.epochs, "time_steps": opts.steps, "seed": opts.seed,
+        "processor_seconds": time.process_time() - processor, "seconds": time.perf_counter() - begin,
+    } | {key: row[key] for key in keys}  # fmt: skip
+
+
+# -- one step -----------------------------------------------------------------------------------------------------
+
+
+def layers() -> list[nn.Module]:
+    """The weights that all share."""
+    torch.manual_seed(0)
+    return [nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1), nn.Linear(32 * 49, 10)]
+
+
+def ours(parts: list[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """``[B,T,1,28,28] -> [B,T,10]``."""
+    cell = {"kind": "lif", "tau": 1 / (1 - BETA), "fixed": True}
+    spec = [
+        {"op": "conv2d", "size": 16, "kernel": [3], "padding": [1]}, {"op": "spikes", "neuron": cell},
+        {"op": "max_pool", "kernel": [2]}, {"op": "conv2d", "size": 32, "kernel": [3], "padding": [1]},
+        {"op": "spikes", "neuron": cell}, {"op": "max_pool", "kernel": [2]}, {"op": "flatten"},
+        {"op": "linear", "size": 10},
+    ]  # fmt: skip
+    from fastsnn_core import build
+    from fastsnn_core.spec import from_table
+
+    model = build(
+        from_table({"fastsnn": 1, "model": {"kind": "sequential", "input": [1, 28, 28], "layers": spec}}).model
+    )
+    places = [module for module in model.layers if isinstance(module, nn.Conv2d | nn.Linear)]
+    for place, part in zip(places, parts):
+        place.weight, place.bias = part.weight, part.bias
+    return model
+
+
+def of_snntorch(parts: list[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """snnTorch's loop over time; the reset at once, and the arctangent of slope 2, as here.
+
+    Its gradient goes through the reset and ours does not, so gradients are not those; spikes are.
+    """
+    import snntorch
+    from snntorch import surrogate
+
+    how = {"beta": BETA, "threshold": THRESHOLD, "spike_grad": surrogate.atan(alpha=2.0), "reset_delay": False}
+    cells = [snntorch.Leaky(**how), snntorch.Leaky(**how)]
+
+    def run(x: Tensor) -> Tensor:
+        states = [cell.reset_mem() for cell in cells]
+        rows = []
+        for t in range(x.shape[1]):
+            z, states[0] = cells[0](parts[0](x[:, t]), states[0])
+            z, states[1] = cells[1](parts[1](nn.functional.max_pool2d(z, 2)), states[1])
+            rows.append(parts[2](nn.functional.max_pool2d(z, 2).flatten(1)))
+        return torch.stack(rows, 1)
+
+    return run
+
+
+def of_spikingjelly(parts: list[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """SpikingJelly's multi-step mode, soft reset, arctangent."""
+    from spikingjelly.activation_based import functional, layer, neuron, surrogate
+
+    def cell() -> nn.Module:
+        return neuron.LIFNode(
+            tau=1 / (1 - BETA), decay_input=False, v_threshold=THRESHOLD, v_reset=None, detach_reset=True,
+            surrogate_function=surrogate.ATan(alpha=2.0), step_mode="m",
+        )  # fmt: skip
+
+    def over(part: nn.Module) -> nn.Module:
+        return layer.SeqToANNContainer(part)
+
+    net = nn.Sequential(
+        over(parts[0]), cell(), over(nn.MaxPool2d(2)), over(parts[1]), cell(), over(nn.MaxPool2d(2)),
+        over(nn.Flatten()), over(parts[2]),
+    )  # fmt: skip
+
+    def run(x: Tensor) -> Tensor:
+        functional.reset_net(net)
+        return net(x.transpose(0, 1).contiguous()).transpose(0, 1)
+
+    return run
+
+
+PEERS: dict[str, Callable[[list[nn.Module]], Callable[[Tensor], Tensor]]] = {
+    "snntorch": of_snntorch,
+    "spikingjelly": of_spikingjelly,
+}
+
+
+def step(opts: argparse.Namespace) -> dict[str, Any]:
+    """Processor milliseconds of forward and backward, by T, ours and the peers'."""
+    parts, rows = layers(), []
+    runs = {"fastsnn": ours(parts)}
+    for name in opts.peers:
+        if importlib.util.find_spec(name) is None:
+            print(f"{name} is not installed: left out (pip install --no-deps {name})")
+            continue
+        runs[name] = PEERS[name](parts)
+    for steps in opts.times:
+        x = (torch.rand(BATCH, steps, 1, 28, 28, generator=torch.Generator().manual_seed(1)) > 0.7).float()
+        y = torch.arange(BATCH) % 10
+        found: dict[str, list[float]] = {name: [] for name in runs}
+        grads: dict[str, list[Tensor]] = {}
+        outs: dict[str, Tensor] = {}
+        for round_ in range(opts.rounds + 1):
+            for name, run in runs.items():
+                begin = time.process_time()
+                out = run(x)
+                loss = nn.functional.cross_entropy(out.mean(1), y)
+                loss.backward()
+                if round_:
+                    found[name].append(time.process_time() - begin)
+                outs[name] = out.detach()
+                grads[name] = [p.grad.clone() for part in parts for p in part.parameters()]
+                for part in parts:
+                    part.zero_grad(set_to_none=True)
+        apart = {
+            name: max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(grads["fastsnn"], rows_))
+            for name, rows_ in grads.items()
+        }
+        for name, times in found.items():
+            ratios = [theirs / own for theirs, own in zip(times, found["fastsnn"])]
+            row: dict[str, Any] = {
+                "T": steps,
+                "who": name,
+                "ms": 1e3 * statistics.median(times),
+                "ratio": statistics.median(ratios),
+            }
+            row |= {"gradients_apart": apart[name], "outputs_apart": float((outs[name] - outs["fastsnn"]).abs().max())}
+            rows.append(row)
+            print(
+                f"T {steps:>4}  {name:<14} {row['ms']:9.1f} ms  {row['ratio']:5.2f} ×  "
+                f"outputs {row['outputs_apart']:.1e}, gradients {apart[name]:.1e}"
+            )
+    return {"batch": BATCH, "rows": rows, "threads": torch.get_num_threads()}
+
+
+def main() -> int:
+    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    args.add_argument("what", choices=("learn", "step"))
+    args.add_argument("--arch", default="snn-conv")
+    args.add_argument("--data", default="../shared/data/mnist")
+    args.add_argument("--epochs", type=float, default=3.0)
+    args.add_argument("--steps", type=int, default=4, help="T of learn")
+    args.add_argument("--batch", type=int, default=64)
+    args.add_argument("--lr", type=float, default=2e-3)
+    args.add_argument("--seed", type=int, default=0)
+    args.add_argument("--transforms", nargs="*", default=["shift:1", "rotate:8"])
+    args.add_argument("--times", type=int, nargs="+", default=[4, 25], help="T of step")
+    args.add_argument("--peers", nargs="*", default=sorted(PEERS), choices=sorted(PEERS))
+    args.add_argument("--rounds", type=int, default=5)
+    args.add_argument("--json")
+    opts = args.parse_args()
+    found = learn(opts) if opts.what == "learn" else step(opts)
+    print(json.dumps(found))
+    if opts.json:
+        Path(opts.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
