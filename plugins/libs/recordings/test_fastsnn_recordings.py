@@ -106,6 +106,21 @@ def test_vectors_of_pixels_and_a_clock_that_starts_over(tmp_path):
         same(Events.joined(list(pieces(tmp_path / "a.raw", words=words))), both)
 
 
+def test_a_clock_of_nmnist_that_ran_over_goes_on_in_the_next_piece(tmp_path):
+    rows = [[1, 2, 0x80, 0, 9], [0, 240, 0, 0, 0], [3, 4, 0, 0, 7], [0, 240, 0, 0, 0], [5, 6, 0, 0, 1]]
+    (tmp_path / "a.bin").write_bytes(np.array(rows, np.uint8).tobytes())
+    for words in (1, 2, 100):
+        found = Events.joined(list(pieces(tmp_path / "a.bin", words=words)))
+        assert found.t.tolist() == [9, 8192 + 7, 16384 + 1]
+        assert found.p.tolist() == [1, 0, 0]
+
+
+def test_what_stands_above_a_vector_of_eight_is_no_pixel(tmp_path):
+    words = np.array([8 << 12, 6 << 12 | 5, 2, 3 << 12 | 1 << 11 | 10, 5 << 12 | 0xF00 | 0b101], "<u2")
+    (tmp_path / "a.raw").write_bytes(b"% evt 3.0\n% end\n" + words.tobytes())
+    assert read_events(tmp_path / "a.raw").x.tolist() == [10, 12]
+
+
 def test_the_recording_of_nmnist_is_what_tonic_reads(data):
     path = data / "events" / "tonic_sample_nmnist.bin"
     if not path.is_file():

@@ -74,4 +74,5 @@ class Events:
         if not parts:
             none = np.zeros(0, np.int64)
             return Events(none, none, none, none, size)
-        return Events(*(np.concatenate([getattr(part, name) for part in parts]) for name in "txyp"), size)
+        t, x, y, p = (np.concatenate([getattr(part, name) for part in parts]) for name in "txyp")
+        return Events(t, x, y, p, size)

@@ -65,7 +65,8 @@ def decoded(path: Path, size: tuple[int, int], kind: str, words: int) -> Iterato
                     "before it is whole"
                 )
             done += len(raw) // decoder.word
-            yield Events(*decoder.decode(np.frombuffer(raw, np.uint8)), size)
+            t, x, y, p = decoder.decode(np.frombuffer(raw, np.uint8))
+            yield Events(t, x, y, p, size)
 
 
 def format_of(file: BinaryIO, path: Path) -> str:
@@ -126,5 +127,5 @@ def columns(table: Any, path: Path) -> list[Any]:
 def cut(found: list[Any], size: tuple[int, int], words: int) -> Iterator[Events]:
     """So many rows at a time."""
     for begin in range(0, len(found[0]), words):
-        part = [np.asarray(column[begin : begin + words]).astype(np.int64) for column in found]
-        yield Events(*part, size)
+        t, x, y, p = (np.asarray(column[begin : begin + words]).astype(np.int64) for column in found)
+        yield Events(t, x, y, p, size)
