@@ -1,4 +1,4 @@
-"""Sessions: core, plugin(name), together, stranger(kind), slow, lint, types, docs, build. `nox -l` lists them."""
+"""Sessions: core, plugin(name), together, stranger(kind), rivals, slow, lint, types, docs, build."""
 
 from __future__ import annotations
 
@@ -88,6 +88,14 @@ def stranger(session: nox.Session, kind: str) -> None:
         session.run("fastsnn", "new-plugin", kind, name, "--out", folder, *[f"--{f}" for f in fused], env=STRICT)
         session.install("--no-build-isolation", "--no-deps", "--force-reinstall", str(Path(folder, name)))
     session.run("python", "tests/stranger.py", kind, name.replace("-", "_"), *fused)
+
+
+@nox.session
+def rivals(session: nox.Session) -> None:
+    """NIR with other toolkits, both ways, spike for spike; without their requirements, which bring another torch."""
+    editable(session, local(["fastsnn-exporter-nir", "fastsnn-convert", "fastsnn-kit"]), *TESTING, "pbr", "loguru")
+    session.install("--no-deps", "nirtorch==2.6", "snntorch==1.0.0", "norse==1.1.0", "spikingjelly==2.0.0")
+    session.run("pytest", "plugins/exporters/nir", "-q", *session.posargs)
 
 
 @nox.session

@@ -29,7 +29,7 @@ TESTING += ["sentencepiece>=0.2", "protobuf>=5"]
 DISK = 1.7  # GB of the .venv, most of it torch
 # Their libraries are large and few need them: pip install ./plugins/kernels/triton where wanted. The checks install
 # these plugins without them, so what needs them is skipped with a reason.
-APART = ("plugins/apps/lm_eval", "plugins/kernels/triton")
+APART = ("plugins/apps/hf", "plugins/apps/lm_eval", "plugins/exporters/nir", "plugins/kernels/triton")
 # One process makes all editable wheels; pip would start two for each.
 WHEELS = """
 import os, sys

@@ -20,7 +20,7 @@ from fastsnn_core import Component
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "tests" / "surface.txt"
-APART = {"fastsnn_kernel_triton", "fastsnn_tracker_tensorboard", "fastsnn_lm_eval"}
+APART = {"fastsnn_kernel_triton", "fastsnn_tracker_tensorboard", "fastsnn_lm_eval", "fastsnn_hf"}
 
 
 def modules() -> list[str]:

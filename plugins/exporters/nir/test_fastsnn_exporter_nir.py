@@ -159,7 +159,7 @@ def test_read_written_and_read_again_gives_the_same_bits(name, tmp_path):
         y = model(x)
         assert y.std() > 0, "nothing happens: the test would see nothing"
         assert torch.equal(done.model(x), y)
-        NirFile(dt=1e-4).export(model, tmp_path / "b.nir")
+        NirFile(dt=1e-4, portable=False).export(model, tmp_path / "b.nir")
         assert torch.equal(network(tmp_path / "b.nir", 1e-4)(x), y)
         first, state = model(x[:, :77], return_state=True)
         assert torch.equal(torch.cat([first, model(x[:, 77:], state)], 1), y)

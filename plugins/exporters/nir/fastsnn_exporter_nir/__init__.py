@@ -8,7 +8,9 @@ from typing import Any
 from attrs import frozen
 
 from fastsnn_core import Exporter, hookimpl, param
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
+from fastsnn_exporter_nir.readers import READERS, misread
 
 __version__ = "0.1.0"
 
@@ -30,23 +32,34 @@ class NirFile(Exporter):
         1e-4, gt=0.0, unit="seconds", doc="length of a step, for models that have none of their own", draw=(1e-4,)
     )
 
+    portable: bool = param(True, doc="r of neurons goes into the weights in front (Norse ignores r); False: equal bits")
+    reader: str = param("", choices=READERS, doc="refuse what this toolkit would run as something else", draw=("",))
+
     def unsupported(self, model: Any) -> list[str]:
         """Every layer that NIR has no word for."""
-        from fastsnn_exporter_nir.write import Unsayable, graph_of
+        from fastsnn_exporter_nir.write import Unsayable
 
         try:
-            graph_of(model, self.dt)
+            return misread(self.graph(model), self.reader)
         except Unsayable as refusal:
             return refusal.reasons
-        return []
+
+    def graph(self, model: Any) -> Any:
+        """The ``nir.NIRGraph`` that `export` writes."""
+        from fastsnn_exporter_nir.write import fold_r, graph_of
+
+        graph = graph_of(model, self.dt)
+        if self.portable:
+            fold_r(graph)
+        return graph
 
     def export(self, model: Any, path: Any) -> Path:
         """Write the graph, beside and renamed."""
         import nir
 
-        from fastsnn_exporter_nir.write import graph_of
-
-        graph = graph_of(model, self.dt)
+        graph = self.graph(model)
+        if reasons := misread(graph, self.reader):
+            raise FastSNNError("; ".join(reasons))
         path = Path(path)
         with beside(path) as scratch:
             nir.write(scratch, graph)

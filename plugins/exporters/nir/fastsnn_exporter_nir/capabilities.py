@@ -47,7 +47,7 @@ def judged(model: Any, x: torch.Tensor) -> tuple[str, str]:
 
     from fastsnn_exporter_nir import NirFile
 
-    exporter = NirFile()
+    exporter = NirFile(portable=False)
     if reasons := exporter.unsupported(model):
         return "refused", reasons[0].partition(": ")[2] or reasons[0]
     with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,8 @@
 What NIR leaves open, and what is meant here (`fastsnn_model_nir_graph` has the equations):
 
     dt             not in the file: given when reading; a step of the input is dt seconds
-    IF, I          r x is added per step, whatever dt is (as snnTorch, Norse, Sinabs and SpikingJelly do)
+    IF, I          r x is added per step, whatever dt is (as snnTorch, Norse and Sinabs do; r = 1/dt,
+                   which SpikingJelly writes for the same, counts as 1)
     v_reset        the value after a spike (left out: 0)
     edges          into one node are added up; one that closes a cycle is a step late
     Flatten        dimensions count without the batch, unless the node's own input_type says otherwise

@@ -79,13 +79,19 @@ def read_graph(path: str | Path) -> Any:
     return graph
 
 
-def network(source: Any, dt: float = 1e-4, ticks: str = "") -> Any:
+def network(source: Any, dt: float = 1e-4) -> Any:
     """The `NirGraph` model of a graph or of a file, its numbers in place; `dt` is the length of a step in seconds."""
     where = str(source) if isinstance(source, str | Path) else "the graph"
     graph = read_graph(source) if isinstance(source, str | Path) else source
     try:
         rows, values, shape, output = nodes_of(graph)
-        spec = NirGraph(input=shape, nodes=tuple(Node(**row) for row in rows), output=output, dt=float(dt))
+        nodes = tuple(Node(**row) for row in rows)
+        try:
+            spec = NirGraph(input=shape, nodes=nodes, output=output, dt=float(dt))
+        except FastSNNError:
+            if len(shape) < 2 or shape[0] != 1:
+                raise
+            spec = NirGraph(input=shape[1:], nodes=nodes, output=output, dt=float(dt))  # nirtorch counts the batch
     except NirError:
         raise
     except FastSNNError as error:
@@ -99,6 +105,8 @@ def network(source: Any, dt: float = 1e-4, ticks: str = "") -> Any:
                 if target is None:
                     continue
                 given = np.asarray(values[node.name][name], dtype=np.float64)
+                if node.kind in ("I", "IF") and name == "r" and np.allclose(given * dt, 1.0, rtol=1e-5):
+                    given = given * dt  # SpikingJelly writes r = 1/dt where others write 1
                 check(where, node, name, given, float(dt))
                 target.copy_(torch.from_numpy(given.astype(np.float32)).reshape(target.shape))
     model.meta = {"milestones": [{"what": "convert", "source": Path(where).name, "dt": float(dt)}]}

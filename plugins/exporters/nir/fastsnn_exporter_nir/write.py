@@ -71,6 +71,27 @@ def of_nodes(model: Any) -> Any:
     return nir.NIRGraph(nodes, edges, metadata={}, type_check=False)
 
 
+def fold_r(graph: Any) -> None:
+    """Move r of LI and LIF nodes into the weights in front, where those feed nothing else: readers differ in what they
+    make of r (Norse leaves it out), and r (W x + b) is (r W) x + r b."""
+    for name, node in graph.nodes.items():
+        if type(node).__name__ not in ("LI", "LIF"):
+            continue
+        before = [a for a, b in graph.edges if b == name]
+        alone = all(sum(a == s for a, _ in graph.edges) == 1 for s in before)
+        if not alone or not all(type(graph.nodes[s]).__name__ in WEIGHTED for s in before):
+            continue
+        r = node.r.reshape(node.r.shape[0], -1)
+        if (r != r[:, :1]).any():  # not the same for all places of a channel
+            continue
+        for source in before:
+            part = graph.nodes[source]
+            part.weight = part.weight * r[:, 0].reshape(-1, *[1] * (part.weight.ndim - 1))
+            if getattr(part, "bias", None) is not None:
+                part.bias = part.bias * r[:, 0]
+        node.r = np.ones_like(node.r)
+
+
 def node_of(unit: Any, before: tuple[int, ...]) -> Any:
     """One node."""
     import nir
