@@ -80,7 +80,7 @@ def _mark_phase(c, places, rows, inputs, sync, phase):  # type: ignore[no-untype
 
 @compile
 def _prefetch_block(weight, used, every, first, last, tall, column, n):  # type: ignore[no-untyped-def]
-    """Ask for the weights of a block of inputs: of all of them, or of those that any row needs."""
+    """Prefetch the weights of a block of inputs: of all of them, or of those that any row needs."""
     for i in range(first, last):
         if every or used[i]:
             for line in range(i * tall + column, i * tall + column + n, 64):

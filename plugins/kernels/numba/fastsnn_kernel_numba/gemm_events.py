@@ -94,7 +94,7 @@ def _flush_int16(acc, oa, out, oo, n):  # type: ignore[no-untyped-def]
 
 @compile
 def _prefetch_rows(w, index, first, last, tall, column, begin, end):  # type: ignore[no-untyped-def]
-    """Ask for the columns begin … end of the events first … last."""
+    """Prefetch the columns begin … end of the events first … last."""
     for q in range(first, last):
         for line in range(index[q] * tall + column + begin, index[q] * tall + column + end, 64):
             prefetch(w, line)

@@ -109,8 +109,8 @@ def _grad_row_closed(g, og, form, u, ou, grad_x, o, carry, oc, n, k, heaviside, 
 
 
 @compile
-def _ask(a, o, n):  # type: ignore[no-untyped-def]
-    """Fetch a row ahead of its use: hardware prefetchers stop at the end of a page."""
+def _prefetch_row(a, o, n):  # type: ignore[no-untyped-def]
+    """Prefetch a row: hardware prefetchers stop at the end of a page."""
     for d in range(U(0), n, U(64 // a.itemsize)):
         prefetch(a, o + d)
 
@@ -144,8 +144,8 @@ def _forward(x, v0, keep, k, heaviside, hard, shape, width, c, v, marks, nw):  #
                     _fill(v, ov, n, k[9])
                 o = U((b * steps + t) * wide + d0)
                 if n < wide:
-                    _ask(x, o + U(AHEAD * wide), n)
-                    _ask(c, o + U(AHEAD * wide), n)
+                    _prefetch_row(x, o + U(AHEAD * wide), n)
+                    _prefetch_row(c, o + U(AHEAD * wide), n)
                 _count_row(x, c, o, v, ov, n, k, heaviside, hard)
 
 
@@ -208,7 +208,7 @@ def _backward(  # type: ignore[no-untyped-def]
                 for t in range(t1 - 1, t0 - 1, -1):
                     o, ou = U((b * steps + t) * wide + d0), room + U((t - t0) * width)
                     og = U(b * g_batch + t * g_step + d0)
-                    _ask(grad_x, o - U(AHEAD * wide), n)
+                    _prefetch_row(grad_x, o - U(AHEAD * wide), n)
                     if closed:
                         _grad_row_closed(g, og, form, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard, attached)
                     elif form == SLOPE:

@@ -137,7 +137,7 @@ def _warn_no_cache(reason: str) -> None:
 
 @intrinsic
 def prefetch(typing: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache line of ``array[index]``; no access, so any index will do."""
+    """Prefetch the cache line of ``array[index]``; no access, so any index will do."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
