@@ -103,6 +103,9 @@ def slow(session: nox.Session) -> None:
     """The long jobs that CI leaves out."""
     editable(session, PLUGINS, *TESTING, "openai", "transformers")
     session.run("pytest", "-q", "-m", "slow", *session.posargs, env=STRICT)
+    many = {"FASTSNN_SCHEDULES": "10000", "FASTSNN_LEAVES": "1000"}
+    serve = [f"plugins/apps/serve/test_{name}.py" for name in ("schedules", "faults")]
+    session.run("pytest", "-q", *serve, "--timeout", "36000", env=STRICT | many)
 
 
 @nox.session

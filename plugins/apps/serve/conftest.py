@@ -8,9 +8,9 @@ import openai
 import pytest
 import torch
 
-from fastsnn_core import save
+from fastsnn_core import create, save
 from fastsnn_serve import serve
-from fastsnn_serve.testing import decoder
+from fastsnn_serve.testing import attached, decoder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,6 +26,19 @@ def one_thread() -> Any:
 def model() -> Any:
     """The tiny decoder."""
     return decoder()
+
+
+@pytest.fixture(scope="session")
+def integer() -> Any:
+    """A tiny decoder in integer arithmetic, its fused step compiled: bits that depend on nobody else."""
+    pytest.importorskip("fastsnn_kernel_numba")
+    from fastsnn_integer.quantization import quantise
+
+    layers = (create("attention", "gla"), create("attention", "softmax"))
+    made: Any = attached(quantise(decoder(attention=layers)))
+    with torch.inference_mode():
+        assert made.fast(made(torch.tensor([[1]]), return_state=True)[1]) is not None, made.fast_step
+    return made
 
 
 @pytest.fixture(scope="module")

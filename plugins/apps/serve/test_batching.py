@@ -10,22 +10,9 @@ import pytest
 
 pytest.importorskip("fastsnn_kernel_numba")
 
-from fastsnn_core import create
-from fastsnn_integer.quantization import quantise
 from fastsnn_serve import Engine, app
 from fastsnn_serve.http.server import greeting
-from fastsnn_serve.testing import Recorder, attached, decoder, run, until
-
-
-@pytest.fixture(scope="module")
-def integer() -> Any:
-    """The tiny decoder in integer arithmetic, its fused step compiled."""
-    model: Any = attached(quantise(decoder(attention=(create("attention", "gla"), create("attention", "softmax")))))
-    import torch
-
-    with torch.inference_mode():
-        assert model.fast(model(torch.tensor([[1]]), return_state=True)[1]) is not None, model.fast_step
-    return model
+from fastsnn_serve.testing import Recorder, decoder, run, until
 
 
 @pytest.mark.parametrize("seed", range(6))

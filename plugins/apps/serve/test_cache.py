@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from fastsnn_core import create
 from fastsnn_serve import Engine, app
-from fastsnn_serve.engine.prefix_cache import PrefixCache, keys, worth_keeping
+from fastsnn_serve.engine.prefix_cache import PrefixCache, worth_keeping
 from fastsnn_serve.testing import TEXT, Recorder, decoder, expected, idle, lasting, run, text_of, until
 
 
@@ -26,23 +26,76 @@ def test_boundaries_kept() -> None:
     assert max(b - a for a, b in pairwise(kept)) <= 400 / 8
 
 
-def test_budget_and_recency() -> None:
-    cache = PrefixCache(budget=3 * 40, chunk=2)
+def test_a_radix_tree_under_a_budget() -> None:
+    """Sizes are exact, the least recently used goes first, edges split and vanish, snapshots are copies."""
     state = torch.zeros(10)
-    for name in (b"a", b"b", b"c"):
-        cache.put(name, state)
-    one = keys([1, 2], 2)[0]
-    cache.put(one, state)
-    assert list(cache.snapshots) == [b"b", b"c", one]
-    assert cache.find([1, 2, 3])[0] == 2
-    assert cache.find([1, 2])[0] == 0  # without logits, the whole prompt is no hit
-    cache.put(b"d", torch.zeros(20))
-    assert list(cache.snapshots) == [one, b"d"]
-    cache.put(b"huge", torch.zeros(100))
-    assert b"huge" not in cache.snapshots
-    assert cache.nbytes == 120
+    cache = PrefixCache(budget=3 * 40 + 8 * 9, chunk=2)
+    cache.put([1, 2, 3, 4], state)
+    cache.put([1, 2, 5, 6], state)
+    assert (cache.nbytes, cache.shared([1, 2, 5, 7]), cache.shared([9])) == (2 * 40 + 8 * 6, 3, 0)
+    assert cache.find([1, 2, 3, 4]) == (0, None)  # without logits, the whole prompt is no hit
+    assert cache.find([1, 2, 3, 4, 5])[0] == 4
+    cache.put([1, 2], state)
+    assert cache.nbytes == 3 * 40 + 8 * 6
+    assert cache.find([1, 2, 7])[0] == 2
+    cache.put([8, 8, 8], torch.zeros(10))  # one too many: [1, 2, 5, 6] was used least recently
+    assert not cache.holds([1, 2, 5, 6])
+    assert cache.shared([1, 2, 5, 6]) == 2
+    assert cache.nbytes == 3 * 40 + 8 * 7
+    assert cache.find([8, 8, 8, 9]) == (0, None)  # a float model's: 3 is no multiple of 2
+    assert not cache.put([7], torch.zeros(100))
+    cache.put([1, 2], state, torch.zeros(2))
+    assert cache.find([1, 2])[0] == 2
     state[0] = 1.0
-    assert cache.snapshots[one].state[0] == 0  # its own copy
+    assert all(node.snapshot.state[0] == 0 for node in cache.recent)  # its own copies
+    for node in list(cache.recent):
+        cache.drop(node)
+    assert (cache.nbytes, cache.root.children) == (0, {})
+    exact = PrefixCache(1000, 2, exact=True)
+    exact.put([8, 8, 8], state)
+    assert exact.find([8, 8, 8, 9])[0] == 3
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), max_size=12), budget=st.integers(0, 700))
+def test_the_tree_holds_what_a_list_would(texts: list[list[int]], budget: int) -> None:
+    cache, kept = PrefixCache(budget, 1, exact=True), list[tuple[int, ...]]()
+    for ids in texts:
+        fits = cache.put(ids, torch.tensor(ids))
+        assert fits == (8 * 2 * len(ids) <= budget)
+        kept = [old for old in kept if old != tuple(ids)] + ([tuple(ids)] if fits else [])
+        while sum(8 * len(i) for i in kept) + 8 * len({i[:n] for i in kept for n in range(1, len(i) + 1)}) > budget:
+            kept.pop(0)
+        assert sorted(tuple(node.snapshot.state.tolist()) for node in cache.recent) == sorted(kept)
+        nodes = {i[:n] for i in kept for n in range(1, len(i) + 1)}
+        assert cache.nbytes == sum(8 * len(i) for i in kept) + 8 * len(nodes)
+        for probe in texts:
+            want = max((len(i) for i in kept if len(i) < len(probe) and tuple(probe[: len(i)]) == i), default=0)
+            assert cache.shared(probe) == max(
+                (n for n in range(len(probe) + 1) if tuple(probe[:n]) in nodes), default=0
+            )
+            before = list(cache.recent)
+            found, hit = cache.find(probe)
+            assert found == want
+            assert (hit is not None) == bool(want)
+            if hit is not None:
+                assert hit.state.tolist() == probe[:want]
+                kept.append(kept.pop(kept.index(tuple(probe[:want]))))
+            assert len(cache.recent) == len(before)
+
+
+def test_exact_models_hit_at_any_length(integer: Any) -> None:
+    """Short prompts, no multiple of anything: the third that shares a beginning resumes where they part."""
+    engine, shared = Engine(integer, chunk=64), list(range(1, 42))
+    asked = [Recorder(engine, [*shared, 100 + i, 7], 5, seed=i) for i in range(3)]
+    for said in asked:
+        assert run(engine, said)[0][0] == expected(integer, said.prompt.ids, 5, seed=said.stream.params.sampling.seed)
+    assert [said.prompt.cached for said in asked] == [0, 0, 41]
+    turn = [*asked[2].prompt.ids, *asked[2].stream.ids]
+    later = Recorder(engine, [*turn, 9], 5, seed=1)
+    assert run(engine, later)[0][0] == expected(integer, later.prompt.ids, 5, seed=1)
+    assert later.prompt.cached == len(turn) - 1  # the newest token was never read
+    engine.close()
 
 
 def test_cached_tokens_are_told(model: Any) -> None:

@@ -76,8 +76,8 @@ def test_what_other_servers_clients_send() -> None:
              {"role": "tool", "tool_call_id": "c", "content": "2"}]  # fmt: skip
     with TestClient(app(decoder())) as client:
         assert client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1} | neutral).status_code == 200
-        answer = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, "min_p": 0.1})
-        assert "min_p is not supported; only 0 is accepted" in answer.json()["error"]["message"]
+        answer = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, "typical_p": 0.1})
+        assert "typical_p is not supported; only 1 is accepted" in answer.json()["error"]["message"]
         body = {"messages": turns, "max_tokens": 2, "chat_template_kwargs": {"enable_thinking": False}}
         assert client.post("/v1/chat/completions", json=body).status_code == 200
         call["function"]["arguments"] = "{"

@@ -51,11 +51,17 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "stream_options": {}}, "needs stream"),
     ({"prompt": "a", "stream": True, "stream_options": {"other": 1}}, "stream_options.other"),
     ({"prompt": "a", "user": 1}, "user"),
-    ({"prompt": "a", "best_of": 2}, "best_of"),
+    ({"prompt": "a", "best_of": 2, "n": 3}, "best_of (2) must be at least n (3)"),
     ({"prompt": "a", "suffix": "b"}, "suffix is not supported"),
-    ({"prompt": "a", "presence_penalty": 0.5}, "presence_penalty is not supported"),
-    ({"prompt": "a", "frequency_penalty": 1}, "frequency_penalty is not supported"),
-    ({"prompt": "a", "logit_bias": {"5": 1}}, "logit_bias is not supported"),
+    ({"prompt": "a", "presence_penalty": 2.5}, "presence_penalty: expected a number from -2 to 2"),
+    ({"prompt": "a", "frequency_penalty": "1"}, "frequency_penalty: expected"),
+    ({"prompt": "a", "repetition_penalty": 0}, "repetition_penalty: expected"),
+    ({"prompt": "a", "min_p": 1.5}, "min_p: expected a number from 0 to 1"),
+    ({"prompt": "a", "logit_bias": {"257": 1}}, "logit_bias: expected an object"),
+    ({"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias: expected an object"),
+    ({"prompt": "a", "logit_bias": {"5": True}}, "logit_bias: expected an object"),
+    ({"prompt": "a", "logit_bias": {"five": 1}}, "logit_bias: expected an object"),
+    ({"prompt": "a", "response_format": {"type": "xml"}}, "response_format.type"),
     ({"prompt": "a", "temprature": 1}, "did you mean temperature"),
     ({"prompt": "a", "\ud800": 1}, "no such field"),
     ({"prompt": "a", "model": 1}, "model: expected a string"),
@@ -70,9 +76,9 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "no other parts"),
     ({"messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]}, "tool_calls is not supported"),
-    ({"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}, "tools is not supported"),
-    ({"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"}, "tool_choice is not supported"),
-    ({"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_object"}}, "response_format"),
+    ({"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}, "tools[0].function"),
+    ({"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"}, "there are no tools"),
+    ({"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_schema"}}, "response_format"),
     ({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "needs logprobs"),
     ({"messages": [{"role": "user", "content": "a"}], "max_tokens": 0}, "max_tokens"),
     ({"messages": [{"role": "user", "content": "a"}], "echo": True}, "echo: no such field"),
@@ -138,7 +144,7 @@ def test_client_raises_its_own_classes(client: openai.OpenAI) -> None:
         client.chat.completions.create(
             model="tiny",
             messages=[{"role": "user", "content": "a"}],
-            tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}],
+            tools=[{"type": "function", "function": {"name": "no name", "parameters": {}}}],
         )
 
 
@@ -179,7 +185,9 @@ MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "ass
     max_examples=int(os.environ.get("FASTSNN_FUZZ", "200")), deadline=None, suppress_health_check=list(HealthCheck)
 )
 @given(
-    path=st.sampled_from(["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]),
+    path=st.sampled_from(
+        ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize"]
+    ),
     odd=st.dictionaries(st.sampled_from(NAMES), JSON, max_size=4),
     messages=st.lists(MESSAGE, max_size=2),
     legal=st.booleans(),
@@ -187,10 +195,13 @@ MESSAGE = st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "ass
 def test_no_body_breaks_the_server(quick: Any, path: str, odd: dict[str, Any], messages: Any, legal: bool) -> None:
     base: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]} if "chat" in path else {"prompt": "a"}
     base = {"tokens": [1]} if path == "/detokenize" else base
-    body = ({"max_tokens": 2} if path.startswith("/v1") else {}) | base | odd
+    base = {"input": "a"} if path in ("/v1/responses", "/v1/embeddings") else base
+    base |= {"max_output_tokens": 2} if path == "/v1/responses" else {}
+    limited = "completions" in path
+    body = ({"max_tokens": 2} if limited else {}) | base | odd
     if "chat" in path and not legal:
         body["messages"] = messages
-    if body.get("max_tokens") is None and path.startswith("/v1"):
+    if body.get("max_tokens") is None and limited:
         body["max_tokens"] = 2
     answer = quick.post(path, content=json.dumps(body))
     assert answer.status_code < 500, (body, answer.text)

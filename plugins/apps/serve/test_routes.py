@@ -33,7 +33,7 @@ def test_the_front_page_names_the_model_and_every_path(quick: Any, handle: Any) 
         assert quick.request(method, path.replace("{id:path}", "tiny"), content=b"{}").status_code != 404, path
     page = quick.get("/", headers={"Accept": "text/html,application/xhtml+xml"})
     assert page.headers["content-type"].startswith("text/html")
-    assert "<code>tiny</code>" in page.text
+    assert ">tiny</code>" in page.text
     assert "http://testserver/v1" in page.text
     assert quick.head("/").status_code == 200
     assert send(handle, "GET", "/")[1]["model"] == "tiny"
@@ -44,30 +44,37 @@ def test_a_name_is_no_markup() -> None:
         assert "<b>x" not in client.get("/", headers={"Accept": "text/html"}).text
 
 
-def test_offered_tools_are_refused_with_what_to_do(quick: Any) -> None:
+def test_mistakes_in_tools_say_which(quick: Any) -> None:
     said: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-    for more, param in (
-        ({"tools": [tool]}, "tools"),
-        ({"tools": [tool], "tool_choice": "auto"}, "tools"),
-        ({"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tools"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"functions": [tool["function"]]}, "functions"),
-        ({"function_call": {"name": "f"}}, "function_call"),
+    named = {"type": "function", "function": {"name": "g"}}
+    for more, param, says in (
+        ({"tools": [tool], "tool_choice": named}, "tool_choice.function.name", "one of the tools (f)"),
+        ({"tool_choice": named}, "tool_choice.function.name", "there are none"),
+        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
+        ({"tools": [tool], "tool_choice": "maybe"}, "tool_choice", '"required"'),
+        ({"tools": [tool, tool]}, "tools", "different names"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", '"function"'),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "letters, digits"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "expected an object"),
+        ({"tools": {}}, "tools", "a list"),
+        ({"functions": [tool["function"]]}, "functions", "use tools"),
+        ({"function_call": {"name": "f"}}, "function_call", "use tool_choice"),
     ):
         answer = quick.post("/v1/chat/completions", json=said | more)
         error = answer.json()["error"]
-        assert (answer.status_code, error["param"], error["code"]) == (400, param, "unsupported_parameter"), more
-        assert "does not call tools" in error["message"]
-    assert quick.post("/v1/chat/completions", json=said | {"tools": {}}).json()["error"]["param"] == "tools"
-    assert quick.post("/v1/chat/completions", json=said | {"tools": [], "tool_choice": "auto"}).status_code == 200
+        assert (answer.status_code, error["param"]) == (400, param), (more, error)
+        assert says in error["message"], (more, error)
+    for fine in ({"tools": [tool]}, {"tools": [tool], "tool_choice": "auto"}, {"tools": [], "tool_choice": "none"}):
+        assert quick.post("/v1/chat/completions", json=said | fine).status_code == 200
 
 
 METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH")
 PATHS = (
     "/", "/v1", "/v1/models", "/v1/models/tiny", "/v1/models/%00", "/v1/models/a%2Fb", "/v1/completions",
     "/v1/completions/", "/v1//completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/tokenizer_info",
-    "/healthz", "/health", "/readyz", "/metrics", "/..", "/%ff", "/v1/embeddings", "/favicon.ico",
+    "/healthz", "/health", "/readyz", "/metrics", "/..", "/%ff", "/v1/embeddings", "/favicon.ico", "/v1/responses",
+    "/apply-template", "/slots", "/sessions", "/sessions/save", "/sessions/restore", "/openapi.json", "/v1/nothing",
 )  # fmt: skip
 TYPES = (None, "application/json", "text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded")
 VALUES: tuple[Any, ...] = (
@@ -81,7 +88,8 @@ FIELDS = (
     "stop", "seed", "n", "echo", "logprobs", "top_logprobs", "stream", "stream_options", "user", "metadata",
     "tools", "tool_choice", "functions", "function_call", "response_format", "logit_bias", "best_of", "suffix",
     "min_p", "documents", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "tokens",
-    "add_special_tokens", "x",
+    "add_special_tokens", "input", "instructions", "max_output_tokens", "text", "encoding_format", "name",
+    "presence_penalty", "ignore_eos", "x",
 )  # fmt: skip
 
 

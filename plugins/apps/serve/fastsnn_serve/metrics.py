@@ -15,6 +15,8 @@ COUNTERS = {
     "fastsnn_cached_prompt_tokens_total": "Prompt tokens that came from the prefix cache.",
     "fastsnn_generated_tokens_total": "Tokens generated.",
     "fastsnn_shared_tokens_total": "Tokens of steps in which several streams shared a pass over the weights.",
+    "fastsnn_draft_tokens_total": "Tokens drafted.",
+    "fastsnn_draft_tokens_accepted_total": "Drafted tokens that the stream took.",
     "fastsnn_prefix_cache_queries_total": "Prompts looked up in the prefix cache.",
     "fastsnn_prefix_cache_hits_total": "Prompts that resumed from the prefix cache.",
     "fastsnn_streams_cancelled_total": "Streams dropped because their client went away.",

@@ -91,7 +91,7 @@ class Recorder:
         """Token ids and their log-probabilities: every bit counts."""
         tokens = []
         while True:
-            delta = self.deltas.get(timeout=60)
+            delta = self.deltas.get(timeout=300)  # kernels may have to be compiled first
             if delta.error is not None:
                 raise delta.error
             tokens += [(t.token, t.logprob) for t in delta.tokens]

@@ -11,10 +11,14 @@ whoever joins or leaves. With linear and windowed attention a stream's state has
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,9 +26,9 @@ from torch import nn
 from fastsnn_console import contention
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.state import nbytes
-from fastsnn_serve.engine.detokenizer import Scored, placed, scores
+from fastsnn_serve.engine.decoding import Decoder
 from fastsnn_serve.engine.prefill_runner import PrefillRunner
-from fastsnn_serve.engine.prefix_cache import copied
+from fastsnn_serve.engine.speculation import check_draft
 from fastsnn_serve.engine.state_budget import available, measure
 from fastsnn_serve.engine.streams import Delta, Stream
 from fastsnn_serve.metrics import Metrics
@@ -49,6 +53,9 @@ class Engine:
     half of the memory that is free at the start. Only softmax layers, whose state grows, come near it: a request whose
     prompt and max_tokens could not fit is refused, others wait until there is room. `max_model_len` bounds prompt and
     max_tokens together; by default it is what the model was made for, where that is known (0: no bound).
+    `max_seconds` bounds the time from a request to its end (0: no bound): what is written by then is the answer, what
+    still waits is refused. `speculate` tokens are drafted and read at once, from n-grams of the stream or by the model
+    `draft`; what is written stays the same.
     """
 
     def __init__(
@@ -61,8 +68,12 @@ class Engine:
         cache_bytes: int = 256 << 20,
         state_bytes: int | None = None,
         max_model_len: int | None = None,
+        max_seconds: float = 0.0,
+        speculate: int = 0,
+        draft: nn.Module | None = None,
     ) -> None:
         for name, value, least in (
+            ("max_seconds", max_seconds, 0), ("speculate", speculate, 0),
             ("max_streams", max_streams, 1), ("max_waiting", max_waiting, 0), ("chunk", chunk, 1),
             ("cache_bytes", cache_bytes, 0), ("state_bytes", 0 if state_bytes is None else state_bytes, 0),
             ("max_model_len", 0 if max_model_len is None else max_model_len, 0),
@@ -77,9 +88,14 @@ class Engine:
         self.state_bytes = available(self.device) // 2 if state_bytes is None else state_bytes
         self.metrics = Metrics()
         self.runner = PrefillRunner(model, self.device, chunk, cache_bytes, self.metrics)
+        check_draft(model, draft, self.sizes.vocab, self.runner.exact, speculate)
+        self.max_seconds = max_seconds
         self.waiting: deque[Stream] = deque()
+        self.jobs: deque[tuple[Iterator[Any], Future[Any]]] = deque()
         self.running: list[Stream] = []
         self.turns: deque[tuple[list[int], int]] = deque(maxlen=32)  # ended turns whose states are worth keeping
+        draft = None if draft is None else draft.eval()
+        self.decoder = Decoder(self.runner, self.tokenizer, self.ends, self.metrics, self.turns, speculate, draft)
         self.wake = threading.Condition()
         self.thread: threading.Thread | None = None
         self.closing, self.draining, self.failure = False, False, ""
@@ -136,17 +152,18 @@ class Engine:
         """Bytes of the running streams' states."""
         return sum(getattr(s.state, "nbytes", None) or nbytes(s.state) for s in tuple(self.running))
 
+    def check_length(self, tokens: int, asks: str) -> None:
+        """Refuse what is longer than the model was made for."""
+        if self.max_model_len is not None and tokens > self.max_model_len:
+            says = f"{asks} are {tokens} tokens together; this model was made for {self.max_model_len}"
+            raise Refused("too_long", f"{says} (the server's max_model_len)")
+
     def submit(self, streams: list[Stream]) -> None:
         """Queue all of `streams` or refuse them all."""
         for stream in streams:
             stream.need = self.sizes.need(stream.tokens)
-            if self.max_model_len is not None and stream.tokens > self.max_model_len:
-                raise Refused(
-                    "too_long",
-                    f"prompt ({len(stream.prompt.ids)}) and max_tokens ({stream.params.max_tokens}) are "
-                    f"{stream.tokens} tokens together; this model was made for {self.max_model_len} (the server's "
-                    "max_model_len)",
-                )
+            asks = f"prompt ({len(stream.prompt.ids)}) and max_tokens ({stream.params.max_tokens})"
+            self.check_length(stream.tokens, asks)
             if stream.need > self.state_bytes:
                 raise Refused(
                     "too_long",
@@ -162,6 +179,8 @@ class Engine:
             self.start()
             if len(self.waiting) + len(self.running) + len(streams) > most:
                 raise Refused("busy", f"the queue is full ({most} streams run or wait); try again later")
+            for stream in streams if self.max_seconds else ():
+                stream.deadline = time.perf_counter() + self.max_seconds
             self.waiting.extend(streams)
             self.wake.notify()
 
@@ -177,6 +196,22 @@ class Engine:
             self.waiting = deque(s for s in self.waiting if not s.cancelled)
             self.wake.notify()
 
+    def ask(self, work: Callable[[PrefillRunner], Iterator[Any]]) -> Future[Any]:
+        """Have the engine's thread run `work` between rounds, one step of the iterator at a time: its last value.
+
+        A future that is cancelled ends it.
+        """
+        future: Future[Any] = Future()
+        with self.wake:
+            if not self.alive or self.draining:
+                raise Refused("closed", self.failure or "the server is shutting down")
+            if len(self.jobs) >= max(1, self.max_waiting):
+                raise Refused("busy", "the queue is full; try again later")
+            self.start()
+            self.jobs.append((work(self.runner), future))
+            self.wake.notify()
+        return future
+
     # -- the engine's own thread ---------------------------------------------------------------------------------
 
     def work(self) -> None:
@@ -191,6 +226,10 @@ class Engine:
         finally:
             with self.wake:
                 left, self.running, self.waiting = [*self.running, *self.waiting], [], deque()
+                jobs, self.jobs = self.jobs, deque()
+            for _, future in jobs:
+                with contextlib.suppress(InvalidStateError):
+                    future.set_exception(Refused("closed", self.failure or "the server is shutting down"))
             for stream in left:
                 stream.emit(Delta(error=Refused("closed", self.failure or "the server is shutting down")))
                 stream.end()
@@ -198,21 +237,22 @@ class Engine:
     def round(self) -> bool:
         """Let newcomers in and step every stream once; without any, keep an ended turn; False once closed."""
         with self.wake:
-            while not (self.closing or self.running or self.waiting or self.turns):
+            while not (self.closing or self.running or self.waiting or self.turns or self.jobs):
                 self.wake.wait()
             if self.closing:
                 return False
             self.admit()
             running = tuple(self.running)
-        if not running:
-            self.keep_turn(*self.turns.popleft())
-            return True
+        if self.jobs:
+            self.work_on(*self.jobs[0])
+        elif not running and self.turns:
+            self.decoder.keep_turn(*self.turns.popleft())
         begun = [stream for stream in running if stream.begun and not stream.cancelled]
         others = [stream for stream in running if not stream.begun]
         self.decode(begun)
         for stream in others:
             if not stream.cancelled:
-                self.turn(stream)
+                self.decoder.turn(stream)
         for stream in running:
             if stream.done or stream.cancelled:
                 with self.wake:
@@ -221,7 +261,12 @@ class Engine:
         return True
 
     def admit(self) -> None:
-        """First come, first served, while there is a place and memory for the whole stream."""
+        """First come, first served, while there is a place and memory for the whole stream; what is late is refused."""
+        now = time.perf_counter()
+        for stream in [s for s in self.waiting if now > s.deadline]:
+            self.waiting.remove(stream)
+            stream.emit(Delta(error=Refused("late", f"it waited for {self.max_seconds:g} s; try again later")))
+            stream.end()
         while self.waiting and len(self.running) < self.max_streams:
             taken = sum(s.need for s in self.running)
             if self.running and taken + self.waiting[0].need > self.state_bytes:
@@ -229,95 +274,18 @@ class Engine:
             self.running.append(self.waiting.popleft())
 
     def decode(self, streams: list[Stream]) -> None:
-        """One token of each; an error ends its stream and no other."""
-        try:
-            results = self.runner.step_many(streams)
-        except Exception as error:  # of a kernel that runs all of them at once
-            results = [error] * len(streams)
-        for stream, found in zip(streams, results, strict=True):
-            try:
-                if isinstance(found, Exception):
-                    raise found
-                stream.logits, stream.state = found
-                self.pick(stream)
-            except Exception as error:
-                LOG.exception("a stream failed")
-                stream.emit(Delta(error=error))
+        """One token of each, or several that were drafted."""
+        self.decoder.decode(streams)
 
-    def turn(self, stream: Stream) -> None:
-        """One chunk of the stream's prompt; an error ends this stream and no other."""
-        prompt = stream.prompt
+    def work_on(self, work: Iterator[Any], future: Future[Any]) -> None:
+        """One step of a job; its last value or its error is the future's; a future that was cancelled ends it."""
         try:
-            if not prompt.ready:
-                self.runner.prefill(prompt, stream.params.max_tokens > 0)
-                if not prompt.ready:
-                    return
-                self.metrics.add("fastsnn_prompt_tokens_total", len(prompt.ids))
-                self.metrics.add("fastsnn_cached_prompt_tokens_total", prompt.cached)
-            self.begin(stream)
+            value = None if future.cancelled() else next(work)
+            if value is None and not future.cancelled():
+                return
+            with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
+                future.set_result(value)
         except Exception as error:
-            LOG.exception("a stream failed")
-            stream.emit(Delta(error=error))
-
-    def begin(self, stream: Stream) -> None:
-        """Take over the prompt's end and emit the first token."""
-        prompt = stream.prompt
-        state = prompt.state if prompt.users == 1 else copied(prompt.state)  # the last one takes it as it is
-        stream.state = self.runner.begin(state, stream.tokens) if stream.params.max_tokens > 1 else state
-        stream.logits = prompt.logits
-        stream.release_prompt()
-        if prompt.echo is not None:
-            stream.emit(Delta(prompt.echo, placed(self.tokenizer, prompt.scored)))
-        if stream.params.max_tokens:
-            self.pick(stream)
-        else:
-            stream.emit(Delta(finish="length"))
-
-    def pick(self, stream: Stream) -> None:
-        """Sample a token and emit what it adds to the text."""
-        assert stream.logits is not None
-        logits, params = stream.logits[0, -1], stream.params
-        token = params.sampling.pick(logits, stream.generator)
-        scored = None if params.logprobs is None else scores(logits[None], [token], params.logprobs)[0]
-        if token in self.ends:  # no part of the text, but clients that score look for one more token
-            self.finish(stream, "stop", end=scored)
-            return
-        now = time.perf_counter()
-        first = not stream.ids
-        self.metrics.observe(
-            "fastsnn_time_to_first_token_seconds" if first else "fastsnn_inter_token_seconds",
-            now - (stream.submitted if first else stream.last_token_at),
-        )
-        self.metrics.add("fastsnn_generated_tokens_total")
-        stream.last_token_at = now
-        stream.ids.append(token)
-        text, tokens, stopped = stream.detokenizer.push(token, scored)
-        if stopped:
-            self.remember(stream)
-            stream.emit(Delta(text, tokens, "stop"))
-        elif len(stream.ids) == params.max_tokens:
-            self.finish(stream, "length", text, tokens)
-        elif text or tokens:
-            stream.emit(Delta(text, tokens))
-
-    def finish(
-        self, stream: Stream, reason: str, text: str = "", tokens: tuple[Scored, ...] = (), end: Scored | None = None
-    ) -> None:
-        """Say what was held back, too, and the scored end token."""
-        self.remember(stream)
-        more, others, stopped = stream.detokenizer.close()
-        last = () if end is None or stopped else (end._replace(offset=stream.detokenizer.said),)
-        stream.emit(Delta(text + more, (*tokens, *others, *last), "stop" if stopped else reason))
-
-    def remember(self, stream: Stream) -> None:
-        """Note an ended turn, for when nobody waits."""
-        if self.runner.cache.budget and stream.ids:
-            self.turns.append((stream.prompt.ids + stream.ids, len(stream.ids)))
-
-    def keep_turn(self, ids: list[int], new: int) -> None:
-        """With nobody waiting: put states of an ended turn into the cache, a chunk at a time."""
-        try:
-            if self.runner.keep_turn(ids, new):
-                self.turns.append((ids, new))
-        except Exception:
-            LOG.exception("an ended turn could not be cached")
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(error)
+        self.jobs.popleft()

@@ -9,21 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core.lowering import Unsupported, lower
-from fastsnn_core.probe import probe
+from fastsnn_integer.quantization import not_batch_invariant
 from fastsnn_serve.engine.detokenizer import Scored, scores
-from fastsnn_serve.engine.prefix_cache import PrefixCache, copied, keys, worth_keeping
+from fastsnn_serve.engine.prefix_cache import PrefixCache, copied, worth_keeping
+from fastsnn_serve.engine.spike_view import SpikeView
 from fastsnn_serve.engine.streams import Prompt, Stream
 from fastsnn_serve.metrics import Metrics
 
 SAMPLE_EVERY = 64  # decoding steps between two looks at the spikes
+FORK = 16  # tokens beyond a snapshot that prompts must share for one to be taken where they part
 
 
 class PrefillRunner:
-    """The model and its prefix cache, for the engine's thread alone; prompts are cut at multiples of `chunk`."""
+    """The model and its prefix cache, for the engine's thread alone; prompts are cut at multiples of `chunk`.
+
+    `exact`: a reading has the same bits wherever it is cut (integer arithmetic throughout).
+    """
 
     def __init__(self, model: nn.Module, device: torch.device, chunk: int, cache_bytes: int, metrics: Metrics) -> None:
         self.model, self.device, self.chunk, self.metrics = model, device, chunk, metrics
-        self.cache = PrefixCache(cache_bytes, chunk)
+        self.exact = not not_batch_invariant(model)
+        self.cache = PrefixCache(cache_bytes, chunk, self.exact)
         self.steps = 0
         fast = getattr(model, "fast", None)
         self.roomy = fast is not None and "room" in signature(fast).parameters
@@ -42,19 +48,24 @@ class PrefillRunner:
         fused = None if fast is None else fast(state, wait=False, **({"room": room} if self.roomy else {}))
         return state if fused is None else fused
 
-    def step(self, token: int, state: Any, room: int) -> tuple[Tensor, Any]:
-        """One recurrent step; now and then the spikes are looked at, which fused steps do not show."""
-        sampled, self.steps = self.steps % SAMPLE_EVERY == 0, self.steps + 1
+    def step(self, stream: Stream, look: bool) -> tuple[Tensor, Any]:
+        """One recurrent step; `look`: the spikes are looked at, which fused steps do not show."""
+        token, state = stream.ids[-1], stream.state
         fused = hasattr(state, "step")
-        if not sampled:
+        if not look:
             return (state.step(token)[None, None], state) if fused else self.run([token], state)
-        with probe(self.model) as trace:
+        with SpikeView(self.model) as view:
             logits, after = self.run([token], state.state() if fused else state)
-        result = logits, self.begin(after, room)  # also where the fused step was still being compiled
-        counts = [record.spikes.counts for record in trace.values()]
-        self.metrics.add("fastsnn_spike_channels_total", sum(c.numel() for c in counts))
-        self.metrics.add("fastsnn_spike_channels_silent_total", sum(int((c == 0).sum()) for c in counts))
-        return result
+        stream.spikes = view if stream.params.spikes else None
+        self.metrics.add("fastsnn_spike_channels_total", view.channels)
+        self.metrics.add("fastsnn_spike_channels_silent_total", view.silent)
+        return logits, self.begin(after, stream.tokens)  # also where the fused step was still being compiled
+
+    def looks(self, stream: Stream) -> bool:
+        """Are the spikes of this step looked at? Now and then, and where the stream asks for it."""
+        sampled, self.steps = self.steps % SAMPLE_EVERY == 0, self.steps + 1
+        every = stream.params.spikes
+        return sampled or bool(every and len(stream.ids) % every == 0)
 
     def step_many(self, streams: list[Stream]) -> list[Any]:
         """``(logits, state)`` of a step of each stream, or the error that ends it.
@@ -64,12 +75,13 @@ class PrefillRunner:
         out: list[Any] = [None] * len(streams)
         together = []
         for i, stream in enumerate(streams):
-            if not self.apart and hasattr(stream.state, "step") and self.steps % SAMPLE_EVERY:
-                self.steps += 1
+            stream.spikes = None
+            look = self.looks(stream)
+            if not self.apart and hasattr(stream.state, "step") and not look:
                 together.append(i)
                 continue
             try:
-                out[i] = self.step(stream.ids[-1], stream.state, stream.tokens)
+                out[i] = self.step(stream, look)
             except Exception as error:
                 out[i] = error
         if not together:
@@ -86,6 +98,16 @@ class PrefillRunner:
             self.metrics.add("fastsnn_shared_tokens_total", len(together))
         return out
 
+    def read_drafts(self, stream: Stream, drafts: list[int]) -> tuple[Tensor, Any, Any]:
+        """``(logits [1,k+1,V], state before, state after)`` of the newest token and `drafts`, read in one pass."""
+        before = stream.state.state() if hasattr(stream.state, "step") else stream.state
+        logits, after = self.run([stream.ids[-1], *drafts], copied(before), last=False)
+        return logits, before, after
+
+    def resume(self, ids: list[int], before: Any, room: int) -> Any:
+        """The state after `ids` from `before`, in the form that steps are fastest in."""
+        return self.begin(self.run(ids, copied(before))[1], room)
+
     def prefill(self, prompt: Prompt, go_on: bool) -> None:
         """The prompt's next chunk; before the first a look into the cache, unless its own log-probabilities are wanted.
 
@@ -99,7 +121,11 @@ class PrefillRunner:
                 prompt.at, prompt.state, prompt.logits = prompt.cached, copied(hit.state), hit.logits
                 if prompt.ready:
                     return
-        begin, end = prompt.at, min(prompt.at + self.chunk, len(prompt.ids))
+            if self.exact and (fork := self.cache.shared(prompt.ids)) >= prompt.at + FORK:
+                prompt.fork = fork
+        begin, end = prompt.at, min((prompt.at // self.chunk + 1) * self.chunk, len(prompt.ids))
+        if begin < prompt.fork < end:
+            end = prompt.fork
         before = prompt.state
         if prompt.score is not None:
             before = copied(before)
@@ -126,25 +152,29 @@ class PrefillRunner:
         ids, end = prompt.ids, prompt.at
         whole = end == len(ids)
         if whole and exact:
-            self.cache.put(keys(ids, self.chunk)[-1], prompt.state, prompt.logits)
-        elif end % self.chunk == 0 and worth_keeping(end // self.chunk, len(ids) // self.chunk):
-            self.cache.put(keys(ids[:end], self.chunk)[-1], prompt.state)
+            self.cache.put(ids, prompt.state, prompt.logits)
+        elif end == prompt.fork or (end % self.chunk == 0 and worth_keeping(end // self.chunk, len(ids) // self.chunk)):
+            self.cache.put(ids[:end], prompt.state)
+
+    def keep_end(self, stream: Stream) -> None:
+        """Of an exact model: cache the state that an answer ended with; the newest token may not be read yet."""
+        if stream.read:
+            state = stream.state.state() if hasattr(stream.state, "step") else stream.state
+            self.cache.put(stream.prompt.ids + stream.ids[: stream.read], state)
 
     def keep_turn(self, ids: list[int], new: int) -> bool:
         """Read one chunk of an ended turn as a later prompt would, and cache the state there; True while more is left.
 
-        `new` of the tokens were generated step by step. Steps and chunks round differently, so the state they were
-        generated with cannot stand in for a reading of them.
+        `new` of the tokens were generated step by step. Steps and chunks of a float model round differently, so the
+        state they were generated with cannot stand in for a reading of them.
         """
         goal = len(ids) // self.chunk * self.chunk
-        known = keys(ids[:goal], self.chunk)
         at, hit = self.cache.find(ids[:goal])
-        if not known or known[-1] in self.cache.snapshots or goal - at > new + self.chunk:
+        if not goal or self.cache.holds(ids[:goal]) or goal - at > new + self.chunk:
             return False
         end = at + self.chunk
         _, state = self.run(ids[at:end], None if hit is None else copied(hit.state))
-        self.cache.put(known[end // self.chunk - 1], state)
-        return end < goal and known[end // self.chunk - 1] in self.cache.snapshots
+        return self.cache.put(ids[:end], state) and end < goal
 
 
 def why_apart(model: nn.Module) -> str:

@@ -1,16 +1,18 @@
-"""The prefix cache: states of a stream after known token prefixes, so that a shared beginning is read only once.
+"""The prefix cache: states of streams after known tokens, so that a shared beginning is read only once.
 
-Float rounding depends on how a prompt is cut, and rounding decides spikes; so every prompt is cut at multiples of one
-fixed chunk length, cached or not. A snapshot is taken at such a boundary (good for every prompt that shares the tokens
-before it) and at the end of a prompt (good for the very same prompt, whose next logits it holds). What is resumed is
-then bit for bit what a fresh reading would have computed.
+A radix tree over token ids: an edge carries the tokens between two places where prompts part or a state is kept. A
+state is a snapshot that nobody writes into; who resumes from it works on a copy. What is resumed is bit for bit what a
+fresh reading would have computed:
 
-Keys are SHA-256 chained over chunks, ``D_k = H(D_{k-1} ‖ tokens of chunk k)``: a key stands for all tokens before it.
+- *exact* models (integer arithmetic): a reading has the same bits wherever it is cut, so a snapshot of any length
+  serves every prompt that goes on from it; where a prompt parts from a known one, a snapshot is taken for the third.
+- float models: rounding depends on how a prompt is cut, and rounding decides spikes. Every prompt is cut at multiples
+  of one chunk length, cached or not, and only snapshots at such a place serve others; one at a prompt's end serves the
+  very same prompt.
 """
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections import OrderedDict
 from typing import Any
@@ -20,6 +22,8 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.state import nbytes, tree_map
+
+ID_BYTES = 8
 
 
 @attrs.frozen(eq=False)
@@ -31,18 +35,21 @@ class Snapshot:
     nbytes: int
 
 
+class Node:
+    """A place in the tree: the tokens from its parent to it, and perhaps the state there."""
+
+    __slots__ = ("children", "ids", "length", "parent", "snapshot")
+
+    def __init__(self, ids: array[int], parent: Node | None) -> None:
+        self.ids, self.parent = ids, parent
+        self.children: dict[int, Node] = {}
+        self.snapshot: Snapshot | None = None
+        self.length: int = len(ids) + (0 if parent is None else parent.length)
+
+
 def copied(state: Any) -> Any:
     """A state that shares no memory with `state` (a model may write into its own), with the same strides."""
     return tree_map(torch.Tensor.clone, state)
-
-
-def keys(ids: list[int], chunk: int) -> list[bytes]:
-    """Key of the prefix at every chunk boundary, in order, and of the whole where it ends between boundaries."""
-    found, last = [], b""
-    for begin in range(0, len(ids), chunk):
-        last = hashlib.sha256(last + array("q", ids[begin : begin + chunk]).tobytes()).digest()
-        found.append(last)
-    return found
 
 
 def worth_keeping(k: int, n: int) -> bool:
@@ -51,46 +58,111 @@ def worth_keeping(k: int, n: int) -> bool:
     return k == n or k & (k - 1) == 0 or k % spacing == 0
 
 
+def common(a: Any, b: Any) -> int:
+    """How many tokens two sequences begin with alike."""
+    if a[: len(b)] == b[: len(a)]:
+        return min(len(a), len(b))
+    return next(i for i, (x, y) in enumerate(zip(a, b)) if x != y)
+
+
 class PrefixCache:
     """Snapshots under a budget of bytes; the least recently used goes first. Not locked: one thread owns it."""
 
-    def __init__(self, budget: int, chunk: int) -> None:
-        self.budget, self.chunk = budget, chunk
-        self.snapshots: OrderedDict[bytes, Snapshot] = OrderedDict()
+    def __init__(self, budget: int, chunk: int, exact: bool = False) -> None:
+        self.budget, self.chunk, self.exact = budget, chunk, exact
+        self.root = Node(array("q"), None)
+        self.recent: OrderedDict[Node, None] = OrderedDict()  # nodes with a snapshot, the least recently used first
         self.nbytes = 0
+
+    def walk(self, ids: array[int]) -> tuple[list[Node], int]:
+        """The nodes that `ids` go through whole, and how many tokens of `ids` the tree knows."""
+        node, at, path = self.root, 0, list[Node]()
+        while at < len(ids):
+            child = node.children.get(ids[at])
+            if child is None:
+                break
+            same = common(child.ids, ids[at:])
+            at += same
+            if same < len(child.ids):
+                break
+            path.append(child)
+            node = child
+        return path, at
 
     def find(self, ids: list[int]) -> tuple[int, Snapshot | None]:
         """``(tokens, snapshot)`` of the longest usable prefix of `ids`; ``(0, None)`` where there is none.
 
         All of `ids` counts only where the snapshot knows the logits that follow.
         """
-        if not self.snapshots:
-            return 0, None
-        known = keys(ids, self.chunk)
-        for k in range(len(known), 0, -1):
-            length = min(k * self.chunk, len(ids))
-            hit = self.snapshots.get(known[k - 1])
-            if hit is not None and (length < len(ids) or hit.logits is not None):
-                self.snapshots.move_to_end(known[k - 1])
-                return length, hit
+        path, _ = self.walk(array("q", ids))
+        for node in reversed(path):
+            hit = node.snapshot
+            if hit is None:
+                continue
+            whole = node.length == len(ids)
+            if hit.logits is not None if whole else self.exact or node.length % self.chunk == 0:
+                self.recent.move_to_end(node)
+                return node.length, hit
         return 0, None
 
-    def put(self, key: bytes, state: Any, logits: Tensor | None = None) -> None:
-        """Keep a copy; what alone is larger than the budget is not kept."""
-        old = self.snapshots.get(key)
-        if old is not None and (old.logits is not None or logits is None):
-            self.snapshots.move_to_end(key)
-            return
-        size = nbytes(state) + (0 if logits is None else nbytes(logits))
-        if size > self.budget:
-            return
-        self.drop(key)
-        while self.nbytes + size > self.budget:
-            self.drop(next(iter(self.snapshots)))
-        self.snapshots[key] = Snapshot(copied(state), None if logits is None else logits.clone(), size)
-        self.nbytes += size
+    def shared(self, ids: list[int]) -> int:
+        """How many tokens `ids` share with what was kept, a snapshot there or not."""
+        return self.walk(array("q", ids))[1]
 
-    def drop(self, key: bytes) -> None:
-        """Forget a snapshot, where there is one."""
-        gone = self.snapshots.pop(key, None)
-        self.nbytes -= 0 if gone is None else gone.nbytes
+    def holds(self, ids: list[int]) -> bool:
+        """Is there a snapshot after just these tokens?"""
+        path, _ = self.walk(array("q", ids))
+        return bool(path) and path[-1].length == len(ids) and path[-1].snapshot is not None
+
+    def put(self, ids: list[int], state: Any, logits: Tensor | None = None) -> bool:
+        """Keep a copy of the state after `ids`; what alone is larger than the budget is not kept: False."""
+        size = nbytes(state) + (0 if logits is None else nbytes(logits))
+        if size + ID_BYTES * len(ids) > self.budget:
+            return False
+        node = self.place(array("q", ids))
+        old = node.snapshot
+        if old is not None:
+            self.recent.move_to_end(node)
+            if old.logits is not None or logits is None:
+                return True
+            self.nbytes -= old.nbytes
+        node.snapshot = Snapshot(copied(state), None if logits is None else logits.clone(), size)
+        self.nbytes += size
+        self.recent[node] = None
+        while self.nbytes > self.budget:
+            self.drop(next(iter(self.recent)))
+        return True
+
+    def place(self, ids: array[int]) -> Node:
+        """The node after `ids`, made where there is none."""
+        node, at = self.root, 0
+        while at < len(ids):
+            child = node.children.get(ids[at])
+            if child is None:
+                child = Node(ids[at:], node)
+                node.children[ids[at]] = child
+                self.nbytes += ID_BYTES * len(child.ids)
+            elif (same := common(child.ids, ids[at:])) < len(child.ids):
+                child = self.split(child, same)
+            at, node = at + len(child.ids), child
+        return node
+
+    def split(self, below: Node, at: int) -> Node:
+        """A node in the middle of an edge."""
+        assert below.parent is not None
+        middle = Node(below.ids[:at], below.parent)
+        below.parent.children[below.ids[0]] = middle
+        below.ids, below.parent = below.ids[at:], middle
+        middle.children[below.ids[0]] = below
+        return middle
+
+    def drop(self, node: Node) -> None:
+        """Forget a snapshot, and the tokens that lead to no other."""
+        del self.recent[node]
+        assert node.snapshot is not None
+        self.nbytes -= node.snapshot.nbytes
+        node.snapshot = None
+        while node.parent is not None and node.snapshot is None and not node.children:
+            del node.parent.children[node.ids[0]]
+            self.nbytes -= ID_BYTES * len(node.ids)
+            node = node.parent

@@ -12,29 +12,43 @@ from torch import Tensor
 
 from fastsnn_core.moved import renamed
 from fastsnn_serve.engine.detokenizer import Detokenizer, Scored
-from fastsnn_text import Sampling, Tokenizer
+from fastsnn_serve.engine.sampler import Adjustments, Sampler
+from fastsnn_text import Sampling, Tokenizer, ends_of
 
 LOG = logging.getLogger("fastsnn.serve")
 
 
 @attrs.frozen
 class SamplingParams:
-    """How each completion of a request is sampled and ended; `logprobs`: alternatives beside each token, or None."""
+    """How each completion of a request is sampled and ended.
+
+    `logprobs`: alternatives beside each token, or None. `grammar`: what its text must follow
+    (`fastsnn_serve.engine.grammar`). `rank`: its log-probability is summed up, to choose the best of several. `spikes`:
+    every so many tokens the spikes are looked at (0: never).
+    """
 
     sampling: Sampling
     max_tokens: int
     stops: tuple[str, ...] = ()
     logprobs: int | None = None
+    adjust: Adjustments = Adjustments()
+    grammar: Any = None
+    rank: bool = False
+    spikes: int = 0
 
 
 @attrs.frozen
 class Delta:
-    """The next part of a completion. `finish` is "stop" or "length" at its end; `error` ends it too."""
+    """The next part of a completion. `finish` is "stop" or "length" at its end; `error` ends it too.
+
+    `spikes`: what the layers did at its token, where that was asked for.
+    """
 
     text: str = ""
     tokens: tuple[Scored, ...] = ()
     finish: str | None = None
     error: BaseException | None = None
+    spikes: Any = None
 
 
 class Prompt:
@@ -45,7 +59,7 @@ class Prompt:
 
     def __init__(self, ids: list[int], *, echo: str | None = None, score: int | None = None) -> None:
         self.ids, self.echo, self.score = ids, echo, score
-        self.at, self.cached = 0, 0
+        self.at, self.cached, self.fork = 0, 0, 0  # fork: where a snapshot is taken for others
         self.state: Any = None
         self.logits: Tensor | None = None
         self.scored: list[Scored] = []
@@ -65,11 +79,16 @@ class Stream:
     ) -> None:
         self.prompt, self.params, self.listener = prompt, params, listener
         self.tokenizer = tokenizer
-        self.generator = params.sampling.generator()
+        self.sampler = Sampler(params.sampling, params.adjust, params.grammar, prompt.ids, ends_of(tokenizer))
+        self.logprob = 0.0  # summed up, where `params.rank`
+        self.spikes: Any = None  # of the newest step
+        self.lookup: Any = None  # the n-grams read so far, where tokens are drafted
+        self.deadline = float("inf")
         self.detokenizer = Detokenizer(tokenizer, params.stops, len(prompt.echo or ""), prompt.ids)
         self.state: Any = None
         self.logits: Tensor | None = None
         self.ids: list[int] = []
+        self.read = 0  # how many of them the state has read; -1: it stands elsewhere
         self.begun = self.cancelled = False
         self.ending: Delta | None = None
         self.submitted = self.last_token_at = time.perf_counter()

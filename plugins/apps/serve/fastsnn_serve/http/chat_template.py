@@ -21,13 +21,21 @@ SAID: dict[str, tuple[Any, ...]] = {  # what clients send back of an answer besi
 class ChatTemplate(chat_template.ChatTemplate):
     """The model's template over messages of a request; what it refuses is a mistake of the request."""
 
-    def ids(self, messages: Any, **options: Any) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's reply."""
-        rows = checked(messages)
+    def text(self, rows: list[dict[str, Any]], **options: Any) -> str:
+        """A conversation of checked messages as text, ready for the assistant's reply."""
         try:
-            return super().ids(rows, **options)
+            return self.render(rows, **options)
         except TemplateError as error:
             raise Invalid(str(error), "messages", "invalid_value") from None
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a rendered conversation."""
+        start = self.tokenizer.start
+        return ([start] if self.plain and start is not None else []) + self.tokenizer.encode(text)
+
+    def ids(self, messages: Any, **options: Any) -> list[int]:
+        """Token ids of a conversation of a request."""
+        return self.tokens(self.text(checked(messages), **options))
 
 
 def checked(messages: Any) -> list[dict[str, Any]]:

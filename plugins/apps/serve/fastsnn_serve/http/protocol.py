@@ -1,9 +1,9 @@
 """From an OpenAI request body to a `CompletionRequest`: what is honoured, what is refused, and the defaults.
 
-Honoured: prompt (string, strings, token ids, lists of them) or messages; max_tokens, max_completion_tokens,
-temperature, top_p, top_k, stop, seed, n, echo, logprobs, top_logprobs, stream, stream_options.include_usage, model,
-user; for chats documents, chat_template_kwargs, add_generation_prompt, continue_final_message.
-Every other field is an error unless it stands at the value that OpenAI gives it when it is left out.
+Honoured: prompt (string, strings, token ids, lists of them) or messages; the fields of
+`fastsnn_serve.api.sampling_fields`; n, best_of, echo, logprobs, top_logprobs, stream, stream_options, response_format,
+tools, tool_choice, model, user; for chats documents, chat_template_kwargs, add_generation_prompt,
+continue_final_message. Every other field is an error unless it stands at the value that OpenAI gives it when left out.
 """
 
 from __future__ import annotations
@@ -12,32 +12,26 @@ from typing import Any
 
 import attrs
 
+from fastsnn_serve.api.response_format import read_format
+from fastsnn_serve.api.sampling_fields import read_params, read_stream
+from fastsnn_serve.api.tools import Tools, described, read_tools
+from fastsnn_serve.engine.grammar import Grammars
 from fastsnn_serve.engine.streams import SamplingParams
-from fastsnn_serve.http.chat_template import ChatTemplate
+from fastsnn_serve.http.chat_template import ChatTemplate, checked
 from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, is_text, shown
-from fastsnn_text import Sampling, Tokenizer, prompt_ids
+from fastsnn_text import Tokenizer, prompt_ids
 
 COMPLETION_TOKENS, CHAT_TOKENS = 16, 1024  # max_tokens where the request names none
-STOPS, STOP_LENGTH = 16, 256
-TINY = 1e-6  # what fastsnn_text.Sampling takes
 CHOICES, TOP = 128, 20
 HARMLESS: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     # of other servers, at the values that change nothing
     "cache_prompt": (True, False),
-    "ignore_eos": (False,),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
     "mirostat": (0,),
     "priority": (0,),
-    "repeat_penalty": (1,),
-    "repetition_penalty": (1,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True, False),
     "stop_token_ids": ([],),
@@ -52,12 +46,8 @@ CHAT_HARMLESS = HARMLESS | {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -71,12 +61,16 @@ class Context:
     tokenizer: Tokenizer
     vocab: int
     template: ChatTemplate
+    grammars: Grammars
     longest: int | None = None  # tokens of prompt and answer together
 
 
 @attrs.frozen
 class CompletionRequest:
-    """One request: prompts as ids, `n` completions of each, how to answer. `echoes`: texts to send first, or None."""
+    """One request: prompts as ids, the best `n` of `best_of` completions of each, how to answer.
+
+    `echoes`: texts to send first, or None. `tools`: what the answer may call.
+    """
 
     chat: bool
     prompts: tuple[list[int], ...]
@@ -86,14 +80,17 @@ class CompletionRequest:
     score: int | None
     stream: bool
     include_usage: bool
+    best_of: int = 1
+    tools: Tools | None = None
 
     def params_per_choice(self) -> list[SamplingParams]:
         """One per choice: with a seed, choice i has seed + i, so that they differ and the first is the seed's own."""
         sampling = self.params.sampling
         if sampling.seed is None:
-            return [self.params] * self.n
+            return [self.params] * self.best_of
         return [
-            attrs.evolve(self.params, sampling=attrs.evolve(sampling, seed=sampling.seed + i)) for i in range(self.n)
+            attrs.evolve(self.params, sampling=attrs.evolve(sampling, seed=sampling.seed + i))
+            for i in range(self.best_of)
         ]
 
 
@@ -104,45 +101,47 @@ def completion(body: Any, context: Context) -> CompletionRequest:
     prompts, texts = read_prompts(fields.take("prompt"), context)
     logprobs = fields.integer("logprobs", None, 0, TOP)
     echo = fields.flag("echo")
-    params, n = read_params(fields, context, room(context, prompts, COMPLETION_TOKENS), 0, logprobs, ())
-    best_of = fields.integer("best_of", n, 1)
-    if best_of != n:
-        raise Invalid(f"best_of: only n (here {n}) is supported, got {best_of}", "best_of", "unsupported_parameter")
-    stream, usage = read_stream(fields)
+    params, n = read_params(fields, context.vocab, room(context, prompts, COMPLETION_TOKENS), 0, logprobs, ())
+    best_of = fields.integer("best_of", n, 1, CHOICES)
+    if best_of < n:
+        raise Invalid(f"best_of ({best_of}) must be at least n ({n})", "best_of", "invalid_value")
+    stream, usage, spikes = read_stream(fields)
+    if stream and best_of > n:
+        raise Invalid(
+            "best_of above n cannot be streamed: which are best is known at the end", "best_of", "invalid_value"
+        )
+    params = attrs.evolve(params, rank=best_of > n, spikes=spikes, grammar=read_format(fields, context.grammars))
     fields.done(COMPLETION_HARMLESS)
     echoes = tuple(
         (text if text is not None else context.tokenizer.decode(ids)) if echo else None
         for ids, text in zip(prompts, texts, strict=True)
     )
-    return CompletionRequest(False, tuple(prompts), echoes, params, n, logprobs if echo else None, stream, usage)
+    score = logprobs if echo else None
+    return CompletionRequest(False, tuple(prompts), echoes, params, n, score, stream, usage, best_of)
 
 
 def chat(body: Any, context: Context) -> CompletionRequest:
     """A body of ``/v1/chat/completions``."""
     fields = Fields(body)
     check_model(fields, context)
-    ids = in_vocabulary(chat_ids(fields, context), context, "messages")
+    tools = read_tools(fields)
+    ids = in_vocabulary(chat_ids(fields, context, tools), context, "messages")
     asked, top = fields.flag("logprobs"), fields.integer("top_logprobs", None, 0, TOP)
     if top is not None and not asked:
         raise Invalid("top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
-    refuse_tools(fields)
     most = room(context, [ids], CHAT_TOKENS)
-    params, n = read_params(fields, context, most, 1, (top or 0) if asked else None, context.template.stops)
-    stream, usage = read_stream(fields)
+    params, n = read_params(fields, context.vocab, most, 1, (top or 0) if asked else None, context.template.stops)
+    stream, usage, spikes = read_stream(fields)
+    grammar = read_format(fields, context.grammars)
+    if tools is not None and tools.forced:
+        if grammar is not None:
+            raise Invalid(
+                "response_format cannot hold where tool_choice demands a call", "response_format", "invalid_value"
+            )
+        grammar = tools.grammar(context.grammars)
     fields.done(CHAT_HARMLESS)
-    return CompletionRequest(True, (ids,), (None,), params, n, None, stream, usage)
-
-
-def refuse_tools(fields: Fields) -> None:
-    """This server calls no tools: say so where a request offers or demands some, with what to do."""
-    for name, choice in (("tools", "tool_choice"), ("functions", "function_call")):
-        offered, chosen = fields.left.get(name), fields.left.get(choice)
-        if offered is not None and not isinstance(offered, list):
-            raise fields.wrong(name, "a list", offered)
-        if offered or chosen not in (None, "none", "auto"):
-            what = name if offered else choice
-            says = f"{what} is not supported: this server does not call tools. Leave {name} and {choice} out"
-            raise Invalid(f"{says}, or describe them in a message", what, "unsupported_parameter")
+    params = attrs.evolve(params, spikes=spikes, grammar=grammar)
+    return CompletionRequest(True, (ids,), (None,), params, n, None, stream, usage, n, tools)
 
 
 def room(context: Context, prompts: list[list[int]], usual: int) -> int:
@@ -152,8 +151,13 @@ def room(context: Context, prompts: list[list[int]], usual: int) -> int:
     return max(1, min(usual, context.longest - max(map(len, prompts), default=0)))
 
 
-def chat_ids(fields: Fields, context: Context) -> list[int]:
-    """The prompt of a conversation; `chat_template_kwargs` and `documents` reach the template."""
+def chat_ids(fields: Fields, context: Context, tools: Tools | None) -> list[int]:
+    """The token ids of a conversation."""
+    return context.template.tokens(chat_text(fields, context, tools))
+
+
+def chat_text(fields: Fields, context: Context, tools: Tools | None) -> str:
+    """The prompt of a conversation; `chat_template_kwargs`, `documents` and tools reach the template."""
     more, documents = fields.take("chat_template_kwargs"), fields.take("documents")
     if more is not None and not isinstance(more, dict):
         raise fields.wrong("chat_template_kwargs", "an object", more)
@@ -161,11 +165,17 @@ def chat_ids(fields: Fields, context: Context) -> list[int]:
         raise fields.wrong("documents", "a list of objects", documents)
     add_prompt, going_on = fields.flag("add_generation_prompt", True), fields.flag("continue_final_message")
     own = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "template"}
-    extra = {key: value for key, value in (more or {}).items() if key not in own}
-    return context.template.ids(
-        fields.take("messages"), documents=documents or None, add_generation_prompt=add_prompt and not going_on,
-        continue_final_message=going_on, **extra,
-    )  # fmt: skip
+    options = {key: value for key, value in (more or {}).items() if key not in own} | {
+        "documents": documents or None, "add_generation_prompt": add_prompt and not going_on,
+        "continue_final_message": going_on,
+    }  # fmt: skip
+    template, rows = context.template, checked(fields.take("messages"))
+    if tools is None:
+        return template.text(rows, **options)
+    text = template.text(rows, tools=list(tools.offered), **options)
+    if template.plain or text == template.text(rows, **options):  # it has no place for tools
+        return template.text(described(rows, tools), **options)
+    return text
 
 
 def check_model(fields: Fields, context: Context) -> None:
@@ -188,56 +198,10 @@ def unknown_model(name: str, context: Context) -> Invalid:
     return Invalid(says, "model", "model_not_found", 404)
 
 
-def read_params(
-    fields: Fields, context: Context, default: int, least: int, logprobs: int | None, stops: tuple[str, ...]
-) -> tuple[SamplingParams, int]:
-    """How to sample and when to end, and n."""
-    longest = fields.integer("max_tokens", None, least)
-    other = fields.integer("max_completion_tokens", longest, least)
-    if longest is not None and longest != other:
-        says = f"max_tokens is {longest} and max_completion_tokens {other}: give one"
-        raise Invalid(says, "max_tokens", "invalid_value")
-    top_k = fields.integer("top_k", 0, -1)
-    temperature = fields.number("temperature", 1.0, 0.0, 2.0)
-    if 0 < temperature < TINY:
-        raise fields.wrong("temperature", f"0 (greedy) or a number from {TINY:g} to 2", temperature)
-    sampling = Sampling(
-        temperature=temperature,
-        top_p=fields.number("top_p", 1.0, TINY, 1.0),
-        top_k=max(0, top_k),
-        seed=fields.integer("seed", None, -(2**63), 2**63 - 1),
-    )
-    n = fields.integer("n", 1, 1, CHOICES)
-    return SamplingParams(sampling, default if other is None else other, stops + read_stops(fields), logprobs), n
-
-
-def read_stops(fields: Fields) -> tuple[str, ...]:
-    """stop: a string or a list of them."""
-    value = fields.take("stop")
-    found = [] if value is None else [value] if isinstance(value, str) else value
-    good = isinstance(found, list) and len(found) <= STOPS
-    if not good or not all(is_text(s) and 0 < len(s) <= STOP_LENGTH for s in found):
-        raise fields.wrong("stop", f"a string or up to {STOPS} of them, each of 1 to {STOP_LENGTH} characters", value)
-    return tuple(found)
-
-
-def read_stream(fields: Fields) -> tuple[bool, bool]:
-    """``(stream, include_usage)``."""
-    stream, options = fields.flag("stream"), fields.take("stream_options")
-    if options is None:
-        return stream, False
-    if not stream:
-        raise Invalid("stream_options needs stream to be true", "stream_options", "invalid_value")
-    inner = Fields(options, "stream_options")
-    usage = inner.flag("include_usage")
-    inner.done({"include_obfuscation": (False,)})
-    return stream, usage
-
-
-def read_prompts(value: Any, context: Context) -> tuple[list[list[int]], list[str | None]]:
+def read_prompts(value: Any, context: Context, field: str = "prompt") -> tuple[list[list[int]], list[str | None]]:
     """``(ids, texts)`` of a prompt in any of its four forms; text begins with the start token, ids are as given."""
     if value is None:
-        raise Invalid("prompt is missing", "prompt", "missing_required_parameter")
+        raise Invalid(f"{field} is missing", field, "missing_required_parameter")
     many = value if isinstance(value, list) and value and not is_int(value[0]) else [value]
     ids: list[list[int]] = []
     for one in many:
@@ -247,10 +211,10 @@ def read_prompts(value: Any, context: Context) -> tuple[list[list[int]], list[st
             ids.append(one)
         else:
             wanted = "a string of valid Unicode, a list of token ids, or a list of either"
-            raise Invalid(f"prompt: expected {wanted}, got {shown(one)}", "prompt", "invalid_value")
+            raise Invalid(f"{field}: expected {wanted}, got {shown(one)}", field, "invalid_value")
         if not ids[-1]:
-            raise Invalid("the prompt is empty; give at least one token", "prompt", "invalid_value")
-        in_vocabulary(ids[-1], context, "prompt")
+            raise Invalid(f"the {field} is empty; give at least one token", field, "invalid_value")
+        in_vocabulary(ids[-1], context, field)
     return ids, [one if isinstance(one, str) else None for one in many]
 
 

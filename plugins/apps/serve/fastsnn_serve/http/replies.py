@@ -7,9 +7,11 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
+from fastsnn_serve.api.tools import Watch, calls_in
 from fastsnn_serve.engine.detokenizer import Scored
 from fastsnn_serve.engine.streams import Delta, Stream
 from fastsnn_serve.http.protocol import CompletionRequest
+from fastsnn_serve.http.strict_json import dumps
 from fastsnn_text import Tokenizer, ends_of, token_bytes, token_name
 
 
@@ -18,6 +20,7 @@ class Reply:
 
     def __init__(self, wanted: CompletionRequest, name: str, tokenizer: Tokenizer, fingerprint: str) -> None:
         self.wanted, self.tokenizer = wanted, tokenizer
+        self.watches: dict[int, Watch] = {}
         self.head = {
             "id": f"{'chatcmpl' if wanted.chat else 'cmpl'}-{uuid.uuid4().hex}",
             "object": "",
@@ -36,11 +39,21 @@ class Reply:
         made = []
         for index, delta in enumerate(choices):
             said: dict[str, Any] = {"text": delta.text}
+            finish = delta.finish
             if self.wanted.chat:
-                said = {"message": {"role": "assistant", "content": delta.text, "refusal": None}}
-            ending = {"logprobs": self.logprobs(delta.tokens), "finish_reason": delta.finish}
+                text, calls = (delta.text, []) if self.wanted.tools is None else calls_in(delta.text, self.wanted.tools)
+                said = {"message": {"role": "assistant", "content": text, "refusal": None}}
+                if calls:
+                    said["message"] |= {"content": text or None, "tool_calls": calls}
+                    finish = self.finish(finish)
+            ending = {"logprobs": self.logprobs(delta.tokens), "finish_reason": finish}
             made.append({"index": index} | said | ending)
         return self.head | {"object": self.kind, "choices": made, "usage": usage}
+
+    def finish(self, reason: str | None) -> str | None:
+        """Why an answer with calls ended; OpenAI says "stop" where the request named the function."""
+        named = self.wanted.tools is not None and self.wanted.tools.named is not None
+        return reason if named or reason == "length" else "tool_calls"
 
     def chunk(
         self, index: int, said: dict[str, Any], tokens: tuple[Scored, ...] = (), finish: str | None = None
@@ -62,14 +75,40 @@ class Reply:
         return [self.chunk(index, start) for index in range(self.wanted.n)] if self.wanted.chat else []
 
     def chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
-        """The chunks of one delta: its text, then its end."""
+        """The chunks of one delta: its text, then its calls and its end."""
         out: list[dict[str, Any]] = []
-        if delta.text or delta.tokens:
-            said = {"delta": {"content": delta.text}} if self.wanted.chat else {"text": delta.text}
+        text, finish, calls = delta.text, delta.finish, list[dict[str, Any]]()
+        if self.wanted.tools is not None:
+            watch = self.watches.setdefault(index, Watch(self.wanted.tools))
+            text = watch.push(text)
+            if finish is not None:
+                rest, calls = watch.close()
+                text, finish = text + rest, self.finish(finish) if calls else finish
+        if text or delta.tokens or delta.spikes is not None:
+            said = {"delta": {"content": text}} if self.wanted.chat else {"text": text}
             out.append(self.chunk(index, said, delta.tokens))
-        if delta.finish is not None:
-            out.append(self.chunk(index, {"delta": {}} if self.wanted.chat else {"text": ""}, (), delta.finish))
+            if delta.spikes is not None:
+                out[-1]["choices"][0]["spikes"] = delta.spikes.json()
+        if calls:
+            listed = [{"index": i} | one for i, one in enumerate(calls)]
+            out.append(self.chunk(index, {"delta": {"tool_calls": listed}}))
+        if finish is not None:
+            out.append(self.chunk(index, {"delta": {}} if self.wanted.chat else {"text": ""}, (), finish))
         return out
+
+    def closing(self, usage: dict[str, Any]) -> list[dict[str, Any]]:
+        """What follows the last choice's end: the usage, where it was asked for."""
+        return [self.around([], usage)] if self.wanted.include_usage else []
+
+    last = b"data: [DONE]\n\n"  # what a stream that went well ends with
+
+    def event(self, data: dict[str, Any]) -> bytes:
+        """A server-sent event."""
+        return b"data: " + dumps(data) + b"\n\n"
+
+    def failed(self, error: dict[str, Any]) -> dict[str, Any]:
+        """The event of an error; ``{"error": …}``."""
+        return error
 
     def logprobs(self, tokens: Iterable[Scored]) -> dict[str, Any] | None:
         """In the form of the endpoint, or None where nobody asked."""
@@ -129,3 +168,15 @@ def usage(streams: list[Stream]) -> dict[str, Any]:
         "total_tokens": read + made,
         "prompt_tokens_details": {"cached_tokens": sum(p.cached for p in prompts)},
     }
+
+
+def best(wanted: CompletionRequest, said: list[Delta], streams: list[Stream]) -> list[Delta]:
+    """Of each prompt's `best_of` completions the `n` with the highest log-probability per token, the best first."""
+    if wanted.best_of == wanted.n:
+        return said
+    out = []
+    for begin in range(0, len(streams), wanted.best_of):
+        rows = range(begin, begin + wanted.best_of)
+        order = sorted(rows, key=lambda i: -streams[i].logprob / max(1, len(streams[i].ids)))
+        out += [said[i] for i in order[: wanted.n]]
+    return out

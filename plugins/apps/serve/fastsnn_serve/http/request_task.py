@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,9 +12,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from fastsnn_serve.engine import Engine, Refused
+from fastsnn_serve.engine.embedding import NoHiddenState
+from fastsnn_serve.engine.sessions import SessionError
 from fastsnn_serve.engine.streams import Delta, Prompt, Stream
 from fastsnn_serve.http.protocol import CompletionRequest
-from fastsnn_serve.http.replies import Reply, joined, usage
+from fastsnn_serve.http.replies import Reply, best, joined, usage
 from fastsnn_serve.http.strict_json import Invalid, dumps
 
 
@@ -35,13 +38,18 @@ def failure(error: Invalid) -> Json:
 
 def translated(error: BaseException) -> Invalid:
     """An engine's error for the client."""
+    if isinstance(error, OSError):  # of the server's disk
+        status = 507 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else 500
+        return Invalid(str(error.strerror or error), code="cannot_write", status=status, type="server_error")
+    if isinstance(error, SessionError | NoHiddenState):
+        return Invalid(str(error), code="invalid_value")
     if not isinstance(error, Refused):
         says = f"the model failed: {type(error).__name__}: {error}"
         return Invalid(says, code="model_failed", status=500, type="server_error")
     message = str(error)
     if error.reason == "busy":
         return Invalid(message, code="rate_limit_exceeded", status=429, type="rate_limit_error")
-    if error.reason == "closed":
+    if error.reason in ("closed", "late"):
         return Invalid(message, code="unavailable", status=503, type="server_error")
     long = error.reason == "too_long"
     return Invalid(message, "max_tokens" if long else "n", "context_length_exceeded" if long else "too_many_choices")
@@ -99,9 +107,18 @@ async def unless_gone(receive: Receive, work: Any) -> Any:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def answer(request: Request, engine: Engine, wanted: CompletionRequest, name: str, fingerprint: str) -> Response:
-    """The response to `wanted`, whole or as a stream of events."""
-    work, reply = Work(engine, wanted), Reply(wanted, name, engine.tokenizer, fingerprint)
+async def asked(request: Request, engine: Engine, work: Any) -> Any:
+    """The result of a job on the engine's thread; None where the client goes away first."""
+    try:
+        future = engine.ask(work)
+        return await unless_gone(request.receive, asyncio.wrap_future(future))
+    except (Refused, OSError, SessionError, NoHiddenState) as error:
+        raise translated(error) from None
+
+
+async def answer(request: Request, engine: Engine, wanted: CompletionRequest, reply: Reply) -> Response:
+    """The response to `wanted`, whole or as a stream of events, in the words of `reply`."""
+    work = Work(engine, wanted)
     if wanted.stream:
         return Events(work, reply)
 
@@ -109,7 +126,8 @@ async def answer(request: Request, engine: Engine, wanted: CompletionRequest, na
         said: list[list[Delta]] = [[] for _ in work.streams]
         async for index, delta in work.deltas():
             said[index].append(delta)
-        return Json(reply.whole([joined(deltas) for deltas in said], usage(work.streams)))
+        choices = best(wanted, [joined(deltas) for deltas in said], work.streams)
+        return Json(reply.whole(choices, usage(work.streams)))
 
     try:
         return await unless_gone(request.receive, collect()) or Response(status_code=499)  # nobody reads the 499
@@ -139,19 +157,20 @@ class Events(Response):
     async def send_all(self, send: Send) -> None:
         """Head, events, end."""
 
-        async def event(data: bytes) -> None:
-            await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+        async def event(data: dict[str, Any]) -> None:
+            await send({"type": "http.response.body", "body": self.reply.event(data), "more_body": True})
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             for chunk in self.reply.opening():
-                await event(dumps(chunk))
+                await event(chunk)
             async for index, delta in self.work.deltas():
                 for chunk in self.reply.chunks(index, delta):
-                    await event(dumps(chunk))
-            if self.reply.wanted.include_usage:
-                await event(dumps(self.reply.around([], usage(self.work.streams))))
-            await event(b"[DONE]")
+                    await event(chunk)
+            for chunk in self.reply.closing(usage(self.work.streams)):
+                await event(chunk)
+            last = self.reply.last
         except Invalid as error:
-            await event(dumps(error.body()))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await event(self.reply.failed(error.body()))
+            last = b""
+        await send({"type": "http.response.body", "body": last, "more_body": False})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -21,18 +21,24 @@ from torch import nn
 from fastsnn_console.arguments import device as check_device
 from fastsnn_core import load
 from fastsnn_serve import __version__
+from fastsnn_serve.api.endpoints import Endpoints
+from fastsnn_serve.api.openapi import description
+from fastsnn_serve.api.responses import ResponseReply, response
 from fastsnn_serve.engine import Engine
+from fastsnn_serve.engine.grammar import Grammars
+from fastsnn_serve.engine.sessions import Sessions
 from fastsnn_serve.http import protocol
 from fastsnn_serve.http.around import middleware
 from fastsnn_serve.http.chat_template import ChatTemplate, template_source
-from fastsnn_serve.http.front_page import front_page
 from fastsnn_serve.http.protocol import CompletionRequest, Context
+from fastsnn_serve.http.replies import Reply
 from fastsnn_serve.http.request_task import Json, answer, failure
-from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, parse
-from fastsnn_text import prompt_ids
-from fastsnn_text.chat_template import special_tokens
+from fastsnn_serve.http.strict_json import Invalid, parse
+from fastsnn_serve.page import front_page
 
 BODY = 32 << 20  # bytes of a request
+BODY_SECONDS = 60.0  # that a client may take to send it
+FINGERPRINT = f"fastsnn-{__version__}"
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -42,16 +48,23 @@ def app(
     *,
     device: str = "cpu",
     max_body: int = BODY,
+    body_seconds: float = BODY_SECONDS,
     cors: Sequence[str] = (),
     log: bool = False,
+    api_keys: Sequence[str] = (),
+    sessions: str | Path | None = None,
+    draft: Any = None,
     **engine: Any,
 ) -> Starlette:
     """An ASGI application that serves one language model (a module, or the path of a bundle, loaded onto `device`).
 
     `cors` lists the origins whose pages may ask ("*": all), `log` logs a line per request (logger ``fastsnn.serve``).
-    `name` is the model's id, by default the bundle's folder without ``.snn``. Further options go to
-    `fastsnn_serve.Engine`: max_streams, max_waiting, chunk, cache_bytes, state_bytes, max_model_len. The engine is
-    ``app.state.engine``; the model is put into evaluation mode and belongs to it until it is closed.
+    With `api_keys` every request needs one of them (``Authorization: Bearer KEY``), but for health and the page.
+    `max_body` and `body_seconds` bound what a client sends. `sessions` is the folder of session files, `draft` a model
+    or bundle whose tokens are tried first (with `speculate`). `name` is the model's id, by default the bundle's folder
+    without ``.snn``. Further options go to `fastsnn_serve.Engine`: max_streams, max_waiting, chunk, cache_bytes,
+    state_bytes, max_model_len, max_seconds, speculate. The engine is ``app.state.engine``; the model is put into
+    evaluation mode and belongs to it until it is closed.
     """
     check_device(device)
     if isinstance(model_or_bundle, nn.Module):
@@ -59,16 +72,26 @@ def app(
         model, found = model_or_bundle, str(getattr(getattr(model_or_bundle, "spec", None), "name", "") or "model")
     else:
         model, found = load(model_or_bundle, device), Path(model_or_bundle).resolve().name.removesuffix(".snn")
-    return Server(Engine(model, **engine), name or found, max_body).starlette(middleware(cors, log))
+    if draft is not None and not isinstance(draft, nn.Module):
+        draft = load(draft, device)
+    server = Server(Engine(model, draft=draft, **engine), name or found, max_body, body_seconds, sessions)
+    return server.starlette(middleware(cors, log, api_keys))
 
 
-class Server:
+class Server(Endpoints):
     """The endpoints, over one engine."""
 
-    def __init__(self, engine: Engine, name: str, max_body: int) -> None:
+    def __init__(
+        self, engine: Engine, name: str, max_body: int, body_seconds: float = BODY_SECONDS,
+        sessions: str | Path | None = None,
+    ) -> None:  # fmt: skip
         self.engine, self.max_body, self.created = engine, max_body, int(time.time())
-        template = ChatTemplate(engine.tokenizer, template_source(engine.model, engine.tokenizer))
-        self.context = Context(name, engine.tokenizer, engine.sizes.vocab, template, engine.max_model_len)
+        self.body_seconds = body_seconds
+        source = template_source(engine.model, engine.tokenizer)
+        template, grammars = ChatTemplate(engine.tokenizer, source), Grammars(engine.tokenizer, engine.sizes.vocab)
+        self.context = Context(name, engine.tokenizer, engine.sizes.vocab, template, grammars, engine.max_model_len)
+        folder = None if sessions is None else Path(sessions)
+        self.sessions = None if folder is None else Sessions(folder, engine.model, source, engine.runner.chunk)
 
     def starlette(self, around: list[Middleware]) -> Starlette:
         """The application."""
@@ -92,13 +115,21 @@ class Server:
             ("GET", "/v1/models/{id:path}", self.model, "the model"),
             ("POST", "/v1/completions", self.completions, "continue a prompt"),
             ("POST", "/v1/chat/completions", self.chat, "answer a conversation"),
+            ("POST", "/v1/responses", self.responses, "answer a text or a conversation, as a response object"),
+            ("POST", "/v1/embeddings", self.embeddings, "mean over tokens of the last hidden state"),
             ("POST", "/tokenize", self.tokenize, "prompt or messages to token ids"),
+            ("POST", "/apply-template", self.apply_template, "messages to the prompt's text"),
             ("POST", "/detokenize", self.detokenize, "token ids to text"),
             ("GET", "/tokenizer_info", self.tokenizer_info, "special tokens and chat template"),
             ("GET", "/healthz", self.health, "200 while the model answers, 503 once it has stopped"),
             ("GET", "/health", self.health, "the same"),
             ("GET", "/readyz", self.health, "the same"),
             ("GET", "/metrics", self.metrics, "Prometheus metrics"),
+            ("GET", "/slots", self.slots, "what runs now"),
+            ("GET", "/sessions", self.list_sessions, "names of saved sessions"),
+            ("POST", "/sessions/save", self.save_session, "save the state after a prompt to a file"),
+            ("POST", "/sessions/restore", self.restore_session, "go on from a saved state"),
+            ("GET", "/openapi.json", self.openapi, "this surface as OpenAPI 3.1"),
         ]
 
     def routes(self) -> list[Route]:
@@ -125,12 +156,17 @@ class Server:
     async def body(self, request: Request) -> Any:
         """The parsed body; one that is too large is read past (so that the client gets to hear it) and refused."""
         held, size = bytearray(), 0
-        async for piece in request.stream():
-            size += len(piece)
-            if size <= self.max_body:
-                held += piece
-            elif size > 16 * self.max_body:
-                break
+        try:
+            async with asyncio.timeout(self.body_seconds or None):
+                async for piece in request.stream():
+                    size += len(piece)
+                    if size <= self.max_body:
+                        held += piece
+                    elif size > 16 * self.max_body:
+                        break
+        except TimeoutError:
+            says = f"the body did not arrive within {self.body_seconds:g} s"
+            raise Invalid(says, code="request_timeout", status=408) from None
         if size > self.max_body:
             raise Invalid(f"the body is larger than {self.max_body} bytes", code="request_too_large", status=413)
         return await run_in_threadpool(parse, bytes(held))
@@ -149,7 +185,8 @@ class Server:
     async def complete(self, request: Request, read: Callable[[Any, Context], CompletionRequest]) -> Response:
         """Read the body (tokenizing off the event loop), then answer."""
         wanted = await run_in_threadpool(read, await self.body(request), self.context)
-        return await answer(request, self.engine, wanted, self.context.name, f"fastsnn-{__version__}")
+        reply = Reply(wanted, self.context.name, self.context.tokenizer, FINGERPRINT)
+        return await answer(request, self.engine, wanted, reply)
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
@@ -158,6 +195,16 @@ class Server:
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         return await self.complete(request, protocol.chat)
+
+    async def responses(self, request: Request) -> Response:
+        """POST /v1/responses."""
+        wanted, said = await run_in_threadpool(response, await self.body(request), self.context)
+        reply = ResponseReply(wanted, self.context.name, self.context.tokenizer, FINGERPRINT, said)
+        return await answer(request, self.engine, wanted, reply)
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return Json(description(self.table(), self.context.vocab, __version__))
 
     def card(self) -> dict[str, Any]:
         """The model as /v1/models lists it."""
@@ -172,48 +219,6 @@ class Server:
         if request.path_params["id"] != self.context.name:
             raise protocol.unknown_model(request.path_params["id"], self.context)
         return Json(self.card())
-
-    # -- tokenizing, in the form that vLLM gave it and lm-eval asks for ------------------------------------------
-
-    async def tokenize(self, request: Request) -> Response:
-        """POST /tokenize: prompt (or messages) to tokens."""
-        fields = Fields(await self.body(request))
-        protocol.check_model(fields, self.context)
-        messages, text, add = fields.take("messages"), fields.text("prompt"), fields.flag("add_special_tokens", True)
-        fields.done({"add_generation_prompt": (True,)})
-        if (messages is None) == (text is None):
-            raise Invalid("give either prompt or messages", "prompt", "missing_required_parameter")
-        if messages is not None:
-            ids = await run_in_threadpool(self.context.template.ids, messages)
-        else:
-            encode = functools.partial(prompt_ids, self.context.tokenizer) if add else self.context.tokenizer.encode
-            ids = await run_in_threadpool(encode, text or "")
-        bounds = (self.engine.sizes.room(self.engine.state_bytes), self.engine.max_model_len)
-        longest = min((bound for bound in bounds if bound is not None), default=None)
-        return Json({"tokens": ids, "count": len(ids), "max_model_len": longest})
-
-    async def detokenize(self, request: Request) -> Response:
-        """POST /detokenize: tokens to text."""
-        fields = Fields(await self.body(request))
-        protocol.check_model(fields, self.context)
-        tokens = fields.take("tokens")
-        fields.done({})
-        if not isinstance(tokens, list) or not all(map(is_int, tokens)):
-            raise fields.wrong("tokens", "a list of token ids", tokens)
-        protocol.in_vocabulary(tokens, self.context, "tokens")
-        return Json({"prompt": await run_in_threadpool(self.context.tokenizer.decode, tokens)})
-
-    async def tokenizer_info(self, request: Request) -> Response:
-        """GET /tokenizer_info: special tokens and chat template."""
-        tokenizer, named = self.context.tokenizer, special_tokens(self.context.tokenizer)
-        return Json({
-            "tokenizer_class": type(tokenizer).__name__,
-            "vocab_size": tokenizer.vocab_size,
-            "bos_token": named.get("bos_token") or None,
-            "eos_token": named.get("eos_token") or None,
-            "pad_token": named.get("pad_token") or None,
-            "chat_template": self.context.template.source,
-        })  # fmt: skip
 
     # -- health --------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import json
 import logging
+import os
 import signal
 import socket
 import threading
@@ -188,13 +189,28 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--cache-mb", type=number(int, ge=0), default=256, help="of the prefix cache; 0: none (default %(default)s)"
     )
+    parser.add_argument(
+        "--api-key", action="append", default=[], metavar="KEY",
+        help="wanted of every request (also from FASTSNN_API_KEY, which no list of processes shows)",
+    )  # fmt: skip
+    parser.add_argument("--sessions", metavar="FOLDER", help="where /sessions/save puts its files (default: nowhere)")
+    parser.add_argument(
+        "--max-seconds", type=number(float, ge=0), default=0.0, help="of a request, waiting included; 0: no bound"
+    )
+    parser.add_argument(
+        "--speculate", type=number(int, ge=0, le=64), default=0, metavar="N",
+        help="tokens drafted and read at once; the text stays the same (integer models; 0: none)",
+    )  # fmt: skip
+    parser.add_argument("--draft", metavar="BUNDLE", help="a small model that drafts them (default: n-grams)")
     given = parser.parse_args(argv)
+    keys = [*given.api_key, *filter(None, [os.environ.get("FASTSNN_API_KEY")])]
     if given.log:
         logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
         logging.getLogger("fastsnn.serve").setLevel(logging.INFO)
     serve(
         given.bundle, given.port, given.host, name=given.name, device=given.device,
         max_streams=given.max_streams, cache_bytes=given.cache_mb << 20, max_model_len=given.max_model_len,
-        cors=given.cors, log=given.log,
+        cors=given.cors, log=given.log, api_keys=keys, sessions=given.sessions, max_seconds=given.max_seconds,
+        speculate=given.speculate, draft=given.draft,
     )  # fmt: skip
     return 0

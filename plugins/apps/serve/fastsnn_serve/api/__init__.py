@@ -1,0 +1,1 @@
+"""What endpoints read and write beside plain text: sampling fields, tools, formats, responses, OpenAPI."""

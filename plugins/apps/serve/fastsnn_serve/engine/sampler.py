@@ -1,0 +1,97 @@
+"""Which token a stream takes: penalties, biases, a grammar's mask and min_p, then `fastsnn_text.Sampling`.
+
+    l  the model's logits [V];  n_i  how often token i was generated;  m = max_j l_j after everything above it
+    l_i ← l_i / r  where l_i > 0, else l_i · r         token i in the prompt or generated    (repetition penalty r)
+    l_i ← l_i − f·n_i − p·[n_i > 0]                    (frequency penalty f, presence penalty p)
+    l_i ← l_i + b_i                                    (logit bias)
+    l_i ← −∞                                           where the grammar takes no i, and for ends before `min_tokens`
+    l_i ← −∞                                           where l_i < m + T log(min_p): less than min_p of the likeliest
+
+Log-probabilities that clients see are the model's own, before all of this.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from fastsnn_text import Sampling
+
+
+@attrs.frozen
+class Adjustments:
+    """What is done to logits before a token is taken; the defaults do nothing.
+
+    `forbid_ends` is the number of tokens before which no end token is taken (-1: none ever).
+    """
+
+    presence: float = 0.0
+    frequency: float = 0.0
+    repetition: float = 1.0
+    bias: tuple[tuple[int, float], ...] = ()
+    min_p: float = 0.0
+    forbid_ends: int = 0
+
+
+class Stuck(Exception):
+    """No token may follow: what the grammar still takes is forbidden otherwise."""
+
+
+class Sampler:
+    """The choices of one stream: its random numbers, what it has taken, where it is in its grammar."""
+
+    def __init__(
+        self, sampling: Sampling, adjust: Adjustments, grammar: Any, prompt: Collection[int], ends: Collection[int]
+    ) -> None:
+        self.sampling, self.adjust, self.generator = sampling, adjust, sampling.generator()
+        self.counts: Counter[int] = Counter()
+        self.prompt = frozenset(prompt) if adjust.repetition != 1 else frozenset()
+        self.ends = sorted(ends)
+        self.matcher = None if grammar is None else grammar.matcher()
+        self.plain = adjust == Adjustments() and grammar is None
+
+    def pick(self, logits: Tensor) -> int:
+        """A token from logits ``[V]``; `Stuck` where none may follow."""
+        if not self.plain:
+            logits = self.adjusted(logits.float().cpu().clone())
+        token = self.sampling.pick(logits, self.generator)
+        if not self.plain:
+            self.counts[token] += 1
+            if self.matcher is not None:
+                self.matcher.take(token)
+        return token
+
+    @property
+    def complete(self) -> bool:
+        """Has the grammar come to its end, so that nothing but an end token could follow?"""
+        return self.matcher is not None and self.matcher.complete
+
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """`logits`, changed in place."""
+        adjust = self.adjust
+        if adjust.repetition != 1 and (seen := sorted(self.prompt | self.counts.keys())):
+            rows = torch.tensor(seen)
+            old = logits[rows]
+            logits[rows] = torch.where(old > 0, old / adjust.repetition, old * adjust.repetition)
+        if self.counts and (adjust.presence or adjust.frequency):
+            rows, times = torch.tensor([*self.counts]), torch.tensor([*self.counts.values()], dtype=torch.float32)
+            logits[rows] -= adjust.frequency * times + adjust.presence
+        if adjust.bias:
+            rows = torch.tensor([token for token, _ in adjust.bias])
+            logits[rows] += torch.tensor([value for _, value in adjust.bias])
+        if self.ends and (adjust.forbid_ends < 0 or self.counts.total() < adjust.forbid_ends):
+            logits[self.ends] = -torch.inf
+        if self.matcher is not None:
+            logits.masked_fill_(~self.matcher.allowed(), -torch.inf)
+        if not bool((logits > -torch.inf).any()):
+            raise Stuck
+        if adjust.min_p and self.sampling.temperature:
+            floor = logits.max() + self.sampling.temperature * math.log(adjust.min_p)
+            logits.masked_fill_(logits < floor, -torch.inf)
+        return logits
