@@ -240,3 +240,39 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["m.snn", "--text", "t.txt", "--to", "p.snn"])
     assert "--to needs a goal" in capsys.readouterr().err
+
+
+def test_a_large_decoder_is_tuned_by_estimates_from_one_backward_pass(monkeypatch):
+    from fastsnn_tune import estimated, search
+
+    net = model(n_layers=2)
+    _, chosen, _, _ = windows_of(net, TEXT, 32, 512, 96)
+    names = dict.fromkeys(sites(net), "dead_zone")
+    monkeypatch.setattr(estimated, "LARGE", 1)
+    estimates, found = search.sensitivities(net, names, chosen), sites(net)
+    assert [steps[0].site for steps in estimates] == list(names)
+    with torch.no_grad():
+        before = net(chosen[:, :-1]).log_softmax(-1)
+        for steps in estimates:
+            alone, last = {steps[0].site: found[steps[0].site]}, steps[-1].value
+            turn(alone, names, {steps[0].site: last})
+            after = net(chosen[:, :-1]).log_softmax(-1)
+            turn(alone, names, dict.fromkeys(alone, 0.0))
+            divergence = float((before.exp() * (before - after)).sum(-1).mean())
+            assert 0.5 < sum(s.nats for s in steps) / divergence < 2, steps[0].site
+    monkeypatch.setattr(search, "loss", counted := Counted(search.loss))
+    monkeypatch.setattr("fastsnn_tune.path.loss", counted)
+    tuned = quick(net, silent=0.5)
+    assert 0.45 <= tuned.after.silent_fraction <= 0.75
+    assert counted.calls < 30, "a few readings of the text, not some for every site"
+    assert {row["dial"] for row in tuned.dials.values()} == {"dead_zone"}
+    assert value_of(sites(net)["layers.0.attention.inner"], "dead_zone") == 0.0, "the model given is left as it was"
+
+
+class Counted:
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args, **options):
+        self.calls += 1
+        return self.function(*args, **options)

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
         help="each site its own value, all together, or auto: whichever measures better",
     )
     args.add_argument("--seq-len", type=number(int, ge=2), help="tokens of a window (default 256; with --loss 512)")
-    args.add_argument("--tokens", type=number(int, ge=64), default=4096, help="tokens to choose on (default 4096)")
+    args.add_argument("--tokens", type=number(int, ge=64), help="tokens to choose on (default 4096; large models 1024)")
     args.add_argument(
         "--decode", type=number(int, ge=0), default=64, help="tokens decoded to measure speed; 0 measures none"
     )
@@ -85,9 +85,9 @@ def other_goals(opts: argparse.Namespace, text: str, folder: Path) -> int:
         mode=opts.mode,
         seq_len=opts.seq_len or 256,
         calibration_tokens=opts.tokens,
-        held_out_tokens=2 * opts.tokens,
         points=opts.points,
         decode_tokens=opts.decode,
+        quiet=opts.quiet,
     )
     return written(opts, tuned, folder, draw, table)
 
@@ -108,8 +108,8 @@ def written(
 
 def loss_goal(opts: argparse.Namespace, text: str, folder: Path) -> int:
     """Silent bytes at a loss."""
+    from fastsnn_tune.loss_goal import tune_to_loss
     from fastsnn_tune.picture import draw_losses
-    from fastsnn_tune.silent_bytes import tune_to_loss
 
     try:
         losses = tuple(float(part) for part in opts.loss.split(","))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastsnn_core.probe import probe
 from fastsnn_integer.quantization import quantise
 from fastsnn_text import Sampling, generate_ids
-from fastsnn_train.evaluation.evaluate import Tally, nats
+from fastsnn_train.evaluation.figures import Tally, nats, rows_at_once
 
 ROUNDS, ENOUGH = 3, 0.1  # rounds, and seconds of decoding in each
 
@@ -34,7 +34,7 @@ class Point:
 def loss(model: nn.Module, windows: Tensor, batch: int = 8) -> tuple[float, float]:
     """``(nats per token, silent fraction)`` on windows ``[N, T+1]``."""
     tally, total, count = Tally(), 0.0, 0
-    for rows in windows.split(batch):
+    for rows in windows.split(rows_at_once(model, batch, windows.shape[1])):
         with probe(model) as trace:
             found = nats(model, rows)
         tally.add(trace)
@@ -46,7 +46,8 @@ def loss(model: nn.Module, windows: Tensor, batch: int = 8) -> tuple[float, floa
 @torch.no_grad()
 def window_losses(model: nn.Module, windows: Tensor, batch: int = 8) -> Tensor:
     """Nats per token of every window ``[N]``."""
-    return torch.cat([nats(model, rows).double().reshape(len(rows), -1).mean(1) for rows in windows.split(batch)])
+    pieces = windows.split(rows_at_once(model, batch, windows.shape[1]))
+    return torch.cat([nats(model, rows).double().reshape(len(rows), -1).mean(1) for rows in pieces])
 
 
 def speeds(

@@ -83,8 +83,10 @@ class Notch:
 
 
 @torch.no_grad()
-def notches(site: SpikeSite, name: str, x: Tensor) -> list[Notch]:
+def notches(site: SpikeSite, name: str, x: Tensor, weights: Tensor | None = None) -> list[Notch]:
     """Positions of a dial, from where it stands up to nearly silent, on recorded inputs ``[B,T,D]``.
+
+    With `weights` ``[D]`` errors are Σ_i w_i δ_i², mean over tokens, instead of the mean of δ².
 
     Neighbours are about 1 % of the channels or more apart; the first is where the dial stands. It is left there.
     """
@@ -99,7 +101,10 @@ def notches(site: SpikeSite, name: str, x: Tensor) -> list[Notch]:
             spikes = neuron(x, None, None)[0]
             silent = float((spikes.counts == 0).double().mean())
             if silent > found[-1].silent + 0.01:
-                found.append(Notch(at, silent, float((spikes.value() - value).double().square().mean())))
+                error = (spikes.value() - value).double().square()
+                found.append(
+                    Notch(at, silent, float(error.mean() if weights is None else (error @ weights.double()).mean()))
+                )
             if silent > NEARLY:
                 break
     finally:

@@ -32,6 +32,7 @@ class Path:
     seen: dict[int, tuple[float, float]] = attrs.field(factory=dict)
     check: Tensor | None = None
     checked: dict[int, Tensor] = attrs.field(factory=dict)
+    step: Callable[[], object] = lambda: None  # called after every reading of a text
 
     @property
     def last(self) -> int:
@@ -43,6 +44,7 @@ class Path:
         if n not in self.seen:
             turn_model(self.model, self.names, self.values[n])
             self.seen[n] = loss(self.model, self.windows)
+            self.step()
         return self.seen[n]
 
     def cost(self, n: int) -> float:
@@ -52,6 +54,7 @@ class Path:
                 assert self.check is not None
                 turn_model(self.model, self.names, self.values[i])
                 self.checked[i] = window_losses(self.model, self.check)
+                self.step()
         more = self.checked[n] - self.checked[0]
         error = float(more.std()) / math.sqrt(len(more)) if len(more) > 1 else abs(float(more.mean()))
         return float(more.mean()) + SURE * error

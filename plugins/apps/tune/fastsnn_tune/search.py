@@ -22,17 +22,21 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from fastsnn_console.progress import Progress
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.probe import probe
 from fastsnn_core.site import sites
 from fastsnn_text import tokenizer_of
 from fastsnn_tune.curve import Point, forms_of, loss, point, speeds
 from fastsnn_tune.dial import Dials, Notch, dials_of, notches, settle, turn, turn_model, value_of, values_for
+from fastsnn_tune.estimated import is_large, ladders, widths
 from fastsnn_tune.path import Path, better, first
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95)  # silent fractions of a site at which its cost is measured
 LEAST = 6  # windows: one to order on, one to stop on, one to check on, and the rest
 USELESS = 10.0  # times the perplexity: nobody wants to see the curve beyond
+READINGS = 16
+"""Of the text, about as many as finding the place takes."""
 TOGETHER = tuple(i / 50 for i in range(5, 50))
 
 
@@ -76,36 +80,48 @@ def tune(
     dial: str = "auto",
     mode: str = "auto",
     seq_len: int = 256,
-    calibration_tokens: int = 4096,
-    held_out_tokens: int = 8192,
+    calibration_tokens: int | None = None,
+    held_out_tokens: int | None = None,
     points: int = 8,
     decode_tokens: int = 64,
+    quiet: bool = False,
 ) -> Tuned:
     """Tune a copy of `model` on `text` to a silent fraction, or as far as a perplexity budget (1.05: 5 % worse) goes.
 
     With neither, only the curve is measured and the model comes back as it was. `dial`: dead_zone, k or top where the
     neurons have them (auto: their first). `mode` "each": every site gets its own value; "together": all are turned by
     one amount; "auto": whichever measures better. `points` of the curve are measured on the way, with `decode_tokens`
-    decoded tokens each for the speed (0: none).
+    decoded tokens each for the speed (0: none). A large decoder (`fastsnn_tune.estimated`) is tuned on 1024 tokens
+    instead of 4096, its costs are estimated, and "auto" gives every site its own value.
     """
     check(silent, budget, mode)
-    order, chosen, check_on, held = windows_of(model, text, seq_len, calibration_tokens, held_out_tokens)
-    new: Any = copy.deepcopy(model).eval()
+    large = is_large(model)
+    most = calibration_tokens or (1024 if large else 4096)
+    order, chosen, check_on, held = windows_of(model, text, seq_len, most, held_out_tokens or 2 * most)
+    mode = "each" if large and mode == "auto" else mode
+    new: Any = sharing(model).eval()
     names, found = dials_of(new, dial), sites(new)
     start = {name: value_of(site, names[name]) for name, site in found.items()}
     made = [
         Path(new, names, chosen, [start, *build(new, names, order)], check=check_on) for build in builders(names, mode)
     ]
-    path, stop = better(made, silent, budget)
-    base = path.go(0)[0]
-    broken = first(path.last, lambda n: path.go(n)[0] > base + math.log(USELESS))
-    end = max(stop, path.last if broken is None else broken)
+    if large:
+        made = [attrs.evolve(p, values=thinned(p.values)) for p in made]
+    with Progress("finding where to stop", len(made) * READINGS, "readings", quiet=quiet) as progress:
+        for p in made:
+            p.step = progress.step
+        path, stop = better(made, silent, budget)
+        base = path.go(0)[0]
+        broken = first(path.last, lambda n: path.go(n)[0] > base + math.log(USELESS))
+        end = max(stop, path.last if broken is None else broken)
     marks = sorted({path.near(i / max(1, points - 1), end) for i in range(points)} | {0, stop})
     turns = {n: partial(turn_model, names=names, values=path.values[n]) for n in marks}
     losses = {}
-    for n, apply in turns.items():
-        apply(new)
-        losses[n] = loss(new, held)
+    with Progress("measuring the curve", len(turns), "points", quiet=quiet) as progress:
+        for n, apply in turns.items():
+            apply(new)
+            losses[n] = loss(new, held)
+            progress.step()
     if silent is not None and losses[stop][0] > base_of(losses) + math.log(USELESS):
         times = math.exp(losses[stop][0] - base_of(losses))
         raise FastSNNError(
@@ -125,6 +141,16 @@ def tune(
         n: {"dial": names[n], "before": start[n], "after": value_of(site, names[n])} for n, site in sites(final).items()
     }
     return Tuned(final, curve[0], curve[stop], [curve[n] for n in marks], rows, target)
+
+
+def sharing(model: Any) -> Any:
+    """A copy of a model with neurons of its own; all parameters are the model's."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def thinned(values: list[Dials], most: int = 64) -> list[Dials]:
+    """At most so many settings of a path, evenly spaced, the first and the last among them."""
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)] if len(values) > most else values
 
 
 def base_of(losses: dict[int, Any]) -> float:
@@ -209,10 +235,19 @@ def single(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[Dia
 
 
 def sensitivities(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[list[Step]]:
-    """For every site the steps of its dial: the value, and what they cost and win against the step before."""
+    """For every site the steps of its dial: the value, and what they cost and win against the step before.
+
+    Measured one site at a time, or estimated for all of them in a large decoder.
+    """
+    if is_large(model):
+        width, total = widths(model), sum(widths(model).values())
+        return [
+            steps_of(name, rows, [row.error for row in rows], width[name] / total)
+            for name, rows in ladders(model, names, windows[:, :-1]).items()
+        ]
     base, found, xs = loss(model, windows)[0], sites(model), inputs_of(model, windows)
     total = sum(x.shape[-1] for x in xs.values())
-    ladders = []
+    found_steps = []
     for name, site in found.items():
         alone, rows, measured = {name: site}, notches(site, names[name], xs[name]), {}
         for level in LEVELS:
@@ -222,14 +257,17 @@ def sensitivities(model: nn.Module, names: dict[str, str], windows: Tensor) -> l
                 measured[near] = loss(model, windows)[0] - base
         turn(alone, names, {name: rows[0].value})
         nats, share = costs(rows, measured), xs[name].shape[-1] / total
-        ladders.append(
-            [
-                Step(name, row.value, nats[i] - nats[i - 1], (row.silent - rows[i - 1].silent) * share)
-                for i, row in enumerate(rows)
-                if i
-            ]
-        )
-    return ladders
+        found_steps.append(steps_of(name, rows, nats, share))
+    return found_steps
+
+
+def steps_of(name: str, rows: list[Notch], nats: list[float], share: float) -> list[Step]:
+    """The steps of a site that has this share of all channels, from what its positions cost."""
+    return [
+        Step(name, row.value, nats[i] - nats[i - 1], (row.silent - rows[i - 1].silent) * share)
+        for i, row in enumerate(rows)
+        if i
+    ]
 
 
 def costs(rows: list[Notch], measured: dict[int, float]) -> list[float]:

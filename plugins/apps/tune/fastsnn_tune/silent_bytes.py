@@ -10,11 +10,9 @@ costs is measured on text that took no part; where to stop is found by a few mea
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
@@ -22,19 +20,16 @@ import torch
 from torch import Tensor
 
 from fastsnn_console.progress import Progress
-from fastsnn_convert.language.output_sensitivity import PIECE, SAMPLE, Sensitivity, nothing, sensitivities
+from fastsnn_convert.language.output_sensitivity import Seen, Sensitivity, nothing, sensitivities
 from fastsnn_convert.language.ports import Port, ports
-from fastsnn_convert.language.rebuild import bypass_neurons, site_table
-from fastsnn_convert.language.reference_eval import HeldOutReference, affordable
+from fastsnn_convert.language.rebuild import site_table
+from fastsnn_convert.language.reference_eval import HeldOutReference
 from fastsnn_convert.language.site_figures import observe
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import SpikeTensor
-from fastsnn_text import tokenizer_of
 from fastsnn_tune.criteria import Criterion
-from fastsnn_tune.criteria import criterion as find
 from fastsnn_tune.dial import settle
 from fastsnn_tune.levels import Level, Setting, between
-from fastsnn_tune.search import spread
 
 LEVELS = tuple(i / 20 for i in range(20))
 """Silent fractions of a site whose cost is estimated."""
@@ -76,8 +71,20 @@ class SilentBytes:
     fitted: Tensor | None = None
 
     @classmethod
-    def of(cls, model: Any, chosen: Criterion, tokens: Tensor, *, quiet: bool = False) -> SilentBytes:
-        """Rescale a copy of `model` and estimate costs on ``tokens [N,T]``."""
+    def of(
+        cls,
+        model: Any,
+        chosen: Criterion,
+        tokens: Tensor,
+        *,
+        blocks: Iterable[Seen] | None = None,
+        spiking: bool = False,
+        quiet: bool = False,
+    ) -> SilentBytes:
+        """Rescale a copy of `model` and estimate costs on ``tokens [N,T]``; `spiking` where it was trained so.
+
+        `blocks` are the model's sensitivities, where they are known already.
+        """
         check(model)
         new: Any = copy.deepcopy(model).eval().requires_grad_(False)
         table = site_table(new)
@@ -88,7 +95,7 @@ class SilentBytes:
         self = cls(new, chosen, found, sizes, {f: {} for f in FINER}, fitted=tokens)
         self.k = {path: float(port.site.neuron.k) for path, port in found.items()}
         with Progress("costs of all sites", 2 * len(new.layers), "half blocks", quiet=quiet) as progress:
-            for block in sensitivities(new, tokens, step=progress.step):
+            for block in blocks or sensitivities(new, tokens, step=progress.step, spiking=spiking):
                 for path, seen in block.sites.items():
                     if path in found:
                         y, fisher = self.rescale(path, seen)
@@ -262,6 +269,15 @@ def at_loss(
     return max(within, key=lambda r: r[1].silent_bytes, default=None)
 
 
+def settled(made: SilentBytes, setting: Setting) -> Any:
+    """The model of `made` with these dead zones for good: its spec says that the sites have constants of their own."""
+    made.apply(setting)
+    k = {path: float(port.site.neuron.k) for path, port in made.ports.items()}
+    zones = {path: max(UNCHANGED, zone * k[path]) for path, zone in setting.zones.items()}
+    settle(made.model, dict.fromkeys(zones, "dead_zone"), zones)
+    return made.model
+
+
 def check(model: Any) -> None:
     """Silent bytes are of decoders with float weights and neurons whose dead zone can be set."""
     if not hasattr(getattr(model, "spec", None), "sites") or not hasattr(model, "layers"):
@@ -288,85 +304,3 @@ def site_hook(port: Port, path: str, lost: dict[str, Tensor]) -> Any:
         lost[path] = (args[0] - out[0].value()).float().mean((0, 1))
 
     return port.site.neuron.register_forward_hook(hook)
-
-
-@attrs.frozen(eq=False)
-class LossTuned:
-    """What `tune_to_loss` found: the model at the first loss, and figures on text that took no part."""
-
-    model: Any
-    criterion: str
-    perplexity_dense: float
-    given: Measured
-    at: dict[str, Measured | None]
-    curve: list[Measured]
-
-    def data(self) -> dict[str, Any]:
-        """Everything but the model, as JSON data."""
-        return attrs.asdict(self, filter=lambda field, _: field.name != "model")
-
-
-def tune_to_loss(
-    model: Any,
-    text: str,
-    *,
-    losses: tuple[float, ...] = (0.01, 0.05),
-    criterion: str = "ours",
-    seq_len: int = 512,
-    windows: int | None = None,
-    quiet: bool = False,
-) -> LossTuned:
-    """Silent bytes of a converted decoder at each of `losses` (0.01: perplexity 1 % above the dense model's).
-
-    The first 60 % of `text` are to estimate costs and to choose on, the rest is measured on: `windows` of `seq_len`
-    tokens (default: what a minute pays for). The dense model is the same weights without spikes; a model that was
-    healed is compared with itself as it was given. The model returned is set for the first loss; where even the finest
-    setting costs more, it is as it was given, and `at` has None.
-
-    Errors: `FastSNNError` for a loss that is not in (0, 1], a text that is too short, a model without dead zones.
-    """
-    chosen = find(criterion)
-    for loss in losses:
-        if not 0 < loss <= 1:
-            raise FastSNNError(f"a loss lies above 0 and up to 1 (0.01: 1 % perplexity), got {loss:g}")
-    check(model)
-    ids = torch.tensor(tokenizer_of(model).encode(text))
-    rows = ids[: len(ids) // seq_len * seq_len].reshape(-1, seq_len)
-    if len(rows) < 4:
-        raise FastSNNError(f"the text has {len(ids)} tokens; at least {4 * seq_len} are needed (or a smaller seq_len)")
-    edge = max(2, int(0.6 * len(rows)))
-    count = windows or affordable(model, seq_len)
-    first = spread(rows[:edge], max(2, SAMPLE // seq_len) + max(2, count // 3))
-    fit, choose = first[: max(1, min(SAMPLE // seq_len, len(first) // 2))], first[len(first) // 2 :]
-    healed = any(m.get("healed") for m in getattr(model, "meta", {}).get("milestones", []) if isinstance(m, dict))
-    made = SilentBytes.of(model, chosen, fit, quiet=quiet)
-    held = []
-    with contextlib.nullcontext() if healed else bypass_neurons(made.model):
-        for part in (choose, spread(rows[edge:], count)):
-            with Progress("reading text, dense", part.numel(), "tokens", quiet=quiet) as progress:
-                held.append(
-                    HeldOutReference.of(made.model, part, step=partial(progress.step, min(PIECE, part.numel())))
-                )
-    seen: list[tuple[Setting, Measured]] = []
-    at: dict[str, Measured | None] = {}
-    settings: list[Setting | None] = []
-    with Progress("finding dead zones", 6 * len(losses) + 1, "settings", quiet=quiet) as progress:
-        for loss in sorted(losses):
-            found = at_loss(made, held[0], loss, seen, step=progress.step)
-            settings.append(None if found is None else found[0])
-            at[f"{loss:g}"] = None if found is None else made.measure(found[0], held[1])
-            progress.step()
-        given = made.measure(None, held[1])
-    curve = sorted((m for _, m in seen), key=lambda m: m.silent_bytes)
-    tuned = made.model
-    if settings[0] is None:
-        tuned = copy.deepcopy(model)
-    else:
-        made.apply(settings[0])
-        k = {path: float(port.site.neuron.k) for path, port in made.ports.items()}
-        zones = {path: max(UNCHANGED, zone * k[path]) for path, zone in settings[0].zones.items()}
-        settle(tuned, dict.fromkeys(zones, "dead_zone"), zones)
-    meta = dict(getattr(model, "meta", {}))
-    done = {"what": "tune", "loss": min(losses), "criterion": chosen.name}
-    tuned.meta = meta | {"milestones": [*meta.get("milestones", []), done]}
-    return LossTuned(tuned, chosen.name, given.perplexity / given.ratio, given, at, curve)

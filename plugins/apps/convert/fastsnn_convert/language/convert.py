@@ -16,7 +16,7 @@ from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.language.attention_swap import PLACES, kinds_of, layers_of, placed, replace
 from fastsnn_convert.language.balance import Calibration, calibrate
 from fastsnn_convert.language.distillation_data import check_text, tokens_of, windows, write
-from fastsnn_convert.language.distillation_settings import Healing, need_peft
+from fastsnn_convert.language.distillation_settings import LARGE, Healing, need_peft
 from fastsnn_convert.language.families import import_dense
 from fastsnn_convert.language.output_sensitivity import PIECE
 from fastsnn_convert.language.rebuild import rebuild, site_table, with_biases
@@ -33,6 +33,8 @@ COVERAGES: dict[str, tuple[str, ...]] = {
     "boundaries": ("embed", "q", "k", "v", "ffn_hidden"),  # where SpikingJelly's Qwen2 recipe spikes
 }
 CENTRED = {"projections": PROJECTIONS, "boundaries": ("k", "ffn_hidden")}
+WRITTEN = 128
+"""Tokens of a window that a large model writes itself: more streams, in one pass each, and fewer passes."""
 
 
 @attrs.frozen(kw_only=True)
@@ -127,7 +129,8 @@ def convert_language(source: str | Path, *, neuron: Any = None, **options: Any) 
     k, burst    of the neuron: mean count (adaptive_threshold), channels per token that may need more (adaptive_max)
     coverage    "projections" (spikes at the input of all seven projections of a layer), "boundaries" (those of
                 SpikingJelly's recipe: embedding, rotated q and k, v, MLP product), or a list of sites
-    calibration a text file, a text, texts, or token ids; without it the model writes text by itself. `windows` of
+    calibration a text file, a text, texts, or token ids; without it the model writes text by itself (a model of 10
+                million parameters and more in pieces of 128 tokens, since it writes slowly). `windows` of
                 `window` tokens are fitted on (default: what a minute pays for), the report's figures are of others
     balance     move outlier channels and means into weights and biases (`fastsnn_convert.language.balance`);
     `centred` names
@@ -203,12 +206,14 @@ def neuron_of(neuron: Any, o: Options) -> Neuron:
 
 def samples(dense: nn.Module, o: Options) -> tuple[Tensor, Tensor]:
     """Windows ``[N,T]`` to fit on, and others to measure on: as many as `affordable`, at least a fifth of a text."""
-    fitted = o.windows if o.windows is not None else max(2, affordable(dense, o.window) // 4)
-    measured = affordable(dense, o.window) if o.measure else 1
+    large = sum(p.numel() for p in dense.parameters()) >= LARGE
+    length = min(o.window, WRITTEN) if o.calibration is None and large else o.window
+    fitted = o.windows if o.windows is not None else max(2, affordable(dense, length) // 4)
+    measured = affordable(dense, length) if o.measure else 1
     if o.calibration is None:
-        with Progress("writing calibration text", o.window, "tokens", quiet=o.quiet) as progress:
+        with Progress("the model writes text to calibrate on", length, "tokens", quiet=o.quiet) as progress:
             streams = fitted + min(measured, max(4, fitted))
-            found = write(dense, streams, o.window, seed=o.seed, step=progress.step)
+            found = write(dense, streams, length, seed=o.seed, step=progress.step)
     else:
         found = windows(tokens_of(o.calibration, dense), o.window)
         found = found[torch.randperm(len(found), generator=torch.Generator().manual_seed(o.seed))]

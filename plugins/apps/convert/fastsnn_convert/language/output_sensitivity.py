@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_convert.language.rebuild import WITHIN, bypass_neurons
-from fastsnn_core import SpikeSite
+from fastsnn_core import SpikeSite, SpikeTensor
 
 PIECE = 512
 """Most tokens that are read at once."""
@@ -64,14 +64,22 @@ def nothing() -> None:
 
 
 def sensitivities(
-    model: Any, tokens: Tensor, *, samples: int = 512, seed: int = 0, step: Callable[[], Any] = nothing
+    model: Any,
+    tokens: Tensor,
+    *,
+    samples: int = 512,
+    seed: int = 0,
+    step: Callable[[], Any] = nothing,
+    spiking: bool = False,
 ) -> Iterator[Seen]:
     """The sensitivities of a decoder on ``tokens [N,T]``: of the head, of the blocks from the last on, the embedding.
 
     Sites are named as in `site_table`; only those with a neuron are there. All of them are bypassed while the model
-    runs, so the figures are those of the dense function. Between two items the block just given may be changed in ways
+    runs, so the figures are those of the dense function; with `spiking` they stay on (gradients pass straight through),
+    for a model that was trained with its spikes. Between two items the block just given may be changed in ways
     that leave its function as it is. `step` is called once per block forwards and once backwards.
     """
+    dense = contextlib.nullcontext if spiking else bypass_neurons
     generator = torch.Generator().manual_seed(seed)
     pick = torch.randperm(tokens.numel(), generator=generator)[:samples].sort().values
     rows = max(1, PIECE // tokens.shape[1])
@@ -80,24 +88,24 @@ def sensitivities(
     model.eval().requires_grad_(False)
     try:
         angles = model.angles(torch.arange(tokens.shape[1])[None].expand(rows, -1)) if model.rotary else None
-        with torch.no_grad(), bypass_neurons(model):
+        with torch.no_grad(), dense(model):
             x = embedded = model.embed(tokens)
-            x = model.embed_site(x)[0]
+            x = numbers(model.embed_site(x)[0])
             inputs = []
             for layer in model.layers:
                 inputs.append(x)
                 x = torch.cat([run(layer, piece, angles) for piece in x.split(rows)])
                 step()
-        with torch.enable_grad(), bypass_neurons(model):
+        with torch.enable_grad(), dense(model):
             leaf = x.requires_grad_()
             y = model.norm(leaf)
             at_head = score(model, y.detach().flatten(0, 1), generator).view_as(y)
             (gradient,) = torch.autograd.grad(y, leaf, at_head)
-        spiking = {"head_site": seen(y.detach(), at_head, pick)} if model.head_site.neuron is not None else {}
-        yield Seen(None, spiking, x.detach()[:rows], angles, squared(gradient))
+        at_end = {"head_site": seen(y.detach(), at_head, pick)} if model.head_site.neuron is not None else {}
+        yield Seen(None, at_end, x.detach()[:rows], angles, squared(gradient))
         for i in reversed(range(len(model.layers))):
             x = inputs.pop()
-            found, gradient = through(model.layers[i], x, gradient, angles, rows, pick)
+            found, gradient = through(model.layers[i], x, gradient, angles, rows, pick, spiking)
             named = {f"layers.{i}.{path}": s for path, s in found.items()}
             yield Seen(i, named, x[:rows], rows_of(angles, len(x[:rows])), squared(gradient))
             step()
@@ -130,7 +138,7 @@ def seen(x: Tensor, gradient: Tensor, pick: Tensor) -> Sensitivity:
 
 
 def through(
-    layer: Any, x: Tensor, gradient: Tensor, angles: Any, rows: int, pick: Tensor
+    layer: Any, x: Tensor, gradient: Tensor, angles: Any, rows: int, pick: Tensor, spiking: bool = False
 ) -> tuple[dict[str, Sensitivity], Tensor]:
     """A block's sites, and the gradient of its input, from the gradient of its output ``[N,T,D]``."""
     at: dict[str, SpikeSite] = {path: layer.get_submodule(path) for path in WITHIN}
@@ -142,7 +150,7 @@ def through(
         inputs: dict[str, Tensor] = {}
         handles = [site.register_forward_pre_hook(kept(path, inputs)) for path, site in at.items()]
         try:
-            with torch.enable_grad(), passing(layer, at):
+            with torch.enable_grad(), contextlib.nullcontext() if spiking else passing(layer, at):
                 leaf = piece.detach().requires_grad_()
                 y = run(layer, leaf, angles)
                 grads = torch.autograd.grad(y, [leaf, *inputs.values()], out)
@@ -157,6 +165,11 @@ def through(
             squares[path] = squares.get(path, 0.0) + g.float().pow(2).sum((0, 1))
     count = x.shape[0] * x.shape[1]
     return {path: Sensitivity(torch.cat(found[path]), squares[path] / count) for path in at}, torch.cat(before)
+
+
+def numbers(x: Any) -> Tensor:
+    """The values of spikes; numbers as they are."""
+    return x.value() if isinstance(x, SpikeTensor) else x
 
 
 @contextlib.contextmanager

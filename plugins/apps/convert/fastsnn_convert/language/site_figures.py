@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastsnn_console.progress import Progress
 from fastsnn_convert.language.balance import Calibration
+from fastsnn_convert.language.dense_prefix import dense_streams, given
 from fastsnn_convert.language.output_sensitivity import PIECE, SAMPLE
 from fastsnn_convert.language.rebuild import bypass_neurons, site_table
 from fastsnn_convert.language.reference_eval import HeldOutReference
@@ -19,6 +20,8 @@ from fastsnn_core import SpikeSite, SpikeTensor
 
 WORST = 10
 """How many sites' figures are measured one at a time; the others are estimated."""
+ALONE = 512
+"""Tokens that such a site is measured on: the divergence from the dense model varies little from window to window."""
 
 
 def rows_of(model: Any, replaced: Sequence[int] = ()) -> list[dict[str, Any]]:
@@ -93,10 +96,12 @@ def measure(
         if made is not None and not all_of_them:
             cumulative(model, few, list(at), by_site, made)
         exact = list(at) if all_of_them else sorted(at, key=lambda n: -(by_site[n]["error"] or 0.0))[:WORST]
+        alone = few if all_of_them else few.first(max(1, ALONE // few.tokens.shape[1]))
+        before = dense_streams(model, alone.tokens, [name for name in exact if name.startswith("layers.")])
         with Progress("measuring sites", len(exact), "sites", quiet=quiet) as progress:
             for name in exact:
-                with bypass_neurons(model, [at[name]]):
-                    by_site[name]["error"] = few.compare(model)[0]
+                with bypass_neurons(model, [at[name]]), given(model, before, name):
+                    by_site[name]["error"] = alone.compare(model)[0]
                 by_site[name]["estimated"] = False
                 if all_of_them:
                     names = list(at)
@@ -175,7 +180,7 @@ def cumulative(
     The error e of the residual stream behind a block costs about ½ Σ_i F_i E[e_i²]; within a block it is shared out as
     the sites' own costs are. All is scaled so that the last site's is the divergence measured on the same windows.
     """
-    held = held.first(max(1, PIECE // held.tokens.shape[1]))
+    held, whole = held.first(max(1, PIECE // held.tokens.shape[1])), 0.0
     streams: list[Tensor] = []
     apart: list[Tensor] = []
 
@@ -186,8 +191,11 @@ def cumulative(
         hook = difference if spiking else lambda _m, _a, out: streams.append(out[0])
         handles = [layer.register_forward_hook(hook) for layer in model.layers]
         try:
-            with contextlib.nullcontext() if spiking else bypass_neurons(model):
-                model(held.tokens, last=True)
+            if spiking:
+                whole = held.compare(model)[0]
+            else:
+                with bypass_neurons(model):
+                    model(held.tokens, last=True)
         finally:
             for handle in handles:
                 handle.remove()
@@ -207,7 +215,7 @@ def cumulative(
         if not name.startswith("layers."):
             by_site[name]["cumulative"] = own[name] if name == names[0] else before + own[name]
     last = by_site[names[-1]]["cumulative"] if names else 0.0
-    factor = held.compare(model)[0] / last if last else 1.0
+    factor = whole / last if last else 1.0
     for name in names:
         by_site[name]["cumulative"] *= factor
 
@@ -224,7 +232,7 @@ def curve(model: Any, held: HeldOutReference, *, quiet: bool = True) -> list[dic
         key, values = "k", [0.5, 1.0, 2.0, 3.0, 6.0]
     else:
         return []
-    held = held.first(max(1, SAMPLE // held.tokens.shape[1]))
+    held = held.first(max(1, ALONE // held.tokens.shape[1]))
     old = [getattr(n, key).detach().clone() for n in neurons]
     mean = sum(float(t) for t in old) / len(old)
     rows = []
@@ -243,18 +251,27 @@ def curve(model: Any, held: HeldOutReference, *, quiet: bool = True) -> list[dic
     return rows
 
 
-def spike_means(model: Any, held: HeldOutReference) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Quality on held-out windows, and channel-weighted means of what all sites do on the way."""
-    sums, largest = [0.0, 0.0, 0.0], 0
+def spike_means(
+    model: Any, held: HeldOutReference, behind: dict[str, float] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Quality on held-out windows, and channel-weighted means of what all sites do on the way.
 
-    def visit(_: str, x: Tensor, spikes: SpikeTensor) -> None:
-        nonlocal largest
+    With `behind`, the weights that read each site by path, silent bytes, too.
+    """
+    sums, largest = [0.0, 0.0, 0.0], 0
+    unread, read = 0.0, 0.0
+
+    def visit(path: str, x: Tensor, spikes: SpikeTensor) -> None:
+        nonlocal largest, unread, read
         found, n = spikes.sparsity(), spikes.numel()
         for i, value in enumerate((1.0, found.silent_fraction, found.spikes_per_channel)):
             sums[i] += n * value
+        weights = (behind or {}).get(path, 0.0) * spikes.numel() / spikes.shape[-1]
+        unread, read = unread + weights * found.silent_fraction, read + weights
         largest = max(largest, found.largest)
 
     with observe(model, visit):
         quality = held.windows(model).figures()
     n = sums[0] or 1.0
-    return quality, {"silent_fraction": sums[1] / n, "spikes_per_channel": sums[2] / n, "largest": largest}
+    means = {"silent_fraction": sums[1] / n, "spikes_per_channel": sums[2] / n, "largest": largest}
+    return quality, means | ({"silent_bytes": unread / max(1.0, read)} if behind else {})
