@@ -73,6 +73,25 @@ def test_generate_says_how_fast(bundle, capsys):
     assert data["tokens_per_second"] > 0
 
 
+def test_generate_answers_a_message(bundle, capsys):
+    words = [
+        "generate",
+        str(bundle),
+        "--prompt",
+        "hi",
+        "--greedy",
+        "--max-tokens",
+        "3",
+        "--chat",
+        "--system",
+        "Be brief.",
+    ]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"].strip() == said.strip()
+
+
 def test_a_word_after_the_prompt_keeps_its_space():
     from fastsnn_text import TextStream
 

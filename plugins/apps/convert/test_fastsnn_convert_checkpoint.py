@@ -147,6 +147,29 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
     import_dense(folder)  # a tied model's own head and old rotary buffers are nobody's
 
 
+def test_a_tied_model_under_its_other_name_and_names_of_wrappers(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m")
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    wanted, ids = import_dense(folder), torch.tensor([[1, 5, 9]])
+    embed = "model.embed_tokens.weight"
+    save_file({k: v for k, v in weights.items() if k != embed} | {"lm_head.weight": weights[embed]}, file)
+    assert torch.equal(import_dense(folder)(ids), wanted(ids))
+    for prefix in ("module.", "_orig_mod.", "base_model.model."):
+        save_file({prefix + k: v for k, v in weights.items()}, file)
+        refused(folder, "was saved from a wrapper", repr(prefix))
+
+
+def test_folders_that_hold_a_model_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "models--x/snapshots").mkdir(parents=True)
+    write(tmp_path / "models--x/snapshots/abc")
+    refused(tmp_path / "models--x", "the hub's cache", "snapshots/abc")
+    refused(tmp_path / "models--x/snapshots", "there is one in", "snapshots/abc")
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora/adapter_config.json").write_text("{}")
+    refused(tmp_path / "lora", "an adapter (LoRA)", "merge_and_unload")
+
+
 def test_damaged_files(tmp_path: Path) -> None:
     folder = write(tmp_path / "m")
     file = folder / "model.safetensors"

@@ -260,3 +260,18 @@ def test_accuracy_against_steps_and_early_exit():
     assert 1 < some["mean_steps"] < 4
     with pytest.raises(ConversionError, match="at least one network"):
         EarlyExit({})
+
+
+@pytest.mark.parametrize(
+    ("home", "kind", "says"),
+    [
+        ("snntorch._neurons.leaky", "Leaky", "reset_delay = true"),
+        ("spikingjelly.activation_based.neuron", "LIFNode", "hard_reset = true"),
+        ("norse.torch.module.lif_box", "LIFBox", "dt·tau_mem_inv"),
+    ],
+)
+def test_a_spiking_neuron_of_another_library_is_named_with_ours(home, kind, says):
+    neuron = type(kind, (nn.Module,), {"__module__": home, "forward": lambda self, x: (x > 1).float()})
+    with pytest.raises(ConversionError, match=says) as raised:
+        convert(nn.Sequential(nn.Linear(4, 3), neuron()), calibration=torch.randn(40, 4))
+    assert f"module '1' is {kind} of {home.partition('.')[0]}" in str(raised.value)

@@ -154,3 +154,12 @@ def test_ray_builder() -> None:
         ray_build({"bundel": "x"})
     pytest.importorskip("ray.serve", reason="Ray is not installed: pip install fastsnn-serve[ray]")
     assert ray_build({"bundle": "x.snn", "replicas": "2"}) is not None
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 300, "not an address"])
+def test_a_host_that_there_is_not_is_named(host: str) -> None:
+    from fastsnn_core.errors import NetworkError
+    from fastsnn_serve.http.server import listen
+
+    with pytest.raises(NetworkError, match="is no address of this machine"):
+        listen(host, 0)

@@ -228,6 +228,7 @@ def test_chat_templates(tmp_path: Path, files: dict[str, Any], wanted: Any) -> N
         ({"eos_token_id": 0}, {"eos_token_id": [2, 7]}, (2, 7, 0)),
         ({"eos_token_id": None}, None, ()),
         ({}, {"eos_token_id": 5}, (5,)),
+        ({"eos_token_id": -1}, {"eos_token_id": [5, -1]}, (5,)),
     ],
 )
 def test_ends_come_from_every_file(tmp_path: Path, config: Any, generation: Any, wanted: tuple[int, ...]) -> None:

@@ -69,9 +69,10 @@ def main(argv: list[str]) -> int:
     args.add_argument("--html", help="write the report as an HTML page, too")
     opts = args.parse_args(argv)
     targets.existing(opts.source)
-    targets.bundle(opts.to, [s for s in (opts.source, opts.spec, opts.calibration, opts.heal) if s], "--to")
+    given = [s for s in (opts.source, opts.spec, opts.calibration, opts.heal) if s]
+    targets.bundle(opts.to, given, "--to")
     if opts.html:
-        targets.file(opts.html, [opts.source], "--html", (".html", ".htm"))
+        targets.file(opts.html, [*given, opts.to], "--html", (".html", ".htm"))
     for option in ("spec", "heal"):
         if getattr(opts, option):
             targets.existing_file(getattr(opts, option), f"--{option}")
@@ -82,12 +83,12 @@ def main(argv: list[str]) -> int:
     from fastsnn_convert import convert
 
     options = {key: getattr(opts, key) for key in ("spec", "code", "coverage", "dt") if getattr(opts, key) is not None}
-    given = {key: value for key in WORDS if (value := getattr(opts, key)) is not None and value is not False}
+    words_given = {key: value for key in WORDS if (value := getattr(opts, key)) is not None and value is not False}
     if opts.attention and "," in opts.attention:
-        given["attention"] = opts.attention.split(",")
+        words_given["attention"] = opts.attention.split(",")
     if opts.lora is not None:
-        given["healing"] = {"lora": opts.lora}
-    options |= given
+        words_given["healing"] = {"lora": opts.lora}
+    options |= words_given
     if opts.names:
         pairs = [pair.partition("=") for pair in opts.names.split(",")]
         if not all(a.strip() and b.strip() for a, _, b in pairs):

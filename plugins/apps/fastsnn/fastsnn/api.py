@@ -203,20 +203,22 @@ class FastSNN:
     def stream(
         model: nn.Module | str | Path, prompt: str | list[int], max_tokens: int = 128, **settings: Any
     ) -> Iterator[str]:
-        """`generate`, piece by piece."""
+        """`generate`, piece by piece; `prompt` may be a list of token ids."""
         from fastsnn_text import Sampling, generate_text
+        from fastsnn_text.generate import stop_texts
 
-        if not isinstance(prompt, str):
+        ids = isinstance(prompt, list) and prompt and all(type(i) is int for i in prompt)
+        if not isinstance(prompt, str) and not ids:
             hint = "; one call for each text" if isinstance(prompt, list | tuple) else ""
             raise ArgumentError(f"the prompt is one text, got {type(prompt).__name__} {prompt!r}{hint}")
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
             raise ArgumentError(f"max_tokens is a whole number of at least 1, got {max_tokens!r}")
-        stop = settings.pop("stop", ())
+        stop = stop_texts(settings.pop("stop", ()))
         check_options("generate", settings, ["stop", *(f.name for f in attrs.fields(Sampling))])
         sampling = Sampling(**settings)
         if not isinstance(model, nn.Module):
             model = bundle.load(needs_path("generate", model))
-        yield from generate_text(model, prompt, max_tokens, sampling, stop=(stop,) if isinstance(stop, str) else stop)
+        yield from generate_text(model, prompt, max_tokens, sampling, stop=stop)
 
 
 def named(value: Any) -> Any:

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         help="perplexity that may be lost, as 0.01 or 0.01,0.05: silent bytes at each (the share of the projections' "
         "weights that need not be read), on text that took no part; --to writes the model at the first",
     )
-    args.add_argument("--criterion", default="ours", help="with --loss: teal, teal_shares, wina, spon, fisher, ours")
+    args.add_argument("--criterion", help="with --loss: teal, teal_shares, wina, spon, fisher, ours (default)")
     args.add_argument(
         "--windows", type=number(int, ge=2), help="with --loss: windows to measure on (default: a minute's worth)"
     )
@@ -64,6 +64,8 @@ def main(argv: list[str]) -> int:
     opts = args.parse_args(argv)
     if opts.out and opts.silent is None and opts.budget is None and opts.loss is None:
         args.error("--to needs a goal: --silent, --budget or --loss")
+    if opts.loss is None and (odd := [f"--{n}" for n in ("criterion", "windows") if getattr(opts, n) is not None]):
+        args.error(f"{', '.join(odd)} goes with --loss")
     folder = targets.folder(opts.report or Path(opts.bundle).stem + ".tune", [opts.bundle, opts.text], "--report")
     if opts.out:
         targets.bundle(opts.out, [opts.bundle, opts.text, folder], "--to")
@@ -119,7 +121,7 @@ def loss_goal(opts: argparse.Namespace, text: str, folder: Path) -> int:
         bundle.load(opts.bundle),
         text,
         losses=losses,
-        criterion=opts.criterion,
+        criterion=opts.criterion or "ours",
         seq_len=opts.seq_len or 512,
         windows=opts.windows,
         quiet=opts.quiet,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -51,8 +52,13 @@ class Sampling:
 
     def pick(self, logits: Tensor, generator: torch.Generator) -> int:
         """A token from logits ``[V]``."""
+        best = int(logits.argmax())
+        if not -math.inf < float(logits[best]) < math.inf:
+            raise FastSNNError(
+                "the model's logits are NaN or infinite: its training diverged, or its weights are damaged"
+            )
         if self.temperature == 0:
-            return int(logits.argmax())
+            return best
         logits = logits.float().cpu() / self.temperature
         if self.top_k and self.top_k < logits.numel():
             floor = logits.topk(self.top_k).values[-1]
@@ -153,6 +159,14 @@ def generate_text(
         model.train(training)
 
 
+def stop_texts(stop: Any) -> tuple[str, ...]:
+    """Texts to stop at, from one text or several."""
+    texts = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Collection) else (stop,)
+    if not all(isinstance(text, str) for text in texts):
+        raise ArgumentError(f"stop is a text, or several texts, got {stop!r}")
+    return texts
+
+
 def cut(text: str, stop: tuple[str, ...]) -> tuple[str, bool]:
     """`text` up to the first stop string, and whether there was one."""
     places = [i for i in (text.find(s) for s in stop if s) if i >= 0]
@@ -175,8 +189,7 @@ def generate_after(model: nn.Module, prompt: Any, max_tokens: int = 128, **setti
     check_options("generate", settings, ["stop", *(f.name for f in attrs.fields(Sampling))])
     sampling = Sampling(**settings)
     if isinstance(prompt, str):
-        texts = (stop,) if isinstance(stop, str) else tuple(stop)
-        return "".join(generate_text(model, prompt, max_tokens, sampling, stop=texts))
+        return "".join(generate_text(model, prompt, max_tokens, sampling, stop=stop_texts(stop)))
     if not isinstance(prompt, Tensor) or prompt.ndim > 2 or (prompt.ndim == 2 and len(prompt) != 1):
         raise ArgumentError(
             f"the prompt is one text, or token ids [T] or [1, T]; got {type(prompt).__name__} "

@@ -272,7 +272,7 @@ def ends_of(folder: Path, config: dict[str, Any], native: Native, special: dict[
     ):
         value = table.get("eos_token_id")
         rows = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(i) is int and i >= 0 for i in rows):
+        if not all(type(i) is int for i in rows):
             raise TokenizerError(f"{folder / name}: eos_token_id must be a token id or a list of them, not {value!r}")
-        found += rows
+        found += [i for i in rows if i >= 0]  # some write -1 for none
     return tuple(dict.fromkeys(found))

@@ -250,6 +250,13 @@ def harmless(name: str, spec: Decoder) -> bool:
     return name.endswith("rotary_emb.inv_freq") or (spec.tied and name == HEAD)
 
 
+def wrapper_of(names: list[str], wanted: set[str]) -> str:
+    """What stands in front of every name (``module.``, ``_orig_mod.``) whose rest is a name that is wanted, or ''."""
+    rest = next((w for w in wanted if names[0] != w and names[0].endswith("." + w)), "")
+    prefix = names[0].removesuffix(rest) if rest else ""
+    return prefix if prefix and all(name.startswith(prefix) for name in names) else ""
+
+
 class Uninitialised(TorchFunctionMode):
     """Leave parameters as they are made: every weight is read afterwards (and random numbers on the meta device cost
     the import of torch's compiler)."""
@@ -289,9 +296,16 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
     with torch.device("meta"), Uninitialised():
         model = build(spec)
     wanted: dict[str, Tensor] = dict(model.named_parameters())
+    if spec.tied and EMBED not in checkpoint.entries and HEAD in checkpoint.entries:
+        checkpoint.entries[EMBED] = checkpoint.entries[HEAD]  # of tensors that are one, a file may keep either name
     unknown = sorted(set(checkpoint.entries) - {source_of(n) for n in wanted})
     if strange := [name for name in unknown if not harmless(name, spec)]:
         kind = checkpoint.config["model_type"]
+        if prefix := wrapper_of(strange, {source_of(n) for n in wanted}):
+            raise CheckpointError(
+                f"{checkpoint.entries[strange[0]].file} was saved from a wrapper: its names begin with {prefix!r} "
+                f"({strange[0]}); save the model inside it"
+            )
         raise CheckpointError(
             f"{checkpoint.entries[strange[0]].file} holds {strange[0]}, which a {kind} model does not have"
             + (f" (and {len(strange) - 1} more)" if len(strange) > 1 else "")

@@ -120,11 +120,24 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is a file, not a directory; {SUPPORTED}")
     path = folder / CONFIG
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; {SUPPORTED}")
+        raise CheckpointError(f"{path} is missing{instead(folder)}; {SUPPORTED}")
     config = read_json(path)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} holds a {type(config).__name__}, not a table of settings")
     return config
+
+
+def instead(folder: Path) -> str:
+    """What a folder without config.json is, where it is something that people have."""
+    if (folder / "adapter_config.json").is_file():
+        return (
+            ": this is an adapter (LoRA), not a model; merge it into its base with merge_and_unload() of peft and save"
+        )
+    if snapshots := sorted(folder.glob("snapshots/*/" + CONFIG)):
+        return f": this is a folder of the hub's cache; the model is in {snapshots[-1].parent}"
+    if below := sorted(folder.glob("*/" + CONFIG)):
+        return f"; there is one in {below[0].parent}"
+    return ""
 
 
 def read_json(path: Path) -> Any:

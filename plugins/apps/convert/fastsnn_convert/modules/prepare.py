@@ -36,6 +36,18 @@ HARMLESS = frozenset((
     "__constants__", "__firstlineno__", "__static_attributes__", "__parameters__", "__orig_bases__", "__slots__",
     "__annotate__", "__annotate_func__", "extra_repr", "reset_parameters", "_get_name", "converts_as",
 ))  # fmt: skip
+PEERS = {  # modules of other libraries that hold spiking neurons, and which neuron is the same here
+    "snntorch._neurons": (
+        "Leaky(beta) is kind = 'lif' with tau = 1/(1 - beta) and reset_delay = true (it resets one step later, and "
+        "fires above the threshold, not at it); Leaky(beta, reset_delay=False) is lif without that"
+    ),
+    "spikingjelly.activation_based.neuron": (
+        "LIFNode(tau, decay_input=False) is kind = 'lif' with the same tau and hard_reset = true (v_reset=None: "
+        "without it); with decay_input=True its inputs are divided by tau"
+    ),
+    "norse.torch.module.lif": "LIFBox is kind = 'lif' with tau = 1/(dt·tau_mem_inv), its inputs divided by tau",
+    "sinabs.layers.lif": "LIF(tau_mem) is kind = 'lif' with tau = 1/(1 - exp(-1/tau_mem)), its inputs divided by tau",
+}
 INNER, BASE = "_hooked_", "_base_"  # path segments that a network's names do not show
 
 
@@ -84,6 +96,12 @@ def check_source(model: Any) -> None:
             )
         if "FullyShardedDataParallel" in kind or kind.startswith("FSDP"):
             raise ConversionError(f"{where} is sharded ({kind}); convert the module inside, with its whole weights")
+        if peer := next((p for p in PEERS if home.startswith(p)), ""):
+            raise ConversionError(
+                f"{where} is {kind} of {peer.partition('.')[0]}, a spiking neuron that keeps a state: there is nothing "
+                f"to convert. {PEERS[peer]}; build the network with it (kind = 'sequential') and copy the weights, or "
+                "put activations (ReLU) in the neurons' places and convert that"
+            )
         if home.startswith(("torch.ao.nn", "torch.nn.quantized", "torch.nn.intrinsic", "torchao.")):
             raise ConversionError(f"{where} is quantised ({home}.{kind}); convert the float module, then quantise")
     if any(getattr(nn.modules.module, name) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")):

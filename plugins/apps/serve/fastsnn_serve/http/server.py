@@ -95,7 +95,10 @@ def serve(
 
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket, so that a taken port is the caller's error and port 0 is known at once."""
-    family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    try:
+        family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise NetworkError(f"host {host!r} is no address of this machine ({error}); try 127.0.0.1 or 0.0.0.0") from None
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
