@@ -252,9 +252,10 @@ def harmless(name: str, spec: Decoder) -> bool:
 
 def wrapper_of(names: list[str], wanted: set[str]) -> str:
     """What stands in front of every name (``module.``, ``_orig_mod.``) whose rest is a name that is wanted, or ''."""
-    rest = next((w for w in wanted if names[0] != w and names[0].endswith("." + w)), "")
-    prefix = names[0].removesuffix(rest) if rest else ""
-    return prefix if prefix and all(name.startswith(prefix) for name in names) else ""
+    ends = ((name, w) for name in names for w in wanted if name.endswith("." + w))
+    name, rest = next(ends, ("", ""))
+    prefix = name.removesuffix(rest)
+    return prefix if prefix and all(n.startswith(prefix) for n in names) else ""
 
 
 class Uninitialised(TorchFunctionMode):
@@ -296,12 +297,13 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
     with torch.device("meta"), Uninitialised():
         model = build(spec)
     wanted: dict[str, Tensor] = dict(model.named_parameters())
+    stored = {name: source_of(name) for name in wanted}
     if spec.tied and EMBED not in checkpoint.entries and HEAD in checkpoint.entries:
-        checkpoint.entries[EMBED] = checkpoint.entries[HEAD]  # of tensors that are one, a file may keep either name
-    unknown = sorted(set(checkpoint.entries) - {source_of(n) for n in wanted})
+        stored["embed.weight"] = HEAD  # of tensors that are one, a file may keep either name
+    unknown = sorted(set(checkpoint.entries) - set(stored.values()))
     if strange := [name for name in unknown if not harmless(name, spec)]:
         kind = checkpoint.config["model_type"]
-        if prefix := wrapper_of(strange, {source_of(n) for n in wanted}):
+        if prefix := wrapper_of(strange, set(stored.values())):
             raise CheckpointError(
                 f"{checkpoint.entries[strange[0]].file} was saved from a wrapper: its names begin with {prefix!r} "
                 f"({strange[0]}); save the model inside it"
@@ -311,15 +313,15 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
             + (f" (and {len(strange) - 1} more)" if len(strange) > 1 else "")
         )
     for name, parameter in wanted.items():
-        checkpoint.check(source_of(name), tuple(parameter.shape))
+        checkpoint.check(stored[name], tuple(parameter.shape))
     tokenizer = checkpoint.tokenizer()  # before the weights: what is wrong with it is known at once
     model = model.to(dtype or checkpoint.dtype()).to_empty(device="cpu")
     for name, parameter in model.named_parameters():
-        checkpoint.read(source_of(name), parameter.data)
+        checkpoint.read(stored[name], parameter.data)
         if not parameter.numel() or torch.stack(parameter.data.aminmax()).isfinite().all():  # without a copy of it
             continue
         if bad := parameter.numel() - int(torch.isfinite(parameter.data).sum()):
-            where = f"{source_of(name)} in {checkpoint.entries[source_of(name)].file}"
+            where = f"{stored[name]} in {checkpoint.entries[stored[name]].file}"
             raise CheckpointError(
                 f"{where} holds {bad} of {parameter.numel()} values that are NaN or infinite: the checkpoint is "
                 "damaged, or its training diverged"
