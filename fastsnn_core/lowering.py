@@ -170,7 +170,7 @@ class FeedforwardForm:
     """h = act(gate c) · up c, or act(up c) without a gate, on the inner site's counts c; down on the counts of h.
 
     `activation` is one of `fastsnn_integer.deterministic`. act(gate c) counts as 0 where its magnitude is below
-    `gate_threshold` ``[hidden]``. `state` is what the module itself would hand back.
+    `gate_threshold` ``[hidden]``, up c as relu(up c) with `up_relu`. `state` is what the module itself would hand back.
     """
 
     inner: SiteForm
@@ -180,6 +180,7 @@ class FeedforwardForm:
     down: MatrixForm
     gate: MatrixForm | None = None
     gate_threshold: Tensor | None = None
+    up_relu: bool = False
     state: Any = field(default=None, repr=False)
 
 

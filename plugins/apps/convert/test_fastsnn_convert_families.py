@@ -43,6 +43,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {}),
     "qwen2-windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    "llama-relu": ("Llama", {"hidden_act": "relu"}),
+    "llama-relu2": ("Llama", {"hidden_act": "relu2"}),
+    "arcee": ("Arcee", {"mlp_bias": True}),
+    "nemotron": ("Nemotron", {"head_dim": 12}),
+    "nemotron-quarter": ("Nemotron", {"head_dim": 16, "partial_rotary_factor": 0.25, "attention_bias": True}),
     "qwen3-biases": ("Qwen3", {"head_dim": 16, "attention_bias": True}),
 }
 ROPES: dict[str, dict[str, Any]] = {

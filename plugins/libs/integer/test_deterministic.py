@@ -36,6 +36,7 @@ TORCH = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
     "elu1": lambda x: F.elu(x) + 1,
     "logsigmoid": F.logsigmoid,
 }

@@ -15,7 +15,7 @@ from fastsnn_core import Model, ops
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spec import converter
 from fastsnn_core.state import leaves
-from fastsnn_integer.quantization import quantise
+from fastsnn_integer.quantization import Quant, quantise
 
 SCHEDULES = int(os.environ.get("FASTSNN_ROUNDS", "0")) or 32  # of each model; a quarter on two threads
 VOCAB, LENGTH = 37, 10
@@ -37,23 +37,43 @@ MODELS = {
     },
     "many columns": {"attention": [{"kind": "linear"}], "d_ff": 2100, "neuron": counts(9)},
     "64-bit sums": {"attention": [{"kind": "linear"}], "d_ff": 1700, "neuron": counts(1e4)},
+    "gates first": {"attention": [{"kind": "linear"}], "feedforward": {"kind": "pulse", "activation": "drelu"}},
+    "four bits": {"attention": [{"kind": "gla", "rank": 4}, {"kind": "hybrid"}], "d_ff": 83, "quant": Quant(bits=4)},
+    "four bits, tables": {
+        "attention": [{"kind": "softmax"}], "quant": Quant(bits=4, minimum=False, table_bits=4), "neuron": counts(200),
+    },
     "silent": {"attention": [{"kind": "gla", "rank": 4}], "neuron": counts(0.05)},
 }  # fmt: skip
 
 
-def network(**fields):
+def network(quant=None, **fields):
     torch.manual_seed(0)
     table = {"kind": "decoder", "vocab_size": VOCAB, "d_model": 24, "n_layers": 2, "n_heads": 4, **fields}
     model = converter().structure(table, Model).build()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
-    return quantise(model).eval()
+    return quantise(model, quant).eval()
 
 
 def poison(stepper):
     """Working memory may hold anything between two steps."""
-    scratch = ("x", "y", "z", "mixed", "counts", "index", "count", "sums", "sums_64", "heads", "folds", "logits", "acc")
+    scratch = (
+        "x",
+        "y",
+        "z",
+        "mixed",
+        "counts",
+        "index",
+        "count",
+        "sums",
+        "sums_64",
+        "dots",
+        "heads",
+        "folds",
+        "logits",
+        "acc",
+    )
     works = [stepper.work, *(stepper.batch.works if stepper.batch else ())]
     for work in works:
         for name in (*scratch, "threshold"):

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastsnn_convert.language.families import EMBED, HEAD, source_of
 from fastsnn_model_decoder import Decoder, Rope
 
-ACTS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
+ACTS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "relu2": "relu2"}
 CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
            "qwen3": "Qwen3ForCausalLM"}  # fmt: skip
 SEEN_BY_NOBODY = ("k",)  # a constant on all keys is what a softmax does not see
@@ -39,6 +39,8 @@ def obstacles(model: Any) -> list[str]:
         found.append(f"activation {spec.feedforward.activation!r}")  # type: ignore[attr-defined]
     if spec.norm != "rms":
         found.append(f"norm {spec.norm!r}; RMSNorm is possible")
+    if spec.rope.share < 1.0:
+        found.append("rotary positions of a part of a head's channels")
     if spec.head_bias:
         found.append("a bias of the logits")
     if loose := sorted(set(spec.centred) - set(FOLDED) - set(SEEN_BY_NOBODY)):

@@ -34,8 +34,8 @@ class W4a(Exporter):
     on it: those of a GGUF in Q4_1 (group 32) or Q4_0 (group 32, minimum = false) are not rounded a second time. For
     others `text` is read by the float model and every matrix rounded so that its output on that text changes least
     (GPTQ: Frantar et al. 2022, arXiv 2210.17323; columns in order, Hessian 2 Σ x xᵀ damped by 1 %, inputs those of the
-    float model); without it, to nearest. Embedding and head have 8 bits, or 4. Runs on the model's layers; the fused
-    step is W8A's. Errors: a model without an integer form, weights that are not finite or beyond float16.
+    float model); without it, to nearest. Embedding and head have 8 bits, or 4. The fused step reads the
+    4-bit rows. Errors: a model without an integer form, weights that are not finite or beyond float16.
     """
 
     name = "w4a"

@@ -23,6 +23,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "drelu": F.relu,
 }
 
 
@@ -34,7 +36,10 @@ class Pulse(Feedforward):
     ``ffn_hidden``). With SiLU and gating it is SwiGLU (Shazeer 2020, arXiv 2002.05202), spiking as in SpikingBrain.
     With a `gate_threshold` θ a gate is shut (exactly 0) where |act(W_g s)| < θ, one θ per channel stored with the
     weights: behind a shut gate neither that row of W_u nor that column of W_d need be read (CATS, Lee et al. 2024,
-    arXiv 2404.08763; thresholds per channel as in CHESS, arXiv 2409.01366). Gradient: straight-through.
+    arXiv 2404.08763; thresholds per channel as in CHESS, arXiv 2409.01366; with ReLU it is FATReLU, ProSparse, arXiv
+    2402.13516). ``relu`` and ``relu2`` (squared, Primer, arXiv 2109.08668) shut gates below 0 exactly; ``drelu`` is
+    ReLU on gate and up alike (TurboSparse, arXiv 2406.05955). `fit` has l1 for making them rare. Gradient:
+    straight-through.
     """
 
     name = "pulse"
@@ -46,6 +51,8 @@ class Pulse(Feedforward):
     )
 
     def __attrs_post_init__(self) -> None:
+        if self.activation == "drelu" and not self.gated:
+            raise FastSNNError("pulse: drelu is ReLU on gate and up, so it needs a gate; set gated = true")
         if self.gate_threshold and not self.gated:
             raise FastSNNError("pulse: gate_threshold needs a gate; set gated = true")
 
@@ -62,7 +69,8 @@ class PulseLayer(nn.Module):
 
     def __init__(self, spec: Pulse, d_model: int, d_ff: int, site: Callable[[str, int], SpikeSite]) -> None:
         super().__init__()
-        self.activation = spec.activation
+        self.activation = "relu" if spec.activation == "drelu" else spec.activation
+        self.up_relu = spec.activation == "drelu"
         self.inner, self.hidden = site("ffn_in", d_model), site("ffn_hidden", d_ff)
         self.gate = nn.Linear(d_model, d_ff, bias=spec.bias) if spec.gated else None
         self.up = nn.Linear(d_model, d_ff, bias=spec.bias)
@@ -72,7 +80,7 @@ class PulseLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Its constants."""
-        return constants(self, "activation")
+        return constants(self, "activation", "up_relu")
 
     def lower(self) -> FeedforwardForm:
         """Its sites, projections and activation."""
@@ -84,6 +92,7 @@ class PulseLayer(nn.Module):
             hidden=lower(self.hidden, "hidden"),
             down=lower(self.down, "down"),
             gate_threshold=self.gate_threshold,
+            up_relu=self.up_relu,
             state=(None, None),
         )
 
@@ -105,7 +114,10 @@ class PulseLayer(nn.Module):
         """Both spike layers and the projections between them."""
         first, second = state or (None, None)
         spikes, first = self.inner(x, first, reset)
-        hidden = self.act(self.up(spikes)) if self.gate is None else self.gates(self.gate(spikes)) * self.up(spikes)
+        up = self.up(spikes)
+        if self.up_relu:
+            up = deterministic.unary(up, "relu") if self.batch_invariant else F.relu(up)
+        hidden = self.act(up) if self.gate is None else self.gates(self.gate(spikes)) * up
         spikes, second = self.hidden(hidden, second, reset)
         return self.down(spikes), (first, second)
 

@@ -32,7 +32,17 @@ ERF_P, ROOT_HALF, GELU, CUBE = map(F, (deterministic.ERF_P, deterministic.ROOT_H
 SOON = 3  # tokens that a scan asks for in advance
 APART = 16  # numbers between the memory of two workers: no cache line belongs to both
 # Codes of what has compiled code; what else `fastsnn_integer.deterministic` may have is left to its naive twin.
-ACTIVATIONS = {"exp": 0, "sigmoid": 1, "silu": 2, "gelu": 3, "gelu_tanh": 4, "relu": 5, "elu1": 6, "logsigmoid": 7}
+ACTIVATIONS = {
+    "exp": 0,
+    "sigmoid": 1,
+    "silu": 2,
+    "gelu": 3,
+    "gelu_tanh": 4,
+    "relu": 5,
+    "elu1": 6,
+    "logsigmoid": 7,
+    "relu2": 8,
+}
 SUMS = {"sum": 0, "abs": 1, "square": 2}
 NAN = F(np.nan)
 
@@ -108,6 +118,10 @@ def _apply(x, a, n, form, out, o):  # type: ignore[no-untyped-def]
     elif form == 7:
         for i in range(n):
             out[o + i] = _logsigmoid(x[a + i])
+    elif form == 8:
+        for i in range(n):
+            y = ZERO if x[a + i] < ZERO else x[a + i]
+            out[o + i] = y * y
     else:
         for i in range(n):
             out[o + i] = NAN

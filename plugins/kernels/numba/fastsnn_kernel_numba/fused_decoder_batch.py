@@ -8,11 +8,12 @@ import numpy as np
 
 from fastsnn_kernel_numba import layout
 from fastsnn_kernel_numba.dense_pairs import CHUNK
-from fastsnn_kernel_numba.fused_decoder_rows import COLUMNS, DENSE_ROOM, MOST_ROWS, NARROW, NARROW_COLUMNS
+from fastsnn_kernel_numba.fused_decoder_rows import COLUMNS, DENSE_ROOM, FOUR_BYTES, MOST_ROWS, NARROW, NARROW_COLUMNS
 from fastsnn_kernel_numba.fused_decoder_work import Work
 
 ROW_ARRAYS = (
-    "row", "threshold", "x", "y", "z", "mixed", "counts", "index", "count", "sums", "sums_64", "logits"
+    "row", "threshold", "x", "y", "z", "mixed", "counts", "index", "count", "sums", "sums_64", "dots",
+    "narrow", "opens", "logits",
 )  # fmt: skip
 
 
@@ -57,8 +58,9 @@ def rows_tasks(work: Work) -> tuple[Any, Any]:
         for task in work.tasks[stage["first_task"] : stage["last_task"]]:
             if task["part"]:
                 continue
-            wide = int(work.matrices[task["matrix"]]["outputs"])
-            step = NARROW_COLUMNS if wide <= NARROW else COLUMNS
+            matrix = work.matrices[task["matrix"]]
+            step = NARROW_COLUMNS if int(matrix["outputs"]) <= NARROW else COLUMNS
+            step = FOUR_BYTES if matrix["group"] else step
             for column in range(task["column"], task["column"] + task["columns"], step):
                 columns = min(step, int(task["column"] + task["columns"]) - column)
                 tasks.append({"matrix": task["matrix"], "column": column, "columns": columns, "part": 0})

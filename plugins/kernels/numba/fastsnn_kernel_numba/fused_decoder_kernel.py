@@ -12,7 +12,15 @@ Everything is written so that each piece occurs once (compiling took a minute be
 from __future__ import annotations
 
 from fastsnn_kernel_numba.array_views import view
-from fastsnn_kernel_numba.deterministic import ZERO, F, _apply, _dot, _dots, _half_of, _norm, _update_state
+from fastsnn_kernel_numba.deterministic import F, _apply, _dot, _dots, _half_of, _norm, _update_state
+from fastsnn_kernel_numba.fused_decoder_four_bits import _accumulate_four_bits, _embed_four_bits
+from fastsnn_kernel_numba.fused_decoder_gates import (
+    _multiply_up,
+    _narrow_counts,
+    _open_gates,
+    _shut_gates,
+    _up_of_open_gates,
+)
 from fastsnn_kernel_numba.fused_decoder_rows import _choose_way, _project_rows
 from fastsnn_kernel_numba.fused_decoder_stages import (
     KEYS,
@@ -20,6 +28,7 @@ from fastsnn_kernel_numba.fused_decoder_stages import (
     _append_key_value,
     _attend_cache,
     _dequantise,
+    _dequantise_task,
     _gate_row,
     _prefetch_floats,
     _quantise_row,
@@ -115,8 +124,10 @@ def _heads(w, c, state, position, score, cos, sin, layer, g, worker):  # type: i
 @compile
 def _embed(w, token, width):  # type: ignore[no-untyped-def]
     """The residual stream begins as the token's row."""
-    row = U(token * width)
-    if len(w.codes):
+    row, table = U(token * width), w.stages[0].add
+    if table >= 0:
+        _embed_four_bits(w, table, token)
+    elif len(w.codes):
         for i in range(U(width)):
             w.x[i] = F(w.codes[row + i]) * w.table[token]
     else:
@@ -141,6 +152,8 @@ def _prologue(w, index, token, pa):  # type: ignore[no-untyped-def]
         for i in range(U(stage.size)):
             w.y[i] = w.mixed[i]
     _quantise_row(w, stage.size, stage.site, pa)
+    if index % STAGES == INTO_HIDDEN and w.layers[index // STAGES].up_task >= 0:
+        _narrow_counts(w, stage.size)
 
 
 @compile
@@ -148,10 +161,13 @@ def _project(w, phase, first, last, worker, widest, head):  # type: ignore[no-un
     """A phase of projection tasks; those of the network's head (a matrix, else -1) become logits at once."""
     t = next_task(w.sync, phase)
     while t < last - first:
-        _accumulate_task(w, first + t, worker, widest)
+        if w.matrices[w.tasks[first + t].matrix].group:
+            _accumulate_four_bits(w, first + t, U(worker * widest), worker)
+        else:
+            _accumulate_task(w, first + t, worker, widest)
         if head >= 0:
             task = w.tasks[first + t]
-            _dequantise(w, head, task.column, task.columns, w.logits, U(task.column))
+            _dequantise_task(w, head, task.column, task.columns)
         finish_task(w.sync, phase)
         t = next_task(w.sync, phase)
     wait_for_tasks(w.sync, phase, last - first)
@@ -166,14 +182,42 @@ def _activate(w, layer, t):  # type: ignore[no-untyped-def]
     _apply(w.z, at, U(n), row.activation, w.y, at)
     if row.gate < 0:
         return
-    _dequantise(w, row.up, first, n, w.z, at)
-    if row.least >= 0:
-        least = U(row.least) + at
-        for i in range(U(n)):
-            if abs(w.y[at + i]) < w.constants[least + i]:
-                w.y[at + i] = ZERO
-    for i in range(U(n)):
-        w.y[at + U(i)] = w.y[at + U(i)] * w.z[at + U(i)]
+    _shut_gates(w, layer, at, n)
+    _multiply_up(w, layer, first, n)
+
+
+@compile
+def _gate_first(w, c, layer, last_task, phase, worker):  # type: ignore[no-untyped-def]
+    """Behind the gates of a row: how many are open decides whether `up` is computed behind those only; next phase."""
+    row = w.layers[layer]
+    up, blocks, opened = w.matrices[row.up], (row.hidden + BLOCK - 1) // BLOCK, 0
+    t = next_task(w.sync, phase)
+    while t < blocks:
+        w.opens[t] = _open_gates(w, layer, t * BLOCK, min(BLOCK, row.hidden - t * BLOCK))
+        finish_task(w.sync, phase)
+        t = next_task(w.sync, phase)
+    wait_for_tasks(w.sync, phase, blocks)
+    phase += 1
+    for t in range(blocks):
+        opened += w.opens[t]
+    few = opened * up.inputs * c.open_cost < w.row[0].events * up.outputs
+    few = few and w.row[0].small != 0 and w.threshold[0] <= row.up_limit
+    if not few:
+        _project(w, phase, row.up_task, last_task, worker, c.widest, -1)
+        phase += 1
+    t = next_task(w.sync, phase)
+    while t < blocks:
+        first, n = t * BLOCK, min(BLOCK, row.hidden - t * BLOCK)
+        if t == 0:
+            w.ways[2 * layer + (0 if few else 1)] += 1
+        if few:
+            _up_of_open_gates(w, layer, first, n)
+        else:
+            _multiply_up(w, layer, first, n)
+        finish_task(w.sync, phase)
+        t = next_task(w.sync, phase)
+    wait_for_tasks(w.sync, phase, blocks)
+    return phase + 1
 
 
 @compile
@@ -210,11 +254,15 @@ def _walk(call, worker):  # type: ignore[no-untyped-def]
         while r < rows:
             _prologue(_work(places[r]), index, streams[r].token, pa)
             if rows > 1:
-                _choose_way(places[r], tasks.size, rows, c)
+                _choose_way(places[r], tasks.size, tasks.four, rows, c)
             finish_task(w.sync, phase)
             r = next_task(w.sync, phase)
         wait_for_tasks(w.sync, phase, rows)
         head = row.q if layer == depth else -1
+        if rows == 1 and stage == INTO_HIDDEN and row.up_task >= 0:
+            _project(w, phase + 1, tasks.first_task, row.up_task, worker, c.widest, -1)
+            phase = _gate_first(w, c, layer, tasks.last_task, phase + 2, worker)
+            continue
         if rows == 1:
             _project(w, phase + 1, tasks.first_task, tasks.last_task, worker, c.widest, head)
         else:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from fastsnn_kernel_numba.array_views import view
 from fastsnn_kernel_numba.dense_pairs import CHUNK, GROUP, PAIRS, _multiply_group, _pack_chunk, _split_counts
-from fastsnn_kernel_numba.fused_decoder_stages import _accumulate_task, _dequantise
+from fastsnn_kernel_numba.fused_decoder_four_bits import _accumulate_four_bits
+from fastsnn_kernel_numba.fused_decoder_stages import _accumulate_task, _dequantise_task
 from fastsnn_kernel_numba.fused_decoder_work import _work
 from fastsnn_kernel_numba.gemm_events import ROOM, U, _accumulate_events, _flush_int16, _lower_bound
 from fastsnn_kernel_numba.layout import INT, INT8, INT16, INT32, ROW
@@ -20,6 +21,7 @@ from fastsnn_kernel_numba.spin_barrier import finish_task, next_task, wait_for_t
 
 MOST_ROWS = 32  # streams of one step; more take turns
 COLUMNS, NARROW_COLUMNS, NARROW = 1024, 384, 1536  # outputs per task; of projections up to `NARROW` outputs
+FOUR_BYTES = 256  # of 4-bit rows per task
 INPUTS = 128  # of a block of events: with 1024 columns 128 KiB of weights
 USED = 256  # inputs per task of `_mark_used`
 DENSE_FROM, DENSE_LEAST = 0.3, 2.5  # active share of a row's inputs, and of all rows together: benchmarks/batched.py
@@ -29,12 +31,12 @@ DENSE_ROOM = SPARE + ADDRESSES + 4 * MOST_ROWS * COLUMNS
 
 
 @compile
-def _choose_way(p, size, rows_all, c):  # type: ignore[no-untyped-def]
+def _choose_way(p, size, four, rows_all, c):  # type: ignore[no-untyped-def]
     """Behind its prologue: does this row go the dense way? Where it and `rows_all` such rows have events enough."""
     rows = view(p.row_at, 1, ROW)
     events = rows[0].events
     rows[0].dense = 0
-    if rows[0].wide or events < c.dense_from * size or events * rows_all < c.dense_least * size:
+    if four or rows[0].wide or events < c.dense_from * size or events * rows_all < c.dense_least * size:
         return
     counts, low = view(p.counts_at, p.counts_size, INT32), view(p.pairs_at, p.pairs_size, INT32)
     padded = (size + CHUNK - 1) // CHUNK * CHUNK
@@ -121,6 +123,10 @@ def _accumulate_rows(w, c, places, rows, dense, task, worker):  # type: ignore[n
     """One task: all rows' sums of its columns; rows whose sums need 64 bits come alone, behind the others."""
     t = w.tasks[task]
     m = w.matrices[t.matrix]
+    if m.group:
+        for r in range(rows):
+            _accumulate_four_bits(_work(places[r]), task, U(worker * MOST_ROWS * COLUMNS), worker)
+        return
     column, n, tall, inputs, oo = t.column, U(t.columns), m.outputs, m.inputs, U(m.sums + t.column)
     weight, used = view(m.address, tall * inputs, INT8), view(c.used_at, c.used_size, INT8)
     cursor, own = view(c.cursor_at, c.workers * MOST_ROWS * 2, INT), worker * MOST_ROWS
@@ -166,7 +172,7 @@ def _accumulate_rows(w, c, places, rows, dense, task, worker):  # type: ignore[n
 def _project_rows(w, c, places, rows, phase, stage, worker, head):  # type: ignore[no-untyped-def]
     """The projections of a stage for all rows, in two phases; those of the network's head become logits at once."""
     dense, first, last = _dense_rows(places, rows), stage.first_task, stage.last_task
-    if not dense:
+    if not dense and not stage.four:
         _mark_phase(c, places, rows, stage.size, w.sync, phase)
     phase += 1
     t = next_task(w.sync, phase)
@@ -175,8 +181,7 @@ def _project_rows(w, c, places, rows, phase, stage, worker, head):  # type: igno
         if head >= 0:
             task = w.tasks[first + t]
             for r in range(rows):
-                own = _work(places[r])
-                _dequantise(own, head, task.column, task.columns, own.logits, U(task.column))
+                _dequantise_task(_work(places[r]), head, task.column, task.columns)
         finish_task(w.sync, phase)
         t = next_task(w.sync, phase)
     wait_for_tasks(w.sync, phase, last - first)

@@ -19,11 +19,14 @@ from fastsnn_core.lowering import (
     Unsupported,
 )
 from fastsnn_integer.decode_step import NotYet, States
+from fastsnn_integer.forms import FourBitForm, gate_first, outputs
 from fastsnn_integer.plan_check import apart, check_plan, check_start, check_token
 from fastsnn_kernel_numba import fused_decoder_compile as compiled
 from fastsnn_kernel_numba import layout
 from fastsnn_kernel_numba.buffer_pool import zeros
 from fastsnn_kernel_numba.fused_decoder_batch import Batch, located
+from fastsnn_kernel_numba.fused_decoder_four_bits import MOST_BYTES
+from fastsnn_kernel_numba.fused_decoder_kernel import BLOCK
 from fastsnn_kernel_numba.fused_decoder_rows import DENSE_FROM, DENSE_LEAST, MOST_ROWS
 from fastsnn_kernel_numba.fused_decoder_stages import KEYS
 from fastsnn_kernel_numba.fused_decoder_tables import Tables
@@ -31,6 +34,7 @@ from fastsnn_kernel_numba.fused_decoder_work import Work
 from fastsnn_kernel_numba.numba_runtime import flat, workers
 
 F, I = np.float32, np.int64
+OPEN_COST = 1.25  # of a weight behind an open gate, in weights read by events (benchmarks/NOTES.md)
 
 
 class NumbaStepper:
@@ -56,7 +60,7 @@ class NumbaStepper:
             "n_heads": plan.n_heads, "n_kv_heads": plan.n_kv_heads, "head_dim": size,
             "head_room": self.head_room, "fold_room": self.fold_room, "widest": tables.columns,
             "workers": self.workers, "softmax_scale": size**-0.5, "dense_from": DENSE_FROM,
-            "dense_least": DENSE_LEAST,
+            "dense_least": DENSE_LEAST, "open_cost": OPEN_COST,
         }  # fmt: skip
         self.call = layout.pack(layout.CALL, [dict.fromkeys(layout.CALL.names or (), 0) | fixed])
         self.logits = torch.from_numpy(self.work.logits)
@@ -74,17 +78,27 @@ class NumbaStepper:
         wide = max(t.inputs, plan.width)
         coded = plan.table_scale is not None
         sizes = {
-            "sync": 16 * (14 * len(plan.blocks) + 3), "row": 1, "threshold": 1, "x": plan.width, "y": wide, "z": wide,
+            "sync": 16 * (17 * len(plan.blocks) + 3), "row": 1, "threshold": 1, "x": plan.width, "y": wide, "z": wide,
             "mixed": wide, "counts": wide + 1, "index": wide + 1, "count": wide + 1, "acc": nw * t.columns,
-            "sums": t.sums, "sums_64": t.sums, "heads": nw * self.head_room, "folds": nw * self.fold_room,
-            "logits": len(plan.head.weight), "gates": nw * plan.head_dim, "pairs": 0,
+            "sums": t.sums, "sums_64": t.sums, "dots": t.sums, "acc_64": nw * 2 * MOST_BYTES,
+            "heads": nw * self.head_room, "folds": nw * self.fold_room,
+            "logits": outputs(plan.head), "gates": nw * plan.head_dim, "pairs": 0,
+            "narrow": wide + 1, "opens": 1 + t.hidden // BLOCK + 1, "ways": 2 * len(plan.blocks),
         }  # fmt: skip
         made = {name: np.zeros(size, layout.ARRAYS[name]) for name, size in sizes.items()}
         made |= {name: layout.pack(layout.ARRAYS[name], rows) for name, rows in t.records().items()}
         made["constants"] = np.concatenate([np.zeros(1, F), *t.constants])
-        made["codes"] = flat(plan.table) if coded else np.zeros(0, np.int8)
-        made["table"] = flat(plan.table if plan.table_scale is None else plan.table_scale.contiguous())
+        table: Any = torch.zeros(0) if isinstance(plan.table, FourBitForm) else plan.table
+        made["codes"] = flat(table) if coded else np.zeros(0, np.int8)
+        made["table"] = flat(table if plan.table_scale is None else plan.table_scale.contiguous())
         return Work(**made)
+
+    @property
+    def gate_first(self) -> dict[str, tuple[int, int]]:
+        """By layer whose gates shut exactly: tokens with `up` behind open gates only, and with all of it."""
+        ways = self.work.ways.reshape(-1, 2)
+        rows = zip(self.plan.blocks, ways)
+        return {f"{b.name}.feedforward": (int(n[0]), int(n[1])) for b, n in rows if gate_first(b.feedforward)}
 
     def angles(self, position: int) -> None:
         """Cosines and sines reach `position`."""

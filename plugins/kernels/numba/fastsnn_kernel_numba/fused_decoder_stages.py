@@ -21,6 +21,7 @@ from fastsnn_kernel_numba.deterministic import (
     _half_of,
     _logsigmoid,
 )
+from fastsnn_kernel_numba.fused_decoder_four_bits import _gate_up_four_bits
 from fastsnn_kernel_numba.gemm_events import GROUP, U, _accumulate_events, _flush_int16, _prefetch_rows
 from fastsnn_kernel_numba.layout import GATE_NOT_FINITE, INT8, MAX_ABS, MEAN_ABS, NOT_FINITE
 from fastsnn_kernel_numba.numba_runtime import compile, prefetch
@@ -173,7 +174,10 @@ def _dequantise(w, matrix, first, n, out, oo):  # type: ignore[no-untyped-def]
     """
     m, v, f = w.matrices[matrix], w.threshold[0], w.constants
     so, tall, n, scale = U(m.sums + first), U(m.outputs), U(n), U(m.scale + first)
-    if w.row[0].wide:
+    if m.group:
+        for i in range(n):
+            out[oo + i] = w.dots[so + i] * v
+    elif w.row[0].wide:
         big = w.sums_64
         for p in range(1, m.parts):
             for i in range(n):
@@ -194,19 +198,22 @@ def _dequantise(w, matrix, first, n, out, oo):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _gate_row(w, mixer, column, n, low, la, gate):  # type: ignore[no-untyped-def]
-    """g of `n` channels from `column` on, to w.heads[gate …]: the low-rank projection is quantised to INT8, then `up`.
+def _dequantise_task(w, matrix, column, n):  # type: ignore[no-untyped-def]
+    """The outputs of a task become logits; a task of 4-bit weights has those of both halves of its bytes."""
+    m = w.matrices[matrix]
+    _dequantise(w, matrix, column, n, w.logits, U(column))
+    if m.group:
+        second = (m.outputs + 1) // 2 + column
+        more = min(n, m.outputs - second)
+        if more > 0:
+            _dequantise(w, matrix, second, more, w.logits, U(second))
 
-    `low` is a place in w.heads for the low-rank numbers, `la` one in w.gates.
-    """
-    mix, own, lanes, f = w.mixers[mixer], w.heads, w.gates, w.constants
-    up = w.matrices[mix.gate_up]
-    rank, tall = up.inputs, up.outputs
-    _dequantise(w, mix.gate_down, 0, rank, own, low)
-    level = _max_abs(own, low, rank) / INT8_MAX
-    level = level if level > ZERO else ONE
-    weight, n = view(up.address, tall * rank, INT8), U(n)
-    scale, bias = U(up.scale + column), U(up.bias + column)
+
+@compile
+def _gate_up(w, up, column, n, low, la, level, gate):  # type: ignore[no-untyped-def]
+    """The second projection of a gate: channels column … column + n of the counts of w.heads[low …], V = `level`."""
+    own, lanes, f, rank, tall = w.heads, w.gates, w.constants, up.inputs, up.outputs
+    weight, n, scale = view(up.address, tall * rank, INT8), U(n), U(up.scale + column)
     for i in range(n):
         lanes[la + i] = 0
     for r in range(rank):
@@ -218,6 +225,25 @@ def _gate_row(w, mixer, column, n, low, la, gate):  # type: ignore[no-untyped-de
             lanes[la + i] += level_r * np.int32(weight[row + i])
     for i in range(n):
         own[gate + i] = F(lanes[la + i]) * f[scale + i] * level
+
+
+@compile
+def _gate_row(w, mixer, column, n, low, la, gate):  # type: ignore[no-untyped-def]
+    """g of `n` channels from `column` on, to w.heads[gate …]: the low-rank projection is quantised to INT8, then `up`.
+
+    `low` is a place in w.heads for the low-rank numbers, `la` one in w.gates.
+    """
+    mix, own, f = w.mixers[mixer], w.heads, w.constants
+    up = w.matrices[mix.gate_up]
+    rank = up.inputs
+    _dequantise(w, mix.gate_down, 0, rank, own, low)
+    level = _max_abs(own, low, rank) / INT8_MAX
+    level = level if level > ZERO else ONE
+    if up.group:
+        _gate_up_four_bits(w, up, column, n, low, la, level, gate)
+    else:
+        _gate_up(w, up, column, n, low, la, level, gate)
+    n, bias = U(n), U(up.bias + column)
     if up.bias >= 0:
         for i in range(n):
             own[gate + i] = own[gate + i] + f[bias + i]

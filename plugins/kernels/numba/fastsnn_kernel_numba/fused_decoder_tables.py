@@ -10,6 +10,7 @@ from torch import Tensor
 from fastsnn_core.lowering import (
     BlockPlan,
     DecoderPlan,
+    FeedforwardForm,
     LinearAttentionForm,
     MatrixForm,
     MixerForm,
@@ -19,11 +20,15 @@ from fastsnn_core.lowering import (
     Unsupported,
 )
 from fastsnn_integer import deterministic
+from fastsnn_integer.forms import FourBitForm, gate_first, inputs, outputs
 from fastsnn_kernel_numba.deterministic import ACTIVATIONS
+from fastsnn_kernel_numba.fused_decoder_four_bits import MOST_BYTES
 from fastsnn_kernel_numba.fused_decoder_stages import MOST_BURST
 from fastsnn_kernel_numba.integer_linear import input_major, is_input_major
 from fastsnn_kernel_numba.layout import STATISTICS
 
+FAR = 1e28
+LEAST_BYTES = 64  # per task of 4-bit weights
 COLUMNS = 4096  # outputs per task: 8 KiB of 16-bit sums stay in L1
 NARROW = 4096  # projections up to this many outputs are split over events
 Row = dict[str, Any]
@@ -45,15 +50,18 @@ class Tables:
         self.names: list[str] = []  # of the sites
         self.held: list[Tensor] = []  # weights whose addresses are in use
         self.sums = self.columns = self.inputs = 1  # most of a projection, of a task, of a matrix
-        self.rank = 0
+        self.rank = self.hidden = 0  # most of a gate, of a layer whose gates come first
         self.rotary = False
-        add = -1
+        table: Any = plan.table
+        add = self.four_bit_matrix(table, 0) if isinstance(table, FourBitForm) else -1
         for block in plan.blocks:
             add = self.block(block, add)
         (head,), tasks = self.projection([plan.head], split=0)
         self.stage("head_site", plan.site, tasks, plan.norm, add, plan.width)
-        none = dict.fromkeys(("k", "v", "q_norm", "k_norm", "up", "gate", "least"), -1)
-        zero = dict.fromkeys(("q_eps", "k_eps", "first_mixer", "last_mixer", "activation", "hidden"), 0)
+        none = dict.fromkeys(("k", "v", "q_norm", "k_norm", "up", "gate", "least", "up_task"), -1)
+        zero = dict.fromkeys(
+            ("q_eps", "k_eps", "first_mixer", "last_mixer", "activation", "hidden", "up_relu", "up_rows", "up_limit"), 0
+        )
         self.layers.append({"q": head, **none, **zero})
 
     def records(self) -> dict[str, list[Row]]:
@@ -77,15 +85,48 @@ class Tables:
         scale, bias = self.constant(matrix.scale), self.constant(matrix.bias)
         self.matrices.append(
             {"address": weight.data_ptr(), "outputs": tall, "inputs": inputs, "scale": scale, "bias": bias,
-             "sums": sums, "parts": parts}
+             "sums": sums, "parts": parts, "group": 0, "scales": 0, "minimums": 0}
         )  # fmt: skip
         return len(self.matrices) - 1
+
+    def four_bit_matrix(self, m: FourBitForm, sums: int) -> int:
+        """A row of the matrices with 4-bit weights; scales in float16, where they come from."""
+        codes, scales, minimums = m.weight.contiguous(), halves(m.scale), halves(m.minimum)
+        self.held += [codes, scales, minimums]
+        self.inputs = max(self.inputs, inputs(m))
+        self.matrices.append(
+            {"address": codes.data_ptr(), "outputs": outputs(m), "inputs": inputs(m), "scale": -1,
+             "bias": self.constant(m.bias), "sums": sums, "parts": 1, "group": m.group, "scales": scales.data_ptr(),
+             "minimums": minimums.data_ptr() if minimums.numel() else 0}
+        )  # fmt: skip
+        return len(self.matrices) - 1
+
+    def four_bit_projections(self, matrices: list[FourBitForm]) -> tuple[list[int], tuple[int, int]]:
+        """`projection` of 4-bit matrices: a row of each is its own, and tasks are bytes of it, never events."""
+        rows, begin, sums = [], len(self.tasks), 0
+        for m in matrices:
+            rows.append(self.four_bit_matrix(m, sums))
+            half = -(-outputs(m) // 2)
+            step = min(MOST_BYTES, max(LEAST_BYTES, -(-half // (16 * self.workers)) * 16))
+            for column in range(0, half, step):
+                columns = min(step, half - column)
+                self.tasks.append({"matrix": rows[-1], "column": column, "columns": columns, "part": 0})
+                self.columns = max(self.columns, 2 * columns)
+            sums += outputs(m)
+        self.sums = max(self.sums, sums)
+        return rows, (begin, len(self.tasks))
 
     def projection(self, *groups: list[MatrixForm], split: int = 1) -> tuple[list[int], tuple[int, int]]:
         """Matrices with the same input, each group as one: their rows, and the first and last task of the phase.
 
         The first `split` groups may be split over events; what reads them adds up the parts, and may do that only once.
         """
+        given = [m for group in groups for m in group]
+        four = [m for m in given if isinstance(m, FourBitForm)]
+        if len(four) == len(given):
+            return self.four_bit_projections(four)
+        if four:
+            raise Unsupported("projections of 4 and of 8 bits that read the same spikes are not fused")
         rows: list[int] = []
         begin, sums = len(self.tasks), 0
         for i, matrices in enumerate(groups):
@@ -138,12 +179,25 @@ class Tables:
                 row |= {"fades": 1, "keep": float(deterministic.exp(torch.tensor(-form.decay)))}
             if form.gate is not None:
                 up = form.gate.up
-                row |= {"gate_down": gate_down, "gate_up": self.matrix(up, joined([up]), 0, 1)}
+                four = isinstance(up, FourBitForm)
+                row |= {"gate_down": gate_down}
+                row |= {"gate_up": self.four_bit_matrix(up, 0) if four else self.matrix(up, joined([up]), 0, 1)}
                 row |= {"tau": form.gate.tau, "floor": form.gate.floor}
-                self.rank = max(self.rank, len(form.gate.down.weight))
+                self.rank = max(self.rank, outputs(form.gate.down))
         else:
             raise Unsupported(f"{type(form).__name__} is not fused", name)
         self.mixers.append(row)
+
+    def output_major(self, f: FeedforwardForm, up_task: int) -> Row:
+        """Where `up` lies output-major, and the V up to which none of its numbers can overflow."""
+        if up_task < 0:
+            return {"up_rows": 0, "up_limit": 0.0}
+        rows = f.up.weight.contiguous()
+        self.held.append(rows)
+        self.hidden = max(self.hidden, outputs(f.up))
+        sound = f.up.bias is None or bool((f.up.bias.abs() < FAR).all())
+        limit = FAR / (2.0**31 * max(float(f.up.scale.abs().max()), 1e-30)) if sound else -1.0
+        return {"up_rows": rows.data_ptr(), "up_limit": limit}
 
     def stage(
         self, name: str, site: SiteForm, tasks: tuple[int, int], norm: NormForm | None, add: int, size: int
@@ -151,6 +205,7 @@ class Tables:
         """What the prologue of a projection does, and its tasks."""
         by, eps = self.constant(norm.weight if norm else None), norm.eps if norm else 0.0
         row = {"site": self.site(name, site), "norm": by, "norm_eps": eps, "add": add, "size": size}
+        row |= {"four": int(tasks[1] > tasks[0] and self.matrices[self.tasks[tasks[0]]["matrix"]]["group"] > 0)}
         self.stages.append(row | {"first_task": tasks[0], "last_task": tasks[1]})
 
     def block(self, block: BlockPlan, add: int) -> int:
@@ -158,17 +213,23 @@ class Tables:
         a, f = block.attention, block.feedforward
         gates = [m.gate.down for m in a.mixers if isinstance(m, LinearAttentionForm) and m.gate is not None]
         (q, k, v, *downs), tasks = self.projection([a.q, a.k, a.v], *([down] for down in gates))
-        self.stage(f"{block.name}.attention.inner", a.inner, tasks, block.attention_norm, add, a.q.weight.shape[1])
+        self.stage(f"{block.name}.attention.inner", a.inner, tasks, block.attention_norm, add, inputs(a.q))
         begin, left = len(self.mixers), iter(downs)
         for i, mixer in enumerate(a.mixers):
             gated = isinstance(mixer, LinearAttentionForm) and mixer.gate is not None
             self.mixer(mixer, next(left) if gated else -1, f"{block.name}.attention.mixer (form {i})")
         (out,), tasks = self.projection([a.out])
-        self.stage(f"{block.name}.attention.outer", a.outer, tasks, None, -1, a.out.weight.shape[1])
-        (up, *gate), tasks = self.projection([f.up] if f.gate is None else [f.up, f.gate])
-        self.stage(f"{block.name}.feedforward.inner", f.inner, tasks, block.feedforward_norm, out, f.up.weight.shape[1])
+        self.stage(f"{block.name}.attention.outer", a.outer, tasks, None, -1, inputs(a.out))
+        up_task = -1
+        if f.gate is not None and gate_first(f):
+            (first, up), tasks = self.projection([f.gate], [f.up], split=2)
+            gate = [first]
+            up_task = next(t for t in range(*tasks) if self.tasks[t]["matrix"] == up)
+        else:
+            (up, *gate), tasks = self.projection([f.up] if f.gate is None else [f.up, f.gate])
+        self.stage(f"{block.name}.feedforward.inner", f.inner, tasks, block.feedforward_norm, out, inputs(f.up))
         (down,), tasks = self.projection([f.down])
-        hidden = len(f.up.weight)
+        hidden = outputs(f.up)
         self.stage(f"{block.name}.feedforward.hidden", f.hidden, tasks, None, -1, hidden)
         activation = code(f.activation, f"{block.name}.feedforward")
         self.layers.append(
@@ -176,7 +237,8 @@ class Tables:
              "k_norm": self.constant(a.k_norm.weight if a.k_norm else None), "q_eps": a.q_norm.eps if a.q_norm else 0.0,
              "k_eps": a.k_norm.eps if a.k_norm else 0.0, "first_mixer": begin, "last_mixer": len(self.mixers), "up": up,
              "gate": gate[0] if gate else -1, "activation": activation, "hidden": hidden,
-             "least": self.constant(f.gate_threshold)}
+             "least": self.constant(f.gate_threshold), "up_relu": int(f.up_relu), "up_task": up_task}
+            | self.output_major(f, up_task)
         )  # fmt: skip
         return down
 
@@ -186,6 +248,14 @@ def code(activation: str, name: str) -> int:
     if activation not in ACTIVATIONS:
         raise Unsupported(f"the activation {activation!r} has no compiled form ({', '.join(ACTIVATIONS)} have)", name)
     return ACTIVATIONS[activation]
+
+
+def halves(t: Tensor) -> Tensor:
+    """Scales as float16, in which they are stored; `Unsupported` where that would round them."""
+    half = t.detach().to(torch.float16).contiguous()
+    if not torch.equal(half.float(), t.float()):
+        raise Unsupported("scales of 4-bit weights must be float16 numbers")
+    return half
 
 
 def joined(matrices: list[MatrixForm]) -> Tensor:

@@ -47,10 +47,15 @@ class Work(NamedTuple):
     acc: Any
     sums: Any
     sums_64: Any
+    dots: Any
+    acc_64: Any
     heads: Any
     folds: Any
     logits: Any
     gates: Any
+    narrow: Any
+    opens: Any
+    ways: Any
     pairs: Any
 
 
@@ -80,9 +85,14 @@ def _work(p):  # type: ignore[no-untyped-def]
         acc=view(p.acc_at, p.acc_size, INT16),
         sums=view(p.sums_at, p.sums_size, INT32),
         sums_64=view(p.sums_64_at, p.sums_64_size, INT),
+        dots=view(p.dots_at, p.dots_size, FLOAT),
+        acc_64=view(p.acc_64_at, p.acc_64_size, INT),
         heads=view(p.heads_at, p.heads_size, FLOAT),
         folds=view(p.folds_at, p.folds_size, FLOAT),
         logits=view(p.logits_at, p.logits_size, FLOAT),
         gates=view(p.gates_at, p.gates_size, INT32),
+        narrow=view(p.narrow_at, p.narrow_size, INT16),
+        opens=view(p.opens_at, p.opens_size, INT),
+        ways=view(p.ways_at, p.ways_size, INT),
         pairs=view(p.pairs_at, p.pairs_size, INT32),
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-INT, FLOAT, INT8, INT16, INT32 = (np.dtype(kind) for kind in ("i8", "f4", "i1", "i2", "i4"))
+INT, FLOAT, INT8, INT16, INT32, UINT8 = (np.dtype(kind) for kind in ("i8", "f4", "i1", "i2", "i4", "u1"))
 
 
 def record(**fields: np.dtype[Any]) -> np.dtype[Any]:
@@ -31,20 +31,25 @@ SITE = record(
 
 # INT8 weights, input-major: one row of `outputs` codes per input. `scale` and `bias` are constants; `sums` is where its
 # int32 sums begin, of which there are `parts` (of the events) one after the other, each of the whole product's width.
-MATRIX = record(address=INT, outputs=INT, inputs=INT, scale=INT, bias=INT, sums=INT, parts=INT)
+# 4-bit weights have a `group` (of inputs; 0: INT8), and `scales` and `minimums` are addresses of float16 numbers
+# [groups, outputs] (0: none); what they come to begins at `sums` of `Work.dots`, as float32.
+MATRIX = record(
+    address=INT, outputs=INT, inputs=INT, scale=INT, bias=INT, sums=INT, parts=INT, group=INT, scales=INT, minimums=INT,
+)  # fmt: skip
 
-# A task: `columns` outputs of a matrix from `column` on, for one part of the events.
+# A task: `columns` outputs of a matrix from `column` on, for one part of the events; bytes of a row of 4-bit weights.
 TASK = record(matrix=INT, column=INT, columns=INT, part=INT)
 
-# A projection: what its prologue does (add the matrix `add` to the residual stream, norm, site of `size` channels), and
-# its tasks.
-STAGE = record(site=INT, first_task=INT, last_task=INT, norm=INT, norm_eps=FLOAT, add=INT, size=INT)
+# A projection: what its prologue does (add the matrix `add` to the residual stream, norm, site of `size` channels), its
+# tasks, and whether its weights have 4 bits. `add` of the first stage is the embedding's table where that has 4 bits.
+STAGE = record(site=INT, first_task=INT, last_task=INT, norm=INT, norm_eps=FLOAT, add=INT, size=INT, four=INT)
 
 # A block; its four stages are rows 4·l … 4·l + 3 of the stages. Matrices, norms per head, mixers first … last; `least`
-# are the thresholds of the gates, -1 for none.
+# are the thresholds of the gates, -1 for none. Where gates shut exactly, `up_task` is the first task of `up` (else -1),
+# `up_rows` the address of its weights output-major, and `up_limit` the V up to which nothing of `up` can overflow.
 LAYER = record(
     q=INT, k=INT, v=INT, q_norm=INT, k_norm=INT, q_eps=FLOAT, k_eps=FLOAT, first_mixer=INT, last_mixer=INT,
-    up=INT, gate=INT, activation=INT, hidden=INT, least=INT,
+    up=INT, gate=INT, activation=INT, hidden=INT, least=INT, up_relu=INT, up_task=INT, up_rows=INT, up_limit=FLOAT,
 )  # fmt: skip
 
 # An attention: `feature` -1 for softmax. Linear ones: S and z times `keep` per token where it `fades`, or times a gate.
@@ -58,7 +63,8 @@ STATE = record(first=INT, second=INT, capacity=INT, seen=INT)
 
 # What a row of spikes came to: events, whether its sums need 64 bits, what is wrong (`NOT_FINITE`, …), and where. In a
 # step of several rows also whether it goes the dense way, with which sum of counts; its events are the rest then.
-ROW = record(events=INT, wide=INT, problem=INT, site=INT, dense=INT, total=INT)
+# `small`: its counts, in `Work.narrow`, fit 16 bits.
+ROW = record(events=INT, wide=INT, problem=INT, site=INT, dense=INT, total=INT, small=INT)
 NOT_FINITE, GATE_NOT_FINITE = 1, 2
 
 # Arrays of a `Work`: type, in the order of its fields.
@@ -85,10 +91,15 @@ ARRAYS: dict[str, np.dtype[Any]] = {
     "acc": INT16,  # of every worker: running sums
     "sums": INT32,
     "sums_64": INT,
+    "dots": FLOAT,  # what 4-bit products come to, before V and bias
+    "acc_64": INT,  # of every worker: sums of a group of 4-bit weights that 16 bits do not hold
     "heads": FLOAT,  # of every worker: one group of heads
     "folds": FLOAT,  # of every worker: partial sums
     "logits": FLOAT,
     "gates": INT32,  # of every worker: sums of gates
+    "narrow": INT16,  # counts in front of a gate, input by input
+    "opens": INT,  # open gates of every block of hidden channels
+    "ways": INT,  # of every layer: tokens whose `up` was computed behind open gates only, and all of it
     "pairs": INT32,  # of a row that goes the dense way: its counts by pairs, and behind them as bytes
 }
 PLACES = record(**{f"{name}_{part}": INT for name in ARRAYS for part in ("at", "size")})
@@ -98,12 +109,13 @@ STREAM = record(state_at=INT, state_size=INT, token=INT, position=INT)
 
 # A call: places of the PLACES and of the STREAMs, one of each per row; scores, rotary tables, sizes. Of several rows
 # also the flags of inputs that any of them has an event of, every worker's places in the rows' lists of events and its
-# room for dense products, and the shares of active inputs, of a row and of all, from which a row goes the dense way.
+# room for dense products, and the shares of active inputs, of a row and of all, from which a row goes the dense way;
+# and what a weight of `up` read behind an open gate costs, in weights read by events.
 CALL = record(
     places=INT, streams=INT, rows=INT, score_at=INT, score_size=INT, cos_at=INT, sin_at=INT, angles_size=INT,
     n_heads=INT, n_kv_heads=INT, head_dim=INT, head_room=INT, fold_room=INT, widest=INT, workers=INT, used_at=INT,
     used_size=INT, cursor_at=INT, dense_at=INT, softmax_scale=FLOAT, dense_from=FLOAT,
-    dense_least=FLOAT,
+    dense_least=FLOAT, open_cost=FLOAT,
 )  # fmt: skip
 
 

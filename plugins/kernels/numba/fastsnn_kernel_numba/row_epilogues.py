@@ -85,8 +85,11 @@ def _residual(x, rows, size, add, va, norm, site, own, room, out, v, found, nw):
 
 
 @Threaded
-def _hidden(up, gate, least, va, rows, size, form, site, own, room, out, v, found, nw):  # type: ignore[no-untyped-def]
-    """`up` and `gate` are (total, scale, bias), gate's total and its thresholds `least` empty where there are none."""
+def _hidden(up, gate, least, va, rows, size, form, both, site, own, room, out, v, found, nw):  # type: ignore[no-untyped-def]
+    """`up` and `gate` are (total, scale, bias), gate's total and its thresholds `least` empty where there are none.
+
+    `both`: up goes through ReLU, too.
+    """
     half, (rules, centre), (low, wide) = _half_of(size), site, out
     (up_total, up_scale, up_bias), (total, scale, bias) = up, gate
     for worker in prange(nw):
@@ -105,6 +108,8 @@ def _hidden(up, gate, least, va, rows, size, form, site, own, room, out, v, foun
                     own[ya + i] = ZERO
             if len(total):
                 _dequantise_row((up_total, up_scale, up_bias), a, size, va[row], own, za)
+                for i in range(n if both else U(0)):
+                    own[za + i] = ZERO if own[za + i] < ZERO else own[za + i]
                 for i in range(n):
                     own[ya + i] = own[ya + i] * own[za + i]
             v[row] = _quantise_row(own, ya, size, half, (rules, centre), own, pa, (low, wide), a, found[worker])
@@ -203,7 +208,10 @@ def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: 
 
 
 @guarded("rows_hidden")
-def hidden(up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_threshold: Tensor | None = None) -> Any:
+def hidden(
+    up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_threshold: Tensor | None = None,
+    up_relu: bool = False,
+) -> Any:  # fmt: skip
     """Twin of `fastsnn_integer.fused_row_ops.hidden_naive`."""
     (rows, size), made = up.total.shape, packed(site)
     if made is None or not rows or not size or not takes(up) or not takes(gate) or activation not in ACTIVATIONS:
@@ -215,7 +223,7 @@ def hidden(up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_th
     own, least = scratch("rows", workers() * room, F), optional(gate_threshold)
 
     def run(given: Any, out: Any, v: Any, found: Any) -> None:
-        _hidden(*given, least, flat(up.v), rows, size, form, made, own, room, out, v, found)
+        _hidden(*given, least, flat(up.v), rows, size, form, int(up_relu), made, own, room, out, v, found)
 
     return counted(run, rows, size, both, both)
 

@@ -96,6 +96,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": lambda x: x * normal_cdf(x),
     "gelu_tanh": lambda x: x * sigmoid((x * x * x * 0.044715 + x) * GELU),  # (1 + tanh y) / 2 = σ(2y)
     "relu": lambda x: torch.where(x < 0, 0.0, x),
+    "relu2": lambda x: torch.where(x < 0, 0.0, x) * torch.where(x < 0, 0.0, x),
     "elu1": lambda x: torch.where(x > 0, x + 1.0, exp(x)),
     "logsigmoid": logsigmoid,
 }
@@ -217,7 +218,7 @@ SCAN = Operator("exact_scan", scan_naive, check=check_scan, samples=_samples("sc
 
 
 def unary(x: Tensor, form: str) -> Tensor:
-    """``exp``, ``sigmoid``, ``silu``, ``gelu``, ``gelu_tanh``, ``relu``, ``elu1`` (elu + 1) or ``logsigmoid``."""
+    """One of `FORMS`: ``exp``, ``silu``, ``relu``, ``relu2`` (its square), ``elu1`` (elu + 1), ``logsigmoid``, …."""
     return UNARY(x.device.type, x.detach().float(), form).to(x.dtype)
 
 

@@ -21,6 +21,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_events.linear import spike_sums, whole
+from fastsnn_integer.forms import FourBitForm
 from fastsnn_modules.operands import OperandError, Operands
 
 LEVELS, MIDDLE, GROUPS = 15, 8, (32, 64, 128)
@@ -218,6 +219,10 @@ class Linear4(FourBits):
         super().__init__(linear.weight, group, minimum)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float().clone())
 
+    def lower(self) -> FourBitForm:
+        """Codes, scales and bias."""
+        return FourBitForm(self.weight, self.scale, self.bias, self, minimum=self.minimum, group=self.group)
+
     def forward(self, x: SpikeTensor | Tensor) -> Tensor:
         """The projection."""
         y = project(x, self)
@@ -230,12 +235,21 @@ class Embedding4(FourBits):
     def __init__(self, table: nn.Embedding, group: int, minimum: bool) -> None:
         super().__init__(table.weight, group, minimum)
 
+    def lower(self) -> FourBitForm:
+        """As a head, or as the table itself."""
+        return FourBitForm(self.weight, self.scale, None, self, minimum=self.minimum, group=self.group)
+
     def forward(self, x: SpikeTensor | Tensor) -> Tensor:
         """Rows of the table for token ids, ``x @ tableᵀ`` for anything else."""
         if isinstance(x, SpikeTensor) or x.is_floating_point():
             return project(x, self)
-        ids, half = x.reshape(-1), self.weight.shape[1]
-        both = self.weight[:, ids % half].T
-        codes = torch.where((ids >= half)[:, None], both >> 4, both & 15)
-        d, m = self.scale[:, ids], self.minimum[:, ids] if self.minimum.numel() else self.minimum
-        return decode(codes, d, m, self.group).reshape(*x.shape, self.in_features)
+        return table_rows(self, x.reshape(-1)).reshape(*x.shape, self.in_features)
+
+
+def table_rows(table: Any, ids: Tensor) -> Tensor:
+    """Float rows ``[N, in]`` of a 4-bit table (an `Embedding4` or its form) for token ids ``[N]``."""
+    half = table.weight.shape[1]
+    both = table.weight[:, ids % half].T
+    codes = torch.where((ids >= half)[:, None], both >> 4, both & 15)
+    d, m = table.scale[:, ids], table.minimum[:, ids] if table.minimum.numel() else table.minimum
+    return decode(codes, d, m, table.group)

@@ -80,12 +80,19 @@ def residual_naive(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, 
 
 
 def hidden_naive(
-    up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_threshold: Tensor | None = None
-) -> Counts:
-    """The definition: counts of act(gate) · up, or of act(up); gates below their threshold ``[D]`` are 0."""
+    up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_threshold: Tensor | None = None,
+    up_relu: bool = False,
+) -> Counts:  # fmt: skip
+    """The definition: counts of act(gate) · up, or of act(up); gates below their threshold ``[D]`` are 0.
+
+    With `up_relu` it is act(gate) · relu(up).
+    """
     first = deterministic.FORMS[activation]((up if gate is None else gate).dequantised())
     first = reference.shut(first, gate_threshold)
-    return fire(first if gate is None else first * up.dequantised(), site)
+    if gate is None:
+        return fire(first, site)
+    second = up.dequantised()
+    return fire(first * (deterministic.FORMS["relu"](second) if up_relu else second), site)
 
 
 def heads_naive(
@@ -137,8 +144,9 @@ def check_residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, 
 
 
 def check_hidden(
-    up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_threshold: Tensor | None = None
-) -> None:
+    up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_threshold: Tensor | None = None,
+    up_relu: bool = False,
+) -> None:  # fmt: skip
     """The operands of `hidden_naive`."""
     name = "rows_hidden"
     rows, wide = check_sums_form(name, "up", up)
@@ -146,6 +154,8 @@ def check_hidden(
     if gate is not None:
         check_sums_form(name, "gate", gate, rows, wide)
     chosen(name, "activation", activation, deterministic.FORMS)
+    if not isinstance(up_relu, bool) or (up_relu and gate is None):
+        raise OperandError(f"{name}: up_relu is True only where there is a gate, got {up_relu!r}")
     if gate_threshold is not None:
         sizes = Operands(name, "gate_threshold [D] float32")(gate_threshold)
         if gate is None or sizes["D"] != wide:
@@ -227,10 +237,11 @@ def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: 
 
 
 def hidden(
-    up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_threshold: Tensor | None = None
-) -> Counts:
+    up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_threshold: Tensor | None = None,
+    up_relu: bool = False,
+) -> Counts:  # fmt: skip
     """`hidden_naive` by the kernel in use."""
-    return HIDDEN(up.total.device.type, up, gate, activation, site, gate_threshold)
+    return HIDDEN(up.total.device.type, up, gate, activation, site, gate_threshold, up_relu)
 
 
 def heads(

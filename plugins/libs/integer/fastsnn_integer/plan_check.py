@@ -19,6 +19,7 @@ from fastsnn_core.lowering import (
     SpikeRule,
 )
 from fastsnn_core.state import StateError
+from fastsnn_integer.forms import FourBitForm, outputs, vocabulary
 from fastsnn_modules.operands import FULL, OperandError, OperandTypeError, chosen, finite, shown
 from fastsnn_modules.token_ids import TokenError
 
@@ -35,30 +36,33 @@ def check_plan(plan: Any) -> None:
         raise OperandError(
             f"decode_step: {plan.n_heads} query heads on {plan.n_kv_heads} key/value heads of {size} channels"
         )
-    if plan.table.ndim != 2 or plan.table.shape[1] != wide:
+    table: Any = plan.table
+    if isinstance(table, FourBitForm):
+        _four_bits("table", table, wide, vocabulary(plan))
+    elif plan.table.ndim != 2 or plan.table.shape[1] != wide:
         raise OperandError(f"decode_step: table must be [vocabulary, {wide}], got {shown(plan.table)}")
-    if plan.table_scale is not None and plan.table_scale.numel() != len(plan.table):
+    if plan.table_scale is not None and plan.table_scale.numel() != vocabulary(plan):
         raise OperandError(
-            f"decode_step: table_scale must have {len(plan.table)} numbers, got {shown(plan.table_scale)}"
+            f"decode_step: table_scale must have {vocabulary(plan)} numbers, got {shown(plan.table_scale)}"
         )
     _norm("norm", plan.norm, wide)
     _site("site", plan.site, wide)
-    _matrix("head", plan.head, wide, len(plan.table))
+    _matrix("head", plan.head, wide, vocabulary(plan))
     for block in plan.blocks:
         a, f = block.attention, block.feedforward
-        inside, hidden = q * len(a.mixers), f.up.weight.shape[0]
+        inside, hidden = q * len(a.mixers), outputs(f.up)
         _norm(f"{block.name}.attention_norm", block.attention_norm, wide)
         _norm(f"{block.name}.feedforward_norm", block.feedforward_norm, wide)
         for name, site, inputs in (("inner", a.inner, wide), ("outer", a.outer, inside)):
             _site(f"{block.name}.attention.{name}", site, inputs)
         for name, site, inputs in (("inner", f.inner, wide), ("hidden", f.hidden, hidden)):
             _site(f"{block.name}.feedforward.{name}", site, inputs)
-        for name, m, inputs, outputs in (
+        for name, m, wide_in, wide_out in (
             ("q", a.q, wide, q), ("k", a.k, wide, kv), ("v", a.v, wide, kv), ("out", a.out, inside, wide),
             ("up", f.up, wide, hidden), ("gate", f.gate, wide, hidden), ("down", f.down, hidden, wide),
         ):  # fmt: skip
             if m is not None:
-                _matrix(f"{block.name}.{name}", m, inputs, outputs)
+                _matrix(f"{block.name}.{name}", m, wide_in, wide_out)
         least = f.gate_threshold
         if least is not None and (f.gate is None or tuple(least.shape) != (hidden,)):
             why = f"must be [{hidden}], got {shown(least)}" if f.gate is not None else "needs a gate"
@@ -95,7 +99,22 @@ def _site(name: str, site: SiteForm, size: int) -> None:
     check_site(f"decode_step: {name}", site, size)
 
 
+def _four_bits(name: str, m: FourBitForm, inputs: int, outputs: int) -> None:
+    """Codes, scales and minimums of a 4-bit matrix fit each other and the sizes wanted."""
+    codes, scales = (inputs, -(-outputs // 2)), (-(-inputs // max(1, m.group)), outputs)
+    if m.group < 1 or m.weight.dtype != torch.uint8 or tuple(m.weight.shape) != codes:
+        raise OperandError(f"decode_step: {name} must be uint8 {list(codes)} in groups, got {shown(m.weight)}")
+    for what, t in (("scale", m.scale), ("minimum", m.minimum)):
+        if (what == "scale" or t.numel()) and (tuple(t.shape) != scales or t.dtype != torch.float32):
+            raise OperandError(f"decode_step: the {what} of {name} must be float32 {list(scales)}, got {shown(t)}")
+    if m.bias is not None and m.bias.numel() != outputs:
+        raise OperandError(f"decode_step: the bias of {name} must have {outputs} numbers, got {shown(m.bias)}")
+
+
 def _matrix(name: str, m: MatrixForm, inputs: int, outputs: int) -> None:
+    if isinstance(m, FourBitForm):
+        _four_bits(name, m, inputs, outputs)
+        return
     if m.weight.dtype != torch.int8 or tuple(m.weight.shape) != (outputs, inputs):
         raise OperandError(f"decode_step: {name} must be int8 [{outputs}, {inputs}], got {shown(m.weight)}")
     for what, t in (("scale", m.scale), ("bias", m.bias)):
@@ -109,7 +128,7 @@ def _mixer(name: str, form: MixerForm, wide: int, kv: int, size: int) -> None:
             raise OperandError(f"decode_step: {name}: window {form.window}, head width {size}")
         return
     if form.gate is not None:
-        rank = form.gate.down.weight.shape[0]
+        rank = outputs(form.gate.down)
         _matrix(f"{name}.gate.down", form.gate.down, wide, rank)
         _matrix(f"{name}.gate.up", form.gate.up, rank, kv)
     _norm(f"{name}.norm", form.norm, size)
@@ -165,5 +184,5 @@ def check_token(plan: DecoderPlan, token: Any) -> None:
         found = -1 if isinstance(token, bool) else operator.index(token)
     except TypeError:
         raise TokenError(f"decode_step: a token is an int, got {type(token).__name__}") from None
-    if not 0 <= found < len(plan.table):
-        raise TokenError(f"token {token} is outside 0 … {len(plan.table) - 1}")
+    if not 0 <= found < vocabulary(plan):
+        raise TokenError(f"token {token} is outside 0 … {vocabulary(plan) - 1}")

@@ -27,8 +27,9 @@ from fastsnn_core.lowering import (
 )
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.spike_tensor import SpikeTensor
-from fastsnn_integer import deterministic
+from fastsnn_integer import deterministic, four_bits
 from fastsnn_integer.decode_step import States
+from fastsnn_integer.forms import FourBitForm
 from fastsnn_integer.plan_check import apart, check_plan, check_start, check_token
 from fastsnn_integer.quantization import project, quantize_per_token
 
@@ -74,6 +75,10 @@ def fire(x: Tensor, site: SiteForm) -> tuple[Tensor, Tensor]:
 
 def product(spikes: tuple[Tensor, Tensor], matrix: MatrixForm) -> Tensor:
     """A projection of counts ``[N, in]``."""
+    if isinstance(matrix, FourBitForm):
+        m, (counts, v) = matrix, spikes
+        y = four_bits.project_naive(counts, m.weight, m.scale, m.minimum, m.group) * v.to(torch.float32)
+        return y if m.bias is None else y + m.bias
     y, _ = project(SpikeTensor(*spikes), matrix.weight, matrix.scale[:, None], 0)
     return y if matrix.bias is None else y + matrix.bias
 
@@ -127,6 +132,7 @@ def channels(form: FeedforwardForm, x: Tensor) -> Tensor:
     up = product(spikes, form.up)
     first = deterministic.unary(up if form.gate is None else product(spikes, form.gate), form.activation)
     first = shut(first, form.gate_threshold)
+    up = deterministic.unary(up, "relu") if form.up_relu else up
     return product(fire(first if form.gate is None else first * up, form.hidden), form.down)
 
 
@@ -180,7 +186,11 @@ class ReferenceStream:
         """Logits ``[vocab]`` after `token`."""
         check_token(self.plan, token)
         p = self.plan
-        x = p.table[token][None].float()
+        table: Any = p.table
+        if isinstance(table, FourBitForm):
+            x = four_bits.table_rows(table, torch.tensor([token]))
+        else:
+            x = table[token][None].float()
         x = x if p.table_scale is None else x * p.table_scale.reshape(-1)[token]
         for i, block in enumerate(p.blocks):
             x = self.block(x, block, self.held[i])

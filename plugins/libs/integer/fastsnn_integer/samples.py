@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from fastsnn_core.lowering import (
     SoftmaxAttentionForm,
     SpikeRule,
 )
+from fastsnn_integer.forms import FourBitForm
 
 Sample = tuple[Any, ...]
 SITES = {
@@ -50,6 +52,15 @@ def matrix(seed: int, tall: int, inputs: int, bias: bool = False) -> MatrixForm:
     """A projection."""
     scale = normal(seed, tall).abs() * 0.01 + 1e-4
     return MatrixForm(codes(seed, tall, inputs), scale, normal(seed + 1, tall) if bias else None)
+
+
+def four_bits(seed: int, tall: int, inputs: int, bias: bool = False, minimum: bool = True) -> FourBitForm:
+    """A projection with 4-bit weights in groups of 32 inputs."""
+    from fastsnn_integer.four_bits import encode, pack
+
+    made, d, m = encode(normal(seed, tall, inputs) * 0.1, 32, minimum)
+    bias_ = normal(seed + 1, tall) if bias else None
+    return FourBitForm(pack(made), d, bias_, minimum=m, group=32)
 
 
 def norm(seed: int, size: int, eps: float = 1e-5) -> NormForm:
@@ -115,9 +126,10 @@ def residual() -> Iterator[Sample]:
 
 def hidden() -> Iterator[Sample]:
     """Gated and not, every activation of a feed-forward layer."""
-    for i, activation in enumerate(("silu", "gelu", "gelu_tanh", "relu")):
+    for i, activation in enumerate(("silu", "gelu", "gelu_tanh", "relu", "relu2")):
         yield sums(i, 6, 41, True), sums(i + 9, 6, 41, False), activation, SITES["mean"]
         yield sums(i, 6, 41, True), sums(i + 9, 6, 41, False), activation, SITES["mean"], normal(i, 41).abs()
+        yield sums(i, 6, 41, True), sums(i + 9, 6, 41, False), activation, SITES["mean"], None, True
         yield sums(i, 6, 41, False), None, activation, SITES["max"]
 
 
@@ -162,9 +174,9 @@ def project_q4() -> Iterator[Sample]:
 GROUPS, SIZE, HEADS, WIDTH, VOCAB = 2, 6, 4, 24, 19
 
 
-def mixers() -> dict[str, tuple[MixerForm, ...]]:
+def mixers(make: Any = matrix) -> dict[str, tuple[MixerForm, ...]]:
     """Attentions that between them use every constant of their forms."""
-    gate = GateForm(matrix(21, 4, WIDTH), matrix(22, GROUPS * SIZE, 4, True), 16.0, -5.0)
+    gate = GateForm(make(21, 4, WIDTH), make(22, GROUPS * SIZE, 4, True), 16.0, -5.0)
     gated = LinearAttentionForm("relu", gate=gate, query_scale=SIZE**-0.5, norm=norm(23, SIZE, 1e-3))
     return {
         "linear": (LinearAttentionForm("elu1", eps=1e-6),),
@@ -176,28 +188,30 @@ def mixers() -> dict[str, tuple[MixerForm, ...]]:
     }
 
 
-def block(seed: int, forms: tuple[MixerForm, ...], sites: list[SiteForm], activation: str, gated: bool) -> BlockPlan:
+def block(
+    seed: int, forms: tuple[MixerForm, ...], sites: list[SiteForm], activation: str, gated: bool, make: Any = matrix
+) -> BlockPlan:
     """One block around these mixers."""
     inside, hidden = HEADS * SIZE * len(forms), 41
     attention = AttentionForm(
         inner=sites[0],
-        q=matrix(seed, HEADS * SIZE, WIDTH, True),
-        k=matrix(seed + 1, GROUPS * SIZE, WIDTH),
-        v=matrix(seed + 2, GROUPS * SIZE, WIDTH),
+        q=make(seed, HEADS * SIZE, WIDTH, True),
+        k=make(seed + 1, GROUPS * SIZE, WIDTH),
+        v=make(seed + 2, GROUPS * SIZE, WIDTH),
         mixers=forms,
         outer=sites[1],
-        out=matrix(seed + 3, WIDTH, inside),
+        out=make(seed + 3, WIDTH, inside),
         q_norm=norm(seed, SIZE, 1e-4) if gated else None,
         k_norm=norm(seed + 1, SIZE, 1e-2) if gated else None,
     )
     feedforward = FeedforwardForm(
         inner=sites[2],
-        up=matrix(seed + 4, hidden, WIDTH),
-        gate=matrix(seed + 5, hidden, WIDTH) if gated else None,
+        up=make(seed + 4, hidden, WIDTH),
+        gate=make(seed + 5, hidden, WIDTH) if gated else None,
         activation=activation,
         gate_threshold=normal(seed + 7, hidden).abs() * 0.3 if gated and seed % 10 else None,
         hidden=sites[3],
-        down=matrix(seed + 6, WIDTH, hidden, True),
+        down=make(seed + 6, WIDTH, hidden, True),
     )
     return BlockPlan(f"layers.{seed}", norm(seed, WIDTH), attention, norm(seed + 1, WIDTH, 1e-2), feedforward)
 
@@ -223,6 +237,15 @@ def decode_step() -> Iterator[Sample]:
         )  # fmt: skip
         states = [[start(form, 4) for form in forms] for _ in blocks]
         yield plan, 4, states, [1, 5, 5, VOCAB - 1, 0]
+    for minimum in (True, False):  # 4 bits, in the table and the head, too
+        make: Any = partial(four_bits, minimum=minimum)
+        forms, sites = mixers(make)["several"], [SITES[name] for name in ("mean", "int8", "limited", "mean")]
+        blocks = (block(50, forms, sites, "silu", True, make), block(61, forms, sites, "relu", False, make))
+        plan = DecoderPlan(
+            width=WIDTH, n_heads=HEADS, n_kv_heads=GROUPS, head_dim=SIZE, table=make(7, VOCAB, WIDTH), table_scale=None,
+            blocks=blocks, norm=norm(5, WIDTH), site=SITES["int8"], head=make(8, VOCAB, WIDTH), angles=angles,
+        )  # fmt: skip
+        yield plan, 4, [[start(form, 4) for form in forms] for _ in blocks], [1, 5, 5, VOCAB - 1, 0]
 
 
 def start(form: MixerForm, seen: int) -> tuple[Tensor, Tensor]:

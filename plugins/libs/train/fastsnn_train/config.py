@@ -98,6 +98,10 @@ class TrainConfig:
     rate_low: float = param(0.0, ge=0.0, unit="mean |count|", doc="lower edge of the firing band of every site")
     rate_high: float = param(8.0, gt=0.0, unit="mean |count|", doc="upper edge of the firing band")
     rate_weight: float = param(0.0, ge=0.0, doc="of (distance from the band)² in the loss; 0 leaves firing alone")
+    l1: float = param(0.0, ge=0.0, doc="of mean |x| in front of `l1_sites` in the loss: channels fall silent; 0: none")
+    l1_sites: tuple[str, ...] = param(("ffn_hidden",), doc="sites that l1 makes silent", draw=(("ffn_hidden",),))
+    l1_warmup: float = param(0.33, ge=0.0, le=1.0, doc="share of the steps over which l1 rises")
+    l1_silent: float = param(0.0, ge=0.0, le=1.0, doc="sites with this share of silent channels feel no l1; 0: all do")
     spike_warmup: float = param(0.0, ge=0.0, le=1.0, doc="share of the steps in which dense values turn into spikes")
     rescue: int = param(
         0,
@@ -121,8 +125,8 @@ class TrainConfig:
             )
         if self.bundle == "ema" and not self.ema:
             raise FastSNNError("bundle = 'ema' needs an average of the weights; set ema, such as ema = 0.999")
-        if self.compile and (self.parallel != "none" or self.rate_weight):
-            raise FastSNNError("compile works on one process and without a firing band (rate_weight)")
+        if self.compile and (self.parallel != "none" or self.rate_weight or self.l1):
+            raise FastSNNError("compile works on one process and without a firing band (rate_weight) or l1")
 
 
 def as_table(config: Any) -> dict[str, Any]:

@@ -279,10 +279,8 @@ class DecoderModule(nn.Module):
         """The network as numbers and tensors, for a fused decoding step; `Unsupported` says what has no fused form."""
         spec, embed = self.spec, self.embed
         if spec.quant is None:
-            raise Unsupported("float weights: only W8A models are fused; fastsnn export BUNDLE --to w8a OUT.snn")
-        if spec.quant.bits == 4:
             raise Unsupported(
-                "4-bit weights have no fused step yet: tokens go through the model's layers (W8A has one)"
+                "float weights: only W8A and W4A models are fused; fastsnn export BUNDLE --to w8a OUT.snn"
             )
         if embed.weight.device.type != "cpu":
             raise Unsupported(f"the model is on {embed.weight.device}; the fused step runs on the CPU")
@@ -295,7 +293,7 @@ class DecoderModule(nn.Module):
             n_heads=spec.dims.n_heads,
             n_kv_heads=spec.dims.n_kv_heads,
             head_dim=spec.dims.head_dim,
-            table=embed.weight,
+            table=lower(embed, "embed") if isinstance(embed, Embedding4) else embed.weight,
             table_scale=lower(embed, "embed").scale if coded else None,
             blocks=tuple(blocks),
             norm=lower(self.norm, "norm"),

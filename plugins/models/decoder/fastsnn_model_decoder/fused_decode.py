@@ -14,6 +14,7 @@ from fastsnn_core.lowering import Unsupported, lower
 from fastsnn_events import input_major
 from fastsnn_events.runtime import Coding
 from fastsnn_integer.decode_step import fingerprint
+from fastsnn_integer.forms import gate_first
 from fastsnn_integer.reference import DECODE_STEP, stepper
 
 
@@ -87,7 +88,9 @@ def make_contiguous(model: Any) -> None:
         a, f = block.attention, block.feedforward
         form = lower(f, "feedforward")
         ups = [form.up.layer] if form.gate is None else [form.up.layer, form.gate.layer]
-        for layers in ([a.q, a.k, a.v], ups):
+        for layers in ([a.q, a.k, a.v], [] if gate_first(form) else ups):
+            if not layers or any(layer.weight.dtype != torch.int8 for layer in layers):
+                continue  # 4-bit rows of several projections cannot be one; gates that come first are read alone
             tall, first = sum(len(layer.weight) for layer in layers), layers[0].weight
             shared = {layer.weight.untyped_storage().data_ptr() for layer in layers}
             if first.stride() == (1, tall) and len(shared) == 1:

@@ -25,6 +25,7 @@ from fastsnn_core.lowering import (
 )
 from fastsnn_events.linear import COUNT_LINEAR
 from fastsnn_integer import deterministic, fused_row_ops
+from fastsnn_integer.forms import FourBitForm, outputs
 from fastsnn_integer.fused_row_ops import Counts, Sums
 from fastsnn_integer.reference import shut
 from fastsnn_model_decoder.fused_decode import refuse_hooks
@@ -116,8 +117,9 @@ def heads_of(
     """Queries, keys and values ``[B,T,·,K]`` of the counts, rotated where the mixer wants nothing else."""
     width, spikes = layer.dims.head_dim, counts.spikes(shape)
     matrices = (form.q, form.k, form.v)
-    turned = counts.narrow and flat is not None and rotates_only(form.mixers)
-    if counts.narrow:
+    summed = counts.narrow and not any(isinstance(m, FourBitForm) for m in matrices)
+    turned = summed and flat is not None and rotates_only(form.mixers)
+    if summed:
         sums = [project(counts, m) for m in matrices]
         norms = (form.q_norm, form.k_norm)
         q, k, v = fused_row_ops.heads(sums[0], sums[1], sums[2], width, norms, flat if turned else None)
@@ -133,14 +135,20 @@ def heads_of(
 
 def hidden_of(form: FeedforwardForm, counts: Counts, shape: tuple[int, ...]) -> Counts:
     """Counts of the hidden channels."""
-    if counts.narrow:
+    if counts.narrow and not any(isinstance(m, FourBitForm) for m in (form.up, form.gate)):
         gate = None if form.gate is None else project(counts, form.gate)
-        return fused_row_ops.hidden(project(counts, form.up), gate, form.activation, form.hidden, form.gate_threshold)
+        second = project(counts, form.up)
+        return fused_row_ops.hidden(second, gate, form.activation, form.hidden, form.gate_threshold, form.up_relu)
     spikes = counts.spikes(shape)
     up = wide(spikes, form.up)
     first = deterministic.unary(up if form.gate is None else wide(spikes, form.gate), form.activation)
-    hidden = first if form.gate is None else shut(first, form.gate_threshold) * up
+    hidden = first if form.gate is None else shut(first, form.gate_threshold) * second_factor(form, up)
     return fused_row_ops.residual(hidden.reshape(len(counts.counts), -1), None, None, form.hidden)
+
+
+def second_factor(form: FeedforwardForm, up: Tensor) -> Tensor:
+    """What a gate is multiplied with."""
+    return deterministic.unary(up, "relu") if form.up_relu else up
 
 
 def project(counts: Counts, matrix: MatrixForm) -> Sums:
@@ -152,16 +160,16 @@ def project(counts: Counts, matrix: MatrixForm) -> Sums:
 
 
 def wide(spikes: Any, matrix: MatrixForm) -> Tensor:
-    """The projection of counts that do not fit 8 bits, by the layer itself."""
+    """The projection of counts that do not fit 8 bits, or by 4-bit weights: by the layer itself."""
     layer: Any = matrix.layer
     return layer(spikes)
 
 
 def product(counts: Counts, matrix: MatrixForm, shape: tuple[int, ...]) -> Sums | Tensor:
     """What a projection adds to the residual stream."""
-    if counts.narrow:
+    if counts.narrow and not isinstance(matrix, FourBitForm):
         return project(counts, matrix)
-    return wide(counts.spikes(shape), matrix).reshape(-1, len(matrix.scale))
+    return wide(counts.spikes(shape), matrix).reshape(-1, outputs(matrix))
 
 
 def added(x: Tensor, add: Sums | Tensor | None) -> Tensor:

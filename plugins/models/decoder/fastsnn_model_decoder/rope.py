@@ -34,14 +34,33 @@ class Rope:
     low: float = param(1.0, gt=0.0, doc="llama3's low_freq_factor, or yarn's beta_slow")
     high: float = param(4.0, gt=0.0, doc="llama3's high_freq_factor, or yarn's beta_fast")
     magnitude: float = param(0.0, ge=0.0, doc="yarn's attention factor; 0 means 0.1 ln(factor) + 1")
+    share: float = param(
+        1.0, gt=0.0, le=1.0, doc="of a head's pairs that turn, the first ones; others have f = 0", draw=(1.0,)
+    )
     truncate: bool = param(True, doc="yarn's ramp begins and ends at whole pairs")
 
     def __attrs_post_init__(self) -> None:
         if self.scaling in ("dynamic", "llama3", "yarn") and not self.original:
             raise FastSNNError(f"rope scaling {self.scaling!r} needs `original`, the length the model was trained at")
+        if self.share < 1.0 and self.scaling != "none":
+            raise FastSNNError(f"rope scaling {self.scaling!r} turns all pairs of a head; share must be 1")
+
+    def turning(self, width: int) -> int:
+        """Channels of a head that turn; an even number."""
+        return width if self.share == 1.0 else int(width * self.share) // 2 * 2
+
+    def order(self, width: int) -> Tensor:
+        """Where our channels of a head are in models that turn its first channels by pairs (i, i + r/2) of r."""
+        half, rest = self.turning(width) // 2, torch.arange(self.turning(width), width)
+        first, second = torch.arange(half), torch.arange(half, 2 * half)
+        middle = width // 2 - half
+        return torch.cat([first, rest[:middle], second, rest[middle:]])
 
     def frequencies(self, width: int) -> Tensor:
         """f ``[K/2]`` in float64; for dynamic, those up to `original` tokens."""
+        if (turning := self.turning(width)) < width:
+            f = self.theta ** (-torch.arange(0, turning, 2, dtype=torch.float64) / max(1, turning))
+            return torch.cat([f, f.new_zeros(width // 2 - turning // 2)])
         if self.scaling == "dynamic" and width < 4:
             raise FastSNNError(f"dynamic rope scaling needs a head_dim of at least 4, got {width}")
         f = self.theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from fastsnn_core.ops.dispatch import reasons
 from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_integer.four_bits import FourBits
 from fastsnn_integer.quantization import QuantEmbedding, QuantLinear, RowLinear
 
+LOOK = 16  # tokens that are decoded to see how often gates come first
 DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -55,7 +57,7 @@ def ways(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[list[Way], Any]:
         return hook
 
     for name, module in model.named_modules():
-        if isinstance(module, (*DENSE, QuantLinear, QuantEmbedding)):
+        if isinstance(module, (*DENSE, QuantLinear, QuantEmbedding, FourBits)):
             handles.append(module.register_forward_hook(watch(name)))
     try:
         return found, model(*args, **kwargs)
@@ -73,6 +75,9 @@ def way(name: str, module: Any, x: SpikeTensor | Tensor) -> Way:
     active = float((values != 0).double().mean()) if values.numel() else 0.0
     rows = math.prod(values.shape[:-1]) if isinstance(module, nn.Linear) or not isinstance(module, DENSE) else 0
     out = sizes[1] or module.out_channels
+    if isinstance(module, FourBits):
+        why = f"4-bit weights: rows of inputs that spiked, scaled per {module.group} of them"
+        return Way(name, width, out, rows, active, module.path, why)
     if isinstance(module, QuantLinear | QuantEmbedding):
         operator = "event_linear" if spikes is not None and spikes.form == "event" else "count_linear"
         why = reasons().get(operator, "")
@@ -121,8 +126,16 @@ def fused(model: Any, inputs: Tensor) -> dict[str, Any] | None:
     training = model.training
     model.eval()
     try:
-        model.fast(model(inputs[:1, :1], return_state=True)[1])
-        return dict(model.fast_step)
+        stream = model.fast(model(inputs[:1, :1], return_state=True)[1])
+        found = dict(model.fast_step)
+        if stream is not None and hasattr(stream.made, "gate_first"):
+            before = stream.made.gate_first
+            for token in inputs[0, 1 : 1 + LOOK].tolist() if before else ():
+                stream.step(token)
+            tallies = {name: (n[0] - before[name][0], n[1] - before[name][1])
+                       for name, n in stream.made.gate_first.items()}  # fmt: skip
+            found |= {"gate_first": tallies} if before else {}
+        return found
     finally:
         model.train(training)
 
@@ -132,7 +145,12 @@ def says(step: dict[str, Any] | None) -> str:
     if step is None:
         return ""
     if step["kernel"]:
-        return f"decoding: whole tokens in one fused step ({step['kernel']}); below is what an ordinary step takes"
+        said = f"decoding: whole tokens in one fused step ({step['kernel']}); below is what an ordinary step takes"
+        tallies = step.get("gate_first")
+        if not tallies:
+            return said
+        few, tokens = sum(n[0] for n in tallies.values()), sum(map(sum, tallies.values()))
+        return f"{said}; gates first: up behind open gates only in {few} of {tokens} layers and tokens, by density"
     return f"decoding: layer by layer, since no fused step takes it: {step['why']}"
 
 

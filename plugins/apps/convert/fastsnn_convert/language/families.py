@@ -1,7 +1,9 @@
-"""Llama, Mistral, Qwen2 and Qwen3 as a `Decoder` without spikes: what config.json means, and where each weight goes.
+"""Llama, Mistral, Qwen and more as a `Decoder` without spikes: what config.json means, and where each weight goes.
 
-The four families share one network: RMSNorm, rotary positions, grouped-query softmax attention, SwiGLU. They differ in
+The families share one network: RMSNorm, rotary positions, grouped-query softmax attention, SwiGLU. They differ in
 biases (Qwen2), norms on query and key heads (Qwen3), and sliding windows (Mistral, late layers of Qwen2 and Qwen3).
+Arcee and Nemotron have no gate but ReLU², whose zeros are exact; Nemotron has LayerNorms stored as what they are more
+than 1, and rotates half of a head's channels: its q and k rows are put in an order in which those are the first pairs.
 Defaults of keys that a config.json leaves out are those of transformers' configuration classes.
 """
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fastsnn_convert.language.channel_order import in_our_terms
 from fastsnn_convert.language.hf_checkpoint import Checkpoint, CheckpointError
 from fastsnn_core import Attention, Feedforward, build, create
 from fastsnn_core.errors import MissingError
@@ -29,6 +32,9 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
+    "relu_squared": "relu2",
+    "squared_relu": "relu2",
 }
 ROPES = {"default": "none", "linear": "linear", "dynamic": "dynamic", "llama3": "llama3", "yarn": "yarn"}
 
@@ -44,12 +50,22 @@ class Family:
     kv_heads: int | None = None
     head_dim: int | None = None
     window: int | None = None
+    gated: bool = True
+    act: str = "silu"  # where hidden_act is left out
+    norm: str = "rms"
+    norm_eps: str = "rms_norm_eps"  # the key
+    norm_offset: float = 0.0  # what a norm's stored weight is less than its gain
+    rotated: float = 1.0  # share of a head's channels that rotate, where partial_rotary_factor is left out
 
 
 FAMILIES = {
     "llama": Family(mlp_bias=True),
     "mistral": Family(qkv_bias=False, windows="every", kv_heads=8, window=4096),
     "qwen2": Family(qkv_bias=True, windows="late", kv_heads=32, window=4096),
+    "arcee": Family(mlp_bias=True, gated=False, act="relu2"),
+    "nemotron": Family(
+        mlp_bias=True, gated=False, act="relu2", norm="layer", norm_eps="norm_eps", norm_offset=1.0, rotated=0.5
+    ),
     "qwen3": Family(qk_norm=True, windows="late", kv_heads=32, head_dim=128, window=4096),
 }
 
@@ -98,7 +114,7 @@ def spec_of(checkpoint: Checkpoint) -> Decoder:
     family, heads, width = FAMILIES[kind], s.whole("num_attention_heads"), s.whole("hidden_size")
     head_dim = s.whole("head_dim", family.head_dim or 0) if c.get("head_dim", family.head_dim) else width // heads
     kv_heads = s.whole("num_key_value_heads", family.kv_heads) if present(c, "num_key_value_heads", family) else heads
-    act = c.get("hidden_act", "silu")
+    act = c.get("hidden_act", family.act)
     if act not in ACTIVATIONS:
         raise s.refuse(f"hidden_act {act!r}", ", ".join(ACTIVATIONS))
     both = bool(c.get("attention_bias", False))
@@ -118,12 +134,13 @@ def spec_of(checkpoint: Checkpoint) -> Decoder:
                 Feedforward,
                 "pulse",
                 activation=ACTIVATIONS[act],
-                gated=True,
+                gated=family.gated,
                 bias=bool(c.get("mlp_bias", False)) and family.mlp_bias,
             ),
             tied=bool(c.get("tie_word_embeddings", False)),
-            rope=rope(s, c),
-            norm_eps=s.number(c, "rms_norm_eps", 1e-6),
+            rope=rope(s, c, family),
+            norm=family.norm,
+            norm_eps=s.number(c, family.norm_eps, 1e-6 if family.norm == "rms" else 1e-5),
             qkv_bias=both if family.qkv_bias is None else family.qkv_bias,
             out_bias=both if family.qkv_bias is None else False,
             qk_norm=family.qk_norm,
@@ -161,7 +178,7 @@ def attentions(s: Settings, family: Family, layers: int) -> tuple[Attention, ...
     return (table[kinds[0]],) if len(set(kinds)) == 1 else tuple(table[kind] for kind in kinds)
 
 
-def rope(s: Settings, c: dict[str, Any]) -> Rope:
+def rope(s: Settings, c: dict[str, Any], family: Family) -> Rope:
     """Rotary positions from ``rope_parameters`` (new form) or ``rope_theta`` and ``rope_scaling`` (old form)."""
     table = c.get("rope_parameters") or c.get("rope_scaling") or {}
     if not isinstance(table, dict) or any(isinstance(v, dict) for v in table.values()):
@@ -169,9 +186,13 @@ def rope(s: Settings, c: dict[str, Any]) -> Rope:
     kind = table.get("rope_type", table.get("type", "default"))
     if kind not in ROPES:
         raise s.refuse(f"rope scaling {kind!r}", ", ".join(ROPES))
-    share = table.get("partial_rotary_factor", c.get("partial_rotary_factor", 1.0))
-    if share not in (None, 1, 1.0):
+    share = table.get("partial_rotary_factor", c.get("partial_rotary_factor", family.rotated))
+    if share not in (None, 1, 1.0) and family.rotated == 1.0:
         raise s.refuse(f"partial_rotary_factor {share}", "1.0")
+    if family.rotated != 1.0:
+        if kind != "default":
+            raise s.refuse(f"rope scaling {kind!r} of a part of the channels", "default")
+        return Rope(theta=s.number(table, "rope_theta", s.number(c, "rope_theta", 10000.0)), share=float(share or 1.0))
     theta = s.number(table, "rope_theta", s.number(c, "rope_theta", 10000.0))
     if kind == "default":
         return Rope(theta=theta)
@@ -213,9 +234,9 @@ EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SOURCES = "fastsnn1.sources"
 KNOWN = {".gguf": "fastsnn-gguf"}
 RANDOM = ("normal_", "uniform_", "trunc_normal_", "random_")
+NORMS = {"attention_norm": "input_layernorm", "feedforward_norm": "post_attention_layernorm"}
 BLOCK = {
-    "attention_norm.weight": "input_layernorm.weight",
-    "feedforward_norm.weight": "post_attention_layernorm.weight",
+    **{f"{ours}.{leaf}": f"{theirs}.{leaf}" for ours, theirs in NORMS.items() for leaf in ("weight", "bias")},
     "attention.q_norm.weight": "self_attn.q_norm.weight",
     "attention.k_norm.weight": "self_attn.k_norm.weight",
 }
@@ -234,8 +255,8 @@ def source_of(name: str) -> str:
     """The checkpoint's name of a parameter of the decoder."""
     if name == "embed.weight":
         return EMBED
-    if name == "norm.weight":
-        return "model.norm.weight"
+    if name in ("norm.weight", "norm.bias"):
+        return f"model.{name}"
     if name == "head.weight":
         return HEAD
     _, number, rest = name.split(".", 2)
@@ -296,6 +317,7 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
         spec = attrs.evolve(spec, tied=False)
     with torch.device("meta"), Uninitialised():
         model = build(spec)
+    family = FAMILIES[checkpoint.config["model_type"]]
     wanted: dict[str, Tensor] = dict(model.named_parameters())
     stored = {name: source_of(name) for name in wanted}
     if spec.tied and EMBED not in checkpoint.entries and HEAD in checkpoint.entries:
@@ -318,6 +340,7 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
     model = model.to(dtype or checkpoint.dtype()).to_empty(device="cpu")
     for name, parameter in model.named_parameters():
         checkpoint.read(stored[name], parameter.data)
+        in_our_terms(name, parameter.data, spec, family.norm_offset)
         if not parameter.numel() or torch.stack(parameter.data.aminmax()).isfinite().all():  # without a copy of it
             continue
         if bad := parameter.numel() - int(torch.isfinite(parameter.data).sum()):

@@ -14,7 +14,8 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.state import detach, nbytes
 from fastsnn_train.data.token_batches import ids_of, targets_of
 from fastsnn_train.loop import health
-from fastsnn_train.loop.firing_rate import band_penalty, watch
+from fastsnn_train.loop.activation_sparsity import observe
+from fastsnn_train.loop.firing_rate import watch
 from fastsnn_train.loop.optim import set_rate
 from fastsnn_train.loop.trainer import Trainer, TrainingError
 
@@ -68,16 +69,17 @@ class StageRunner:
     def piece(self, tokens: Tensor, reset: Tensor | None, state: Any, share: float) -> tuple[float, Any]:
         """Gradients of ``tokens [B,T+1]`` after `state`, weighted by `share`; their loss, and the state behind them."""
         stepper, config = self.trainer.stepper, self.trainer.config
-        with watch(self.model, health=False, rates=config.rate_weight > 0) as seen:
+        with (
+            watch(self.model, health=False, rates=config.rate_weight > 0) as seen,
+            observe(self.model, config.l1_sites, magnitudes=config.l1 > 0, reads=False) as sparse,
+        ):
             with stepper.autocast():
                 logits, state = self.model(ids_of(tokens[:, :-1]), state, reset=reset, return_state=True)
             targets = targets_of(tokens[:, 1:])
             if not bool((targets >= 0).any()):  # context only: nothing to learn, but a state to carry
                 return 0.0, detach(state)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-            penalty = loss.new_zeros(())
-            if seen.rates:
-                penalty = config.rate_weight * band_penalty(seen.rates, config.rate_low, config.rate_high)
+            penalty = stepper.penalty(seen, sparse, config.max_steps, loss)  # risen long ago
             total = (loss + penalty) * share
             (total if stepper.scaler is None else stepper.scaler.scale(total)).backward()
         return float(loss.detach()) * share, detach(state)

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.site import SpikeSite
 from fastsnn_train.config import TrainConfig
+from fastsnn_train.loop.activation_sparsity import Sparsity, chosen_sites, observe, ramp
 from fastsnn_train.loop.firing_rate import SpikeObservations, band_penalty, blend_at, blended, watch
 from fastsnn_train.loop.health import gradient_norms
 from fastsnn_train.loop.optim import PositiveThresholds, WeightAverage, learning_rate, optimizer, set_rate
@@ -29,7 +31,7 @@ class NotFinite(ArithmeticError):
 
 @attrs.frozen(eq=False)
 class Outcome:
-    """What a step did: loss in nats per token, penalty of the firing band, gradient norms (of blocks, of all), spikes.
+    """What a step did: loss in nats per token, penalty (firing band, L1), gradient norms (of blocks, of all), spikes.
 
     `leaving` says that some process was asked to stop; `skipped` that fp16's gradients overflowed and were dropped.
     """
@@ -39,6 +41,7 @@ class Outcome:
     blocks: dict[str, float]
     norm: float
     seen: SpikeObservations
+    sparsity: Sparsity
     leaving: bool
     skipped: bool
 
@@ -56,6 +59,10 @@ class OptimizerStep:
                 )
             switch: Any = model
             switch.checkpointing = True
+        if config.l1 and not chosen_sites(model, config.l1_sites):
+            known = ", ".join(sorted({m.name for m in model.modules() if isinstance(m, SpikeSite) and m.name}))
+            wanted = ", ".join(config.l1_sites)
+            raise FastSNNError(f"l1_sites {wanted}: the model has no such spike site; it has {known or 'none'}")
         self.network = Network(model, world)
         self.optimizer = optimizer(model, config)
         self.positive = PositiveThresholds(model)
@@ -112,8 +119,12 @@ class OptimizerStep:
         rows = self.world.rows(tokens).to(self.device)
         marks = None if reset is None else self.world.rows(reset).to(self.device)
         blend = blend_at(step, config.spike_warmup, config.max_steps)
-        with blended(self.model, blend), watch(self.model, health=look, rates=config.rate_weight > 0) as seen:
-            loss, penalty = self.backward(rows, marks, seen, eager=look or blend < 1)
+        with (
+            blended(self.model, blend),
+            watch(self.model, health=look, rates=config.rate_weight > 0) as seen,
+            observe(self.model, config.l1_sites, magnitudes=config.l1 > 0, reads=look) as sparse,
+        ):
+            loss, penalty = self.backward(rows, marks, (seen, sparse), step, eager=look or blend < 1)
         self.network.meet()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
@@ -123,10 +134,21 @@ class OptimizerStep:
             raise NotFinite(f"the loss is {loss:g}, the gradient's norm {norm:g}")
         skipped = not math.isfinite(norm)
         self.update(norm, step)
-        return Outcome(loss, penalty, blocks, norm, seen, some > 0, skipped)
+        return Outcome(loss, penalty, blocks, norm, seen, sparse, some > 0, skipped)
 
-    def backward(self, rows: Tensor, marks: Tensor | None, seen: SpikeObservations, eager: bool) -> tuple[float, float]:
-        """Gradients of this process's rows, piece by piece; their mean loss and band penalty."""
+    def penalty(self, seen: SpikeObservations, sparse: Sparsity, step: int, like: Tensor) -> Tensor:
+        """What the last forward pass pays for rates outside the firing band, and for activations that are not 0."""
+        config, penalty = self.config, like.new_zeros(())
+        if seen.rates:
+            penalty = penalty + config.rate_weight * band_penalty(seen.rates, config.rate_low, config.rate_high)
+        if sparse.magnitudes and (found := sparse.penalty(config.l1_silent)) is not None:
+            penalty = penalty + config.l1 * ramp(step, config.l1_warmup, config.max_steps) * found
+        return penalty
+
+    def backward(
+        self, rows: Tensor, marks: Tensor | None, watched: tuple[SpikeObservations, Sparsity], step: int, eager: bool
+    ) -> tuple[float, float]:
+        """Gradients of this process's rows, piece by piece; their mean loss and penalty."""
         config = self.config
         pieces = rows.chunk(config.accumulate)
         mean_of = () if self.targets is None else (self.targets,)
@@ -137,9 +159,7 @@ class OptimizerStep:
             with self.network.piece(last=i + 1 == len(pieces)):
                 with self.autocast():
                     loss = self.loss(piece, cut, eager, *mean_of)
-                penalty = loss.new_zeros(())
-                if seen.rates:
-                    penalty = config.rate_weight * band_penalty(seen.rates, config.rate_low, config.rate_high)
+                penalty = self.penalty(*watched, step, loss)
                 # where some tokens are context, pieces have other numbers of targets: their sums are added
                 total = (loss + penalty) * share if self.targets is None else loss + penalty * share
                 (total if self.scaler is None else self.scaler.scale(total)).backward()

@@ -53,4 +53,6 @@ def facts(row: dict[str, Any]) -> str:
             parts.append(f"{row[name]:,.0f} {unit}")
     if "silent" in row:
         parts.append(f"silent {row['silent']:.0%}  count {row['mean_count']:.2f}")
+    if row.get("silent_bytes"):
+        parts.append(f"silent bytes {row['silent_bytes']:.0%}")
     return "  ".join(parts)

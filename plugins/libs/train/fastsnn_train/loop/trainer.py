@@ -230,8 +230,9 @@ class Trainer:
         row: dict[str, Any] = {"lr": learning_rate(self.step - 1, self.config)}
         self.last_health = found = health.shared(outcome.seen.means(), self.world, self.device)
         row |= health.firing(found) | {"gradient_norm": outcome.norm, "gradient": outcome.blocks}
-        if self.config.rate_weight:
-            row["rate_penalty"] = outcome.penalty
+        row |= outcome.sparsity.row()
+        if self.config.rate_weight or self.config.l1:
+            row["rate_penalty" if self.config.rate_weight else "l1_penalty"] = outcome.penalty
         if outcome.skipped:
             row["skipped"] = 1
         neurons = {name: site.neuron for name, site in sites(self.model).items() if site.neuron is not None}

@@ -1,0 +1,100 @@
+"""Sparsity as something trained: an L1 term on what stands in front of chosen spike sites, and how much stays unread.
+
+    loss + l1 · ramp(step) · Σ_s [silent_s < target] mean|x_s| / S      x_s the numbers that enter site s, one of S
+
+A ReLU gate and a small L1 make nearly all hidden channels silent at no loss (Sakana's TwELL, arXiv 2603.23198; ramps as
+in ProSparse, arXiv 2402.13516). Sites that are silent enough feel nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from fastsnn_core.site import SpikeSite
+from fastsnn_core.spike_tensor import SpikeTensor
+
+
+@attrs.define
+class Sparsity:
+    """Of the last forward pass: mean magnitudes with a gradient, silent shares by site, and bytes by matrix."""
+
+    magnitudes: dict[str, Tensor] = attrs.field(factory=dict)
+    silent: dict[str, float] = attrs.field(factory=dict)
+    reads: dict[str, tuple[float, float]] = attrs.field(factory=dict)  # weights of a matrix, and how many were silent
+
+    def penalty(self, target: float) -> Tensor | None:
+        """Mean over sites of mean |x|, of those that are less silent than `target` (0: of all)."""
+        some = [x for name, x in self.magnitudes.items() if not target or self.silent[name] < target]
+        return torch.stack(some).sum() / len(self.magnitudes) if some else None
+
+    def row(self) -> dict[str, Any]:
+        """What a log row says: silent shares by site, and of all weights a token reads."""
+        found: dict[str, Any] = {"silent_sites": dict(self.silent)} if self.silent else {}
+        if total := sum(n for n, _ in self.reads.values()):
+            found["silent_bytes"] = sum(s for _, s in self.reads.values()) / total
+        return found
+
+
+def silent_share(x: Any) -> float:
+    """Share of a site's output, spikes or numbers, that is 0."""
+    values = x.counts if isinstance(x, SpikeTensor) else x
+    return float((values.detach() == 0).float().mean()) if values.numel() else 0.0
+
+
+def chosen_sites(model: nn.Module, names: tuple[str, ...]) -> dict[str, SpikeSite]:
+    """Spike sites by path, of those names (`SpikeSite.name`, such as ``ffn_hidden``)."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, SpikeSite) and m.name in names}
+
+
+@contextlib.contextmanager
+def observe(model: nn.Module, names: tuple[str, ...], *, magnitudes: bool, reads: bool) -> Iterator[Sparsity]:
+    """Look at the sites of these names, and at every matrix with `reads`, while the block runs.
+
+    The hooks must stay until after the backward pass, as those of `firing_rate.watch`.
+    """
+    seen, handles = Sparsity(), []
+
+    def at_site(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if magnitudes and torch.is_grad_enabled():
+                seen.magnitudes[path] = args[0].float().abs().mean()
+            seen.silent[path] = silent_share(output[0])
+
+        return hook
+
+    def at_matrix(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            size = float(module.weight.numel())  # type: ignore[operator]
+            seen.reads[path] = (size, size * silent_share(args[0]))
+
+        return hook
+
+    def at_head(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        size = float(model.embed.weight.numel())  # type: ignore[union-attr,operator]
+        seen.reads["head"] = (size, size * silent_share(output[0]))
+
+    if magnitudes or reads:
+        handles += [m.register_forward_hook(at_site(path)) for path, m in chosen_sites(model, names).items()]
+    if reads:
+        handles += [
+            m.register_forward_pre_hook(at_matrix(path)) for path, m in model.named_modules() if type(m) is nn.Linear
+        ]
+        if getattr(model, "head", 0) is None and isinstance(getattr(model, "head_site", None), SpikeSite):
+            handles.append(model.head_site.register_forward_hook(at_head))  # type: ignore[union-attr]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def ramp(step: int, share: float, steps: int) -> float:
+    """How much of the term counts at a step (from 0): rises linearly over the first `share` of the steps."""
+    last = share * steps
+    return 1.0 if step >= last else (step + 1) / (last + 1)
