@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,11 +31,15 @@ def _broadcasts(scale: torch.Size, shape: torch.Size) -> bool:
     return len(scale) <= len(shape) and all(n in (1, m) for n, m in zip(reversed(scale), reversed(shape)))
 
 
-@cache
+_found: list[dict[Any, Callable[..., Any]]] = []  # not functools.cache, of which torch.compile warns
+
+
 def functions() -> dict[Any, Callable[..., Any]]:
     """Torch functions that a library computes on the counts, not on the value (entry points ``fastsnn1.functions``)."""
-    points = importlib.metadata.entry_points(group="fastsnn1.functions")
-    return {function: ours for point in points for function, ours in point.load().items()}
+    if not _found:
+        points = importlib.metadata.entry_points(group="fastsnn1.functions")
+        _found.append({function: ours for point in points for function, ours in point.load().items()})
+    return _found[0]
 
 
 class SpikeTensor(Views):

@@ -172,3 +172,32 @@ def test_an_export_never_replaces_what_it_was_made_of(model, tmp_path):
 def test_the_command_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "fastsnn", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("fastsnn-core ")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch, of its own tracing
+def test_compiled_models_compute_the_same_and_learn(model):
+    wanted = model(IDS)
+    compiled = torch.compile(model, backend="eager")
+    assert torch.equal(compiled(IDS), wanted)
+    F.cross_entropy(compiled(IDS).flatten(0, 1), IDS.flatten()).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_workers_of_a_loader_feed_a_run(model):
+    from fastsnn import FastSNN
+
+    loader = DataLoader(TensorDataset(IDS.repeat(4, 1)), batch_size=4, num_workers=2)
+    trainer = FastSNN.fit(model, loader, max_steps=3, quiet=True)
+    assert trainer.step == 3
+
+
+def test_names_are_completed_and_nothing_is_printed(model, capfd):
+    import fastsnn
+    from fastsnn import FastSNN
+
+    assert {"FastSNN", "SpikeTensor", "NeuronCell", "Coder", "create"} <= set(dir(fastsnn))
+    assert {"build", "fit", "convert", "export", "serve", "generate", "stream"} <= set(dir(FastSNN))
+    assert {"generate", "spec", "runtime"} <= set(dir(model))
+    assert {"clone", "tolist", "numpy", "T", "relu", "counts", "value"} <= set(dir(fastsnn.SpikeTensor))
+    FastSNN.fit(model, [IDS], max_steps=2, quiet=True)
+    assert capfd.readouterr() == ("", "")
