@@ -106,3 +106,23 @@ def test_a_word_after_the_prompt_keeps_its_space():
     stream = TextStream(Words(), [0])
     assert [stream.push(i) for i in (1, 2)] == [" upon", " a"]
     assert TextStream(Words()).push(1) == "upon"
+
+
+def test_options_that_would_do_nothing_and_targets_that_are_inputs_are_refused_before_the_work(bundle, tmp_path, capsys):
+    text = tmp_path / "text.html"
+    text.write_text("the quick brown fox " * 200)
+    before = text.read_bytes()
+    to = str(tmp_path / "out.snn")
+    cases = (
+        (["tune", str(bundle), "--text", str(text), "--silent", "0.5", "--criterion", "teal"], "goes with --loss"),
+        (["tune", str(bundle), "--text", str(text), "--silent", "0.5", "--windows", "3"], "goes with --loss"),
+        (["convert", str(bundle), "--calibration", str(text), "--to", to, "--html", str(text)], "--html"),
+    )
+    for words, says in cases:
+        try:
+            assert main(words) == 2
+        except SystemExit as stopped:  # argparse
+            assert stopped.code == 2
+        assert says in capsys.readouterr().err
+        assert text.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["text.html"]
