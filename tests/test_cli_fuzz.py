@@ -34,6 +34,7 @@ RIGHT: dict[str, list[str]] = {
     "chat": ["m.snn", "--max-tokens", "2"],
     "export": ["m.snn", "made.snn", "--to", "w8a", "--text", "text.txt"],
     "fit": ["spec.toml", "--out", "made"],
+    "doctor": ["--no-speed"],
     "eval": ["m.snn", "--text", "text.txt", "--heatmap", "made.png", "--recall", "passkey"],
     "extend": ["spec.toml", "--out", "run", "--to", "64"],
     "convert": ["hf", "--to", "made.snn", "--html", "made.html", "--heal", "text.txt", "--out", "made"],
@@ -139,7 +140,7 @@ def spoil(rng: random.Random, verb: str, known: list[argparse.Action]) -> list[s
     words = list(RIGHT[verb])
     ways = ["option", "surplus", "verb", "inline", "dangling"]
     ways += ["value"] * 3 * any(map(wrong_values, known))
-    ways += ["drop"] * (verb not in ("test", "plugins"))
+    ways += ["drop"] * (verb not in ("test", "plugins", "doctor"))
     inputs = [i for i, w in enumerate(words) if w in INPUTS]
     outputs = [i for i, w in enumerate(words) if w in TARGETS and verb != "new-plugin"]
     ways += ["input"] * 4 * bool(inputs) + ["target"] * 4 * bool(outputs)

@@ -125,6 +125,28 @@ def test_nothing_is_taken_between_stop_and_end() -> None:
         assert piece.error is not None or piece.tokens or piece.finish
 
 
+@pytest.mark.parametrize("what", ["submit", "ask"])
+def test_a_stop_between_the_start_and_the_queue_is_seen(what: str, monkeypatch: Any) -> None:
+    engine = Engine(decoder())
+    start = engine.start
+
+    def started_and_stopped() -> None:
+        start()
+        engine.stop()
+        assert engine.thread is not None
+        engine.thread.join(20)
+        assert not engine.thread.is_alive()
+
+    monkeypatch.setattr(engine, "start", started_and_stopped)
+    with pytest.raises(Refused, match="shutting down"):
+        if what == "submit":
+            engine.submit([Recorder(engine, [1, 2], 2).stream])
+        else:
+            engine.ask(lambda runner: iter([1]))
+    assert not engine.waiting
+    assert not engine.jobs
+
+
 @pytest.mark.parametrize("where", ["admit", "decode"])
 def test_an_engine_that_died_answers_everybody_and_takes_nothing_more(where: str, monkeypatch: Any) -> None:
     engine = Engine(decoder())

@@ -148,6 +148,11 @@ class Engine:
         """Can work be done? True before the first request, too."""
         return not self.closing and not self.failure
 
+    def refuse_closed(self) -> None:
+        """Refuse where no work is taken any more."""
+        if not self.alive or self.draining:
+            raise Refused("closed", self.failure or "the server is shutting down")
+
     def state_in_use(self) -> int:
         """Bytes of the running streams' states."""
         return sum(getattr(s.state, "nbytes", None) or nbytes(s.state) for s in tuple(self.running))
@@ -173,10 +178,10 @@ class Engine:
         most = self.max_streams + self.max_waiting
         if len(streams) > most:
             raise Refused("too_many", f"{len(streams)} completions in one request; this server takes {most} at once")
-        with self.wake:  # so that nobody can stop between the question and the queue
-            if not self.alive or self.draining:
-                raise Refused("closed", self.failure or "the server is shutting down")
-            self.start()
+        self.refuse_closed()
+        self.start()
+        with self.wake:  # asked again where nobody can stop between the question and the queue
+            self.refuse_closed()
             if len(self.waiting) + len(self.running) + len(streams) > most:
                 raise Refused("busy", f"the queue is full ({most} streams run or wait); try again later")
             for stream in streams if self.max_seconds else ():
@@ -202,12 +207,12 @@ class Engine:
         A future that is cancelled ends it.
         """
         future: Future[Any] = Future()
+        self.refuse_closed()
+        self.start()
         with self.wake:
-            if not self.alive or self.draining:
-                raise Refused("closed", self.failure or "the server is shutting down")
+            self.refuse_closed()
             if len(self.jobs) >= max(1, self.max_waiting):
                 raise Refused("busy", "the queue is full; try again later")
-            self.start()
             self.jobs.append((work(self.runner), future))
             self.wake.notify()
         return future
