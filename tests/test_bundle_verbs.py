@@ -108,7 +108,7 @@ def test_a_word_after_the_prompt_keeps_its_space():
     assert TextStream(Words()).push(1) == "upon"
 
 
-def test_options_that_would_do_nothing_and_targets_that_are_inputs_are_refused_before_the_work(bundle, tmp_path, capsys):
+def test_options_without_effect_and_targets_that_are_inputs_are_refused_before_the_work(bundle, tmp_path, capsys):
     text = tmp_path / "text.html"
     text.write_text("the quick brown fox " * 200)
     before = text.read_bytes()

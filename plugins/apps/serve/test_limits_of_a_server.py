@@ -138,11 +138,9 @@ def test_a_stop_between_the_start_and_the_queue_is_seen(what: str, monkeypatch: 
         assert not engine.thread.is_alive()
 
     monkeypatch.setattr(engine, "start", started_and_stopped)
+    given: Any = [Recorder(engine, [1, 2], 2).stream] if what == "submit" else lambda runner: iter([1])
     with pytest.raises(Refused, match="shutting down"):
-        if what == "submit":
-            engine.submit([Recorder(engine, [1, 2], 2).stream])
-        else:
-            engine.ask(lambda runner: iter([1]))
+        getattr(engine, what)(given)
     assert not engine.waiting
     assert not engine.jobs
 
