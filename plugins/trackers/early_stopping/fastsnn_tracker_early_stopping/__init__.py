@@ -19,7 +19,7 @@ class EarlyStopping(Tracker):
 
     name = "early_stopping"
     patience: int = param(3, ge=1, unit="evaluations", doc="without improvement before the run is ended")
-    figure: str = param("held_out", doc="column of the log that is watched")
+    figure: str = param("held_out", doc="column of the log that is watched", draw=("held_out", "accuracy"))
     largest: bool = param(False, doc="larger is better, as for accuracy")
     least: float = param(0.0, ge=0.0, doc="improvement that counts")
 
