@@ -1,7 +1,7 @@
 """Exactness: whatever else is served, cached, evicted, restored or drafted, a stream says what it says alone.
 
 Random schedules against engines that live on, so that what one schedule leaves in the cache meets the next.
-``FASTSNN_SCHEDULES`` sets how many (100 in CI, 10 000 in ``nox -s slow``).
+``FASTSNN_SCHEDULES`` sets how many (300 in CI, 10 000 in ``nox -s slow``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastsnn_serve.engine.prefill_runner import PrefillRunner
 from fastsnn_serve.engine.sessions import Sessions
 from fastsnn_serve.testing import Recorder, attached, decoder
 
-SCHEDULES = int(os.environ.get("FASTSNN_SCHEDULES", "100"))
+SCHEDULES = int(os.environ.get("FASTSNN_SCHEDULES", "300"))
 BASES = ([i * i % 7 for i in range(60)], [1, 2, 3] * 20, [5] + [i * i % 7 for i in range(59)])
 Said = tuple[list[int], list[float | None]]
 

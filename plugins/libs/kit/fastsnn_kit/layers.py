@@ -79,7 +79,9 @@ def gradients(name: str, cls: type[Component]) -> None:
 
     def body(component: Any, data: st.DataObject) -> None:
         if contract(component)["differentiable"]:
-            x = checks.sweep(2, 7, 48 if cls.kind == "neuron" else 8)
+            x = (
+                10 * checks.sweep(2, 7, 48) if cls.kind == "neuron" else checks.sweep(2, 7, 8)
+            )  # beyond smallest thresholds
             module, run = stream_of(component, x.shape[-1])
             calibrate: Any = getattr(module, "calibrate_", None)
             if calibrate is not None:
