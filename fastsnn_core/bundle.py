@@ -30,7 +30,7 @@ from torch import nn
 from fastsnn_core import bundle_checks, targets
 from fastsnn_core import spec as specs
 from fastsnn_core.component import Component, Model, parts
-from fastsnn_core.files import beside
+from fastsnn_core.files import beside, reading_tensors
 from fastsnn_core.plugins import registry
 from fastsnn_core.sealed_folder import BundleError as BundleError
 from fastsnn_core.sealed_folder import digest as digest
@@ -285,15 +285,15 @@ def empty(path: Path, table: dict[str, Any]) -> nn.Module:
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """The model of a bundle, verified, in evaluation mode."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    import safetensors.torch
 
     path = Path(path)
     table, meta = verify(path)
     model = empty(path, table)
     try:
-        found = load_file(path / WEIGHTS)
-    except SafetensorError as error:
+        with reading_tensors():
+            found = safetensors.torch.load_file(path / WEIGHTS)
+    except safetensors.SafetensorError as error:
         raise BundleError(f"{path / WEIGHTS} is damaged: {error}") from None
     tied = table.get("tied", {})
     if table["bundle"] == PACKED_FORMAT and PACKED in found:

@@ -181,13 +181,9 @@ def main(argv: list[str] | None = None) -> int:
         if says is None:
             print(BUG.format(environment()), file=sys.stderr)
             return EXIT_BUG
-        print(f"fastsnn: {printable(says)}", file=sys.stderr)
+        says = says.encode("utf-8", "backslashreplace").decode("utf-8")  # bytes of a file's name that are no UTF-8
+        print(f"fastsnn: {says}", file=sys.stderr)
         return EXIT_USER
-
-
-def printable(text: str) -> str:
-    """`text` with bytes of a file's name that are no UTF-8 written as ``\\udcff``."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def run(words: list[str]) -> int:

@@ -13,6 +13,15 @@ from fastsnn_core.targets import plain_modes
 
 
 @contextlib.contextmanager
+def reading_tensors() -> Iterator[None]:
+    """Around safetensors' readers: torch makes a ValueError of a Ctrl-C inside its own work; here it is one again."""
+    try:
+        yield
+    except ValueError as error:
+        raise (KeyboardInterrupt() if "could not determine the shape" in str(error) else error) from None
+
+
+@contextlib.contextmanager
 def beside(path: str | Path) -> Iterator[Path]:
     """A scratch path next to `path`; when the block ends well, what stands there becomes `path`, whole.
 

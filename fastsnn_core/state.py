@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError, shown
-from fastsnn_core.files import beside
+from fastsnn_core.files import beside, reading_tensors
 from fastsnn_core.targets import existing_file
 
 
@@ -92,12 +92,12 @@ def save(state: Any, path: str | Path) -> None:
 
 def load(path: str | Path, like: Any) -> Any:
     """Read a state into the structure of `like` (any state of the same model)."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    import safetensors.torch
 
     try:
-        found = load_file(existing_file(path))
-    except SafetensorError as error:
+        with reading_tensors():
+            found = safetensors.torch.load_file(existing_file(path))
+    except safetensors.SafetensorError as error:
         raise FastSNNError(f"{path} is no state: {error}") from None
     wanted = [name for name, _ in leaves(like)]
     if sorted(found) != sorted(wanted):

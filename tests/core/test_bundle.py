@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
+import time
 
 import attrs
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fastsnn_core import BundleError, Model, build, bundle, hookimpl, load, param, plugins, save, spec
+from fastsnn_core import BundleError, Model, build, bundle, hookimpl, load, param, plugins, save, spec, state
 
 
 @attrs.frozen
@@ -279,3 +281,28 @@ def test_ctrl_c_while_a_folder_is_replaced_leaves_one_whole_folder(moment, tmp_p
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["m.snn"]
     assert (place / "a").read_text() == ("old" if moment == "rename" else "new")
+
+
+def test_ctrl_c_while_weights_are_read_is_an_interrupt(tmp_path):
+    """torch turns a KeyboardInterrupt inside its making of a tensor into a ValueError about a storage's shape."""
+    rows = [torch.zeros(8, 8) for _ in range(300)]
+    path = tmp_path / "state.safetensors"
+    state.save(rows, path)
+    old = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
+    began = time.perf_counter()
+    state.load(path, rows)
+    whole, interrupted = time.perf_counter() - began, 0
+    try:
+        for i in range(200):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, max(1e-5, whole * (i % 40) / 40))
+                state.load(path, rows)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+        signal.signal(signal.SIGINT, ctrl_c)
+    assert interrupted > 50

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.files import reading_tensors
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -99,7 +100,7 @@ class Checkpoint:
     def read(self, name: str, into: Tensor) -> None:
         """Copy a tensor into `into` (any float type); its shape must be the one expected there."""
         entry = self.check(name, tuple(into.shape))
-        with torch.no_grad():
+        with torch.no_grad(), reading_tensors():
             into.copy_(self._file(entry).get_tensor(name))
 
     def _file(self, entry: Entry) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastsnn_conversion.context import ConversionError
 from fastsnn_core import Model
+from fastsnn_core.files import reading_tensors
 from fastsnn_core.spec import Faults, SpecError, converter, load
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -36,7 +37,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         what = "is too short" if size < 8 else f"says that its header is {header} bytes of {size}"
         raise ConversionError(f"{path} {what}: no safetensors file, or a damaged one; supported: .safetensors")
     try:
-        return load_file(path)
+        with reading_tensors():
+            return load_file(path)
     except SafetensorError as error:
         raise ConversionError(f"{path} is damaged: {error}; supported: .safetensors") from None
 

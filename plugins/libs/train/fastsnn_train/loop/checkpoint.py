@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.files import beside
+from fastsnn_core.files import beside, reading_tensors
 from fastsnn_core.sealed_folder import BundleError, digest, dump, listed, read_json, sealed
 from fastsnn_train.loop.parallel import World, is_sharded
 
@@ -100,11 +100,12 @@ def read(path: Path, like: Tensors) -> Tensors:
     """The tensors of a checkpoint, each sharded as its namesake in `like` is, whatever wrote them."""
     files = read_json(path / STATE)["files"]
     if not any(name.startswith(f"{SHARDS}/") for name in files):
-        tensors = {
-            f"{file.stem}/{name}": t
-            for file in sorted(path / n for n in files if n.endswith(".safetensors") and "/" not in n)
-            for name, t in load_file(file).items()
-        }
+        with reading_tensors():
+            tensors = {
+                f"{file.stem}/{name}": t
+                for file in sorted(path / n for n in files if n.endswith(".safetensors") and "/" not in n)
+                for name, t in load_file(file).items()
+            }
         return {name: sharded_like(t, like.get(name)) for name, t in tensors.items()}
     import torch.distributed.checkpoint as dcp
 
