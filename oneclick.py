@@ -151,6 +151,7 @@ def fetched() -> bool:
 def checks(rest: list[str]) -> int:
     """Lint, types and every test that is not marked slow; says at the end what ran."""
     env = os.environ | {"FASTSNN_STRICT": "1", "HF_HUB_OFFLINE": "1"}
+    env.setdefault("OMP_NUM_THREADS", "1")  # two workers of two threads each wait for each other: many times slower
     env["PATH"] = f"{PYTHON.parent}{os.pathsep}{env.get('PATH', '')}"
     jobs = [
         ("lint", ["-m", "ruff", "check", "."]),
