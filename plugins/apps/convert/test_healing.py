@@ -119,9 +119,9 @@ def test_the_weight_of_hidden_states_falls_with_the_rate():
 def test_a_run_exchanges_other_words_every_time_and_lets_the_hidden_states_go(folder, monkeypatch):  # noqa: F811
     seen, loss = [], Healer.loss
 
-    def spy(self, tokens, weight):
+    def spy(self, tokens, weight, *rest):
         seen.append((tokens, weight))
-        return loss(self, tokens, weight)
+        return loss(self, tokens, weight, *rest)
 
     monkeypatch.setattr(Healer, "loss", spy)
     model: Any = convert(folder, calibration=[TEXT], windows=2, measure=False, quiet=True).model
@@ -184,9 +184,9 @@ def test_weights_follow_after_the_constants_share(folder, monkeypatch):  # noqa:
     model = convert(folder, k=0.7, measure=False, calibration=[TEXT], **FAST).model
     weight, seen, loss = model.layers[0].attention.q.weight, [], Healer.loss
 
-    def spy(self, tokens, hidden):
+    def spy(self, tokens, hidden, *rest):
         seen.append(weight.detach().clone())
-        return loss(self, tokens, hidden)
+        return loss(self, tokens, hidden, *rest)
 
     monkeypatch.setattr(Healer, "loss", spy)
     heal(model, folder, [TEXT], steps=6, batch=4, length=16, constants_first=0.5, quiet=True)

@@ -20,6 +20,10 @@ def main(argv: list[str]) -> int:
     args.add_argument("--constants", action="store_true", help="biases, centres and gains of norms only")
     args.add_argument("--lr", type=number(float, gt=0), help="peak rate of the weights (default: follows the width)")
     args.add_argument("--lr-constants", type=number(float, gt=0), help="peak rate of the constants (default: 10 × lr)")
+    args.add_argument("--activation", help="relu: what the feed-forward layers' activation becomes while it is healed")
+    args.add_argument(
+        "--l1", type=number(float, ge=0), help="with --activation: weight of the hidden channels' magnitude"
+    )
     args.add_argument("--to", required=True, help="the bundle to write")
     args.add_argument("--out", help="a folder for checkpoints")
     args.add_argument("--resume", action="store_true", help="go on from the newest of them")
@@ -46,6 +50,9 @@ def main(argv: list[str]) -> int:
         "lr": opts.lr,
         "lr_constants": opts.lr_constants,
     }
+    if opts.l1 is not None and opts.activation is None:
+        args.error("--l1 goes with --activation")
+    settings |= {key: getattr(opts, key) for key in ("activation", "l1") if getattr(opts, key) is not None}
     if opts.constants:
         settings["constants_first"] = 1.0
     log = heal(model, opts.teacher, opts.text, out=opts.out, resume=opts.resume, quiet=opts.quiet, **settings)

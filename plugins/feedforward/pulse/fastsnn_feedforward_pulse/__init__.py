@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fastsnn_core import Feedforward, SpikeSite, hookimpl, param
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.lowering import FeedforwardForm, lower
+from fastsnn_core.lowering import FeedforwardForm, Unsupported, lower
 from fastsnn_integer import deterministic
 from fastsnn_modules.shown import constants
 
@@ -62,15 +62,19 @@ class Pulse(Feedforward):
 
 
 class PulseLayer(nn.Module):
-    """``(x, states, reset) -> (y, states)``."""
+    """``(x, states, reset) -> (y, states)``.
+
+    While the activation is being changed, `toward` names the new one and its share: (1 - t) act + t act'.
+    """
 
     batch_invariant = False
+    activations = tuple(ACTIVATIONS)
     gate_threshold: Tensor | None
 
     def __init__(self, spec: Pulse, d_model: int, d_ff: int, site: Callable[[str, int], SpikeSite]) -> None:
         super().__init__()
-        self.activation = "relu" if spec.activation == "drelu" else spec.activation
-        self.up_relu = spec.activation == "drelu"
+        self.become(spec.activation)
+        self.toward: tuple[str, float] | None = None
         self.inner, self.hidden = site("ffn_in", d_model), site("ffn_hidden", d_ff)
         self.gate = nn.Linear(d_model, d_ff, bias=spec.bias) if spec.gated else None
         self.up = nn.Linear(d_model, d_ff, bias=spec.bias)
@@ -78,12 +82,19 @@ class PulseLayer(nn.Module):
         shut = torch.full((d_ff,), float(spec.gate_threshold)) if spec.gate_threshold else None
         self.register_buffer("gate_threshold", shut)
 
+    def become(self, activation: str) -> None:
+        """Take this activation; drelu is ReLU of the gate and of up."""
+        self.activation = "relu" if activation == "drelu" else activation
+        self.up_relu = activation == "drelu"
+
     def extra_repr(self) -> str:
         """Its constants."""
         return constants(self, "activation", "up_relu")
 
     def lower(self) -> FeedforwardForm:
         """Its sites, projections and activation."""
+        if self.toward is not None:
+            raise Unsupported(f"its activation is being changed to {self.toward[0]}")
         return FeedforwardForm(
             inner=lower(self.inner, "inner"),
             up=lower(self.up, "up"),
@@ -98,7 +109,20 @@ class PulseLayer(nn.Module):
 
     def act(self, x: Tensor) -> Tensor:
         """The activation."""
+        if self.toward is not None:
+            name, share = self.toward
+            return torch.lerp(ACTIVATIONS[self.activation](x), ACTIVATIONS[name](x), share)
         return deterministic.unary(x, self.activation) if self.batch_invariant else ACTIVATIONS[self.activation](x)
+
+    def upper(self, x: Tensor) -> Tensor:
+        """What the gates are multiplied by."""
+        if self.toward is not None:
+            share = self.toward[1]
+            rectified = (1 - share) * self.up_relu + share * (self.toward[0] == "drelu")
+            return torch.lerp(x, F.relu(x), rectified) if rectified else x
+        if not self.up_relu:
+            return x
+        return deterministic.unary(x, "relu") if self.batch_invariant else F.relu(x)
 
     def gates(self, x: Tensor) -> Tensor:
         """act(x), 0 where the gate is shut."""
@@ -114,9 +138,7 @@ class PulseLayer(nn.Module):
         """Both spike layers and the projections between them."""
         first, second = state or (None, None)
         spikes, first = self.inner(x, first, reset)
-        up = self.up(spikes)
-        if self.up_relu:
-            up = deterministic.unary(up, "relu") if self.batch_invariant else F.relu(up)
+        up = self.upper(self.up(spikes))
         hidden = self.act(up) if self.gate is None else self.gates(self.gate(spikes)) * up
         spikes, second = self.hidden(hidden, second, reset)
         return self.down(spikes), (first, second)

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_conversion.context import ConversionError
-from fastsnn_convert.language.distillation_loss import divergence, head_input, head_of
+from fastsnn_convert.language.distillation_loss import divergence, head_input, head_of, plain
 from fastsnn_convert.language.distillation_settings import Healing, Run
 from fastsnn_convert.language.rebuild import bypass_neurons
+from fastsnn_convert.language.relufication import ActivationChange, magnitudes
 from fastsnn_convert.language.threshold_gradients import lsq_gradients
 from fastsnn_core.errors import MissingError
 from fastsnn_core.site import sites
@@ -130,16 +131,26 @@ class Healer:
     out: Path | None
     quiet: bool
     neurons: list[Any] = attrs.field(factory=list)
+    change: ActivationChange | None = None
 
     def all(self, stages: tuple[str, ...], resume: bool) -> Run:
         """Every stage, from where the run stands."""
         run = Run()
         self.neurons = [(site, site.neuron) for site in sites(self.model).values()]
+        if self.config.activation:
+            self.change = ActivationChange.of(plain(self.model), self.config.activation, self.config.l1)
         shares = [1.0] if len(stages) == 1 else [self.config.share, 1 - self.config.share]
         with lsq_gradients(self.model) if self.config.thresholds else contextlib.nullcontext():
             held = self.load(run) if resume else {}
             self.model.train()
-            self.stages(run, stages, shares, held)
+            try:
+                self.stages(run, stages, shares, held)
+            except BaseException:
+                if self.change is not None:
+                    self.change.abandon()
+                raise
+        if self.change is not None:
+            self.change.finish()
         return run
 
     def stages(self, run: Run, stages: tuple[str, ...], shares: list[float], held: dict[str, Tensor]) -> None:
@@ -170,14 +181,17 @@ class Healer:
                 group["lr"] = c.rate(run.step, done, group["peak"])
             for p in weights:
                 p.requires_grad_(done >= (c.constants_first or 0.0) or not constants)
+            if self.change is not None and name == STAGES[-1]:
+                self.change.at(done)
             tokens = self.batch(run)
-            loss, parts = self.loss(tokens, (c.hidden or 0.0) * c.falling(done))
-            if not math.isfinite(loss.item()):
-                raise ConversionError(
-                    f"healing diverged at step {run.step} of stage {name}; take a lower lr than {c.lr}"
-                )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            with sized(plain(self.model), self.change is not None and self.change.t > 0) as sizes:
+                loss, parts = self.loss(tokens, (c.hidden or 0.0) * c.falling(done), sizes)
+                if not math.isfinite(loss.item()):
+                    raise ConversionError(
+                        f"healing diverged at step {run.step} of stage {name}; take a lower lr than {c.lr}"
+                    )
+                loss.backward()
             nn.utils.clip_grad_norm_([p for p in trained if p.grad is not None], 1.0)
             optimizer.step()
             run.step, run.seconds = run.step + 1, time.perf_counter() - begin
@@ -218,9 +232,10 @@ class Healer:
             found.append(self.own.pieces(run.step, own, seed))
         return torch.cat(found).to(next(self.model.parameters()).device)
 
-    def loss(self, tokens: Tensor, weight: float) -> tuple[Tensor, Callable[[], dict[str, float]]]:
-        """The loss; and its parts, where asked for."""
-        with hidden(self.teacher) as theirs, torch.no_grad():
+    def loss(self, tokens: Tensor, weight: float, sizes: list[Tensor]) -> tuple[Tensor, Callable[[], dict[str, float]]]:
+        """The loss; and its parts, where asked for. `sizes` is filled on the way (`sized`)."""
+        loud = self.change is not None and self.change.t > 0
+        with hidden(self.teacher) as theirs, sized(self.teacher, loud) as their_sizes, torch.no_grad():
             wanted = head_input(self.teacher, tokens)
         with hidden(self.model) as mine:
             said = head_input(self.model, tokens)
@@ -228,6 +243,8 @@ class Healer:
         if weight:
             apart = [(a - b).pow(2).mean() / b.var().clamp_min(1e-12) for a, b in zip(mine, theirs)]
             loss = first + weight * torch.stack(apart).mean()
+        if loud and self.change is not None:
+            loss = loss + self.change.penalty(sizes, their_sizes)
 
         def parts() -> dict[str, float]:
             return {"loss": loss.item(), "kl": first.item()}
@@ -279,6 +296,11 @@ class Healer:
             row = {what: held.get(f"optimizer/{what}/{name}") for what in ("step", "exp_avg", "exp_avg_sq")}
             if row["step"] is not None:
                 optimizer.state[p] = {what: t for what, t in row.items() if t is not None}
+
+
+def sized(model: Any, wanted: bool) -> Any:
+    """`magnitudes` of a model, where they are wanted."""
+    return magnitudes(model) if wanted else contextlib.nullcontext([])
 
 
 @contextlib.contextmanager

@@ -37,6 +37,8 @@ class Healing:
     For `constants_first` of a stage only the constants are trained; weights need no gradient then. `embedding` says
     whether the embedding (and a tied head) is trained, `checkpointing` whether blocks are computed again on the way
     back instead of being kept.
+    `activation` ("relu") changes that of the feed-forward layers over the first third, and `l1` weighs the magnitude of
+    their hidden channels (`fastsnn_convert.language.relufication`).
     The defaults are from healing stories260K (benchmarks/NOTES.md).
     """
 
@@ -56,6 +58,8 @@ class Healing:
     embedding: bool | None = None
     checkpointing: bool | None = None
     thresholds: bool = True
+    activation: str | None = None
+    l1: float = 0.02
     seed: int = 0
     every: int = 200
     log: int = 50
@@ -69,6 +73,8 @@ class Healing:
         for name in ("written", "altered", "constants_first"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
                 raise ConversionError(f"{name} is a share, 0 … 1, got {value}")
+        if self.l1 < 0:
+            raise ConversionError(f"l1 is a weight of 0 or more, got {self.l1:g}")
         for name in ("lr", "lr_constants"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConversionError(f"{name} is a learning rate above 0, got {value:g}")
