@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 import random
 import time
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
 from fastsnn_serve import Engine
+from fastsnn_serve.engine.grammar import Grammars
 from fastsnn_serve.engine.prefill_runner import PrefillRunner
 from fastsnn_serve.engine.sessions import Sessions
 from fastsnn_serve.testing import Recorder, attached, decoder
 
 SCHEDULES = int(os.environ.get("FASTSNN_SCHEDULES", "300"))
 BASES = ([i * i % 7 for i in range(60)], [1, 2, 3] * 20, [5] + [i * i % 7 for i in range(59)])
+SCHEMA = {"type": "array", "items": {"enum": [1, "a", None]}, "minItems": 2}
 Said = tuple[list[int], list[float | None]]
 
 
@@ -31,15 +34,22 @@ class Case:
         self.alone_engine = Engine(model, chunk=8, max_streams=1, cache_bytes=0)
         self.known: dict[Any, Said] = {}
         self.sessions, self.names = Sessions(folder, model, None, 8), 0
+        self.grammar = None  # where llguidance is installed: some streams write JSON by a schema
+        if find_spec("llguidance") is not None:
+            self.grammar = Grammars(self.engine.tokenizer, self.engine.sizes.vocab).schema(SCHEMA)
 
     def alone(self, ids: list[int], n: int, how: dict[str, Any]) -> Said:
         """From an engine that caches nothing, drafts nothing and serves nobody else."""
         key = (tuple(ids), n, tuple(how.items()))
         if key not in self.known:
-            said = Recorder(self.alone_engine, ids, n, **how)
+            said = self.recorder(self.alone_engine, ids, n, how)
             self.alone_engine.submit([said.stream])
             self.known[key] = said.result()
         return self.known[key]
+
+    def recorder(self, engine: Engine, ids: list[int], n: int, how: dict[str, Any]) -> Recorder:
+        """A stream, under the grammar where `how` says so."""
+        return Recorder(engine, ids, n, **how | {"grammar": self.grammar if how["grammar"] else None})
 
     def run(self, seed: int) -> None:
         """One schedule."""
@@ -61,8 +71,11 @@ class Case:
             ids = [*ids, *[draw.randrange(7) for _ in range(draw.choice([0, 0, 3]))]]
             if said and draw.random() < 0.3:  # the next turn of what was said
                 ids = [*said, draw.randrange(7)]
-            n, how = draw.randint(1, 24), {"seed": draw.randrange(3), "temperature": draw.choice([0.0, 0.0, 0.7, 1.0])}
-            one = Recorder(engine, ids, n, **how)
+            n, how = draw.randint(1, 24), {
+                "seed": draw.randrange(3), "temperature": draw.choice([0.0, 0.0, 0.7, 1.0]),
+                "grammar": draw.random() < 0.2,
+            }  # fmt: skip
+            one = self.recorder(engine, ids, n, how)
             engine.submit([one.stream])
             gone = draw.random() < 0.2
             asked.append((one, ids, n, how, gone))

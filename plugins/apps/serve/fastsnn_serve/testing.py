@@ -75,10 +75,13 @@ def until(condition: Any, seconds: float = 20.0) -> bool:
 class Recorder:
     """A stream and the deltas it has emitted."""
 
-    def __init__(self, engine: Engine, prompt: list[int], n: int, top: int | None = 0, **sampling: Any) -> None:
+    def __init__(
+        self, engine: Engine, prompt: list[int], n: int, top: int | None = 0, grammar: Any = None, **sampling: Any
+    ) -> None:
         self.deltas: queue.SimpleQueue[Delta] = queue.SimpleQueue()
         self.prompt = Prompt(prompt)
-        self.stream = Stream(self.prompt, SamplingParams(Sampling(**sampling), n, (), top), engine.tokenizer, self.hear)
+        params = SamplingParams(Sampling(**sampling), n, (), top, grammar=grammar)
+        self.stream = Stream(self.prompt, params, engine.tokenizer, self.hear)
         self.final: list[torch.Tensor] = []
 
     def hear(self, delta: Delta) -> None:
