@@ -1,4 +1,4 @@
-"""Sessions: core, plugin(name), together, stranger(kind), rivals, slow, lint, types, docs, build."""
+"""Sessions: core, plugin(name), together, stranger(kind), rivals, clients, slow, lint, types, docs, build."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ nox.options.reuse_existing_virtualenvs = True
 ROOT = Path(__file__).parent
 PLUGINS = sorted(p.parent for where in ("plugins/*/*", "contrib/*") for p in ROOT.glob(f"{where}/pyproject.toml"))
 TESTING = ["pytest>=9", "hypothesis>=6.150", "pytest-timeout", "pytest-xdist", "sentencepiece>=0.2", "protobuf>=5"]
+SERVER = ["openai", "transformers", "schemathesis>=4,<5"]
 STRICT = {"FASTSNN_STRICT": "1"}
 
 
@@ -71,7 +72,7 @@ def plugin(session: nox.Session, name: str) -> None:
 @nox.session
 def together(session: nox.Session) -> None:
     """Everything installed: every test of core, plugins, contrib and compositions."""
-    editable(session, PLUGINS, *TESTING, "openai", "transformers")
+    editable(session, PLUGINS, *TESTING, *SERVER)
     session.run("pytest", "-q", "-n", "2", *session.posargs, env=STRICT)
 
 
@@ -101,11 +102,20 @@ def rivals(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """The long jobs that CI leaves out."""
-    editable(session, PLUGINS, *TESTING, "openai", "transformers")
+    editable(session, PLUGINS, *TESTING, *SERVER)
     session.run("pytest", "-q", "-m", "slow", *session.posargs, env=STRICT)
-    many = {"FASTSNN_SCHEDULES": "10000", "FASTSNN_LEAVES": "1000"}
-    serve = [f"plugins/apps/serve/test_{name}.py" for name in ("schedules", "faults")]
+    many = {"FASTSNN_SCHEDULES": "10000", "FASTSNN_SCHEMA_CASES": "10000", "FASTSNN_LEAVES": "1000"}
+    serve = [f"plugins/apps/serve/test_{name}.py" for name in ("schedules", "openapi", "faults")]
     session.run("pytest", "-q", *serve, "--timeout", "36000", env=STRICT | many)
+
+
+@nox.session
+def clients(session: nox.Session) -> None:
+    """The server as LangChain and LiteLLM meet it; their libraries are large."""
+    editable(session, local(["fastsnn-serve", "fastsnn-kernel-numba", "fastsnn-kit"]), *TESTING, "openai", "psutil")
+    install(session, "langchain-openai", "litellm", "lm-eval[api]", "transformers")
+    tests = [f"plugins/apps/serve/test_{name}.py" for name in ("foreign_clients", "lm_eval")]
+    session.run("pytest", "-q", "-m", "slow or not slow", *tests, *session.posargs, env=STRICT)
 
 
 @nox.session

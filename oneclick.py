@@ -25,7 +25,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 KIT = ["pytest>=9", "hypothesis>=6.150"]  # what `fastsnn test` needs
 TESTING = ["pytest-timeout", "pytest-xdist", "ruff==0.17.6", "mypy==2.4.1", "openai", "transformers", "peft", "nox"]
-TESTING += ["sentencepiece>=0.2", "protobuf>=5"]
+TESTING += ["sentencepiece>=0.2", "protobuf>=5", "schemathesis>=4,<5", "llguidance>=1.7,<2"]
 DISK = 1.7  # GB of the .venv, most of it torch
 # Their libraries are large and few need them: pip install ./plugins/kernels/triton where wanted. The checks install
 # these plugins without them, so what needs them is skipped with a reason.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from starlette.testclient import TestClient
 from fastsnn_serve import app
 from fastsnn_serve.testing import decoder
 
-CASES = int(os.environ.get("FASTSNN_SCHEMA_CASES", "200"))  # 10 000 in nox -s slow
+CASES = int(os.environ.get("FASTSNN_SCHEMA_CASES", "120"))  # 10 000 in nox -s slow
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """In-process, with sessions, answers cut short."""
     folder = tmp_path_factory.mktemp("sessions")
     small = decoder(d_model=16, n_layers=1)
-    made = app(small, "tiny", sessions=folder, max_model_len=64, max_seconds=20)
+    made = app(small, "tiny", sessions=folder, max_model_len=256, max_seconds=60)
     with TestClient(made, raise_server_exceptions=False) as http:
         yield http
 
@@ -48,51 +47,55 @@ def test_every_path_and_only_those(quick: Any) -> None:
         assert "zzz" in quick.post(path, json=body | {"zzz": 1}).json()["error"]["message"]
 
 
+def whole(value: Any) -> Any:
+    """Most of 2.0 as 2: JSON Schema takes it for an integer, few clients send it, and this server refuses it."""
+    if isinstance(value, dict):
+        return {k: whole(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [whole(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and value % 4 else value
+
+
 def test_schemathesis(quick: Any) -> None:
-    """Bodies that fit the description and bodies that do not: never a 5xx, never a status that is not described."""
+    """Requests that fit the description and requests that do not: never a 5xx, a status or a form not described."""
     schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    import requests
     from hypothesis import HealthCheck, Phase, given, settings
     from schemathesis import GenerationMode
 
-    document = quick.get("/openapi.json").json()
-    schema = schemathesis.openapi.from_dict(document)
+    schema = schemathesis.openapi.from_dict(quick.get("/openapi.json").json())
     operations = [found.ok() for found in schema.get_all_operations()]
-    seen: dict[int, int] = {}
+    seen: Counter[int] = Counter()
 
-    def call(case: Any, operation: Any) -> None:
-        body = case.body if isinstance(case.body, dict | list | str | int | float | bool | None) else None
-        if isinstance(body, dict):
-            for field in ("max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of"):
-                if isinstance(body.get(field), int) and body[field] > 2:
-                    body[field] = 2
-        raw = json.dumps(body).encode() if operation.method == "post" else None
-        path = operation.path.replace("{id}", str(random.Random(repr(case.path_parameters)).randrange(99)))
-        answer = quick.request(
-            operation.method.upper(), path, content=raw, headers={"Content-Type": "application/json"}
+    def call(case: Any) -> None:
+        if isinstance(case.body, dict):  # short answers: thousands of them are asked for
+            few = {"max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of"}
+            case.body = whole(case.body)
+            case.body |= {k: min(v, 2) for k, v in case.body.items() if k in few and type(v) is int}
+        request = requests.Request(**case.as_transport_kwargs(base_url="http://testserver")).prepare()
+        answer = quick.request(request.method, request.url, content=request.body, headers=dict(request.headers))
+        seen[answer.status_code] += 1
+        told, what = (
+            case.operation.definition.raw["responses"],
+            (request.method, request.url, request.body, answer.text),
         )
-        seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
-        told = operation.definition.raw["responses"]
-        assert answer.status_code < 500 or answer.status_code in (503, 507), (path, body, answer.text)
-        assert str(answer.status_code) in told, (path, body, answer.status_code)
+        assert answer.status_code < 500, what
+        assert str(answer.status_code) in told, (answer.status_code, *what)
         kind = answer.headers["content-type"].split(";")[0]
-        assert kind in told[str(answer.status_code)]["content"], (path, kind)
+        assert kind in told[str(answer.status_code)]["content"], (kind, *what)
+        if answer.status_code != 200:
+            assert answer.json()["error"].keys() == {"message", "type", "param", "code"}, what
 
-    for operation in operations:
-        each = max(3, CASES // len(operations))
-        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-            if operation.method == "get" and mode is GenerationMode.NEGATIVE:
-                continue
-
-            @settings(
-                max_examples=each // 2 + 1,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-                database=None,
-                phases=[Phase.generate],
-            )
-            @given(case=operation.as_strategy(generation_mode=mode))
-            def check(case: Any, operation: Any = operation) -> None:
-                call(case, operation)
-
-            check()
-    assert {200, 400} <= seen.keys(), seen
+    modes = [(one, mode) for one in operations for mode in GenerationMode if mode.is_positive or one.method == "post"]
+    posts = sum(one.method == "post" for one, _ in modes)
+    for operation, mode in modes:  # most of them with a body: the others have little to vary
+        most = max(1, CASES // posts) if operation.method == "post" else max(1, CASES // 100)
+        how = settings(
+            max_examples=most, deadline=None, suppress_health_check=list(HealthCheck), database=None,
+            phases=[Phase.generate],
+        )  # fmt: skip
+        strategy = operation.as_strategy(generation_mode=mode)
+        how(given(case=strategy)(call))()
+    print(f"{seen.total()} requests: {dict(seen)}")
+    assert {200, 400} <= seen.keys()
+    assert seen.total() >= 0.9 * CASES

@@ -44,20 +44,25 @@ def fields(required: Iterable[str], **properties: Schema) -> Schema:
     }  # fmt: skip
 
 
-def bodies(vocab: int) -> dict[str, Schema]:
-    """The body of each path that takes one."""
+def bodies(vocab: int, name: str) -> dict[str, Schema]:
+    """The body of each path that takes one; `name` is the model's."""
+    model: Schema = {"enum": [name]}
     token = integer(0, vocab - 1)
     words = {"type": "string", "minLength": 1}
     prompt = {"anyOf": [words, listed(token, 1), listed(words, 1), listed(listed(token, 1), 1)]}
-    message = {
-        "type": "object",
-        "properties": {
-            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-            "content": {"anyOf": [TEXT, listed(fields(["type", "text"], type={"const": "text"}, text=TEXT))]},
-            "name": TEXT,
-        },
-        "required": ["role", "content"],
-    }
+    content = {"anyOf": [TEXT, listed(fields(["type", "text"], type={"const": "text"}, text=TEXT))]}
+    called = fields(
+        ["function"], id=TEXT, type={"const": "function"}, function=fields(["name"], name=TEXT, arguments=OBJECT)
+    )
+    message = {"anyOf": [
+        fields(["role", "content"], role={"enum": ["system", "developer", "user"]}, content=content, name=TEXT),
+        fields(["role"], role={"const": "assistant"}, content=content, name=TEXT, tool_calls=listed(called)),
+        fields(["role", "content"], role={"const": "tool"}, content=content, name=TEXT, tool_call_id=TEXT),
+    ]}  # fmt: skip
+    turn = fields(
+        ["role", "content"], role={"enum": ["system", "developer", "user", "assistant"]}, content=content,
+        type={"const": "message"},
+    )  # fmt: skip
     tool = fields(
         ["type", "function"],
         type={"const": "function"},
@@ -75,7 +80,7 @@ def bodies(vocab: int) -> dict[str, Schema]:
         ]
     }  # fmt: skip
     common: dict[str, Schema] = {
-        "model": TEXT, "max_tokens": integer(1), "max_completion_tokens": integer(1), "temperature": number(0, 2),
+        "model": model, "max_tokens": integer(1), "max_completion_tokens": integer(1), "temperature": number(0, 2),
         "top_p": number(1e-6, 1), "top_k": integer(-1), "min_p": number(0, 1), "n": integer(1, 128),
         "seed": integer(-(2**63), 2**63 - 1), "presence_penalty": number(-2, 2), "frequency_penalty": number(-2, 2),
         "repetition_penalty": number(0.01, 100), "min_tokens": integer(0), "ignore_eos": FLAG,
@@ -89,8 +94,9 @@ def bodies(vocab: int) -> dict[str, Schema]:
             ["type", "function"], type={"const": "function"}, function=fields(["name"], name=TEXT))]},
         "chat_template_kwargs": OBJECT, "add_generation_prompt": FLAG, "continue_final_message": FLAG,
     }  # fmt: skip
-    text = {"prompt": TEXT, "messages": listed(message, 1), "model": TEXT, "add_special_tokens": FLAG}
-    name = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"}
+    text = {"prompt": TEXT, "messages": listed(message, 1), "model": model, "add_special_tokens": FLAG}
+    either: Schema = {"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}
+    session = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"}
     return {
         "/v1/completions": fields(
             ["prompt"], prompt=prompt, echo=FLAG, logprobs=integer(0, 20), best_of=integer(1, 128), **common
@@ -99,23 +105,23 @@ def bodies(vocab: int) -> dict[str, Schema]:
             ["messages"], logprobs=FLAG, top_logprobs=integer(0, 20), parallel_tool_calls=FLAG, **common, **chat
         ),
         "/v1/responses": fields(
-            ["input"], input={"anyOf": [TEXT, listed(message, 1)]}, instructions=TEXT, max_output_tokens=integer(1),
-            model=TEXT, temperature=number(0, 2), top_p=number(1e-6, 1), stream=FLAG, metadata=OBJECT,
+            ["input"], input={"anyOf": [TEXT, listed(turn, 1)]}, instructions=TEXT, max_output_tokens=integer(1),
+            model=model, temperature=number(0, 2), top_p=number(1e-6, 1), stream=FLAG, metadata=OBJECT,
             top_logprobs=integer(0, 20), store=FLAG,
         ),
-        "/v1/embeddings": fields(["input"], input=prompt, model=TEXT, encoding_format={"enum": ["float", "base64"]}),
-        "/tokenize": fields([], **text),
-        "/apply-template": fields(["messages"], model=TEXT, **chat),
-        "/detokenize": fields(["tokens"], tokens=listed(token), model=TEXT),
-        "/sessions/save": fields(["name"], name=name, prompt=TEXT, messages=listed(message, 1)),
-        "/sessions/restore": fields(["name"], name=name),
+        "/v1/embeddings": fields(["input"], input=prompt, model=model, encoding_format={"enum": ["float", "base64"]}),
+        "/tokenize": fields([], **text) | either,
+        "/apply-template": fields(["messages"], model=model, **chat),
+        "/detokenize": fields(["tokens"], tokens=listed(token), model=model),
+        "/sessions/save": fields(["name"], name=session, prompt=words, messages=listed(message, 1)) | either,
+        "/sessions/restore": fields(["name"], name=session),
     }  # fmt: skip
 
 
-def description(table: Iterable[tuple[str, str, Any, str]], vocab: int, version: str) -> dict[str, Any]:
-    """The document; `table` is the server's: method, path, endpoint, what it is for."""
+def description(table: Iterable[tuple[str, str, Any, str]], vocab: int, name: str, version: str) -> dict[str, Any]:
+    """The document; `table` is the server's: method, path, endpoint, what it is for; `name` is the model's."""
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    takes, paths = bodies(vocab), dict[str, Any]()
+    takes, paths = bodies(vocab, name), dict[str, Any]()
     for method, path, endpoint, says in table:
         answers: dict[str, Any] = {"200": {"description": "the answer", "content": content(path, path in takes)}}
         answers |= {code: {"description": what, "content": error} for code, what in ERRORS.items()}

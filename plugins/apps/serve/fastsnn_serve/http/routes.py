@@ -204,7 +204,7 @@ class Server(Endpoints):
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
-        return Json(description(self.table(), self.context.vocab, __version__))
+        return Json(description(self.table(), self.context.vocab, self.context.name, __version__))
 
     def card(self) -> dict[str, Any]:
         """The model as /v1/models lists it."""
