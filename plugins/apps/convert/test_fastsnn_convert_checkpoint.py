@@ -61,7 +61,7 @@ def refused(folder: Path, *says: str) -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_reads_every_tensor(tmp_path: Path, shards: int, dtype: torch.dtype) -> None:
     folder = write(tmp_path / "m", dtype=dtype, shards=shards)
     found: dict[str, torch.Tensor] = {}
@@ -142,7 +142,7 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
     save_file(weights | {"model.layers.2.mlp.up_proj.weight": weights[up].clone()}, file)
     refused(folder, "holds model.layers.2.mlp.up_proj.weight", "a llama model does not have")
     save_file(weights | {up: weights[up].to(torch.int8)}, file)
-    refused(folder, f"{up} is stored as I8", "float32, bfloat16 or float16")
+    refused(folder, f"{up} is stored as I8", "float32, float64, bfloat16 or float16")
     save_file(weights | {"lm_head.weight": torch.zeros(19, 16), "model.rotary_emb.inv_freq": torch.zeros(2)}, file)
     import_dense(folder)  # a tied model's own head and old rotary buffers are nobody's
 

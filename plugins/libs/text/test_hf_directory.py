@@ -154,6 +154,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"},
     },
     "class-in-config": {"config.json": {"model_type": "llama", "tokenizer_class": "GPT2Tokenizer", "eos_token_id": 2}},
+    "new-names": {
+        "tokenizer_config.json": {"pad_token": "<|pad|>", "mask_token": "[M]", "unk_token": "<unk>"}
+        | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        | NAMES
+    },
     "image": {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "image_token": "<img>"} | NAMES},
 }
 
@@ -214,6 +219,7 @@ def test_a_sentencepiece_model(tmp_path: Path, kind: str, family: str, bos: bool
             {"default": "FILE", "tool_use": "T"},
         ),
         ({"additional_chat_templates/tool_use.jinja": "T"}, {"tool_use": "T"}),
+        ({"chat_template.jinja": "one\r\ntwo\r\n"}, "one\ntwo\n"),
     ],
 )
 def test_chat_templates(tmp_path: Path, files: dict[str, Any], wanted: Any) -> None:
@@ -261,6 +267,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "another-class": ({"vocab.json": {"a": 0}, "merges.txt": ""}, "GPT2Tokenizer"),
     "tekken": ({"tekken.json": "{}"}, "tekken.json"),
     "no-merges": ({"vocab.json": {"a": 0}, "merges.txt": "x y", "tokenizer_config.json": GPT2}, "merges.txt"),
+    "split": ({"tokenizer_config.json": {"split_special_tokens": True}}, "split_special_tokens"),
     "bad-end": ({"vocab.json": {"a": 0}, "merges.txt": "", "tokenizer_config.json": GPT2,
                  "config.json": {"eos_token_id": "x"}}, "eos_token_id"),
 }  # fmt: skip

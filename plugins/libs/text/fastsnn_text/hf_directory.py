@@ -61,6 +61,11 @@ def text_of(path: Path) -> str:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def lines_of(path: Path) -> str:
+    """A text file whose lines end in a line feed, whatever they end in on disk."""
+    return text_of(path).replace("\r\n", "\n").replace("\r", "\n")
+
+
 def table_of(path: Path) -> dict[str, Any]:
     """A JSON object; {} where there is no file."""
     if not path.is_file():
@@ -78,6 +83,11 @@ def read(folder: Path, config: dict[str, Any] | None = None) -> Found | None:
     """The tokenizer of `folder`, or None where there is none; `config` is its config.json where that is known."""
     config = table_of(folder / "config.json") if config is None else config
     settings = table_of(folder / "tokenizer_config.json")
+    if settings.get("split_special_tokens"):
+        raise TokenizerError(
+            f"{folder / 'tokenizer_config.json'}: split_special_tokens = true (end tokens in a text read letter by "
+            "letter) is not supported; supported: false"
+        )
     kind = class_of(folder, settings, config)
     whole = table_of(folder / "tokenizer.json")
     added = added_tokens(folder, settings, whole)
@@ -95,6 +105,7 @@ def read(folder: Path, config: dict[str, Any] | None = None) -> Found | None:
         if key.endswith("_token") and isinstance(value, str | dict | AddedToken)
     }
     special = {key: value for key, value in special.items() if settings.get(key, value) is not None}
+    special = {key: special[key] for key in [*(k for k in NAMED if k in special), *special]}  # new ones, in this order
     add_to(native, added, special, extra)
     if kind == "Qwen2Tokenizer":
         names = dict.fromkeys([*special.values(), *map(content, extra)])
@@ -249,9 +260,9 @@ def template_of(folder: Path, settings: dict[str, Any]) -> str | dict[str, str] 
     """The chat template: one, or several by name."""
     files = {}
     if (folder / "chat_template.jinja").is_file():
-        files["default"] = text_of(folder / "chat_template.jinja")
+        files["default"] = lines_of(folder / "chat_template.jinja")
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        files[path.name.removesuffix(".jinja")] = text_of(path)
+        files[path.name.removesuffix(".jinja")] = lines_of(path)
     if files:
         return files["default"] if list(files) == ["default"] else files
     said = settings.get("chat_template")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastsnn_conversion.spike_layers import fed
 from fastsnn_conversion.time_folding import cast_half, label, run_time_folded
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import plain
 
 
@@ -82,6 +83,15 @@ def put(root: nn.Module, path: str, value: Any) -> None:
         root.add_module(last, value)
 
 
+def ordered(inputs: tuple[Any, ...], named: dict[str, Any], names: list[str]) -> tuple[Any, ...]:
+    """Inputs in the order of `names`, those given by name behind those given by position."""
+    rest = names[len(inputs) :]
+    if named.keys() - set(rest) or len(inputs) + len(named) != len(names):
+        given = [*(f"{len(inputs)} by position" for _ in inputs[:1]), *named]
+        raise FastSNNError(f"the network's inputs are {', '.join(names)}; got {', '.join(given) or 'none'}")
+    return (*inputs, *(named[name] for name in rest))
+
+
 class Network(nn.Module):
     """Steps over ``[B, …]`` inputs or, with time, ``[B, T, …]``; modules and tensors live under ``net.<path>``."""
 
@@ -136,9 +146,13 @@ class Network(nn.Module):
         return step.function(*args, **kwargs)
 
     def forward(
-        self, *inputs: Tensor, state: Any = None, reset: Tensor | None = None, return_state: bool = False
+        self, *inputs: Tensor, state: Any = None, reset: Tensor | None = None, return_state: bool = False, **named: Any
     ) -> Any:
-        """The output; with `return_state`, ``(output, state)``. `reset` ``[B, T]`` marks first samples of sequences."""
+        """The output; with `return_state`, ``(output, state)``. `reset` ``[B, T]`` marks first samples of sequences.
+
+        Inputs are given by position or by name.
+        """
+        inputs = ordered(inputs, named, [step.name for step in self.steps if step.kind == "input"])
         out, state = run_time_folded(self.body, cast_half(self, inputs), self.ranks, state, reset)
         return (out, state) if return_state else out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -89,6 +90,11 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2, self.norm_first = old.norm1, old.norm2, old.norm_first
         self.dropout, self.dropout1, self.dropout2 = old.dropout, old.dropout1, old.dropout2
         self.activation = old.activation
+        attention: Any = old.self_attn
+        self.turned = isinstance(attention, nn.MultiheadAttention) and not attention.batch_first
+        if self.turned:  # sites need the batch first, so the whole layer works that way
+            self.self_attn = copy.copy(attention)
+            self.self_attn.batch_first = True
 
     def attend(self, x: Tensor, mask: Tensor | None, padding: Tensor | None, causal: bool) -> Tensor:
         """Self-attention and its dropout."""
@@ -107,6 +113,14 @@ class EncoderLayer(nn.Module):
         is_causal: bool = False,
     ) -> Tensor:
         """As the original."""
+        if not self.turned:
+            return self.batch_first(src, src_mask, src_key_padding_mask, is_causal)
+        return self.batch_first(src.transpose(0, 1), src_mask, src_key_padding_mask, is_causal).transpose(0, 1)
+
+    def batch_first(
+        self, src: Tensor, src_mask: Tensor | None, src_key_padding_mask: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        """The layer over [N, L, D]."""
         if self.norm_first:
             x = src + self.attend(self.norm1(src), src_mask, src_key_padding_mask, is_causal)
             return x + self.feed(self.norm2(x))

@@ -23,8 +23,8 @@ CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.i
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 POINTER = b"version https://git-lfs"
 HELD = 64 << 20  # bytes of a mapped file that may stay in memory while it is read
-TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-SUPPORTED = f"supported: {CONFIG} beside {SINGLE}, or {INDEX} with its shards, in float32, bfloat16 or float16"
+TYPES = {"F32": torch.float32, "F64": torch.float64, "BF16": torch.bfloat16, "F16": torch.float16}
+SUPPORTED = f"supported: {CONFIG} beside {SINGLE}, or {INDEX} with its shards, in float32, float64, bfloat16 or float16"
 
 
 class CheckpointError(FastSNNError):

@@ -16,7 +16,7 @@ from fastsnn_convert.modules import layerwise, site_report
 from fastsnn_convert.modules.comparison import Data, check_rebuilt, compare
 from fastsnn_convert.modules.inputs import Call, check_batch, inputs_of, single
 from fastsnn_convert.modules.output_regression import distil
-from fastsnn_convert.modules.prepare import INNER, check_source, prepared
+from fastsnn_convert.modules.prepare import INNER, check_source, check_tensors, prepared, unwrapped
 from fastsnn_convert.modules.rule_engine import Maker, Plan, all_rules, answer, plan, walked
 from fastsnn_convert.modules.site_thresholds import Settings, tune_in_place
 from fastsnn_convert.modules.to_spec import as_calls, obstacles, site_modules, written
@@ -63,6 +63,7 @@ def convert_module(
     over T; ``(y, state) = snn(x, state, return_state=True)`` streams.
     """
     check_source(model)
+    check_tensors(unwrapped(model))
     if steps is not None:
         levels(steps, code)
     data, checks, lessons = (

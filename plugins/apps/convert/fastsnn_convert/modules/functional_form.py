@@ -146,7 +146,7 @@ def pure(step: Step, traced: Traced, changed: bool) -> Step:
         return step
     if step.kind != "call":
         return step
-    kwargs = {k: v for k, v in step.kwargs.items() if k != "inplace"}
+    kwargs = {k: v for k, v in step.kwargs.items() if k not in ("inplace", "out")}
     if step.method:
         name = step.target
         if name.endswith("_") and not name.endswith("__"):
@@ -205,7 +205,10 @@ class Sizes:
         """The constant, or the reference itself."""
         if self.found is None:
             more = [torch.cat([x, x[:1]]) for x in self.example]
-            first, second = (whole_numbers(self.traced, x) for x in (self.example, more))
+            try:
+                first, second = (whole_numbers(self.traced, x) for x in (self.example, more))
+            except Exception:  # its steps run on this batch only: said by the comparison with the model
+                first, second = {}, {}
             self.found = {n: v for n, v in first.items() if n in second and v == second[n]}
         return self.found.get(ref.name, ref)
 

@@ -237,6 +237,12 @@ def bare(path: str) -> str:
     return ".".join(part if part.isidentifier() or part.isdigit() else re.sub(r"\W", "_", f"n{part}") for part in parts)
 
 
+def again(path: str, number: int) -> str:
+    """The path of a module without weights where it is called for the second, third, … time."""
+    above, dot, last = path.rpartition(".")
+    return f"{above}{dot}{'n' if last.isdigit() else ''}{last}_{number}"
+
+
 def steps_of(graph: fx.Graph, shell: nn.Module, opaque: dict[str, str]) -> Traced:
     """An fx graph as steps, one for one."""
     found = Traced([], {}, None, {bare(p): why for p, why in opaque.items()}, {})
@@ -257,7 +263,7 @@ def steps_of(graph: fx.Graph, shell: nn.Module, opaque: dict[str, str]) -> Trace
             module, path = shell.get_submodule(node.target), bare(node.target)
             calls[path] = calls.get(path, 0) + 1
             if calls[path] > 1 and not any(True for _ in (*module.parameters(), *module.buffers())):
-                path = f"{path}_{calls[path]}"  # one ReLU called in several places: each place spikes for itself
+                path = again(path, calls[path])  # one ReLU called in several places: each place spikes for itself
                 module = copy.deepcopy(module)
             found.held[path] = module
             if node.target not in opaque:  # which may be called in ways that its signature does not say

@@ -104,6 +104,11 @@ def check_source(model: Any) -> None:
             )
         if home.startswith(("torch.ao.nn", "torch.nn.quantized", "torch.nn.intrinsic", "torchao.")):
             raise ConversionError(f"{where} is quantised ({home}.{kind}); convert the float module, then quantise")
+    if "eval" in model.__dict__:
+        raise ConversionError(
+            f"the model is a program of torch.export ({type(model).__name__} without train() and eval()), its modules "
+            "taken apart; convert the Python module that it was made of"
+        )
     if any(getattr(nn.modules.module, name) for name in ("_global_forward_hooks", "_global_forward_pre_hooks")):
         raise ConversionError(
             "global forward hooks are set (torch.nn.modules.module.register_module_forward_hook); remove them first: "

@@ -77,12 +77,21 @@ def plan(
     dense = Network(list(traced.steps), copy.deepcopy(traced.held), traced.output, ranks).eval()
     samples: dict[str, Any] = {}
     check_same(type(model).__name__, wanted, run_dense(dense, inputs, samples, traced.opaque), example)
+    check_turned(model, call, dense, example, traced.opaque)
+    late = not_first(dense, inputs, samples)
     maker = Maker(kind, fallback)
     found = decide(traced, rules, samples, maker, dict(options or {}), coverage)
     for step in traced.steps:
         if step.kind == "module" and step.name in found:
             traced.held[step.target] = found[step.name][0].module
     steps, sites = place(traced, found, samples, maker, coverage)
+    for step in steps:
+        if step.name in sites and (value := step.sources()[0]) in late:
+            raise ConversionError(
+                f"{late[value]} reaches {sites[step.name][0]!r} (value {value!r}) with the batch in dimension 1; "
+                "spikes need it in dimension 0. Let sequences stay batch first, [B, L, D], inside the module: "
+                "batch_first=True where there is such an option, and layers before a transposition, not behind it"
+            )
     network = Network(steps, traced.held | {name: sites_[1] for name, sites_ in sites.items()}, traced.output, ranks)
     return Plan(dense, network.eval(), traced, found, {name: served for name, (served, _) in sites.items()}, samples)
 
@@ -131,6 +140,39 @@ def check_same(name: str, wanted: Any, got: Any, example: Sequence[Tensor]) -> N
             f"the traced network gives another output than {name}: something in its forward is random, or depends on "
             "more than its inputs. Make it a module of its own, or use functional=False"
         )
+
+
+def check_turned(
+    model: nn.Module, call: Call, dense: Network, example: tuple[Tensor, ...], opaque: Mapping[str, str]
+) -> None:
+    """The same on other samples: a hook may have kept values of the first ones, and tracing takes them for constants.
+
+    The samples come in the other order, at twice their size where they are numbers.
+    """
+    other = tuple(x.flip(0) * (2 if x.is_floating_point() else 1) for x in example)
+    try:
+        wanted = answer(model, call, other)
+    except ConversionError:
+        return  # not every module takes any numbers
+    check_same(type(model).__name__, wanted, run_dense(dense, single(other), {}, opaque), other)
+
+
+def not_first(dense: Network, inputs: tuple[Tensor, ...], samples: Mapping[str, Any]) -> dict[str, str]:
+    """Values whose dimension 0 is not the batch but another one is, with their shapes: seen by one sample more."""
+    found: dict[str, str] = {}
+
+    def see(step: Step, value: Any) -> None:
+        before = samples.get(step.name)
+        if isinstance(value, Tensor) and isinstance(before, Tensor) and value.ndim == before.ndim:
+            moved = [i for i, (a, b) in enumerate(zip(before.shape, value.shape)) if a != b]
+            if moved and moved[0]:
+                found[step.name] = str(list(before.shape))
+
+    try:
+        run_all(dense, tuple(torch.cat([x, x[:1]]) for x in inputs), see)
+    except Exception:
+        return {}  # takes one size of batch only
+    return found
 
 
 @attrs.frozen
