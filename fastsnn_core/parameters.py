@@ -88,6 +88,8 @@ def validate(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
     """The attrs validator behind `param` and `slot`: type first, then bounds."""
     where = f"{getattr(type(instance), 'name', '') or type(instance).__name__}.{field.name}"
     hint = hints(type(instance))[field.name]
+    if isinstance(value, list) and matches(tuple(value), hint):
+        object.__setattr__(instance, field.name, value := tuple(value))
     if not matches(value, hint):
         raise ParamError(where, f"expected {type_name(hint)}, got {value!r}")
     if problem := bounds_of(field).problem(value):

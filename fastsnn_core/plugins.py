@@ -260,17 +260,17 @@ def create(kind: type[Component] | str, name: str, **params: Any) -> Any:
     """A component by kind and name: ``create(Neuron, "lif", tau=4.0)``."""
     kind_name = kind if isinstance(kind, str) else kind.kind
     cls: Any = registry().find(kind_name, name)[1]
-    known = {f.name for f in attrs.fields(cls)}
-    for key in params:
-        if key not in known:
-            raise LookupFailure(f"{kind_name} {name!r} has no parameter {key!r}", did_you_mean(key, known, "it has"))
+    known = {f.name: f.default is attrs.NOTHING for f in attrs.fields(cls)}
+    for key in [key for key in params if key not in known]:
+        raise LookupFailure(f"{kind_name} {name!r} has no parameter {key!r}", did_you_mean(key, known, "it has"))
+    for key in [key for key, needed in known.items() if needed and key not in params]:
+        raise LookupFailure(f"{kind_name} {name!r} needs its parameter {key!r}", "it has " + ", ".join(known))
     return cls(**params)
 
 
 def classes(kind: str) -> Iterable[tuple[str, type[Component]]]:
     """``(plugin, class)`` of every loaded component of a kind, sorted by name."""
-    table = registry().components.get(kind, {})
-    return [hit for name in sorted(table) for hit in table[name]]
+    return [hit for _, hits in sorted(registry().components.get(kind, {}).items()) for hit in hits]
 
 
 def first_party(kind: str, name: str) -> str | None:

@@ -71,9 +71,7 @@ def refuse(name: str) -> ArgumentError:
         return ArgumentError("spikes are not changed in place (spikes[i] = x); write v = spikes.value() and v[i] = x")
     if name in AUGMENTED:
         return ArgumentError(f"spikes are not changed in place ({name}); write x = x + y instead of x += y")
-    return ArgumentError(
-        f"spikes are not changed in place ({name}); write spikes.{name.rstrip('_')}(…), or {name} on spikes.value()"
-    )
+    return ArgumentError(f"spikes are not changed in place ({name}); write {name} on v = spikes.value()")
 
 
 def _as_value(name: str) -> Callable[..., Any]:

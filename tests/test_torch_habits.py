@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastsnn_core import load
+from fastsnn_core import create, load
 from fastsnn_core.errors import ArgumentError, FastSNNError
 
 pytest.importorskip("fastsnn")
@@ -201,3 +201,14 @@ def test_names_are_completed_and_nothing_is_printed(model, capfd):
     assert {"clone", "tolist", "numpy", "T", "relu", "counts", "value"} <= set(dir(fastsnn.SpikeTensor))
     FastSNN.fit(model, [IDS], max_steps=2, quiet=True)
     assert capfd.readouterr() == ("", "")
+
+
+def test_components_take_lists_and_say_what_they_miss():
+    gla = create("attention", "gla")
+    spec = create("model", "decoder", attention=[gla, gla])
+    assert spec.attention == (gla, gla)
+    assert hash(spec) == hash(create("model", "decoder", attention=(gla, gla)))
+    with pytest.raises(FastSNNError, match=r"attention: expected list of attention, got \[3\]"):
+        create("model", "decoder", attention=[3])
+    with pytest.raises(FastSNNError, match=r"model 'sequential' needs its parameter 'input'\n  help: it has "):
+        create("model", "sequential", layers=3)
