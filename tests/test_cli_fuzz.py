@@ -164,7 +164,10 @@ def spoil(rng: random.Random, verb: str, known: list[argparse.Action]) -> list[s
         action = rng.choice([a for a in known if wrong_values(a)])
         return [verb, *words, action.option_strings[-1], rng.choice(wrong_values(action))]
     i = rng.choice(inputs if way == "input" else outputs)
-    words[i] = rng.choice(INPUTS[words[i]] if way == "input" else TARGETS[words[i]])
+    wrong = INPUTS[words[i]] if way == "input" else TARGETS[words[i]]
+    if words[i] == "made.snn" and "m.snn" not in words:
+        wrong = tuple(w for w in wrong if w != "m.snn")  # no input: an earlier result may be replaced
+    words[i] = rng.choice(wrong)
     if verb == "show" and words == ["hf"]:
         words = ["empty"]
     return [verb, *words]
