@@ -37,7 +37,7 @@ from fastsnn_convert.language.families import import_dense
 from fastsnn_core import load
 from fastsnn_core.probe import probe
 from fastsnn_core.state import nbytes
-from fastsnn_train.evaluation.evaluate import Tally
+from fastsnn_train.evaluation.evaluate import SpikeTotals
 
 OURS = {"S = 3": {"steps": 3}, "S = 4": {"steps": 4}, "S = 5": {"steps": 5}} | {
     f"k = {k}": {"k": float(k)} for k in (1, 2, 3, 6)
@@ -107,7 +107,7 @@ def rows(opts: argparse.Namespace) -> dict[str, Any]:
         model = converted(name, fit, options, opts.keep)
         with probe(model) as trace, torch.no_grad():
             model(test[:4])
-        tally = Tally()
+        tally = SpikeTotals()
         tally.add(trace)
         figures = tally.figures()
         found.ours(name, model, **{k: figures[k] for k in ("silent_fraction", "spikes_per_channel", "steps")})

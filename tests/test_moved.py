@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from fastsnn_core import moved
 
+ROOT = Path(__file__).resolve().parents[1]
 SEEDS = [
     "fastsnn.builder.config",
     "fastsnn.builder.model_from_config",
@@ -46,6 +49,30 @@ def test_an_old_name_of_a_function_is_the_new_function():
             assert getattr(quantization, old) is getattr(quantization, new)
     with pytest.raises(AttributeError, match="never_was"):
         _ = quantization.never_was
+
+
+def classes_that_were_renamed() -> list[tuple[str, str, str]]:
+    """``(module, old name, new name)`` of every ``__getattr__ = renamed(__name__, {…})`` with its table in place."""
+    found = []
+    for path in ROOT.glob("plugins/*/*/*/**/*.py"):
+        for node in (
+            ast.parse(path.read_text(encoding="utf-8")).body if "= renamed(__name__" in path.read_text() else ()
+        ):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                where = path.relative_to(ROOT).with_suffix("").parts[3:]
+                module = ".".join(where).removesuffix(".__init__")
+                if ast.unparse(node.targets[0]) == "__getattr__" and isinstance(node.value.args[1], ast.Dict):
+                    found += [(module, old, new) for old, new in ast.literal_eval(node.value.args[1]).items()]
+    return found
+
+
+def test_an_old_name_of_a_class_is_the_new_class():
+    found = classes_that_were_renamed()
+    assert ("fastsnn_rule_linear_layer", "Linear", "LinearRule") in found
+    for module, old, new in found:
+        there = importlib.import_module(module)
+        with pytest.warns(DeprecationWarning, match=f"{module}.{old} is now {module}.{new}"):
+            assert getattr(there, old) is getattr(there, new)
 
 
 def test_the_seeds_paths_do_not_warn():

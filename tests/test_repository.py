@@ -206,6 +206,26 @@ def test_exports_exist_and_are_sorted():
         _ = fastsnn_core.nonsense
 
 
+SHARED_CLASS_NAMES: dict[str, str] = {}
+"""Class names that may stand in two modules, and why."""
+
+
+def test_a_class_name_means_one_thing():
+    """A second class of the same name in another module makes readers (and searches) mistake one for the other."""
+    seen: dict[str, list[str]] = {}
+    for path in TRACKED:
+        parts = path.relative_to(ROOT).parts
+        shipped = parts[0] == "fastsnn_core" or (parts[0] in ("plugins", "contrib") and len(parts) > 3)
+        if path.suffix != ".py" or not shipped or path.name.startswith("test_"):
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                seen.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    twice = {name: paths for name, paths in seen.items() if len(paths) > 1}
+    assert {name: paths for name, paths in twice.items() if name not in SHARED_CLASS_NAMES} == {}
+    assert SHARED_CLASS_NAMES.keys() <= twice.keys()
+
+
 def test_every_hook_is_documented():
     assert set(hookspecs.HOOKS) == {hookspecs.hook_of(kind) for kind in KINDS}
     for name in hookspecs.HOOKS:

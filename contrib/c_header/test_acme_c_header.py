@@ -12,7 +12,7 @@ from acme_c_header import CHeader
 
 from fastsnn_core import build
 from fastsnn_core.testing import conformance
-from fastsnn_model_nir_graph import NirGraph, Node
+from fastsnn_model_nir_graph import NirGraph, NirNode
 
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 test_c_header = conformance("c_header")
@@ -33,7 +33,7 @@ int main(int, char **argv) {
 
 
 def node(name, kind, sources, shape=(), bias=False, **more):
-    return Node(name=name, kind=kind, sources=sources, shape=shape, bias=bias, **more)
+    return NirNode(name=name, kind=kind, sources=sources, shape=shape, bias=bias, **more)
 
 
 def dense():

@@ -26,11 +26,11 @@ class Forced:
     """What `use` and `substitute` ask for in this context: the blocks that are open, the latest last."""
 
     def __init__(self) -> None:
-        self.blocks: ContextVar[tuple[Block, ...]] = ContextVar("fastsnn_forced", default=())
+        self.blocks: ContextVar[tuple[Override, ...]] = ContextVar("fastsnn_forced", default=())
         self.open = self.blocks.get
 
     @contextlib.contextmanager
-    def opened(self, block: Block) -> Iterator[None]:
+    def opened(self, block: Override) -> Iterator[None]:
         """`block` counts until its own end, in whatever order several end."""
         self.blocks.set((*self.blocks.get(), block))
         try:
@@ -47,7 +47,7 @@ class Forced:
 
 
 @attrs.frozen(eq=False)
-class Block:
+class Override:
     """One open `use` (a kernel's name) or `substitute` (implementations by operator)."""
 
     kernel: str = ""
@@ -159,12 +159,12 @@ def registered() -> dict[str, Operator]:
 
 def use(kernel: str) -> contextlib.AbstractContextManager[None]:
     """Force one implementation by name (``"naive"``, ``"numba"``, …) inside the block, in this thread or task only."""
-    return _forced.opened(Block(kernel))
+    return _forced.opened(Override(kernel))
 
 
 def substitute(table: Mapping[str, Callable[..., Any]]) -> contextlib.AbstractContextManager[None]:
     """Run other callables in the place of some operators inside the block, in this thread or task only."""
-    return _forced.opened(Block(table=table))
+    return _forced.opened(Override(table=table))
 
 
 def record_path(operator: str, path: str, why: str = "") -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastsnn_convert.language.families import import_dense, source_of, spec_of
-from fastsnn_convert.language.hf_checkpoint import Checkpoint, CheckpointError
+from fastsnn_convert.language.hf_checkpoint import Checkpoint, SourceError
 from fastsnn_core import build
 
 CONFIG = {
@@ -54,7 +54,7 @@ def write(folder: Path, config: dict | None = None, *, dtype: torch.dtype = torc
 
 
 def refused(folder: Path, *says: str) -> None:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(SourceError) as caught:
         import_dense(folder)
     for text in says:
         assert text in str(caught.value), f"{text!r} is not in: {caught.value}"

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Native
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from fastsnn_convert.language.families import import_dense
-from fastsnn_convert.language.hf_checkpoint import CheckpointError
+from fastsnn_convert.language.hf_checkpoint import SourceError
 from fastsnn_core.errors import FastSNNError
 from fastsnn_text import prompt_ids, tokenizer_of
 
@@ -211,9 +211,9 @@ def test_rotary_scaling(tmp_path: Path) -> None:
     factors = (1 / ((1 - smooth) / 8 + smooth)).astype(np.float32)
     found = rope(tensors={"rope_freqs.weight": factors})
     assert (found.scaling, found.factor, found.low, found.high, found.original) == ("llama3", 8.0, 1.0, 4.0, 8192)
-    with pytest.raises(CheckpointError, match=r"rope_freqs\.weight"):
+    with pytest.raises(SourceError, match=r"rope_freqs\.weight"):
         rope(tensors={"rope_freqs.weight": factors * 2})
-    with pytest.raises(CheckpointError, match="longrope"):
+    with pytest.raises(SourceError, match="longrope"):
         rope(more={"llama.rope.scaling.type": "longrope"})
 
 

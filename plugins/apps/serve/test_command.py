@@ -18,13 +18,13 @@ from fastsnn_core import save
 from fastsnn_serve import Engine, app, serve
 from fastsnn_serve.engine import CHUNK
 from fastsnn_serve.engine.detokenizer import Detokenizer
-from fastsnn_serve.http.chat_template import ChatTemplate
+from fastsnn_serve.http.chat_template import RequestChatTemplate
 from fastsnn_serve.testing import TEXT, Recorder, attached, decoder, run, send
 from fastsnn_text import ByteTokenizer, Sampling, attach, generate_ids, train_bpe
 
 
 def test_plain_template_carries_a_reply_over() -> None:
-    template = ChatTemplate(ByteTokenizer(), None)
+    template = RequestChatTemplate(ByteTokenizer(), None)
     first = template.ids([{"role": "user", "content": "Hi"}])
     second = template.ids(
         [

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from fastsnn_core import create
 from fastsnn_core.state import leaves, nbytes, tree_map
 from fastsnn_serve import Engine, app, serve
-from fastsnn_serve.engine.streams import Delta, Prompt
+from fastsnn_serve.engine.streams import CompletionDelta, Prompt
 from fastsnn_serve.testing import Recorder, attached, connect, decoder, expected, lasting, run, send, text_of, until
 
 
@@ -63,7 +63,7 @@ def test_state_is_constant(model: Any) -> None:
     said = Recorder(engine, [65], 501, seed=lasting(model, [65], 501))
     told = said.stream.listener
 
-    def measure(piece: Delta) -> None:
+    def measure(piece: CompletionDelta) -> None:
         state = said.stream.state
         behind = sum(tensor.untyped_storage().nbytes() for _, tensor in leaves(state))
         sizes[len(said.stream.ids)] = (nbytes(state), behind)

@@ -16,9 +16,9 @@ from fastsnn_integer.quantization import quantise
 from fastsnn_text import attach, load_tokenizer
 from fastsnn_tune import path, tune
 from fastsnn_tune.cli import main
-from fastsnn_tune.dial import Notch, notches, silent_channels, turn, value_of, values_for
-from fastsnn_tune.path import Path, better, first, where
-from fastsnn_tune.search import Step, costs, merged, ordered, windows_of
+from fastsnn_tune.dial import DialSetting, dial_settings, set_dials, silent_channels, value_of, values_for
+from fastsnn_tune.dial_path import DialPath, better, first, where
+from fastsnn_tune.search import DialStep, costs, merged, ordered, windows_of
 
 TEXT = "A neuron keeps what it hears, leaks a little, and speaks only when it must. " * 12
 SMALL = {"seq_len": 32, "calibration_tokens": 128, "held_out_tokens": 96, "points": 3, "decode_tokens": 0}
@@ -56,7 +56,7 @@ def test_a_dial_is_the_least_that_reaches(neuron, dial, fraction):
     already = silent_channels(site, x) / x.numel()
     values = values_for(group, names, {"a": x}, fraction)
     assert value_of(site, dial) == before
-    turn(group, names, values)
+    set_dials(group, names, values)
     reached = silent_channels(site, x) / x.numel()
     assert fraction <= reached <= max(already, fraction + 0.02)
 
@@ -67,15 +67,15 @@ def test_sites_turned_together_share_an_amount():
     xs = {"a": torch.randn(1, 50, 64), "b": torch.randn(1, 50, 64) ** 3}
     values = values_for(group, dict.fromkeys("ab", "dead_zone"), xs, 0.7)
     assert values["a"] == values["b"]
-    turn(group, dict.fromkeys("ab", "dead_zone"), values)
+    set_dials(group, dict.fromkeys("ab", "dead_zone"), values)
     silent = {n: silent_channels(site, xs[n]) / 3200 for n, site in group.items()}
     assert abs(sum(silent.values()) / 2 - 0.7) < 0.01
     assert abs(silent["a"] - silent["b"]) > 0.05
 
 
 def test_paths_take_the_cheapest_first_and_keep_the_order_of_a_site():
-    a = [Step("a", 1, 0.1, 0.1), Step("a", 2, 0.4, 0.1)]
-    b = [Step("b", 1, 0.3, 0.1), Step("b", 2, 0.1, 0.1)]  # its second step is cheaper: both are one
+    a = [DialStep("a", 1, 0.1, 0.1), DialStep("a", 2, 0.4, 0.1)]
+    b = [DialStep("b", 1, 0.3, 0.1), DialStep("b", 2, 0.1, 0.1)]  # its second step is cheaper: both are one
     assert merged(b) == [b]
     assert [(s.site, s.value) for s in ordered([a, b])] == [("a", 1), ("b", 1), ("b", 2), ("a", 2)]
     assert first(5, lambda n: n >= 3) == 3
@@ -84,9 +84,9 @@ def test_paths_take_the_cheapest_first_and_keep_the_order_of_a_site():
 
 
 def test_the_better_path_is_taken():
-    cheap = Path(None, {}, None, [{}] * 5, {n: (0.1 * n, 0.2 * n) for n in range(5)})
-    dear = Path(None, {}, None, [{}] * 5, {n: (0.2 * n, 0.2 * n) for n in range(5)})
-    short = Path(None, {}, None, [{}] * 2, {n: (0.0, 0.2 * n) for n in range(2)})
+    cheap = DialPath(None, {}, None, [{}] * 5, {n: (0.1 * n, 0.2 * n) for n in range(5)})
+    dear = DialPath(None, {}, None, [{}] * 5, {n: (0.2 * n, 0.2 * n) for n in range(5)})
+    short = DialPath(None, {}, None, [{}] * 2, {n: (0.0, 0.2 * n) for n in range(2)})
     assert better([dear, cheap, short], 0.6, None) == (cheap, 3)
     assert better([dear, cheap], None, 1.25) == (cheap, 2)
     assert better([dear, cheap], None, None) == (cheap, 0)
@@ -95,7 +95,7 @@ def test_the_better_path_is_taken():
 
 
 def test_costs_between_measurements_follow_the_error():
-    rows = [Notch(0.1 * i, 0.1 * i, float(i * i)) for i in range(6)]
+    rows = [DialSetting(0.1 * i, 0.1 * i, float(i * i)) for i in range(6)]
     assert costs(rows, {}) == [0.0] * 6
     assert costs(rows, {5: 2.5}) == pytest.approx([0.0, 0.1, 0.4, 0.9, 1.6, 2.5])
     found = costs(rows, {2: -0.01, 4: 3.2})  # noise below nothing: the ratio of both together
@@ -109,7 +109,7 @@ def test_notches_rise_and_leave_the_dial_alone():
     site, x = SpikeSite(create("neuron", "adaptive_threshold").build(64)), torch.randn(2, 50, 64)
     for dial in ("dead_zone", "k", "top"):
         before = value_of(site, dial)
-        rows = notches(site, dial, x)
+        rows = dial_settings(site, dial, x)
         assert value_of(site, dial) == before
         assert rows[0].error == 0.0
         assert [r.silent for r in rows] == sorted(r.silent for r in rows)
@@ -173,15 +173,15 @@ def test_a_budget_is_kept_on_text_that_played_no_part_in_the_choice(monkeypatch)
     monkeypatch.setattr(path, "turn_model", lambda model, names, values: model.append(values))
     monkeypatch.setattr(path, "window_losses", lambda model, windows: losses[model[-1]] + windows)
     seen = {n: (0.05 * n, 0.1 * n) for n in range(6)}  # where it is looked for, each setting costs half as much
-    rows = [Path([], {}, None, list(range(6)), seen, check) for check in (None, torch.zeros(4))]
+    rows = [DialPath([], {}, None, list(range(6)), seen, check) for check in (None, torch.zeros(4))]
     ends = [better([row], None, math.exp(0.26))[1] for row in rows]
     assert ends == [5, 2]
     noise = torch.tensor([0.04, -0.04, 0.04, -0.04])  # the same mean, less sure of it
     losses = {n: row + n * noise for n, row in losses.items()}
-    unsure = Path([], {}, None, list(range(6)), seen, torch.zeros(4))
+    unsure = DialPath([], {}, None, list(range(6)), seen, torch.zeros(4))
     assert unsure.cost(2) == pytest.approx(0.2 + 1.645 * 2 * float(noise.std()) / 2)
     assert better([unsure], None, math.exp(0.26))[1] == 1
-    alone = Path([], {}, None, list(range(6)), seen, torch.zeros(1))  # one window tells no error: its cost, again
+    alone = DialPath([], {}, None, list(range(6)), seen, torch.zeros(1))  # one window tells no error: its cost, again
     losses = {n: row[:1] for n, row in losses.items()}
     assert alone.cost(1) == pytest.approx(2.645 * float(losses[1] - losses[0]))
 
@@ -218,7 +218,7 @@ def test_goals_that_make_no_sense_are_refused():
         quick(model(sites=[]), silent=0.5)
     with pytest.raises(ValueError, match="there are auto, each and together"):
         quick(net, silent=0.5, mode="both")
-    with pytest.raises(ValueError, match="do not turn together"):
+    with pytest.raises(ValueError, match="have no amount in common"):
         quick(model(at=[{"sites": ["ffn_in"], "neuron": {"kind": "ilif"}}]), silent=0.5, mode="together")
     with pytest.raises(ValueError, match="tokens; at least 198 are needed"):
         tune(net, "short", silent=0.5, seq_len=32)
@@ -255,13 +255,13 @@ def test_a_large_decoder_is_tuned_by_estimates_from_one_backward_pass(monkeypatc
         before = net(chosen[:, :-1]).log_softmax(-1)
         for steps in estimates:
             alone, last = {steps[0].site: found[steps[0].site]}, steps[-1].value
-            turn(alone, names, {steps[0].site: last})
+            set_dials(alone, names, {steps[0].site: last})
             after = net(chosen[:, :-1]).log_softmax(-1)
-            turn(alone, names, dict.fromkeys(alone, 0.0))
+            set_dials(alone, names, dict.fromkeys(alone, 0.0))
             divergence = float((before.exp() * (before - after)).sum(-1).mean())
             assert 0.5 < sum(s.nats for s in steps) / divergence < 2, steps[0].site
     monkeypatch.setattr(search, "loss", counted := Counted(search.loss))
-    monkeypatch.setattr("fastsnn_tune.path.loss", counted)
+    monkeypatch.setattr("fastsnn_tune.dial_path.loss", counted)
     tuned = quick(net, silent=0.5)
     assert 0.45 <= tuned.after.silent_fraction <= 0.75
     assert counted.calls < 30, "a few readings of the text, not some for every site"

@@ -17,7 +17,7 @@ from fastsnn_integer.decode_step import NotYet
 from fastsnn_kernel_numba import fused_decoder_compile as kernel
 from fastsnn_kernel_numba import layout, numba_runtime
 from fastsnn_kernel_numba.fused_decoder_runtime import NumbaStepper
-from fastsnn_kernel_numba.fused_decoder_work import Work
+from fastsnn_kernel_numba.fused_decoder_work import Workspace
 from fastsnn_modules.operands import OperandError
 
 STALE = """
@@ -159,17 +159,16 @@ def test_rows_must_have_the_fields_of_their_table():
     into = layout.packer(layout.GEMV)
     with pytest.raises(TypeError, match="wanted counts, kind"):
         into(np.zeros(99, np.int64), 0, counts=1)
-    assert set(Work._fields) == set(layout.ARRAYS)
+    assert set(Workspace._fields) == set(layout.ARRAYS)
 
 
 def test_compiled_files_know_where_the_named_tuples_of_their_arguments_are(monkeypatch):
     """One that moved to another module made Numba's files unreadable: the fused step never came again."""
     from fastsnn_kernel_numba import fused_decoder_compile, numba_runtime
-    from fastsnn_kernel_numba.fused_decoder_work import Work
 
-    assert f"{Work.__module__.rpartition('.')[2]}.Work" in numba_runtime.argument_types().split()
+    assert f"{Workspace.__module__.rpartition('.')[2]}.Workspace" in numba_runtime.argument_types().split()
     monkeypatch.setattr(numba_runtime, "_digests", {})
     before = numba_runtime.digest(fused_decoder_compile._walk)
     monkeypatch.setattr(numba_runtime, "_digests", {})
-    monkeypatch.setattr(numba_runtime, "argument_types", lambda: "elsewhere.Work")
+    monkeypatch.setattr(numba_runtime, "argument_types", lambda: "elsewhere.Workspace")
     assert numba_runtime.digest(fused_decoder_compile._walk) != before

@@ -57,7 +57,7 @@ def both(call):
     return found, wanted
 
 
-def agree(found: fused_row_ops.Counts, wanted: fused_row_ops.Counts) -> None:
+def agree(found: fused_row_ops.CountRows, wanted: fused_row_ops.CountRows) -> None:
     assert torch.equal(found.v.nan_to_num(7.0), wanted.v.nan_to_num(7.0))
     assert found.narrow == wanted.narrow
     assert torch.equal(found.counts.nan_to_num(7.0), wanted.counts.nan_to_num(7.0))
@@ -137,7 +137,7 @@ def test_a_gate_with_a_threshold_of_its_own():
 def test_project(n, density):
     weight = fastsnn_events.input_major(encode(torch.randn(50, 70))[0])
     x = torch.randint(-127, 128, (n, 70), dtype=torch.int8) * (torch.rand(n, 70) < density)
-    counts = fused_row_ops.Counts(x, torch.ones(n, 1), int(torch.count_nonzero(x)))
+    counts = fused_row_ops.CountRows(x, torch.ones(n, 1), int(torch.count_nonzero(x)))
     found, wanted = both(lambda: fused_row_ops.project(counts, MatrixForm(weight, torch.ones(50))).total)
     assert found.dtype == torch.int32
     assert torch.equal(found, wanted)

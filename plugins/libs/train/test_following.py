@@ -13,7 +13,7 @@ from attrs import frozen
 from fastsnn_core import Session, Tracker, create, param
 from fastsnn_train import TrainConfig, Trainer
 from fastsnn_train.loop.callbacks import InterruptGuard
-from fastsnn_train.loop.progress import Progress, facts
+from fastsnn_train.loop.progress import TrainingProgress, facts
 
 
 @frozen
@@ -149,7 +149,7 @@ def test_a_terminal_gets_a_bar_with_speed_loss_firing_and_time_left(monkeypatch)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "140")
     row = {"step": 1, "loss": 2.5, "tokens_per_second": 1234.0, "silent": 0.25, "mean_count": 1.5, "held_out": 2.75}
-    with Progress(4) as progress:
+    with TrainingProgress(4) as progress:
         for step in (1, 2, 3):
             progress.update(step, row)
             progress.log(row)

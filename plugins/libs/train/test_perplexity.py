@@ -13,7 +13,7 @@ from fastsnn_text import ByteTokenizer, attach
 from fastsnn_train import Packed, evaluate, evaluate_text, standard_error
 from fastsnn_train.evaluation import figures
 from fastsnn_train.evaluation.evaluate import position_nats
-from fastsnn_train.evaluation.figures import Tally, nats
+from fastsnn_train.evaluation.figures import SpikeTotals, nats
 from fastsnn_train.evaluation.perplexity import windows_of
 from fastsnn_train.evaluation.recall import recall
 
@@ -139,7 +139,7 @@ def test_no_record_of_a_site_outlives_its_call(model):
 
 def test_what_is_handed_on_is_what_a_trace_holds(model):
     model.eval()
-    tokens, whole, piecewise = torch.arange(40)[None], Tally(), Tally()
+    tokens, whole, piecewise = torch.arange(40)[None], SpikeTotals(), SpikeTotals()
     with torch.no_grad(), probe(model) as trace:
         model(tokens)
     whole.add(trace)

@@ -90,10 +90,10 @@ def gradients(kind: str, accumulate: int = 1, mask: bool = False) -> dict[str, t
         ((tokens, reset),) = batches([masked()])
         step.targets = (scored(tokens) or 0) / trainer.world.size
     rows, marks = trainer.world.rows(tokens), None if reset is None else trainer.world.rows(reset)
-    from fastsnn_train.loop.activation_sparsity import Sparsity
+    from fastsnn_train.loop.activation_sparsity import ActivationSparsity
     from fastsnn_train.loop.firing_rate import SpikeObservations
 
-    step.backward(rows, marks, (SpikeObservations(), Sparsity()), 0, eager=True)
+    step.backward(rows, marks, (SpikeObservations(), ActivationSparsity()), 0, eager=True)
     step.network.meet()
     return {name: full(p.grad).clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
 

@@ -9,7 +9,7 @@ import torch
 from fastsnn_core import build
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.testing import conformance
-from fastsnn_model_nir_graph import NirGraph, Node
+from fastsnn_model_nir_graph import NirGraph, NirNode
 from fastsnn_model_nir_graph.order import arrange
 from fastsnn_model_nir_graph.units import CONSTANTS
 
@@ -18,7 +18,7 @@ DT = 1e-3
 
 
 def node(name, kind, sources, shape=(), bias=False, **more):
-    return Node(name=name, kind=kind, sources=sources, shape=shape, bias=bias, **more)
+    return NirNode(name=name, kind=kind, sources=sources, shape=shape, bias=bias, **more)
 
 
 def network(*nodes, output=None, shape=(3,), dt=DT, **constants):

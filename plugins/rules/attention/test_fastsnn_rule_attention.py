@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from fastsnn_conversion.context import ConversionError
 from fastsnn_conversion.testing import check_rule
 from fastsnn_core.testing import conformance
-from fastsnn_rule_attention import SOFTMAX, Attention, AttentionRule, Encoder
+from fastsnn_rule_attention import SOFTMAX, AttentionRule, Encoder, ProjectedAttention
 
 test_attention = conformance("attention")
 
@@ -78,7 +78,7 @@ def test_encoder(norm_first, activation):
 
 def test_what_is_not_covered_is_refused():
     with pytest.raises(ConversionError, match="add_bias_kv or add_zero_attn is not covered"):
-        Attention(nn.MultiheadAttention(8, 2, add_zero_attn=True))
+        ProjectedAttention(nn.MultiheadAttention(8, 2, add_zero_attn=True))
 
 
 def test_probabilities_are_kept():

@@ -14,7 +14,7 @@ from fastsnn_core.probe import Record
 from fastsnn_core.subject import Subject
 from fastsnn_core.testing import conformance
 from fastsnn_leaky.neurons import Leaky
-from fastsnn_scope_sparsity import Sparsity, place
+from fastsnn_scope_sparsity import SparsityScope, place
 
 test_sparsity = conformance("sparsity")
 
@@ -28,7 +28,7 @@ def subject(module: nn.Module | None = None, **sites: list[list[float]]) -> Subj
 
 
 def test_three_sparsities_by_hand():
-    data = Sparsity().measure(subject(layers_0_a=[[0, 0, 1, -3], [0, 0, 0, 4]]))
+    data = SparsityScope().measure(subject(layers_0_a=[[0, 0, 1, -3], [0, 0, 0, 4]]))
     (row,) = data["sites"]
     assert row["silent_fraction"] == 5 / 8
     assert row["spikes_per_channel"] == 4 / 8  # 1, two bits of 3, one bit of 4
@@ -40,19 +40,19 @@ def test_three_sparsities_by_hand():
 
 
 def test_overall_weighs_sites_by_their_channels():
-    data = Sparsity().measure(subject(layers_0_a=[[0, 0, 0, 0]] * 3, layers_1_a=[[1, 1, 1, 1]]))
+    data = SparsityScope().measure(subject(layers_0_a=[[0, 0, 0, 0]] * 3, layers_1_a=[[1, 1, 1, 1]]))
     assert data["overall"]["silent_fraction"] == pytest.approx(0.75)
     assert ["silent fraction", "75.0%"] in data["headline"]
 
 
 def test_silent_and_saturated_sites_are_flagged():
     leaky = Leaky(beta=0.5, threshold=1.0, lo=0.0, hi=4.0)
-    data = Sparsity().measure(subject(leaky, layers_0_a=[[0, 0]], layers_1_a=[[4, 4]], layers_2_a=[[4, 1]]))
+    data = SparsityScope().measure(subject(leaky, layers_0_a=[[0, 0]], layers_1_a=[[4, 4]], layers_2_a=[[4, 1]]))
     assert [r["flag"] for r in data["sites"]] == ["silent", "saturated", ""]
     assert data["sites"][2]["at_limit"] == 0.5
     assert data["notes"] == ["layers.0.a is silent", "layers.1.a is saturated"]
     assert data["tables"][0]["columns"][-1] == ""
-    unlimited = Sparsity().measure(subject(layers_0_a=[[9, 9]]))
+    unlimited = SparsityScope().measure(subject(layers_0_a=[[9, 9]]))
     assert unlimited["sites"][0]["at_limit"] is None
     assert unlimited["notes"] == ["No site is silent, none is saturated."]
 
@@ -64,7 +64,7 @@ def test_places_of_sites():
 
 
 def test_draws_every_layer_and_frames_the_flagged():
-    scope = Sparsity()
+    scope = SparsityScope()
     data = json.loads(json.dumps(scope.measure(subject(layers_0_a=[[0, 0]], layers_1_b=[[1, 2]], head=[[1, 1]]))))
     figure = Figure()
     scope.draw(data, figure)

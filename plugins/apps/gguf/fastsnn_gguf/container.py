@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 
-from fastsnn_convert.language.hf_checkpoint import CheckpointError
+from fastsnn_convert.language.hf_checkpoint import SourceError
 
 MAGIC = b"GGUF"
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
@@ -43,21 +43,19 @@ class CheckedReader(GGUFReader):
                 kind = GGMLQuantizationType(int(raw[0]))
             except ValueError:
                 known = ", ".join(TYPES)
-                raise CheckpointError(
+                raise SourceError(
                     f"{self.path}: {field.name} is of the unknown type {int(raw[0])}; supported: {known}"
                 ) from None
             if kind.name not in TYPES:
-                raise CheckpointError(
-                    f"{self.path}: {field.name} is stored as {kind.name}; supported: {', '.join(TYPES)}"
-                )
+                raise SourceError(f"{self.path}: {field.name} is stored as {kind.name}; supported: {', '.join(TYPES)}")
             block, size = GGML_QUANT_SIZES[kind]
             count = int(np.prod([int(n) for n in dims], dtype=object)) if len(dims) else 1
             if len(dims) and int(dims[0]) % block:
-                raise CheckpointError(f"{self.path}: {field.name} has rows of {int(dims[0])}, no multiple of {block}")
+                raise SourceError(f"{self.path}: {field.name} has rows of {int(dims[0])}, no multiple of {block}")
             end = start_offs + int(offset[0]) + count // block * size
             if end > len(self.data):
                 says = f"{field.name} ends at byte {end}, the file has {len(self.data)}"
-                raise CheckpointError(f"{self.path} is truncated: {says}")
+                raise SourceError(f"{self.path} is truncated: {says}")
         super()._build_tensors(start_offs, fields)
 
 
@@ -77,14 +75,12 @@ class Container:
         for reader in self.readers:
             for t in reader.tensors:
                 if t.name in self.tensors:
-                    raise CheckpointError(f"{reader.path} and {self.tensors[t.name].file} both hold {t.name}")
+                    raise SourceError(f"{reader.path} and {self.tensors[t.name].file} both hold {t.name}")
                 shape = tuple(reversed([int(n) for n in t.shape]))
                 self.tensors[t.name] = GgufTensor(t.name, reader.path, shape, t.tensor_type, t.data)
         said = self.get("split.tensors.count", len(self.tensors))
         if count > 1 and said != len(self.tensors):
-            raise CheckpointError(
-                f"{path}: its parts hold {len(self.tensors)} tensors together, its metadata says {said}"
-            )
+            raise SourceError(f"{path}: its parts hold {len(self.tensors)} tensors together, its metadata says {said}")
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value of the metadata."""
@@ -94,27 +90,27 @@ class Container:
         try:
             return field.contents()
         except (ValueError, IndexError, TypeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{self.path}: {key} of its metadata cannot be read: {error}") from None
+            raise SourceError(f"{self.path}: {key} of its metadata cannot be read: {error}") from None
 
 
 def open_reader(path: Path) -> CheckedReader:
     """The reader of one file."""
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; give a .gguf file")
+        raise SourceError(f"{path} does not exist; give a .gguf file")
     with path.open("rb") as file:
         first = file.read(len(POINTER))
     if first == POINTER:
-        raise CheckpointError(f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull in its folder")
+        raise SourceError(f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull in its folder")
     if first[:4] != MAGIC:
-        raise CheckpointError(f"{path} is no GGUF file: it begins with {first[:4]!r}, not {MAGIC!r}")
+        raise SourceError(f"{path} is no GGUF file: it begins with {first[:4]!r}, not {MAGIC!r}")
     try:
         found = CheckedReader(path)
-    except CheckpointError:
+    except SourceError:
         raise
     except Exception as error:  # numpy's and Python's own, for whatever a damaged table leads to
-        raise CheckpointError(f"{path} is truncated or damaged ({type(error).__name__}: {error})") from None
+        raise SourceError(f"{path} is truncated or damaged ({type(error).__name__}: {error})") from None
     if found.byte_order != "I":
-        raise CheckpointError(f"{path} is written for machines of the other byte order")
+        raise SourceError(f"{path} is written for machines of the other byte order")
     return found
 
 
@@ -123,9 +119,9 @@ def split_parts(path: Path, count: int) -> list[Path]:
     match = PART.fullmatch(path.name)
     if match is None or int(match[3]) != count:
         says = f"is one of {count} parts, whose names end in -0000N-of-{count:05d}.gguf; give it its own name back"
-        raise CheckpointError(f"{path} {says}")
+        raise SourceError(f"{path} {says}")
     parts = [path.with_name(f"{match[1]}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)]
     for part in parts:
         if not part.is_file():
-            raise CheckpointError(f"{part} is missing: {path.name} is one of {count} parts")
+            raise SourceError(f"{part} is missing: {path.name} is one of {count} parts")
     return parts

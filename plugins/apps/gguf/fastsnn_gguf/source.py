@@ -11,7 +11,7 @@ import torch
 from gguf import dequantize
 from torch import Tensor
 
-from fastsnn_convert.language.hf_checkpoint import CheckpointError
+from fastsnn_convert.language.hf_checkpoint import SourceError
 from fastsnn_gguf.container import Container, GgufTensor
 from fastsnn_gguf.vocabulary import read_tokenizer
 
@@ -61,14 +61,14 @@ class GgufSource:
         self.architecture = str(self.value("general.architecture"))
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
-            raise CheckpointError(f"{self.path}: unknown architecture {self.architecture!r}; supported: {known}")
+            raise SourceError(f"{self.path}: unknown architecture {self.architecture!r}; supported: {known}")
         self.config = self.configuration()
 
     def value(self, key: str) -> Any:
         """A value that must be in the metadata."""
         found = self.container.get(key)
         if found is None:
-            raise CheckpointError(f"{self.path} has no {key!r} in its metadata")
+            raise SourceError(f"{self.path} has no {key!r} in its metadata")
         return found
 
     def own(self, key: str, default: Any = None) -> Any:
@@ -76,7 +76,7 @@ class GgufSource:
         found = self.container.get(f"{self.architecture}.{key}", default)
         if isinstance(found, list):
             if len(set(found)) != 1:
-                raise CheckpointError(f"{self.path}: {self.architecture}.{key} differs between layers, {found}")
+                raise SourceError(f"{self.path}: {self.architecture}.{key} differs between layers, {found}")
             found = found[0]
         return found
 
@@ -85,18 +85,16 @@ class GgufSource:
         arch, tensors = self.architecture, self.container.tensors
         embed = tensors.get("token_embd.weight")
         if embed is None or len(embed.shape) != 2:
-            raise CheckpointError(f"{self.path} has no matrix token_embd.weight")
+            raise SourceError(f"{self.path} has no matrix token_embd.weight")
         if self.own("expert_count", 0):
-            raise CheckpointError(f"{self.path}: a mixture of experts; supported: dense {', '.join(ARCHITECTURES)}")
+            raise SourceError(f"{self.path}: a mixture of experts; supported: dense {', '.join(ARCHITECTURES)}")
         width, heads = self.value(f"{arch}.embedding_length"), self.own("attention.head_count")
         if type(heads) is not int or heads < 1:
-            raise CheckpointError(f"{self.path}: {arch}.attention.head_count must be a positive number, not {heads!r}")
+            raise SourceError(f"{self.path}: {arch}.attention.head_count must be a positive number, not {heads!r}")
         head_dim = self.own("attention.key_length", width // heads)
         for key in ("attention.value_length", "rope.dimension_count"):
             if self.own(key, head_dim) != head_dim:
-                raise CheckpointError(
-                    f"{self.path}: {arch}.{key} {self.own(key)} is not the width of a head, {head_dim}"
-                )
+                raise SourceError(f"{self.path}: {arch}.{key} {self.own(key)} is not the width of a head, {head_dim}")
         epsilon = self.own("attention.layer_norm_rms_epsilon")
         config: dict[str, Any] = {
             "model_type": ARCHITECTURES[arch],
@@ -138,9 +136,7 @@ class GgufSource:
                 if (value := self.own(f"rope.scaling.{ours}")) is not None:
                     found[theirs] = value
             return found
-        raise CheckpointError(
-            f"{self.path}: rope scaling {kind!r}; supported: none, linear, yarn, {FACTORS} of Llama 3"
-        )
+        raise SourceError(f"{self.path}: rope scaling {kind!r}; supported: none, linear, yarn, {FACTORS} of Llama 3")
 
     def llama3(self, table: GgufTensor, head_dim: int) -> dict[str, Any]:
         """Llama 3's scaling, whose factors a file holds instead of its settings."""
@@ -158,7 +154,7 @@ class GgufSource:
                     "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
                     "original_max_position_embeddings": original,
                 }  # fmt: skip
-        raise CheckpointError(f"{table.file}: the factors of {FACTORS} are not Llama 3's, which alone are supported")
+        raise SourceError(f"{table.file}: the factors of {FACTORS} are not Llama 3's, which alone are supported")
 
     def dtype(self) -> torch.dtype:
         """The type most numbers are stored in: a float type, or float32 for what is quantised."""
@@ -173,10 +169,10 @@ class GgufSource:
         tensor = self.entries.get(name)
         if tensor is None:
             own = next((ours for ours in map(self.own_name, [name]) if ours), name)
-            raise CheckpointError(f"{self.path} has no tensor {own}, which its metadata asks for")
+            raise SourceError(f"{self.path} has no tensor {own}, which its metadata asks for")
         if tensor.shape != shape:
             says = f"{tensor.name} has shape {list(tensor.shape)}, its metadata asks for {list(shape)}"
-            raise CheckpointError(f"{tensor.file}: {says}")
+            raise SourceError(f"{tensor.file}: {says}")
         return tensor
 
     def own_name(self, name: str) -> str:

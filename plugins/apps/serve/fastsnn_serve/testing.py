@@ -15,7 +15,7 @@ from fastsnn_core import build, create
 from fastsnn_core.state import leaves
 from fastsnn_serve import Engine
 from fastsnn_serve.engine import CHUNK
-from fastsnn_serve.engine.streams import Delta, Prompt, SamplingParams, Stream
+from fastsnn_serve.engine.streams import CompletionDelta, Prompt, SamplingParams, Stream
 from fastsnn_text import ByteTokenizer, Sampling, attach, generate_ids
 
 TEXT = "Once upon a time a spike met a threshold. "
@@ -78,13 +78,13 @@ class Recorder:
     def __init__(
         self, engine: Engine, prompt: list[int], n: int, top: int | None = 0, grammar: Any = None, **sampling: Any
     ) -> None:
-        self.deltas: queue.SimpleQueue[Delta] = queue.SimpleQueue()
+        self.deltas: queue.SimpleQueue[CompletionDelta] = queue.SimpleQueue()
         self.prompt = Prompt(prompt)
         params = SamplingParams(Sampling(**sampling), n, (), top, grammar=grammar)
         self.stream = Stream(self.prompt, params, engine.tokenizer, self.hear)
         self.final: list[torch.Tensor] = []
 
-    def hear(self, delta: Delta) -> None:
+    def hear(self, delta: CompletionDelta) -> None:
         """Called by the engine's thread."""
         if delta.finish is not None:
             self.final = [tensor.clone() for _, tensor in leaves(self.stream.state)]

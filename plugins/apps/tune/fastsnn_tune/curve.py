@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastsnn_core.probe import probe
 from fastsnn_integer.quantization import quantise
 from fastsnn_text import Sampling, generate_ids
-from fastsnn_train.evaluation.figures import Tally, nats, rows_at_once
+from fastsnn_train.evaluation.figures import SpikeTotals, nats, rows_at_once
 
 ROUNDS, ENOUGH = 3, 0.1  # rounds, and seconds of decoding in each
 
@@ -33,7 +33,7 @@ class Point:
 @torch.no_grad()
 def loss(model: nn.Module, windows: Tensor, batch: int = 8) -> tuple[float, float]:
     """``(nats per token, silent fraction)`` on windows ``[N, T+1]``."""
-    tally, total, count = Tally(), 0.0, 0
+    tally, total, count = SpikeTotals(), 0.0, 0
     for rows in windows.split(rows_at_once(model, batch, windows.shape[1])):
         with probe(model) as trace:
             found = nats(model, rows)

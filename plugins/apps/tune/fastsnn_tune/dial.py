@@ -1,9 +1,9 @@
-"""The dials of spike sites: which of a neuron's constants to turn, and what value silences how much.
+"""Dials: the constants of neurons that set how sparse a spike site is, and the sparsity that each value gives.
 
-A neuron module that has ``dials`` (names of constants) and ``dial_(name, value)`` can be turned. For the adaptive
-threshold: `dead_zone` silences what is small and leaves the rest as fine as it was, `k` makes the threshold itself
-coarser, `top` keeps the largest few; for leaky neurons `theta`. Several sites are turned together by one amount: the
-dead zone itself, a factor on θ or on 1/k, or the share of channels that `top` keeps silent.
+A neuron module that has ``dials`` (names of constants) and ``dial_(name, value)`` has dials. For the adaptive
+threshold: `dead_zone` sets small inputs to zero and keeps the resolution of the rest, `k` makes the threshold itself
+coarser, `top` keeps the largest few channels; for leaky neurons `theta`. The dials of several sites are set together
+by one amount: the dead zone itself, a factor on θ or on 1/k, or the share of channels that `top` keeps silent.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ STORED = ("dead_zone", "top")  # constants that sites have only where the spec a
 ROUNDS = 40
 NEARLY = 0.95  # silent fraction that nobody wants to go beyond
 
-Dials = dict[str, float]
+DialValues = dict[str, float]
 
 
 def dial_of(site: SpikeSite, wanted: str) -> str:
-    """The dial to turn at a site: `wanted` where its neuron has it, its first otherwise."""
+    """The dial of a site: `wanted` where its neuron has it, its first otherwise."""
     neuron: Any = site.neuron
     names = [name for name in getattr(neuron, "dials", ()) if name in RANGE]
     if not names:
@@ -49,13 +49,13 @@ def dials_of(model: nn.Module, wanted: str) -> dict[str, str]:
 
 
 def value_of(site: SpikeSite, name: str) -> float:
-    """Where a dial stands; 0 where the neuron does not have the constant yet."""
+    """The present value of a dial; 0 where the neuron does not have the constant yet."""
     found = getattr(site.neuron, name, None)
     return 0.0 if found is None else float(found)
 
 
-def turned(name: str, before: float, amount: float, width: int) -> float:
-    """The value of a dial that stood at `before`, turned by an amount out of `RANGE`."""
+def dial_value(name: str, before: float, amount: float, width: int) -> float:
+    """The value of a dial that was `before`, changed by an amount out of `RANGE`; `width`: channels of the site."""
     if name == "dead_zone":
         return max(before, amount)
     if name == "theta":
@@ -74,8 +74,8 @@ def silent_channels(site: SpikeSite, x: Tensor) -> int:
 
 
 @attrs.frozen
-class Notch:
-    """One position of a dial: its value, the silent fraction there, and the mean squared error of the site's output."""
+class DialSetting:
+    """One value of a dial, the silent fraction there, and the mean squared error of the site's output."""
 
     value: float
     silent: float
@@ -83,27 +83,29 @@ class Notch:
 
 
 @torch.no_grad()
-def notches(site: SpikeSite, name: str, x: Tensor, weights: Tensor | None = None) -> list[Notch]:
-    """Positions of a dial, from where it stands up to nearly silent, on recorded inputs ``[B,T,D]``.
+def dial_settings(site: SpikeSite, name: str, x: Tensor, weights: Tensor | None = None) -> list[DialSetting]:
+    """Values of a dial from its present one to nearly silent, measured on recorded inputs ``[B,T,D]``.
 
     With `weights` ``[D]`` errors are Σ_i w_i δ_i², mean over tokens, instead of the mean of δ².
 
-    Neighbours are about 1 % of the channels or more apart; the first is where the dial stands. It is left there.
+    Neighbours differ by 1 % of the channels or more; the first is the present value, which the site keeps.
     """
     assert site.neuron is not None
     neuron: Any = site.neuron
     before, value = value_of(site, name), site.neuron(x, None, None)[0].value()
-    found = [Notch(before, silent_channels(site, x) / max(1, x.numel()), 0.0)]
+    found = [DialSetting(before, silent_channels(site, x) / max(1, x.numel()), 0.0)]
     try:
         for amount in amounts(name):
-            at = turned(name, before, amount, x.shape[-1])
+            at = dial_value(name, before, amount, x.shape[-1])
             neuron.dial_(name, at)
             spikes = neuron(x, None, None)[0]
             silent = float((spikes.counts == 0).double().mean())
             if silent > found[-1].silent + 0.01:
                 error = (spikes.value() - value).double().square()
                 found.append(
-                    Notch(at, silent, float(error.mean() if weights is None else (error @ weights.double()).mean()))
+                    DialSetting(
+                        at, silent, float(error.mean() if weights is None else (error @ weights.double()).mean())
+                    )
                 )
             if silent > NEARLY:
                 break
@@ -123,25 +125,27 @@ def amounts(name: str) -> list[float]:
     return grid
 
 
-def values_for(group: dict[str, SpikeSite], names: dict[str, str], xs: dict[str, Tensor], fraction: float) -> Dials:
-    """Dial values of sites turned together: the least amount that silences at least `fraction` of `xs`.
+def values_for(
+    group: dict[str, SpikeSite], names: dict[str, str], xs: dict[str, Tensor], fraction: float
+) -> DialValues:
+    """Dial values of sites that share one amount: the least that silences at least `fraction` of `xs`.
 
-    The dials are left where they were; where the group is that silent already, their values are what comes back.
+    The sites keep their values; where the group is that silent already, their values are what comes back.
     """
     (name,) = {names[site] for site in group}
     before = {site: value_of(found, name) for site, found in group.items()}
     total = sum(xs[site].numel() for site in group)
 
-    def values(amount: float) -> Dials:
-        return {site: turned(name, before[site], amount, xs[site].shape[-1]) for site in group}
+    def values(amount: float) -> DialValues:
+        return {site: dial_value(name, before[site], amount, xs[site].shape[-1]) for site in group}
 
     def reaches(amount: float) -> bool:
-        turn(group, names, values(amount))
+        set_dials(group, names, values(amount))
         return sum(silent_channels(found, xs[site]) for site, found in group.items()) >= fraction * total
 
     low, high = RANGE[name]
     try:
-        turn(group, names, before)
+        set_dials(group, names, before)
         if sum(silent_channels(found, xs[site]) for site, found in group.items()) >= fraction * total:
             return before
         for _ in range(ROUNDS):
@@ -151,23 +155,23 @@ def values_for(group: dict[str, SpikeSite], names: dict[str, str], xs: dict[str,
             low, high = (low, middle) if reaches(middle) else (middle, high)
         return values(high)
     finally:
-        turn(group, names, before)
+        set_dials(group, names, before)
 
 
-def turn(group: dict[str, SpikeSite], names: dict[str, str], values: Dials) -> None:
+def set_dials(group: dict[str, SpikeSite], names: dict[str, str], values: DialValues) -> None:
     """Set the dials of some sites."""
     for site, value in values.items():
         neuron: Any = group[site].neuron
         neuron.dial_(names[site], value)
 
 
-def turn_model(model: nn.Module, names: dict[str, str], values: Dials) -> None:
+def set_model_dials(model: nn.Module, names: dict[str, str], values: DialValues) -> None:
     """Set the dials of some sites of `model`, a copy perhaps of the one that they were found on."""
-    turn(sites(model), names, values)
+    set_dials(sites(model), names, values)
 
 
-def settle(model: Any, names: dict[str, str], values: Dials) -> None:
-    """Turn the dials of a model for good: its spec says that the sites have constants of their own.
+def store_dials(model: Any, names: dict[str, str], values: DialValues) -> None:
+    """Set the dials of a model and write them into its spec, so that they are stored with it.
 
     Nominal values in the spec are the largest of any site; the sites' own come with the weights.
     """
@@ -175,7 +179,7 @@ def settle(model: Any, names: dict[str, str], values: Dials) -> None:
     stored = {site: name for site, name in names.items() if name in STORED}
     if stored and not any(values[site] for site in stored):  # nothing is silenced: no constants to store
         values = {site: value for site, value in values.items() if site not in stored}
-    turn(found, names, values)
+    set_dials(found, names, values)
     own = {name: [value_of(found[s], name) for s, n in stored.items() if n == name] for name in STORED}
     nominal = {name: max(values, default=0.0) for name, values in own.items()}
     nominal["v_min"] = max((value_of(site, "v_min") for site in found.values()), default=0.0)

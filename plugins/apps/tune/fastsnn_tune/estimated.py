@@ -1,7 +1,7 @@
-"""What turning each site's dial costs in a large decoder: for all sites from one backward pass.
+"""Estimated cost of each site's dial in a large decoder: for all sites from one backward pass.
 
-In a small model every site is turned alone and what that costs is measured (`fastsnn_tune.search.sensitivities`); a
-model of 120 sites and 135 million parameters would be read hundreds of times for it. Here the cost of a position is
+In a small model each site's dial is set alone and the cost is measured (`fastsnn_tune.search.sensitivities`); a
+model of 120 sites and 135 million parameters would be read hundreds of times for it. Here the cost of a value is
 ½ Σ_i F_i E[δ_i²], with δ what the site passes on there less what it passes on now, and F the Fisher information of its
 channels with all spikes as they are (`fastsnn_convert.language.output_sensitivity`).
 """
@@ -18,10 +18,10 @@ from fastsnn_convert.language.distillation_settings import LARGE
 from fastsnn_convert.language.output_sensitivity import sensitivities
 from fastsnn_convert.language.rebuild import site_table
 from fastsnn_core.site import sites
-from fastsnn_tune.dial import Notch, notches
+from fastsnn_tune.dial import DialSetting, dial_settings
 
 SAMPLES = 256
-"""Tokens that positions of a dial are tried on."""
+"""Tokens on which values of a dial are tried."""
 
 
 def is_large(model: Any) -> bool:
@@ -32,16 +32,16 @@ def is_large(model: Any) -> bool:
     return sum(p.numel() for p in model.parameters()) >= LARGE and known == set(sites(model))
 
 
-def ladders(model: Any, names: dict[str, str], tokens: Tensor, *, quiet: bool = False) -> dict[str, list[Notch]]:
-    """Positions of every site's dial; `error` is the estimated cost in nats per token. ``tokens [N,T]``."""
-    found: dict[str, list[Notch]] = {}
+def ladders(model: Any, names: dict[str, str], tokens: Tensor, *, quiet: bool = False) -> dict[str, list[DialSetting]]:
+    """Values of every site's dial; `error` is the estimated cost in nats per token. ``tokens [N,T]``."""
+    found: dict[str, list[DialSetting]] = {}
     table = sites(model)
     with Progress("costs of all sites", 2 * len(model.layers), "half blocks", quiet=quiet) as progress:
         for block in sensitivities(model, tokens, samples=SAMPLES, step=progress.step, spiking=True):
             for path, seen in block.sites.items():
                 site = table[path]
                 x = seen.x if site.centre is None else seen.x - site.centre.detach()
-                found[path] = notches(site, names[path], x[None], 0.5 * seen.fisher)
+                found[path] = dial_settings(site, names[path], x[None], 0.5 * seen.fisher)
     return {path: found[path] for path in names}
 
 

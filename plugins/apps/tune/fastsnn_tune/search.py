@@ -1,13 +1,13 @@
 """The calibration: which sites may fall silent, in the order of what each costs.
 
-First every site is turned up alone, at a few levels, and what that costs in nats per token is measured; in between, the
-cost follows the squared error of the site's output. Then the cheapest next step (nats per silent channel won) is taken,
-again and again: a path from the model as it is to one that is nearly silent. Costs of single sites do not quite add up,
-so where to stop on the path is found by measuring, not by adding: at the silent fraction asked for, or at the last
-point within the perplexity budget; from there the path is walked back until text that played no part in the choice
-says, with its standard error counted against the model, that the budget is kept. Turned together, all sites follow one
-dial, further and further. The order is found on one part of the text (differences on the same tokens need few of them),
-the place to stop on another, checked on a third, and perplexities of the curve are from the rest.
+First each site alone is made sparser, at a few levels, and the rise in nats per token is measured; in between, the
+cost follows the squared error of the site's output. A greedy search then takes the cheapest next step (nats per silent
+channel) again and again: a path of dial settings from the model as it is to one that is nearly silent. Costs of single
+sites do not quite add up, so the stopping point is measured on the path: the silent fraction asked for, or the last
+point within the perplexity budget; from there it moves back until held-out text says, with its standard error counted
+against the model, that the budget is kept. In the mode "together" all sites share one amount. The order is found on
+one part of the text (differences on the same tokens need few of them), the stopping point on another, checked on a
+third, and perplexities of the curve are from the rest.
 """
 
 from __future__ import annotations
@@ -28,9 +28,19 @@ from fastsnn_core.probe import probe
 from fastsnn_core.site import sites
 from fastsnn_text import tokenizer_of
 from fastsnn_tune.curve import Point, forms_of, loss, point, speeds
-from fastsnn_tune.dial import Dials, Notch, dials_of, notches, settle, turn, turn_model, value_of, values_for
+from fastsnn_tune.dial import (
+    DialSetting,
+    DialValues,
+    dial_settings,
+    dials_of,
+    set_dials,
+    set_model_dials,
+    store_dials,
+    value_of,
+    values_for,
+)
+from fastsnn_tune.dial_path import DialPath, better, first
 from fastsnn_tune.estimated import is_large, ladders, widths
-from fastsnn_tune.path import Path, better, first
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95)  # silent fractions of a site at which its cost is measured
 LEAST = 6  # windows: one to order on, one to stop on, one to check on, and the rest
@@ -57,8 +67,8 @@ class Tuned:
 
 
 @attrs.frozen
-class Step:
-    """One move on the path: a site's dial from one position to the next; costs are differences."""
+class DialStep:
+    """One step of the path: a site's dial from one value to the next; `nats` per token and `silent` are differences."""
 
     site: str
     value: float
@@ -66,7 +76,7 @@ class Step:
     silent: float
 
 
-def price(steps: list[Step]) -> float:
+def nats_per_silent(steps: list[DialStep]) -> float:
     """Nats per unit of silent fraction won."""
     return sum(step.nats for step in steps) / max(sum(step.silent for step in steps), 1e-9)
 
@@ -89,12 +99,12 @@ def tune(
     """Tune a copy of `model` on `text` to a silent fraction, or as far as a perplexity budget (1.05: 5 % worse) goes.
 
     With neither, only the curve is measured and the model comes back as it was. `dial`: dead_zone, k or top where the
-    neurons have them (auto: their first). `mode` "each": every site gets its own value; "together": all are turned by
+    neurons have them (auto: their first). `mode` "each": every site gets its own value; "together": all share
     one amount; "auto": whichever measures better. `points` of the curve are measured on the way, with `decode_tokens`
     decoded tokens each for the speed (0: none). A large decoder (`fastsnn_tune.estimated`) is tuned on 1024 tokens
     instead of 4096, its costs are estimated, and "auto" gives every site its own value.
     """
-    check(silent, budget, mode)
+    check_goals(silent, budget, mode)
     large = is_large(model)
     most = calibration_tokens or (1024 if large else 4096)
     order, chosen, check_on, held = windows_of(model, text, seq_len, most, held_out_tokens or 2 * most)
@@ -103,7 +113,8 @@ def tune(
     names, found = dials_of(new, dial), sites(new)
     start = {name: value_of(site, names[name]) for name, site in found.items()}
     made = [
-        Path(new, names, chosen, [start, *build(new, names, order)], check=check_on) for build in builders(names, mode)
+        DialPath(new, names, chosen, [start, *build(new, names, order)], check=check_on)
+        for build in builders(names, mode)
     ]
     if large:
         made = [attrs.evolve(p, values=thinned(p.values)) for p in made]
@@ -115,7 +126,7 @@ def tune(
         broken = first(path.last, lambda n: path.go(n)[0] > base + math.log(USELESS))
         end = max(stop, path.last if broken is None else broken)
     marks = sorted({path.near(i / max(1, points - 1), end) for i in range(points)} | {0, stop})
-    turns = {n: partial(turn_model, names=names, values=path.values[n]) for n in marks}
+    turns = {n: partial(set_model_dials, names=names, values=path.values[n]) for n in marks}
     losses = {}
     with Progress("measuring the curve", len(turns), "points", quiet=quiet) as progress:
         for n, apply in turns.items():
@@ -133,7 +144,7 @@ def tune(
     final: Any = copy.deepcopy(model).eval()
     target = {k: v for k, v in (("silent", silent), ("budget", budget)) if v is not None}
     if stop:
-        settle(final, names, path.values[stop])
+        store_dials(final, names, path.values[stop])
         meta = dict(getattr(model, "meta", {}))
         done = {"what": "tune", **target, "silent_fraction": curve[stop].silent_fraction}
         final.meta = meta | {"milestones": [*meta.get("milestones", []), done]}
@@ -148,7 +159,7 @@ def sharing(model: Any) -> Any:
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
-def thinned(values: list[Dials], most: int = 64) -> list[Dials]:
+def thinned(values: list[DialValues], most: int = 64) -> list[DialValues]:
     """At most so many settings of a path, evenly spaced, the first and the last among them."""
     return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)] if len(values) > most else values
 
@@ -158,7 +169,7 @@ def base_of(losses: dict[int, Any]) -> float:
     return float(losses[0][0])
 
 
-def check(silent: float | None, budget: float | None, mode: str) -> None:
+def check_goals(silent: float | None, budget: float | None, mode: str) -> None:
     """Refuse goals that make no sense."""
     if mode not in ("auto", "each", "together"):
         raise FastSNNError(f"no mode {mode!r}; there are auto, each and together")
@@ -170,7 +181,7 @@ def check(silent: float | None, budget: float | None, mode: str) -> None:
         raise FastSNNError(f"a perplexity budget is a factor of at least 1, got {budget}")
 
 
-def builders(names: dict[str, str], mode: str) -> list[Callable[..., list[Dials]]]:
+def builders(names: dict[str, str], mode: str) -> list[Callable[..., list[DialValues]]]:
     """The paths of a mode: all sites together, each for itself, or (auto) both where all have the same dial."""
     if mode == "auto":
         return [single, uniform] if len(set(names.values())) == 1 else [single]
@@ -212,11 +223,11 @@ def inputs_of(model: nn.Module, windows: Tensor) -> dict[str, Tensor]:
     return {name: record.x for name, record in trace.items()}
 
 
-def uniform(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[Dials]:
-    """The path on which all sites are turned together, 2 % of the channels at a time."""
+def uniform(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[DialValues]:
+    """The path on which all sites share one amount, 2 % of the channels at a time."""
     if len(set(names.values())) > 1:
         raise FastSNNError(
-            f"sites with different dials ({', '.join(sorted(set(names.values())))}) do not turn together"
+            f"sites with different dials ({', '.join(sorted(set(names.values())))}) have no amount in common"
         )
     found, xs = sites(model), inputs_of(model, windows)
     rows = [values_for(found, names, xs, level) for level in TOGETHER]
@@ -224,8 +235,8 @@ def uniform(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[Di
     return [row for n, row in enumerate(rows) if row != ([start, *rows])[n]]
 
 
-def single(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[Dials]:
-    """The path on which every step turns one site, the cheapest first."""
+def single(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[DialValues]:
+    """The path on which every step changes one site, the cheapest first."""
     now = {name: value_of(site, names[name]) for name, site in sites(model).items()}
     path = []
     for step in ordered(sensitivities(model, names, windows)):
@@ -234,8 +245,8 @@ def single(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[Dia
     return path
 
 
-def sensitivities(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[list[Step]]:
-    """For every site the steps of its dial: the value, and what they cost and win against the step before.
+def sensitivities(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[list[DialStep]]:
+    """For every site the steps of its dial: the value, and the differences in cost and sparsity from the step before.
 
     Measured one site at a time, or estimated for all of them in a large decoder.
     """
@@ -249,29 +260,29 @@ def sensitivities(model: nn.Module, names: dict[str, str], windows: Tensor) -> l
     total = sum(x.shape[-1] for x in xs.values())
     found_steps = []
     for name, site in found.items():
-        alone, rows, measured = {name: site}, notches(site, names[name], xs[name]), {}
+        alone, rows, measured = {name: site}, dial_settings(site, names[name], xs[name]), {}
         for level in LEVELS:
             near = min(range(len(rows)), key=lambda i: abs(rows[i].silent - level))
             if near and near not in measured:
-                turn(alone, names, {name: rows[near].value})
+                set_dials(alone, names, {name: rows[near].value})
                 measured[near] = loss(model, windows)[0] - base
-        turn(alone, names, {name: rows[0].value})
+        set_dials(alone, names, {name: rows[0].value})
         nats, share = costs(rows, measured), xs[name].shape[-1] / total
         found_steps.append(steps_of(name, rows, nats, share))
     return found_steps
 
 
-def steps_of(name: str, rows: list[Notch], nats: list[float], share: float) -> list[Step]:
-    """The steps of a site that has this share of all channels, from what its positions cost."""
+def steps_of(name: str, rows: list[DialSetting], nats: list[float], share: float) -> list[DialStep]:
+    """The steps of a site that has this share of all channels, from the costs of its values."""
     return [
-        Step(name, row.value, nats[i] - nats[i - 1], (row.silent - rows[i - 1].silent) * share)
+        DialStep(name, row.value, nats[i] - nats[i - 1], (row.silent - rows[i - 1].silent) * share)
         for i, row in enumerate(rows)
         if i
     ]
 
 
-def costs(rows: list[Notch], measured: dict[int, float]) -> list[float]:
-    """Nats of every position, from those measured at some: in between, nats per squared error change evenly.
+def costs(rows: list[DialSetting], measured: dict[int, float]) -> list[float]:
+    """Nats of every value, from those measured at some: in between, nats per squared error change evenly.
 
     A few thousand tokens tell a cost of 0.01 nats but not of 0.001, so the finest measurement shares the ratio of the
     next, and no cost is negative or falls.
@@ -296,22 +307,22 @@ def costs(rows: list[Notch], measured: dict[int, float]) -> list[float]:
     return nats
 
 
-def ordered(ladders: list[list[Step]]) -> list[Step]:
+def ordered(ladders: list[list[DialStep]]) -> list[DialStep]:
     """All steps, cheapest first, each site's in their order; a step that pays for its predecessor takes it along."""
     queues = [merged(ladder) for ladder in ladders]
-    path: list[Step] = []
+    path: list[DialStep] = []
     while any(queues):
-        queue = min((q for q in queues if q), key=lambda q: price(q[0]))
+        queue = min((q for q in queues if q), key=lambda q: nats_per_silent(q[0]))
         path.extend(queue.pop(0))
     return path
 
 
-def merged(ladder: list[Step]) -> list[list[Step]]:
+def merged(ladder: list[DialStep]) -> list[list[DialStep]]:
     """The ladder in pieces whose prices rise: neighbours whose prices fall belong together."""
-    out: list[list[Step]] = []
+    out: list[list[DialStep]] = []
     for step in ladder:
         piece = [step]
-        while out and price(piece) < price(out[-1]):
+        while out and nats_per_silent(piece) < nats_per_silent(out[-1]):
             piece = out.pop() + piece
         out.append(piece)
     return out

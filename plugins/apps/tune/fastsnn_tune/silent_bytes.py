@@ -28,7 +28,7 @@ from fastsnn_convert.language.site_figures import observe
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_tune.criteria import Criterion
-from fastsnn_tune.dial import settle
+from fastsnn_tune.dial import store_dials
 from fastsnn_tune.levels import Level, Setting, between
 
 LEVELS = tuple(i / 20 for i in range(20))
@@ -274,7 +274,7 @@ def settled(made: SilentBytes, setting: Setting) -> Any:
     made.apply(setting)
     k = {path: float(port.site.neuron.k) for path, port in made.ports.items()}
     zones = {path: max(UNCHANGED, zone * k[path]) for path, zone in setting.zones.items()}
-    settle(made.model, dict.fromkeys(zones, "dead_zone"), zones)
+    store_dials(made.model, dict.fromkeys(zones, "dead_zone"), zones)
     return made.model
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fastsnn_core import build, create
-from fastsnn_model_nir_graph import NirGraph, Node
+from fastsnn_model_nir_graph import NirGraph, NirNode
 from fastsnn_model_nir_graph.units import KINDS
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ def table() -> list[dict[str, str]]:
             if kind in ("Input", "Pass"):
                 continue
             shape = INPUTS.get(kind, (4,))
-            node = Node(
+            node = NirNode(
                 name="n",
                 kind=kind,
                 sources=("input",),

@@ -11,7 +11,7 @@ import torch
 from fastsnn_core import build
 from fastsnn_core.errors import FastSNNError
 from fastsnn_exporter_nir.convention import nodes_of
-from fastsnn_model_nir_graph import NirGraph, Node
+from fastsnn_model_nir_graph import NirGraph, NirNode
 from fastsnn_model_nir_graph.units import CONSTANTS, WEIGHTED
 
 NODES, BYTES = 20_000, 1 << 33
@@ -85,7 +85,7 @@ def network(source: Any, dt: float = 1e-4) -> Any:
     graph = read_graph(source) if isinstance(source, str | Path) else source
     try:
         rows, values, shape, output = nodes_of(graph)
-        nodes = tuple(Node(**row) for row in rows)
+        nodes = tuple(NirNode(**row) for row in rows)
         try:
             spec = NirGraph(input=shape, nodes=nodes, output=output, dt=float(dt))
         except FastSNNError:

@@ -9,7 +9,7 @@ import numpy as np
 from fastsnn_kernel_numba import layout
 from fastsnn_kernel_numba.dense_pairs import CHUNK
 from fastsnn_kernel_numba.fused_decoder_rows import COLUMNS, DENSE_ROOM, FOUR_BYTES, MOST_ROWS, NARROW, NARROW_COLUMNS
-from fastsnn_kernel_numba.fused_decoder_work import Work
+from fastsnn_kernel_numba.fused_decoder_work import Workspace
 
 ROW_ARRAYS = (
     "row", "threshold", "x", "y", "z", "mixed", "counts", "index", "count", "sums", "sums_64", "dots",
@@ -20,7 +20,7 @@ ROW_ARRAYS = (
 class Batch:
     """Arrays for `rows` rows of a step whose single rows have `work`: tables are shared, what a row computes is not."""
 
-    def __init__(self, work: Work, rows: int, workers: int) -> None:
+    def __init__(self, work: Workspace, rows: int, workers: int) -> None:
         self.rows = rows
         matrices = work.matrices.copy()
         matrices["parts"] = 1  # columns are shared out, never events
@@ -50,7 +50,7 @@ class Batch:
             self.score = np.zeros(numbers, np.float32)
 
 
-def rows_tasks(work: Work) -> tuple[Any, Any]:
+def rows_tasks(work: Workspace) -> tuple[Any, Any]:
     """Stages and tasks of the same projections by columns alone, in pieces whose sums of all rows stay in cache."""
     stages, tasks = work.stages.copy(), []
     for stage in stages:
@@ -68,7 +68,7 @@ def rows_tasks(work: Work) -> tuple[Any, Any]:
     return stages, layout.pack(layout.TASK, tasks)
 
 
-def located(work: Work) -> dict[str, int]:
+def located(work: Workspace) -> dict[str, int]:
     """Address and size of every array."""
     found = {}
     for name, kind in layout.ARRAYS.items():

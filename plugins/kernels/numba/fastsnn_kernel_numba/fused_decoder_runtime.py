@@ -30,7 +30,7 @@ from fastsnn_kernel_numba.fused_decoder_kernel import BLOCK
 from fastsnn_kernel_numba.fused_decoder_rows import DENSE_FROM, DENSE_LEAST, MOST_ROWS
 from fastsnn_kernel_numba.fused_decoder_stages import KEYS
 from fastsnn_kernel_numba.fused_decoder_tables import Tables
-from fastsnn_kernel_numba.fused_decoder_work import Work
+from fastsnn_kernel_numba.fused_decoder_work import Workspace
 from fastsnn_kernel_numba.numba_runtime import flat, workers
 
 F, I = np.float32, np.int64
@@ -72,7 +72,7 @@ class NumbaStepper:
         except Exception as error:  # a full disk, a broken cache, a compiler without its libraries
             raise Unsupported(f"compiling failed: {type(error).__name__}: {error}") from error
 
-    def arrays(self) -> Work:
+    def arrays(self) -> Workspace:
         """Tables, constants and working memory, as `layout.ARRAYS` says."""
         plan, t, nw = self.plan, self.tables, self.workers
         wide = max(t.inputs, plan.width)
@@ -91,7 +91,7 @@ class NumbaStepper:
         table: Any = torch.zeros(0) if isinstance(plan.table, FourBitForm) else plan.table
         made["codes"] = flat(table) if coded else np.zeros(0, np.int8)
         made["table"] = flat(table if plan.table_scale is None else plan.table_scale.contiguous())
-        return Work(**made)
+        return Workspace(**made)
 
     @property
     def gate_first(self) -> dict[str, tuple[int, int]]:
@@ -107,7 +107,7 @@ class NumbaStepper:
             self.positions = len(cos)
             self.cos, self.sin = (flat(t.float().contiguous()) for t in (cos, sin))
 
-    def failure(self, work: Work) -> str:
+    def failure(self, work: Workspace) -> str:
         """What was not finite in a row."""
         row = work.row[0]
         if row["problem"] == layout.GATE_NOT_FINITE:

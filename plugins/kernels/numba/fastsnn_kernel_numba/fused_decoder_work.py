@@ -22,7 +22,7 @@ from fastsnn_kernel_numba.layout import (
 from fastsnn_kernel_numba.numba_runtime import compile
 
 
-class Work(NamedTuple):
+class Workspace(NamedTuple):
     """All arrays of a fused step: tables, packed constants, scratch buffers. See `layout.ARRAYS`."""
 
     sync: Any
@@ -62,7 +62,7 @@ class Work(NamedTuple):
 @compile
 def _work(p):  # type: ignore[no-untyped-def]
     """The arrays at the places of a record `PLACES`."""
-    return Work(
+    return Workspace(
         sync=view(p.sync_at, p.sync_size, INT),
         layers=view(p.layers_at, p.layers_size, LAYER),
         stages=view(p.stages_at, p.stages_size, STAGE),

@@ -1,6 +1,6 @@
 """Tables of the fused decoder: records with named fields, and a `pack` that refuses what is missing or unknown.
 
-Kernels read ``w.matrices[m].inputs``; nothing is found by a number. Places in `Work.constants`, and rows of other
+Kernels read ``w.matrices[m].inputs``; nothing is found by a number. Places in `Workspace.constants`, and rows of other
 tables, are counted from 0; -1 stands for none. Addresses are bytes, sizes are elements.
 """
 
@@ -32,7 +32,7 @@ SITE = record(
 # INT8 weights, input-major: one row of `outputs` codes per input. `scale` and `bias` are constants; `sums` is where its
 # int32 sums begin, of which there are `parts` (of the events) one after the other, each of the whole product's width.
 # 4-bit weights have a `group` (of inputs; 0: INT8), and `scales` and `minimums` are addresses of float16 numbers
-# [groups, outputs] (0: none); what they come to begins at `sums` of `Work.dots`, as float32.
+# [groups, outputs] (0: none); what they come to begins at `sums` of `Workspace.dots`, as float32.
 MATRIX = record(
     address=INT, outputs=INT, inputs=INT, scale=INT, bias=INT, sums=INT, parts=INT, group=INT, scales=INT, minimums=INT,
 )  # fmt: skip
@@ -63,7 +63,7 @@ STATE = record(first=INT, second=INT, capacity=INT, seen=INT)
 
 # What a row of spikes came to: events, whether its sums need 64 bits, what is wrong (`NOT_FINITE`, …), and where. In a
 # step of several rows also whether it goes the dense way, with which sum of counts; its events are the rest then.
-# `small`: its counts, in `Work.narrow`, fit 16 bits.
+# `small`: its counts, in `Workspace.narrow`, fit 16 bits.
 ROW = record(events=INT, wide=INT, problem=INT, site=INT, dense=INT, total=INT, small=INT)
 NOT_FINITE, GATE_NOT_FINITE = 1, 2
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastsnn_core.lowering import NormForm, SiteForm
 from fastsnn_core.ops.dispatch import record_path
-from fastsnn_integer.fused_row_ops import Counts, Sums
+from fastsnn_integer.fused_row_ops import CountRows, Sums
 from fastsnn_kernel_numba.deterministic import ACTIVATIONS, APART, ZERO, F, _apply, _half_of, _norm
 from fastsnn_kernel_numba.fused_decoder_stages import MOST_BURST, _round_counts, _threshold
 from fastsnn_kernel_numba.gemm_events import U
@@ -228,17 +228,17 @@ def hidden(
     return counted(run, rows, size, both, both)
 
 
-def counted(run: Any, rows: int, size: int, given: Any, again: Any) -> Counts:
+def counted(run: Any, rows: int, size: int, given: Any, again: Any) -> CountRows:
     """Counts of 8 bits; all over in float32 (with the inputs `again`) where one does not fit them."""
     low, v = torch.empty(rows, size, dtype=torch.int8), torch.empty(rows, 1)
     found = np.zeros((workers(), 16), np.int64)
     run(given, (flat(low), NONE), flat(v), found)
     active, large = (int(found[:, i].sum()) for i in (ACTIVE, TOO_LARGE))
     if not large:
-        return Counts(low, v, active)
+        return CountRows(low, v, active)
     wide = torch.empty(rows, size)
     run(again, (flat(low), flat(wide)), flat(v), found)
-    return Counts(wide, v, active)
+    return CountRows(wide, v, active)
 
 
 def fold(size: int) -> int:
@@ -266,7 +266,7 @@ def heads(
 
 
 @guarded("rows_project")
-def project(counts: Counts, weight: Tensor) -> Tensor:
+def project(counts: CountRows, weight: Tensor) -> Tensor:
     """Twin of `fastsnn_integer.fused_row_ops.project_naive`: the dense product at once, unless few inputs spiked."""
     rows, inputs = counts.counts.shape
     if weight.dtype != torch.int8 or not 1 < inputs < 1 << 17 or not trusted() or not rows:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from fastsnn_core.component import Coder
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.moved import renamed
 from fastsnn_core.probe import probe
 from fastsnn_core.site import sites
 from fastsnn_core.spike_tensor import SpikeTensor
@@ -50,7 +51,7 @@ def most(coder: Coder, steps: int) -> int:
 
 
 @attrs.define
-class Tally:
+class CodingStatistics:
     """What a site's coding saw since it was last cleared."""
 
     tokens: int = 0
@@ -68,7 +69,7 @@ class Coding(nn.Module):
         super().__init__()
         self.label, self.coder, self.strict, self.active = label, coder, strict, True
         self.register_buffer("steps", torch.tensor(steps, dtype=torch.int32))
-        self.tally = Tally()
+        self.tally = CodingStatistics()
         self.recording: dict[str, Membranes] | None = None
         self.watched = False
 
@@ -267,7 +268,7 @@ def report(model: nn.Module, *, clear: bool = False) -> dict[str, dict[str, Any]
     for name, coding in codings(model).items():
         rows[name] = {"coder": coding.coder.name, "steps": int(coding.steps), **attrs.asdict(coding.tally)}
         if clear:
-            coding.tally = Tally()
+            coding.tally = CodingStatistics()
     return rows
 
 
@@ -334,3 +335,6 @@ def replay(model: nn.Module, *args: Any, watch: tuple[str, ...] = ("*",), **kwar
     finally:
         for coding in found.values():
             coding.recording = None
+
+
+__getattr__ = renamed(__name__, {"Tally": "CodingStatistics"})

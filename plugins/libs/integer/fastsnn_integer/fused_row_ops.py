@@ -33,7 +33,7 @@ LARGEST = 127
 
 
 @frozen(eq=False)
-class Counts:
+class CountRows:
     """Counts ``[N, D]`` (int8, or float32 where 8 bits are too few), V ``[N, 1]``, and how many are not 0."""
 
     counts: Tensor
@@ -64,15 +64,15 @@ class Sums:
         return y if self.matrix.bias is None else y + self.matrix.bias
 
 
-def fire(x: Tensor, site: SiteForm) -> Counts:
+def fire(x: Tensor, site: SiteForm) -> CountRows:
     """Counts of rows ``[N, D]``, made by the site's neuron itself."""
     counts, v = reference.fire(x, site)
     if bool((counts.abs() <= LARGEST).all()):
         counts = counts.to(torch.int8)
-    return Counts(counts, v, int(torch.count_nonzero(counts)))
+    return CountRows(counts, v, int(torch.count_nonzero(counts)))
 
 
-def residual_naive(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> Counts:
+def residual_naive(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> CountRows:
     """The definition: `x` ``[N, D]`` takes in `add` in place, then counts of its norm (of itself without one)."""
     if add is not None:
         x += add.dequantised() if isinstance(add, Sums) else add
@@ -82,7 +82,7 @@ def residual_naive(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, 
 def hidden_naive(
     up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_threshold: Tensor | None = None,
     up_relu: bool = False,
-) -> Counts:  # fmt: skip
+) -> CountRows:  # fmt: skip
     """The definition: counts of act(gate) · up, or of act(up); gates below their threshold ``[D]`` are 0.
 
     With `up_relu` it is act(gate) · relu(up).
@@ -109,7 +109,7 @@ def heads_naive(
     return rows[0], rows[1], rows[2]
 
 
-def project_naive(counts: Counts, weight: Tensor) -> Tensor:
+def project_naive(counts: CountRows, weight: Tensor) -> Tensor:
     """The definition: ``counts @ weightᵀ``; in 32 bits where |c| <= 127 makes sure that they hold it, else in 64."""
     total = COUNT_LINEAR(weight.device.type, counts.counts, weight)
     return total.to(torch.int32) if weight.shape[1] < 1 << 17 else total
@@ -191,9 +191,9 @@ def check_heads(
         raise OperandError(f"{name}: rotary positions need an even width, got {width}")
 
 
-def check_project(counts: Counts, weight: Tensor) -> None:
+def check_project(counts: CountRows, weight: Tensor) -> None:
     """The operands of `project_naive`."""
-    is_form("rows_project", "counts", counts, Counts)
+    is_form("rows_project", "counts", counts, CountRows)
     Operands("rows_project", "counts [N,D] number", "weight [O,D] int8")(counts.counts, weight)
 
 
@@ -231,7 +231,7 @@ HEADS = Operator("rows_heads", heads_naive, plain=True, check=check_heads, sampl
 PROJECT = Operator("rows_project", project_naive, plain=True, check=check_project, samples=_samples("project"))
 
 
-def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> Counts:
+def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> CountRows:
     """`residual_naive` by the kernel in use."""
     return RESIDUAL(x.device.type, x, add, norm, site)
 
@@ -239,7 +239,7 @@ def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: 
 def hidden(
     up: Sums, gate: Sums | None, activation: str, site: SiteForm, gate_threshold: Tensor | None = None,
     up_relu: bool = False,
-) -> Counts:  # fmt: skip
+) -> CountRows:  # fmt: skip
     """`hidden_naive` by the kernel in use."""
     return HIDDEN(up.total.device.type, up, gate, activation, site, gate_threshold, up_relu)
 
@@ -251,6 +251,6 @@ def heads(
     return HEADS(q.total.device.type, q, k, v, width, norms, angles)
 
 
-def project(counts: Counts, matrix: MatrixForm) -> Sums:
+def project(counts: CountRows, matrix: MatrixForm) -> Sums:
     """The product of counts of 8 bits."""
     return Sums(PROJECT(counts.counts.device.type, counts, matrix.weight), matrix, counts.v)

@@ -144,13 +144,13 @@ def heads() -> Iterator[Sample]:
 
 def project() -> Iterator[Sample]:
     """Few events and many."""
-    from fastsnn_integer.fused_row_ops import Counts
+    from fastsnn_integer.fused_row_ops import CountRows
 
     for rows, share in ((3, 0.1), (40, 0.9)):
         draw = torch.Generator().manual_seed(rows)
         counts = torch.randint(-127, 128, (rows, 70), generator=draw).to(torch.int8)
         counts = counts * (torch.rand(rows, 70, generator=draw) < share)
-        yield Counts(counts, torch.ones(rows, 1), int(torch.count_nonzero(counts))), codes(1, 50, 70)
+        yield CountRows(counts, torch.ones(rows, 1), int(torch.count_nonzero(counts))), codes(1, 50, 70)
 
 
 def project_q4() -> Iterator[Sample]:

@@ -26,7 +26,7 @@ from fastsnn_core.lowering import (
 from fastsnn_events.linear import COUNT_LINEAR
 from fastsnn_integer import deterministic, fused_row_ops
 from fastsnn_integer.forms import FourBitForm, outputs
-from fastsnn_integer.fused_row_ops import Counts, Sums
+from fastsnn_integer.fused_row_ops import CountRows, Sums
 from fastsnn_integer.reference import shut
 from fastsnn_model_decoder.fused_decode import refuse_hooks
 from fastsnn_model_decoder.layers import Angles, AttentionState, BlockState
@@ -112,7 +112,7 @@ def run(
 
 
 def heads_of(
-    layer: Any, form: AttentionForm, counts: Counts, shape: tuple[int, ...], angles: Angles, flat: Any
+    layer: Any, form: AttentionForm, counts: CountRows, shape: tuple[int, ...], angles: Angles, flat: Any
 ) -> Heads:
     """Queries, keys and values ``[B,T,·,K]`` of the counts, rotated where the mixer wants nothing else."""
     width, spikes = layer.dims.head_dim, counts.spikes(shape)
@@ -133,7 +133,7 @@ def heads_of(
     return Heads(q, k, v, spikes, *(angles if angles and layer.rotary and not turned else (None, None)))
 
 
-def hidden_of(form: FeedforwardForm, counts: Counts, shape: tuple[int, ...]) -> Counts:
+def hidden_of(form: FeedforwardForm, counts: CountRows, shape: tuple[int, ...]) -> CountRows:
     """Counts of the hidden channels."""
     if counts.narrow and not any(isinstance(m, FourBitForm) for m in (form.up, form.gate)):
         gate = None if form.gate is None else project(counts, form.gate)
@@ -151,7 +151,7 @@ def second_factor(form: FeedforwardForm, up: Tensor) -> Tensor:
     return deterministic.unary(up, "relu") if form.up_relu else up
 
 
-def project(counts: Counts, matrix: MatrixForm) -> Sums:
+def project(counts: CountRows, matrix: MatrixForm) -> Sums:
     """The product of counts of 8 bits; its layer says which way it went."""
     out = fused_row_ops.project(counts, matrix)
     layer: Any = matrix.layer
@@ -165,7 +165,7 @@ def wide(spikes: Any, matrix: MatrixForm) -> Tensor:
     return layer(spikes)
 
 
-def product(counts: Counts, matrix: MatrixForm, shape: tuple[int, ...]) -> Sums | Tensor:
+def product(counts: CountRows, matrix: MatrixForm, shape: tuple[int, ...]) -> Sums | Tensor:
     """What a projection adds to the residual stream."""
     if counts.narrow and not isinstance(matrix, FourBitForm):
         return project(counts, matrix)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from fastsnn_core import Model, hookimpl, param
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.moved import renamed
 from fastsnn_model_nir_graph import order, units
 from fastsnn_modules.inputs import StateError, belongs, check_reset, like, no_train, numeric
 from fastsnn_modules.shown import model_html
 
 __version__ = "0.1.0"
-__all__ = ["NirGraph", "NirGraphModule", "Node", "fastsnn_models"]
+__all__ = ["NirGraph", "NirGraphModule", "NirNode", "fastsnn_models"]
 
 DRAWN: tuple[tuple[dict[str, Any], ...], ...] = (
     (
@@ -34,7 +35,7 @@ DRAWN: tuple[tuple[dict[str, Any], ...], ...] = (
 
 
 @frozen
-class Node:
+class NirNode:
     """A node of NIR: its kind, the nodes whose outputs it adds up, and the sizes that its kind has."""
 
     name: str = param(doc="what sources call it")
@@ -78,7 +79,7 @@ class NirGraph(Model):
 
     name = "nir_graph"
     input: tuple[int, ...] = param(ge=1, doc="shape of one sample", draw=((6,),))
-    nodes: tuple[Node, ...] = param(doc="every node but the input; sources say what it reads", draw=DRAWN)
+    nodes: tuple[NirNode, ...] = param(doc="every node but the input; sources say what it reads", draw=DRAWN)
     output: str = param(doc="the node whose values come out", draw=("y",))
     dt: float = param(1e-3, gt=0.0, unit="seconds", doc="length of a step")
 
@@ -226,3 +227,6 @@ def merged(rows: Tensor, fresh: Any, now: Any) -> Any:
 def fastsnn_models() -> list[type[Model]]:
     """This plugin's models."""
     return [NirGraph]
+
+
+__getattr__ = renamed(__name__, {"Node": "NirNode"})

@@ -10,7 +10,7 @@ from fastsnn_conversion import spike_layers
 from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core import Model
 from fastsnn_model_sequential.layer import Layer
-from fastsnn_model_sequential.modules import BatchNorm, LeakyReadout, TimeBegins, TimeDifference, TimeMean
+from fastsnn_model_sequential.modules import AnyRankBatchNorm, LeakyReadout, TimeBegins, TimeDifference, TimeMean
 
 PLAIN: dict[type[nn.Module], str] = {
     nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SELU: "selu", nn.SiLU: "silu", nn.Mish: "mish", nn.Hardswish: "hardswish",
@@ -107,7 +107,7 @@ def even_padding(module: Any) -> tuple[int, ...] | None:
 def norm(module: Any) -> Layer | None:
     """Norms with the statistics of torch's defaults."""
     kind = type(module)
-    if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm):
+    if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, AnyRankBatchNorm):
         if module.momentum is None:
             return None
         more: dict[str, Any] = {} if module.momentum == 0.1 else {"momentum": float(module.momentum)}

@@ -16,7 +16,7 @@ from fastsnn_core.spike_tensor import plain
 from fastsnn_leaky.decay import decayed
 
 
-class BatchNorm(nn.BatchNorm1d):
+class AnyRankBatchNorm(nn.BatchNorm1d):
     """Statistics per channel (dimension 1) of ``[N, C, …]``, whatever the rank."""
 
     converts_as = nn.BatchNorm1d

@@ -110,9 +110,9 @@ def sloped(cls: type[nn.Module], default: float) -> Op:
 
 def batch_norm(v: Any) -> nn.Module:
     """One class for every rank: statistics per channel, dimension 1."""
-    from fastsnn_model_sequential.modules import BatchNorm
+    from fastsnn_model_sequential.modules import AnyRankBatchNorm
 
-    return BatchNorm(v.features, v.eps, v.momentum, v.affine, v.tracked)
+    return AnyRankBatchNorm(v.features, v.eps, v.momentum, v.affine, v.tracked)
 
 
 def pooled_mean(v: Any, shape: Shape) -> Shape:

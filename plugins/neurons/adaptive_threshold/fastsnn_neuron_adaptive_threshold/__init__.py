@@ -58,7 +58,7 @@ class AdaptiveThreshold(Neuron):
         return AdaptiveThresholdModule(self)
 
 
-class Straight(torch.autograd.Function):
+class StraightThroughRound(torch.autograd.Function):
     """round(x / V), with the gradient of x / V: the ordinary case in half the passes over memory."""
 
     @staticmethod
@@ -133,7 +133,7 @@ class AdaptiveThresholdModule(nn.Module):
         x = neuron_input("adaptive_threshold", x, state, reset, stateful=False)
         v = self.threshold(x.detach())
         if self.derivative is None and self.bound == float("inf") and not v.requires_grad:
-            counts: Any = Straight.apply(x, v)
+            counts: Any = StraightThroughRound.apply(x, v)
         else:
             counts = ops.count(x / v, -self.bound, self.bound, slope=self.slope)
         if self.sparser:

@@ -33,10 +33,10 @@ class FirstSpike(Objective):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Nats of every sample."""
-        return F.cross_entropy(self.read(Straight.apply(outputs)) / self.scale, targets, reduction="none")
+        return F.cross_entropy(self.read(StraightThroughClamp.apply(outputs)) / self.scale, targets, reduction="none")
 
 
-class Straight(torch.autograd.Function):
+class StraightThroughClamp(torch.autograd.Function):
     """Counts cut to [0, 1] whose gradient passes the cut, so that neither a silent nor a busy neuron is lost."""
 
     @staticmethod

@@ -28,7 +28,7 @@ def constant_mask(mask: Tensor, heads: int) -> Tensor:
     return mask.unflatten(0, (-1, heads)) if mask.ndim == 3 else mask
 
 
-class Attention(nn.Module):
+class ProjectedAttention(nn.Module):
     """`nn.MultiheadAttention` with its projections as layers of their own: q, k, v, out."""
 
     def __init__(self, old: nn.MultiheadAttention) -> None:
@@ -149,7 +149,7 @@ class Encoder(nn.Module):
 
 
 TWINS: dict[type[nn.Module], Any] = {
-    nn.MultiheadAttention: Attention,
+    nn.MultiheadAttention: ProjectedAttention,
     nn.TransformerEncoderLayer: EncoderLayer,
     nn.TransformerEncoder: Encoder,
 }

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fastsnn_conversion.context import Context, Replacement
 from fastsnn_core import Rule, hookimpl
+from fastsnn_core.moved import renamed
 
 __version__ = "0.1.0"
 
@@ -19,7 +20,7 @@ PRODUCTS = (operator.matmul, torch.matmul, torch.bmm, torch.einsum, "matmul", "b
 
 
 @frozen
-class Linear(Rule):
+class LinearRule(Rule):
     """y = V · (W c) + b for spikes (c, V); x [N, …, D] -> y [N, …, out].
 
     The layer stays what it is: ``F.linear`` of a SpikeTensor multiplies the counts and scales once, so that with whole
@@ -47,4 +48,7 @@ class Linear(Rule):
 @hookimpl
 def fastsnn_rules() -> list[type[Rule]]:
     """This plugin's rules."""
-    return [Linear]
+    return [LinearRule]
+
+
+__getattr__ = renamed(__name__, {"Linear": "LinearRule"})

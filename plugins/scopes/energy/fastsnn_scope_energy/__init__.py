@@ -9,7 +9,7 @@ from attrs import frozen
 
 from fastsnn_core import Scope, hookimpl, param
 from fastsnn_core.subject import Data, Subject
-from fastsnn_scope_energy.count import Layer, Site, Tally, tally
+from fastsnn_scope_energy.count import LayerCost, OperationCounts, Site, tally
 from fastsnn_scope_energy.picture import amount, picture, tables
 
 __version__ = "0.1.0"
@@ -142,7 +142,7 @@ def constants() -> Data:
     return {"title": "Constants at 45 nm, pJ", "columns": ["", "pJ", "source"], "rows": rows}
 
 
-def row_of(kind: str, found: Tally, place: str, activity: float = 1.0) -> Data:
+def row_of(kind: str, found: OperationCounts, place: str, activity: float = 1.0) -> Data:
     """Total and parts of one way to run the model, pJ per token; `activity` scales how many inputs speak."""
     wide = 2 if kind == "fp16" else 1
     weight, buffer = PJ["sram_1mb" if place == "sram" else "dram"] / 8, PJ["sram_32kb"] / 8
@@ -172,7 +172,7 @@ def multiply(bits: int, adder: str) -> float:
     return PJ["int8_mul"] * bits / 8 + PJ[adder]
 
 
-def arithmetic(kind: str, layer: Layer, site: Site | None, activity: float) -> float:
+def arithmetic(kind: str, layer: LayerCost, site: Site | None, activity: float) -> float:
     """pJ of a layer's additions and multiplications over the whole pass."""
     if kind == "fp16":
         return layer.macs * PJ["fp16_mac"]
@@ -193,7 +193,7 @@ def entry(kind: str, site: Site | None, activity: float) -> float:
     return 1.0 if kind == "int8" else site.bits / 8
 
 
-def proxies(found: Tally) -> list[Data]:
+def proxies(found: OperationCounts) -> list[Data]:
     """Arithmetic of the weighted layers alone, pJ per token: the SOP proxy in two precisions and its dense rivals."""
     layers = [(row, found.sites.get(row.site)) for row in found.layers.values()]
     rows = (
@@ -206,7 +206,7 @@ def proxies(found: Tally) -> list[Data]:
     return [{"name": name, "total": pj / max(1, found.tokens)} for name, pj in rows]
 
 
-def break_even(found: Tally, place: str, base: float) -> float | None:
+def break_even(found: OperationCounts, place: str, base: float) -> float | None:
     """Silent fraction at which the events row equals `base`, with as many spikes per active channel; None: never."""
     rest, full = (row_of("events", found, place, activity)["total"] for activity in (0.0, 1.0))
     speak = sum(s.active for s in found.sites.values()) / max(1, sum(s.channels for s in found.sites.values()))
@@ -215,7 +215,7 @@ def break_even(found: Tally, place: str, base: float) -> float | None:
     return max(0.0, 1.0 - speak * (base - rest) / (full - rest))
 
 
-def verdict(found: Tally, data: Data) -> str:
+def verdict(found: OperationCounts, data: Data) -> str:
     """One sentence that compares the two bars that matter."""
     silent = 1.0 - sum(s.active for s in found.sites.values()) / max(1, sum(s.channels for s in found.sites.values()))
     ratio, at = data["rows"][0]["ratio"], data["break_even_silent_fraction"]

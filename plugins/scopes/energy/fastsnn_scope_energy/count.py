@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastsnn_core import SpikeSite, SpikeTensor, ops
+from fastsnn_core.moved import renamed
 from fastsnn_core.ops.dispatch import substitute
 from fastsnn_core.site import is_spikes
 from fastsnn_core.state import nbytes
@@ -57,7 +58,7 @@ class Site:
 
 
 @attrs.define
-class Layer:
+class LayerCost:
     """Sums over a whole pass of one weighted layer; `site` is empty where it reads ordinary numbers."""
 
     name: str
@@ -74,13 +75,13 @@ class Layer:
 
 
 @attrs.define
-class Tally:
+class OperationCounts:
     """Everything that was counted. `tokens` is what the sums are divided by: tokens, or samples of other models."""
 
     tokens: int
     unit: str
     sites: dict[str, Site] = attrs.field(factory=dict)
-    layers: dict[tuple[str, str], Layer] = attrs.field(factory=dict)
+    layers: dict[tuple[str, str], LayerCost] = attrs.field(factory=dict)
     attention_macs: int = 0
     products: int = 0
     embedded: int = 0
@@ -100,7 +101,7 @@ def bits(spikes: SpikeTensor) -> Tensor:
 
 
 @attrs.define(eq=False)
-class Counts:
+class SpikeRecord:
     """What one SpikeTensor says: the site it came from, and per entry whether it spoke, its bits and its magnitude."""
 
     site: str
@@ -110,12 +111,12 @@ class Counts:
 
 
 class Watcher:
-    """Fills a `Tally` while its modes and hooks are on."""
+    """Fills `OperationCounts` while its modes and hooks are on."""
 
-    def __init__(self, model: nn.Module, found: Tally) -> None:
+    def __init__(self, model: nn.Module, found: OperationCounts) -> None:
         self.model, self.found = model, found
         self.names = {id(p): n.removesuffix(".weight") for n, p in model.named_parameters()}
-        self.made: dict[int, tuple[SpikeTensor, Counts]] = {}
+        self.made: dict[int, tuple[SpikeTensor, SpikeRecord]] = {}
         self.quiet = 0
         self.recoded: dict[str, int] = {}  # sites that write trains, and the membrane bytes of their neurons
         self.stack: list[tuple[int, int]] = []
@@ -151,12 +152,12 @@ class Watcher:
         site = self.found.sites[self.counts(spikes, name).site]
         site.membrane_bytes += membrane + self.recoded.get(name, 0)
 
-    def counts(self, spikes: SpikeTensor, name: str) -> Counts:
+    def counts(self, spikes: SpikeTensor, name: str) -> SpikeRecord:
         """The counts of a SpikeTensor, entered under its site the first time it is seen."""
         if id(spikes) in self.made:
             return self.made[id(spikes)][1]
         magnitude = spikes.counts.detach().abs().round().long()
-        found = Counts(name, (magnitude != 0).long(), bits(spikes), magnitude)
+        found = SpikeRecord(name, (magnitude != 0).long(), bits(spikes), magnitude)
         self.made[id(spikes)] = (spikes, found)
         site = self.found.sites.setdefault(name, Site(name))
         site.channels += magnitude.numel()
@@ -168,21 +169,21 @@ class Watcher:
         site.width = magnitude.shape[-1] if magnitude.ndim < 4 else magnitude.shape[1]
         return found
 
-    def heard(self, x: Tensor | SpikeTensor) -> Counts | None:
+    def heard(self, x: Tensor | SpikeTensor) -> SpikeRecord | None:
         """The counts behind a layer's input: spikes, or a site's spikes reshaped; None for other numbers."""
         if isinstance(x, SpikeTensor):
             return self.counts(x, "(not at a site)")
         for spikes, counts in reversed(self.made.values()):
             if spikes.numel() == x.numel() and torch.equal(spikes.value().reshape(-1).to(x.dtype), x.reshape(-1)):
                 shape = [t.reshape(x.shape) for t in (counts.active, counts.bits, counts.unary)]
-                return Counts(counts.site, *shape)
+                return SpikeRecord(counts.site, *shape)
         return None
 
     # -- weighted layers -----------------------------------------------------------------------------------------
 
-    def layer(self, name: str, site: str, weights: int) -> Layer:
+    def layer(self, name: str, site: str, weights: int) -> LayerCost:
         """The row of a layer and the site it reads."""
-        return self.found.layers.setdefault((name, site), Layer(name, site, weights))
+        return self.found.layers.setdefault((name, site), LayerCost(name, site, weights))
 
     def linear(self, x: Tensor | SpikeTensor, inputs: int, outputs: int, name: str) -> None:
         """MACs = channels · outputs, SOPs = spikes · outputs; a token reads the weight rows of its active channels."""
@@ -352,11 +353,11 @@ def watch(model: nn.Module, watcher: Watcher) -> Iterator[None]:
 
 
 @torch.no_grad()
-def tally(subject: Subject) -> Tally:
+def tally(subject: Subject) -> OperationCounts:
     """Count one pass of the subject's model over its inputs, in evaluation mode."""
     model, inputs = subject.model, subject.inputs
     language = subject.is_language_model
-    found = Tally(inputs.numel() if language else inputs.shape[0], "token" if language else "sample")
+    found = OperationCounts(inputs.numel() if language else inputs.shape[0], "token" if language else "sample")
     streams = language and "return_state" in inspect.signature(model.forward).parameters
     training = model.training
     model.eval()
@@ -379,3 +380,6 @@ def held(state: Any) -> int:
     if isinstance(state, dict | tuple | list):
         return sum(held(part) for part in (state.values() if isinstance(state, dict) else state))
     return nbytes(state)
+
+
+__getattr__ = renamed(__name__, {"Tally": "OperationCounts"})

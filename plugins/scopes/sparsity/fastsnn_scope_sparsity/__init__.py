@@ -12,6 +12,7 @@ from attrs import frozen
 from torch import nn
 
 from fastsnn_core import Scope, hookimpl, param
+from fastsnn_core.moved import renamed
 from fastsnn_core.probe import Record
 from fastsnn_core.subject import Data, Subject
 from fastsnn_scope_sparsity.measures import overall, sparsities
@@ -32,7 +33,7 @@ MOST = 14  # columns in which a number can still be read; beyond, a colour bar s
 
 
 @frozen
-class Sparsity(Scope):
+class SparsityScope(Scope):
     """silent = #[c = 0] / N;  spikes per channel p = Σ popcount|c| / N;  slot sparsity 1 - p / S, S = bits of max|c|.
 
     N counts channels × tokens of a site. The overall figures weigh every site by its N, with the largest S of any
@@ -214,4 +215,7 @@ def table(rows: list[Data]) -> Data:
 @hookimpl
 def fastsnn_scopes() -> list[type[Scope]]:
     """This plugin's scopes."""
-    return [Sparsity]
+    return [SparsityScope]
+
+
+__getattr__ = renamed(__name__, {"Sparsity": "SparsityScope"})

@@ -145,7 +145,7 @@ def apply(port: Port, found: Balanced) -> None:
 
 
 @attrs.define(eq=False)
-class Calibration:
+class BalanceReport:
     """What `calibrate` found: a row per balanced site, and of every spiking site what errors cost at the output.
 
     `fisher` ``[D]`` weighs the channels of a site's spikes (`output_sensitivity`), `cost` is ½ Σ_i F_i E[δ_i²] of its
@@ -168,7 +168,7 @@ def calibrate(
     steps: int = 60,
     seed: int = 0,
     step: Callable[[], Any] = nothing,
-) -> Calibration:
+) -> BalanceReport:
     """Balance every projection site of a spiking decoder on ``tokens [N,T]``, in one pass forwards and backwards.
 
     A row per site: name, expected relative output error before and after, the largest factor, and the share of the
@@ -177,7 +177,7 @@ def calibrate(
     """
     if tokens.ndim != 2 or not len(tokens):
         raise ConversionError(f"calibration needs tokens [N, T], got shape {list(tokens.shape)}")
-    made = Calibration()
+    made = BalanceReport()
     table = site_table(model)
     for block in sensitivities(model, tokens, samples=samples, seed=seed, step=step):
         rows: list[dict[str, Any]] = []

@@ -14,7 +14,7 @@ from fastsnn_console import targets
 from fastsnn_console.progress import Progress
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.language.attention_swap import PLACES, kinds_of, layers_of, placed, replace
-from fastsnn_convert.language.balance import Calibration, calibrate
+from fastsnn_convert.language.balance import BalanceReport, calibrate
 from fastsnn_convert.language.distillation_data import check_text, tokens_of, windows, write
 from fastsnn_convert.language.distillation_settings import LARGE, Healing, need_peft
 from fastsnn_convert.language.families import import_dense
@@ -145,7 +145,7 @@ def convert_language(source: str | Path, *, neuron: Any = None, **options: Any) 
 
     Weights become float32 (INT8 by `fastsnn export --to w8a` afterwards).
 
-    Errors: `CheckpointError` and `ConversionError` name the file or option, and what is supported.
+    Errors: `SourceError` and `ConversionError` name the file or option, and what is supported.
     """
     known = {f.name for f in attrs.fields(Options)}
     if unknown := sorted(set(options) - known):
@@ -237,7 +237,7 @@ def spiking(dense: nn.Module, neuron: Neuron, o: Options) -> nn.Module:
     return rebuild(dense, with_biases(spec, tuple(centred)))
 
 
-def calibrated(model: Any, fit: Tensor, o: Options) -> Calibration:
+def calibrated(model: Any, fit: Tensor, o: Options) -> BalanceReport:
     """Balance the sites, then share k out by what each costs."""
     with Progress("calibrating", 2 * len(model.layers), "half blocks", quiet=o.quiet) as progress:
         made = calibrate(model, fit, move=o.balance, seed=o.seed, step=progress.step)
@@ -280,7 +280,7 @@ def describe(
     neuron: Neuron,
     o: Options,
     held: HeldOutReference,
-    made: Calibration,
+    made: BalanceReport,
     healed: bool,
 ) -> Report:
     """The report."""

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.language.distillation_loss import divergence, head_input, head_of, plain
-from fastsnn_convert.language.distillation_settings import Healing, Run
+from fastsnn_convert.language.distillation_settings import DistillationProgress, Healing
 from fastsnn_convert.language.rebuild import bypass_neurons
 from fastsnn_convert.language.relufication import ActivationChange, magnitudes
 from fastsnn_convert.language.threshold_gradients import lsq_gradients
@@ -133,9 +133,9 @@ class Healer:
     neurons: list[Any] = attrs.field(factory=list)
     change: ActivationChange | None = None
 
-    def all(self, stages: tuple[str, ...], resume: bool) -> Run:
+    def all(self, stages: tuple[str, ...], resume: bool) -> DistillationProgress:
         """Every stage, from where the run stands."""
-        run = Run()
+        run = DistillationProgress()
         self.neurons = [(site, site.neuron) for site in sites(self.model).values()]
         if self.config.activation:
             self.change = ActivationChange.of(plain(self.model), self.config.activation, self.config.l1)
@@ -153,19 +153,21 @@ class Healer:
             self.change.finish()
         return run
 
-    def stages(self, run: Run, stages: tuple[str, ...], shares: list[float], held: dict[str, Tensor]) -> None:
+    def stages(
+        self, run: DistillationProgress, stages: tuple[str, ...], shares: list[float], held: dict[str, Tensor]
+    ) -> None:
         """The stages that are left."""
-        from fastsnn_train.loop.progress import Progress
+        from fastsnn_train.loop.progress import TrainingProgress
 
         for number in range(run.stage, len(stages)):
             if run.stage != number:
                 run.stage, run.step, run.seconds = number, 0, 0.0
             dense = bypass_neurons(self.model) if stages[number] == "attention" else contextlib.nullcontext()
-            with dense, Progress(100, 0, f"healing ({stages[number]})", self.quiet) as progress:
+            with dense, TrainingProgress(100, 0, f"healing ({stages[number]})", self.quiet) as progress:
                 self.stage(run, stages[number], shares[number], held, progress)
             held = {}
 
-    def stage(self, run: Run, name: str, share: float, held: dict[str, Tensor], progress: Any) -> None:
+    def stage(self, run: DistillationProgress, name: str, share: float, held: dict[str, Tensor], progress: Any) -> None:
         """One stage: AdamW under a rate that follows the budget."""
         c = self.config
         constants, weights = self.groups()
@@ -216,7 +218,7 @@ class Healer:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         return [p for p in trained if p.ndim < 2], [p for p in trained if p.ndim >= 2]
 
-    def batch(self, run: Run) -> Tensor:
+    def batch(self, run: DistillationProgress) -> Tensor:
         """Random pieces ``[batch, length]``, the same for the same step of the same stage and seed."""
         c, seed = self.config, self.config.seed * 2 + run.stage
         assert c.batch is not None
@@ -253,7 +255,7 @@ class Healer:
 
     # -- on disk -----------------------------------------------------------------------------------------------------
 
-    def save(self, run: Run, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, run: DistillationProgress, optimizer: torch.optim.Optimizer) -> None:
         """A checkpoint, whole or not at all."""
         from fastsnn_train.loop import checkpoint, snapshot
         from fastsnn_train.loop.parallel import World
@@ -269,7 +271,7 @@ class Healer:
             site.neuron = None
         checkpoint.save(self.out, rows, state, run.history, World(), set(), 2)
 
-    def load(self, run: Run) -> dict[str, Tensor]:
+    def load(self, run: DistillationProgress) -> dict[str, Tensor]:
         """Take up the newest whole checkpoint, if there is one; gives its tensors, for the optimiser."""
         from fastsnn_train.loop import checkpoint, snapshot
 

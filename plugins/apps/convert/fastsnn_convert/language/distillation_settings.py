@@ -120,7 +120,7 @@ class Healing:
 
 
 @attrs.define
-class Run:
+class DistillationProgress:
     """Where a healing run is: stage, step and seconds in it, and the log so far."""
 
     stage: int = 0

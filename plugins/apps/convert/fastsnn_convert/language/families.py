@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastsnn_convert.language.channel_order import in_our_terms
-from fastsnn_convert.language.hf_checkpoint import Checkpoint, CheckpointError
+from fastsnn_convert.language.hf_checkpoint import Checkpoint, SourceError
 from fastsnn_core import Attention, Feedforward, build, create
 from fastsnn_core.errors import MissingError
 from fastsnn_model_decoder import Decoder, Rope
@@ -70,7 +70,7 @@ FAMILIES = {
 }
 
 
-class Settings:
+class HfConfig:
     """config.json with errors that name it."""
 
     def __init__(self, path: Path, table: dict[str, Any]) -> None:
@@ -80,9 +80,9 @@ class Settings:
         """A positive whole number."""
         value = self.table.get(key, default)
         if value is ...:
-            raise CheckpointError(f"{self.path} has no {key!r}, which a {self.table.get('model_type')} model needs")
+            raise SourceError(f"{self.path} has no {key!r}, which a {self.table.get('model_type')} model needs")
         if type(value) is not int or value < 1:
-            raise CheckpointError(f"{self.path}: {key!r} must be a positive whole number, not {value!r}")
+            raise SourceError(f"{self.path}: {key!r} must be a positive whole number, not {value!r}")
         return value
 
     def number(self, table: dict[str, Any], key: str, default: Any = ...) -> float:
@@ -91,17 +91,17 @@ class Settings:
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float):
             what = "has no" if value is ... else "has no number for"
-            raise CheckpointError(f"{self.path} {what} {key!r}")
+            raise SourceError(f"{self.path} {what} {key!r}")
         return float(value)
 
-    def refuse(self, what: str, possible: str) -> CheckpointError:
+    def refuse(self, what: str, possible: str) -> SourceError:
         """An error about something this importer does not know."""
-        return CheckpointError(f"{self.path}: {what}; supported: {possible}")
+        return SourceError(f"{self.path}: {what}; supported: {possible}")
 
 
 def spec_of(checkpoint: Checkpoint) -> Decoder:
     """The dense `Decoder` that a directory's config.json describes."""
-    s = Settings(checkpoint.described_in, checkpoint.config)
+    s = HfConfig(checkpoint.described_in, checkpoint.config)
     c, kind = s.table, s.table.get("model_type")
     if kind not in FAMILIES:
         named = f"architecture {kind!r}" if kind else "it does not say its model_type"
@@ -145,10 +145,10 @@ def spec_of(checkpoint: Checkpoint) -> Decoder:
             out_bias=both if family.qkv_bias is None else False,
             qk_norm=family.qk_norm,
         )
-    except CheckpointError:
+    except SourceError:
         raise
     except ValueError as error:
-        raise CheckpointError(f"{s.path}: {error}") from None
+        raise SourceError(f"{s.path}: {error}") from None
 
 
 def present(config: dict[str, Any], key: str, family: Family) -> bool:
@@ -156,7 +156,7 @@ def present(config: dict[str, Any], key: str, family: Family) -> bool:
     return config.get(key) is not None or (key not in config and family.kv_heads is not None)
 
 
-def attentions(s: Settings, family: Family, layers: int) -> tuple[Attention, ...]:
+def attentions(s: HfConfig, family: Family, layers: int) -> tuple[Attention, ...]:
     """One attention for all layers where they are alike, else one per layer."""
     c = s.table
     window = c.get("sliding_window", family.window)
@@ -178,7 +178,7 @@ def attentions(s: Settings, family: Family, layers: int) -> tuple[Attention, ...
     return (table[kinds[0]],) if len(set(kinds)) == 1 else tuple(table[kind] for kind in kinds)
 
 
-def rope(s: Settings, c: dict[str, Any], family: Family) -> Rope:
+def rope(s: HfConfig, c: dict[str, Any], family: Family) -> Rope:
     """Rotary positions from ``rope_parameters`` (new form) or ``rope_theta`` and ``rope_scaling`` (old form)."""
     table = c.get("rope_parameters") or c.get("rope_scaling") or {}
     if not isinstance(table, dict) or any(isinstance(v, dict) for v in table.values()):
@@ -200,7 +200,7 @@ def rope(s: Settings, c: dict[str, Any], family: Family) -> Rope:
     original: Any = c.get("original_max_position_embeddings") or table.get("original_max_position_embeddings") or length
     original = length if kind == "dynamic" else original
     if kind != "linear" and (type(original) is not int or original < 1):
-        raise CheckpointError(f"{s.path}: rope scaling {kind!r} needs 'max_position_embeddings', got {original!r}")
+        raise SourceError(f"{s.path}: rope scaling {kind!r} needs 'max_position_embeddings', got {original!r}")
     if kind == "yarn" and table.get("factor") is None and type(length) is int:
         factor = length / original
     else:
@@ -218,7 +218,7 @@ def rope(s: Settings, c: dict[str, Any], family: Family) -> Rope:
     return Rope(theta=theta, scaling=ROPES[kind], factor=factor, original=0 if kind == "linear" else original, **more)
 
 
-def magnitude(s: Settings, table: dict[str, Any], factor: float) -> float:
+def magnitude(s: HfConfig, table: dict[str, Any], factor: float) -> float:
     """yarn's factor on cos and sin: given, or from ``mscale``, or 0 for the rule ``0.1 ln(factor) + 1``."""
     if table.get("attention_factor") is not None:
         return s.number(table, "attention_factor")
@@ -326,11 +326,11 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
     if strange := [name for name in unknown if not harmless(name, spec)]:
         kind = checkpoint.config["model_type"]
         if prefix := wrapper_of(strange, set(stored.values())):
-            raise CheckpointError(
+            raise SourceError(
                 f"{checkpoint.entries[strange[0]].file} was saved from a wrapper: its names begin with {prefix!r} "
                 f"({strange[0]}); save the model inside it"
             )
-        raise CheckpointError(
+        raise SourceError(
             f"{checkpoint.entries[strange[0]].file} holds {strange[0]}, which a {kind} model does not have"
             + (f" (and {len(strange) - 1} more)" if len(strange) > 1 else "")
         )
@@ -345,7 +345,7 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
             continue
         if bad := parameter.numel() - int(torch.isfinite(parameter.data).sum()):
             where = f"{stored[name]} in {checkpoint.entries[stored[name]].file}"
-            raise CheckpointError(
+            raise SourceError(
                 f"{where} holds {bad} of {parameter.numel()} values that are NaN or infinite: the checkpoint is "
                 "damaged, or its training diverged"
             )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import reading_tensors
+from fastsnn_core.moved import renamed
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -27,7 +28,7 @@ TYPES = {"F32": torch.float32, "F64": torch.float64, "BF16": torch.bfloat16, "F1
 SUPPORTED = f"supported: {CONFIG} beside {SINGLE}, or {INDEX} with its shards, in float32, float64, bfloat16 or float16"
 
 
-class CheckpointError(FastSNNError):
+class SourceError(FastSNNError):
     """A source that cannot be converted: names the file, what is wrong, and what is supported."""
 
 
@@ -90,9 +91,9 @@ class Checkpoint:
         entry = self.entries.get(name)
         if entry is None:
             others = f"{len(self.entries)} others are there"
-            raise CheckpointError(f"{self.folder} has no tensor {name!r}, which its {CONFIG} asks for; {others}")
+            raise SourceError(f"{self.folder} has no tensor {name!r}, which its {CONFIG} asks for; {others}")
         if entry.shape != shape:
-            raise CheckpointError(
+            raise SourceError(
                 f"{entry.file}: {name} has shape {list(entry.shape)}, its {CONFIG} asks for {list(shape)}"
             )
         return entry
@@ -114,17 +115,17 @@ class Checkpoint:
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a directory, or an error that says what the directory is instead."""
     if not folder.exists():
-        raise CheckpointError(f"{folder} does not exist; {SUPPORTED}")
+        raise SourceError(f"{folder} does not exist; {SUPPORTED}")
     if not folder.is_dir():
         if folder.suffix in PICKLES:
-            raise CheckpointError(f"{folder} is a pickle file, which can run code when it is read; {SUPPORTED}")
-        raise CheckpointError(f"{folder} is a file, not a directory; {SUPPORTED}")
+            raise SourceError(f"{folder} is a pickle file, which can run code when it is read; {SUPPORTED}")
+        raise SourceError(f"{folder} is a file, not a directory; {SUPPORTED}")
     path = folder / CONFIG
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing{instead(folder)}; {SUPPORTED}")
+        raise SourceError(f"{path} is missing{instead(folder)}; {SUPPORTED}")
     config = read_json(path)
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__}, not a table of settings")
+        raise SourceError(f"{path} holds a {type(config).__name__}, not a table of settings")
     return config
 
 
@@ -147,16 +148,14 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+        raise SourceError(f"{path} cannot be read: {error}") from None
 
 
 def refuse_pointer(path: Path) -> None:
     """An error where a clone without git-lfs left a pointer in the file's place."""
     with path.open("rb") as file:
         if file.read(len(POINTER)) == POINTER:
-            raise CheckpointError(
-                f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull in its folder"
-            )
+            raise SourceError(f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull in its folder")
 
 
 def read_entries(folder: Path) -> dict[str, Entry]:
@@ -167,13 +166,13 @@ def read_entries(folder: Path) -> dict[str, Entry]:
         return from_index(folder)
     found = sorted(p.name for p in folder.iterdir() if p.is_file())
     if pickles := [name for name in found if Path(name).suffix in PICKLES]:
-        raise CheckpointError(
+        raise SourceError(
             f"{folder / pickles[0]} is a pickle file, which can run code when it is read; {SUPPORTED}. "
             "Its owner can write safetensors with save_pretrained(…)"
         )
     if loose := [name for name in found if name.endswith(".safetensors")]:
-        raise CheckpointError(f"{folder} has {loose[0]} but neither {SINGLE} nor {INDEX}; {SUPPORTED}")
-    raise CheckpointError(f"{folder} has no weights; {SUPPORTED}")
+        raise SourceError(f"{folder} has {loose[0]} but neither {SINGLE} nor {INDEX}; {SUPPORTED}")
+    raise SourceError(f"{folder} has no weights; {SUPPORTED}")
 
 
 def from_index(folder: Path) -> dict[str, Entry]:
@@ -182,25 +181,25 @@ def from_index(folder: Path) -> dict[str, Entry]:
     index = read_json(path)
     table = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(table, dict) or not table or not all(isinstance(v, str) for v in table.values()):
-        raise CheckpointError(f"{path} has no weight_map from tensor names to files")
+        raise SourceError(f"{path} has no weight_map from tensor names to files")
     names = sorted(set(table.values()))
     for name in names:
         shard = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointError(f"{path} names a file outside the directory: {name}")
+            raise SourceError(f"{path} names a file outside the directory: {name}")
         if shard.suffix != ".safetensors":
-            raise CheckpointError(f"{path} names {name}, which is no safetensors file; {SUPPORTED}")
+            raise SourceError(f"{path} names {name}, which is no safetensors file; {SUPPORTED}")
         if not shard.is_file():
-            raise CheckpointError(f"{shard} is missing; {path} names it")
+            raise SourceError(f"{shard} is missing; {path} names it")
     entries: dict[str, Entry] = {}
     for name in names:
         shard = folder / name
         found = header(shard)
         wanted = {tensor for tensor, where in table.items() if where == name}
         if odd := sorted(wanted - set(found)):
-            raise CheckpointError(f"{shard} does not hold {odd[0]}, which {path.name} says it does: a mismatched shard")
+            raise SourceError(f"{shard} does not hold {odd[0]}, which {path.name} says it does: a mismatched shard")
         if odd := sorted(set(found) - wanted):
-            raise CheckpointError(f"{shard} holds {odd[0]}, which {path.name} does not list there: a mismatched shard")
+            raise SourceError(f"{shard} holds {odd[0]}, which {path.name} does not list there: a mismatched shard")
         entries |= found
     return entries
 
@@ -213,7 +212,7 @@ def header(path: Path) -> dict[str, Entry]:
     for name in file.offset_keys():
         row = file.get_slice(name)
         if (kind := row.get_dtype()) not in TYPES:
-            raise CheckpointError(f"{path}: {name} is stored as {kind}; {SUPPORTED}")
+            raise SourceError(f"{path}: {name} is stored as {kind}; {SUPPORTED}")
         found[name] = Entry(path, TYPES[kind], tuple(row.get_shape()))
     return found
 
@@ -223,4 +222,7 @@ def opened(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged, cut off, or no safetensors file: {error}; {SUPPORTED}") from None
+        raise SourceError(f"{path} is damaged, cut off, or no safetensors file: {error}; {SUPPORTED}") from None
+
+
+__getattr__ = renamed(__name__, {"CheckpointError": "SourceError"})

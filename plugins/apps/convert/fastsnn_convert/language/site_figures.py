@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_console.progress import Progress
-from fastsnn_convert.language.balance import Calibration
+from fastsnn_convert.language.balance import BalanceReport
 from fastsnn_convert.language.dense_prefix import dense_streams, given
 from fastsnn_convert.language.output_sensitivity import PIECE, SAMPLE
 from fastsnn_convert.language.rebuild import bypass_neurons, site_table
@@ -72,7 +72,7 @@ def measure(
     model: Any,
     held: HeldOutReference,
     rows: list[dict[str, Any]],
-    made: Calibration | None = None,
+    made: BalanceReport | None = None,
     *,
     thorough: bool = False,
     errors: bool = True,
@@ -127,7 +127,7 @@ def observe(model: nn.Module, visit: Callable[[str, Tensor, SpikeTensor], None])
 
 
 def spike_figures(
-    model: Any, held: HeldOutReference, at: dict[str, Any], by_site: dict[str, Any], made: Calibration | None
+    model: Any, held: HeldOutReference, at: dict[str, Any], by_site: dict[str, Any], made: BalanceReport | None
 ) -> dict[str, Any]:
     """What the spikes of every site did, put into its row; means over all channels.
 
@@ -173,7 +173,7 @@ def spike_figures(
 
 @torch.no_grad()
 def cumulative(
-    model: Any, held: HeldOutReference, names: list[str], by_site: dict[str, Any], made: Calibration
+    model: Any, held: HeldOutReference, names: list[str], by_site: dict[str, Any], made: BalanceReport
 ) -> None:
     """Estimate the KL when a site and all before it spike, for all of them from two passes.
 

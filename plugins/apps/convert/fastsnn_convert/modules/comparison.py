@@ -26,7 +26,7 @@ HELD_OUT, LEAST, MOST = 8, 32, 512  # every eighth sample, of this many at least
 
 
 @attrs.frozen
-class Data:
+class CalibrationData:
     """Calibration data: what is fitted to, and what is compared on (`held` says that they are apart)."""
 
     fit: tuple[Tensor, ...]
@@ -34,7 +34,7 @@ class Data:
     held: bool
 
     @classmethod
-    def split(cls, data: tuple[Tensor, ...], validation: tuple[Tensor, ...]) -> Data:
+    def split(cls, data: tuple[Tensor, ...], validation: tuple[Tensor, ...]) -> CalibrationData:
         """Every eighth sample is held out where no validation data is given and there are enough of them."""
         if validation:
             return cls(data, validation, True)
@@ -50,7 +50,7 @@ class Data:
 
 
 @torch.no_grad()
-def compare(model: nn.Module, call: Call, snn: nn.Module, data: Data) -> dict[str, Any]:
+def compare(model: nn.Module, call: Call, snn: nn.Module, data: CalibrationData) -> dict[str, Any]:
     """Figures of the whole for a report. `data` is as the user gave it."""
     inputs = [x[:MOST] for x in data.compare]
     batches = list(zip(*(x.split(64) for x in inputs)))

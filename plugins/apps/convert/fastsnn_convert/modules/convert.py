@@ -13,12 +13,12 @@ from fastsnn_conversion.context import ConversionError
 from fastsnn_conversion.time_folding import TimeFoldedSite, cast_half, label, run_time_folded
 from fastsnn_convert import output_distance
 from fastsnn_convert.modules import layerwise, site_report
-from fastsnn_convert.modules.comparison import Data, check_rebuilt, compare
+from fastsnn_convert.modules.comparison import CalibrationData, check_rebuilt, compare
 from fastsnn_convert.modules.inputs import Call, check_batch, inputs_of, single
 from fastsnn_convert.modules.output_regression import distil
 from fastsnn_convert.modules.prepare import INNER, check_source, check_tensors, prepared, unwrapped
-from fastsnn_convert.modules.rule_engine import Maker, Plan, all_rules, answer, plan, walked
-from fastsnn_convert.modules.site_thresholds import Settings, tune_in_place
+from fastsnn_convert.modules.rule_engine import ConversionInProgress, Maker, all_rules, answer, plan, walked
+from fastsnn_convert.modules.site_thresholds import ThresholdSettings, tune_in_place
 from fastsnn_convert.modules.to_spec import as_calls, obstacles, site_modules, written
 from fastsnn_convert.neurons import component, levels
 from fastsnn_convert.report import Report, row
@@ -81,8 +81,8 @@ def convert_module(
             "functional=True"
         )
     check_batch(type(model).__name__, lambda x: answer(model, call, x), given, model)
-    split = Data.split(data, checks)
-    fit, settings = single(split.fit), Settings(steps, code, steps_per_site, refine)
+    split = CalibrationData.split(data, checks)
+    fit, settings = single(split.fit), ThresholdSettings(steps, code, steps_per_site, refine)
     if not functional:
         return convert_walked(model, call, given, split, neuron, settings, d_model_fallback, rules, options, measure)
     found = plan(
@@ -92,7 +92,7 @@ def convert_module(
     says = obstacles(as_calls(found.network))
     if says and must_save:
         refuse(says)
-    settings = Settings(steps, code, by_site(steps_per_site, found), refine)
+    settings = ThresholdSettings(steps, code, by_site(steps_per_site, found), refine)
     figures, chosen_on = layerwise.tune(found.network, fit or single(given), settings, calibrated=bool(fit))
     by_module = {id(found.network.held(path)): one for path, one in figures.items()}
     snn: Any = found.network if says else written(found.network, single(given))
@@ -121,7 +121,7 @@ def convert_module(
     return Conversion(snn.train(model.training), report)
 
 
-def by_site(steps: Mapping[str, int] | float | None, found: Plan) -> Mapping[str, int] | float | None:
+def by_site(steps: Mapping[str, int] | float | None, found: ConversionInProgress) -> Mapping[str, int] | float | None:
     """Steps given by the module that a site serves (the report's name), by site."""
     if not isinstance(steps, Mapping):
         return steps
@@ -163,7 +163,7 @@ def kind_of(snn: nn.Module) -> str:
     return f"{spec.name} model" if isinstance(spec, Model) else "network without a spec"
 
 
-def rows_of(found: Plan, sites: Mapping[str, TimeFoldedSite]) -> list[dict[str, Any]]:
+def rows_of(found: ConversionInProgress, sites: Mapping[str, TimeFoldedSite]) -> list[dict[str, Any]]:
     """A row per step of the network that was converted, with the site that serves it."""
     where = {id(site): name for name, site in sites.items()}
     serving = {served: where.get(id(found.network.held(name))) for name, served in found.sites.items()}
@@ -208,8 +208,9 @@ class Walked(nn.Module):
 
 
 def convert_walked(
-    model: nn.Module, call: Call, given: tuple[Tensor, ...], split: Data, neuron: Any, settings: Settings,
-    fallback: int, rules: Sequence[Rule] | None, options: Mapping[str, Any] | None, measure: bool,
+    model: nn.Module, call: Call, given: tuple[Tensor, ...], split: CalibrationData, neuron: Any,
+    settings: ThresholdSettings, fallback: int, rules: Sequence[Rule] | None, options: Mapping[str, Any] | None,
+    measure: bool,
 ) -> Conversion:  # fmt: skip
     """Replace modules where they stand; function calls are not seen, and the report says so."""
     rules = all_rules() if rules is None else rules

@@ -186,7 +186,7 @@ def inplace_at(function: Any) -> int | None:
 
 def lift_calls(traced: Traced, rules: Sequence[Rule], example: Sequence[Tensor]) -> None:
     """Calls that stand for a module become one; others are noted with what a rule says of them."""
-    sizes = Sizes(traced, example)
+    sizes = ShapeNumbers(traced, example)
     steps = []
     for step in traced.steps:
         steps.append(lift(step, rules, traced, sizes) if step.kind == "call" else step)
@@ -194,7 +194,7 @@ def lift_calls(traced: Traced, rules: Sequence[Rule], example: Sequence[Tensor])
     drop_unread(traced)
 
 
-class Sizes:
+class ShapeNumbers:
     """Whole numbers that a network computes from its inputs' shapes, where the batch does not matter."""
 
     def __init__(self, traced: Traced, example: Sequence[Tensor]) -> None:
@@ -229,7 +229,7 @@ def whole_numbers(traced: Traced, example: Sequence[Tensor]) -> dict[str, Any]:
     return found
 
 
-def lift(step: Step, rules: Sequence[Rule], traced: Traced, sizes: Sizes) -> Step:
+def lift(step: Step, rules: Sequence[Rule], traced: Traced, sizes: ShapeNumbers) -> Step:
     """A call as the module that it stands for, or as it is."""
     meant_by = step.target if step.method else step.function
     first, rest, kwargs = step.args[:1], step.args[1:], step.kwargs

@@ -33,8 +33,8 @@ from fastsnn_convert.modules.site_thresholds import (
     ENOUGH,
     PRIOR,
     PROJECTIONS,
-    Reader,
-    Settings,
+    SiteReader,
+    ThresholdSettings,
     active,
     bound,
     by_channel,
@@ -69,7 +69,7 @@ class Figures:
 class Tracks:
     """The dense and the spiking network side by side over calibration data, in chunks of samples."""
 
-    def __init__(self, network: Network, data: Sequence[Tensor], settings: Settings) -> None:
+    def __init__(self, network: Network, data: Sequence[Tensor], settings: ThresholdSettings) -> None:
         self.network, self.settings = network, settings
         self.data = some(network, data)
         self.chunks = list(zip(*(x.split(CHUNK) for x in self.data)))
@@ -84,7 +84,7 @@ class Tracks:
 
     @torch.no_grad()
     def run(
-        self, tune: Callable[[Tracks, str, TimeFoldedSite, list[Tensor], list[Tensor], list[Reader]], None]
+        self, tune: Callable[[Tracks, str, TimeFoldedSite, list[Tensor], list[Tensor], list[SiteReader]], None]
     ) -> None:
         """One pass; `tune` sets each site up where it comes up."""
         network, refine = self.network, self.settings.refine and self.settings.steps is not None
@@ -131,9 +131,9 @@ class Tracks:
             return False
         return type(self.network.held(step.target)) in PROJECTIONS
 
-    def readers(self, name: str, through: Callable[[Any], Any] = lambda x: x) -> list[Reader]:
+    def readers(self, name: str, through: Callable[[Any], Any] = lambda x: x) -> list[SiteReader]:
         """Projections that read a value, through modules that hand spikes on; its own value where there are none."""
-        found: list[Reader] = []
+        found: list[SiteReader] = []
         for step in self.users.get(name, ()):
             module = self.network.held(step.target) if step.kind == "module" else None
             if module is None or not reads_spikes(module) or len(step.args) != 1 or step.kwargs:
@@ -143,10 +143,10 @@ class Tracks:
                 return module(through(x))
 
             if type(module) in PROJECTIONS:
-                found.append(Reader(run, -1 if isinstance(module, nn.Linear) else 1))
+                found.append(SiteReader(run, -1 if isinstance(module, nn.Linear) else 1))
             elif not isinstance(module, TimeFoldedSite):
                 found += [r for r in self.readers(step.name, run) if r.channels is not None]
-        return found or [Reader(through)]
+        return found or [SiteReader(through)]
 
     def sample(self, pieces: list[Tensor]) -> Tensor:
         """As many samples of a value, evenly taken, as a threshold is chosen on."""
@@ -224,7 +224,7 @@ def adjust(module: Any, spiking: list[Tensor], dense: list[Tensor], scaled: bool
 
 
 def tune(
-    network: Network, data: Sequence[Tensor], settings: Settings, *, calibrated: bool
+    network: Network, data: Sequence[Tensor], settings: ThresholdSettings, *, calibrated: bool
 ) -> tuple[dict[str, Figures], int]:
     """Steps and threshold of every site of a network in evaluation mode, and what each costs, by the site's path; and
     how many samples they were chosen on. Without calibration data of the user's thresholds stay where they are."""
@@ -246,7 +246,7 @@ def site_of(network: Network, step: Step) -> TimeFoldedSite | None:
 
 
 def choose(
-    tracks: Tracks, name: str, site: TimeFoldedSite, x: list[Tensor], x0: list[Tensor], readers: list[Reader]
+    tracks: Tracks, name: str, site: TimeFoldedSite, x: list[Tensor], x0: list[Tensor], readers: list[SiteReader]
 ) -> None:
     """A threshold: by search where counts are bounded, by the neuron's own rule otherwise."""
     if knob(site.component) is None:
@@ -258,7 +258,7 @@ def choose(
 
 
 def settle(
-    tracks: Tracks, name: str, site: TimeFoldedSite, x: list[Tensor], x0: list[Tensor], readers: list[Reader]
+    tracks: Tracks, name: str, site: TimeFoldedSite, x: list[Tensor], x0: list[Tensor], readers: list[SiteReader]
 ) -> None:
     """The neuron's own rule, where it has one."""
     if hasattr(site.neuron, "calibrate_"):
@@ -285,7 +285,12 @@ def save_steps(tracks: Tracks, sites: Mapping[str, TimeFoldedSite]) -> dict[str,
         network.load_state_dict(before, strict=False)
 
         def fewest(
-            tracks: Tracks, name: str, site: TimeFoldedSite, x: list[Tensor], x0: list[Tensor], readers: list[Reader]
+            tracks: Tracks,
+            name: str,
+            site: TimeFoldedSite,
+            x: list[Tensor],
+            x0: list[Tensor],
+            readers: list[SiteReader],
         ) -> None:
             for steps in range(1, (settings.steps or 1) + 1):
                 set_neuron(site, limited(whole[name], levels(steps, settings.code)))

@@ -198,9 +198,9 @@ def simplified(module: nn.Module) -> nn.Module:
             module.__dict__["forward"] = forward
     kind = type(module)
     if kind is nn.SyncBatchNorm:
-        from fastsnn_model_sequential.modules import BatchNorm
+        from fastsnn_model_sequential.modules import AnyRankBatchNorm
 
-        module.__class__ = BatchNorm
+        module.__class__ = AnyRankBatchNorm
         return module
     base = torch_base(kind)
     if base is None or base is kind or "converts_as" in vars(kind) or parametrize.is_parametrized(module):

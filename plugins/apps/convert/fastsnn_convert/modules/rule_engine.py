@@ -33,7 +33,7 @@ COVERAGES = ("projections", "activations")
 
 
 @attrs.define(eq=False)
-class Plan:
+class ConversionInProgress:
     """A conversion on its way. `dense` is the traced network before, `network` the one after; `found` what each step's
     rule said, `sites` which step each site serves, `samples` the values that were seen on calibration data."""
 
@@ -60,7 +60,7 @@ def plan(
     fallback: int = 128,
     rules: Sequence[Rule] | None = None,
     options: Mapping[str, Any] | None = None,
-) -> Plan:
+) -> ConversionInProgress:
     """Convert a copy of `model` (in evaluation mode) by rules; thresholds are not calibrated yet."""
     if coverage not in COVERAGES:
         raise ConversionError(f"no coverage {coverage!r}; coverages: {', '.join(COVERAGES)}")
@@ -93,7 +93,9 @@ def plan(
                 "batch_first=True where there is such an option, and layers before a transposition, not behind it"
             )
     network = Network(steps, traced.held | {name: sites_[1] for name, sites_ in sites.items()}, traced.output, ranks)
-    return Plan(dense, network.eval(), traced, found, {name: served for name, (served, _) in sites.items()}, samples)
+    return ConversionInProgress(
+        dense, network.eval(), traced, found, {name: served for name, (served, _) in sites.items()}, samples
+    )
 
 
 @torch.no_grad()

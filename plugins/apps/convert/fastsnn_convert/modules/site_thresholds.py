@@ -33,7 +33,7 @@ PROJECTIONS = (
 
 
 @attrs.frozen
-class Settings:
+class ThresholdSettings:
     """How sites are tuned; see `fastsnn_convert.modules.convert.convert_module`."""
 
     steps: int | None
@@ -91,7 +91,7 @@ def candidates(site: TimeFoldedSite, x: Tensor) -> list[float]:
 
 
 @attrs.frozen
-class Reader:
+class SiteReader:
     """A projection that reads a site, perhaps through pools: `run` on spikes or numbers, and its channels' dimension
     (None for the site's own values)."""
 
@@ -99,7 +99,7 @@ class Reader:
     channels: int | None = None
 
 
-def search(site: TimeFoldedSite, x: Tensor, x0: Tensor, readers: Sequence[Reader], biased: bool) -> None:
+def search(site: TimeFoldedSite, x: Tensor, x0: Tensor, readers: Sequence[SiteReader], biased: bool) -> None:
     """The knob position whose spikes of `x` give the readers what is closest to what `x0` gives them.
 
     `biased`: a mean error per channel does not count, since biases are going to take it up.
@@ -133,7 +133,7 @@ def by_channel(y: Tensor, dim: int) -> Tensor:
     return y.movedim(dim, -1).flatten(0, -2)
 
 
-def bound(sites: Mapping[str, TimeFoldedSite], settings: Settings) -> dict[str, int | None]:
+def bound(sites: Mapping[str, TimeFoldedSite], settings: ThresholdSettings) -> dict[str, int | None]:
     """Bound the counts of every site by its steps; returns them."""
     wanted: dict[str, int | None] = dict.fromkeys(sites, settings.steps)
     if isinstance(settings.per_site, Mapping):
@@ -160,7 +160,7 @@ def tune_in_place(
     network: nn.Module,
     sites: Mapping[str, TimeFoldedSite],
     data: Sequence[Tensor],
-    settings: Settings,
+    settings: ThresholdSettings,
     *,
     calibrated: bool,
 ) -> None:
@@ -193,7 +193,7 @@ def tune_in_place(
         if calibrated and settings.steps is not None and math.isfinite(largest_count(site.neuron)):
             flat = TimeFoldedSite.of(site.component, site.features)
             flat.neuron, flat.component = site.neuron, site.component
-            search(flat, x0[:, 0], x0[:, 0], [Reader(lambda x: x)], False)
+            search(flat, x0[:, 0], x0[:, 0], [SiteReader(lambda x: x)], False)
             site.component = flat.component
         elif hasattr(site.neuron, "calibrate_"):
             site.neuron.calibrate_(x0)

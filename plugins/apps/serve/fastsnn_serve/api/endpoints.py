@@ -16,7 +16,7 @@ from fastsnn_serve.engine import Engine
 from fastsnn_serve.engine.embedding import embed
 from fastsnn_serve.engine.sessions import Sessions
 from fastsnn_serve.http import protocol
-from fastsnn_serve.http.protocol import Context
+from fastsnn_serve.http.protocol import RequestContext
 from fastsnn_serve.http.request_task import Json, asked
 from fastsnn_serve.http.strict_json import Fields, Invalid, is_int
 from fastsnn_text import prompt_ids
@@ -27,7 +27,7 @@ class Endpoints:
     """What `fastsnn_serve.http.routes.Server` answers besides OpenAI's two main endpoints."""
 
     engine: Engine
-    context: Context
+    context: RequestContext
     sessions: Sessions | None
 
     async def body(self, request: Request) -> Any:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from fastsnn_serve.engine.streams import Delta
-from fastsnn_serve.http.protocol import CompletionRequest, Context, chat
+from fastsnn_serve.engine.streams import CompletionDelta
+from fastsnn_serve.http.protocol import CompletionRequest, RequestContext, chat
 from fastsnn_serve.http.replies import Reply
 from fastsnn_serve.http.strict_json import Fields, Invalid, dumps
 from fastsnn_text import Tokenizer
@@ -33,7 +33,7 @@ RESPONSES_HARMLESS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def response(body: Any, context: Context) -> tuple[CompletionRequest, dict[str, Any]]:
+def response(body: Any, context: RequestContext) -> tuple[CompletionRequest, dict[str, Any]]:
     """``(request, what the response object says back)`` of a body of ``/v1/responses``."""
     fields = Fields(body)
     asked: dict[str, Any] = {"messages": messages(fields)}
@@ -140,7 +140,7 @@ class ResponseReply(Reply):
         parts = [] if status == "in_progress" else [self.content(text, tokens)]
         return {"type": "message", "id": self.item, "status": status, "role": "assistant", "content": parts}
 
-    def whole(self, choices: list[Delta], usage: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, choices: list[CompletionDelta], usage: dict[str, Any]) -> dict[str, Any]:
         """The whole answer."""
         status = "incomplete" if choices[0].finish == "length" else "completed"
         return self.object(status, usage, [self.message(choices[0].text, choices[0].tokens, status)])
@@ -168,7 +168,7 @@ class ResponseReply(Reply):
         """Of the one text part."""
         return {"item_id": self.item, "output_index": 0, "content_index": 0}
 
-    def chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
+    def chunks(self, index: int, delta: CompletionDelta) -> list[dict[str, Any]]:
         """The text that was added."""
         self.texts.append(delta.text)
         self.tokens += delta.tokens
@@ -195,7 +195,7 @@ class ResponseReply(Reply):
         return self.numbered("response.failed", response=self.object("failed", None, (), what))
 
 
-def embedding_request(body: Any, context: Context) -> tuple[list[list[int]], str]:
+def embedding_request(body: Any, context: RequestContext) -> tuple[list[list[int]], str]:
     """``(ids of each text, "float" or "base64")`` of a body of ``/v1/embeddings``."""
     from fastsnn_serve.http.protocol import check_model, read_prompts
 

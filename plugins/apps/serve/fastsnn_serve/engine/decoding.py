@@ -13,14 +13,14 @@ from fastsnn_serve.engine.prefill_runner import PrefillRunner
 from fastsnn_serve.engine.prefix_cache import copied
 from fastsnn_serve.engine.sampler import Stuck
 from fastsnn_serve.engine.speculation import Drafts
-from fastsnn_serve.engine.streams import Delta, Stream
+from fastsnn_serve.engine.streams import CompletionDelta, Stream
 from fastsnn_serve.metrics import Metrics
 from fastsnn_text import Tokenizer
 
 LOG = logging.getLogger("fastsnn.serve")
 
 
-class Decoder:
+class DecodeLoop:
     """Steps streams with a runner and emits their deltas; `speculate` tokens are drafted at a time, 0: none."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Decoder:
                     self.accept(stream, drafts)
                 except Exception as error:
                     LOG.exception("a stream failed")
-                    stream.emit(Delta(error=error))
+                    stream.emit(CompletionDelta(error=error))
         try:
             results = self.runner.step_many(plain)
         except Exception as error:  # of a kernel that runs all of them at once
@@ -54,7 +54,7 @@ class Decoder:
                 self.pick(stream)
             except Exception as error:
                 LOG.exception("a stream failed")
-                stream.emit(Delta(error=error))
+                stream.emit(CompletionDelta(error=error))
 
     def drafts(self, stream: Stream) -> list[int]:
         """Tokens that may come next, at most as many as the stream may still take after one more."""
@@ -97,7 +97,7 @@ class Decoder:
             self.begin(stream)
         except Exception as error:
             LOG.exception("a stream failed")
-            stream.emit(Delta(error=error))
+            stream.emit(CompletionDelta(error=error))
 
     def begin(self, stream: Stream) -> None:
         """Take over the prompt's end and emit the first token."""
@@ -107,11 +107,11 @@ class Decoder:
         stream.logits = prompt.logits
         stream.release_prompt()
         if prompt.echo is not None:
-            stream.emit(Delta(prompt.echo, placed(self.tokenizer, prompt.scored)))
+            stream.emit(CompletionDelta(prompt.echo, placed(self.tokenizer, prompt.scored)))
         if stream.params.max_tokens:
             self.pick(stream)
         else:
-            stream.emit(Delta(finish="length"))
+            stream.emit(CompletionDelta(finish="length"))
 
     def pick(self, stream: Stream) -> None:
         """Take a token and emit what it adds to the text."""
@@ -141,13 +141,13 @@ class Decoder:
         text, tokens, stopped = stream.detokenizer.push(token, scored)
         if stopped:
             self.remember(stream)
-            stream.emit(Delta(text, tokens, "stop"))
+            stream.emit(CompletionDelta(text, tokens, "stop"))
         elif stream.sampler.complete:
             self.finish(stream, "stop", text, tokens)
         elif len(stream.ids) == params.max_tokens or now > stream.deadline:
             self.finish(stream, "length", text, tokens)
         elif text or tokens or spikes is not None:
-            stream.emit(Delta(text, tokens, spikes=spikes))
+            stream.emit(CompletionDelta(text, tokens, spikes=spikes))
 
     def finish(
         self, stream: Stream, reason: str, text: str = "", tokens: tuple[Scored, ...] = (), end: Scored | None = None
@@ -156,7 +156,7 @@ class Decoder:
         self.remember(stream)
         more, others, stopped = stream.detokenizer.close()
         last = () if end is None or stopped else (end._replace(offset=stream.detokenizer.said),)
-        stream.emit(Delta(text + more, (*tokens, *others, *last), "stop" if stopped else reason))
+        stream.emit(CompletionDelta(text + more, (*tokens, *others, *last), "stop" if stopped else reason))
 
     def remember(self, stream: Stream) -> None:
         """Keep an ended turn for the next one: its state now (exact models), or what to read when nobody waits."""

@@ -26,11 +26,11 @@ from torch import nn
 from fastsnn_console import contention
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.state import nbytes
-from fastsnn_serve.engine.decoding import Decoder
+from fastsnn_serve.engine.decoding import DecodeLoop
 from fastsnn_serve.engine.prefill_runner import PrefillRunner
 from fastsnn_serve.engine.speculation import check_draft
 from fastsnn_serve.engine.state_budget import available, measure
-from fastsnn_serve.engine.streams import Delta, Stream
+from fastsnn_serve.engine.streams import CompletionDelta, Stream
 from fastsnn_serve.metrics import Metrics
 from fastsnn_text import ends_of, tokenizer_of
 from fastsnn_text.generate import CHUNK
@@ -95,7 +95,7 @@ class Engine:
         self.running: list[Stream] = []
         self.turns: deque[tuple[list[int], int]] = deque(maxlen=32)  # ended turns whose states are worth keeping
         draft = None if draft is None else draft.eval()
-        self.decoder = Decoder(self.runner, self.tokenizer, self.ends, self.metrics, self.turns, speculate, draft)
+        self.decoder = DecodeLoop(self.runner, self.tokenizer, self.ends, self.metrics, self.turns, speculate, draft)
         self.wake = threading.Condition()
         self.thread: threading.Thread | None = None
         self.closing, self.draining, self.failure = False, False, ""
@@ -236,7 +236,7 @@ class Engine:
                 with contextlib.suppress(InvalidStateError):
                     future.set_exception(Refused("closed", self.failure or "the server is shutting down"))
             for stream in left:
-                stream.emit(Delta(error=Refused("closed", self.failure or "the server is shutting down")))
+                stream.emit(CompletionDelta(error=Refused("closed", self.failure or "the server is shutting down")))
                 stream.end()
 
     def round(self) -> bool:
@@ -270,7 +270,9 @@ class Engine:
         now = time.perf_counter()
         for stream in [s for s in self.waiting if now > s.deadline]:
             self.waiting.remove(stream)
-            stream.emit(Delta(error=Refused("late", f"it waited for {self.max_seconds:g} s; try again later")))
+            stream.emit(
+                CompletionDelta(error=Refused("late", f"it waited for {self.max_seconds:g} s; try again later"))
+            )
             stream.end()
         while self.waiting and len(self.running) < self.max_streams:
             taken = sum(s.need for s in self.running)

@@ -35,14 +35,14 @@ class Snapshot:
     nbytes: int
 
 
-class Node:
+class PrefixNode:
     """A place in the tree: the tokens from its parent to it, and perhaps the state there."""
 
     __slots__ = ("children", "ids", "length", "parent", "snapshot")
 
-    def __init__(self, ids: array[int], parent: Node | None) -> None:
+    def __init__(self, ids: array[int], parent: PrefixNode | None) -> None:
         self.ids, self.parent = ids, parent
-        self.children: dict[int, Node] = {}
+        self.children: dict[int, PrefixNode] = {}
         self.snapshot: Snapshot | None = None
         self.length: int = len(ids) + (0 if parent is None else parent.length)
 
@@ -70,13 +70,15 @@ class PrefixCache:
 
     def __init__(self, budget: int, chunk: int, exact: bool = False) -> None:
         self.budget, self.chunk, self.exact = budget, chunk, exact
-        self.root = Node(array("q"), None)
-        self.recent: OrderedDict[Node, None] = OrderedDict()  # nodes with a snapshot, the least recently used first
+        self.root = PrefixNode(array("q"), None)
+        self.recent: OrderedDict[PrefixNode, None] = (
+            OrderedDict()
+        )  # nodes with a snapshot, the least recently used first
         self.nbytes = 0
 
-    def walk(self, ids: array[int]) -> tuple[list[Node], int]:
+    def walk(self, ids: array[int]) -> tuple[list[PrefixNode], int]:
         """The nodes that `ids` go through whole, and how many tokens of `ids` the tree knows."""
-        node, at, path = self.root, 0, list[Node]()
+        node, at, path = self.root, 0, list[PrefixNode]()
         while at < len(ids):
             child = node.children.get(ids[at])
             if child is None:
@@ -133,13 +135,13 @@ class PrefixCache:
             self.drop(next(iter(self.recent)))
         return True
 
-    def place(self, ids: array[int]) -> Node:
+    def place(self, ids: array[int]) -> PrefixNode:
         """The node after `ids`, made where there is none."""
         node, at = self.root, 0
         while at < len(ids):
             child = node.children.get(ids[at])
             if child is None:
-                child = Node(ids[at:], node)
+                child = PrefixNode(ids[at:], node)
                 node.children[ids[at]] = child
                 self.nbytes += ID_BYTES * len(child.ids)
             elif (same := common(child.ids, ids[at:])) < len(child.ids):
@@ -147,16 +149,16 @@ class PrefixCache:
             at, node = at + len(child.ids), child
         return node
 
-    def split(self, below: Node, at: int) -> Node:
+    def split(self, below: PrefixNode, at: int) -> PrefixNode:
         """A node in the middle of an edge."""
         assert below.parent is not None
-        middle = Node(below.ids[:at], below.parent)
+        middle = PrefixNode(below.ids[:at], below.parent)
         below.parent.children[below.ids[0]] = middle
         below.ids, below.parent = below.ids[at:], middle
         middle.children[below.ids[0]] = below
         return middle
 
-    def drop(self, node: Node) -> None:
+    def drop(self, node: PrefixNode) -> None:
         """Forget a snapshot, and the tokens that lead to no other."""
         del self.recent[node]
         assert node.snapshot is not None

@@ -49,7 +49,7 @@ class Lookup:
         return []
 
 
-class Reader:
+class DraftRunner:
     """A draft model that reads a stream along and goes on greedily from there."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -79,7 +79,7 @@ class Drafts:
 
     def __init__(self, ids: list[int], model: nn.Module | None) -> None:
         self.ids, self.known = ids, len(ids)
-        self.source: Lookup | Reader = Lookup(ids) if model is None else Reader(model)
+        self.source: Lookup | DraftRunner = Lookup(ids) if model is None else DraftRunner(model)
         self.wait, self.failures = 0, 0
 
     def propose(self, new: list[int], most: int, chunk: int) -> list[int]:
@@ -89,7 +89,7 @@ class Drafts:
             return []
         if most < 1:
             return []
-        if isinstance(self.source, Reader):
+        if isinstance(self.source, DraftRunner):
             return self.source.draft(self.ids + new, most, chunk)
         self.source.extend(new[self.known - len(self.ids) :])
         self.known = len(self.ids) + len(new)

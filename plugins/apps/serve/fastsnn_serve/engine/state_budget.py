@@ -18,7 +18,7 @@ UNKNOWN = 2 << 30  # where the platform does not say how much memory is free
 
 
 @attrs.frozen
-class Sizes:
+class StateSizes:
     """Vocabulary, bytes of a state after its first token, bytes that each further token adds (0: constant), and the
     tokens of a block, which caches are made of."""
 
@@ -39,7 +39,7 @@ class Sizes:
 
 
 @torch.inference_mode()
-def measure(model: nn.Module, device: torch.device) -> Sizes:
+def measure(model: nn.Module, device: torch.device) -> StateSizes:
     """Run the model on a few tokens and see; the contract of its forward pass is checked on the way."""
     blank = torch.zeros(1, 33, dtype=torch.long, device=device)
     try:
@@ -52,7 +52,7 @@ def measure(model: nn.Module, device: torch.device) -> Sizes:
             f"last=True) and gives (logits [B,1,V], state); it says: {error}"
         ) from error
     block = BLOCK if fused(model) else 1
-    return Sizes(int(logits.shape[-1]), base, max(0.0, (nbytes(state) - base) / 32), block)
+    return StateSizes(int(logits.shape[-1]), base, max(0.0, (nbytes(state) - base) / 32), block)
 
 
 def fused(model: nn.Module) -> bool:

@@ -38,7 +38,7 @@ class SamplingParams:
 
 
 @attrs.frozen
-class Delta:
+class CompletionDelta:
     """The next part of a completion. `finish` is "stop" or "length" at its end; `error` ends it too.
 
     `spikes`: what the layers did at its token, where that was asked for.
@@ -75,7 +75,7 @@ class Stream:
     """One completion: its own state, random stream and text. `listener` gets its deltas, from the engine's thread."""
 
     def __init__(
-        self, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer, listener: Callable[[Delta], None]
+        self, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer, listener: Callable[[CompletionDelta], None]
     ) -> None:
         self.prompt, self.params, self.listener = prompt, params, listener
         self.tokenizer = tokenizer
@@ -90,7 +90,7 @@ class Stream:
         self.ids: list[int] = []
         self.read = 0  # how many of them the state has read; -1: it stands elsewhere
         self.begun = self.cancelled = False
-        self.ending: Delta | None = None
+        self.ending: CompletionDelta | None = None
         self.submitted = self.last_token_at = time.perf_counter()
         self.need = 0.0
         prompt.users += 1
@@ -105,7 +105,7 @@ class Stream:
         """Has it finished?"""
         return self.ending is not None
 
-    def emit(self, delta: Delta) -> None:
+    def emit(self, delta: CompletionDelta) -> None:
         """Emit a delta; the final one waits for `end`."""
         if delta.finish is not None or delta.error is not None:
             self.ending = delta
@@ -118,7 +118,7 @@ class Stream:
             self.notify(self.ending)
         self.release()
 
-    def notify(self, delta: Delta) -> None:
+    def notify(self, delta: CompletionDelta) -> None:
         """Call the listener; one that is gone, or that fails, cancels its own stream and no other."""
         try:
             self.listener(delta)
@@ -142,4 +142,4 @@ class Stream:
             self.prompt.state = self.prompt.logits = None
 
 
-__getattr__ = renamed(__name__, {"Piece": "Delta", "Want": "SamplingParams"})
+__getattr__ = renamed(__name__, {"Delta": "CompletionDelta", "Piece": "CompletionDelta", "Want": "SamplingParams"})

@@ -10,7 +10,7 @@ from fastsnn_text import chat_template
 from fastsnn_text.chat_template import ROLES, TemplateError
 from fastsnn_text.chat_template import template_of as template_source
 
-__all__ = ["ChatTemplate", "checked", "template_source"]
+__all__ = ["RequestChatTemplate", "checked", "template_source"]
 
 SAID: dict[str, tuple[Any, ...]] = {  # what clients send back of an answer besides its text, and has no effect
     "tool_calls": ([],), "function_call": (), "refusal": (), "annotations": ([],), "audio": (), "reasoning_content": (),
@@ -18,7 +18,7 @@ SAID: dict[str, tuple[Any, ...]] = {  # what clients send back of an answer besi
 }  # fmt: skip
 
 
-class ChatTemplate(chat_template.ChatTemplate):
+class RequestChatTemplate(chat_template.ChatTemplate):
     """The model's template over messages of a request; what it refuses is a mistake of the request."""
 
     def text(self, rows: list[dict[str, Any]], **options: Any) -> str:

@@ -17,7 +17,7 @@ from fastsnn_serve.api.sampling_fields import read_params, read_stream
 from fastsnn_serve.api.tools import Tools, described, read_tools
 from fastsnn_serve.engine.grammar import Grammars
 from fastsnn_serve.engine.streams import SamplingParams
-from fastsnn_serve.http.chat_template import ChatTemplate, checked
+from fastsnn_serve.http.chat_template import RequestChatTemplate, checked
 from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, is_text, shown
 from fastsnn_text import Tokenizer, prompt_ids
 
@@ -54,13 +54,13 @@ CHAT_HARMLESS = HARMLESS | {
 
 
 @attrs.frozen
-class Context:
+class RequestContext:
     """What requests are read against."""
 
     name: str
     tokenizer: Tokenizer
     vocab: int
-    template: ChatTemplate
+    template: RequestChatTemplate
     grammars: Grammars
     longest: int | None = None  # tokens of prompt and answer together
 
@@ -94,7 +94,7 @@ class CompletionRequest:
         ]
 
 
-def completion(body: Any, context: Context) -> CompletionRequest:
+def completion(body: Any, context: RequestContext) -> CompletionRequest:
     """A body of ``/v1/completions``."""
     fields = Fields(body)
     check_model(fields, context)
@@ -120,7 +120,7 @@ def completion(body: Any, context: Context) -> CompletionRequest:
     return CompletionRequest(False, tuple(prompts), echoes, params, n, score, stream, usage, best_of)
 
 
-def chat(body: Any, context: Context) -> CompletionRequest:
+def chat(body: Any, context: RequestContext) -> CompletionRequest:
     """A body of ``/v1/chat/completions``."""
     fields = Fields(body)
     check_model(fields, context)
@@ -144,19 +144,19 @@ def chat(body: Any, context: Context) -> CompletionRequest:
     return CompletionRequest(True, (ids,), (None,), params, n, None, stream, usage, n, tools)
 
 
-def room(context: Context, prompts: list[list[int]], usual: int) -> int:
+def room(context: RequestContext, prompts: list[list[int]], usual: int) -> int:
     """max_tokens where a request names none: the usual, or what is left of the model's length."""
     if context.longest is None:
         return usual
     return max(1, min(usual, context.longest - max(map(len, prompts), default=0)))
 
 
-def chat_ids(fields: Fields, context: Context, tools: Tools | None) -> list[int]:
+def chat_ids(fields: Fields, context: RequestContext, tools: Tools | None) -> list[int]:
     """The token ids of a conversation."""
     return context.template.tokens(chat_text(fields, context, tools))
 
 
-def chat_text(fields: Fields, context: Context, tools: Tools | None) -> str:
+def chat_text(fields: Fields, context: RequestContext, tools: Tools | None) -> str:
     """The prompt of a conversation; `chat_template_kwargs`, `documents` and tools reach the template."""
     more, documents = fields.take("chat_template_kwargs"), fields.take("documents")
     if more is not None and not isinstance(more, dict):
@@ -178,7 +178,7 @@ def chat_text(fields: Fields, context: Context, tools: Tools | None) -> str:
     return text
 
 
-def check_model(fields: Fields, context: Context) -> None:
+def check_model(fields: Fields, context: RequestContext) -> None:
     """The model may be left out: there is only one. Fields that tell who asks are accepted and have no effect."""
     name = fields.take("model")
     if name is not None and not isinstance(name, str):
@@ -192,13 +192,15 @@ def check_model(fields: Fields, context: Context) -> None:
         raise fields.wrong("metadata", "an object", metadata)
 
 
-def unknown_model(name: str, context: Context) -> Invalid:
+def unknown_model(name: str, context: RequestContext) -> Invalid:
     """404."""
     says = f"no model {shown(name)} here; this server has {shown(context.name)}"
     return Invalid(says, "model", "model_not_found", 404)
 
 
-def read_prompts(value: Any, context: Context, field: str = "prompt") -> tuple[list[list[int]], list[str | None]]:
+def read_prompts(
+    value: Any, context: RequestContext, field: str = "prompt"
+) -> tuple[list[list[int]], list[str | None]]:
     """``(ids, texts)`` of a prompt in any of its four forms; text begins with the start token, ids are as given."""
     if value is None:
         raise Invalid(f"{field} is missing", field, "missing_required_parameter")
@@ -218,7 +220,7 @@ def read_prompts(value: Any, context: Context, field: str = "prompt") -> tuple[l
     return ids, [one if isinstance(one, str) else None for one in many]
 
 
-def in_vocabulary(ids: list[int], context: Context, param: str) -> list[int]:
+def in_vocabulary(ids: list[int], context: RequestContext, param: str) -> list[int]:
     """`ids`, if the model knows them all."""
     bad = next((i for i in ids if not 0 <= i < context.vocab), None)
     if bad is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastsnn_serve.api.tools import Watch, calls_in
 from fastsnn_serve.engine.detokenizer import Scored
-from fastsnn_serve.engine.streams import Delta, Stream
+from fastsnn_serve.engine.streams import CompletionDelta, Stream
 from fastsnn_serve.http.protocol import CompletionRequest
 from fastsnn_serve.http.strict_json import dumps
 from fastsnn_text import Tokenizer, ends_of, token_bytes, token_name
@@ -34,7 +34,7 @@ class Reply:
         """The object's type."""
         return "chat.completion" if self.wanted.chat else "text_completion"
 
-    def whole(self, choices: list[Delta], usage: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, choices: list[CompletionDelta], usage: dict[str, Any]) -> dict[str, Any]:
         """The whole answer; `choices` are each stream's deltas put together."""
         made = []
         for index, delta in enumerate(choices):
@@ -74,7 +74,7 @@ class Reply:
         start = {"delta": {"role": "assistant", "content": ""}}
         return [self.chunk(index, start) for index in range(self.wanted.n)] if self.wanted.chat else []
 
-    def chunks(self, index: int, delta: Delta) -> list[dict[str, Any]]:
+    def chunks(self, index: int, delta: CompletionDelta) -> list[dict[str, Any]]:
         """The chunks of one delta: its text, then its calls and its end."""
         out: list[dict[str, Any]] = []
         text, finish, calls = delta.text, delta.finish, list[dict[str, Any]]()
@@ -153,9 +153,11 @@ class Reply:
         return {"content": content, "refusal": None}
 
 
-def joined(deltas: list[Delta]) -> Delta:
+def joined(deltas: list[CompletionDelta]) -> CompletionDelta:
     """A stream's deltas as one."""
-    return Delta("".join(p.text for p in deltas), tuple(t for p in deltas for t in p.tokens), deltas[-1].finish)
+    return CompletionDelta(
+        "".join(p.text for p in deltas), tuple(t for p in deltas for t in p.tokens), deltas[-1].finish
+    )
 
 
 def usage(streams: list[Stream]) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def usage(streams: list[Stream]) -> dict[str, Any]:
     }
 
 
-def best(wanted: CompletionRequest, said: list[Delta], streams: list[Stream]) -> list[Delta]:
+def best(wanted: CompletionRequest, said: list[CompletionDelta], streams: list[Stream]) -> list[CompletionDelta]:
     """Of each prompt's `best_of` completions the `n` with the highest log-probability per token, the best first."""
     if wanted.best_of == wanted.n:
         return said

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from fastsnn_serve.engine import Engine, Refused
 from fastsnn_serve.engine.embedding import NoHiddenState
 from fastsnn_serve.engine.sessions import SessionError
-from fastsnn_serve.engine.streams import Delta, Prompt, Stream
+from fastsnn_serve.engine.streams import CompletionDelta, Prompt, Stream
 from fastsnn_serve.http.protocol import CompletionRequest
 from fastsnn_serve.http.replies import Reply, best, joined, usage
 from fastsnn_serve.http.strict_json import Invalid, dumps
@@ -55,12 +55,12 @@ def translated(error: BaseException) -> Invalid:
     return Invalid(message, "max_tokens" if long else "n", "context_length_exceeded" if long else "too_many_choices")
 
 
-class Work:
+class RequestTask:
     """The streams of one request, submitted; deltas come out as ``(choice, delta)``."""
 
     def __init__(self, engine: Engine, wanted: CompletionRequest) -> None:
         self.engine, self.loop = engine, asyncio.get_running_loop()
-        self.queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
+        self.queue: asyncio.Queue[tuple[int, CompletionDelta]] = asyncio.Queue()
         self.streams: list[Stream] = []
         for ids, echo in zip(wanted.prompts, wanted.echoes, strict=True):
             prompt = Prompt(ids, echo=echo, score=wanted.score)
@@ -75,7 +75,7 @@ class Work:
         """What the engine calls, from its thread, with each delta of choice `index`."""
         return lambda delta: self.loop.call_soon_threadsafe(self.queue.put_nowait, (index, delta))
 
-    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
+    async def deltas(self) -> AsyncIterator[tuple[int, CompletionDelta]]:
         """Until every choice has ended; an error of one ends all."""
         left = len(self.streams)
         while left:
@@ -118,12 +118,12 @@ async def asked(request: Request, engine: Engine, work: Any) -> Any:
 
 async def answer(request: Request, engine: Engine, wanted: CompletionRequest, reply: Reply) -> Response:
     """The response to `wanted`, whole or as a stream of events, in the words of `reply`."""
-    work = Work(engine, wanted)
+    work = RequestTask(engine, wanted)
     if wanted.stream:
-        return Events(work, reply)
+        return ServerSentEvents(work, reply)
 
     async def collect() -> Json:
-        said: list[list[Delta]] = [[] for _ in work.streams]
+        said: list[list[CompletionDelta]] = [[] for _ in work.streams]
         async for index, delta in work.deltas():
             said[index].append(delta)
         choices = best(wanted, [joined(deltas) for deltas in said], work.streams)
@@ -135,12 +135,12 @@ async def answer(request: Request, engine: Engine, wanted: CompletionRequest, re
         work.cancel()
 
 
-class Events(Response):
+class ServerSentEvents(Response):
     """Server-sent events: chunks, usage where it was asked for, ``[DONE]``; a client that leaves frees its streams."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, work: Work, reply: Reply) -> None:
+    def __init__(self, work: RequestTask, reply: Reply) -> None:
         super().__init__(None, 200, {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self.work, self.reply = work, reply

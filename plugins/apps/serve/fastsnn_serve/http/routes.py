@@ -29,8 +29,8 @@ from fastsnn_serve.engine.grammar import Grammars
 from fastsnn_serve.engine.sessions import Sessions
 from fastsnn_serve.http import protocol
 from fastsnn_serve.http.around import middleware
-from fastsnn_serve.http.chat_template import ChatTemplate, template_source
-from fastsnn_serve.http.protocol import CompletionRequest, Context
+from fastsnn_serve.http.chat_template import RequestChatTemplate, template_source
+from fastsnn_serve.http.protocol import CompletionRequest, RequestContext
 from fastsnn_serve.http.replies import Reply
 from fastsnn_serve.http.request_task import Json, answer, failure
 from fastsnn_serve.http.strict_json import Invalid, parse
@@ -88,8 +88,13 @@ class Server(Endpoints):
         self.engine, self.max_body, self.created = engine, max_body, int(time.time())
         self.body_seconds = body_seconds
         source = template_source(engine.model, engine.tokenizer)
-        template, grammars = ChatTemplate(engine.tokenizer, source), Grammars(engine.tokenizer, engine.sizes.vocab)
-        self.context = Context(name, engine.tokenizer, engine.sizes.vocab, template, grammars, engine.max_model_len)
+        template, grammars = (
+            RequestChatTemplate(engine.tokenizer, source),
+            Grammars(engine.tokenizer, engine.sizes.vocab),
+        )
+        self.context = RequestContext(
+            name, engine.tokenizer, engine.sizes.vocab, template, grammars, engine.max_model_len
+        )
         folder = None if sessions is None else Path(sessions)
         self.sessions = None if folder is None else Sessions(folder, engine.model, source, engine.runner.chunk)
 
@@ -182,7 +187,7 @@ class Server(Endpoints):
 
     # -- OpenAI's endpoints --------------------------------------------------------------------------------------
 
-    async def complete(self, request: Request, read: Callable[[Any, Context], CompletionRequest]) -> Response:
+    async def complete(self, request: Request, read: Callable[[Any, RequestContext], CompletionRequest]) -> Response:
         """Read the body (tokenizing off the event loop), then answer."""
         wanted = await run_in_threadpool(read, await self.body(request), self.context)
         reply = Reply(wanted, self.context.name, self.context.tokenizer, FINGERPRINT)

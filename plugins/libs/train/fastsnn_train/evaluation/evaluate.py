@@ -14,7 +14,7 @@ from fastsnn_core.probe import probe
 from fastsnn_train.data.packing import Packed
 from fastsnn_train.data.token_batches import ids_of, targets_of
 from fastsnn_train.evaluation.figures import (
-    Tally,
+    SpikeTotals,
     cross_entropy,
     evaluating,
     nats,
@@ -32,7 +32,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Held-out figures over (the first `max_sequences`) blocks of a packed corpus; spikes are those of the first."""
     device = next(model.parameters()).device
-    tally = Tally()
+    tally = SpikeTotals()
     totals, counts = [], []
     n = len(data) if max_sequences is None else min(len(data), max_sequences)
     batch = rows_at_once(model, batch, data.seq_len)
@@ -94,7 +94,7 @@ def buckets(table: np.ndarray, edges: list[int]) -> list[dict[str, Any]]:
 
 __all__ = [
     "EvaluationError",
-    "Tally",
+    "SpikeTotals",
     "buckets",
     "by_position",
     "evaluate",

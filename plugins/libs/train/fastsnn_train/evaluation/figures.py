@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core import Model
+from fastsnn_core.moved import renamed
 from fastsnn_core.probe import Record, Trace
 from fastsnn_modules.token_ids import vocabulary_of
 from fastsnn_train.data.token_batches import IGNORE, ids_of, targets_of
@@ -23,7 +24,7 @@ SLICE = 1 << 23
 """Logits whose log-probabilities are taken at once."""
 
 
-class Tally:
+class SpikeTotals:
     """Adds up what the spiking sites of many batches did."""
 
     def __init__(self) -> None:
@@ -141,3 +142,6 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         for part, aim in zip(flat.split(rows), wanted.split(rows))
     ]
     return torch.cat(found).view(targets.shape)
+
+
+__getattr__ = renamed(__name__, {"Tally": "SpikeTotals"})

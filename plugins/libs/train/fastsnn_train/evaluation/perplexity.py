@@ -15,7 +15,7 @@ from fastsnn_core.probe import probe
 from fastsnn_modules.token_ids import check_token_ids, vocabulary_of
 from fastsnn_text import tokenizer_of
 from fastsnn_train.evaluation.figures import (
-    Tally,
+    SpikeTotals,
     cross_entropy,
     evaluating,
     nats,
@@ -54,7 +54,7 @@ def evaluate_text(
     check(ids, seq_len, start and tokenizer.start is None, stride, carry, batch)
     check_token_ids(ids, vocabulary_of(model), "the text")
     first = tokenizer.start if start else None
-    tally = Tally()
+    tally = SpikeTotals()
     with evaluating(model), torch.no_grad():
         if carry:
             head = [] if first is None else [first]
@@ -94,7 +94,7 @@ def bytes_of(tokenizer: Any, ids: Tensor) -> int:
 
 
 @attrs.frozen
-class Window:
+class ScoredWindow:
     """Tokens ``begin … end - 1`` of a text; those from `scored` on count."""
 
     begin: int
@@ -102,7 +102,7 @@ class Window:
     end: int
 
 
-def windows_of(n: int, seq_len: int, stride: int | None, start: bool) -> list[Window]:
+def windows_of(n: int, seq_len: int, stride: int | None, start: bool) -> list[ScoredWindow]:
     """Windows over n tokens: each token is scored by the first window that has it, unless it begins that window."""
     body = seq_len - 1 if start else seq_len
     step, found, before = min(stride or body, body), [], 0
@@ -110,7 +110,7 @@ def windows_of(n: int, seq_len: int, stride: int | None, start: bool) -> list[Wi
         end = min(begin + body, n)
         scored = max(before, begin if start else begin + 1)
         if scored < end:
-            found.append(Window(begin, scored, end))
+            found.append(ScoredWindow(begin, scored, end))
         before = end
         if end == n:
             break
@@ -120,11 +120,11 @@ def windows_of(n: int, seq_len: int, stride: int | None, start: bool) -> list[Wi
 def read_windows(
     model: nn.Module,
     ids: Tensor,
-    windows: list[Window],
+    windows: list[ScoredWindow],
     start: int | None,
     batch: int,
     device: torch.device,
-    tally: Tally,
+    tally: SpikeTotals,
     quiet: bool,
 ) -> tuple[list[float], list[int]]:
     """Nats and scored tokens of each window; windows of one length are read together."""
@@ -149,7 +149,7 @@ def read_windows(
 
 
 def read_stream(
-    model: nn.Module, ids: Tensor, size: int, device: torch.device, tally: Tally, quiet: bool
+    model: nn.Module, ids: Tensor, size: int, device: torch.device, tally: SpikeTotals, quiet: bool
 ) -> tuple[list[float], list[int]]:
     """Nats and tokens of each piece of one stream, the state carried."""
     totals, counts, state = [], [], None

@@ -17,6 +17,7 @@ import attrs
 from torch import nn
 
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.moved import renamed
 from fastsnn_core.parameters import checked
 from fastsnn_text import tokenizer_of
 from fastsnn_train.data.packing import Data, Packed
@@ -34,7 +35,7 @@ from fastsnn_train.extend.storage import (
     unpacked_proof,
 )
 from fastsnn_train.loop.optim import learning_rate
-from fastsnn_train.loop.progress import Progress
+from fastsnn_train.loop.progress import TrainingProgress
 from fastsnn_train.loop.trainer import Trainer
 
 log = logging.getLogger("fastsnn")
@@ -46,7 +47,7 @@ CHECKS = 8
 
 
 @attrs.frozen
-class Plan:
+class ExtensionSettings:
     """What `extend_context` was asked for."""
 
     mode: str = attrs.field(default="carry", validator=checked(attrs.validators.in_(MODES)))
@@ -109,7 +110,7 @@ def extend_context(
         raise FastSNNError("extend_context runs in one process, where the checkpoints of a run by several resume too")
     if not hasattr(data.train, "with_length"):
         raise FastSNNError("extend_context needs a packed corpus; a streamed one is cut into sequences as it comes")
-    plan = Plan(mode, lr or trainer.config.lr / 10, short_share, gate, on_gate, rope, window)
+    plan = ExtensionSettings(mode, lr or trainer.config.lr / 10, short_share, gate, on_gate, rope, window)
     old = data.train.seq_len
     lengths = [new_seq_len] if isinstance(new_seq_len, int) else list(new_seq_len)
     budget = [max_steps] * len(lengths) if isinstance(max_steps, int) else list(max_steps)
@@ -228,7 +229,7 @@ def run_stage(
     data: Data,
     length: int,
     steps: int,
-    plan: Plan,
+    plan: ExtensionSettings,
     judge: ExtensionProbe,
     record: ExtensionCheckpoints,
     quiet: bool,
@@ -244,7 +245,7 @@ def run_stage(
     limit = float("inf") if plan.gate is None else first * (1 + plan.gate)
     good, checks, begin = copy_tensors(model, trainer), stage["checks"], stage["kept_step"]
     every = max(1, -(-steps // CHECKS))
-    with Progress(steps, begin, label=f"extending {old} → {length}", quiet=quiet) as progress:
+    with TrainingProgress(steps, begin, label=f"extending {old} → {length}", quiet=quiet) as progress:
         for step in range(begin, steps):
             loss, brief = runner.take(step, learning_rate(step, config))
             row = {"step": step + 1, "length": old if brief else length, "loss": loss}
@@ -278,3 +279,6 @@ def held_out(data: Data, length: int) -> Packed:
     held = data.held_out
     source = held if held is not None and len(held.tokens) > length else data.train
     return source.with_length(length)
+
+
+__getattr__ = renamed(__name__, {"Plan": "ExtensionSettings"})

@@ -24,7 +24,7 @@ GRID = (0.5, 2.0, 4.0, 8.0, 16.0)
 
 
 @attrs.frozen
-class Calibration:
+class DecayCalibration:
     """Factors on every layer's decay (1 where it has none), and mean nats before and after: early and late tokens."""
 
     scales: tuple[float, ...]
@@ -35,7 +35,7 @@ class Calibration:
 
 def calibrate_decay(
     model: nn.Module, data: Any, *, original: int, gate: float | None = 0.02, sequences: int = 4, rounds: int = 1
-) -> Calibration:
+) -> DecayCalibration:
     """Set the decays of `model` so that tokens behind `original` are predicted best on blocks of `data`.
 
     A setting counts only where the first `original` tokens get at most `gate` worse (None: any). The best stays in the
@@ -73,7 +73,7 @@ def calibrate_decay(
             for scale in (centre / 2, centre * 2):
                 attempt(best | {i: scale})
     adopt(model, with_attentions(spec, [faster(a, best.get(i, 1.0), original) for i, a in enumerate(rows)]))
-    return Calibration(tuple(best.get(i, 1.0) for i in range(len(rows))), before, found, tried)
+    return DecayCalibration(tuple(best.get(i, 1.0) for i in range(len(rows))), before, found, tried)
 
 
 def faster(attention: Any, scale: float, length: int) -> Any:

@@ -21,7 +21,7 @@ from fastsnn_core.spike_tensor import SpikeTensor
 
 
 @attrs.define
-class Sparsity:
+class ActivationSparsity:
     """Of the last forward pass: mean magnitudes with a gradient, silent shares by site, and bytes by matrix."""
 
     magnitudes: dict[str, Tensor] = attrs.field(factory=dict)
@@ -53,12 +53,12 @@ def chosen_sites(model: nn.Module, names: tuple[str, ...]) -> dict[str, SpikeSit
 
 
 @contextlib.contextmanager
-def observe(model: nn.Module, names: tuple[str, ...], *, magnitudes: bool, reads: bool) -> Iterator[Sparsity]:
+def observe(model: nn.Module, names: tuple[str, ...], *, magnitudes: bool, reads: bool) -> Iterator[ActivationSparsity]:
     """Look at the sites of these names, and at every matrix with `reads`, while the block runs.
 
     The hooks must stay until after the backward pass, as those of `firing_rate.watch`.
     """
-    seen, handles = Sparsity(), []
+    seen, handles = ActivationSparsity(), []
 
     def at_site(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

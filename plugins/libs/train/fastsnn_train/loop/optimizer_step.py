@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.site import SpikeSite
 from fastsnn_train.config import TrainConfig
-from fastsnn_train.loop.activation_sparsity import Sparsity, chosen_sites, observe, ramp
+from fastsnn_train.loop.activation_sparsity import ActivationSparsity, chosen_sites, observe, ramp
 from fastsnn_train.loop.firing_rate import SpikeObservations, band_penalty, blend_at, blended, watch
 from fastsnn_train.loop.health import gradient_norms
 from fastsnn_train.loop.optim import PositiveThresholds, WeightAverage, learning_rate, optimizer, set_rate
-from fastsnn_train.loop.parallel import Network, World
+from fastsnn_train.loop.parallel import DistributedModel, World
 from fastsnn_train.loop.task import LanguageTask
 
 log = logging.getLogger("fastsnn")
@@ -41,7 +41,7 @@ class Outcome:
     blocks: dict[str, float]
     norm: float
     seen: SpikeObservations
-    sparsity: Sparsity
+    sparsity: ActivationSparsity
     leaving: bool
     skipped: bool
 
@@ -63,7 +63,7 @@ class OptimizerStep:
             known = ", ".join(sorted({m.name for m in model.modules() if isinstance(m, SpikeSite) and m.name}))
             wanted = ", ".join(config.l1_sites)
             raise FastSNNError(f"l1_sites {wanted}: the model has no such spike site; it has {known or 'none'}")
-        self.network = Network(model, world)
+        self.network = DistributedModel(model, world)
         self.optimizer = optimizer(model, config)
         self.positive = PositiveThresholds(model)
         self.average = WeightAverage(model, config.ema) if config.ema else None
@@ -136,7 +136,7 @@ class OptimizerStep:
         self.update(norm, step)
         return Outcome(loss, penalty, blocks, norm, seen, sparse, some > 0, skipped)
 
-    def penalty(self, seen: SpikeObservations, sparse: Sparsity, step: int, like: Tensor) -> Tensor:
+    def penalty(self, seen: SpikeObservations, sparse: ActivationSparsity, step: int, like: Tensor) -> Tensor:
         """What the last forward pass pays for rates outside the firing band, and for activations that are not 0."""
         config, penalty = self.config, like.new_zeros(())
         if seen.rates:
@@ -146,7 +146,12 @@ class OptimizerStep:
         return penalty
 
     def backward(
-        self, rows: Tensor, marks: Tensor | None, watched: tuple[SpikeObservations, Sparsity], step: int, eager: bool
+        self,
+        rows: Tensor,
+        marks: Tensor | None,
+        watched: tuple[SpikeObservations, ActivationSparsity],
+        step: int,
+        eager: bool,
     ) -> tuple[float, float]:
         """Gradients of this process's rows, piece by piece; their mean loss and penalty."""
         config = self.config

@@ -140,7 +140,7 @@ def leave_group(world: World) -> None:
         dist.destroy_process_group()
 
 
-class Network:
+class DistributedModel:
     """A model as the training step calls it: ``network(tokens, reset)``, gradients met after the last piece."""
 
     def __init__(self, model: nn.Module, world: World) -> None:

@@ -6,16 +6,17 @@ from types import TracebackType
 from typing import Any
 
 from fastsnn_console import progress
+from fastsnn_core.moved import renamed
 
 
-class Progress:
+class TrainingProgress:
     """A context manager; `update` after every step, `log` for a log row, `say` for a line that stays."""
 
     def __init__(self, total: int, start: int = 0, label: str = "training", quiet: bool = False) -> None:
         self.bar = progress.Progress(label, total, start=start, quiet=quiet, delay=0.0, lines=False)
         self.known: dict[str, Any] = {}  # the newest of every fact, so that the bar does not flicker
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> TrainingProgress:
         self.bar.__enter__()
         return self
 
@@ -56,3 +57,6 @@ def facts(row: dict[str, Any]) -> str:
     if row.get("silent_bytes"):
         parts.append(f"silent bytes {row['silent_bytes']:.0%}")
     return "  ".join(parts)
+
+
+__getattr__ = renamed(__name__, {"Progress": "TrainingProgress"})

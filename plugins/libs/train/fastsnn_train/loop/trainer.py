@@ -27,7 +27,7 @@ from fastsnn_train.loop.callbacks import InterruptGuard, TrackerCallbacks
 from fastsnn_train.loop.firing_rate import Rescue
 from fastsnn_train.loop.optim import learning_rate, with_learning_rate
 from fastsnn_train.loop.optimizer_step import NotFinite, OptimizerStep, Outcome
-from fastsnn_train.loop.progress import Progress
+from fastsnn_train.loop.progress import TrainingProgress
 from fastsnn_train.loop.resume import save_checkpoint, stand_at_checkpoint
 from fastsnn_train.loop.task import LanguageTask
 from fastsnn_train.samples.prepare import SampleData
@@ -122,7 +122,7 @@ class Trainer:
         trackers = self.config.trackers if self.world.leader else ()
         with (
             InterruptGuard() as guard,
-            Progress(self.config.max_steps, self.step, quiet=self.quiet) as progress,
+            TrainingProgress(self.config.max_steps, self.step, quiet=self.quiet) as progress,
             TrackerCallbacks(trackers, run) as callbacks,
         ):
             try:
@@ -147,7 +147,7 @@ class Trainer:
         held_out: Any,
         run: Run,
         guard: InterruptGuard,
-        progress: Progress,
+        progress: TrainingProgress,
         callbacks: TrackerCallbacks,
     ) -> bool:
         """Step after step; True where all processes agreed to leave early because one got a signal."""
@@ -225,7 +225,9 @@ class Trainer:
             "Lower lr, or clip harder; the weights are those before this step"
         )
 
-    def describe(self, outcome: Outcome, batch: tuple[Tensor, Tensor | None], progress: Progress) -> dict[str, Any]:
+    def describe(
+        self, outcome: Outcome, batch: tuple[Tensor, Tensor | None], progress: TrainingProgress
+    ) -> dict[str, Any]:
         """A log row's facts about a step; complains once of each site or block, and rescues sites that are due."""
         row: dict[str, Any] = {"lr": learning_rate(self.step - 1, self.config)}
         self.last_health = found = health.shared(outcome.seen.means(), self.world, self.device)
@@ -263,7 +265,7 @@ class Trainer:
         """The task's figures of held-out data."""
         return self.task.evaluate(self, held_out)
 
-    def record_row(self, row: dict[str, Any], progress: Progress, callbacks: TrackerCallbacks) -> None:
+    def record_row(self, row: dict[str, Any], progress: TrainingProgress, callbacks: TrackerCallbacks) -> None:
         """A row into the history, to the trackers and onto the screen."""
         self.history.append(row)
         callbacks.log(row)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_tune.curve import loss, window_losses
-from fastsnn_tune.dial import Dials, turn_model
+from fastsnn_tune.dial import DialValues, set_model_dials
 
 SURE = 1.645  # standard errors that a cost may be underestimated by: one-sided, 95 %
 HALFWAY = 0.5  # silent fraction at which paths are compared where nobody names a goal
 
 
 @attrs.define(eq=False)
-class Path:
+class DialPath:
     """Dial settings from the model as it is to nearly silent, and what was measured on the way.
 
     Where to stop is looked for on `windows`; whether a budget is kept there is asked of `check`, text that played no
@@ -28,7 +28,7 @@ class Path:
     model: nn.Module
     names: dict[str, str]
     windows: Tensor
-    values: list[Dials]
+    values: list[DialValues]
     seen: dict[int, tuple[float, float]] = attrs.field(factory=dict)
     check: Tensor | None = None
     checked: dict[int, Tensor] = attrs.field(factory=dict)
@@ -42,7 +42,7 @@ class Path:
     def go(self, n: int) -> tuple[float, float]:
         """``(nats per token, silent fraction)`` at setting n."""
         if n not in self.seen:
-            turn_model(self.model, self.names, self.values[n])
+            set_model_dials(self.model, self.names, self.values[n])
             self.seen[n] = loss(self.model, self.windows)
             self.step()
         return self.seen[n]
@@ -52,7 +52,7 @@ class Path:
         for i in (0, n):
             if i not in self.checked:
                 assert self.check is not None
-                turn_model(self.model, self.names, self.values[i])
+                set_model_dials(self.model, self.names, self.values[i])
                 self.checked[i] = window_losses(self.model, self.check)
                 self.step()
         more = self.checked[n] - self.checked[0]
@@ -76,7 +76,7 @@ class Path:
         return end
 
 
-def better(paths: list[Path], silent: float | None, budget: float | None) -> tuple[Path, int]:
+def better(paths: list[DialPath], silent: float | None, budget: float | None) -> tuple[DialPath, int]:
     """The path that is better at the goal, and where to stop on it; without a goal, the one better half-way."""
     goal = silent if silent is not None or budget is not None else HALFWAY
     ends = [(path, where(path.last, path.go, goal, budget)) for path in paths]
