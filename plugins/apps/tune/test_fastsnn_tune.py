@@ -14,7 +14,7 @@ from fastsnn_core.site import sites
 from fastsnn_core.spec import converter
 from fastsnn_integer.quantization import quantise
 from fastsnn_text import attach, load_tokenizer
-from fastsnn_tune import path, tune
+from fastsnn_tune import dial_path, tune
 from fastsnn_tune.cli import main
 from fastsnn_tune.dial import DialSetting, dial_settings, set_dials, silent_channels, value_of, values_for
 from fastsnn_tune.dial_path import DialPath, better, first, where
@@ -170,8 +170,8 @@ def test_a_budget_is_not_overdrawn(tmp_path):
 
 def test_a_budget_is_kept_on_text_that_played_no_part_in_the_choice(monkeypatch):
     losses = {n: torch.full((4,), 1.0 + 0.1 * n) for n in range(6)}
-    monkeypatch.setattr(path, "turn_model", lambda model, names, values: model.append(values))
-    monkeypatch.setattr(path, "window_losses", lambda model, windows: losses[model[-1]] + windows)
+    monkeypatch.setattr(dial_path, "set_model_dials", lambda model, names, values: model.append(values))
+    monkeypatch.setattr(dial_path, "window_losses", lambda model, windows: losses[model[-1]] + windows)
     seen = {n: (0.05 * n, 0.1 * n) for n in range(6)}  # where it is looked for, each setting costs half as much
     rows = [DialPath([], {}, None, list(range(6)), seen, check) for check in (None, torch.zeros(4))]
     ends = [better([row], None, math.exp(0.26))[1] for row in rows]
