@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import tomllib
 from pathlib import Path
@@ -63,9 +64,15 @@ def core(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("name", [nox.param(project(p)["name"], id=project(p)["name"]) for p in PLUGINS])
 def plugin(session: nox.Session, name: str) -> None:
-    """One plugin beside core with its kit (and what its pyproject names), nothing else: hidden cross-imports show."""
+    """One plugin beside core with its kit (and what its pyproject names), nothing else: hidden cross-imports show.
+
+    What its tests alone need of ours stands in the pyproject's extra `testing`.
+    """
     folders = local([name])
-    editable(session, local([name, "fastsnn-kit"]), *TESTING)
+    tested = [
+        re.split(r"[\[<>=~! ]", d)[0] for d in project(folders[0]).get("optional-dependencies", {}).get("testing", [])
+    ]
+    editable(session, local([name, "fastsnn-kit", *tested]), *TESTING)
     session.run("pytest", str(folders[0]), "-q", *session.posargs, env=STRICT)
 
 

@@ -35,6 +35,7 @@ def decoder(fused: bool, **parts: Any) -> None:
         events = small.runtime("event", coder="bitwise")(tokens)
         assert torch.equal(events, counts), "spike trains give other logits than counts"
         small.runtime("count")
+        small.fast(small(tokens[:1], return_state=True)[1])  # waits for the fused step's compilation
         text = FastSNN.generate(small, "The ", max_tokens=8, temperature=0)
         print("fused step:", small.fast_step)
         assert not fused or small.fast_step["kernel"], (
