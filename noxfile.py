@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent
 PLUGINS = sorted(p.parent for where in ("plugins/*/*", "contrib/*") for p in ROOT.glob(f"{where}/pyproject.toml"))
 TESTING = ["pytest>=9", "hypothesis>=6.150", "pytest-timeout", "pytest-xdist", "sentencepiece>=0.2", "protobuf>=5"]
 SERVER = ["openai", "transformers", "schemathesis>=4,<5"]
-STRICT = {"FASTSNN_STRICT": "1"}
+STRICT = {"FASTSNN_STRICT": "1", "CI": "true"}  # CI: Hypothesis draws the same examples every time
 
 
 def project(folder: Path) -> dict:
@@ -112,8 +112,9 @@ def slow(session: nox.Session) -> None:
     editable(session, PLUGINS, *TESTING, *SERVER)
     session.run("pytest", "-q", "-m", "slow", *session.posargs, env=STRICT)
     many = {"FASTSNN_SCHEDULES": "10000", "FASTSNN_SCHEMA_CASES": "10000", "FASTSNN_LEAVES": "1000"}
-    serve = [f"plugins/apps/serve/test_{name}.py" for name in ("schedules", "openapi", "faults")]
-    session.run("pytest", "-q", *serve, "--timeout", "36000", env=STRICT | many)
+    drawn = [f"plugins/apps/serve/test_{name}.py" for name in ("schedules", "openapi", "faults")]
+    drawn.append("tests/test_compositions.py")
+    session.run("pytest", "-q", *drawn, "--timeout", "36000", env=STRICT | many | {"FASTSNN_COMPOSITIONS": "1500"})
 
 
 @nox.session

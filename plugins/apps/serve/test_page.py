@@ -57,7 +57,7 @@ class Browser:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
             page = next(row for row in json.load(answer) if row["type"] == "page")
         path = page["webSocketDebuggerUrl"].split(f":{port}", 1)[1]
-        self.link = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self.link = socket.create_connection(("127.0.0.1", port), timeout=300)
         key = base64.b64encode(os.urandom(16)).decode()
         head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         self.link.sendall(f"{head}Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
@@ -129,7 +129,7 @@ class Browser:
         """End it."""
         self.link.close()
         self.process.kill()
-        self.process.wait(20)
+        self.process.wait(200)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def torchrun(*words, processes=2):
         f"--nproc-per-node={processes}",
         *map(str, words),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

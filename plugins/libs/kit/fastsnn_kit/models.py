@@ -18,7 +18,7 @@ from fastsnn_core.testing.conformance import check, each, libraries
 from fastsnn_kit import checks
 from fastsnn_kit.draws import cuts
 
-FLOOR = 1e-5  # no threshold is smaller: what is far below it makes no spike
+LARGER = 1e6  # times: what is silent on so much more input than a fresh network makes, lets nothing through
 
 
 def check_model(model: Any, data: st.DataObject) -> None:
@@ -95,7 +95,7 @@ def check_training(model: Any, tokens: Tensor, who: str, tries: int = 8) -> None
 def without_gradient(module: Any, tokens: Tensor, who: str, ends: bool) -> set[str]:
     """Weight matrices that get no gradient, or one of zeros where no surrogate `ends` and their input is not all 0.
 
-    A site that is silent though its input is not below the floor of thresholds (1e-5) excuses nobody.
+    A site that would be silent on much larger inputs, too, swallows them: it excuses nobody.
     """
     fed: dict[str, bool] = {}
     swallowed: list[str] = []
@@ -104,9 +104,12 @@ def without_gradient(module: Any, tokens: Tensor, who: str, ends: bool) -> set[s
         return lambda _, args: fed.update({name: bool((checks.value(args[0]) != 0).any())})
 
     def watch(name: str) -> Any:
-        def hook(_: Any, args: Any, out: Any) -> None:
-            if float(args[0].detach().abs().max()) >= FLOOR and not bool((checks.value(out[0]) != 0).any()):
-                swallowed.append(name)
+        @torch.no_grad()
+        def hook(site: Any, args: Any, kwargs: Any, out: Any) -> None:
+            if bool((args[0] != 0).any()) and not bool((checks.value(out[0]) != 0).any()):
+                larger, *_ = site.forward(LARGER * args[0], *args[1:], **kwargs)  # not through the hooks
+                if not bool((checks.value(larger) != 0).any()):
+                    swallowed.append(name)
 
         return hook
 
@@ -114,7 +117,7 @@ def without_gradient(module: Any, tokens: Tensor, who: str, ends: bool) -> set[s
         if isinstance(part, torch.nn.Linear):
             part.register_forward_pre_hook(note(f"{name}.weight"))
     for name, site in sites(module).items():
-        site.register_forward_hook(watch(name))
+        site.register_forward_hook(watch(name), with_kwargs=True)
     logits = module.train()(tokens[:, :-1])
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
     found = set()
