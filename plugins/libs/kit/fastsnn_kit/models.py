@@ -99,15 +99,22 @@ def without_gradient(module: Any, tokens: Tensor, who: str, ends: bool) -> set[s
     """
     fed: dict[str, bool] = {}
     swallowed: list[str] = []
+    asked: list[str] = []  # the site that is being asked on larger input: what it feeds then does not count
 
     def note(name: str) -> Any:
-        return lambda _, args: fed.update({name: bool((checks.value(args[0]) != 0).any())})
+        def hook(_: Any, args: Any) -> None:
+            if not asked:
+                fed[name] = fed.get(name, False) or bool((checks.value(args[0]) != 0).any())
+
+        return hook
 
     def watch(name: str) -> Any:
         @torch.no_grad()
         def hook(site: Any, args: Any, kwargs: Any, out: Any) -> None:
             if bool((args[0] != 0).any()) and not bool((checks.value(out[0]) != 0).any()):
-                larger, *_ = site.forward(LARGER * args[0], *args[1:], **kwargs)  # not through the hooks
+                asked.append(name)
+                larger, *_ = site.forward(LARGER * args[0], *args[1:], **kwargs)  # not through the site's own hooks
+                asked.clear()
                 if not bool((checks.value(larger) != 0).any()):
                     swallowed.append(name)
 
