@@ -1,6 +1,7 @@
 """Random networks out of whatever plugins are installed, through the user's whole path: TOML, parse, build, check.
 
-FASTSNN_COMPOSITIONS of them a run; each must keep what the AND of its parts promises. Planted faults are found and shrunk.
+FASTSNN_COMPOSITIONS of them a run; each must keep what the AND of its parts promises. Planted faults are found and
+shrunk.
 """
 
 from __future__ import annotations

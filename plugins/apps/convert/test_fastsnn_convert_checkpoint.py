@@ -196,7 +196,8 @@ def test_damaged_files(tmp_path: Path) -> None:
         (header(**{first: {"dtype": "F7", "shape": [2], "data_offsets": [0, 4]}}), "unknown variant `F7`"),
     ):
         file.write_bytes(data)
-        refused(folder, "model.safetensors is damaged, cut off, or no safetensors file", says, "float32, float64, bfloat16")
+        whole = "model.safetensors is damaged, cut off, or no safetensors file"
+        refused(folder, whole, says, "float32, float64, bfloat16")
     file.write_bytes(good)
     import_dense(folder)
 
