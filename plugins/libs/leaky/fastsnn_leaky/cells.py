@@ -78,7 +78,7 @@ class Cell(nn.Module):
         if len(state) != len(self.parts) or any(s.shape != (len(x), x.shape[2]) for s in state):
             found = ", ".join(str(list(s.shape)) for s in state)
             raise StateError(f"{self.who}: the state is ({', '.join(self.parts)}), each [B,D]; got {found}")
-        return tuple(s.to(x.dtype) for s in state)
+        return tuple(s if s.dtype == torch.float64 else s.to(x.dtype) for s in state)  # never narrowed on the way
 
     def walk(self, x: Tensor, state: Any, reset: Tensor | None) -> tuple[Tensor, Tensor, Row]:
         """Potentials and spikes ``[B,T,D]``, and the last state."""
