@@ -157,7 +157,7 @@ def test_a_chat_by_keyboard_with_spikes_beside_it(browser: Browser) -> None:
         browser.press("Enter", 13)
         browser.until("!running && document.querySelectorAll('svg rect').length > 20")
         answer = browser.js("[...document.querySelectorAll('.turn')].at(-1).querySelector('.said').textContent")
-        assert len(answer) > 10
+        assert answer  # bytes of an untrained network: few of them may be text
         side = browser.js("[...document.querySelectorAll('.spikes')].at(-1).textContent")
         assert "Silent bytes per token" in side
         assert "tokens" in side and "cached" in side  # noqa: PT018
