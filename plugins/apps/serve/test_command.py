@@ -115,7 +115,7 @@ def test_command_serves_until_interrupted(model: Any, tmp_path: Any) -> None:
         client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=3)
         assert client.completions.create(model="mine", prompt="a", max_tokens=2).usage.completion_tokens <= 2
         process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=300)
+        rest, errors = process.communicate(timeout=30)
         assert (process.returncode, rest.strip(), errors) == (0, "stopped", "")
     finally:
         process.kill()

@@ -189,7 +189,7 @@ def test_disconnect_frees(model: Any, stream: bool) -> None:
 
 
 def test_leaving_while_sending_is_no_fault(handle: Any, caplog: pytest.LogCaptureFixture) -> None:
-    link = socket.create_connection(("127.0.0.1", handle.port), timeout=300)
+    link = socket.create_connection(("127.0.0.1", handle.port), timeout=30)
     link.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     time.sleep(0.05)
     link.close()

@@ -119,9 +119,9 @@ def test_nothing_is_taken_between_stop_and_end() -> None:
     time.sleep(0.05)
     engine.close()
     for thread in threads:
-        thread.join(200)
+        thread.join(20)
     for said in results:  # everything that was taken is answered, if only with an error
-        piece = said.deltas.get(timeout=120)
+        piece = said.deltas.get(timeout=5)
         assert piece.error is not None or piece.tokens or piece.finish
 
 
@@ -134,7 +134,7 @@ def test_a_stop_between_the_start_and_the_queue_is_seen(what: str, monkeypatch: 
         start()
         engine.stop()
         assert engine.thread is not None
-        engine.thread.join(200)
+        engine.thread.join(20)
         assert not engine.thread.is_alive()
 
     monkeypatch.setattr(engine, "start", started_and_stopped)
@@ -151,7 +151,7 @@ def test_an_engine_that_died_answers_everybody_and_takes_nothing_more(where: str
     gate = threading.Event()
 
     def dies(*args: Any) -> None:
-        gate.wait(200)
+        gate.wait(20)
         raise SystemExit("a kernel ended the thread")
 
     monkeypatch.setattr(engine, where, dies)
@@ -165,7 +165,7 @@ def test_an_engine_that_died_answers_everybody_and_takes_nothing_more(where: str
             pass
         assert "the engine stopped: SystemExit" in str(delta.error)
     assert engine.thread is not None
-    engine.thread.join(200)
+    engine.thread.join(20)
     with pytest.raises(Refused, match="the engine stopped"):
         engine.submit([Recorder(engine, [1], 1).stream])
     assert not engine.waiting
@@ -204,10 +204,10 @@ def test_a_listener_that_fails_costs_nobody_else_an_answer() -> None:
 def test_a_thread_that_does_not_end_stays_the_owner(monkeypatch: Any) -> None:
     engine, inside, gate = Engine(decoder()), threading.Event(), threading.Event()
     step = engine.runner.step
-    monkeypatch.setattr(engine.runner, "step", lambda *args: (inside.set(), gate.wait(200), step(*args))[2])
+    monkeypatch.setattr(engine.runner, "step", lambda *args: (inside.set(), gate.wait(20), step(*args))[2])
     seed = lasting(engine.model, [1, 2], 4)
     engine.submit([Recorder(engine, [1, 2], 4, seed=seed).stream])
-    assert inside.wait(200)
+    assert inside.wait(20)
     engine.close(timeout=0.1)
     owner = engine.thread
     assert owner is not None
@@ -246,7 +246,7 @@ def test_sigterm_lets_streams_end(tmp_path: Any) -> None:
         while piece := link.recv(65536):
             held += piece
         assert b"[DONE]" in held  # it was finished, not cut off
-        rest, errors = process.communicate(timeout=300)
+        rest, errors = process.communicate(timeout=60)
         assert (process.returncode, rest.strip().splitlines()[-1], errors) == (0, "stopped", "")
     finally:
         process.kill()

@@ -57,7 +57,7 @@ class Browser:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
             page = next(row for row in json.load(answer) if row["type"] == "page")
         path = page["webSocketDebuggerUrl"].split(f":{port}", 1)[1]
-        self.link = socket.create_connection(("127.0.0.1", port), timeout=300)
+        self.link = socket.create_connection(("127.0.0.1", port), timeout=60)
         key = base64.b64encode(os.urandom(16)).decode()
         head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         self.link.sendall(f"{head}Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
@@ -129,7 +129,7 @@ class Browser:
         """End it."""
         self.link.close()
         self.process.kill()
-        self.process.wait(200)
+        self.process.wait(20)
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_a_chat_by_keyboard_with_spikes_beside_it(browser: Browser) -> None:
         browser.do("Emulation.setDeviceMetricsOverride", width=1200, height=800, deviceScaleFactor=1, mobile=False)
         browser.do("Page.navigate", url=handle.url + "/")
         browser.until("document.readyState === 'complete' && document.activeElement.id === 'text'")
-        browser.js("document.getElementById('max_tokens').value = 48")
+        browser.js("document.getElementById('max_tokens').value = 48; document.getElementById('temperature').value = 0")
         browser.do("Input.insertText", text="Hello")
         browser.press("Enter", 13)
         browser.until("document.querySelector('.fault') !== null")  # no key yet: said, and the text is not lost
@@ -157,7 +157,7 @@ def test_a_chat_by_keyboard_with_spikes_beside_it(browser: Browser) -> None:
         browser.press("Enter", 13)
         browser.until("!running && document.querySelectorAll('svg rect').length > 20")
         answer = browser.js("[...document.querySelectorAll('.turn')].at(-1).querySelector('.said').textContent")
-        assert answer  # bytes of an untrained network: few of them may be text
+        assert len(answer) > 10
         side = browser.js("[...document.querySelectorAll('.spikes')].at(-1).textContent")
         assert "Silent bytes per token" in side
         assert "tokens" in side and "cached" in side  # noqa: PT018

@@ -112,15 +112,25 @@ def test_nothing_reads_unwritten_memory(poisoned):
 
 
 def test_a_leaky_sum_by_doubling_is_the_loop():
-    from fastsnn_leaky.decay import decayed, decayed_naive
+    from fastsnn_leaky.decay import decayed, decayed_in_order
 
     for steps in (1, 2, 7, 64):
         x, start = torch.randn(2, steps, 3).double(), torch.randn(2, 3).double()
         marks = torch.rand(2, steps) < 0.2
         beta = torch.tensor([0.2, 0.9, 1.0], dtype=torch.float64, requires_grad=True)
         for reset in (None, marks):
-            found, wanted = (f(x, start, beta, reset) for f in (decayed, decayed_naive))
+            found, wanted = (f(x, start, beta, reset) for f in (decayed, decayed_in_order))
             torch.testing.assert_close(found, wanted)
             weights = torch.randn_like(found)
             grads = [torch.autograd.grad((y * weights).sum(), beta)[0] for y in (found, wanted)]
             torch.testing.assert_close(*grads)
+
+
+def test_a_leaky_sum_in_order_has_the_same_bits_however_it_is_cut():
+    from fastsnn_leaky.decay import decayed_in_order
+
+    x, start, beta = torch.randn(2, 64, 3), torch.randn(2, 3), torch.tensor([0.2, 0.9, 1.0])
+    whole = decayed_in_order(x, start, beta)
+    for cut in (1, 6, 31, 63):
+        first = decayed_in_order(x[:, :cut], start, beta)
+        assert torch.equal(torch.cat([first, decayed_in_order(x[:, cut:], first[:, -1], beta)], 1), whole)

@@ -47,7 +47,7 @@ class Pulse(Feedforward):
     gated: bool = param(True, doc="multiply by a second projection (SwiGLU)")
     bias: bool = param(False, doc="biases in the projections")
     gate_threshold: float = param(
-        0.0, ge=0.0, doc="gates smaller than this are shut; 0: none. Channels have their own", draw=(0.0, 0.001)
+        0.0, ge=0.0, doc="gates smaller than this are shut; 0: none. Channels have their own", draw=(0.0, 0.1)
     )
 
     def __attrs_post_init__(self) -> None:

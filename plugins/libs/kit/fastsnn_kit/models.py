@@ -18,7 +18,7 @@ from fastsnn_core.testing.conformance import check, each, libraries
 from fastsnn_kit import checks
 from fastsnn_kit.draws import cuts
 
-LARGER = 1e6  # times: what is silent on so much more input than a fresh network makes, lets nothing through
+LOUD = 1e6  # times: what is silent on so much more input than it gets, lets nothing through
 
 
 def check_model(model: Any, data: st.DataObject) -> None:
@@ -80,29 +80,39 @@ def check_training(model: Any, tokens: Tensor, who: str, tries: int = 8) -> None
 
     Zeros can be honest: sparse queries and keys may not meet, coarse counts may all be 0, inputs may lie beyond the end
     of a surrogate gradient. So a matrix is dead when its graph is cut, or when its gradient is zero for every one of
-    `tries` initialisations though something came in and no surrogate ends. Vectors are let off: behind a coarse neuron
-    a norm may have none on so little data.
+    `tries` initialisations, each of twice the weights of the one before, though something came in and no surrogate
+    ends: what small fresh weights leave below a threshold, larger ones bring above it. Vectors are let off: behind a
+    coarse neuron a norm may have none on so little data.
     """
     ends, dead = any(vanishes(part) for part in parts(model)), None
-    for _ in range(tries):
-        found = without_gradient(build(model).double(), tokens, who, ends)
+    for number in range(tries):
+        found = without_gradient(larger(build(model).double(), 2.0**number), tokens, who, ends)
         dead = found if dead is None else dead & found
         if not dead:
             return
     assert not dead, f"{who} has dead gradients: {', '.join(sorted(dead or ()))}"
 
 
+@torch.no_grad()
+def larger(module: torch.nn.Module, times: float) -> torch.nn.Module:
+    """`module` with `times` its weight matrices."""
+    for p in module.parameters():
+        if p.ndim > 1:
+            p.mul_(times)
+    return module
+
+
 def without_gradient(module: Any, tokens: Tensor, who: str, ends: bool) -> set[str]:
     """Weight matrices that get no gradient, or one of zeros where no surrogate `ends` and their input is not all 0.
 
-    A site that would be silent on much larger inputs, too, swallows them: it excuses nobody.
+    A site that would be silent on much larger input, too, swallows it: its silence excuses nobody.
     """
     fed: dict[str, bool] = {}
     swallowed: list[str] = []
-    asked: list[str] = []  # the site that is being asked on larger input: what it feeds then does not count
+    asked: list[str] = []  # the site that is being asked on larger input: what it feeds meanwhile does not count
 
     def note(name: str) -> Any:
-        def hook(_: Any, args: Any) -> None:
+        def hook(_: Any, args: Any) -> None:  # once a token in a recurrent cell
             if not asked:
                 fed[name] = fed.get(name, False) or bool((checks.value(args[0]) != 0).any())
 
@@ -113,9 +123,9 @@ def without_gradient(module: Any, tokens: Tensor, who: str, ends: bool) -> set[s
         def hook(site: Any, args: Any, kwargs: Any, out: Any) -> None:
             if bool((args[0] != 0).any()) and not bool((checks.value(out[0]) != 0).any()):
                 asked.append(name)
-                larger, *_ = site.forward(LARGER * args[0], *args[1:], **kwargs)  # not through the site's own hooks
+                found, *_ = site.forward(LOUD * args[0], *args[1:], **kwargs)  # past the site's own hooks
                 asked.clear()
-                if not bool((checks.value(larger) != 0).any()):
+                if not bool((checks.value(found) != 0).any()):
                     swallowed.append(name)
 
         return hook

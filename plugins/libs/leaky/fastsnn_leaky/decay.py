@@ -1,4 +1,7 @@
-"""`decayed`: a leaky sum over time, y_t = β · keep_t · y_{t-1} + x_t, by doubling: log₂ T passes, not T.
+"""A leaky sum over time, y_t = β · keep_t · y_{t-1} + x_t: `decayed` by doubling, for training; `decayed_in_order`.
+
+Doubling takes log₂ T passes, not T, and adds in an order that depends on where a sequence is cut: the same sum but for
+rounding. Inference goes in order, so that a prompt in pieces, or from a cache, gives the bits of the whole.
 
 The recurrence is linear, so pairs (a, b) of "what is left" and "what was added" compose associatively (Hillis and
 Steele 1986): b_t ← b_t + a_t b_{t-s}, a_t ← a_t a_{t-s}, for s = 1, 2, 4, … Gradients are autograd's, to β too.
@@ -27,9 +30,9 @@ def decayed(x: Tensor, start: Tensor, beta: Tensor | float, reset: Tensor | None
     return found
 
 
-def decayed_naive(x: Tensor, start: Tensor, beta: Tensor | float, reset: Tensor | None = None) -> Tensor:
-    """The definition, a loop over T."""
-    y, rows = start.to(x.dtype), []
+def decayed_in_order(x: Tensor, start: Tensor, beta: Tensor | float, reset: Tensor | None = None) -> Tensor:
+    """The definition, a loop over T: any cut of the sequence gives the same bits."""
+    y, rows = start if start.dtype == torch.float64 else start.to(x.dtype), []
     for t in range(x.shape[1]):
         if reset is not None:
             y = torch.where(reset[:, t].reshape(-1, *[1] * (y.ndim - 1)), torch.zeros_like(y), y)

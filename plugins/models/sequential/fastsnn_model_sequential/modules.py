@@ -13,7 +13,7 @@ from fastsnn_conversion.time_folding import running_pass
 from fastsnn_core.component import Coder
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import plain
-from fastsnn_leaky.decay import decayed
+from fastsnn_leaky.decay import decayed, decayed_in_order
 
 
 class AnyRankBatchNorm(nn.BatchNorm1d):
@@ -142,6 +142,7 @@ class LeakyReadout(nn.Module):
         before = stream.old.get(self.label)
         start = torch.zeros_like(signal[:, 0]) if before is None else before
         beta = self.logit.to(x.dtype).sigmoid()
-        found = decayed((1 - beta) * signal, start, beta, stream.reset)
+        total = decayed if self.training else decayed_in_order
+        found = total((1 - beta) * signal, start, beta, stream.reset)
         stream.new[self.label] = found[:, -1]
         return found.flatten(0, 1)

@@ -11,7 +11,7 @@ from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.state import StateError, belongs
 from fastsnn_leaky import DelayedLeaky, Leaky
-from fastsnn_leaky.decay import decayed
+from fastsnn_leaky.decay import decayed, decayed_in_order
 from fastsnn_modules.inputs import like, membrane_state, neuron_input
 
 __version__ = "0.1.0"
@@ -22,9 +22,10 @@ class Synaptic(Neuron):
     """i_t = α i_{t-1} + x_t;  u_t = β v_{t-1} + i_t;  s_t = 1[u_t >= θ];  v_t = u_t - s_t θ  (hard reset: v_t = 0).
 
     α = 1 - 1/tau_synapse, β = 1 - 1/tau. x [B,T,D] -> SpikeTensor [B,T,D] with counts in {0, 1} and scale θ; state
-    (i, v). The current is linear in x and is summed by doubling, the membrane is the compiled scan of `lif`. With
-    ``convention = "snntorch"`` the spikes are those of ``Synaptic(alpha, beta)`` of snnTorch at its defaults (the reset
-    a token later, a spike where u > θ, θ fixed). CubaLIF of NIR with unit gains; Gerstner & Kistler 2002.
+    (i, v). The current is linear in x and is summed by doubling in training, else in order; the membrane is the
+    compiled scan of `lif`. With ``convention = "snntorch"`` the spikes are those of ``Synaptic(alpha, beta)`` of
+    snnTorch at its defaults (the reset a token later, a spike where u > θ, θ fixed). CubaLIF of NIR with unit gains;
+    Gerstner & Kistler 2002.
     """
 
     name = "synaptic"
@@ -81,7 +82,8 @@ class SynapticCell(nn.Module):
         if state is not None and len(state) != 2:
             raise StateError(f"a synaptic neuron: the state is (i, v), each [B,D]; got {len(state)} parts")
         before, v = (None, None) if state is None else state
-        return decayed(x, membrane_state("a synaptic neuron", x, before), self.alpha, reset), v
+        total = decayed if self.training else decayed_in_order
+        return total(x, membrane_state("a synaptic neuron", x, before), self.alpha, reset), v
 
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[SpikeTensor, Any]:
         """Spikes of `x` and the state to carry on with."""
