@@ -157,8 +157,12 @@ def test_an_engine_that_died_answers_everybody_and_takes_nothing_more(where: str
     monkeypatch.setattr(engine, where, dies)
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     said = [Recorder(engine, [1, 2], 4, seed=lasting(engine.model, [1, 2], 4)) for _ in range(3)]
+    start = engine.start
+    if where == "admit":  # holds the queue's lock: who comes while it waits could not queue
+        monkeypatch.setattr(engine, "start", lambda: None)
     engine.submit([one.stream for one in said[:2]])
     engine.submit([said[2].stream])  # queued while the thread is on its way out
+    start()
     gate.set()
     for one in said:
         while (delta := one.deltas.get(timeout=20)).error is None:
@@ -166,6 +170,7 @@ def test_an_engine_that_died_answers_everybody_and_takes_nothing_more(where: str
         assert "the engine stopped: SystemExit" in str(delta.error)
     assert engine.thread is not None
     engine.thread.join(20)
+    monkeypatch.setattr(engine, "start", start)
     with pytest.raises(Refused, match="the engine stopped"):
         engine.submit([Recorder(engine, [1], 1).stream])
     assert not engine.waiting
