@@ -67,7 +67,7 @@ def commands(source: Path, work: Path, data: Path) -> dict[str, list[str]]:
     few.write_text((data / "test.txt").read_text(encoding="utf-8")[:40_000], encoding="utf-8")
     return {
         "convert": ["convert", str(source), "--to", snn, "--calibration", valid],
-        "eval": ["eval", snn, str(few), "--seq-len", "512"],
+        "eval": ["eval", snn, "--text", str(few), "--seq-len", "512"],
         "tune": [
             "tune",
             snn,

@@ -4,7 +4,8 @@
 
 SmolLM2-135M-Instruct in float32 (default directory: $FASTSNN_DATA_CACHE or ~/.cache/fastsnn/smollm2, then hf);
 calibration on WikiText-2 valid, everything measured on the first windows of 512 tokens of test. JSON on stdout, bars on
-stderr.
+stderr. In pieces: `--given BUNDLE` measures a conversion that is there instead of making one, `--k ""` leaves out plain
+counts, and rows of an older `--json` file with as many windows are kept.
 Settings are chosen by the estimate on valid; `read_off` are silent bytes where the line through what was measured on
 test crosses the loss. `--healed BUNDLE` adds a model that `fastsnn heal` made, as it is.
 Perplexities do not depend on the machine's load, seconds do: the load is in the output.
@@ -40,7 +41,6 @@ from fastsnn_tune.criteria import criterion
 from fastsnn_tune.silent_bytes import Measured, Setting, SilentBytes, at_loss, paths_of
 
 LOSSES = (0.01, 0.05)
-PLAIN = (6.0, 3.0, 1.5)
 NEURON = "adaptive_threshold"
 TOP = 1.25  # of the picture
 FINE = 6.0  # k of the models whose inputs are silenced; the criteria try twice and four times as fine, too
@@ -54,6 +54,9 @@ def main() -> int:
     args.add_argument("--windows", type=int, default=8)
     args.add_argument("--criteria", default="teal,wina,spon,ours")
     args.add_argument("--data", type=Path, default=Path(os.environ.get("FASTSNN_DATA", "../shared/data")))
+    args.add_argument("--k", default="6,3,1.5", help="mean counts of the plain models")
+    args.add_argument("--tries", type=int, default=3, help="settings measured for each loss")
+    args.add_argument("--given", type=Path, help="the conversion with k = 3, instead of making it")
     args.add_argument("--healed", type=Path, help="a bundle to measure as it is")
     args.add_argument("--json", type=Path)
     args.add_argument("--plot", type=Path, help="a PNG of the curves")
@@ -65,26 +68,38 @@ def main() -> int:
         return 2
     valid, test = (opts.data / "wikitext2" / f"{name}.txt" for name in ("valid", "test"))
     rows: dict[str, Any] = {"model": str(opts.folder.name), "windows": opts.windows, "load": os.getloadavg()}
-    began, cpu = time.perf_counter(), time.process_time()
-    done = convert(opts.folder, k=3.0, calibration=valid)
-    rows["convert"] = {
-        "seconds": round(time.perf_counter() - began, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3),
-        "quality": done.report["quality"],
-    }
-    ids = tokens_of(test, done.model)
+    rows["criteria"] = {}
+    if opts.json and opts.json.is_file():
+        old = json.loads(opts.json.read_text(encoding="utf-8"))
+        rows = old if old["windows"] == opts.windows else rows
+    if opts.given:
+        model = load(opts.given)
+    else:
+        began, cpu = time.perf_counter(), time.process_time()
+        done = convert(opts.folder, k=3.0, calibration=valid)
+        model = done.model
+        rows["convert"] = {
+            "seconds": round(time.perf_counter() - began, 1),
+            "cpu_seconds": round(time.process_time() - cpu, 1),
+            "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 3),
+            "quality": done.report["quality"],
+        }
+        del done
+    ids = tokens_of(test, model)
     x = ids[: opts.windows * 512].view(-1, 512)
-    fit = tokens_of(valid, done.model)[:1024].view(2, 512)
-    with bypass_neurons(done.model):
-        held = HeldOutReference.of(done.model, x)
-    rows["k3_calibrated"] = as_it_is(done.model, held)
-    del done
+    fit = tokens_of(valid, model)[:1024].view(2, 512)
+    with bypass_neurons(model):
+        held = HeldOutReference.of(model, x, own=True)
+    rows["k3_calibrated"] = as_it_is(model, held)
+    del model
+    written(rows, opts.json)
     plain = Options(balance=False, centred=("attn_in", "attn_out", "ffn_in", "ffn_hidden"))
     bases: dict[bool, Any] = {False: spiking(import_dense(opts.folder), create("neuron", NEURON, k=FINE), plain)}
-    rows["plain_k"] = plain_counts(bases[False], held)
-    rows["criteria"], known = {}, {}
-    for name in opts.criteria.split(","):
+    if opts.k:
+        rows["plain_k"] = plain_counts(bases[False], held, [float(k) for k in opts.k.split(",")])
+        written(rows, opts.json)
+    known: dict[bool, Any] = {}
+    for name in filter(None, opts.criteria.split(",")):
         chosen = criterion(name)
         ours = chosen.name in ("ours", "fisher")
         if ours not in bases:
@@ -94,19 +109,25 @@ def main() -> int:
         made = SilentBytes.of(bases[ours], chosen, fit, blocks=known[ours])
         seen: list[tuple[Setting, Measured]] = []
         for loss in LOSSES:
-            at_loss(made, held, loss, seen, tries=3)
+            at_loss(made, held, loss, seen, tries=opts.tries)
         curve = sorted((attrs.asdict(m) for _, m in seen), key=lambda m: m["silent_bytes"])
         rows["criteria"][name] = {"source": chosen.source, "read_off": read_off(curve), "curve": curve}
         print(json.dumps({name: rows["criteria"][name]}), file=sys.stderr, flush=True)
+        written(rows, opts.json)
         del made
     if opts.healed:
         rows["healed"] = as_it_is(load(opts.healed), held)
-    if opts.json:
-        opts.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    written(rows, opts.json)
     if opts.plot:
         draw(rows, opts.plot)
     print(json.dumps(rows, indent=1))
     return 0
+
+
+def written(rows: dict[str, Any], path: Path | None) -> None:
+    """What is known so far, into a file."""
+    if path:
+        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def as_it_is(model: Any, held: HeldOutReference) -> dict[str, Any]:
@@ -126,10 +147,10 @@ def behind(model: Any) -> dict[str, int]:
     }
 
 
-def plain_counts(model: Any, held: HeldOutReference) -> list[dict[str, Any]]:
+def plain_counts(model: Any, held: HeldOutReference, counts: list[float]) -> list[dict[str, Any]]:
     """Mean counts k, the same at every site, nothing balanced."""
     found = []
-    for k in PLAIN:
+    for k in counts:
         for _, site in site_table(model).values():
             if site.neuron is not None:
                 site.neuron.k.fill_(k)
@@ -163,7 +184,7 @@ def draw(rows: dict[str, Any], path: Path) -> None:
     for name, found in rows["criteria"].items():
         curve = found["curve"]
         axis.plot([100 * m["silent_bytes"] for m in curve], [m["ratio"] for m in curve], marker="o", ms=4, label=name)
-    plain = [m for m in rows["plain_k"] if m["ratio"] < TOP]
+    plain = [m for m in rows.get("plain_k", []) if m["ratio"] < TOP]
     axis.plot(
         [100 * m["silent_bytes"] for m in plain], [m["ratio"] for m in plain], "x:", color="#888888", label="k, plain"
     )
