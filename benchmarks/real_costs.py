@@ -12,36 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+from fastsnn_convert.language.first_layers import first_layers
 
 VERBS = ("convert", "eval", "tune", "tune-budget", "export", "scope", "heal")
-
-
-def sliced(source: Path, folder: Path, layers: int) -> Path:
-    """The first layers of a Llama directory."""
-    folder.mkdir(parents=True)
-    for file in source.iterdir():
-        if file.suffix in (".json", ".jinja") and not file.name.endswith("index.json"):
-            shutil.copy(file, folder / file.name)
-    config = json.loads((source / "config.json").read_text()) | {"num_hidden_layers": layers}
-    config.pop("layer_types", None)
-    (folder / "config.json").write_text(json.dumps(config))
-    kept: dict[str, Any] = {}
-    for file in source.glob("*.safetensors"):
-        with safe_open(file, "pt") as found:
-            for name in found.keys():  # noqa: SIM118
-                if int(name.split("layers.")[1].split(".")[0] if "layers." in name else 0) < layers:
-                    kept[name] = found.get_tensor(name)
-    save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 def run(command: list[str], weights: float) -> dict[str, Any]:
@@ -109,7 +88,7 @@ def main() -> int:
             work.mkdir(parents=True, exist_ok=True)
             source = opts.folder if whole else work / "hf"
             if not source.exists():
-                sliced(opts.folder, source, layers)
+                first_layers(opts.folder, source, layers)
             found = rows[str(layers)] = {}
             weights = sum(f.stat().st_size for f in source.glob("*.safetensors")) / 1e9
             for verb, command in commands(source, work, opts.data / "wikitext2").items():

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from test_fastsnn_convert_checkpoint import write
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -19,6 +14,7 @@ from fastsnn_convert import convert
 from fastsnn_convert.language.distillation import heal
 from fastsnn_convert.language.distillation_data import tokens_of
 from fastsnn_convert.language.families import import_dense
+from fastsnn_convert.language.first_layers import first_layers
 from fastsnn_convert.language.rebuild import bypass_neurons
 from fastsnn_core import load
 from fastsnn_integer.quantization import quantise
@@ -36,31 +32,11 @@ def whole() -> Path:
     return folder
 
 
-def sliced(source: Path, folder: Path) -> Path:
-    """The first layers of a model, and a tied head, with its tokenizer."""
-    folder.mkdir()
-    for file in source.iterdir():
-        if file.suffix == ".json" and not file.name.endswith("index.json"):
-            shutil.copy(file, folder / file.name)
-    config = json.loads((source / "config.json").read_text()) | {"num_hidden_layers": LAYERS}
-    config.pop("layer_types", None)
-    (folder / "config.json").write_text(json.dumps(config))
-    kept: dict[str, Any] = {}
-    for file in source.glob("*.safetensors"):
-        with safe_open(file, "pt") as found:
-            for name in found.keys():  # noqa: SIM118
-                number = name.split("layers.")[1].split(".")[0] if "layers." in name else "0"
-                if int(number) < LAYERS:
-                    kept[name] = found.get_tensor(name)
-    save_file(kept, folder / "model.safetensors")
-    return folder
-
-
 @pytest.fixture(params=["random", "real"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Two layers of this width."""
     if request.param == "real":
-        return sliced(whole(), tmp_path / "hf")
+        return first_layers(whole(), tmp_path / "hf", LAYERS)
     path = write(tmp_path / "hf", WIDE | {"num_hidden_layers": LAYERS, "vocab_size": 300, "bos_token_id": 1})
     words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, 300)}
     native = Tokenizer(models.WordLevel(words, "<unk>"))
