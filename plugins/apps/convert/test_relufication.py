@@ -36,7 +36,8 @@ def test_gates_become_relu_and_the_bundle_says_so(folder, tmp_path, name, least)
     model = convert(folder, k=3.0, measure=False, calibration=[TEXT], **FAST).model
     tokens = torch.randint(0, model.spec.vocab_size, (1, 24), generator=torch.Generator().manual_seed(0))
     assert shut(model, tokens) < 0.01
-    heal(model, folder, [TEXT], steps=12, activation=name, l1=0.05, **SHORT)
+    log = heal(model, folder, [TEXT], steps=12, activation=name, l1=0.05, **SHORT | {"log": 50})
+    assert [row["step"] for row in log] == [1, 12]
     assert model.spec.feedforward.activation == name
     assert all(layer.feedforward.toward is None for layer in model.layers)
     assert shut(model, tokens) > least

@@ -197,7 +197,7 @@ class Healer:
             nn.utils.clip_grad_norm_([p for p in trained if p.grad is not None], 1.0)
             optimizer.step()
             run.step, run.seconds = run.step + 1, time.perf_counter() - begin
-            if run.step % c.log == 0 or run.step == 1:
+            if run.step % c.log == 0 or run.step == 1 or c.progress(run.step, run.seconds, share) >= 1.0:
                 row = {"stage": name, "step": run.step, **parts(), "seconds": round(run.seconds, 1)}
                 run.history.append(row)
                 rate = run.step * tokens.numel() / run.seconds
