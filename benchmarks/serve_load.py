@@ -1,11 +1,13 @@
 """Load on the server: one stream against many, latency percentiles, and beside llama-server on the same weights.
 
-    python benchmarks/serve_load.py [BUNDLE] [--streams 16] [--tokens 64] [--seconds 60] [--gguf FILE] [--long 8192]
+    python benchmarks/serve_load.py [BUNDLE] [--streams 16] [--tokens 64] [--seconds 10] [--rounds 3] [--gguf FILE]
+        [--long 8192]
 
 Without a bundle: a random W8A decoder of 8 layers of 512. Every answer has exactly `tokens` tokens (`ignore_eos`),
 every prompt is its own. Rows: tokens per second of one stream and of all together, p50, p95 and p99 of the time to the
 first token and between tokens, also while another client's long prompt is read; errors; memory at both ends.
-With ``--gguf`` the same is asked of llama-server (of the xllamacpp wheel), in turns with ours.
+With ``--gguf`` the same is asked of llama-server (of the xllamacpp wheel). All rows are measured in turns, `rounds`
+times, by a client that is a process of its own; what is printed at the end are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import argparse
 import http.client
 import json
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -134,37 +138,68 @@ def llama_server(gguf: str, streams: int) -> tuple[Any, int]:
     return server, int(server.listening_address.rsplit(":", 1)[1])
 
 
+def asked(port: int, streams: int, tokens: int, seconds: float, long: int = 0) -> dict[str, Any]:
+    """`load` by another process: its Python shares no lock with the server's."""
+    numbers = [str(v) for v in (port, streams, tokens, seconds, long)]
+    done = subprocess.run([sys.executable, __file__, "--client", *numbers], check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout)
+
+
+def median(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The rows of one scenario as one: medians, and the sum of errors."""
+    speeds = [row["tokens_per_second"] for row in rows]
+    times = {
+        key: [round(statistics.median(row[key][i] for row in rows), 1) for i in range(3)]
+        for key in ("first_ms", "between_ms")
+    }
+    same = {key: rows[0][key] for key in ("server", "streams", "long")}
+    errors = sum(row["errors"] for row in rows)
+    return same | {"tokens_per_second": round(statistics.median(speeds), 1), "errors": errors} | times
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", nargs="?")
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--long", type=int, default=0)
     parser.add_argument("--gguf")
+    parser.add_argument("--client", nargs=5, type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.client:
+        port, streams, tokens, seconds, long = args.client
+        print(json.dumps(load(int(port), int(streams), int(tokens), seconds, int(long))))
+        return
     from fastsnn_serve import serve
 
-    rows: list[dict[str, Any]] = []
+    scenarios = [(1, 0), (args.streams, 0), *([(args.streams, args.long)] if args.long else [])]
     with serve(bundle_or_random(args.bundle), port=0, block=False, max_streams=args.streams) as handle:
         servers = {"fastsnn": handle.port}
         keep: Any = None
         if args.gguf:
             keep, servers["llama-server"] = llama_server(args.gguf, args.streams)
         for port in servers.values():
-            load(port, args.streams, 8, 1.0)  # compiles, warms
+            asked(port, args.streams, 8, 1.0)  # compiles, warms
         before = psutil.Process().memory_info().rss
-        for name, port in servers.items():
-            for streams, long in ((1, 0), (args.streams, 0), *([(args.streams, args.long)] if args.long else [])):
-                rows.append({"server": name, "long": long} | load(port, streams, args.tokens, args.seconds, long))
-                print(json.dumps(rows[-1]), flush=True)
+        rows: dict[Any, list[dict[str, Any]]] = {}
+        for number in range(args.rounds):
+            for streams, long in scenarios:
+                for name, port in servers.items():
+                    row = {"server": name, "long": long} | asked(port, streams, args.tokens, args.seconds, long)
+                    rows.setdefault((name, streams, long), []).append(row)
+                    print(f"round {number + 1}: {json.dumps(row)}", flush=True)
         grown = psutil.Process().memory_info().rss - before
         del keep
     print(f"memory after warm-up {before >> 20} MiB, at the end {(before + grown) >> 20} MiB")
+    for found in rows.values():
+        print(json.dumps(median(found)))
     for name in servers:
-        one, many = (row["tokens_per_second"] for row in rows if row["server"] == name and not row["long"])
-        print(f"{name}: {args.streams} streams give {many / one:.2f} x the tokens per second of one")
+        pairs = zip(rows[name, args.streams, 0], rows[name, 1, 0], strict=True)
+        ratio = statistics.median(many["tokens_per_second"] / one["tokens_per_second"] for many, one in pairs)
+        print(f"{name}: {args.streams} streams give {ratio:.2f} x the tokens per second of one")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ test_split: test
 output_type: {kind}
 doc_to_text: "{{{{text}}}}"
 """
-CHOICE = 'doc_to_choice: "{{choices}}"\ndoc_to_target: label\nmetric_list: [{metric: acc}]\n'
+CHOICE = 'target_delimiter: ""\ndoc_to_choice: "{{choices}}"\ndoc_to_target: label\nmetric_list: [{metric: acc}]\n'
 WRITE = (
     'doc_to_target: "{{text}}"\ngeneration_kwargs: {until: ["zzz"], max_gen_toks: 9, do_sample: false}\n'
     "metric_list: [{metric: exact_match}]\n"
