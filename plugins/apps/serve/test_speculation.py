@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastsnn_serve import Engine
-from fastsnn_serve.engine.decoding import Decoder
+from fastsnn_serve.engine.decoding import DecodeLoop
 from fastsnn_serve.engine.prefix_cache import PrefixCache
 from fastsnn_serve.engine.speculation import Drafts, Lookup
 from fastsnn_serve.engine.streams import Prompt, SamplingParams, Stream
@@ -83,7 +83,7 @@ def test_accepting_keeps_the_distribution(drafted: str) -> None:
     """Chi-square of three tokens of a chain over five: of 1 200 answers, whatever was drafted, good or bad."""
     size, draw, turns = 5, random.Random(1), deque[Any]()
     chain, metrics, tokenizer = Chain(size), Metrics(), ByteTokenizer()
-    decoder: Any = Decoder(chain, tokenizer, frozenset(), metrics, turns, 3)  # type: ignore[arg-type]
+    decoder: Any = DecodeLoop(chain, tokenizer, frozenset(), metrics, turns, 3)  # type: ignore[arg-type]
     rank = {"likeliest": -1, "unlikely": 0}.get(drafted)
     order = chain.table.argsort(-1).tolist()
     found: Counter[Any] = Counter()
