@@ -148,8 +148,9 @@ def export(argv: list[str]) -> int:
     if (path / "config.json").is_file() and (opts.text or getattr(model, "meta", {}).get("tokenizer")):
         from fastsnn_train import evaluate_text
 
-        rows = {"perplexity_before": model, "perplexity": FastSNN.load(path)}
-        result |= {name: evaluate_text(each, text)["perplexity"] for name, each in rows.items()}
+        result["perplexity_before"] = evaluate_text(model, text)["perplexity"]
+        del model  # one set of weights at a time
+        result["perplexity"] = evaluate_text(FastSNN.load(path), text)["perplexity"]
     if opts.json:
         print(json.dumps(result))
         return 0

@@ -32,7 +32,7 @@ from fastsnn_kernel_numba.gemm_events import event_gemm
 from fastsnn_kernel_numba.numba_runtime import Threaded, flat, workers
 from fastsnn_modules.operands import guarded
 
-FEW, EVENTS_PER_INPUT, MEASURED = 32, 7.0, 1 << 20
+FEW, EVENTS_PER_INPUT, MEASURED, OUTPUTS = 32, 7.0, 1 << 20, 1 << 12
 U, SMALLEST = np.uint64, -(1 << 63)
 SKIP = "fewer than {:.3g} events per input: only rows of weights that spiked are read"
 EVENTS, ONE_ROW = "numba: events", SKIP.format(EVENTS_PER_INPUT)
@@ -233,10 +233,11 @@ def gemm(digits: Tensor, weight: Tensor) -> Tensor:
     if 1 < inputs < 1 << 17 and trusted():  # 2^17 · 2^14 = 2^31; with one input torch 2.13 returns unwritten memory
         return torch._int_mm(digits, weight.T)
     step = ((1 << 24) - 1) // (128 * int(digits.to(torch.int16).abs().max().clamp_min(1)))
-    out: Any = 0
+    out = torch.zeros(len(digits), len(weight), dtype=torch.int32 if inputs < 1 << 17 else torch.int64)
     for first in range(0, inputs, step):
-        piece = slice(first, first + step)
-        out = out + (digits[:, piece].float() @ weight[:, piece].float().T).to(torch.int64)
+        piece = digits[:, first : first + step].float()
+        for rows, sums in zip(weight.split(OUTPUTS), out.split(OUTPUTS, 1)):  # few floats at a time
+            sums += (piece @ rows[:, first : first + step].float().T).to(out.dtype)
     return out
 
 
