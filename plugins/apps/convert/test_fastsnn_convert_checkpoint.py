@@ -254,6 +254,24 @@ def test_peak_memory_is_below_1_3_times_the_weights(tmp_path: Path, dtype: torch
     assert ratio < 1.3, f"importing {weights / 1e6:.0f} MB took {ratio:.2f} times as much"
 
 
+NO_COMPILER = """
+import sys
+from fastsnn_convert.language.families import import_dense
+from fastsnn_convert.language.rebuild import rebuild
+model = import_dense(sys.argv[1])
+rebuild(model, model.spec)
+print([name for name in ("sympy", "torch._dynamo") if name in sys.modules])
+"""
+
+
+def test_reading_a_model_does_not_import_a_compiler(tmp_path: Path) -> None:
+    """Six seconds of a process' start: arange, random numbers and empty_like of the meta device do."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_COMPILER, str(write(tmp_path / "hf"))], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(
     "name", ["model.layers.0.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"]

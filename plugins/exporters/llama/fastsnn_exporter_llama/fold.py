@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_convert.language.rebuild import bypass_neurons, rebuild
+from fastsnn_convert.language.without_weights import without_weights
 from fastsnn_model_decoder import Decoder
 
 CANCELLED = 1e-5
@@ -47,9 +48,7 @@ def dense(model: Any) -> tuple[Any, Decoder]:
             flags["out_bias"] |= module == "out"
             bias |= module in ("gate", "up", "down")
     final = attrs.evolve(plain, **flags, feedforward=attrs.evolve(spec.feedforward, bias=bias))  # type: ignore[misc]
-    with torch.device("meta"):
-        made: Any = final.build()
-    made.spec = final
+    made = without_weights(final)
     wanted = made.state_dict()
     missing = {n: torch.zeros(t.shape, dtype=torch.float32) for n, t in wanted.items() if n not in state}
     made.load_state_dict({n: state.get(n, missing.get(n)) for n in wanted}, assign=True)

@@ -57,7 +57,12 @@ class Rope:
         return torch.cat([first, rest[:middle], second, rest[middle:]])
 
     def frequencies(self, width: int) -> Tensor:
-        """f ``[K/2]`` in float64; for dynamic, those up to `original` tokens."""
+        """f ``[K/2]`` in float64, on the CPU; for dynamic, those up to `original` tokens."""
+        with torch.device("cpu"):  # arange on the meta device imports torch's compiler: seconds
+            return self.scaled(width)
+
+    def scaled(self, width: int) -> Tensor:
+        """`frequencies`, on torch's present device."""
         if (turning := self.turning(width)) < width:
             f = self.theta ** (-torch.arange(0, turning, 2, dtype=torch.float64) / max(1, turning))
             return torch.cat([f, f.new_zeros(width // 2 - turning // 2)])

@@ -17,11 +17,11 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from fastsnn_convert.language.channel_order import in_our_terms
 from fastsnn_convert.language.hf_checkpoint import Checkpoint, SourceError
-from fastsnn_core import Attention, Feedforward, build, create
+from fastsnn_convert.language.without_weights import with_memory, without_weights
+from fastsnn_core import Attention, Feedforward, create
 from fastsnn_core.errors import MissingError
 from fastsnn_model_decoder import Decoder, Rope
 
@@ -233,7 +233,6 @@ def magnitude(s: HfConfig, table: dict[str, Any], factor: float) -> float:
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SOURCES = "fastsnn1.sources"
 KNOWN = {".gguf": "fastsnn-gguf"}
-RANDOM = ("normal_", "uniform_", "trunc_normal_", "random_")
 NORMS = {"attention_norm": "input_layernorm", "feedforward_norm": "post_attention_layernorm"}
 BLOCK = {
     **{f"{ours}.{leaf}": f"{theirs}.{leaf}" for ours, theirs in NORMS.items() for leaf in ("weight", "bias")},
@@ -279,17 +278,6 @@ def wrapper_of(names: list[str], wanted: set[str]) -> str:
     return prefix if prefix and all(n.startswith(prefix) for n in names) else ""
 
 
-class Uninitialised(TorchFunctionMode):
-    """Leave parameters as they are made: every weight is read afterwards (and random numbers on the meta device cost
-    the import of torch's compiler)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Initialisers give their tensor back; everything else runs."""
-        if getattr(func, "__module__", None) == "torch.nn.init" or getattr(func, "__name__", "") in RANDOM:
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
 def own_head(checkpoint: Any, spec: Decoder) -> bool:
     """Does the source hold a head that is not its embedding, whatever its configuration says?"""
     if HEAD not in checkpoint.entries or EMBED not in checkpoint.entries:
@@ -315,8 +303,7 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
     spec = spec_of(checkpoint)
     if spec.tied and own_head(checkpoint, spec):
         spec = attrs.evolve(spec, tied=False)
-    with torch.device("meta"), Uninitialised():
-        model = build(spec)
+    model = without_weights(spec)
     family = FAMILIES[checkpoint.config["model_type"]]
     wanted: dict[str, Tensor] = dict(model.named_parameters())
     stored = {name: source_of(name) for name in wanted}
@@ -337,7 +324,7 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
     for name, parameter in wanted.items():
         checkpoint.check(stored[name], tuple(parameter.shape))
     tokenizer = checkpoint.tokenizer()  # before the weights: what is wrong with it is known at once
-    model = model.to(dtype or checkpoint.dtype()).to_empty(device="cpu")
+    model = with_memory(model, dtype or checkpoint.dtype())
     for name, parameter in model.named_parameters():
         checkpoint.read(stored[name], parameter.data)
         in_our_terms(name, parameter.data, spec, family.norm_offset)

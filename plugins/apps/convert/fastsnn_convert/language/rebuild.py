@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from fastsnn_conversion.context import ConversionError
+from fastsnn_convert.language.without_weights import without_weights
 from fastsnn_convert.neurons import evolved
-from fastsnn_core import SpikeSite, build
+from fastsnn_core import SpikeSite
 from fastsnn_core.component import fields
 from fastsnn_model_decoder import Decoder
 
@@ -57,8 +58,7 @@ def rebuild(model: nn.Module, spec: Decoder) -> nn.Module:
 
     New biases and centres are zero. Weights of the same name but another shape are an error that names them.
     """
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        new: Any = build(spec)
+    new = without_weights(spec)
     have = dict(model.state_dict())
     wanted = new.state_dict()
     kept = {name: t for name, t in have.items() if name in wanted and not neuron_part(name)}
