@@ -338,7 +338,7 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
             )
     adopt_tokenizer(model, tokenizer)
     if type(longest := checkpoint.config.get("max_position_embeddings")) is int and longest > 0:
-        model.meta = dict(getattr(model, "meta", {})) | {"max_positions": longest}  # type: ignore[assignment]
+        model.meta = dict(getattr(model, "meta", {})) | {"max_positions": longest}
     return model.eval()
 
 
