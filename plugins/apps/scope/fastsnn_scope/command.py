@@ -1,17 +1,23 @@
-"""``fastsnn scope BUNDLE``: write SpikeScope's report of a bundle."""
+"""``fastsnn scope BUNDLE``: SpikeScope's report of a bundle, or of two; ``--live RUN``: curves of a training run."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastsnn_console import targets
 from fastsnn_console.arguments import Parser, number
 from fastsnn_core.errors import MissingFileError, UserError
+from fastsnn_core.files import write_text
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
+
+    from fastsnn_core import Scope
+    from fastsnn_scope import Scoped
 
 SAMPLES = 16
 
@@ -19,7 +25,10 @@ SAMPLES = 16
 def main(argv: list[str]) -> int:
     """Write SpikeScope's report of a bundle: where its spikes are and what they cost."""
     args = Parser("scope", main.__doc__)
-    args.add_argument("bundle", type=Path, help="a .snn bundle")
+    args.add_argument("bundle", type=Path, nargs="?", help="a .snn bundle")
+    args.add_argument("--beside", type=Path, metavar="BUNDLE", help="a second bundle, compared on the same input")
+    args.add_argument("--live", type=Path, metavar="RUN", help="a training run's folder: its curves, while it runs")
+    args.add_argument("--port", type=number(int, ge=0, le=65535), help="of --live (default 8090; 0: any free one)")
     args.add_argument("--out", type=Path, help="folder of the report (default: BUNDLE's name + .report, here)")
     args.add_argument("--text", help="a text file, or the text itself (default: a built-in sentence)")
     args.add_argument("--data", help="samples for a network that reads no text: folder, .npz, table, dataset's name")
@@ -29,7 +38,18 @@ def main(argv: list[str]) -> int:
         "--limit", type=number(int, ge=1), default=256, help="tokens of the text that are read (default 256)"
     )
     args.add_argument("--json", action="store_true", help="print report.json; files are written only with --out")
+    args.add_argument("--csv", metavar="FILE", help="write the table of sites there, too")
+    args.add_argument("--svg", metavar="FILE", help="write the map of tokens and sites there, too")
+    args.add_argument("--perfetto", metavar="FILE", help="write a trace for ui.perfetto.dev or chrome://tracing there")
     opts = args.parse_args(argv)
+    if opts.live is not None:
+        if opts.bundle is not None or opts.beside is not None:
+            args.error("--live takes a run's folder and no bundle")
+        return live(opts.live, opts.out, opts.port)
+    if opts.bundle is None:
+        args.error("give a bundle, or --live RUN")
+    if opts.port is not None:
+        args.error("--port goes with --live")
     from fastsnn_core import load
     from fastsnn_scope import scope
     from fastsnn_scope.scoped import chosen
@@ -41,35 +61,81 @@ def main(argv: list[str]) -> int:
         args.error("--samples goes with --data")
     text = text_of(opts.text)
     out = opts.out or (None if opts.json else Path(opts.bundle.resolve().stem + ".report"))
+    sources = [opts.bundle, *([opts.beside] if opts.beside else ())]
     if out is not None:
-        targets.folder(out, [opts.bundle], "--out")
-    model = load(opts.bundle)
-    if opts.data is not None:
-        inputs, about = samples(model, opts.data, opts.samples or SAMPLES, quiet=opts.json)
-        found = scope(model, tokens=inputs, scopes=scopes)
-        found.about |= about
-    else:
-        found = scope(model, text=text, scopes=scopes, limit=opts.limit)
+        targets.folder(out, sources, "--out")
+    extra = {name: getattr(opts, name) for name in ("csv", "svg", "perfetto") if getattr(opts, name) is not None}
+    for name, path in extra.items():
+        targets.file(path, sources, f"--{name}")
+
+    def look(bundle: Path) -> Scoped:
+        """One bundle under the scopes."""
+        model = load(bundle)
+        if opts.data is None:
+            return scope(model, text=text, scopes=scopes, limit=opts.limit)
+        return samples(model, opts.data, opts.samples or SAMPLES, scopes, quiet=opts.json)
+
+    found = look(opts.bundle)
+    other = None if opts.beside is None else look(opts.beside)
     if out is not None:
-        found.report(out)
+        found.report(out, beside=other)
+    for name, path in extra.items():
+        getattr(found, name)(path)
+    data = found.data()
     if opts.json:
-        print(json.dumps(found.data(), ensure_ascii=False))
+        print(json.dumps(data if other is None else {"a": data, "b": other.data()}, ensure_ascii=False))
     elif out is not None:
         print(out / "index.html")
-    return 1 if any("error" in panel for panel in found.data()["scopes"].values()) else 0
+        if probes := data["probes"]:
+            print(f"probes: {probes['on_ms']:.3g} ms a pass, {probes['off_ms']:.3g} ms without", file=sys.stderr)
+    looks = [data] if other is None else [data, other.data()]
+    return 1 if any("error" in panel for each in looks for panel in each["scopes"].values()) else 0
 
 
-def samples(model: nn.Module, source: str, most: int, quiet: bool) -> tuple[Tensor, dict[str, Any]]:
-    """The first test samples of `source` ``[B, …]``, and what the report says of them."""
+def live(run: Path, out: Path | None, port: int | None) -> int:
+    """Serve a run's curves until ctrl-C; with `out` write them as they are now instead."""
+    from fastsnn_scope.live import RunLog, server
+
+    log = RunLog(run)
+    if out is not None:
+        folder = targets.folder(out, [run], "--out")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "index.html", log.page(follow=False))
+        print(folder / "index.html")
+        return 0
+    try:
+        handle = server(log, 8090 if port is None else port)
+    except OSError as error:
+        raise UserError(f"--port {8090 if port is None else port}: {error.strerror or error}") from None
+    with handle:
+        print(f"http://127.0.0.1:{handle.server_port}/  (ctrl-C ends it)", flush=True)
+        handle.serve_forever()
+    return 0
+
+
+def samples(model: nn.Module, source: str, most: int, scopes: Sequence[Scope] | None, quiet: bool) -> Scoped:
+    """A look at the first test samples of `source`; where they have classes, with what is taken for what."""
     try:
         from fastsnn_train.samples.batches import read
         from fastsnn_train.samples.of_model import samples_of
     except ImportError as error:
         raise UserError(f"--data needs {error.name}: pip install fastsnn-train") from None
+    import torch
+
+    from fastsnn_scope import scope
+    from fastsnn_scope.quality import confusion
+
     found = samples_of(model, source, quiet=quiet)
     index = list(range(min(most, len(found.train))))
-    inputs, _ = read(found.train, index, found.task.shape, found.task.classes)
-    return inputs, {"kind": "samples", "source": source, "samples": len(index), "of": len(found.train)}
+    inputs, truth = read(found.train, index, found.task.shape, found.task.classes)
+    seen = scope(model, tokens=inputs, scopes=scopes)
+    seen.about |= {"kind": "samples", "source": source, "samples": len(index), "of": len(found.train)}
+    if found.task.kind == "classification":
+        names = found.train.classes or range(found.task.classes)
+        with torch.no_grad():
+            said = found.task.answers(found.task.outputs(model.eval(), inputs, model))
+        seen.confusion = confusion(truth, said, [str(n) for n in names][: found.task.classes])
+    return seen
 
 
 def text_of(given: str | None) -> str | None:

@@ -1,31 +1,167 @@
-"""The page: one self-contained HTML file, pictures as data URIs, no script, nothing fetched from anywhere."""
+"""The page: one self-contained HTML file, pictures as data URIs, nothing fetched from anywhere.
+
+Everything is said without a script; with one, the map of tokens and sites can be asked (page.js). The page's policy
+lets it run that script alone and forbids every request.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+from functools import cache
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 from fastsnn_core.subject import Data
+from fastsnn_scope.cells import Arrays
+from fastsnn_scope.payload import payload
 
 Row = list[str]
 
 
-def page(found: Data, drawn: dict[str, bytes]) -> str:
-    """index.html of a report: a summary, a section per scope, and the model and environment at the end."""
+LIMIT = 3_000_000
+"""Bytes of a page at most."""
+
+
+@cache
+def part(name: str) -> str:
+    """A file beside this one."""
+    return (files("fastsnn_scope") / name).read_text(encoding="utf-8")
+
+
+def digest(text: str) -> str:
+    """A source of the page's policy: this text and no other."""
+    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+
+def policy(*scripts: str) -> str:
+    """The page's Content-Security-Policy: its own style and scripts, its own pictures, no request at all."""
+    allowed = " ".join(map(digest, scripts))
+    rules = ("default-src 'none'", "img-src data: blob:", f"style-src {digest(chr(10) + part('page.css'))}",
+             f"script-src {allowed}", "base-uri 'none'", "form-action 'none'")  # fmt: skip
+    return f'<meta http-equiv="Content-Security-Policy" content="{"; ".join(rules)}">'
+
+
+def page(found: Data, drawn: dict[str, bytes], arrays: Arrays | None = None, beside: Data | None = None) -> str:
+    """index.html of a report: what was saved, where, what was lost, a section per scope, model and environment."""
     model, panels = found["model"], found["scopes"]
-    css = (files("fastsnn_scope") / "page.css").read_text(encoding="utf-8")
     title = f"SpikeScope: {model.get('name') or model['kind']}"
-    links = "".join(f'<a href="#{escape(name)}">{escape(p["title"])}</a>' for name, p in panels.items())
+    if beside is not None:
+        title += f" beside {beside['model'].get('name') or beside['model']['kind']}"
+    jumps = [("saved", "Saved"), ("explore", "Where"), ("lost", "Lost"), *((n, p["title"]) for n, p in panels.items())]
+    links = "".join(f'<a href="#{escape(name)}">{escape(text)}</a>' for name, text in jumps)
     sections = "".join(section(name, p, drawn.get(name)) for name, p in panels.items())
-    return (
+    script = chr(10) + part("page.js")
+    head = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>SpikeScope</h1><p class=lead>{lead(found)}</p>{glance(found)}<nav>{links}</nav></header>\n"
-        f"{sections}{following(found)}{appendix(found)}</main>\n</body>\n</html>\n"
+        f'{policy(script)}\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{part('page.css')}</style>\n</head>\n<body>\n<main>\n"
+        f"<header><h1>SpikeScope</h1><p class=lead>{lead(found)}</p></header>\n"
+        f'{saved(found, beside)}<nav aria-label="Sections">{links}</nav>\n{where(found)}{lost(found)}'
+        f"{sections}{appendix(found)}</main>\n"
     )
+    tail = f"<script>{script}</script>\n</body>\n</html>\n"
+    room = LIMIT - len(head.encode()) - len(tail.encode()) - 100
+    data = payload(found, arrays, room, beside) if "sites" in found.get("cells", {}) else ""
+    if len(data.encode()) > room:
+        data = ""
+    shown = f'<script type="application/json" id="data">{data}</script>\n' if data else ""
+    return head + shown + tail
+
+
+def saved(found: Data, beside: Data | None) -> str:
+    """The first screen: each figure with its sentence; with a second bundle its figure under the first."""
+    rows, others = found.get("saved", []), {r["key"]: r for r in (beside or {}).get("saved", [])}
+    cards = []
+    for row in rows:
+        other = others.get(row["key"])
+        versus = ""
+        if beside is not None:
+            name = escape(str(beside["model"].get("name") or "the other"))
+            versus = f"<p class=versus><b>{escape(other['value'])}</b> {name}{change(row, other)}</p>" if other else ""
+        cards.append(f"<li><h3>{escape(row['label'])}</h3><p class=figure>{escape(row['value'])}</p>{versus}"
+                     f"<p class=says>{escape(row['says'])}</p></li>")  # fmt: skip
+    first = f"<ul class=cards>{''.join(cards)}</ul>" if cards else ""
+    faults = "".join(f'<p class="error">{escape(line)}</p>' for line in found.get("faults", []))
+    return f'<section id="saved"><h2>What the spikes saved</h2>{faults}{first}{glance(found)}{cost(found)}</section>\n'
+
+
+def change(row: Data, other: Data) -> str:
+    """``, better by 12 %``: of the other figure against this one."""
+    a, b, less = row["number"], other["number"], row["less_is_better"]
+    if not a or b is None or less is None or a == b:
+        return "" if a != b else ": the same"
+    return f": {'better' if (b < a) == less else 'worse'} by {abs(b / a - 1):.1%}"
+
+
+def cost(found: Data) -> str:
+    """What looking cost."""
+    probes = found.get("probes")
+    if not probes:
+        return ""
+    both = f"{probes['on_ms']:.3g} ms watched, {probes['off_ms']:.3g} ms not"
+    return (
+        f'<p class="foot">What looking costs: a pass takes {both} ({probes["share"]:+.1%}, medians of '
+        f"{probes['runs']}). Without a report there are no probes.</p>"
+    )
+
+
+def where(found: Data) -> str:
+    """The map: a table of sites for everybody; strip, map and cells for those who run the script."""
+    cells: Any = found.get("cells", {})
+    if "sites" not in cells:
+        why = cells.get("reason", "")
+        return f'<section id="explore"><h2>Where</h2><p class="reason">No map: {escape(why)}.</p></section>\n'
+    columns = ["site", "in the spec", "channels", "silent", "spikes / channel", "bytes behind", "unread per column"]
+    rows = [
+        [r["site"], r["name"] or "–", str(r["channels"]), f"{r['silent_fraction']:.1%}",
+         f"{r['spikes_per_channel']:.3f}", f"{r['weight_bytes']:,}",
+         f"{r['row_bytes'] * (r['channels'] - sum(r['active']) / max(1, cells['columns'])):,.0f}"]
+        for r in cells["sites"]
+    ]  # fmt: skip
+    plain = table({"columns": columns, "rows": rows})
+    note = (
+        f"<p class=reason>Not on the map, with another number of columns: {escape(', '.join(cells['left_out']))}.</p>"
+    )
+    return (
+        f'<section id="explore"><h2>Where</h2><p class=reading>Rows are sites, columns {cells["axis"]}s. '
+        "A dark cell is silent: its weight rows need not be read.</p>"
+        f'<div id="app" hidden>{part("page.html")}</div>'
+        f'<div id="plain">{plain}</div>{note if cells["left_out"] else ""}</section>\n'
+    )
+
+
+def lost(found: Data) -> str:
+    """What was lost: quality, channels that are stuck with the fix for each, a confusion matrix; and what next."""
+    body = [bullets(found.get("lost", []))]
+    twin = found.get("divergence")
+    if twin:
+        mean = sum(twin["kl"]) / max(1, len(twin["kl"]))
+        worst = max(range(len(twin["kl"])), key=twin["kl"].__getitem__)
+        labels = found.get("cells", {}).get("labels", [])
+        token = f" ({labels[worst]!r})" if worst < len(labels) else ""
+        body.append(f"<p>Against the same weights without spikes, a prediction moves by {mean:.3g} nats (KL) on "
+                    f"average, most after token {worst}{escape(token)}: {twin['kl'][worst]:.3g}.</p>")  # fmt: skip
+    stuck = [[r["site"], p["kind"], f"{p['count']} of {r['channels']}", ", ".join(map(str, p["channels"])), p["fix"]]
+             for r in found.get("cells", {}).get("sites", []) for p in r["channel_problems"]]  # fmt: skip
+    if stuck:
+        rows = {"columns": ["site", "problem", "how many", "channels", "what to do"], "rows": stuck}
+        shown = " open" if len(stuck) <= 12 else ""
+        body.append(f"<details{shown}><summary>{len(stuck)} findings about channels</summary>{table(rows)}</details>")
+    elif "sites" in found.get("cells", {}):
+        body.append("<p>No channel is dead, saturated or far beyond its neighbours.</p>")
+    matrix = found.get("confusion")
+    if matrix:
+        names = [str(n) for n in matrix["classes"]]
+        rows = {"columns": ["truth \\ said", *names],
+                "rows": [[n, *map(str, r)] for n, r in zip(names, matrix["matrix"])]}  # fmt: skip
+        body.append(f"<h3>Confusion</h3>{table(rows)}")
+    if found.get("conversion"):
+        body.append(f"<details><summary>Conversion, module by module</summary>{table(found['conversion'])}</details>")
+    if found.get("advice"):
+        body.append(f"<h3>What to try next</h3>{bullets(found['advice'])}")
+    return f'<section id="lost"><h2>What was lost, and what next</h2>{"".join(body)}</section>\n'
 
 
 def lead(found: Data) -> str:
@@ -53,7 +189,7 @@ def glance(found: Data) -> str:
     for panel in found["scopes"].values():
         cells += panel.get("data", {}).get("headline", [])
     items = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in cells)
-    return f'<dl class="glance">{items}</dl>'
+    return f'<details><summary>All figures at a glance</summary><dl class="glance">{items}</dl></details>'
 
 
 def section(name: str, panel: Data, png: bytes | None) -> str:
@@ -77,16 +213,6 @@ def section(name: str, panel: Data, png: bytes | None) -> str:
     if data.get("assumptions"):
         body.append(f"<details><summary>Assumptions and sources</summary>{bullets(data['assumptions'])}</details>")
     return "".join(body) + "</section>\n"
-
-
-def following(found: Data) -> str:
-    """What was lost in conversion, and what to do next."""
-    lost, advice = found.get("lost", []), found.get("advice", [])
-    if not lost and not advice:
-        return ""
-    says = f"<h3>What was lost</h3>{bullets(lost)}" if lost else ""
-    says += f"<h3>What to try next</h3>{bullets(advice)}" if advice else ""
-    return f'<section id="next"><h2>{"What was lost, and what next" if lost else "What next"}</h2>{says}</section>\n'
 
 
 def bullets(lines: list[str]) -> str:

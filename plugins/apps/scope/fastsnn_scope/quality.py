@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,18 @@ def conversion_page(model: nn.Module) -> bool:
     return folder is not None and (Path(folder) / CONVERSION[0]).is_file()
 
 
+def conversion_table(model: nn.Module) -> Data | None:
+    """The conversion's own report, module by module, where the model's report holds one."""
+    folder = getattr(model, "report_path", None)
+    file = None if folder is None else Path(folder) / CONVERSION[1]
+    if file is None or not file.is_file():
+        return None
+    rows = json.loads(file.read_text(encoding="utf-8")).get("modules", [])
+    keys = ("name", "status", "rule", "silent_fraction", "spikes_per_channel", "error")
+    cells = [[f"{r[k]:.4g}" if isinstance(r.get(k), float) else str(r.get(k) or "") for k in keys] for r in rows]
+    return {"columns": ["module", "became", "rule", "silent", "spikes / channel", "error alone"], "rows": cells}
+
+
 def keep_conversion(old: Any, folder: Path) -> tuple[str, ...]:
     """Copy the conversion's report from the model's `old` report into the new one; the names of what is there."""
     for name in CONVERSION:
@@ -75,6 +88,14 @@ def keep_conversion(old: Any, folder: Path) -> tuple[str, ...]:
             with beside(folder / name) as scratch:
                 scratch.write_bytes(source.read_bytes())
     return tuple(name for name in CONVERSION if old is not None and (folder / name).is_file())
+
+
+def confusion(truth: Tensor, said: Tensor, classes: list[str]) -> Data:
+    """How many samples of each class ``[B]`` are taken for which."""
+    counts = torch.zeros(len(classes), len(classes), dtype=torch.long)
+    counts.index_put_((truth.cpu(), said.cpu()), torch.ones(len(truth), dtype=torch.long), accumulate=True)
+    right = int((truth.cpu() == said.cpu()).sum())
+    return {"classes": classes, "matrix": counts.tolist(), "right": right, "samples": len(truth)}
 
 
 def advice(model: nn.Module, panels: Data) -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -14,15 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_console import targets
-from fastsnn_core import Scope, create, parts
+from fastsnn_core import Scope, create
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.plugins import classes
 from fastsnn_core.subject import Data, Subject, observe
-from fastsnn_scope import quality
+from fastsnn_scope import cells, exports, quality
+from fastsnn_scope.cells import Arrays, divergence
+from fastsnn_scope.inputs import inputs_of, summary
+from fastsnn_scope.measured import isolated, measured
+from fastsnn_scope.saved import tiles
+from fastsnn_scope.speed import decoding, probe_cost
 
 log = logging.getLogger("fastsnn")
-SENTENCE = "A neuron keeps what it hears, leaks a little, and speaks only when it must; most of the time it is silent."
-FORMAT = 1
+FORMAT = 2
 
 
 def scope(
@@ -70,6 +73,9 @@ class Scoped:
         self.scopes = chosen(scopes)
         self.inputs, self.labels, self.about = inputs_of(model, text, tokens, limit)
         self.found: Data | None = None
+        self.arrays: Arrays | None = None
+        self.timeline: list[Data] = []
+        self.confusion: Data | None = None
 
     @cached_property
     def subject(self) -> Subject:
@@ -81,21 +87,56 @@ class Scoped:
         if self.found is None:
             from fastsnn_core.bundle import environment
 
-            subject = self.subject
+            subject, model = self.subject, self.model
+            faults: list[str] = []
             self.found = {
                 "format": FORMAT,
                 "created": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-                "model": summary(self.model),
+                "model": summary(model),
                 "input": self.about,
-                "quality": quality.headline(self.model, self.inputs, self.about),
+                "quality": quality.headline(model, self.inputs, self.about),
+                "cells": isolated("the map of sites", lambda: self.map_of(subject), faults) or {"reason": "see above"},
+                "divergence": isolated("the pass without spikes", lambda: divergence(model, self.inputs), faults),
                 "scopes": {s.name: measured(s, subject) for s in self.scopes},
+                "speed": isolated("timing layers", self.timed, faults),
+                "probes": isolated("timing the probes", lambda: probe_cost(model, self.inputs), faults),
+                "confusion": self.confusion,
+                "parent": quality.conversion_of(model).get("quality"),
+                "conversion": quality.conversion_table(model),
                 "environment": environment() | {"threads": torch.get_num_threads()},
+                "faults": faults,
             }
-            self.found |= {"lost": quality.lost(self.model), "advice": quality.advice(self.model, self.found["scopes"])}
+            self.found |= {"lost": quality.lost(model), "advice": quality.advice(model, self.found["scopes"])}
+            self.found["saved"] = tiles(self.found)
         return self.found
 
-    def report(self, path: str | Path) -> Path:
+    def map_of(self, subject: Subject) -> Data:
+        """The token × site map; its arrays are kept for the page."""
+        found, self.arrays = cells.measure(subject)
+        return found
+
+    def timed(self) -> Data:
+        """Milliseconds per token and layer; the events are kept for `perfetto`."""
+        found, self.timeline = decoding(self.model, self.inputs, kernels=any(s.name == "paths" for s in self.scopes))
+        return found
+
+    def csv(self, path: str | Path) -> Path:
+        """Write the table of sites as CSV."""
+        return exports.write(path, exports.csv(self.data()))
+
+    def svg(self, path: str | Path) -> Path:
+        """Write the map of tokens and sites (silent share of every cell) as SVG."""
+        return exports.write(path, exports.svg(self.data()))
+
+    def perfetto(self, path: str | Path) -> Path:
+        """Write a trace that Perfetto and chrome://tracing open: every layer of some tokens, and its silent inputs."""
+        return exports.write(path, exports.perfetto(self.data(), self.timeline))
+
+    def report(self, path: str | Path, *, beside: Scoped | None = None) -> Path:
         """Write the report into the folder `path`, leaving other files there as they are; returns the folder.
+
+        `beside`: another model's look (another dial, another checkpoint), whose figures stand below this one's; on
+        the same tokens its map is there, too, and the difference.
 
         A bundle that is saved of this model afterwards gets the report as its spike.report/.
         """
@@ -103,7 +144,8 @@ class Scoped:
         from fastsnn_scope.write import FILES, write
 
         model: Any = self.model
-        folder = write(self.scopes, self.data(), targets.folder(path))
+        other = None if beside is None else beside.data()
+        folder = write(self.scopes, self.data(), targets.folder(path), self.arrays, other)
         kept = quality.keep_conversion(getattr(model, "report_path", None), folder)
         model.report_path, model.report_of = folder.resolve(), fingerprint(model)
         model.report_files = (*FILES, *(f"{s.name}.png" for s in self.scopes), *kept)
@@ -123,9 +165,10 @@ class Scoped:
         from fastsnn_scope.page import page
         from fastsnn_scope.write import pictures
 
-        whole = escape(page(self.data(), pictures(self.scopes, self.data())), quote=True)
+        whole = escape(page(self.data(), pictures(self.scopes, self.data()), self.arrays), quote=True)
         return (
-            f'<iframe srcdoc="{whole}" sandbox="" style="width:100%;height:48rem;border:0" title="SpikeScope"></iframe>'
+            f'<iframe srcdoc="{whole}" sandbox="allow-scripts" style="width:100%;height:48rem;border:0" '
+            'title="SpikeScope"></iframe>'
         )
 
 
@@ -148,130 +191,3 @@ def chosen(scopes: Sequence[str | Scope] | None) -> list[Scope]:
         except Exception as error:
             log.warning("scope %s/%s cannot be made without parameters: %s", plugin, cls.name, error)
     return sorted(made.values(), key=lambda s: (getattr(s, "order", 100), s.name))
-
-
-def inputs_of(
-    model: nn.Module, text: str | None, tokens: Tensor | None, limit: int
-) -> tuple[Tensor, tuple[str, ...], Data]:
-    """``(inputs, labels, description)``."""
-    if text is not None and tokens is not None:
-        raise FastSNNError("give text or tokens, not both")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    language = getattr(getattr(model, "spec", None), "vocab_size", None) is not None
-    if tokens is not None:
-        if tokens.ndim < 2:
-            raise FastSNNError(f"tokens come as [B, T] (images as [B, …]); got shape {tuple(tokens.shape)}")
-        about: Data = {"kind": "values" if tokens.is_floating_point() else "tokens", "shape": list(tokens.shape)}
-        return tokens.to(device), labels_of(model, tokens), about
-    if not language:
-        raise FastSNNError(
-            f"{type(model).__name__} is no language model: give its input as tokens=, for one images "
-            "[B, C, H, W]; on the command line, samples as --data"
-        )
-    from fastsnn_text import tokenizer_of
-
-    try:
-        tokenizer = tokenizer_of(model)
-    except ValueError as error:
-        raise FastSNNError(f"{error}; give token ids as tokens=[B, T] instead") from None
-    if limit < 1:
-        raise FastSNNError(f"limit must be at least one token, got {limit}")
-    built_in = text is None
-    text = SENTENCE if text is None else text
-    ids = ([tokenizer.start] if tokenizer.start is not None else []) + tokenizer.encode(text)
-    if not ids:
-        raise FastSNNError("the text is empty; give at least one character")
-    about = {
-        "kind": "text",
-        "text": text[:2000],
-        "built_in": built_in,
-        "tokens": len(ids),
-        "used": min(len(ids), limit),
-    }
-    inputs = torch.tensor([ids[:limit]], device=device)
-    return inputs, labels_of(model, inputs), about
-
-
-def labels_of(model: nn.Module, tokens: Tensor) -> tuple[str, ...]:
-    """Text of each token of the first sequence; none where the model has no tokenizer."""
-    if tokens.is_floating_point():
-        return ()
-    from fastsnn_text import tokenizer_of
-
-    try:
-        tokenizer = tokenizer_of(model)
-    except ValueError:  # a vocabulary of bare numbers: tokens are not text
-        return ()
-    return tuple(tokenizer.decode([i]) for i in tokens[0].tolist())
-
-
-def summary(model: nn.Module) -> Data:
-    """What the model is: kind, filled spec, parameters, and what its bundle says of it."""
-    from fastsnn_core.spec import to_table
-
-    spec: Any = getattr(model, "spec", None)
-    meta = {k: v for k, v in getattr(model, "meta", {}).items() if k not in ("files", "seal")}
-    return {
-        "kind": getattr(spec, "name", type(model).__name__),
-        "name": source.name if (source := getattr(model, "loaded_from", None)) else "",
-        "spec": to_table(spec) if spec is not None else {},
-        "components": sorted({f"{p.kind} {p.name}" for p in parts(spec)}) if spec is not None else [],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "parameter_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
-        "meta": json.loads(json.dumps(meta, default=str)),
-    }
-
-
-def measured(one: Scope, subject: Subject) -> Data:
-    """``{"title", "seconds", "data"}`` of a scope, or ``"error"``: one failing scope costs its own panel, no more."""
-    start = time.perf_counter()
-    try:
-        data = one.measure(subject)
-        if not isinstance(data, dict):
-            raise TypeError(f"measure returned {type(data).__name__}, a dict of plain data is expected")
-        found = {"data": json.loads(json.dumps(data, allow_nan=False))}
-        if wrong := malformed(found["data"]):
-            raise TypeError(f"measure returned {wrong}")
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a plugin may call sys.exit: SystemExit must not end the report
-        log.warning("scope %s failed: %s: %s", one.name, type(error).__name__, error)
-        found = {"error": f"measure: {type(error).__name__}: {error}"}
-    return {
-        "title": one.title or one.name,
-        "reading": reading(one),
-        "seconds": round(time.perf_counter() - start, 3),
-        **found,
-    }
-
-
-def malformed(data: Data) -> str:
-    """What is wrong with the keys that the page itself reads (see README.md), or the empty string."""
-
-    def texts(value: Any) -> bool:
-        return isinstance(value, list) and all(isinstance(v, str) for v in value)
-
-    def is_table(t: Any) -> bool:
-        known = isinstance(t, dict) and isinstance(t.get("title"), str) and texts(t.get("columns"))
-        rows = t.get("rows") if known else None
-        return isinstance(rows, list) and all(texts(r) and len(r) == len(t["columns"]) for r in rows)
-
-    def listed(value: Any, good: Callable[[Any], bool]) -> bool:
-        return isinstance(value, list) and all(map(good, value))
-
-    if not isinstance(data.get("reason", ""), str):
-        return "a 'reason' that is no text"
-    for key in ("notes", "assumptions"):
-        if not texts(data.get(key, [])):
-            return f"{key!r} that is no list of texts"
-    if not listed(data.get("headline", []), lambda pair: texts(pair) and len(pair) == 2):
-        return "a 'headline' that is no list of [label, text]"
-    if not listed(data.get("tables", []), is_table):
-        return "'tables' that are no list of {title, columns, rows} with texts in every cell"
-    return ""
-
-
-def reading(one: Scope) -> str:
-    """How to read a scope's picture: its `reading`, or its docstring's first paragraph."""
-    text = getattr(one, "reading", "") or (type(one).__doc__ or "").strip().split("\n\n")[0]
-    return " ".join(text.split())

@@ -13,6 +13,7 @@ from typing import Any
 from fastsnn_core import Scope
 from fastsnn_core.files import beside, write_text
 from fastsnn_core.subject import Data
+from fastsnn_scope.cells import Arrays
 
 FILES = ("index.html", "report.json")
 log = logging.getLogger("fastsnn")
@@ -66,7 +67,9 @@ def pictures(scopes: Sequence[Scope], found: Data) -> dict[str, bytes]:
     return done
 
 
-def write(scopes: Sequence[Scope], found: Data, out: Path) -> Path:
+def write(
+    scopes: Sequence[Scope], found: Data, out: Path, arrays: Arrays | None = None, beside_it: Data | None = None
+) -> Path:
     """The three sorts of files in the folder `out`; index.html last, pictures of failed scopes removed."""
     from fastsnn_scope.page import page
 
@@ -82,5 +85,5 @@ def write(scopes: Sequence[Scope], found: Data, out: Path) -> Path:
     write_text(
         out / "report.json", json.dumps(found, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
     )
-    write_text(out / "index.html", page(found, drawn))
+    write_text(out / "index.html", page(found, drawn, arrays, beside_it))
     return out
