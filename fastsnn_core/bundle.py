@@ -42,18 +42,18 @@ from fastsnn_core.sealed_folder import sealed as sealed
 log = logging.getLogger("fastsnn")
 FORMAT, PACKED_FORMAT = 1, 2
 PACKED = "packed"
-CONFIG, WEIGHTS, META, TOKENIZER, REPORT = (
-    "config.json",
-    "weights.safetensors",
-    "meta.json",
-    "tokenizer.json",
-    "spike.report",
-)
+CONFIG, WEIGHTS, META = "config.json", "weights.safetensors", "meta.json"
+TOKENIZER, REPORT = "tokenizer.json", "spike.report"
 
 
 def build(spec: Model) -> nn.Module:
     """Build a model component; the module keeps it as ``.spec`` (bundles are written from it)."""
-    module = spec.build()
+    try:
+        module = spec.build()
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if "allocate memory" not in str(error) and "verflow" not in str(error):
+            raise
+        raise BundleError(f"a {spec.name} of these sizes does not fit into memory: {error}") from None
     module.spec = spec
     for name in ("meta", "sections"):
         if not hasattr(module, name):
@@ -219,11 +219,11 @@ def copy_report(source: Path, target: Path, files: Sequence[str] | None) -> None
 
 def verify(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """``(config, meta)`` of a bundle whose every listed file is present and unaltered."""
-    path = Path(path)
+    name, path = targets.label(path, ""), Path(path)
     if not path.is_dir():
         what = "is a file, not a bundle folder" if path.exists() else "does not exist"
         aside = next(iter(sorted(path.parent.glob(f".{path.name}.*.old"))), None) if path.parent.is_dir() else None
-        raise BundleError(f"{path} {what}" + (f"; an earlier version was kept at {aside}" if aside else ""))
+        raise BundleError(f"{name} {what}" + (f"; an earlier version was kept at {aside}" if aside else ""))
     listed(path, path / META)
     meta = read_json(path / META)
     for name in (CONFIG, WEIGHTS):
@@ -287,8 +287,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """The model of a bundle, verified, in evaluation mode."""
     import safetensors.torch
 
-    path = Path(path)
-    table, meta = verify(path)
+    (table, meta), path = verify(path), Path(path)
     model = empty(path, table)
     try:
         with reading_tensors():

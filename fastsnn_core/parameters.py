@@ -51,15 +51,12 @@ class Bounds:
                 return f"expected {self.describe()}, got {v!r}"
             if isinstance(v, bool) or not isinstance(v, int | float):
                 continue
-            bad = (
-                v != v
-                or (self.ge is not None and v < self.ge)
-                or (self.gt is not None and v <= self.gt)
-                or (self.le is not None and v > self.le)
-                or (self.lt is not None and v >= self.lt)
-            )
+            bad = v != v or (self.ge is not None and v < self.ge) or (self.gt is not None and v <= self.gt)
+            bad = bad or (self.le is not None and v > self.le) or (self.lt is not None and v >= self.lt)
             if bad and self.describe():
                 return f"expected {self.describe()}{f' {self.unit}' if self.unit else ''}, got {v!r}"
+            if isinstance(v, int) and abs(v) >= 2**63:
+                return f"{v!r} does not fit into 64 bits"
         return None
 
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from fastsnn_core.errors import FileError, MissingFileError
+from fastsnn_core.errors import ArgumentError, FileError, MissingFileError
 from fastsnn_core.moved import former
 
 MARKS = {"config.json": {"bundle", "distributions"}, "meta.json": {"files", "seal"}}  # a bundle's files, keys in them
@@ -26,7 +26,7 @@ FILE_SUFFIXES = (
 
 def bundle(path: str | Path, sources: Iterable[str | Path] = (), option: str = "") -> Path:
     """A path where a bundle may be written: nothing there, or a bundle to replace that is none of `sources`."""
-    path, name = Path(path), label(path, option)
+    name, path = label(path, option), Path(path)
     if path.suffix.lower() in FILE_SUFFIXES:
         raise FileError(f"{name}: a bundle is a folder, and {path.suffix} promises a file; call it {path.stem}.snn")
     if path.exists() and not is_bundle(path):
@@ -40,7 +40,7 @@ def bundle(path: str | Path, sources: Iterable[str | Path] = (), option: str = "
 
 def existing_file(path: str | Path, option: str = "") -> Path:
     """A file that can be read."""
-    path, name = Path(path), label(path, option)
+    name, path = label(path, option), Path(path)
     try:
         if path.is_dir():
             raise FileError(f"{name} is a folder; give a file")
@@ -76,8 +76,10 @@ def is_bundle(path: Path) -> bool:
     return False
 
 
-def label(path: Path, option: str) -> str:
-    """``--to a.snn``."""
+def label(path: str | Path, option: str) -> str:
+    """``--to a.snn``; what is no path is an `ArgumentError`."""
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+        raise ArgumentError(f"{option or 'path'}: {path!r} is no path")
     return f"{option} {path}".strip()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsnn_console import targets
+from fastsnn_console.typed import typed
 from fastsnn_convert import moved as moved
 from fastsnn_core.errors import FileError, MissingError
 from fastsnn_core.lazy import lazy
@@ -22,6 +23,7 @@ _EXPORTS = {
 __all__ = sorted([*_EXPORTS, "convert"])
 
 
+@typed
 def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **options: Any) -> Any:
     """A trained network as a spiking one, a `Conversion` with ``.model``, ``.report`` and ``.save(path)``.
 

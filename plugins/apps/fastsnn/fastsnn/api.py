@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from fastsnn.presets import model_spec
-from fastsnn_console import targets
+from fastsnn_console import arguments, targets
+from fastsnn_console.typed import check_fields, typed
 from fastsnn_core import Exporter, Model, Neuron, bundle, bundle_checks, create
 from fastsnn_core import build as build_component
 from fastsnn_core import spec as specs
@@ -30,6 +32,7 @@ class FastSNN:
     """
 
     @staticmethod
+    @typed
     def build(arch: str = "snn-tiny", attn: Any = "hybrid_alt", neuron: Any = None, **changes: Any) -> nn.Module:
         """A fresh model from a preset: of language, or (snn-mlp, snn-conv, snn-recurrent) over time.
 
@@ -45,6 +48,7 @@ class FastSNN:
         return build_component(model_spec(arch, attn, neuron, **changes))
 
     @staticmethod
+    @typed
     def from_spec(source: str | Path | Model | specs.Spec) -> nn.Module:
         """A fresh model from a TOML file, TOML text, or a component."""
         if isinstance(source, Model):
@@ -60,11 +64,13 @@ class FastSNN:
         return model
 
     @staticmethod
-    def load(path: str | Path, device: str = "cpu") -> nn.Module:
+    @typed
+    def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         """The model of a bundle, verified."""
-        return bundle.load(path, device)
+        return bundle.load(path, arguments.device(str(device)))
 
     @staticmethod
+    @typed
     def fit(
         model: nn.Module,
         dataset: Any = "builtin:pydoc",
@@ -110,11 +116,15 @@ class FastSNN:
             given = "None" if model is None else f"a {type(model).__name__}"
             raise ArgumentError(f"fit() trains a torch.nn.Module, got {given}; load a bundle with FastSNN.load(path)")
         check_options("fit", settings, (f.name for f in attrs.fields(TrainConfig)))
+        if isinstance(settings.get("trackers"), str) or not isinstance(settings.get("trackers", ()), Sequence):
+            raise ArgumentError(f"trackers is a list of trackers, got {settings['trackers']!r}")
         if settings.get("objective") is not None:
             settings["objective"] = structure(named(settings["objective"]), Objective)
         if "trackers" in settings:
             settings["trackers"] = tuple(structure(named(item), Tracker) for item in settings["trackers"])
         config = TrainConfig(max_steps=max_steps, **settings)
+        if out is not None:
+            targets.folder(out, option="out")
         if not learns_samples(model, task, dataset):
             data = fit_data(model, dataset, tokenizer=tokenizer, seq_len=seq_len, text_field=text_field)
             return Trainer(model, config, out=out, quiet=quiet).fit(data, resume=resume)
@@ -136,6 +146,7 @@ class FastSNN:
         return Trainer(model, config, out=out, quiet=quiet).fit(samples, resume=resume)
 
     @staticmethod
+    @typed
     def extend_context(
         model: nn.Module, trainer: Any, new_seq_len: int | tuple[int, ...], max_steps: int = 100, **settings: Any
     ) -> dict[str, Any]:
@@ -149,6 +160,7 @@ class FastSNN:
         return extend_context(model, trainer, new_seq_len=new_seq_len, max_steps=max_steps, **settings)
 
     @staticmethod
+    @typed
     def convert(source: Any, **options: Any) -> Any:
         """A trained network (Hugging Face directory, module, weights and spec) as a spiking one, with a report."""
         from fastsnn_convert import convert
@@ -156,6 +168,7 @@ class FastSNN:
         return convert(source, **options)
 
     @staticmethod
+    @typed
     def scope(model: nn.Module, **options: Any) -> Any:
         """What the model's spikes do: ``FastSNN.scope(model).report("runs/exp")`` writes page, pictures and numbers."""
         from fastsnn_scope import scope
@@ -165,6 +178,7 @@ class FastSNN:
         return scope(model, **options)
 
     @staticmethod
+    @typed
     def export(model: nn.Module, path: str | Path, to: str = "snn", **options: Any) -> Path:
         """Write `model`: as a ``.snn`` bundle, or through an installed exporter (`to`).
 
@@ -188,6 +202,7 @@ class FastSNN:
         return Path(exporter.export(model, path))
 
     @staticmethod
+    @typed
     def serve(path: str | Path, port: int = 8000, **options: Any) -> Any:
         """Serve a bundle over the OpenAI API until stopped (``block=False``: a handle, ``.url``, ``.close()``)."""
         from fastsnn_serve import serve
@@ -195,8 +210,8 @@ class FastSNN:
         return serve(path, port=port, **options)
 
     @staticmethod
-    def generate(model: nn.Module | str | Path, prompt: str, max_tokens: int = 128, **settings: Any) -> str:
-        """Text after `prompt`. `settings`: temperature (0 is greedy), top_p, top_k, seed, stop."""
+    def generate(model: nn.Module | str | Path, prompt: str | list[int], max_tokens: int = 128, **settings: Any) -> str:
+        """Text after `prompt`, a text or ids. `settings`: temperature (0 is greedy), top_p, top_k, seed, stop."""
         return "".join(FastSNN.stream(model, prompt, max_tokens, **settings))
 
     @staticmethod
@@ -215,6 +230,7 @@ class FastSNN:
             raise ArgumentError(f"max_tokens is a whole number of at least 1, got {max_tokens!r}")
         stop = stop_texts(settings.pop("stop", ()))
         check_options("generate", settings, ["stop", *(f.name for f in attrs.fields(Sampling))])
+        check_fields("generate", Sampling, settings)
         sampling = Sampling(**settings)
         if not isinstance(model, nn.Module):
             model = bundle.load(needs_path("generate", model))
@@ -263,12 +279,19 @@ def needs_path(function: str, path: Any) -> str | Path:
 def exporter_of(to: str, **options: Any) -> Exporter | None:
     """The exporter of that name with these options; None for ``snn``, the bundle itself, whose options are checked."""
     if to == "snn":
-        check_options("export", options, ("report", "tokenizer"))
+        check_bundle_options(**options)
         return None
     if to not in registry().names("exporter") and "/" not in to:
         names = ["snn", *registry().names("exporter")]
         raise LookupFailure(f"no exporter called {to!r}", did_you_mean(to, names, "installed"))
     return create("exporter", to, **options)
+
+
+@typed
+def check_bundle_options(report: str | Path | bool | None = None, tokenizer: str | None = None) -> None:
+    """The options of a bundle: a report's folder is there."""
+    if isinstance(report, str | Path) and not (str(report) and Path(report).is_dir()):
+        raise ArgumentError(f"export(report=): there is no folder {str(report)!r}; True looks at the spikes now")
 
 
 def check_target(

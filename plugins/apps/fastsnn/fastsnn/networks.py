@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fastsnn_console.typed import typed
 from fastsnn_core import Coder, Model, Neuron
 from fastsnn_core.errors import ArgumentError, FastSNNError, check_options
 from fastsnn_core.spec import from_table, to_table
@@ -19,6 +20,7 @@ COMMON = ("input", "classes", "time_steps", "coder")
 Layers = list[dict[str, Any]]
 
 
+@typed
 def network_spec(
     arch: str,
     neuron: Any = None,
@@ -41,10 +43,11 @@ def network_spec(
     check_options(f"build(arch={arch!r})", changes, [*COMMON, *known])
     shape = tuple(input) if input is not None else (1, 28, 28)
     for name, number in (("classes", classes), ("time_steps", time_steps)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        if number < 1:
             raise ArgumentError(f"{name} is a whole number of at least 1, got {number!r}")
-    usual = {"kind": "recurrent_lif", "tau": 5.0} if arch == "snn-recurrent" else {"kind": "lif"}
-    cell = structure({"kind": neuron} if isinstance(neuron, str) else neuron or usual, Neuron)
+    if neuron is None:
+        neuron = {"kind": "recurrent_lif", "tau": 5.0} if arch == "snn-recurrent" else {"kind": "lif"}
+    cell = structure({"kind": neuron} if isinstance(neuron, str) else neuron, Neuron)
     spikes = {"op": "spikes", "neuron": to_table(cell)}
     begin: Layers = [{"op": "repeat", "steps": time_steps}]
     front: Layers = []
@@ -60,6 +63,7 @@ def network_spec(
     return from_table({"fastsnn": 1, "model": {"kind": "sequential", "input": list(shape), "layers": layers}}).model
 
 
+@typed
 def mlp(shape: tuple[int, ...], begin: Layers, spikes: dict[str, Any], widths: Sequence[int], dropout: float) -> Layers:
     """Linear, batch norm, spikes, for each width."""
     layers: Layers = [] if len(shape) == 1 else [{"op": "flatten"}]
@@ -69,6 +73,7 @@ def mlp(shape: tuple[int, ...], begin: Layers, spikes: dict[str, Any], widths: S
     return layers + ([{"op": "dropout", "p": dropout}] if dropout else [])
 
 
+@typed
 def conv(
     shape: tuple[int, ...],
     begin: Layers,

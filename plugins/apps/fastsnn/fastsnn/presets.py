@@ -77,7 +77,7 @@ def model_spec(arch: str = "snn-tiny", attn: Any = "hybrid_alt", neuron: Any = N
         close = difflib.get_close_matches(arch, known, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise FastSNNError(f"no arch {arch!r}; {hint}there are {', '.join(known)}")
-    neuron = neuron or "adaptive_threshold"
+    neuron = "adaptive_threshold" if neuron is None else neuron
     window = changes.pop("window", None)
     if "feedforward" in changes:
         from fastsnn_core import Feedforward

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_console import targets
+from fastsnn_console.typed import typed
 from fastsnn_core import Scope, create
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.plugins import classes
@@ -28,6 +29,7 @@ log = logging.getLogger("fastsnn")
 FORMAT = 2
 
 
+@typed
 def scope(
     model: nn.Module,
     *,
@@ -44,6 +46,7 @@ def scope(
     return Scoped(model, text=text, tokens=tokens, scopes=scopes, limit=limit)
 
 
+@typed
 def report(
     model: nn.Module,
     out: str | Path,

@@ -24,7 +24,7 @@ def file(
     path: str | Path, sources: Iterable[str | Path] = (), option: str = "", suffixes: tuple[str, ...] = ()
 ) -> Path:
     """A path where a file may be written; one of these `suffixes`, if given."""
-    path, name = Path(path), label(path, option)
+    name, path = label(path, option), Path(path)
     if path.is_dir() or str(path) in ("", "."):
         raise FileError(f"{name} is a folder; give the name of a file")
     if suffixes and path.suffix.lower() not in suffixes:
@@ -37,7 +37,7 @@ def file(
 
 def folder(path: str | Path, sources: Iterable[str | Path] = (), option: str = "") -> Path:
     """A folder that may be made or added to: no file, none of `sources`, not inside a bundle."""
-    path, name = Path(path), label(path, option)
+    name, path = label(path, option), Path(path)
     if path.exists() and not path.is_dir():
         raise FileError(f"{name} is a file, and a folder is to be written")
     apart(path, sources, name, inside=False)
@@ -48,7 +48,7 @@ def folder(path: str | Path, sources: Iterable[str | Path] = (), option: str = "
 
 def anything(path: str | Path, sources: Iterable[str | Path] = (), option: str = "") -> Path:
     """A path where something may be written whose form is not known: none of `sources`, not inside a bundle."""
-    path, name = Path(path), label(path, option)
+    name, path = label(path, option), Path(path)
     apart(path, sources, name)
     outside_bundles(path.parent, name)
     writable(path, name)
@@ -57,11 +57,11 @@ def anything(path: str | Path, sources: Iterable[str | Path] = (), option: str =
 
 def existing(path: str | Path, option: str = "") -> Path:
     """A file or folder that is there."""
-    path = Path(path)
+    name, path = label(path, option), Path(path)
     try:
         path.stat()
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         why = "there is no such file or folder" if missing else error.strerror
-        raise (MissingFileError if missing else FileError)(f"{label(path, option)}: {why}") from None
+        raise (MissingFileError if missing else FileError)(f"{name}: {why}") from None
     return path

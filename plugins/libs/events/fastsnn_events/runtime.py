@@ -195,7 +195,12 @@ def component(coder: Any) -> Coder:
     """A coder by name or table, or as it is."""
     from fastsnn_core import spec
 
-    return spec.converter().structure(coder, Coder) if not isinstance(coder, Coder) else coder
+    if isinstance(coder, Coder):
+        return coder
+    try:
+        return spec.converter().structure(coder, Coder)
+    except spec.Faults as error:
+        raise spec.SpecError(error.problems, source="") from None
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsnn_core.errors import ArgumentError
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.state import StateError as StateError
 from fastsnn_core.state import belongs as belongs
@@ -110,6 +111,37 @@ def membrane_state(who: str, x: Tensor, v: Any) -> Tensor:
     if v.device != x.device:
         raise StateError(f"{who}: the state is on {v.device} and the input on {x.device}; move one of them")
     return v.to(x.dtype)
+
+
+def named_tokens(tokens: Any, named: dict[str, Any], carries: bool = False) -> Any:
+    """The token ids of a call in transformers' names: ``input_ids``, and an ``attention_mask`` that changes nothing.
+
+    A causal model never sees what comes later, so ones followed by zeros (padding on the right) change no logits of
+    the text; where the state is wanted (`carries`), nothing may be padded. Anything else raises `ArgumentError`.
+    """
+    named = {k: v for k, v in named.items() if v is not None}
+    mask, ids = named.pop("attention_mask", None), named.pop("input_ids", None)
+    elsewhere = "import fastsnn_hf: AutoModelForCausalLM.from_pretrained('model.snn') does all that transformers does"
+    if named:
+        hint = "; the loss is F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())" * ("labels" in named)
+        raise ArgumentError(
+            f"a FastSNN model takes token ids, a state, reset, return_state and last, not {', '.join(sorted(named))}"
+            f"{hint}. {elsewhere}"
+        )
+    if (tokens is None) == (ids is None):
+        given = "none" if ids is None else "tokens and input_ids"
+        raise ArgumentError(f"a model takes its token ids [B, T] once, as model(ids); got {given}")
+    tokens = ids if tokens is None else tokens
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.shape != getattr(tokens, "shape", None):
+            raise ArgumentError(f"attention_mask has the shape of input_ids, got {shown(mask)} for {shown(tokens)}")
+        on = mask != 0
+        if not bool((on[:, 1:] <= on[:, :-1]).all()) or (carries and not bool(on.all())):
+            raise ArgumentError(
+                "attention_mask: padding on the left, holes, and padding before a state that goes on are not supported "
+                f"here; give each text alone, or {elsewhere}"
+            )
+    return tokens
 
 
 def token_input(tokens: Any, vocab_size: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_console import contention
+from fastsnn_console.typed import check_fields
 from fastsnn_core.errors import ArgumentError, FastSNNError, check_options
 from fastsnn_core.parameters import checked
 from fastsnn_text.text_stream import TextStream
@@ -187,6 +188,7 @@ def generate_after(model: nn.Module, prompt: Any, max_tokens: int = 128, **setti
         raise ArgumentError(f"max_tokens is a whole number of at least 1, got {max_tokens!r}")
     stop = settings.pop("stop", ())
     check_options("generate", settings, ["stop", *(f.name for f in attrs.fields(Sampling))])
+    check_fields("generate", Sampling, settings)
     sampling = Sampling(**settings)
     if isinstance(prompt, str):
         return "".join(generate_text(model, prompt, max_tokens, sampling, stop=stop_texts(stop)))

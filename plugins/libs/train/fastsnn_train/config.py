@@ -140,4 +140,6 @@ def with_epochs(config: TrainConfig, samples: int) -> TrainConfig:
     """`config` with the steps that its epochs take."""
     if not config.epochs:
         return config
+    if config.epochs == float("inf"):
+        raise FastSNNError("epochs is a number of passes over the samples, got inf")
     return evolve(config, max_steps=max(1, round(config.epochs * samples / config.batch_size)))

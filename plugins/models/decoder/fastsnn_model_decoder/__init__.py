@@ -35,7 +35,7 @@ from fastsnn_model_decoder import prefill
 from fastsnn_model_decoder.fused_decode import FastStream, start, step_many
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, initialise, settle
 from fastsnn_model_decoder.rope import BLOCK, Rope
-from fastsnn_modules.inputs import StateError, belongs, check_reset, like, token_input
+from fastsnn_modules.inputs import StateError, belongs, check_reset, like, named_tokens, token_input
 from fastsnn_modules.shown import model_html
 
 __version__ = "0.1.0"
@@ -203,14 +203,21 @@ class DecoderModule(nn.Module):
 
     def forward(
         self,
-        tokens: Tensor,
+        tokens: Tensor | None = None,
         state: DecoderState | None = None,
         *,
         reset: Tensor | None = None,
         return_state: bool = False,
         last: bool = False,
+        **named: Any,
     ) -> Any:
-        """Logits of ``tokens [B,T]``; `reset` ``[B,T]`` marks first tokens of documents, `last` wants only the last."""
+        """Logits of ``tokens [B,T]``; `reset` ``[B,T]`` marks first tokens of documents, `last` wants only the last.
+
+        ``model(input_ids=ids, attention_mask=mask)`` is the same call in transformers' names, for texts without
+        padding, or padded on the right (`fastsnn_modules.inputs.named_tokens`).
+        """
+        if named or tokens is None:
+            tokens = named_tokens(tokens, named, carries=return_state or state is not None)
         tokens = token_input(tokens, self.spec.vocab_size)
         if not getattr(state, "deferred", False):  # one whose parts arrive later is checked part by part
             like("decoder", state, DecoderState, "the one that return_state=True gave")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastsnn_console import targets
 from fastsnn_console.progress import Progress
+from fastsnn_console.typed import check_fields
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.language.attention_swap import PLACES, kinds_of, layers_of, placed, replace
 from fastsnn_convert.language.balance import BalanceReport, calibrate
@@ -152,6 +153,7 @@ def convert_language(source: str | Path, *, neuron: Any = None, **options: Any) 
         raise ConversionError(
             f"a language model is converted without {', '.join(unknown)}; options: {', '.join(sorted(known))}"
         )
+    check_fields("convert", Options, options)
     o = Options(**options)
     chosen = neuron_of(neuron, o)
     check_text(o.calibration, "calibration")

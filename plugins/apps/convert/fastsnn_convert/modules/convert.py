@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastsnn_console.typed import typed
 from fastsnn_conversion.context import ConversionError
 from fastsnn_conversion.time_folding import TimeFoldedSite, cast_half, label, run_time_folded
 from fastsnn_convert import output_distance
@@ -26,6 +27,7 @@ from fastsnn_convert.result import Conversion, refuse
 from fastsnn_core import Model, Neuron, Rule, build
 
 
+@typed
 def convert_module(
     model: nn.Module,
     *,
@@ -81,6 +83,8 @@ def convert_module(
             "functional=True"
         )
     check_batch(type(model).__name__, lambda x: answer(model, call, x), given, model)
+    if checks:
+        answer(model, call, tuple(x[:2] for x in checks))  # of another shape: said before the work
     split = CalibrationData.split(data, checks)
     fit, settings = single(split.fit), ThresholdSettings(steps, code, steps_per_site, refine)
     if not functional:

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from fastsnn_console import contention
+from fastsnn_console.typed import typed
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.state import nbytes
 from fastsnn_serve.engine.decoding import DecodeLoop
@@ -58,6 +59,7 @@ class Engine:
     `draft`; what is written stays the same.
     """
 
+    @typed
     def __init__(
         self,
         model: nn.Module,

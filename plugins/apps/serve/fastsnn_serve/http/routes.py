@@ -19,6 +19,7 @@ from starlette.routing import Route
 from torch import nn
 
 from fastsnn_console.arguments import device as check_device
+from fastsnn_console.typed import typed
 from fastsnn_core import load
 from fastsnn_serve import __version__
 from fastsnn_serve.api.endpoints import Endpoints
@@ -42,6 +43,7 @@ FINGERPRINT = f"fastsnn-{__version__}"
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
+@typed
 def app(
     model_or_bundle: Any,
     name: str | None = None,

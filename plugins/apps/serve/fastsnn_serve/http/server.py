@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 
 from fastsnn_console.arguments import Parser, number
 from fastsnn_console.arguments import port as port_number
+from fastsnn_console.typed import typed
 from fastsnn_core.errors import ArgumentError, NetworkError, ProcessError, check_options
 from fastsnn_serve.engine import Engine
 from fastsnn_serve.http.routes import app as make_app
@@ -60,6 +61,7 @@ class Handle:
         self.close()
 
 
+@typed
 def serve(
     bundle: Any,
     port: int = 8000,
@@ -76,7 +78,7 @@ def serve(
     """
     known = {*signature(make_app).parameters, *signature(Engine).parameters}
     check_options("serve", options, known - {"model", "model_or_bundle", "name", "engine"})
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+    if not 0 <= port <= 65535:
         raise ArgumentError(f"a port is a whole number from 0 to 65535, got {port!r}")
     listener = listen(host, port)  # a taken port is said before the model is loaded
     try:

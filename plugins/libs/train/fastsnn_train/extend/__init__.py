@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 from torch import nn
 
+from fastsnn_console.typed import typed
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.moved import renamed
 from fastsnn_core.parameters import checked
@@ -59,6 +60,7 @@ class ExtensionSettings:
     window: int = attrs.field(default=0, validator=checked(attrs.validators.ge(0)))
 
 
+@typed
 def extend_context(
     model: nn.Module,
     trainer: Trainer,

@@ -51,7 +51,7 @@ def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": found, "weight_decay": decay, "share": share, "lr": config.lr * share, "fused": fused}
         for (decay, share, _, fused), found in groups.items()
     ]
-    betas = (config.beta1, config.beta2)
+    betas = (float(config.beta1), float(config.beta2))
     return torch.optim.AdamW(rows, lr=config.lr, betas=betas, eps=1e-8, fused=True)
 
 

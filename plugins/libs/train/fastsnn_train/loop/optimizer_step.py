@@ -140,9 +140,9 @@ class OptimizerStep:
         """What the last forward pass pays for rates outside the firing band, and for activations that are not 0."""
         config, penalty = self.config, like.new_zeros(())
         if seen.rates:
-            penalty = penalty + config.rate_weight * band_penalty(seen.rates, config.rate_low, config.rate_high)
+            penalty = penalty + float(config.rate_weight) * band_penalty(seen.rates, config.rate_low, config.rate_high)
         if sparse.magnitudes and (found := sparse.penalty(config.l1_silent)) is not None:
-            penalty = penalty + config.l1 * ramp(step, config.l1_warmup, config.max_steps) * found
+            penalty = penalty + float(config.l1) * ramp(step, config.l1_warmup, config.max_steps) * found
         return penalty
 
     def backward(

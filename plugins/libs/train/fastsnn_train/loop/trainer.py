@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_console import contention
+from fastsnn_console.typed import typed
 from fastsnn_core import Run
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
@@ -47,6 +48,7 @@ class Trainer:
     from the last one, bit for bit on a CPU. `history` has a row per ``log_every`` steps and per evaluation.
     """
 
+    @typed
     def __init__(
         self, model: nn.Module, config: TrainConfig | None = None, *, out: str | Path | None = None, quiet: bool = False
     ) -> None:

@@ -92,7 +92,10 @@ def weights_of(given: Any, samples: SampleSet, classes: int) -> Tensor | None:
             c = int(np.argmin(counts))
             raise DataError(f"class {c} of {samples.where} is empty: it cannot be balanced; give weights as numbers")
         return torch.tensor(counts.sum() / (classes * counts), dtype=torch.float32)
-    found = torch.as_tensor(given, dtype=torch.float32)
+    try:
+        found = torch.as_tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ArgumentError(f"class_weights is 'none', 'balanced' or a number for each class, got {given!r}") from None
     if found.shape != (classes,) or not bool(torch.isfinite(found).all()) or bool((found < 0).any()):
-        raise ArgumentError(f"class_weights needs {classes} numbers of at least 0, got {list(given)}")
+        raise ArgumentError(f"class_weights needs {classes} numbers of at least 0, got {given!r}")
     return found

@@ -163,6 +163,8 @@ def sample_data(
     """
     if task and task not in KINDS:
         raise ArgumentError(f"task is {', '.join(map(repr, KINDS))} (or 'language'), got {task!r}")
+    if not 0 <= holdout < 1:
+        raise ArgumentError(f"holdout is a share of the samples, from 0 to below 1, got {holdout}")
     sets, how = sample_sets(source, x, y), transforms(change)
     if held_out is not None:
         sets["test"] = sample_sets(held_out, x, y)["train"]

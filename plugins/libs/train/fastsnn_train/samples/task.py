@@ -148,6 +148,13 @@ def widths(model: nn.Module, x: Tensor, objective: Objective) -> int:
     try:
         device = next(model.parameters()).device
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return objective.read(task.outputs(model, x.to(device), model)).shape[-1]
+            try:
+                out = task.outputs(model, x.to(device), model)
+            except (RuntimeError, TypeError, IndexError) as error:
+                if isinstance(error, FastSNNError):
+                    raise
+                shape = list(x.shape[1:])
+                raise FastSNNError(f"the network does not run on a sample of shape {shape}: {error}") from error
+            return objective.read(out).shape[-1]
     finally:
         model.train(training)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastsnn_console.typed import typed
 from fastsnn_core.errors import ArgumentError, did_you_mean
 from fastsnn_train.data.documents import DataError
 from fastsnn_train.samples.sample_set import IGNORE, SampleSet, array
@@ -42,7 +43,8 @@ class Transforms:
         return x
 
 
-def transforms(given: Sequence[Any]) -> Transforms:
+@typed
+def transforms(given: str | Sequence[Any]) -> Transforms:
     """From names, or functions ``(x [B, …], numpy generator) -> x``."""
     length, affine, changes = None, {}, []
     for item in (given,) if isinstance(given, str) else given:
