@@ -68,7 +68,7 @@ def check_arguments(name: str, function: Any, signature: inspect.Signature, args
         unknown = [k for k in kwargs if k not in known]
         help = did_you_mean(unknown[0], known, "arguments") if unknown else f"arguments: {', '.join(known)}"
         raise ArgumentError(f"{name}(): {error}; {help}") from None
-    hints = annotations(function)
+    hints = types_of(function)
     for key, value in given.items():
         hint = hints.get(key, Any)
         if signature.parameters[key].kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
@@ -79,7 +79,7 @@ def check_arguments(name: str, function: Any, signature: inspect.Signature, args
 
 
 @functools.cache
-def annotations(function: Any) -> dict[str, Any]:
+def types_of(function: Any) -> dict[str, Any]:
     """The annotations of a function or an attrs class as types; those only a type checker can see are left out."""
     found = {}
     names = vars(sys.modules[function.__module__])
