@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import webbrowser
 from pathlib import Path
 
 from fastsnn_console.arguments import Parser
@@ -17,9 +18,12 @@ def show(argv: list[str]) -> int:
     args.add_argument("name", help="a component (lif, acme/lif, neuron:lif), a .snn bundle, or 'kernels'")
     args.add_argument("bundle", nargs="?", help="with 'kernels': which path each layer of this bundle takes, and why")
     args.add_argument("--json", action="store_true", help="as JSON")
+    args.add_argument("--open", action="store_true", help="open the report inside a bundle in the browser")
     opts = args.parse_args(argv)
     from fastsnn_author import describe
 
+    if opts.open and not Path(opts.name).is_dir():
+        args.error("--open goes with a .snn bundle")
     topics = {p.name: p for p in importlib.metadata.entry_points(group="fastsnn1.show")}
     if opts.name in topics:
         data, text = topics[opts.name].load()(opts.bundle)
@@ -32,6 +36,11 @@ def show(argv: list[str]) -> int:
     if Path(opts.name).is_dir():
         held = describe.bundle(opts.name)
         print(json.dumps(held, indent=2) if opts.json else describe.bundle_text(held))
+        if opts.open:
+            if held["report"] is None:
+                raise UserError(f"{opts.name} holds no report: fastsnn export {opts.name} OUT.snn --report puts one in")
+            if not webbrowser.open(Path(held["report"]["page"]).resolve().as_uri()):
+                raise UserError(f"no browser opens here; the page is {held['report']['page']}")
         return 0
     found = describe.components(opts.name)
     print(json.dumps(found, indent=2) if opts.json else "\n\n".join(map(describe.text, found)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -64,9 +66,7 @@ def describe(qualified: str, cls: type[Component]) -> dict[str, Any]:
 
 
 def bundle(path: str) -> dict[str, Any]:
-    """What a bundle holds: its spec, sizes by number type, runtime, tokenizer, history; its files are verified."""
-    from pathlib import Path
-
+    """What a bundle holds: its spec, sizes by number type, runtime, history, report; its files are verified."""
     from safetensors import safe_open
 
     from fastsnn_core import bundle as bundles
@@ -89,7 +89,18 @@ def bundle(path: str) -> dict[str, Any]:
         "files": {name: row["bytes"] for name, row in meta["files"].items()},
         "milestones": meta.get("milestones", []),
         "created": meta.get("created"),
+        "report": report(Path(path) / bundles.REPORT),
     }
+
+
+def report(folder: Path) -> dict[str, Any] | None:
+    """Page and first figures of the report inside a bundle: ``{"page", "created", "saved"}``; None where it has none."""
+    page, numbers = folder / "index.html", folder / "report.json"
+    if not page.is_file():
+        return None
+    found = json.loads(numbers.read_text(encoding="utf-8")) if numbers.is_file() else {}
+    saved = [{key: row.get(key) for key in ("label", "value", "says", "number")} for row in found.get("saved", [])]
+    return {"page": str(page), "created": found.get("created"), "saved": saved}
 
 
 def bundle_text(data: dict[str, Any]) -> str:
@@ -106,6 +117,11 @@ def bundle_text(data: dict[str, Any]) -> str:
     lines += [f"needs: {', '.join(f'{name} {version}' for name, version in data['distributions'].items())}"]
     for row in data["milestones"]:
         lines.append(f"history: {row.get('what', '?')}{brief(row)}")
+    if data["report"] is None:
+        lines.append(f"report: none; fastsnn scope {data['bundle']} makes one, fastsnn export --report puts it inside")
+    else:
+        lines.append(f"report: {data['report']['page']}  (--open shows it)")
+        lines += [f"  {row['label']}: {row['value']}" for row in data["report"]["saved"]]
     lines += ["", "[model]"]
     for key, value in data["model"].items():
         if value is not None:

@@ -240,7 +240,7 @@
     view.s = clamp(s, 0, S - 1);
     const r = sites[view.s], show = metrics[view.m];
     const beside = aligned && twin[r.site] ? `; ${B.name}: ${percent(silent(twin[r.site], view.t))}` : "";
-    $("say").textContent = `${label(view.t)} (${cells.axis} ${view.t}), ${r.site}: ${percent(silent(r, view.t))} silent${beside}, `
+    $("say").textContent = `${cells.labels.length ? label(view.t) + " " : ""}(${cells.axis} ${view.t}), ${r.site}: ${percent(silent(r, view.t))} silent${beside}, `
       + `${r.channels - r.active[view.t]} of ${r.channels} rows not read`;
     map.setAttribute("aria-label", `Map of ${S} sites and ${X} ${cells.axis}s, coloured by ${show[0]}. Chosen: ${$("say").textContent}`);
     reveal(); mark(); again(); keep();

@@ -92,7 +92,8 @@ def change(row: Data, other: Data) -> str:
     a, b, less = row["number"], other["number"], row["less_is_better"]
     if not a or b is None or less is None or a == b:
         return "" if a != b else ": the same"
-    return f": {'better' if (b < a) == less else 'worse'} by {abs(b / a - 1):.1%}"
+    by = f"{abs(b / a - 1):.1%}" if less else f"{100 * abs(b - a):.1f} points"
+    return f": {'better' if (b < a) == less else 'worse'} by {by}"
 
 
 def cost(found: Data) -> str:
@@ -102,7 +103,7 @@ def cost(found: Data) -> str:
         return ""
     both = f"{probes['on_ms']:.3g} ms watched, {probes['off_ms']:.3g} ms not"
     return (
-        f'<p class="foot">What looking costs: a pass takes {both} ({probes["share"]:+.1%}, medians of '
+        f'<p class="foot">What looking costs: a pass takes {both} ({probes["share"]:+.1%}, the fastest of '
         f"{probes['runs']}). Without a report there are no probes.</p>"
     )
 
@@ -143,7 +144,7 @@ def lost(found: Data) -> str:
         token = f" ({labels[worst]!r})" if worst < len(labels) else ""
         body.append(f"<p>Against the same weights without spikes, a prediction moves by {mean:.3g} nats (KL) on "
                     f"average, most after token {worst}{escape(token)}: {twin['kl'][worst]:.3g}.</p>")  # fmt: skip
-    stuck = [[r["site"], p["kind"], f"{p['count']} of {r['channels']}", ", ".join(map(str, p["channels"])), p["fix"]]
+    stuck = [[r["site"], p["kind"], f"{p['count']} of {r['channels']}", "nos. " + ", ".join(map(str, p["channels"])), p["fix"]]
              for r in found.get("cells", {}).get("sites", []) for p in r["channel_problems"]]  # fmt: skip
     if stuck:
         rows = {"columns": ["site", "problem", "how many", "channels", "what to do"], "rows": stuck}
