@@ -94,7 +94,7 @@ def bundle(path: str) -> dict[str, Any]:
 
 
 def report(folder: Path) -> dict[str, Any] | None:
-    """Page and first figures of the report inside a bundle: ``{"page", "created", "saved"}``; None where it has none."""
+    """Page and first figures of the report inside a bundle, ``{"page", "created", "saved"}``; None without one."""
     page, numbers = folder / "index.html", folder / "report.json"
     if not page.is_file():
         return None

@@ -144,8 +144,11 @@ def lost(found: Data) -> str:
         token = f" ({labels[worst]!r})" if worst < len(labels) else ""
         body.append(f"<p>Against the same weights without spikes, a prediction moves by {mean:.3g} nats (KL) on "
                     f"average, most after token {worst}{escape(token)}: {twin['kl'][worst]:.3g}.</p>")  # fmt: skip
-    stuck = [[r["site"], p["kind"], f"{p['count']} of {r['channels']}", "nos. " + ", ".join(map(str, p["channels"])), p["fix"]]
-             for r in found.get("cells", {}).get("sites", []) for p in r["channel_problems"]]  # fmt: skip
+    stuck = []
+    for r in found.get("cells", {}).get("sites", []):
+        for p in r["channel_problems"]:
+            numbers = "nos. " + ", ".join(map(str, p["channels"]))
+            stuck.append([r["site"], p["kind"], f"{p['count']} of {r['channels']}", numbers, p["fix"]])
     if stuck:
         rows = {"columns": ["site", "problem", "how many", "channels", "what to do"], "rows": stuck}
         shown = " open" if len(stuck) <= 12 else ""
