@@ -1,8 +1,10 @@
-"""Sessions: core, plugin(name), together, stranger(kind), rivals, clients, slow, lint, types, docs, build."""
+"""Sessions: core, plugin(name), together, stranger(kind), rivals, clients, slow, lint, types, docs, build; and for a
+release: release, sbom, audit."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 import tomllib
 from pathlib import Path
@@ -158,3 +160,52 @@ def build(session: nox.Session) -> None:
     session.log(f"{len(list(dist.glob('*.whl')))} wheels in {dist}")
     install(session, "--find-links", str(dist), "fastsnn")
     session.run("fastsnn", "plugins", env=STRICT)
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Every wheel and sdist, checked; then `fastsnn` from wheels alone in an empty environment, and the README."""
+    session.install("flit_core>=3.12,<5", "twine", "check-wheel-contents")
+    dist = Path(session.create_tmp(), "dist").resolve()
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "tests/release.py", "build", str(dist))
+    session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())), silent=True)
+    session.run("check-wheel-contents", "--ignore", "W002,W004", str(dist))  # py.typed files are all empty
+    needs = session.run("python", "tests/release.py", "needs", str(dist), silent=True)
+    outside = [row for row in str(needs).splitlines() if row and not row.startswith("torch")]
+    with tempfile.TemporaryDirectory() as empty:
+        python = str(Path(empty, "env", "bin", "python"))
+        session.run("python", "-m", "venv", str(Path(empty, "env")))
+        pip = [python, "-m", "pip", "install", "-q"]
+        held = ["-c", str(ROOT / "constraints.txt")]
+        session.run(*pip, *held, "torch==2.13.0", external=True)
+        session.run(*pip, *held, *outside, external=True)
+        ours = ["--no-index", "--find-links", str(dist)]  # what follows comes from these wheels or not at all
+        session.run(*pip, *ours, "fastsnn-core", "fastsnn-neuron-lif", external=True)
+        alone = "import torch; from fastsnn_core import create; "
+        alone += "print(create('neuron', 'lif').build(4)(torch.ones(1, 3, 4))[0])"
+        session.run(python, "-c", alone, external=True)
+        session.run(*pip, *ours, "fastsnn", external=True)
+        session.run(python, "-m", "pip", "check", external=True)
+        session.chdir(empty)
+        shutil.copy(ROOT / "tests" / "release.py", empty)
+        session.run(python, "-I", "release.py", "readme", str(ROOT), external=True, env=STRICT)
+        session.run(python, "-m", "fastsnn", "--version", external=True)
+        session.run(python, "-m", "fastsnn", "doctor", external=True)
+    session.chdir(ROOT)
+
+
+@nox.session
+def sbom(session: nox.Session) -> None:
+    """CycloneDX bill of materials of an installation of `fastsnn`."""
+    editable(session, local(["fastsnn"]), "cyclonedx-bom")
+    target = Path(session.create_tmp(), "fastsnn.cdx.json").resolve()
+    session.run("cyclonedx-py", "environment", "--of", "JSON", "-o", str(target))
+    session.log(f"wrote {target}")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of what an installation of `fastsnn` brings."""
+    editable(session, local(["fastsnn"]), "pip-audit")
+    session.run("pip-audit", "--skip-editable", "--progress-spinner", "off", *session.posargs)

@@ -17,6 +17,7 @@ FIRST_PARTY: dict[str, tuple[str, ...]] = {
 
 VERBS: dict[str, str] = {
     "chat": "fastsnn-text",
+    "completion": "fastsnn-console",
     "convert": "fastsnn-convert",
     "doctor": "fastsnn-doctor",
     "eval": "fastsnn-train",

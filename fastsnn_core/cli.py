@@ -81,14 +81,13 @@ def check(argv: list[str]) -> int:
     from fastsnn_core import spec
     from fastsnn_core.component import contract
 
+    found = None
     if Path(opts.spec).is_dir():
         from fastsnn_core import bundle
 
         found = spec.Spec(bundle.load(opts.spec).spec)  # type: ignore[arg-type]
         if not opts.json:
             print(f"# {opts.spec}: every file is as it was written, and the weights fit the spec")
-    else:
-        found = None
     try:
         found = found or spec.load(opts.spec)
     except spec.SpecError as error:

@@ -1,4 +1,7 @@
-"""`FastSNN`: the whole life of a spiking model, each step one call."""
+"""`FastSNN`: the whole life of a spiking model, each step one call.
+
+Importing this imports no torch (benchmarks/import_time.py): every step brings what it needs.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,24 @@ import inspect
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
-import torch
-from torch import nn
 
-from fastsnn.presets import model_spec
-from fastsnn_console import arguments, targets
+from fastsnn_console import targets
 from fastsnn_console.typed import check_fields, typed
-from fastsnn_core import Exporter, Model, Neuron, bundle, bundle_checks, create
-from fastsnn_core import build as build_component
-from fastsnn_core import spec as specs
+from fastsnn_core import Exporter, Model, Neuron, create
 from fastsnn_core.errors import ArgumentError, FastSNNError, check_options, did_you_mean
 from fastsnn_core.plugins import LookupFailure, registry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fastsnn_core import spec as specs
+
+LATE = {"nn": "torch.nn", "specs": "fastsnn_core.spec", "torch": "torch"}
+"""Modules that annotations name, imported at the first call (`fastsnn_console.typed`)."""
 
 NeuronCell = Neuron
 """A neuron by the name that FastSNN's first documents use."""
@@ -45,12 +52,18 @@ class FastSNN:
         ``time_steps``, ``coder``, ``widths`` …; their `neuron` is lif (recurrent_lif) unless given, and they give one
         value per class at every step.
         """
+        from fastsnn.presets import model_spec
+        from fastsnn_core import build as build_component
+
         return build_component(model_spec(arch, attn, neuron, **changes))
 
     @staticmethod
     @typed
     def from_spec(source: str | Path | Model | specs.Spec) -> nn.Module:
         """A fresh model from a TOML file, TOML text, or a component."""
+        from fastsnn_core import build as build_component
+        from fastsnn_core import spec as specs
+
         if isinstance(source, Model):
             return build_component(source)
         if isinstance(source, specs.Spec):
@@ -67,6 +80,9 @@ class FastSNN:
     @typed
     def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         """The model of a bundle, verified."""
+        from fastsnn_console import arguments
+        from fastsnn_core import bundle
+
         return bundle.load(path, arguments.device(str(device)))
 
     @staticmethod
@@ -107,6 +123,8 @@ class FastSNN:
 
         `settings` are those of `TrainConfig` (lr, batch_size, epochs, objective, trackers, …).
         """
+        from torch import nn
+
         from fastsnn.presets import structure
         from fastsnn_core import Objective, Tracker
         from fastsnn_train import TrainConfig, Trainer, fit_data, sample_data
@@ -186,6 +204,8 @@ class FastSNN:
         newest report that was made of this model (``FastSNN.scope(model).report(…)``) goes inside as spike.report/.
         The bundle that a model was loaded from is never replaced by what loses precision.
         """
+        from fastsnn_core import bundle, bundle_checks
+
         needs_model("export", model)
         model = bundle_checks.unwrapped(model)
         exporter = exporter_of(to, **options)
@@ -232,6 +252,10 @@ class FastSNN:
         check_options("generate", settings, ["stop", *(f.name for f in attrs.fields(Sampling))])
         check_fields("generate", Sampling, settings)
         sampling = Sampling(**settings)
+        from torch import nn
+
+        from fastsnn_core import bundle
+
         if not isinstance(model, nn.Module):
             model = bundle.load(needs_path("generate", model))
         yield from generate_text(model, prompt, max_tokens, sampling, stop=stop)
@@ -259,6 +283,8 @@ def learns_samples(model: nn.Module, task: str, dataset: Any) -> bool:
 
 def needs_model(function: str, model: Any) -> None:
     """Raise `ArgumentError` where a model was to be given and something else was."""
+    from torch import nn
+
     if getattr(model, "_is_torch_compile", False) and not isinstance(model, nn.Module):
         raise FastSNNError(
             f"{function}() takes a model, got a compiled function: torch.compile of a model that is compiled already "

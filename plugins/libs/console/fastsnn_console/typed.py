@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections.abc
 import functools
+import importlib
 import inspect
 import numbers
 import os
@@ -82,7 +83,9 @@ def check_arguments(name: str, function: Any, signature: inspect.Signature, args
 def types_of(function: Any) -> dict[str, Any]:
     """The annotations of a function or an attrs class as types; those only a type checker can see are left out."""
     found = {}
-    names = vars(sys.modules[function.__module__])
+    module = sys.modules[function.__module__]
+    late = getattr(module, "LATE", {})  # what it names only in annotations, so that importing it stays cheap
+    names = vars(module) | {name: importlib.import_module(path) for name, path in late.items()}
     for key, hint in inspect.get_annotations(function).items():
         try:
             found[key] = eval(hint, names) if isinstance(hint, str) else hint
