@@ -96,7 +96,7 @@ def ours(model: Any, tokens: torch.Tensor) -> harness.Run:
     """Steps of one stream, whose logits were compared with the ordinary path's."""
     with torch.inference_mode():
         _, state = model(tokens[:, :PROMPT], return_state=True, last=True)
-        first, (_, check) = state, fused_decode.start(model, state)
+        first, (_, check) = state, fused_decode.start_stream(model, state)
         for i in range(3):
             token = int(tokens[0, PROMPT + i])
             logits, state = model(torch.tensor([[token]]), state, return_state=True, last=True)
@@ -105,7 +105,7 @@ def ours(model: Any, tokens: torch.Tensor) -> harness.Run:
 
     def run() -> None:
         if streams[0].stream.position >= LONGEST:
-            streams[0] = fused_decode.start(model, first)[1]
+            streams[0] = fused_decode.start_stream(model, first)[1]
         streams[0].step(int(tokens[0, next(turn) % tokens.shape[1]]))
 
     return run

@@ -39,7 +39,7 @@ from fastsnn_core import build, create
 from fastsnn_text import ByteTokenizer, attach
 from fastsnn_train import Data, TrainConfig, Trainer, extend_context
 from fastsnn_train.data.packing import Packed
-from fastsnn_train.evaluation.recall import Question, Recall, draw, mqar, recall
+from fastsnn_train.evaluation.recall import Question, Recall, draw_heat_map, mqar, recall
 from fastsnn_train.extend.reshape import adopt
 
 DENSITY, EASIER = 6, 8  # the first steps: tokens per question, and how many times shorter their blocks are
@@ -289,7 +289,7 @@ def main() -> int:
     good = show(results, sizes)
     if opts.png:
         wanted = [m for m in ("base", "carry", "windows alone") if m in results[0]]
-        draw(opts.png, {m: mean_grid([r[m]["grid"] for r in results]) for m in wanted})
+        draw_heat_map(opts.png, {m: mean_grid([r[m]["grid"] for r in results]) for m in wanted})
     harness.emit({"seeds": results, "bars met": good}, opts.json)
     return 0 if good else 1
 

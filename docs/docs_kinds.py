@@ -56,7 +56,11 @@ def page(kind: str) -> str:
             lines += ["", "| parameter | type | default | allowed | meaning |", "| --- | --- | --- | --- | --- |"]
         for row in data["parameters"]:
             default = (
-                "required" if row["required"] else "" if row["default"] is None else f"`{toml.value(row['default'])}`"
+                "required"
+                if row["required"]
+                else ""
+                if row["default"] is None
+                else f"`{toml.toml_value(row['default'])}`"
             )
             allowed = "; ".join(filter(None, [row["bounds"], row["unit"]]))
             cells = (f"`{row['name']}`", row["type"], default, allowed, row["doc"])

@@ -33,9 +33,9 @@ from fastsnn_core.component import Component, Model, parts
 from fastsnn_core.files import beside, reading_tensors
 from fastsnn_core.plugins import registry
 from fastsnn_core.sealed_folder import BundleError as BundleError
+from fastsnn_core.sealed_folder import check_listed as check_listed
 from fastsnn_core.sealed_folder import digest as digest
 from fastsnn_core.sealed_folder import dump as dump
-from fastsnn_core.sealed_folder import listed as listed
 from fastsnn_core.sealed_folder import read_json as read_json
 from fastsnn_core.sealed_folder import sealed as sealed
 
@@ -106,7 +106,7 @@ def extra() -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group="fastsnn1.bundle")}
 
 
-def tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def unique_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """``state_dict`` without repeats, and which name repeats which (tied weights)."""
     kept: dict[str, torch.Tensor] = {}
     seen: dict[tuple[Any, ...], str] = {}
@@ -158,8 +158,8 @@ def save(model: nn.Module, path: str | Path, *, tokenizer: str | None = None, re
     except targets.FileError as error:
         raise BundleError(str(error)) from None
     table = config(model)
-    bundle_checks.check(model, lambda: empty(path, table))
-    kept, tied = tensors(model)
+    bundle_checks.check_savable(model, lambda: uninitialized(path, table))
+    kept, tied = unique_tensors(model)
     table |= {"tied": tied} if tied else {}
     if getattr(model.spec, "quant", None) is not None and PACKED in (kept := pack(kept)):
         table["bundle"] = PACKED_FORMAT
@@ -191,13 +191,13 @@ def fresh_report(model: nn.Module) -> Path | None:
     report = getattr(model, "report_path", None)
     if report is None or not Path(report).is_dir():
         return None
-    if getattr(model, "report_of", None) not in (None, fingerprint(model)):
+    if getattr(model, "report_of", None) not in (None, weights_checksum(model)):
         log.warning("the model has changed since its report at %s, which is left out of the bundle", report)
         return None
     return Path(report)
 
 
-def fingerprint(model: nn.Module) -> int:
+def weights_checksum(model: nn.Module) -> int:
     """A checksum of every parameter and buffer."""
     found = 0
     for name, tensor in model.state_dict().items():
@@ -219,12 +219,12 @@ def copy_report(source: Path, target: Path, files: Sequence[str] | None) -> None
 
 def verify(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """``(config, meta)`` of a bundle whose every listed file is present and unaltered."""
-    name, path = targets.label(path, ""), Path(path)
+    name, path = targets.option_text(path, ""), Path(path)
     if not path.is_dir():
         what = "is a file, not a bundle folder" if path.exists() else "does not exist"
         aside = next(iter(sorted(path.parent.glob(f".{path.name}.*.old"))), None) if path.parent.is_dir() else None
         raise BundleError(f"{name} {what}" + (f"; an earlier version was kept at {aside}" if aside else ""))
-    listed(path, path / META)
+    check_listed(path, path / META)
     meta = read_json(path / META)
     for name in (CONFIG, WEIGHTS):
         if name not in meta["files"]:
@@ -275,7 +275,7 @@ def missing(wanted: dict[str, str]) -> list[str]:
     return [f"'{name}>={version}'" for name, version in wanted.items() if name not in have]
 
 
-def empty(path: Path, table: dict[str, Any]) -> nn.Module:
+def uninitialized(path: Path, table: dict[str, Any]) -> nn.Module:
     """The network that a config.json describes, with weights of no meaning."""
     with torch.random.fork_rng(devices=[]):
         model = build(read_spec(path, table))
@@ -288,7 +288,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     import safetensors.torch
 
     (table, meta), path = verify(path), Path(path)
-    model = empty(path, table)
+    model = uninitialized(path, table)
     try:
         with reading_tensors():
             found = safetensors.torch.load_file(path / WEIGHTS)
@@ -298,19 +298,19 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     if table["bundle"] == PACKED_FORMAT and PACKED in found:
         unpack(model, found, tied, path / WEIGHTS)
     found |= {name: found[other] for name, other in tied.items() if other in found}
-    restore(model, found, path / WEIGHTS)
+    copy_weights(model, found, path / WEIGHTS)
     model.meta = {k: v for k, v in meta.items() if k not in ("files", "seal")}  # type: ignore[assignment]
     model.sections = table.get("sections", {})
     if TOKENIZER in meta["files"]:
         model.tokenizer_json = (path / TOKENIZER).read_text(encoding="utf-8")  # type: ignore[assignment]
     if any(name.startswith(f"{REPORT}/") for name in meta["files"]):
         model.report_path = path / REPORT  # type: ignore[assignment]
-        model.report_of = fingerprint(model)  # type: ignore[assignment]
+        model.report_of = weights_checksum(model)  # type: ignore[assignment]
     model.loaded_from = path.resolve()  # type: ignore[assignment]
     return model.to(device).eval()
 
 
-def restore(model: nn.Module, found: dict[str, torch.Tensor], where: Path) -> None:
+def copy_weights(model: nn.Module, found: dict[str, torch.Tensor], where: Path) -> None:
     """Copy tensors into a model; every missing, unknown or misshapen one is named."""
     wanted = model.state_dict()
     says = [f"{name} is missing" for name in wanted if name not in found]

@@ -33,7 +33,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def remember(model: nn.Module) -> None:
-    """Note the names and shapes that the model's spec builds, so that `check` need not build it again."""
+    """Note the names and shapes that the model's spec builds, so that `check_savable` need not build it again."""
     model.__dict__["_as_built"] = (model.spec, shapes(model))
 
 
@@ -42,14 +42,14 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in model.state_dict().items()}
 
 
-def check(model: nn.Module, twin: Callable[[], nn.Module]) -> None:
+def check_savable(model: nn.Module, twin: Callable[[], nn.Module]) -> None:
     """Raise `NotSavableError` where a bundle of `model` would compute something else, or could not be loaded.
 
     `twin` makes what loading the bundle would; it is called only where the model has been changed since it was built.
     """
     if not as_built(model):
         compare(shapes(model), shapes(twin()))
-    refuse_hooks(model)
+    refuse_forward_hooks(model)
     for name, tensor in model.named_parameters():
         finite(name, tensor, bool(torch.isfinite(tensor).all()))
     for name, buffer in model.named_buffers():
@@ -62,7 +62,7 @@ def as_built(model: nn.Module) -> bool:
     return spec is not None and spec is model.spec and built == shapes(model)
 
 
-def refuse_hooks(model: nn.Module) -> None:
+def refuse_forward_hooks(model: nn.Module) -> None:
     """Refuse what changes the numbers of a model beside its modules: forward hooks, and forwards of instances."""
     own = [name or "the model" for name, m in model.named_modules() if "forward" in m.__dict__]
     if own:

@@ -50,7 +50,7 @@ def did_you_mean(name: str, known: Iterable[str], label: str = "possible") -> st
     return (f"did you mean {close[0]!r}? " if close else "") + f"{label}: {', '.join(names) or 'none'}"
 
 
-def shown(t: Any) -> str:
+def shape_text(t: Any) -> str:
     """``[8, 4] float32``: a tensor in an error; of anything else its type."""
     if not (hasattr(t, "shape") and hasattr(t, "dtype")):
         return type(t).__name__

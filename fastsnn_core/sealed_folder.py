@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
         raise BundleError(f"{path} is damaged: {error}") from None
 
 
-def listed(path: Path, seal: Path) -> None:
+def check_listed(path: Path, seal: Path) -> None:
     """Check the files of a sealed folder against the list in its `seal`: all there, unaltered, and no others.
 
     ``seal`` is the JSON file (`META` of a bundle) that carries ``{"files": {name: {"bytes", "sha256"}}, "seal": …}``.

@@ -38,18 +38,18 @@ DUNDERS = (
 AUGMENTED = tuple(f"__i{word}__" for word in sorted(BINARY))
 
 
-def plain(tree: Any) -> Any:
+def densify(tree: Any) -> Any:
     """The same arguments with every SpikeTensor replaced by its value."""
     from fastsnn_core.spike_tensor import SpikeTensor
 
     if isinstance(tree, SpikeTensor):
         return tree.value()
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(plain(t) for t in tree))
+        return type(tree)(*(densify(t) for t in tree))
     if isinstance(tree, tuple | list):
-        return type(tree)(plain(t) for t in tree)
+        return type(tree)(densify(t) for t in tree)
     if isinstance(tree, dict):
-        return {k: plain(v) for k, v in tree.items()}
+        return {k: densify(v) for k, v in tree.items()}
     return tree
 
 
@@ -61,7 +61,7 @@ def compact(scale: Tensor) -> Tensor:
     return scale
 
 
-def refuse(name: str) -> ArgumentError:
+def no_such_method(name: str) -> ArgumentError:
     """The error of what a SpikeTensor does not do."""
     if name in POINTERS:
         return ArgumentError(
@@ -76,7 +76,7 @@ def refuse(name: str) -> ArgumentError:
 
 def _as_value(name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.value(), name)(*plain(args), **plain(kwargs))
+        return getattr(self.value(), name)(*densify(args), **densify(kwargs))
 
     return method
 
@@ -90,7 +90,7 @@ def _copied(name: str) -> Callable[..., Any]:
 
 def _refused(name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        raise refuse(name)
+        raise no_such_method(name)
 
     return method
 
@@ -108,7 +108,7 @@ def _of_value(name: str, spikes: Any) -> Any:
     return getattr(spikes.value(), name)
 
 
-def install(cls: type) -> None:
+def add_tensor_methods(cls: type) -> None:
     """Give `cls` every public method and property of `torch.Tensor` that it has not, by the table above."""
     own = {name for base in cls.__mro__[:-1] for name in vars(base)}
     names = [n for n in dir(Tensor) if not n.startswith("_")]
@@ -150,7 +150,7 @@ def facts(spikes: Any) -> dict[str, str]:
     return shown
 
 
-def text(spikes: Any, most: int = 8) -> str:
+def summary(spikes: Any, most: int = 8) -> str:
     """``SpikeTensor(count, shape [1, 2, 3], …, counts 0 2 -3 1 0 0)``."""
     rows = [f"{name} {value}" for name, value in facts(spikes).items()]
     if spikes.device.type != "meta" and spikes.numel():

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.errors import ArgumentError, FastSNNError
-from fastsnn_core.spike_methods import COPIES, compact, in_place, install, plain, refuse, text
+from fastsnn_core.spike_methods import COPIES, add_tensor_methods, compact, densify, in_place, no_such_method, summary
 from fastsnn_core.spike_views import Sparsity as Sparsity
 from fastsnn_core.spike_views import Views
 
@@ -157,7 +157,7 @@ class SpikeTensor(Views):
         return iter(self.value())
 
     def __repr__(self) -> str:
-        return text(self)
+        return summary(self)
 
     __str__ = __repr__
 
@@ -196,7 +196,7 @@ class SpikeTensor(Views):
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """As `Tensor.to`: another device, and another type of the value. Counts and scale keep theirs, so that nothing
         rounds or wraps; an integer type gives the value itself, as an ordinary tensor."""
-        args = plain(args)
+        args = densify(args)
         wanted = torch.empty((), dtype=self.dtype, device=self.device).to(*args, **kwargs)
         if not wanted.is_floating_point():
             return self.value().to(*args, **kwargs)
@@ -224,15 +224,15 @@ class SpikeTensor(Views):
         if not args and isinstance(kwargs.get("input"), SpikeTensor):
             args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
         if isinstance(kwargs.get("out"), SpikeTensor):
-            raise refuse(f"{name}(out=)")
+            raise no_such_method(f"{name}(out=)")
         if args and isinstance(args[0], SpikeTensor):
             if (on_counts := functions().get(func)) is not None:
                 return on_counts(*args, **kwargs)
             if in_place(name):
-                raise refuse(name)
+                raise no_such_method(name)
             if name in COPIES or func is torch.Tensor.to:
                 return getattr(args[0], name)(*args[1:], **kwargs)
-        return func(*plain(args), **plain(kwargs))
+        return func(*densify(args), **densify(kwargs))
 
 
-install(SpikeTensor)
+add_tensor_methods(SpikeTensor)

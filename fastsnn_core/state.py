@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsnn_core.errors import FastSNNError, shown
+from fastsnn_core.errors import FastSNNError, shape_text
 from fastsnn_core.files import beside, reading_tensors
 from fastsnn_core.targets import existing_file
 
@@ -31,8 +31,8 @@ def belongs(who: str, state: Any, batch: int) -> None:
         if held != batch:
             where = f"the state's {path}" if path else "the state"
             raise StateError(
-                f"{who}: {where} is of {held} streams ({shown(t)}), the input of {batch}. A state goes on with the "
-                "streams it came from: state=None starts afresh, fastsnn_core.state.select and join change a batch"
+                f"{who}: {where} is of {held} streams ({shape_text(t)}), the input of {batch}. A state goes on with "
+                "the streams it came from: state=None starts afresh, fastsnn_core.state.select and join change a batch"
             )
 
 

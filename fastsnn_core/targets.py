@@ -26,13 +26,13 @@ FILE_SUFFIXES = (
 
 def bundle(path: str | Path, sources: Iterable[str | Path] = (), option: str = "") -> Path:
     """A path where a bundle may be written: nothing there, or a bundle to replace that is none of `sources`."""
-    name, path = label(path, option), Path(path)
+    name, path = option_text(path, option), Path(path)
     if path.suffix.lower() in FILE_SUFFIXES:
         raise FileError(f"{name}: a bundle is a folder, and {path.suffix} promises a file; call it {path.stem}.snn")
     if path.exists() and not is_bundle(path):
         what = "exists and is no bundle" if path.is_dir() else "is a file, and a bundle is a folder"
         raise FileError(f"{name} {what}; it is left alone. Choose another name or remove it")
-    apart(path, sources, name)
+    refuse_overlap(path, sources, name)
     outside_bundles(path.parent, name)
     writable(path, name)
     return path
@@ -40,7 +40,7 @@ def bundle(path: str | Path, sources: Iterable[str | Path] = (), option: str = "
 
 def existing_file(path: str | Path, option: str = "") -> Path:
     """A file that can be read."""
-    name, path = label(path, option), Path(path)
+    name, path = option_text(path, option), Path(path)
     try:
         if path.is_dir():
             raise FileError(f"{name} is a folder; give a file")
@@ -62,7 +62,7 @@ def read_text(path: str | Path, option: str = "") -> str:
         return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise FileError(
-            f"{label(path, option)} is no UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
+            f"{option_text(path, option)} is no UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
         ) from None
 
 
@@ -76,14 +76,14 @@ def is_bundle(path: Path) -> bool:
     return False
 
 
-def label(path: str | Path, option: str) -> str:
+def option_text(path: str | Path, option: str) -> str:
     """``--to a.snn``; what is no path is an `ArgumentError`."""
     if not isinstance(path, str | os.PathLike) or "\0" in str(path):
         raise ArgumentError(f"{option or 'path'}: {path!r} is no path")
     return f"{option} {path}".strip()
 
 
-def apart(path: Path, sources: Iterable[str | Path], name: str, inside: bool = True) -> None:
+def refuse_overlap(path: Path, sources: Iterable[str | Path], name: str, inside: bool = True) -> None:
     """`path` is no source, and no source lies inside it (where what stands there is replaced: `inside`)."""
     for source in sources:
         there, here = Path(source).resolve(), path.resolve()

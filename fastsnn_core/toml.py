@@ -19,11 +19,11 @@ ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b"
 
 def dumps(table: Mapping[str, Any]) -> str:
     """TOML text; ``tomli.loads(dumps(t)) == t`` for tables of str, int, float, bool, lists and tables."""
-    plain = [f"{key(k)} = {value(v)}" for k, v in table.items() if not isinstance(v, Mapping)]
+    plain = [f"{key(k)} = {toml_value(v)}" for k, v in table.items() if not isinstance(v, Mapping)]
     blocks = ["\n".join(plain)] if plain else []
     for name, sub in table.items():
         if isinstance(sub, Mapping):
-            blocks.append("\n".join([f"[{key(name)}]", *(f"{key(k)} = {value(v, 96)}" for k, v in sub.items())]))
+            blocks.append("\n".join([f"[{key(name)}]", *(f"{key(k)} = {toml_value(v, 96)}" for k, v in sub.items())]))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -39,7 +39,7 @@ def string(text: str) -> str:
     )
 
 
-def value(v: Any, wrap: int = 10**9) -> str:
+def toml_value(v: Any, wrap: int = 10**9) -> str:
     """One value, inline; a list longer than `wrap` characters takes a line per item."""
     if isinstance(v, bool):
         return "true" if v else "false"
@@ -50,9 +50,9 @@ def value(v: Any, wrap: int = 10**9) -> str:
     if isinstance(v, str):
         return string(v)
     if isinstance(v, Mapping):
-        return "{ " + ", ".join(f"{key(k)} = {value(x)}" for k, x in v.items()) + " }" if v else "{}"
+        return "{ " + ", ".join(f"{key(k)} = {toml_value(x)}" for k, x in v.items()) + " }" if v else "{}"
     if isinstance(v, list | tuple):
-        items = [value(x) for x in v]
+        items = [toml_value(x) for x in v]
         line = "[" + ", ".join(items) + "]"
         return line if len(line) <= wrap else "[\n" + "".join(f"    {i},\n" for i in items) + "]"
     raise ArgumentError(f"TOML has no {type(v).__name__}: {v!r}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastsnn_core import ops
 from fastsnn_core.errors import FastSNNError
-from fastsnn_kit.kernels import same
+from fastsnn_kit.kernels import check_identical
 
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
@@ -118,7 +118,7 @@ for name, operator in sorted(ops.registered().items()):
                     continue
                 with ops.use("naive"):
                     wanted = operator.run(operator.naive, *theirs)
-            same(found, wanted, name)
+            check_identical(found, wanted, name)
             agreed += 1
 print(f"refused {refused} agreed {agreed}")
 assert refused, agreed

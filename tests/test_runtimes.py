@@ -99,7 +99,7 @@ def test_every_coder_neuron_and_layer(neuron, coder, linear, signed):
     with torch.no_grad():
         _, state = layer(x[:, :2])
         wanted, end = layer(x[:, 2:], state, reset[:, 2:])
-        runtime.use(layer, "event", coder, 3)
+        runtime.switch_runtime(layer, "event", coder, 3)
         found, last = layer(x[:, 2:], state, reset[:, 2:])
         assert torch.equal(found, wanted)
         replayed = runtime.replay(layer, x[:, 2:], state, reset[:, 2:])
@@ -174,7 +174,7 @@ def test_steps_are_calibrated_with_room_and_stored(tmp_path):
     assert {n: r["steps"] for n, r in runtime.report(again).items()} == {n: r["steps"] for n, r in rows.items()}
     with torch.no_grad():
         assert torch.equal(again(tokens), wanted)
-        runtime.use(again, "event")  # steps that are there stay
+        runtime.switch_runtime(again, "event")  # steps that are there stay
         assert runtime.report(again).keys() == rows.keys()
         assert torch.equal(again.runtime("count")(tokens), wanted)
     assert runtime.mode_of(load(save(again, tmp_path / "b.snn"))) == "count"
@@ -192,7 +192,7 @@ def test_bounded_neurons_never_need_more():
 @pytest.mark.parametrize("coder", SIGNED, ids=str)
 def test_wide_counts_are_whole_counted_and_nobody_elses(coder):
     site = SpikeSite(make("neuron", "adaptive_threshold").build(12))
-    runtime.use(site, "event", coder, 3)
+    runtime.switch_runtime(site, "event", coder, 3)
     x = signals(True)[:1]
     with torch.no_grad():
         together = site(x)[0]
@@ -214,7 +214,7 @@ def test_wide_counts_are_whole_counted_and_nobody_elses(coder):
             rows = together.train[:, 0, t]
             other = {(int(w), i): s for w, row in zip(together.weights, rows) for i, s in enumerate(row.tolist()) if s}
             assert mine == other, "a token's spikes depend on its batch"
-    runtime.use(site, "event", coder, 3, strict=True)
+    runtime.switch_runtime(site, "event", coder, 3, strict=True)
     with pytest.raises(ValueError, match=r"site of the model: count \d+ needs \d+ \w+ steps, 3 given"):
         site(x)
 
@@ -234,7 +234,9 @@ def test_errors_say_which_site_and_what_is_possible():
     net.runtime("event", "binary")
     with pytest.raises(ValueError, match=r"site layers.0.attention.inner: binary spikes carry no sign"):
         net(torch.zeros(1, 2, dtype=torch.long))
-    runtime.use(site := SpikeSite(make("neuron", "adaptive_threshold", k=1e4).build(2)), "event", "bitwise", 8)
+    runtime.switch_runtime(
+        site := SpikeSite(make("neuron", "adaptive_threshold", k=1e4).build(2)), "event", "bitwise", 8
+    )
     with pytest.raises(ValueError, match="finite"):
         site(torch.full((1, 1, 2), torch.nan))
 
@@ -341,7 +343,7 @@ def test_spikes_leave_a_site_as_it_says():
     site = SpikeSite(make("neuron", "adaptive_threshold").build(4))
     x = torch.randn(1, 2, 4)
     assert site(x)[0].form == "count"
-    runtime.use(site, "event", steps=5)
+    runtime.switch_runtime(site, "event", steps=5)
     spikes = site(x)[0]
     assert isinstance(spikes, SpikeTensor)
     assert (spikes.form, spikes.coder, spikes.steps) == ("dense", "bitwise", 5)

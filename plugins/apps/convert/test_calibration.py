@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 import fastsnn_convert
 from fastsnn_convert import cli, convert
-from fastsnn_convert.language.attention_swap import fitted, kinds_of, placed, replace
+from fastsnn_convert.language.attention_swap import fitted, kinds_of, place_attention, replace
 from fastsnn_convert.language.balance import calibrate
 from fastsnn_convert.language.convert import COVERAGES, Options, samples
-from fastsnn_convert.language.distillation_data import write
+from fastsnn_convert.language.distillation_data import sample_text
 from fastsnn_convert.language.families import import_dense
 from fastsnn_convert.language.rebuild import bypass_neurons, rebuild, site_table, with_biases
 from fastsnn_convert.language.reference_eval import HeldOutReference
@@ -85,11 +85,13 @@ def test_what_is_measured_was_not_fitted_on() -> None:
 
 def test_a_stream_that_ends_begins_anew(folder: Path) -> None:
     dense = import_dense(folder)
-    text = write(dense, 16, 40, seed=1)  # without a start token: an end follows an end no oftener than anything else
+    text = sample_text(
+        dense, 16, 40, seed=1
+    )  # without a start token: an end follows an end no oftener than anything else
     assert (text[:, 0] == 2).all()
     assert ((text[:, :-1] == 2) & (text[:, 1:] == 2)).float().mean() < 0.1
     tokenizer_of(dense).start = 1  # type: ignore[attr-defined]
-    text = write(dense, 16, 40, seed=1)
+    text = sample_text(dense, 16, 40, seed=1)
     ended = text[:, :-1] == 2
     assert ended.any()
     assert (text[:, 1:][ended] == 1).all()
@@ -104,7 +106,7 @@ def test_the_first_kind_goes_where_it_costs_least(folder: Path) -> None:
             for i, layer in enumerate(dense.layers):
                 layer.attention.out.weight.mul_(1.0 if i == loud else 1e-3)
         held = HeldOutReference.of(dense, x)
-        kinds, costs = placed(dense, kinds_of(["gla", "softmax"]), "sensitivity", x, held)
+        kinds, costs = place_attention(dense, kinds_of(["gla", "softmax"]), "sensitivity", x, held)
         assert costs[loud] > costs[1 - loud]
         assert [a.name for a in kinds].index("gla") == 1 - loud
         with torch.no_grad():

@@ -319,7 +319,7 @@ def test_errors_alone_are_found_where_they_are_made():
     sites = site_modules(done.model)
     bad = list(sites)[1]
     sites[bad].neuron.k.fill_(0.02)
-    site_report.measure(done.model, sites, (x,), done.report["modules"], errors=True)
+    site_report.fill_site_rows(done.model, sites, (x,), done.report["modules"], errors=True)
     errors = {r["site"]: r["error"] for r in done.report["modules"] if r["site"]}
     assert max(errors, key=errors.get) == bad
     assert errors[bad] > 0.5

@@ -275,5 +275,5 @@ def test_third_party_scopes_are_ordered_after_ours_and_twins_are_named(monkeypat
 
     first = attrs.frozen(type("First", (Good,), {"name": "first", "order": 1}))
     monkeypatch.setattr(scoped, "classes", lambda kind: [("a", Good), ("b", first), ("c", Good)])
-    assert [s.name for s in scoped.chosen(None)] == ["first", "good"]
+    assert [s.name for s in scoped.choose_scopes(None)] == ["first", "good"]
     assert "'good' is offered twice; that of c is left out" in caplog.text

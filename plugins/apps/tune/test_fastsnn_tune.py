@@ -17,7 +17,7 @@ from fastsnn_text import attach, load_tokenizer
 from fastsnn_tune import dial_path, tune
 from fastsnn_tune.cli import main
 from fastsnn_tune.dial import DialSetting, dial_settings, set_dials, silent_channels, value_of, values_for
-from fastsnn_tune.dial_path import DialPath, better, first, where
+from fastsnn_tune.dial_path import DialPath, better, least_passing, where
 from fastsnn_tune.search import DialStep, costs, merged, ordered, windows_of
 
 TEXT = "A neuron keeps what it hears, leaks a little, and speaks only when it must. " * 12
@@ -78,9 +78,9 @@ def test_paths_take_the_cheapest_first_and_keep_the_order_of_a_site():
     b = [DialStep("b", 1, 0.3, 0.1), DialStep("b", 2, 0.1, 0.1)]  # its second step is cheaper: both are one
     assert merged(b) == [b]
     assert [(s.site, s.value) for s in ordered([a, b])] == [("a", 1), ("b", 1), ("b", 2), ("a", 2)]
-    assert first(5, lambda n: n >= 3) == 3
-    assert first(5, lambda n: n >= 6) is None
-    assert first(5, lambda n: True) == 0
+    assert least_passing(5, lambda n: n >= 3) == 3
+    assert least_passing(5, lambda n: n >= 6) is None
+    assert least_passing(5, lambda n: True) == 0
 
 
 def test_the_better_path_is_taken():

@@ -51,7 +51,7 @@ def test_what_a_gguf_holds_is_found_again_exactly(kind, spread):
     weight = gguf_grid(weight, kind)
     codes, d, m = four_bits.encode(weight, 32, kind == "Q4_1")
     assert torch.equal(four_bits.decode(codes, d, m, 32), weight)
-    assert torch.equal(four_bits.unpack(four_bits.pack(codes), 40).T, codes)
+    assert torch.equal(four_bits.unpack_codes(four_bits.pack_codes(codes), 40).T, codes)
 
 
 @pytest.mark.parametrize(("kind", "minimum"), [("Q4_0", False), ("Q4_1", True)])

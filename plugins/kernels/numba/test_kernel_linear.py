@@ -171,7 +171,7 @@ def test_numbers_behind_the_sums(rows, largest, each):
 
 def test_the_break_even_is_measured_once_per_shape_and_both_ways_agree(monkeypatch):
     weight = integer_linear.input_major(torch.randint(-127, 128, (1024, 1024), dtype=torch.int8))
-    calls, measure = [], integer_linear.measure
+    calls, measure = [], integer_linear.measure_break_even
     monkeypatch.setattr(integer_linear, "_measured", {})
     monkeypatch.setattr(integer_linear, "measure", lambda rows, w: calls.append(rows) or measure(rows, w))
     found = [integer_linear.break_even(rows, weight) for rows in (5, 6, 8)]
@@ -204,4 +204,4 @@ def test_the_break_even_is_where_the_two_ways_take_as_long(monkeypatch, whole, w
     monkeypatch.setattr(integer_linear, "event_gemm", lambda c, w, limit: wait(1 + float(c.sum()) / c.shape[1]))
     monkeypatch.setattr(integer_linear, "dense", lambda c, w: wait(whole))
     weight = torch.zeros(1, 20_000, dtype=torch.int8)
-    assert integer_linear.measure(8, weight) == pytest.approx(wanted, rel=0.05)
+    assert integer_linear.measure_break_even(8, weight) == pytest.approx(wanted, rel=0.05)

@@ -52,15 +52,15 @@ def test_code_on_disk_is_not_used_with_other_constants(tmp_path):
 def test_the_digest_follows_constants_callees_and_code():
     space = {"np": np, "LIMIT": 3}
     exec("def inner(x):\n    return x + LIMIT\ndef outer(x):\n    return inner(x) * 2", space)
-    before = numba_runtime.digest(space["outer"])
+    before = numba_runtime.code_digest(space["outer"])
     for change in ("LIMIT = 4", "LIMIT = np.float32(3)", "def inner(x):\n    return x - LIMIT"):
         other = {"np": np, "LIMIT": 3}
         exec("def inner(x):\n    return x + LIMIT\ndef outer(x):\n    return inner(x) * 2", other)
         exec(change, other)
-        assert numba_runtime.digest(other["outer"]) != before, change
+        assert numba_runtime.code_digest(other["outer"]) != before, change
     again = {"np": np, "LIMIT": 3}
     exec("def inner(x):\n    return x + LIMIT\ndef outer(x):\n    return inner(x) * 2", again)
-    assert numba_runtime.digest(again["outer"]) == before
+    assert numba_runtime.code_digest(again["outer"]) == before
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_compilation_that_fails_is_said_and_tried_again(uncompiled, monkeypatc
     monkeypatch.setattr(kernel, "make", full)
     with pytest.raises(NotYet, match="being compiled"):
         NumbaStepper(uncompiled, wait=False)
-    assert not kernel.ready()  # asked again: begins in the background
+    assert not kernel.step_is_compiled()  # asked again: begins in the background
     kernel._making[-1].join()
     for _ in range(3):
         with pytest.raises(Unsupported, match="compiling failed: OSError: No space left on device"):
@@ -97,20 +97,20 @@ def test_a_compilation_that_fails_is_said_and_tried_again(uncompiled, monkeypatc
     assert len(tries) == 1
     assert "No space left on device" in caplog.text
     monkeypatch.setattr(kernel, "RETRY", 0.0)
-    assert not kernel.ready()
+    assert not kernel.step_is_compiled()
     kernel._making[-1].join()
     assert len(tries) == 2
     monkeypatch.setattr(kernel, "make", lambda: None)
-    assert not kernel.ready()
+    assert not kernel.step_is_compiled()
     kernel._making[-1].join()
-    assert kernel.failure() == ""
+    assert kernel.compile_error() == ""
 
 
 def test_one_thread_compiles_at_a_time(uncompiled, monkeypatch):
     gate, begun = threading.Event(), []
     monkeypatch.setattr(kernel, "make", lambda: (begun.append(1), gate.wait(10)))
     for _ in range(5):
-        assert not kernel.ready()
+        assert not kernel.step_is_compiled()
         time.sleep(0.01)
     assert len(begun) == 1
     gate.set()
@@ -168,7 +168,7 @@ def test_compiled_files_know_where_the_named_tuples_of_their_arguments_are(monke
 
     assert f"{Workspace.__module__.rpartition('.')[2]}.Workspace" in numba_runtime.argument_types().split()
     monkeypatch.setattr(numba_runtime, "_digests", {})
-    before = numba_runtime.digest(fused_decoder_compile._walk)
+    before = numba_runtime.code_digest(fused_decoder_compile._walk)
     monkeypatch.setattr(numba_runtime, "_digests", {})
     monkeypatch.setattr(numba_runtime, "argument_types", lambda: "elsewhere.Workspace")
-    assert numba_runtime.digest(fused_decoder_compile._walk) != before
+    assert numba_runtime.code_digest(fused_decoder_compile._walk) != before

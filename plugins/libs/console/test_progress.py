@@ -43,7 +43,7 @@ def test_a_bar_with_count_note_and_time_to_go(monkeypatch):
         bar.step(note="layers.0")
         time.sleep(0.15)
         bar.step(note="layers.1")
-        progress.write("a line that stays")
+        progress.write_line("a line that stays")
     shown = screen.getvalue()
     for word in ("converting", "━" * 12 + "─" * 12, "2/4 layers", "layers.1", "0:00:00 left", "\r\x1b[K"):
         assert word in shown, word

@@ -96,7 +96,7 @@ def test_the_parser_suggests(capsys):
     parser = arguments.Parser("x", "Says 60 % of it.")
     parser.add_argument("--max-tokens", type=arguments.number(int, ge=1))
     parser.add_argument("--port", type=arguments.port)
-    parser.add_argument("--names", type=arguments.listed())
+    parser.add_argument("--names", type=arguments.comma_separated())
     for words, says in (
         (["--max-token", "3"], "--max-token (did you mean --max-tokens?)"),
         (["--max-tokens", "-3"], "argument --max-tokens: must be at least 1, got -3"),

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastsnn_conversion import spike_layers
-from fastsnn_conversion.time_folding import TimeFoldedSite, label, run_time_folded
+from fastsnn_conversion.time_folding import TimeFoldedSite, name_states, run_time_folded
 from fastsnn_core import SpikeTensor
 from fastsnn_core.probe import probe
 from fastsnn_leaky.neurons import Leaky
@@ -24,7 +24,7 @@ class Net(nn.Module):
     def __init__(self, channels: int = 2) -> None:
         super().__init__()
         self.site = TimeFoldedSite(leaky(), channels)
-        label(self)
+        name_states(self)
 
     def forward(self, x, state=None, reset=None):
         return run_time_folded(self.site, (x,), (3,), state, reset)

@@ -8,7 +8,7 @@ import torch
 from fastsnn_core import build, create
 from fastsnn_core.errors import FastSNNError
 from fastsnn_train import TrainConfig, Trainer
-from fastsnn_train.loop.activation_sparsity import observe, ramp
+from fastsnn_train.loop.activation_sparsity import ramp, record_activations
 
 
 def decoder(sites=("attn_in", "attn_out", "ffn_in", "ffn_hidden"), activation="relu"):
@@ -46,7 +46,7 @@ def test_sites_that_are_silent_enough_feel_nothing():
 def test_silent_bytes_count_every_matrix_with_the_head():
     model = decoder(sites=("head",)).eval()
     tokens = torch.randint(0, 31, (1, 9))
-    with observe(model, (), magnitudes=False, reads=True) as seen, torch.no_grad():
+    with record_activations(model, (), magnitudes=False, reads=True) as seen, torch.no_grad():
         model(tokens)
     assert set(seen.reads) >= {"head", "layers.0.attention.q", "layers.1.feedforward.down"}
     size, silent = seen.reads["head"]

@@ -17,7 +17,7 @@ from fastsnn_train.data.streaming import Streamed
 from fastsnn_train.evaluation.recall import mqar, recall
 from fastsnn_train.extend.cli import extend
 from fastsnn_train.extend.decay import calibrate_decay
-from fastsnn_train.extend.reshape import adopt, attentions, shaped
+from fastsnn_train.extend.reshape import adopt, layer_attentions, shaped
 from fastsnn_train.extend.step import FRESH, StageRunner, deep_share
 from fastsnn_train.loop.parallel import World
 from fastsnn_train.loop.snapshot import take
@@ -159,7 +159,7 @@ def test_decay_is_calibrated_without_training_and_travels_in_the_bundle(make, da
     wanted = (4.0, 2.0, 1.0, 8.0)
 
     def pretend(model, data, sequences):  # late tokens like one setting best; early ones like none
-        rows = attentions(model.spec)
+        rows = layer_attentions(model.spec)
         taus = [a.tau for a in rows if a.name == "gla"]
         off = sum(abs(np.log2(16 / t) - np.log2(w)) for t, w in zip(taus, (4.0, 8.0)))
         off += abs(rows[1].decay - 1 / 12)

@@ -14,7 +14,7 @@ from fastsnn_text import ByteTokenizer, attach
 from fastsnn_train.data.packing import Packed
 from fastsnn_train.evaluation.cli import evaluate as command
 from fastsnn_train.evaluation.evaluate import by_position, evaluate_text, nats
-from fastsnn_train.evaluation.recall import TASKS, draw, recall
+from fastsnn_train.evaluation.recall import TASKS, draw_heat_map, recall
 
 
 class Knows(nn.Module):
@@ -75,7 +75,7 @@ def test_recall_does_not_depend_on_the_batch(make):
 def test_heat_maps_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     grid = recall(Knows(400), "mqar", lengths=(50, 900), depths=2, samples=2)
-    path = draw(tmp_path / "new" / "recall.png", {"before": grid, "after": grid})
+    path = draw_heat_map(tmp_path / "new" / "recall.png", {"before": grid, "after": grid})
     assert path.read_bytes()[:4] == b"\x89PNG"
 
 

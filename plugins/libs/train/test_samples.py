@@ -178,9 +178,9 @@ def test_every_source_gives_the_same_samples(tmp_path):
     order = np.argsort(y, kind="stable")
     for name, source in tables.items():
         data = sample_data(network((1, 4, 4)), source, holdout=0.0, quiet=True)
-        from fastsnn_train.samples.batches import read
+        from fastsnn_train.samples.batches import read_samples
 
-        rows, labels = read(data.train, [3, 7], (1, 4, 4), 3)
+        rows, labels = read_samples(data.train, [3, 7], (1, 4, 4), 3)
         where = order[[3, 7]] if name == "pictures" else [3, 7]
         torch.testing.assert_close(rows[:, 0] * 255, torch.from_numpy(x[where]).float(), msg=name)
         assert labels.tolist() == y[where].tolist(), name

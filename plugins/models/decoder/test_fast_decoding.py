@@ -328,7 +328,7 @@ def test_a_step_that_is_not_compiled_yet_is_not_waited_for(monkeypatch):
     assert model.fast(state) is not None
     monkeypatch.undo()
     kernel.make()
-    assert kernel.ready()
+    assert kernel.step_is_compiled()
     assert kernel._making == began
 
 

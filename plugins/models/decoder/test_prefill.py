@@ -27,10 +27,10 @@ def same(a, b):
 @torch.inference_mode()
 def compare(model, tokens, reset=None, fused=True):
     """Both ways of reading: all logits, the state, and going on from it with the last logits only."""
-    assert prefill.ready(model, tokens) == fused
+    assert prefill.prefill_applies(model, tokens) == fused
     logits, state = model(tokens, reset=reset, return_state=True)
     with ops.use("naive"):
-        assert not prefill.ready(model, tokens)
+        assert not prefill.prefill_applies(model, tokens)
         wanted, after = model(tokens, reset=reset, return_state=True)
     assert torch.equal(logits, wanted)
     assert same(state, after)
@@ -94,11 +94,11 @@ def test_the_event_runtime_keeps_its_trains():
 
 def test_hooks_gradients_and_short_prompts_go_through_the_modules():
     model, tokens = network(), torch.randint(0, 37, (2, 20))
-    assert not prefill.ready(model, tokens)  # gradients are wanted
+    assert not prefill.prefill_applies(model, tokens)  # gradients are wanted
     with torch.inference_mode():
-        assert not prefill.ready(model, tokens[:, :16])
+        assert not prefill.prefill_applies(model, tokens[:, :16])
         with probe(model):
-            assert not prefill.ready(model, tokens)
+            assert not prefill.prefill_applies(model, tokens)
 
 
 def test_what_is_not_finite_is_named():

@@ -10,7 +10,7 @@ import torch
 from fastsnn_core import build, spec
 from fastsnn_core.testing import conformance
 from fastsnn_model_graph import Graph, Input, Node, Ref, Step
-from fastsnn_model_graph.text import FUNCTIONS, METHODS, CallError, arguments, read, write
+from fastsnn_model_graph.text import FUNCTIONS, METHODS, CallError, arguments, call_text, parse_call
 from fastsnn_model_sequential import Layer
 
 test_graph = conformance("graph")
@@ -33,9 +33,9 @@ CALLS = [
 
 @pytest.mark.parametrize("text", CALLS)
 def test_a_call_reads_and_writes_the_same(text):
-    step = read(text, "n")
-    assert write(step) == text
-    assert write(read(write(step), "n")) == text
+    step = parse_call(text, "n")
+    assert call_text(step) == text
+    assert call_text(parse_call(call_text(step), "n")) == text
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_a_call_reads_and_writes_the_same(text):
 )
 def test_what_is_not_on_the_list_is_refused(text, says):
     with pytest.raises(CallError) as error:
-        read(text, "n")
+        parse_call(text, "n")
     assert says in str(error.value)
 
 
 def test_what_has_no_text_is_not_written():
-    assert write(Step("n", "call", "erfinv", (Ref("x"),), function=torch.erfinv)) is None
-    assert write(Step("n", "call", "tolist", (Ref("x"),), method=True)) is None
-    assert write(Step("n", "call", "add", (Ref("x"), object()), function=FUNCTIONS["add"])) is None
+    assert call_text(Step("n", "call", "erfinv", (Ref("x"),), function=torch.erfinv)) is None
+    assert call_text(Step("n", "call", "tolist", (Ref("x"),), method=True)) is None
+    assert call_text(Step("n", "call", "add", (Ref("x"), object()), function=FUNCTIONS["add"])) is None
     assert "__class__" not in METHODS
     assert not [name for name in METHODS if name.startswith("_")]
     with pytest.raises(CallError, match="a layer takes no keywords"):

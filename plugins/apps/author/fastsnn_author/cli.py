@@ -34,7 +34,7 @@ def show(argv: list[str]) -> int:
     if opts.bundle:
         raise UserError(f"only 'fastsnn show {' | '.join(sorted(topics))}' takes a bundle")
     if Path(opts.name).is_dir():
-        held = describe.bundle(opts.name)
+        held = describe.describe_bundle(opts.name)
         print(json.dumps(held, indent=2) if opts.json else describe.bundle_text(held))
         if opts.open:
             if held["report"] is None:
@@ -42,8 +42,8 @@ def show(argv: list[str]) -> int:
             if not webbrowser.open(Path(held["report"]["page"]).resolve().as_uri()):
                 raise UserError(f"no browser opens here; the page is {held['report']['page']}")
         return 0
-    found = describe.components(opts.name)
-    print(json.dumps(found, indent=2) if opts.json else "\n\n".join(map(describe.text, found)))
+    found = describe.components_named(opts.name)
+    print(json.dumps(found, indent=2) if opts.json else "\n\n".join(map(describe.component_text, found)))
     return 0
 
 

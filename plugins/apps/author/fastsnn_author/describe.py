@@ -13,7 +13,7 @@ from fastsnn_core.component import FLAGS, KINDS, Component, bounds_of, fields, h
 from fastsnn_core.plugins import LookupFailure, registry
 
 
-def components(name: str) -> list[dict[str, Any]]:
+def components_named(name: str) -> list[dict[str, Any]]:
     """Every component of that name, of any kind (``neuron:lif`` for one kind)."""
     wanted, _, short = name.rpartition(":")
     if wanted and wanted not in KINDS:
@@ -49,7 +49,7 @@ def describe(qualified: str, cls: type[Component]) -> dict[str, Any]:
             {
                 "name": field.name,
                 "type": type_name(hint),
-                "default": None if default is attrs.NOTHING else plain(default),
+                "default": None if default is attrs.NOTHING else to_json(default),
                 "required": default is attrs.NOTHING,
                 "bounds": bounds.describe(),
                 "unit": bounds.unit,
@@ -65,7 +65,7 @@ def describe(qualified: str, cls: type[Component]) -> dict[str, Any]:
     }
 
 
-def bundle(path: str) -> dict[str, Any]:
+def describe_bundle(path: str) -> dict[str, Any]:
     """What a bundle holds: its spec, sizes by number type, runtime, history, report; its files are verified."""
     from safetensors import safe_open
 
@@ -125,7 +125,7 @@ def bundle_text(data: dict[str, Any]) -> str:
     lines += ["", "[model]"]
     for key, value in data["model"].items():
         if value is not None:
-            lines.append(f"{key} = {toml.value(value)}")
+            lines.append(f"{key} = {toml.toml_value(value)}")
     return "\n".join(lines)
 
 
@@ -138,14 +138,14 @@ def brief(row: dict[str, Any], most: int = 8) -> str:
     return (": " + ", ".join(says[:most]) + (", …" if len(says) > most else "")) if says else ""
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """A default as JSON data."""
     from fastsnn_core.spec import to_table
 
     return to_table(value)
 
 
-def text(data: dict[str, Any]) -> str:
+def component_text(data: dict[str, Any]) -> str:
     """One component as text."""
     from fastsnn_core import toml
 
@@ -153,7 +153,9 @@ def text(data: dict[str, Any]) -> str:
     if data["parameters"]:
         lines += ["", "parameters"]
     for row in data["parameters"]:
-        default = "required" if row["required"] else "none" if row["default"] is None else toml.value(row["default"])
+        default = (
+            "required" if row["required"] else "none" if row["default"] is None else toml.toml_value(row["default"])
+        )
         facts = "; ".join(filter(None, [row["bounds"], row["unit"]]))
         lines.append(f"  {row['name']}: {row['type']} = {default}{f'   [{facts}]' if facts else ''}")
         lines.append(f"      {row['doc']}")

@@ -79,9 +79,9 @@ def module_of(source: Any, options: dict[str, Any]) -> Any:
 
 def is_language_model(path: Path) -> bool:
     """Is there a reader of language models for files with this ending?"""
-    from fastsnn_convert.language.families import reader_of
+    from fastsnn_convert.language.families import source_plugin
 
-    return path.suffix.lower() != ".safetensors" and reader_of(path) is not None
+    return path.suffix.lower() != ".safetensors" and source_plugin(path) is not None
 
 
 def check_before(source: Any, to: str | Path | None, options: dict[str, Any]) -> None:

@@ -16,30 +16,30 @@ def output(network: nn.Module, data: Sequence[Tensor], batch: int = 256) -> Tens
     """The network's output on the data, batch by batch, as one tensor ``[N, …]`` (all outputs side by side)."""
     rows = []
     for pieces in zip(*(x.split(batch) for x in data)):
-        rows.append(flat(network(*(x.clone() for x in pieces)), len(pieces[0])))
+        rows.append(flat_outputs(network(*(x.clone() for x in pieces)), len(pieces[0])))
     return torch.cat(rows)
 
 
-def flat(found: Any, batch: int) -> Tensor:
+def flat_outputs(found: Any, batch: int) -> Tensor:
     """An output as ``[N, …]``: its floating-point tensors that have the batch first, side by side."""
-    tensors = [t for t in leaves(found) if t.is_floating_point() and t.ndim and len(t) == batch]
+    tensors = [t for t in output_tensors(found) if t.is_floating_point() and t.ndim and len(t) == batch]
     if not tensors:
-        kinds = ", ".join(f"{type(t).__name__} {list(t.shape)}" for t in leaves(found)) or type(found).__name__
+        kinds = ", ".join(f"{type(t).__name__} {list(t.shape)}" for t in output_tensors(found)) or type(found).__name__
         raise ConversionError(f"the network has no output of numbers with the batch ({batch}) first; it gives {kinds}")
     return torch.cat([t.flatten(1).float() for t in tensors], 1)
 
 
-def leaves(tree: Any) -> Iterator[Tensor]:
+def output_tensors(tree: Any) -> Iterator[Tensor]:
     """Every tensor of an output: of tuples, lists, dicts and objects of named fields, in order."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, tuple | list):
         for item in tree:
-            yield from leaves(item)
+            yield from output_tensors(item)
     elif isinstance(tree, dict):
-        yield from leaves(list(tree.values()))
+        yield from output_tensors(list(tree.values()))
     elif hasattr(tree, "__dataclass_fields__"):
-        yield from leaves([getattr(tree, name) for name in tree.__dataclass_fields__])
+        yield from output_tensors([getattr(tree, name) for name in tree.__dataclass_fields__])
 
 
 def distance(y: Tensor, y0: Tensor) -> float:

@@ -38,14 +38,14 @@ class Conversion:
         A network that no spec can say is refused, and every obstacle is named.
         """
         if getattr(self.model, "spec", None) is None:
-            refuse(self.report.get("obstacles") or ["it carries no .spec"])
+            refuse_bundle(self.report.get("obstacles") or ["it carries no .spec"])
         changed = [
             f"module {name or 'the network itself'}, which has forward hooks or a forward of its own"
             for name, m in self.model.named_modules()
             if m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__
         ]
         if changed:
-            refuse(changed)
+            refuse_bundle(changed)
         meta = dict(getattr(self.model, "meta", {}))
         kept = {k: v for k, v in self.report.items() if k not in ("modules", "curve")}
         meta["milestones"] = [*meta.get("milestones", []), {"what": "convert"} | kept]
@@ -55,7 +55,7 @@ class Conversion:
             return bundle.save(self.model, path, **({"report": folder} | self.options))
 
 
-def refuse(obstacles: Sequence[str]) -> NoReturn:
+def refuse_bundle(obstacles: Sequence[str]) -> NoReturn:
     """Say why a network cannot be written as a bundle, and what can be."""
     raise ConversionError(
         f"this network cannot be saved as a bundle: {'; '.join(obstacles)}. What can be saved: layers of `sequential`, "

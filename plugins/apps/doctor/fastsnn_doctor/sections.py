@@ -30,9 +30,9 @@ def all_sections(speed: bool = True) -> dict[str, dict[str, str]]:
         except Exception as error:  # what is broken is what this verb is asked about
             found[point.name] = {"failed": f"{type(error).__name__}: {error}"}
     if speed:
-        from fastsnn_doctor.speed import speeds
+        from fastsnn_doctor.speed import machine_speeds
 
-        found["speed"] = speeds()
+        found["speed"] = machine_speeds()
     return found
 
 

@@ -13,7 +13,7 @@ BYTES = 2**28
 SIZE = 512
 
 
-def speeds() -> dict[str, str]:
+def machine_speeds() -> dict[str, str]:
     """Reading 256 MiB (what decoding is bound by) and a float32 product of 512 x 512 matrices (prompts, training)."""
     numbers = torch.ones(BYTES // 4)
     a, b = torch.ones(SIZE, SIZE), torch.ones(SIZE, SIZE)

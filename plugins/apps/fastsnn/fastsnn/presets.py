@@ -28,7 +28,7 @@ ATTENTIONS: dict[str, Any] = {
 """Names that are no single component: ``hybrid_alt`` alternates gated linear and sliding-window layers."""
 
 
-def attentions(attn: Any, window: int | None = None) -> tuple[Attention, ...]:
+def attention_list(attn: Any, window: int | None = None) -> tuple[Attention, ...]:
     """The attention list of a preset name, a component's name, a table, a component, or a list of these."""
     if isinstance(attn, str):
         if attn not in ATTENTIONS and attn.rpartition("/")[2] not in registry().names("attention"):
@@ -84,4 +84,4 @@ def model_spec(arch: str = "snn-tiny", attn: Any = "hybrid_alt", neuron: Any = N
 
         changes["feedforward"] = structure(changes["feedforward"], Feedforward)
     sizes = ARCHS[arch] | changes
-    return create("model", "decoder", attention=attentions(attn, window), neuron=structure(neuron, Neuron), **sizes)
+    return create("model", "decoder", attention=attention_list(attn, window), neuron=structure(neuron, Neuron), **sizes)

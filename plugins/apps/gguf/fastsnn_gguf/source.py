@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastsnn_convert.language.hf_checkpoint import SourceError
 from fastsnn_gguf.container import Container, GgufTensor
-from fastsnn_gguf.vocabulary import read_tokenizer
+from fastsnn_gguf.vocabulary import tokenizer_from_metadata
 
 ARCHITECTURES = {"llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3"}
 PERMUTED = ("llama", "mistral")  # llama.cpp turns pairs of neighbours there, transformers halves
@@ -210,4 +210,4 @@ class GgufSource:
 
     def tokenizer(self) -> Any:
         """The file's tokenizer."""
-        return read_tokenizer(self.container, self.container.tensors["token_embd.weight"].shape[0])
+        return tokenizer_from_metadata(self.container, self.container.tensors["token_embd.weight"].shape[0])

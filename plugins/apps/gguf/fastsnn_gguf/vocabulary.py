@@ -51,7 +51,7 @@ ENDS = (  # control tokens that end a text or a turn, whatever the metadata says
 NAMED = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
 
-def read_tokenizer(container: Container, rows: int) -> HuggingFaceTokenizer:
+def tokenizer_from_metadata(container: Container, rows: int) -> HuggingFaceTokenizer:
     """The tokenizer of a file whose embedding has so many rows."""
     get, path = container.get, container.path
     kind, tokens = get("tokenizer.ggml.model"), get("tokenizer.ggml.tokens")
@@ -116,7 +116,7 @@ def byte_level(container: Container, tokens: list[str]) -> Native:
         known_ = ", ".join(sorted(SPLITS))
         raise TokenizerError(f"{container.path}: its tokenizer splits text like {pre!r}; supported: {known_}")
     try:
-        pairs = [hf_directory.pair(merge) for merge in merges]
+        pairs = [hf_directory.merge_text(merge) for merge in merges]
         native = recipes.gpt2(vocab, pairs)
         if pre in WORDS_FIRST:
             decoder = native.decoder
@@ -144,7 +144,7 @@ def pieces(container: Container, tokens: list[str]) -> Native:
     if merges is None and (scores is None or len(scores) != len(tokens)):
         raise TokenizerError(f"{container.path} needs as many tokenizer.ggml.scores as tokens, {len(tokens)}")
     if merges is not None:
-        pairs = [hf_directory.pair(merge) for merge in merges]
+        pairs = [hf_directory.merge_text(merge) for merge in merges]
     else:
         pairs = recipes.merges_of(vocab, dict(zip(tokens, scores)))
     return recipes.llama(vocab, pairs, bool(container.get("tokenizer.ggml.add_space_prefix", True)))

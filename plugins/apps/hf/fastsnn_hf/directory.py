@@ -62,8 +62,8 @@ def shards(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def network(folder: Path) -> nn.Module:
-    """The network of a directory that `write` made, every tensor checked."""
+def load_network(folder: Path) -> nn.Module:
+    """The network of a directory that `write_directory` made, every tensor checked."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -71,7 +71,7 @@ def network(folder: Path) -> nn.Module:
     if config.get("model_type") != TYPE or not isinstance(config.get("table"), dict):
         raise FileError(f"{folder / CONFIG} is not of a FastSNN model (model_type {config.get('model_type')!r})")
     table, files = config["table"], shards(folder)
-    model: Any = bundles.empty(folder / CONFIG, table)
+    model: Any = bundles.uninitialized(folder / CONFIG, table)
     found: dict[str, Any] = {}
     for file in files:
         try:
@@ -80,7 +80,7 @@ def network(folder: Path) -> nn.Module:
             raise FileError(f"{file} is damaged: {error}") from None
     found = {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}
     found |= {name: found[other] for name, other in table.get("tied", {}).items() if other in found}
-    bundles.restore(model, found, files[0])
+    bundles.copy_weights(model, found, files[0])
     model.meta, model.sections = config.get("meta") or {}, table.get("sections", {})
     if (folder / "tokenizer.json").is_file():
         from fastsnn_text import attach, load_tokenizer
@@ -97,7 +97,7 @@ def read_generation(model: Any, folder: Path) -> None:
         model.generation_config = GenerationConfig.from_pretrained(folder)
 
 
-def write(model: Any, folder: Path, state: dict[str, Any] | None, shard: int | str) -> None:
+def write_directory(model: Any, folder: Path, state: dict[str, Any] | None, shard: int | str) -> None:
     """Write the directory; files of weights that were there under other names go."""
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
@@ -105,7 +105,7 @@ def write(model: Any, folder: Path, state: dict[str, Any] | None, shard: int | s
     if folder.is_file():
         raise FileError(f"{folder} is a file; a model is saved into a folder")
     table = bundles.config(model.model)
-    kept, tied = bundles.tensors(model.model)
+    kept, tied = bundles.unique_tensors(model.model)
     if state is not None:
         kept = {n: state[PREFIX + n].detach().cpu().contiguous() for n in kept if PREFIX + n in state}
     table |= {"tied": tied} if tied else {}

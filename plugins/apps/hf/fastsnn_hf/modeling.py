@@ -47,7 +47,7 @@ class FastSNNForCausalLM(PreTrainedModel, GenerationMixin):
                 raise FastSNNError(
                     "a FastSNNConfig needs the spec of a model (table); AutoConfig.from_pretrained('model.snn') has it"
                 )
-            network = bundles.empty(Path("config.json"), config.table)
+            network = bundles.uninitialized(Path("config.json"), config.table)
         self.model: Any = network
         self.post_init()
 
@@ -171,14 +171,14 @@ class FastSNNForCausalLM(PreTrainedModel, GenerationMixin):
             network = bundles.load(path)
         else:
             path = directory.local(name, hub)
-            network = directory.network(path)
+            network = directory.load_network(path)
         if config is None:
             config, options = FastSNNConfig.from_pretrained(str(path), return_unused_kwargs=True, **options)
         if unknown := sorted(set(options) - IGNORED):
             raise ArgumentError(f"from_pretrained: unknown option {', '.join(unknown)}")
         config.name_or_path = str(name)
         if weights is not None:
-            bundles.restore(network, {k.removeprefix("model."): t for k, t in weights.items()}, Path("state_dict"))
+            bundles.copy_weights(network, {k.removeprefix("model."): t for k, t in weights.items()}, Path("state_dict"))
         model: Any = cls(config, network)
         if isinstance(dtype, str):
             dtype = None if dtype == "auto" else getattr(torch, dtype)
@@ -207,7 +207,7 @@ class FastSNNForCausalLM(PreTrainedModel, GenerationMixin):
         if getattr(self, "_hf_peft_config_loaded", False):
             super().save_pretrained(save_directory, is_main_process, state_dict, **options)
         elif is_main_process:
-            directory.write(self, Path(save_directory), state_dict, options.get("max_shard_size", "5GB"))
+            directory.write_directory(self, Path(save_directory), state_dict, options.get("max_shard_size", "5GB"))
 
 
 def device_of(place: Any) -> torch.device:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsnn_console import targets
-from fastsnn_console.arguments import Parser, listed, number
+from fastsnn_console.arguments import Parser, comma_separated, number
 from fastsnn_console.arguments import device as check_device
 from fastsnn_core.errors import FastSNNError, MissingError, UserError
 from fastsnn_core.files import write_text
@@ -17,7 +17,9 @@ def main(argv: list[str]) -> int:
     """Run lm-evaluation-harness tasks on a bundle."""
     args = Parser("lm-eval", main.__doc__)
     args.add_argument("bundle", help="a .snn bundle")
-    args.add_argument("--tasks", required=True, type=listed(), help="task names, such as lambada_openai,arc_easy")
+    args.add_argument(
+        "--tasks", required=True, type=comma_separated(), help="task names, such as lambada_openai,arc_easy"
+    )
     args.add_argument("--include", help="folder with task YAML files of your own; only these are looked at")
     args.add_argument("--with-builtin", action="store_true", help="the harness' own tasks besides those of --include")
     args.add_argument(

@@ -52,9 +52,9 @@ def main(argv: list[str]) -> int:
         args.error("--port goes with --live")
     from fastsnn_core import load
     from fastsnn_scope import scope
-    from fastsnn_scope.scoped import chosen
+    from fastsnn_scope.scoped import choose_scopes
 
-    scopes = chosen(opts.scope) if opts.scope else None
+    scopes = choose_scopes(opts.scope) if opts.scope else None
     if opts.data is not None and opts.text is not None:
         args.error("give --text or --data, not both")
     if opts.samples is not None and opts.data is None:
@@ -116,7 +116,7 @@ def live(run: Path, out: Path | None, port: int | None) -> int:
 def samples(model: nn.Module, source: str, most: int, scopes: Sequence[Scope] | None, quiet: bool) -> Scoped:
     """A look at the first test samples of `source`; where they have classes, with what is taken for what."""
     try:
-        from fastsnn_train.samples.batches import read
+        from fastsnn_train.samples.batches import read_samples
         from fastsnn_train.samples.of_model import samples_of
     except ImportError as error:
         raise UserError(f"--data needs {error.name}: pip install fastsnn-train") from None
@@ -127,7 +127,7 @@ def samples(model: nn.Module, source: str, most: int, scopes: Sequence[Scope] | 
 
     found = samples_of(model, source, quiet=quiet)
     index = list(range(min(most, len(found.train))))
-    inputs, truth = read(found.train, index, found.task.shape, found.task.classes)
+    inputs, truth = read_samples(found.train, index, found.task.shape, found.task.classes)
     seen = scope(model, tokens=inputs, scopes=scopes)
     seen.about |= {"kind": "samples", "source": source, "samples": len(index), "of": len(found.train)}
     if found.task.kind == "classification":

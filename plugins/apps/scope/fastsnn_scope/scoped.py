@@ -73,7 +73,7 @@ class Scoped:
         limit: int = 256,
     ) -> None:
         self.model = model
-        self.scopes = chosen(scopes)
+        self.scopes = choose_scopes(scopes)
         self.inputs, self.labels, self.about = inputs_of(model, text, tokens, limit)
         self.found: Data | None = None
         self.arrays: Arrays | None = None
@@ -143,14 +143,14 @@ class Scoped:
 
         A bundle that is saved of this model afterwards gets the report as its spike.report/.
         """
-        from fastsnn_core.bundle import fingerprint
-        from fastsnn_scope.write import FILES, write
+        from fastsnn_core.bundle import weights_checksum
+        from fastsnn_scope.write import FILES, write_report
 
         model: Any = self.model
         other = None if beside is None else beside.data()
-        folder = write(self.scopes, self.data(), targets.folder(path), self.arrays, other)
+        folder = write_report(self.scopes, self.data(), targets.folder(path), self.arrays, other)
         kept = quality.keep_conversion(getattr(model, "report_path", None), folder)
-        model.report_path, model.report_of = folder.resolve(), fingerprint(model)
+        model.report_path, model.report_of = folder.resolve(), weights_checksum(model)
         model.report_files = (*FILES, *(f"{s.name}.png" for s in self.scopes), *kept)
         return folder
 
@@ -175,7 +175,7 @@ class Scoped:
         )
 
 
-def chosen(scopes: Sequence[str | Scope] | None) -> list[Scope]:
+def choose_scopes(scopes: Sequence[str | Scope] | None) -> list[Scope]:
     """Scope components: those given by name or as they are, or one of every installed class, by their `order`."""
     if scopes is not None:
         found = [create("scope", s) if isinstance(s, str) else s for s in scopes]

@@ -67,7 +67,7 @@ def pictures(scopes: Sequence[Scope], found: Data) -> dict[str, bytes]:
     return done
 
 
-def write(
+def write_report(
     scopes: Sequence[Scope], found: Data, out: Path, arrays: Arrays | None = None, beside_it: Data | None = None
 ) -> Path:
     """The three sorts of files in the folder `out`; index.html last, pictures of failed scopes removed."""

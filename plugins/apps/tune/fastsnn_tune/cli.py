@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
 
 def other_goals(opts: argparse.Namespace, text: str, folder: Path) -> int:
     """A silent fraction, a budget, or only the curve."""
-    from fastsnn_tune.picture import draw
+    from fastsnn_tune.picture import draw_curve
     from fastsnn_tune.search import tune
 
     tuned = tune(
@@ -91,7 +91,7 @@ def other_goals(opts: argparse.Namespace, text: str, folder: Path) -> int:
         decode_tokens=opts.decode,
         quiet=opts.quiet,
     )
-    return written(opts, tuned, folder, draw, table)
+    return written(opts, tuned, folder, draw_curve, table)
 
 
 def written(

@@ -50,7 +50,7 @@ def window_losses(model: nn.Module, windows: Tensor, batch: int = 8) -> Tensor:
     return torch.cat([nats(model, rows).double().reshape(len(rows), -1).mean(1) for rows in pieces])
 
 
-def speeds(
+def decoding_speeds(
     forms: dict[str, nn.Module], settings: Mapping[int, Callable[[nn.Module], None]], prompt: list[int], tokens: int
 ) -> dict[int, dict[str, float]]:
     """Tokens per second of every form of a model at every setting of its dials, decoding greedily after `prompt`.
@@ -83,7 +83,7 @@ def forms_of(model: Any) -> dict[str, nn.Module]:
 
 
 def point(loss: tuple[float, float], rates: dict[str, float]) -> Point:
-    """A point of the curve, from its nats per token and silent fraction and what `speeds` gave."""
+    """A point of the curve, from its nats per token and silent fraction and what `decoding_speeds` gave."""
     mean, silent = loss
     own = rates.get("own")
     return Point(silent, math.exp(min(mean, 700.0)), own, rates.get("w8a", own))

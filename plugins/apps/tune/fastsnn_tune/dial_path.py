@@ -63,7 +63,7 @@ class DialPath:
         """The last setting up to `stop` that keeps the budget on `check`, too."""
         if self.check is None:
             return stop
-        over = first(stop, lambda n: self.cost(n) > math.log(budget))
+        over = least_passing(stop, lambda n: self.cost(n) > math.log(budget))
         return stop if over is None else max(0, over - 1)
 
     def near(self, share: float, end: int) -> int:
@@ -96,13 +96,13 @@ def where(
 ) -> int | None:
     """Where to stop on a path of `last` steps, found by measuring ``go(n) -> (nats per token, silent fraction)``."""
     if budget is None:
-        return first(last, lambda n: go(n)[1] >= (silent or 0.0))
+        return least_passing(last, lambda n: go(n)[1] >= (silent or 0.0))
     limit = go(0)[0] + math.log(budget)
-    over = first(last, lambda n: go(n)[0] > limit)
+    over = least_passing(last, lambda n: go(n)[0] > limit)
     return last if over is None else max(0, over - 1)
 
 
-def first(length: int, holds: Callable[[int], bool]) -> int | None:
+def least_passing(length: int, holds: Callable[[int], bool]) -> int | None:
     """The least n in 0 … length for which `holds(n)`, which holds from some n on; None where it never does."""
     if not holds(length):
         return None

@@ -46,6 +46,6 @@ def ladders(model: Any, names: dict[str, str], tokens: Tensor, *, quiet: bool = 
 
 
 @torch.no_grad()
-def widths(model: Any) -> dict[str, int]:
+def site_widths(model: Any) -> dict[str, int]:
     """Channels of every site."""
     return {name: site.features for name, site in sites(model).items()}

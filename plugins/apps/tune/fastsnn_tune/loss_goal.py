@@ -19,7 +19,7 @@ from fastsnn_text import tokenizer_of
 from fastsnn_tune.criteria import criterion as find
 from fastsnn_tune.levels import Setting
 from fastsnn_tune.search import spread
-from fastsnn_tune.silent_bytes import Measured, SilentBytes, at_loss, check, settled
+from fastsnn_tune.silent_bytes import Measured, SilentBytes, at_loss, check_tunable, settled
 
 
 @attrs.frozen(eq=False)
@@ -61,7 +61,7 @@ def tune_to_loss(
     for loss in losses:
         if not 0 < loss <= 1:
             raise FastSNNError(f"a loss lies above 0 and up to 1 (0.01: 1 % perplexity), got {loss:g}")
-    check(model)
+    check_tunable(model)
     ids = torch.tensor(tokenizer_of(model).encode(text))
     rows = ids[: len(ids) // seq_len * seq_len].reshape(-1, seq_len)
     if len(rows) < 4:

@@ -8,7 +8,7 @@ from typing import Any
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 
 
-def draw(data: dict[str, Any], path: str | Path) -> None:
+def draw_curve(data: dict[str, Any], path: str | Path) -> None:
     """Write a PNG of what `Tuned.data` holds."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator

@@ -27,7 +27,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.probe import probe
 from fastsnn_core.site import sites
 from fastsnn_text import tokenizer_of
-from fastsnn_tune.curve import Point, forms_of, loss, point, speeds
+from fastsnn_tune.curve import Point, decoding_speeds, forms_of, loss, point
 from fastsnn_tune.dial import (
     DialSetting,
     DialValues,
@@ -39,8 +39,8 @@ from fastsnn_tune.dial import (
     value_of,
     values_for,
 )
-from fastsnn_tune.dial_path import DialPath, better, first
-from fastsnn_tune.estimated import is_large, ladders, widths
+from fastsnn_tune.dial_path import DialPath, better, least_passing
+from fastsnn_tune.estimated import is_large, ladders, site_widths
 
 LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95)  # silent fractions of a site at which its cost is measured
 LEAST = 6  # windows: one to order on, one to stop on, one to check on, and the rest
@@ -123,7 +123,7 @@ def tune(
             p.step = progress.step
         path, stop = better(made, silent, budget)
         base = path.go(0)[0]
-        broken = first(path.last, lambda n: path.go(n)[0] > base + math.log(USELESS))
+        broken = least_passing(path.last, lambda n: path.go(n)[0] > base + math.log(USELESS))
         end = max(stop, path.last if broken is None else broken)
     marks = sorted({path.near(i / max(1, points - 1), end) for i in range(points)} | {0, stop})
     turns = {n: partial(set_model_dials, names=names, values=path.values[n]) for n in marks}
@@ -139,7 +139,7 @@ def tune(
             f"at {silent:.1%} silent this model's perplexity is {times:.0f} times what it was: of no use to anybody. "
             "Ask for less (the curve without a goal shows how much)"
         )
-    rates = speeds(forms_of(new), turns, held[0][:16].tolist(), decode_tokens) if decode_tokens else {}
+    rates = decoding_speeds(forms_of(new), turns, held[0][:16].tolist(), decode_tokens) if decode_tokens else {}
     curve = {n: point(losses[n], rates.get(n, {})) for n in marks}
     final: Any = copy.deepcopy(model).eval()
     target = {k: v for k, v in (("silent", silent), ("budget", budget)) if v is not None}
@@ -251,7 +251,7 @@ def sensitivities(model: nn.Module, names: dict[str, str], windows: Tensor) -> l
     Measured one site at a time, or estimated for all of them in a large decoder.
     """
     if is_large(model):
-        width, total = widths(model), sum(widths(model).values())
+        width, total = site_widths(model), sum(site_widths(model).values())
         return [
             steps_of(name, rows, [row.error for row in rows], width[name] / total)
             for name, rows in ladders(model, names, windows[:, :-1]).items()

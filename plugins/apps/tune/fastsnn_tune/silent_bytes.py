@@ -24,7 +24,7 @@ from fastsnn_convert.language.output_sensitivity import Seen, Sensitivity, nothi
 from fastsnn_convert.language.ports import Port, ports
 from fastsnn_convert.language.rebuild import site_table
 from fastsnn_convert.language.reference_eval import HeldOutReference
-from fastsnn_convert.language.site_figures import observe
+from fastsnn_convert.language.site_figures import visit_spikes
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_tune.criteria import Criterion
@@ -85,7 +85,7 @@ class SilentBytes:
 
         `blocks` are the model's sensitivities, where they are known already.
         """
-        check(model)
+        check_tunable(model)
         new: Any = copy.deepcopy(model).eval().requires_grad_(False)
         table = site_table(new)
         found: dict[str, Any] = {
@@ -235,7 +235,7 @@ class SilentBytes:
                 sums[path][0] += float((spikes.counts == 0).sum())
                 sums[path][1] += spikes.numel()
 
-        with observe(self.model, visit):
+        with visit_spikes(self.model, visit):
             found = held.windows(self.model).figures()
         silent = sum(self.weights[p] * a / max(1.0, n) for p, (a, n) in sums.items()) / sum(self.weights.values())
         estimate = 0.0 if setting is None else setting.cost
@@ -278,7 +278,7 @@ def settled(made: SilentBytes, setting: Setting) -> Any:
     return made.model
 
 
-def check(model: Any) -> None:
+def check_tunable(model: Any) -> None:
     """Silent bytes are of decoders with float weights and neurons whose dead zone can be set."""
     if not hasattr(getattr(model, "spec", None), "sites") or not hasattr(model, "layers"):
         raise FastSNNError("silent bytes are measured on decoders (language models); this is none")

@@ -13,7 +13,7 @@ from fastsnn_core import Attention, Dims, Heads, hookimpl, param
 from fastsnn_core.lowering import SoftmaxAttentionForm, Unsupported
 from fastsnn_integer import deterministic
 from fastsnn_integer.quantization import quantize_per_token
-from fastsnn_modules.inputs import cache_state, check_reset
+from fastsnn_modules.inputs import cache_state, check_reset_mask
 from fastsnn_modules.shown import constants
 
 __version__ = "0.1.0"
@@ -72,7 +72,7 @@ class WindowMixer(nn.Module):
     ) -> tuple[Tensor, WindowState]:
         """Mix the tokens of a (piece of a) stream."""
         cache_state("sliding_window", state, WindowState, heads.k, self.window - 1, bool(self.kv_bits))
-        check_reset("sliding_window", reset, heads.q.shape[0], heads.q.shape[1], heads.q.device)
+        check_reset_mask("sliding_window", reset, heads.q.shape[0], heads.q.shape[1], heads.q.device)
         q, k = heads.rotated()
         v, past, t, scales = heads.v, self.window - 1, q.shape[1], None
         if self.kv_bits:

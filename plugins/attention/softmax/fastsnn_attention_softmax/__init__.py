@@ -13,7 +13,7 @@ from fastsnn_core import Attention, Dims, Heads, hookimpl
 from fastsnn_core.lowering import SoftmaxAttentionForm, Unsupported
 from fastsnn_integer import deterministic
 from fastsnn_integer.quantization import quantize_per_token
-from fastsnn_modules.inputs import cache_state, check_reset
+from fastsnn_modules.inputs import cache_state, check_reset_mask
 
 __version__ = "0.1.0"
 
@@ -71,7 +71,7 @@ class SoftmaxMixer(nn.Module):
     def forward(self, heads: Heads, state: Cache | None = None, reset: Tensor | None = None) -> tuple[Tensor, Cache]:
         """Mix the tokens of a (piece of a) stream."""
         cache_state("softmax", state, Cache, heads.k, None, bool(self.kv_bits))
-        check_reset("softmax", reset, heads.q.shape[0], heads.q.shape[1], heads.q.device)
+        check_reset_mask("softmax", reset, heads.q.shape[0], heads.q.shape[1], heads.q.device)
         q, k = heads.rotated()
         v, (b, t), scales = heads.v, q.shape[:2], None
         if self.kv_bits:

@@ -7,7 +7,15 @@ from attrs import frozen
 from torch import Tensor
 
 from fastsnn_core import Coder, SpikeTensor, hookimpl
-from fastsnn_events.coder_helpers import extremes, fit, integrate, refuse_negative, start, unsigned, whole_counts
+from fastsnn_events.coder_helpers import (
+    check_steps_fit,
+    extremes,
+    initial_membrane,
+    integrate,
+    refuse_negative,
+    unsigned,
+    whole_counts,
+)
 
 __version__ = "0.1.0"
 
@@ -31,13 +39,13 @@ class Binary(Coder):
         """Counts to a train."""
         counts, scale = whole_counts(x)
         refuse_negative(counts, "binary", "ternary or signed bitwise")
-        steps = fit(counts, steps, self.steps_for(extremes(counts)[1]), "binary")
+        steps = check_steps_fit(counts, steps, self.steps_for(extremes(counts)[1]), "binary")
         slots = torch.arange(steps, device=counts.device).reshape(-1, *[1] * counts.ndim)
         return SpikeTensor.from_train((counts > slots).to(torch.int8), slots.new_ones(steps), scale, self.name)
 
     def replay(self, u: Tensor, steps: int, first: float = 0.5) -> tuple[Tensor, Tensor]:
         """One spike per threshold reached, as long as they last."""
-        level, even = start(u, first)
+        level, even = initial_membrane(u, first)
         return integrate(unsigned(level, "binary", "ternary or signed bitwise"), [1] * steps, even)
 
     def decode(self, spikes: SpikeTensor) -> Tensor:

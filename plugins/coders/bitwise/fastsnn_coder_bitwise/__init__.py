@@ -7,7 +7,15 @@ from attrs import frozen
 from torch import Tensor
 
 from fastsnn_core import Coder, SpikeTensor, hookimpl, param
-from fastsnn_events.coder_helpers import extremes, fit, integrate, refuse_negative, start, unsigned, whole_counts
+from fastsnn_events.coder_helpers import (
+    check_steps_fit,
+    extremes,
+    initial_membrane,
+    integrate,
+    refuse_negative,
+    unsigned,
+    whole_counts,
+)
 
 __version__ = "0.1.0"
 
@@ -36,7 +44,7 @@ class Bitwise(Coder):
         if not self.signed:
             refuse_negative(counts, "unsigned bitwise", "signed = true, or two's complement")
         low, high = extremes(counts)
-        steps = fit(counts, steps, self.steps_for(max(-low, high)), "bitwise")
+        steps = check_steps_fit(counts, steps, self.steps_for(max(-low, high)), "bitwise")
         places = torch.arange(steps, device=counts.device)
         places = places.flip(0) if self.order == "msb" else places
         bits = (counts.abs() >> places.reshape(-1, *[1] * counts.ndim)) & 1
@@ -44,7 +52,7 @@ class Bitwise(Coder):
 
     def replay(self, u: Tensor, steps: int, first: float = 0.5) -> tuple[Tensor, Tensor]:
         """Thresholds 2^{S-1} … 1 on |u|; least significant first, the membrane is halved after every step instead."""
-        level, even = start(u.abs() if self.signed else u, first)
+        level, even = initial_membrane(u.abs() if self.signed else u, first)
         if not self.signed:
             level = unsigned(level, "unsigned bitwise", "signed = true, or two's complement")
         if self.order == "msb":

@@ -7,7 +7,7 @@ from attrs import frozen
 from torch import Tensor
 
 from fastsnn_core import Coder, SpikeTensor, hookimpl
-from fastsnn_events.coder_helpers import extremes, fit, integrate, start, whole_counts
+from fastsnn_events.coder_helpers import check_steps_fit, extremes, initial_membrane, integrate, whole_counts
 
 __version__ = "0.1.0"
 
@@ -29,14 +29,14 @@ class Ternary(Coder):
         """Counts to a train."""
         counts, scale = whole_counts(x)
         low, high = extremes(counts)
-        steps = fit(counts, steps, self.steps_for(max(-low, high)), "ternary")
+        steps = check_steps_fit(counts, steps, self.steps_for(max(-low, high)), "ternary")
         slots = torch.arange(steps, device=counts.device).reshape(-1, *[1] * counts.ndim)
         train = (counts.abs() > slots).to(torch.int8) * counts.sign().to(torch.int8)
         return SpikeTensor.from_train(train, slots.new_ones(steps), scale, self.name)
 
     def replay(self, u: Tensor, steps: int, first: float = 0.5) -> tuple[Tensor, Tensor]:
         """As binary on |u|, the sign given back."""
-        level, even = start(u.abs(), first)
+        level, even = initial_membrane(u.abs(), first)
         membranes, train = integrate(level, [1] * steps, even)
         return membranes, train * u.sign().to(torch.int8)
 

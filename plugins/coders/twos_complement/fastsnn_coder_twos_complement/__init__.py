@@ -7,7 +7,7 @@ from attrs import frozen
 from torch import Tensor
 
 from fastsnn_core import Coder, SpikeTensor, hookimpl
-from fastsnn_events.coder_helpers import extremes, fit, integrate, start, whole_counts
+from fastsnn_events.coder_helpers import check_steps_fit, extremes, initial_membrane, integrate, whole_counts
 
 __version__ = "0.1.0"
 
@@ -31,7 +31,7 @@ class TwosComplement(Coder):
         counts, scale = whole_counts(x)
         low, high = extremes(counts)
         needed = max(high.bit_length(), (-low - 1).bit_length() if low < 0 else 0) + 1
-        steps = fit(counts, steps, needed, "two's complement")
+        steps = check_steps_fit(counts, steps, needed, "two's complement")
         places = torch.arange(steps - 1, -1, -1, device=counts.device)
         bits = (counts >> places.reshape(-1, *[1] * counts.ndim)) & 1
         weights = (1 << places).clone()
@@ -40,7 +40,7 @@ class TwosComplement(Coder):
 
     def replay(self, u: Tensor, steps: int, first: float = 0.5) -> tuple[Tensor, Tensor]:
         """A negative membrane fires first and is lifted by 2^{S-1}; the rest are its binary digits."""
-        level, even = start(u, first)
+        level, even = initial_membrane(u, first)
         sign = (level < 0).to(torch.int8)
         lifted = level + sign * float(1 << (steps - 1))
         membranes, train = integrate(lifted, [1 << p for p in range(steps - 2, -1, -1)], even)

@@ -37,7 +37,7 @@ class Llama(Exporter):
 
     def unsupported(self, model: Any) -> list[str]:
         """Reasons why `model` is no Llama."""
-        return config.obstacles(model)
+        return config.llama_obstacles(model)
 
     def export(self, model: Any, path: Any) -> Path:
         """Write the directory, whole or not at all."""
@@ -50,7 +50,7 @@ class Llama(Exporter):
             )
         dense, spec = fold.dense(model)
         table = config.config_of(spec, dense, getattr(model, "meta", {}), self.dtype)
-        tensors = config.named(dense, table, DTYPES[self.dtype])
+        tensors = config.hf_tensors(dense, table, DTYPES[self.dtype])
         with beside(path) as scratch:
             scratch.mkdir()
             save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})

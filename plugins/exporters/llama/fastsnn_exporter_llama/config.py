@@ -20,7 +20,7 @@ SEEN_BY_NOBODY = ("k",)  # a constant on all keys is what a softmax does not see
 FOLDED = ("attn_in", "attn_out", "ffn_in", "ffn_hidden", "v")
 
 
-def obstacles(model: Any) -> list[str]:
+def llama_obstacles(model: Any) -> list[str]:
     """Everything about a model that Llama, Mistral, Qwen2 and Qwen3 do not have."""
     spec = getattr(model, "spec", None)
     if not isinstance(spec, Decoder):
@@ -137,7 +137,7 @@ def rope(r: Rope) -> dict[str, Any]:
     return found
 
 
-def named(dense: Any, table: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+def hf_tensors(dense: Any, table: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors by transformers' names; biases that the family has and the model lacks are zero."""
     found = {source_of(n): t.detach().to(dtype).contiguous() for n, t in dense.named_parameters()}
     both = table.get("attention_bias", False)

@@ -54,7 +54,7 @@ class CompileNotice(event.Listener):
             log.warning(SAYS)
 
 
-def install() -> CompileNotice:
+def listen_for_compilation() -> CompileNotice:
     """Listen to Numba from now on; code that comes from the disk cache is no compilation."""
     notice = CompileNotice()
     event.register("numba:compile", notice)

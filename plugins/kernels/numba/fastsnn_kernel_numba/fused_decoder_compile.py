@@ -20,7 +20,7 @@ from numba import prange, types
 from numba.extending import intrinsic
 
 from fastsnn_kernel_numba.fused_decoder_kernel import _walk
-from fastsnn_kernel_numba.numba_runtime import Threaded, digest
+from fastsnn_kernel_numba.numba_runtime import Threaded, code_digest
 
 log = logging.getLogger("fastsnn")
 
@@ -28,7 +28,7 @@ log = logging.getLogger("fastsnn")
 @cache
 def walk() -> int:
     """The address of `_walk`, compiled when first asked for."""
-    _walk.__qualname__ = f"_walk_{digest(_walk)}"  # as `numba_runtime.compile` does
+    _walk.__qualname__ = f"_walk_{code_digest(_walk)}"  # as `numba_runtime.compile` does
     kind, cfunc = types.void(types.int64, types.int64), partial(numba.cfunc, error_model="numpy")
     try:
         address = cfunc(kind, cache=True)(_walk).address
@@ -44,11 +44,11 @@ _making: list[threading.Thread | None] = []  # None: asked for once; then the th
 _failed: list[tuple[float, str]] = []  # when the latest compilation failed, and why
 
 
-def ready() -> bool:
+def step_is_compiled() -> bool:
     """Is the step compiled, now or by an earlier process? Where not, that begins in the background when asked again.
 
     Not at once: compilations wait for each other, and the model's own kernels for one token should come first. One that
-    has failed is tried again after `RETRY` seconds; until then `failure` says why.
+    has failed is tried again after `RETRY` seconds; until then `compile_error` says why.
     """
     if _step.parallel.signatures:
         return True
@@ -69,10 +69,10 @@ def ready() -> bool:
 
 def names() -> tuple[str, ...]:
     """Names under which Numba keeps the two functions on disk."""
-    return f"_walk_{digest(_walk)}", _step.parallel.py_func.__qualname__
+    return f"_walk_{code_digest(_walk)}", _step.parallel.py_func.__qualname__
 
 
-def failure() -> str:
+def compile_error() -> str:
     """Why the latest compilation in the background failed; "" where none did."""
     return _failed[-1][1] if _failed else ""
 
@@ -84,7 +84,7 @@ def make() -> None:
 
 
 def _make_or_say() -> None:
-    """`make`, with what goes wrong kept for `failure`."""
+    """`make`, with what goes wrong kept for `compile_error`."""
     try:
         make()
     except Exception as error:

@@ -20,7 +20,7 @@ from fastsnn_core.lowering import (
 )
 from fastsnn_integer.decode_step import NotYet, States
 from fastsnn_integer.forms import FourBitForm, gate_first, outputs
-from fastsnn_integer.plan_check import apart, check_plan, check_start, check_token
+from fastsnn_integer.plan_check import check_distinct_streams, check_plan, check_start, check_token
 from fastsnn_kernel_numba import fused_decoder_compile as compiled
 from fastsnn_kernel_numba import layout
 from fastsnn_kernel_numba.buffer_pool import zeros
@@ -41,8 +41,8 @@ class NumbaStepper:
     """`fastsnn_integer.decode_step.DecodeStepper`: one working memory for all its streams, so one step at a time."""
 
     def __init__(self, plan: DecoderPlan, wait: bool = True) -> None:
-        if not wait and not compiled.ready():
-            if why := compiled.failure():
+        if not wait and not compiled.step_is_compiled():
+            if why := compiled.compile_error():
                 raise Unsupported(f"compiling failed: {why}; it is tried again in a minute")
             raise NotYet("the fused step is being compiled; the model itself answers meanwhile, with the same bits")
         check_plan(plan)
@@ -164,7 +164,7 @@ class NumbaStepper:
 
     def step_many(self, streams: Sequence[Any], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
         """Twin of `fastsnn_integer.reference.ReferenceStepper.step_many`: one pass over the weights for 32 streams."""
-        apart(self, streams)
+        check_distinct_streams(self, streams)
         out: list[Any] = [None] * len(streams)
         ready = []
         for i, (stream, token) in enumerate(zip(streams, tokens, strict=True)):

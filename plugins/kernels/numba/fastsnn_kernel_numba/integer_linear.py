@@ -105,11 +105,11 @@ def break_even(rows: int, weight: Tensor) -> float:
         return EVENTS_PER_INPUT
     key = (rows, *weight.shape, workers())
     if key not in _measured:
-        _measured[key] = measure(rows, weight)
+        _measured[key] = measure_break_even(rows, weight)
     return _measured[key]
 
 
-def measure(rows: int, weight: Tensor) -> float:
+def measure_break_even(rows: int, weight: Tensor) -> float:
     """Time at two densities and of the dense way; where the line through the two meets the third."""
     low, high = 1.0, min(float(rows), 6.0)
     generator = torch.Generator().manual_seed(0)

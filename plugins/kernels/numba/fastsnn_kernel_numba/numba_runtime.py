@@ -36,7 +36,7 @@ from torch import Tensor
 from fastsnn_kernel_numba import compile_notice
 
 log = logging.getLogger("fastsnn")
-_notice = compile_notice.install()
+_notice = compile_notice.listen_for_compilation()
 _forked = False
 _kept = threading.local()
 _one_at_a_time = threading.Lock()
@@ -64,9 +64,9 @@ def compile(function: Callable[..., Any], maker: Any = numba.njit, **options: An
     """``numba.njit``, or another maker, with the disk cache; without it, and saying so, where no folder is writable.
 
     Numba looks only at the file of a function to see whether its code is stale. Compiled code holds more: functions of
-    other files, and constants of other distributions. So the name under which code is kept carries a `digest` of all.
+    other files, and constants of other distributions. So the name under which code is kept carries a digest of all.
     """
-    function.__qualname__ = f"{function.__qualname__}_{digest(function)}"
+    function.__qualname__ = f"{function.__qualname__}_{code_digest(function)}"
     try:
         return maker(cache=True, error_model="numpy", **options)(function)
     except RuntimeError as error:
@@ -79,7 +79,7 @@ def compile(function: Callable[..., Any], maker: Any = numba.njit, **options: An
 _digests: dict[Any, str] = {}
 
 
-def digest(function: Callable[..., Any]) -> str:
+def code_digest(function: Callable[..., Any]) -> str:
     """Of all that the compiled code of a function holds: bytecode, the functions it calls, the constants it reads."""
     function = getattr(function, "py_func", function)
     if function not in _digests:
@@ -121,7 +121,7 @@ def _held(value: Any) -> str:
     """What compiled code keeps of a global: a function by its digest, a number, name or type by its value."""
     found = getattr(value, "py_func", getattr(value, "_defn", value))  # a compiled function, an intrinsic
     if isinstance(found, FunctionType):
-        return digest(found)
+        return code_digest(found)
     if isinstance(value, np.ndarray):
         return f"{value.dtype}{value.shape}{value.tobytes().hex()}"
     if isinstance(value, type):

@@ -14,6 +14,7 @@ from typing import Any
 from fastsnn_core.arguments import Parser as Parser
 from fastsnn_core.arguments import choice as choice
 from fastsnn_core.errors import UserError
+from fastsnn_core.moved import renamed
 
 
 def number(
@@ -43,7 +44,7 @@ def number(
     return parse
 
 
-def listed(each: Callable[[str], Any] = str) -> Callable[[str], list[Any]]:
+def comma_separated(each: Callable[[str], Any] = str) -> Callable[[str], list[Any]]:
     """A type for ``add_argument``: values with commas between them, at least one."""
 
     def parse(text: str) -> list[Any]:
@@ -76,3 +77,6 @@ def device(name: str) -> str:
     if found.type == "meta":
         raise UserError(f"the device {name!r} holds no numbers; take cpu")
     return name
+
+
+__getattr__ = renamed(__name__, {"listed": "comma_separated"})

@@ -110,7 +110,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that stays."""
         if not self.quiet:
-            write(text)
+            write_line(text)
 
     def left(self) -> float | None:
         """Seconds to go by the speed of the last minute; None while it is not known."""
@@ -172,7 +172,7 @@ class Progress:
                 return
 
 
-def write(text: str) -> None:
+def write_line(text: str) -> None:
     """A line on stderr, above the bar that is being drawn, if any."""
     with _lock:
         bar = next((p for p in reversed(_active) if p.terminal and p.shown), None)
@@ -190,4 +190,4 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{s:02}"
 
 
-StderrHandler.write = staticmethod(write)  # type: ignore[method-assign]  # log records stand above the bar
+StderrHandler.write = staticmethod(write_line)  # type: ignore[method-assign]  # log records stand above the bar

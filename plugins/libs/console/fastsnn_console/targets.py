@@ -12,10 +12,10 @@ from pathlib import Path
 
 from fastsnn_core.errors import FileError as FileError
 from fastsnn_core.errors import MissingFileError
-from fastsnn_core.targets import apart, label, outside_bundles, writable
 from fastsnn_core.targets import bundle as bundle
 from fastsnn_core.targets import existing_file as existing_file
 from fastsnn_core.targets import is_bundle as is_bundle
+from fastsnn_core.targets import option_text, outside_bundles, refuse_overlap, writable
 from fastsnn_core.targets import plain_modes as plain_modes
 from fastsnn_core.targets import read_text as read_text
 
@@ -24,12 +24,12 @@ def file(
     path: str | Path, sources: Iterable[str | Path] = (), option: str = "", suffixes: tuple[str, ...] = ()
 ) -> Path:
     """A path where a file may be written; one of these `suffixes`, if given."""
-    name, path = label(path, option), Path(path)
+    name, path = option_text(path, option), Path(path)
     if path.is_dir() or str(path) in ("", "."):
         raise FileError(f"{name} is a folder; give the name of a file")
     if suffixes and path.suffix.lower() not in suffixes:
         raise FileError(f"{name}: the name must end in {' or '.join(suffixes)}")
-    apart(path, sources, name)
+    refuse_overlap(path, sources, name)
     outside_bundles(path.parent, name)
     writable(path, name)
     return path
@@ -37,10 +37,10 @@ def file(
 
 def folder(path: str | Path, sources: Iterable[str | Path] = (), option: str = "") -> Path:
     """A folder that may be made or added to: no file, none of `sources`, not inside a bundle."""
-    name, path = label(path, option), Path(path)
+    name, path = option_text(path, option), Path(path)
     if path.exists() and not path.is_dir():
         raise FileError(f"{name} is a file, and a folder is to be written")
-    apart(path, sources, name, inside=False)
+    refuse_overlap(path, sources, name, inside=False)
     outside_bundles(path, name)
     writable(path / "x", name)
     return path
@@ -48,8 +48,8 @@ def folder(path: str | Path, sources: Iterable[str | Path] = (), option: str = "
 
 def anything(path: str | Path, sources: Iterable[str | Path] = (), option: str = "") -> Path:
     """A path where something may be written whose form is not known: none of `sources`, not inside a bundle."""
-    name, path = label(path, option), Path(path)
-    apart(path, sources, name)
+    name, path = option_text(path, option), Path(path)
+    refuse_overlap(path, sources, name)
     outside_bundles(path.parent, name)
     writable(path, name)
     return path
@@ -57,7 +57,7 @@ def anything(path: str | Path, sources: Iterable[str | Path] = (), option: str =
 
 def existing(path: str | Path, option: str = "") -> Path:
     """A file or folder that is there."""
-    name, path = label(path, option), Path(path)
+    name, path = option_text(path, option), Path(path)
     try:
         path.stat()
     except OSError as error:

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union
 
-from fastsnn_core.errors import ArgumentError, did_you_mean, shown
+from fastsnn_core.errors import ArgumentError, did_you_mean, shape_text
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -152,7 +152,7 @@ def wanted(hint: Any) -> str:
 def brief(value: Any) -> str:
     """A value in an error: a tensor by its shape, anything else by its type and the first of its text."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"a tensor {shown(value)}"
+        return f"a tensor {shape_text(value)}"
     if isinstance(value, numbers.Integral) and not isinstance(value, bool) and abs(int(value)) > LARGEST:
         return f"{str(int(value))[:12]}… (beyond 64 bits)"
     text = repr(value) if isinstance(value, str | bytes | numbers.Number | list | tuple | dict) else ""

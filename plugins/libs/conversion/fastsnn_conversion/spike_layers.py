@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.spike_tensor import SpikeTensor, plain
+from fastsnn_core.spike_tensor import SpikeTensor, densify
 
 MAX_POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 AVG_POOLS: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -37,7 +37,7 @@ def reads_spikes(module: nn.Module) -> bool:
 
 def fed(module: nn.Module, x: Any) -> Any:
     """`x` as the module wants it: spikes for those who read them, their value for all others."""
-    return x if reads_spikes(module) else plain(x)
+    return x if reads_spikes(module) else densify(x)
 
 
 def shared_scale(spikes: SpikeTensor, dims: int, what: str) -> Tensor:

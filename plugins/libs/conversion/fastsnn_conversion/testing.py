@@ -20,7 +20,7 @@ from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core.component import Neuron, Rule
 from fastsnn_core.site import SpikeSite
 from fastsnn_core.spike_tensor import SpikeTensor
-from fastsnn_kit.checks import label, same, value
+from fastsnn_kit.checks import check_close, dense_value, label
 from fastsnn_leaky.neurons import Leaky
 
 
@@ -79,7 +79,7 @@ def check_rule(rule: Rule, module: nn.Module, *inputs: Tensor, **known: Any) -> 
     new = found.module.double().eval()
     folded = isinstance(new, nn.Identity) and found.spikes == "pass" and (known.get("before") or known.get("after"))
     if found.status in ("converted", "kept") and found.spikes != "made" and not folded:
-        same(value(new(*x)), wanted, f"{who} changed the value on numbers")
+        check_close(dense_value(new(*x)), wanted, f"{who} changed the value on numbers")
     if found.spikes == "in":
         check_projection(new, spikes_like(x[0]), who)
     elif found.spikes == "pass" and not isinstance(new, nn.Identity):
@@ -87,7 +87,7 @@ def check_rule(rule: Rule, module: nn.Module, *inputs: Tensor, **known: Any) -> 
         out = new(s)
         assert isinstance(out, SpikeTensor), f"{who} does not hand spikes on"
         assert torch.equal(out.counts, out.counts.round()), f"{who}: counts are not whole numbers"
-        same(out.value(), module(s.value()), f"{who} changed the value of spikes")
+        check_close(out.value(), module(s.value()), f"{who} changed the value of spikes")
     elif found.status == "converted" and found.spikes == "no":
         sites = [m for m in new.modules() if isinstance(m, TimeFoldedSite | SpikeSite)]
         assert sites, f"{who} says that spikes do its work, but nothing in its replacement reads or makes any"
@@ -101,13 +101,19 @@ def check_rule(rule: Rule, module: nn.Module, *inputs: Tensor, **known: Any) -> 
 
 def check_projection(module: Any, spikes: SpikeTensor, who: str) -> None:
     """On spikes: the value of the spikes' value; with whole weights, counts ≡ train, bit for bit."""
-    same(value(module(spikes)), value(module(spikes.value())), f"{who} gives spikes another value than their numbers")
+    check_close(
+        dense_value(module(spikes)),
+        dense_value(module(spikes.value())),
+        f"{who} gives spikes another value than their numbers",
+    )
     whole = copy.deepcopy(module)
     for name, p in whole.named_parameters():
         p.copy_((p * 100).round() if name.endswith("weight") else torch.zeros_like(p))
     ones = SpikeTensor(spikes.counts, torch.ones((), dtype=torch.float64))
-    replayed: Any = sum(w * value(whole(SpikeTensor(s.counts, ones.scale))) for w, s in slots(ones))
-    assert torch.equal(value(whole(ones)), replayed), f"{who}: the train replayed step by step differs from the counts"
+    replayed: Any = sum(w * dense_value(whole(SpikeTensor(s.counts, ones.scale))) for w, s in slots(ones))
+    assert torch.equal(dense_value(whole(ones)), replayed), (
+        f"{who}: the train replayed step by step differs from the counts"
+    )
 
 
 def examples(rule: Rule) -> list[tuple[Any, ...]]:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from fastsnn_core.component import Neuron
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.moved import renamed
 from fastsnn_core.site import SpikeSite
-from fastsnn_core.spike_tensor import SpikeTensor, plain
+from fastsnn_core.spike_tensor import SpikeTensor, densify
 from fastsnn_core.state import tree_map
-from fastsnn_modules.inputs import StateError, belongs, check_reset, like, no_train, numeric
+from fastsnn_modules.inputs import StateError, belongs, check_reset_mask, check_state_kind, no_train, numeric
 
 
 @attrs.define(eq=False)
@@ -79,9 +80,9 @@ def run_time_folded(
         raise FastSNNError(f"inputs have shapes {found}; dimensions expected: {wanted}, all with time or none")
     timed = extra == {1}
     b, t = inputs[0].shape[0], inputs[0].shape[1] if timed else 1
-    like("the network", state, Mapping, "the mapping from sites to states that the last call gave")
+    check_state_kind("the network", state, Mapping, "the mapping from sites to states that the last call gave")
     belongs("the network", state, b)
-    check_reset("the network", reset, b, t, inputs[0].device)
+    check_reset_mask("the network", reset, b, t, inputs[0].device)
     stream = TimeFoldedPass(b, t, reset, state or {}, timed=timed)
     token = _running.set(stream)
     try:
@@ -93,7 +94,7 @@ def run_time_folded(
             f"the network: the state is of the sites {', '.join(map(str, state))}; its own sites with a state are "
             f"{', '.join(stream.new) or 'none'}"
         )
-    out = plain(out)
+    out = densify(out)
     if stream.timed and not stream.pooled:
         out = tree_map(lambda y: y.reshape(b, stream.time, *y.shape[1:]), out)
     return out, stream.new
@@ -207,7 +208,7 @@ class TimeFold:
         return state if self.places == 1 else tree_map(lambda s: s.reshape(self.batch, -1, *s.shape[1:]), state)
 
 
-def label(network: nn.Module) -> None:
+def name_states(network: nn.Module) -> None:
     """Name every site of a network, and what else keeps a state over time, after its module: the key of its state."""
     for name, module in network.named_modules():
         if isinstance(module, TimeFoldedSite) or getattr(module, "keeps_state", False):
@@ -215,3 +216,6 @@ def label(network: nn.Module) -> None:
 
 
 FoldedSite = TimeFoldedSite  # the name before 0.2
+
+
+__getattr__ = renamed(__name__, {"label": "name_states"})

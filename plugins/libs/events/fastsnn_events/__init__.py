@@ -14,10 +14,10 @@ _EXPORTS = {
     "input_major": ".linear",
     "replay": ".runtime",
     "spike_linear": ".linear",
-    "use": ".runtime",
+    "switch_runtime": ".runtime",
 }
 __all__ = sorted(_EXPORTS)
-__getattr__ = lazy(__name__, _EXPORTS)
+__getattr__ = lazy(__name__, _EXPORTS | {"use": ".runtime"})  # `use`: the old name of `switch_runtime`
 
 
 def __dir__() -> list[str]:

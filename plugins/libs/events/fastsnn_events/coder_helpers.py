@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.errors import ArgumentError, FastSNNError
+from fastsnn_core.moved import renamed
 from fastsnn_core.spike_tensor import SpikeTensor
 
 
@@ -35,7 +36,7 @@ def whole_counts(x: SpikeTensor | Tensor) -> tuple[Tensor, Tensor | float]:
     return counts.to(torch.int64), scale
 
 
-def fit(counts: Tensor, steps: int | None, needed: int, coder: str) -> int:
+def check_steps_fit(counts: Tensor, steps: int | None, needed: int, coder: str) -> int:
     """The number of steps to use: `steps` if the largest count fits, else an error that names both."""
     if steps is None:
         return max(1, needed)
@@ -76,7 +77,7 @@ def integrate(level: Tensor, weights: list[int], even: bool) -> tuple[Tensor, Te
     return torch.stack(membranes), torch.stack(spikes).to(torch.int8)
 
 
-def start(u: Tensor, first: float) -> tuple[Tensor, bool]:
+def initial_membrane(u: Tensor, first: float) -> tuple[Tensor, bool]:
     """``(level, even)``: where the membrane starts (float64) and whether ties go to even."""
     return u.double() + (1.0 - first), first == 0.5
 
@@ -116,3 +117,6 @@ def unit_values(x: SpikeTensor | Tensor, coder: str) -> Tensor:
         low, high = float(values.min()), float(values.max())
         raise FastSNNError(f"{coder} codes values in [0, 1]; got {low:g} … {high:g}. Scale them first")
     return values
+
+
+__getattr__ = renamed(__name__, {"fit": "check_steps_fit", "start": "initial_membrane"})

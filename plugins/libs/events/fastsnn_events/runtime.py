@@ -142,7 +142,7 @@ class Coding(nn.Module):
 # -- switching -----------------------------------------------------------------------------------------------------
 
 
-def use(
+def switch_runtime(
     model: nn.Module,
     mode: str,
     coder: Any = None,
@@ -186,9 +186,9 @@ class Switchable:
     """A module with the method ``model.runtime("count" | "event", coder=…, steps=…)``."""
 
     def runtime(self, mode: str, coder: Any = None, steps: str | int = "auto", **options: Any) -> Any:
-        """Switch to the "count" or the "event" runtime (see `use`); returns this model."""
+        """Switch to the "count" or the "event" runtime (see `switch_runtime`); returns this model."""
         model: Any = self
-        return use(model, mode, coder, steps, **options)
+        return switch_runtime(model, mode, coder, steps, **options)
 
 
 def component(coder: Any) -> Coder:
@@ -342,4 +342,4 @@ def replay(model: nn.Module, *args: Any, watch: tuple[str, ...] = ("*",), **kwar
             coding.recording = None
 
 
-__getattr__ = renamed(__name__, {"Tally": "CodingStatistics"})
+__getattr__ = renamed(__name__, {"Tally": "CodingStatistics", "use": "switch_runtime"})

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastsnn_core.ops.dispatch import Operator
-from fastsnn_linear_scan import start
-from fastsnn_modules.operands import OperandError, Operands, chosen, finite
+from fastsnn_linear_scan import initial_state
+from fastsnn_modules.operands import OperandError, Operands, check_choice, finite
 
 LOG2E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440054690581e-4  # ln 2 = high + low; high has 9 bits
@@ -184,13 +184,13 @@ _SCAN = Operands(
 def check_unary(x: Tensor, form: str) -> None:
     """The operands of `unary_naive`."""
     _UNARY(x)
-    chosen("exact_unary", "form", form, FORMS)
+    check_choice("exact_unary", "form", form, FORMS)
 
 
 def check_row_sum(x: Tensor, form: str) -> None:
     """The operands of `row_sum_naive`."""
     _ROWS(x)
-    chosen("exact_row_sum", "form", form, SUMS)
+    check_choice("exact_row_sum", "form", form, SUMS)
 
 
 def shared_heads(operator: str, heads: int, groups: int) -> None:
@@ -281,5 +281,5 @@ def scan(
     gate = empty if log_g is None else unary(log_g.float(), "exp")
     keep = empty.bool() if reset is None else ~reset
     rows = (x.detach().float() for x in (q, k, v))
-    o, n, s, z = SCAN(q.device.type, *rows, gate, *(x.detach().float() for x in start(q, k, v, state)), keep)
+    o, n, s, z = SCAN(q.device.type, *rows, gate, *(x.detach().float() for x in initial_state(q, k, v, state)), keep)
     return o.to(kind), n.to(kind), (s.to(kind), z.to(kind))

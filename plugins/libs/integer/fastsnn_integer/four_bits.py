@@ -79,21 +79,21 @@ def decode(codes: Tensor, d: Tensor, m: Tensor, group: int) -> Tensor:
     return codes.float() * by + low if low is not None else (codes.float() - MIDDLE) * by
 
 
-def pack(codes: Tensor) -> Tensor:
+def pack_codes(codes: Tensor) -> Tensor:
     """Codes ``[out, in]`` two in a byte, input-major ``[in, ⌈out/2⌉]``: byte j has the outputs j and j + ⌈out/2⌉."""
     half = -(-len(codes) // 2)
     rows = F.pad(codes, (0, 0, 0, 2 * half - len(codes))).T.contiguous()
     return (rows[:, :half] | (rows[:, half:] << 4)).contiguous()
 
 
-def unpack(packed: Tensor, out: int) -> Tensor:
+def unpack_codes(packed: Tensor, out: int) -> Tensor:
     """Codes ``[in, out]`` of rows of bytes."""
     return torch.cat([packed & 15, packed >> 4], -1)[..., :out]
 
 
 def project_naive(counts: Tensor, packed: Tensor, d: Tensor, m: Tensor, group: int) -> Tensor:
     """The definition: the equation at the top without V and bias, ``[N, in] -> [N, out]``."""
-    counts, codes = whole(counts, "counts").to(torch.int64), unpack(packed, d.shape[1]).to(torch.int64)
+    counts, codes = whole(counts, "counts").to(torch.int64), unpack_codes(packed, d.shape[1]).to(torch.int64)
     total = counts.new_zeros((len(counts), d.shape[1]), dtype=torch.float32)
     for g, first in enumerate(range(0, counts.shape[1], group)):
         c = counts[:, first : first + group]
@@ -153,7 +153,7 @@ def project(x: SpikeTensor | Tensor, layer: FourBits) -> Tensor:
         total = PROJECT(rows.device.type, rows, layer.weight, layer.scale, layer.minimum, layer.group)
         layer.path = PROJECT.path or "count_project_q4"
         return total.reshape(*counts.shape[:-1], -1) * v.to(torch.float32)
-    codes, total = unpack(layer.weight, layer.out_features).T.to(torch.int8), None
+    codes, total = unpack_codes(layer.weight, layer.out_features).T.to(torch.int8), None
     for g, first in enumerate(range(0, layer.in_features, layer.group)):
         piece = slice(first, min(first + layer.group, layer.in_features))
         sums, layer.path = spike_sums(spikes, codes[:, piece], piece)
@@ -177,17 +177,17 @@ class FourBits(nn.Module):
         super().__init__()
         (self.out_features, self.in_features), self.group, self.path = tuple(weight.shape), group, ""
         codes, d, m = encode(weight, group, minimum)
-        self.register_buffer("weight", pack(codes))
+        self.register_buffer("weight", pack_codes(codes))
         self.register_buffer("scale", d)
         self.register_buffer("minimum", m)
 
     def take_(self, codes: Tensor, d: Tensor, m: Tensor) -> None:
         """Other codes and scales of the same shapes (calibrated rounding)."""
-        self.weight, self.scale, self.minimum = pack(codes), d, m
+        self.weight, self.scale, self.minimum = pack_codes(codes), d, m
 
     def decoded(self) -> Tensor:
         """The float weights ``[out, in]`` that this stands for."""
-        return decode(unpack(self.weight, self.out_features).T, self.scale, self.minimum, self.group)
+        return decode(unpack_codes(self.weight, self.out_features).T, self.scale, self.minimum, self.group)
 
     def extra_repr(self) -> str:
         """For ``print(model)``."""

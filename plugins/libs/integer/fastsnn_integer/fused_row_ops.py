@@ -27,7 +27,7 @@ from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_events.linear import COUNT_LINEAR
 from fastsnn_integer import deterministic, reference
 from fastsnn_integer.plan_check import check_site
-from fastsnn_modules.operands import OperandError, Operands, OperandTypeError, chosen, finite, shown
+from fastsnn_modules.operands import OperandError, Operands, OperandTypeError, check_choice, finite, shown
 
 LARGEST = 127
 
@@ -153,7 +153,7 @@ def check_hidden(
     check_site(f"{name}: site", site, wide)
     if gate is not None:
         check_sums_form(name, "gate", gate, rows, wide)
-    chosen(name, "activation", activation, deterministic.FORMS)
+    check_choice(name, "activation", activation, deterministic.FORMS)
     if not isinstance(up_relu, bool) or (up_relu and gate is None):
         raise OperandError(f"{name}: up_relu is True only where there is a gate, got {up_relu!r}")
     if gate_threshold is not None:

@@ -22,7 +22,7 @@ from fastsnn_integer import fused_row_ops, quantization, reference
 from fastsnn_integer.decode_step import fingerprint
 from fastsnn_integer.samples import normal
 from fastsnn_kit.checks import label, plain_site
-from fastsnn_kit.kernels import same
+from fastsnn_kit.kernels import check_identical
 
 WIDTH, HIDDEN, TOKENS, BEFORE = 24, 41, 6, 2
 DIMS = Dims(WIDTH, 4, 2, 6)
@@ -77,13 +77,13 @@ def check_neuron(component: Any, data: Any = None) -> None:
         return spikes.counts[0], spikes.scale.expand(1, len(x), 1)[0]
 
     wanted = run()
-    same(reference.spike_counts(rule, x), wanted, f"{who}: the rule of lower()")
+    check_identical(reference.spike_counts(rule, x), wanted, f"{who}: the rule of lower()")
     threshold: Any = getattr(module, "threshold", None)
     assert callable(threshold), f"{who} has lower() and no threshold(x), which calibration asks for V"
-    same(threshold(x), wanted[1], f"{who}: threshold(x)")
+    check_identical(threshold(x), wanted[1], f"{who}: threshold(x)")
     if fused_row_ops.RESIDUAL.pick("cpu")[0] != "naive":
         made = fused_row_ops.residual(x.clone(), None, None, SiteForm(rule, None, module))
-        same((made.counts.float(), made.v), wanted, f"{who}: the row kernel")
+        check_identical((made.counts.float(), made.v), wanted, f"{who}: the row kernel")
     check_constants(module, run, who)
 
 
@@ -101,7 +101,7 @@ def check_attention(component: Any, data: Any = None) -> None:
     assert len(pairs) == len(forms), f"{who}: {len(forms)} forms, but pack_state() gives {len(pairs)} pairs"
     wanted, end = steps(mixer, heads[BEFORE:], state)
     again, _ = steps(mixer, heads[BEFORE:], mixer.unpack_state(mixer.pack_state(state)))
-    same(again, wanted, f"{who}: going on from unpack_state(pack_state(state))")
+    check_identical(again, wanted, f"{who}: going on from unpack_state(pack_state(state))")
     for t, (h, out) in enumerate(zip(heads[BEFORE:], wanted, strict=True)):
         outs = []
         for i, form in enumerate(forms):
@@ -110,9 +110,9 @@ def check_attention(component: Any, data: Any = None) -> None:
             spikes = x.counts[0], x.scale[0]
             o, pairs[i] = reference.mix(form, h.q[0], h.k[0], h.v[0], pairs[i], spikes, angles)
             outs.append(o)
-        same(torch.cat(outs, -1), out[0], f"{who}: token {t} by the forms of lower()")
+        check_identical(torch.cat(outs, -1), out[0], f"{who}: token {t} by the forms of lower()")
     more = [token(t) for t in range(TOKENS, TOKENS + 2)]
-    same(
+    check_identical(
         steps(mixer, more, mixer.unpack_state(list(pairs)))[0],
         steps(mixer, more, end)[0],
         f"{who}: going on from the states of the forms",
@@ -131,7 +131,7 @@ def check_feedforward(component: Any, data: Any = None) -> None:
         if form is None:
             return
         y, state = layer(x[None], None, None)
-        same(reference.channels(form, x), y[0], f"{who}: the form of lower()")
+        check_identical(reference.channels(form, x), y[0], f"{who}: the form of lower()")
         assert repr(form.state) == repr(state), f"{who}: the form's state is {form.state!r}, the layer's {state!r}"
         check_constants(layer, partial(first_of, layer, x[None]), who)
 
@@ -187,7 +187,7 @@ def check_constants(module: Any, run: Callable[[], Any], who: str) -> None:
 def equal(a: Any, b: Any) -> bool:
     """Equal bits."""
     try:
-        same(a, b, "")
+        check_identical(a, b, "")
     except AssertionError:
         return False
     return True

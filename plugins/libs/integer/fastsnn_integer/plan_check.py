@@ -20,7 +20,7 @@ from fastsnn_core.lowering import (
 )
 from fastsnn_core.state import StateError
 from fastsnn_integer.forms import FourBitForm, outputs, vocabulary
-from fastsnn_modules.operands import FULL, OperandError, OperandTypeError, chosen, finite, shown
+from fastsnn_modules.operands import FULL, OperandError, OperandTypeError, check_choice, finite, shown
 from fastsnn_modules.token_ids import TokenError
 
 STATISTICS = ("mean_abs", "rms", "max_abs")
@@ -83,7 +83,7 @@ def check_site(who: str, site: Any, size: int) -> None:
     if not isinstance(site, SiteForm) or not isinstance(site.rule, SpikeRule):
         raise OperandTypeError(f"{who} must be a SiteForm with a SpikeRule, got {type(site).__name__}")
     rule = site.rule
-    chosen(who, "statistic", rule.statistic, STATISTICS)
+    check_choice(who, "statistic", rule.statistic, STATISTICS)
     names = ("gain", "divisor", "v_min", "v_max", "bound", "dead_zone")
     finite(who, **{name: getattr(rule, name) for name in names})
     if isinstance(rule.burst, bool) or not isinstance(rule.burst, int) or not 0 <= rule.burst < max(1, size):
@@ -169,7 +169,7 @@ def _pair(plan: DecoderPlan, name: str, form: MixerForm, first: Any, second: Any
         )
 
 
-def apart(stepper: Any, streams: Any) -> None:
+def check_distinct_streams(stepper: Any, streams: Any) -> None:
     """Streams that step together are this stepper's, each there once."""
     for stream in streams:
         if getattr(stream, "stepper", None) is not stepper:

@@ -155,7 +155,7 @@ class QuantLinear(Int8Weights):
 
     def forward(self, x: SpikeTensor | Tensor) -> Tensor:
         """The projection; exact up to one rounding per scale."""
-        y, self.path = project(x, self.weight, self.scale, self.group)
+        y, self.path = quantized_linear(x, self.weight, self.scale, self.group)
         return y if self.bias is None else y + self.bias
 
 
@@ -166,7 +166,7 @@ def one_scale(layer: QuantLinear | QuantEmbedding) -> Tensor:
     return layer.scale[:, 0]
 
 
-def project(x: SpikeTensor | Tensor, weight: Tensor, scale: Tensor, group: int) -> tuple[Tensor, str]:
+def quantized_linear(x: SpikeTensor | Tensor, weight: Tensor, scale: Tensor, group: int) -> tuple[Tensor, str]:
     """``(y, path)``: the equation at the top without its bias, and the kernel that took the sums."""
     spikes = x if isinstance(x, SpikeTensor) else SpikeTensor(*quantize_per_token(x.detach()))
     threshold = spikes.scale
@@ -212,7 +212,7 @@ class QuantEmbedding(Int8Weights):
         """Rows of the table for token ids, ``x @ tableᵀ`` for anything else."""
         if isinstance(x, Tensor) and not x.is_floating_point():
             return decode(self.weight[x], self.scale[x], self.group)
-        y, self.path = project(x, self.weight, self.scale, self.group)
+        y, self.path = quantized_linear(x, self.weight, self.scale, self.group)
         return y
 
 
@@ -340,7 +340,7 @@ def quantise(model: nn.Module, quant: Quant | None = None) -> nn.Module:
         raise FastSNNError(f"{getattr(spec, 'name', type(model).__name__)} has no integer form; the decoder has one")
     if spec.quant is not None:
         raise FastSNNError("this model is in integer arithmetic already")
-    bundle_checks.refuse_hooks(model)
+    bundle_checks.refuse_forward_hooks(model)
     sound = bundle_checks.as_built(model)
     new_spec = attrs.evolve(spec, quant=quant or Quant())
     new: Any = apply(copy.deepcopy(model), new_spec.quant).eval()
@@ -358,6 +358,7 @@ OLD = {
     "Stored": "Int8Weights",
     "inexact": "not_batch_invariant",
     "levels": "quantize_per_token",
+    "project": "quantized_linear",
     "short": "ceil_to_bf16",
     "shorten": "round_to_bf16_",
 }

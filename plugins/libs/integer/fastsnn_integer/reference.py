@@ -30,8 +30,8 @@ from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_integer import deterministic, four_bits
 from fastsnn_integer.decode_step import States
 from fastsnn_integer.forms import FourBitForm
-from fastsnn_integer.plan_check import apart, check_plan, check_start, check_token
-from fastsnn_integer.quantization import project, quantize_per_token
+from fastsnn_integer.plan_check import check_distinct_streams, check_plan, check_start, check_token
+from fastsnn_integer.quantization import quantize_per_token, quantized_linear
 
 STATISTICS = ("mean_abs", "max_abs", "rms")
 
@@ -79,7 +79,7 @@ def product(spikes: tuple[Tensor, Tensor], matrix: MatrixForm) -> Tensor:
         m, (counts, v) = matrix, spikes
         y = four_bits.project_naive(counts, m.weight, m.scale, m.minimum, m.group) * v.to(torch.float32)
         return y if m.bias is None else y + m.bias
-    y, _ = project(SpikeTensor(*spikes), matrix.weight, matrix.scale[:, None], 0)
+    y, _ = quantized_linear(SpikeTensor(*spikes), matrix.weight, matrix.scale[:, None], 0)
     return y if matrix.bias is None else y + matrix.bias
 
 
@@ -155,7 +155,7 @@ class ReferenceStepper:
 
     def step_many(self, streams: Sequence[ReferenceStream], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
         """The definition: one stream after the other."""
-        apart(self, streams)
+        check_distinct_streams(self, streams)
         out: list[Tensor | FastSNNError] = []
         for stream, token in zip(streams, tokens, strict=True):
             try:

@@ -56,11 +56,11 @@ def matrix(seed: int, tall: int, inputs: int, bias: bool = False) -> MatrixForm:
 
 def four_bits(seed: int, tall: int, inputs: int, bias: bool = False, minimum: bool = True) -> FourBitForm:
     """A projection with 4-bit weights in groups of 32 inputs."""
-    from fastsnn_integer.four_bits import encode, pack
+    from fastsnn_integer.four_bits import encode, pack_codes
 
     made, d, m = encode(normal(seed, tall, inputs) * 0.1, 32, minimum)
     bias_ = normal(seed + 1, tall) if bias else None
-    return FourBitForm(pack(made), d, bias_, minimum=m, group=32)
+    return FourBitForm(pack_codes(made), d, bias_, minimum=m, group=32)
 
 
 def norm(seed: int, size: int, eps: float = 1e-5) -> NormForm:
@@ -166,7 +166,7 @@ def project_q4() -> Iterator[Sample]:
         counts[-1] = 0
         for minimum in (True, False):
             made, d, m = four_bits.encode(normal(i, tall, wide), group, minimum)
-            yield counts, four_bits.pack(made), d, m, group
+            yield counts, four_bits.pack_codes(made), d, m, group
 
 
 # -- decode_step --------------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def decode_step() -> Iterator[Sample]:
             table_scale=normal(i, VOCAB, 1).abs(), blocks=blocks, norm=norm(i, WIDTH), site=rules[i % len(rules)],
             head=matrix(i, VOCAB, WIDTH), angles=angles,
         )  # fmt: skip
-        states = [[start(form, 4) for form in forms] for _ in blocks]
+        states = [[sample_state(form, 4) for form in forms] for _ in blocks]
         yield plan, 4, states, [1, 5, 5, VOCAB - 1, 0]
     for minimum in (True, False):  # 4 bits, in the table and the head, too
         make: Any = partial(four_bits, minimum=minimum)
@@ -245,10 +245,10 @@ def decode_step() -> Iterator[Sample]:
             width=WIDTH, n_heads=HEADS, n_kv_heads=GROUPS, head_dim=SIZE, table=make(7, VOCAB, WIDTH), table_scale=None,
             blocks=blocks, norm=norm(5, WIDTH), site=SITES["int8"], head=make(8, VOCAB, WIDTH), angles=angles,
         )  # fmt: skip
-        yield plan, 4, [[start(form, 4) for form in forms] for _ in blocks], [1, 5, 5, VOCAB - 1, 0]
+        yield plan, 4, [[sample_state(form, 4) for form in forms] for _ in blocks], [1, 5, 5, VOCAB - 1, 0]
 
 
-def start(form: MixerForm, seen: int) -> tuple[Tensor, Tensor]:
+def sample_state(form: MixerForm, seen: int) -> tuple[Tensor, Tensor]:
     """A state after some tokens."""
     if isinstance(form, LinearAttentionForm):
         return normal(1, GROUPS, SIZE, SIZE), normal(2, GROUPS, SIZE).abs()

@@ -42,12 +42,12 @@ def check_batch_invariance(module: Any, tokens: Tensor, who: str, cut: list[int]
 def check_event(module: Any, tokens: Tensor, who: str, coder: Any, steps: Any) -> None:
     """The event runtime and the spike-time replay give the count runtime's bits."""
     wanted = module(tokens)
-    runtime.use(module, "event", coder, steps)
+    runtime.switch_runtime(module, "event", coder, steps)
     bits(module(tokens), f"{who}: {coder.name} trains give other bits than counts", wanted)
     if all(callable(getattr(site.neuron, "drive", None)) for site in runtime.sites(module).values()):
         found = runtime.replay(module, tokens)
         bits(found.output, f"{who}: {coder.name} spikes found by their membranes give other bits than counts", wanted)
-    runtime.use(module, "count")
+    runtime.switch_runtime(module, "count")
     bits(module(tokens), f"{who}: going back to counts changes bits", wanted)
 
 

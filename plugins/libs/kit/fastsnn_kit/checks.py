@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastsnn_core import ops
 from fastsnn_core.component import Attention, Component, Neuron, Surrogate
 from fastsnn_core.heads import Dims, Heads
+from fastsnn_core.moved import renamed
 from fastsnn_core.site import SpikeSite
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.state import leaves
@@ -27,10 +28,10 @@ def label(component: Component) -> str:
     """How a failure names the component: its spec."""
     from fastsnn_core import spec, toml
 
-    return f"{component.kind} {toml.value(spec.to_table(component))}"
+    return f"{component.kind} {toml.toml_value(spec.to_table(component))}"
 
 
-def same(a: Tensor, b: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
+def check_close(a: Tensor, b: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
     """Equal shapes and values, to a tolerance relative to the values' size."""
     assert a.shape == b.shape, f"{what}: shape {tuple(a.shape)} against {tuple(b.shape)}"
     if a.numel():
@@ -39,7 +40,7 @@ def same(a: Tensor, b: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
         assert worst <= tolerance * scale, f"{what}: differs by {worst:g}"  # NaN fails too
 
 
-def value(y: Any) -> Tensor:
+def dense_value(y: Any) -> Tensor:
     """An output as a plain tensor."""
     return y.value() if isinstance(y, SpikeTensor) else y
 
@@ -62,11 +63,11 @@ def plain_site(name: str, features: int) -> SpikeSite:
 
 def check_shapes(run: Run, x: Tensor, who: str, shape: Sequence[int] | None = None) -> None:
     """Output ``[B,T,·]`` finite and of the promised shape, also for an empty batch and for T = 1."""
-    y = value(run(x, None, None)[0])
+    y = dense_value(run(x, None, None)[0])
     assert tuple(y.shape) == tuple(shape if shape is not None else x.shape), f"{who}: output shape {tuple(y.shape)}"
     assert bool(torch.isfinite(y).all()), f"{who}: output is not finite"
     for piece in (x[:0], x[:, :1]):
-        y = value(run(piece, None, None)[0])
+        y = dense_value(run(piece, None, None)[0])
         assert y.shape[:2] == piece.shape[:2], f"{who}: {tuple(piece.shape)} gives {tuple(y.shape)}"
 
 
@@ -74,13 +75,13 @@ def check_causal(run: Run, x: Tensor, t: int, who: str) -> None:
     """Changing the input from token t on leaves the outputs before t untouched."""
     changed = x.clone()
     changed[:, t:] = changed[:, t:].flip(-1) + 1
-    before, after = (value(run(z, None, None)[0])[:, :t] for z in (x, changed))
-    same(after, before, f"{who} is not causal: the future (token {t} on) changed the past")
+    before, after = (dense_value(run(z, None, None)[0])[:, :t] for z in (x, changed))
+    check_close(after, before, f"{who} is not causal: the future (token {t} on) changed the past")
 
 
 def check_deterministic(run: Run, x: Tensor, who: str) -> None:
     """The same input gives the same bits."""
-    a, b = (value(run(x, None, None)[0]) for _ in range(2))
+    a, b = (dense_value(run(x, None, None)[0]) for _ in range(2))
     assert torch.equal(a, b), f"{who} is not deterministic: two runs on one input differ"
 
 
@@ -90,29 +91,35 @@ def check_streaming(run: Run, x: Tensor, pieces: Sequence[int], who: str) -> Non
     state, outs = None, []
     for piece in x.split(list(pieces), 1):
         y, state = run(piece, state, None)
-        outs.append(value(y))
-    same(torch.cat(outs, 1), value(full), f"{who} does not stream: pieces {list(pieces)} differ from the full pass")
+        outs.append(dense_value(y))
+    check_close(
+        torch.cat(outs, 1), dense_value(full), f"{who} does not stream: pieces {list(pieces)} differ from the full pass"
+    )
     for (name, a), (_, b) in zip(leaves(state), leaves(end), strict=True):
-        same(a.double(), b.double(), f"{who} does not stream: final state {name!r}")
+        check_close(a.double(), b.double(), f"{who} does not stream: final state {name!r}")
 
 
 def check_reset(run: Run, x: Tensor, t: int, who: str) -> None:
     """A reset at token t makes the rest a document of its own."""
     reset = torch.zeros(x.shape[:2], dtype=torch.bool)
     reset[:, t] = True
-    joined, alone = value(run(x, None, reset)[0])[:, t:], value(run(x[:, t:], None, None)[0])
-    same(joined, alone, f"{who} lets a document leak past its end (reset at token {t})")
+    joined, alone = dense_value(run(x, None, reset)[0])[:, t:], dense_value(run(x[:, t:], None, None)[0])
+    check_close(joined, alone, f"{who} lets a document leak past its end (reset at token {t})")
 
 
 def check_batch(run: Run, x: Tensor, who: str) -> None:
     """A stream's output does not depend on who else is in the batch."""
-    same(value(run(x[:1], None, None)[0]), value(run(x, None, None)[0])[:1], f"{who} mixes streams of a batch")
+    check_close(
+        dense_value(run(x[:1], None, None)[0]),
+        dense_value(run(x, None, None)[0])[:1],
+        f"{who} mixes streams of a batch",
+    )
 
 
 def check_gradients(module: nn.Module, run: Run, x: Tensor, who: str) -> None:
     """Gradients of the input and of every parameter are finite, and not all zero."""
     leaf = x.clone().requires_grad_()
-    y = value(run(leaf, None, None)[0])
+    y = dense_value(run(leaf, None, None)[0])
     weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).cos().reshape(y.shape)
     (y * weight).sum().backward()
     dead = []
@@ -138,7 +145,7 @@ def check_neuron_counts(component: Neuron, x: Tensor) -> None:
     who = label(component)
     assert isinstance(spikes, SpikeTensor), f"{who} returned {type(spikes).__name__}, not a SpikeTensor"
     assert torch.equal(spikes.counts, spikes.counts.round()), f"{who}: counts are not whole numbers"
-    same(spikes.value(), spikes.counts * spikes.scale, f"{who}: value is not counts · scale")
+    check_close(spikes.value(), spikes.counts * spikes.scale, f"{who}: value is not counts · scale")
     packed = spikes.pack()
     assert torch.equal(packed.counts.to(spikes.counts.dtype), spikes.counts), f"{who}: packing changed counts"
     assert torch.equal(packed.event().counts, packed.counts.to(torch.int32)), f"{who}: events are not the counts"
@@ -152,7 +159,7 @@ def check_surrogate(component: Surrogate, u: Tensor) -> None:
     assert bool((d >= 0).all()), f"{who}: the derivative is negative somewhere"
     assert float(component.derivative(torch.zeros(1, dtype=u.dtype), -2.5, 2.5)) > 0, f"{who} is dead inside the range"
     if code := component.code():
-        same(d, ops.derivative(u, *code, -2.5, 2.5), f"{who}: the closed form is another function")
+        check_close(d, ops.derivative(u, *code, -2.5, 2.5), f"{who}: the closed form is another function")
 
 
 def attention_run(component: Attention, dims: Dims) -> tuple[nn.Module, Run]:
@@ -176,3 +183,6 @@ def attention_run(component: Attention, dims: Dims) -> tuple[nn.Module, Run]:
         return y, (position + x.shape[1], inner)
 
     return mixer, run
+
+
+__getattr__ = renamed(__name__, {"same": "check_close", "value": "dense_value"})

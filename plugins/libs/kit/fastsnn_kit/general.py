@@ -40,7 +40,7 @@ def round_trip(name: str, cls: type[Component]) -> None:
     from fastsnn_core import spec, toml
 
     def body(component: Component, data: st.DataObject) -> None:
-        text = f"part = {toml.value(spec.to_table(component))}\n"
+        text = f"part = {toml.toml_value(spec.to_table(component))}\n"
         again = spec.converter().structure(tomli.loads(text)["part"], KINDS[cls.kind])
         assert again == component, f"{text} reads back as {again}"
 

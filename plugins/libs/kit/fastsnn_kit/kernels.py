@@ -52,12 +52,12 @@ def check_operator(operator: Any, function: Any, device: str, who: str) -> None:
                 continue  # left to the naive twin
             with ops.use("naive"):
                 wanted = operator.run(operator.naive, *theirs)
-        same(found, wanted, f"{who}, sample {i}")
-        same(ours, theirs, f"{who}, sample {i}: inputs after the call")
+        check_identical(found, wanted, f"{who}, sample {i}")
+        check_identical(ours, theirs, f"{who}, sample {i}: inputs after the call")
     assert seen, f"{who}: the operator has no sample inputs; give Operator(…, samples=…)"
 
 
-def same(found: Any, wanted: Any, who: str) -> None:
+def check_identical(found: Any, wanted: Any, who: str) -> None:
     """Equal structure, types and bits; any NaN equals any other."""
     ours, theirs = dict(tensors(found)), dict(tensors(wanted))
     assert ours.keys() == theirs.keys(), f"{who}: gives {sorted(ours)}, wanted {sorted(theirs)}"

@@ -113,7 +113,7 @@ def stream_of(component: Any, features: int) -> tuple[torch.nn.Module, checks.Ru
 
 def promised(who: str, run: checks.Run, x: torch.Tensor) -> tuple[int, ...]:
     """Output shape of a stream: ``[B,T,D]``; attentions give ``[B,T,H,n·K]`` and are held to B and T only."""
-    y = checks.value(run(x, None, None)[0])
+    y = checks.dense_value(run(x, None, None)[0])
     return (*x.shape[:2], *y.shape[2:]) if who.startswith("attention") else tuple(x.shape)
 
 

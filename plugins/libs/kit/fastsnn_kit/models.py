@@ -33,7 +33,7 @@ def check_model(model: Any, data: st.DataObject) -> None:
     if not language:
         y = module(x.double())
         assert bool(torch.isfinite(y).all()), f"{who}: output is not finite"
-        checks.same(module(x[:1].double()), y[:1], f"{who} mixes the inputs of a batch")
+        checks.check_close(module(x[:1].double()), y[:1], f"{who} mixes the inputs of a batch")
         if promises["deterministic"]:
             assert torch.equal(y, module(x.double())), f"{who} is not deterministic"
         return
@@ -46,7 +46,7 @@ def check_model(model: Any, data: st.DataObject) -> None:
             t = data.draw(st.integers(1, x.shape[1] - 1))
             changed = torch.cat([x[:, :t], (x[:, t:] + 1) % model.vocab_size], 1)
             past, other = (run(z, None, None)[0][:, :t] for z in (x, changed))
-            checks.same(other, past, f"{who} is not causal: token {t} changed the past")
+            checks.check_close(other, past, f"{who} is not causal: token {t} changed the past")
         if promises["streaming"]:
             checks.check_streaming(run, x, data.draw(cuts(x.shape[1])), who)
             checks.check_reset(run, x, data.draw(st.integers(0, x.shape[1] - 1)), who)
@@ -114,18 +114,18 @@ def without_gradient(module: Any, tokens: Tensor, who: str, ends: bool) -> set[s
     def note(name: str) -> Any:
         def hook(_: Any, args: Any) -> None:  # once a token in a recurrent cell
             if not asked:
-                fed[name] = fed.get(name, False) or bool((checks.value(args[0]) != 0).any())
+                fed[name] = fed.get(name, False) or bool((checks.dense_value(args[0]) != 0).any())
 
         return hook
 
     def watch(name: str) -> Any:
         @torch.no_grad()
         def hook(site: Any, args: Any, kwargs: Any, out: Any) -> None:
-            if bool((args[0] != 0).any()) and not bool((checks.value(out[0]) != 0).any()):
+            if bool((args[0] != 0).any()) and not bool((checks.dense_value(out[0]) != 0).any()):
                 asked.append(name)
                 found, *_ = site.forward(LOUD * args[0], *args[1:], **kwargs)  # past the site's own hooks
                 asked.clear()
-                if not bool((checks.value(found) != 0).any()):
+                if not bool((checks.dense_value(found) != 0).any()):
                     swallowed.append(name)
 
         return hook

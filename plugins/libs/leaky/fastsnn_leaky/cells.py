@@ -17,7 +17,7 @@ from fastsnn_core.ops.surrogate_gradient import derivative
 from fastsnn_core.site import keeping_float32
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.state import StateError, belongs
-from fastsnn_modules.inputs import like, neuron_input
+from fastsnn_modules.inputs import check_state_kind, neuron_input
 from fastsnn_modules.shown import constants
 
 Row = tuple[Tensor, ...]
@@ -71,7 +71,7 @@ class Cell(nn.Module):
 
     def begin(self, x: Tensor, state: Any) -> Row:
         """The state to start from."""
-        like(self.who, state, tuple, f"a tuple ({', '.join(self.parts)})")
+        check_state_kind(self.who, state, tuple, f"a tuple ({', '.join(self.parts)})")
         belongs(self.who, state, len(x))
         if state is None:
             return tuple(x.new_zeros(len(x), x.shape[2]) for _ in self.parts)

@@ -31,7 +31,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.ops.surrogate_gradient import FORMS, derivative, thresholds
 from fastsnn_modules.inputs import membrane_state, neuron_input
-from fastsnn_modules.operands import OperandError, Operands, chosen, finite
+from fastsnn_modules.operands import OperandError, Operands, check_choice, finite
 
 CHECKPOINT = 128
 
@@ -146,7 +146,7 @@ def check_backward(
     """The operands of `backward_naive`."""
     sizes = _BACK(x, grad_c, grad_v, marks, keep, slope, theta)
     finite("lif_scan_backward", beta=beta, lo=lo, hi=hi, alpha=alpha)
-    chosen("lif_scan_backward", "form", form, range(len(FORMS)))
+    check_choice("lif_scan_backward", "form", form, range(len(FORMS)))
     if sizes["M"] != -(-sizes["T"] // CHECKPOINT):
         raise OperandError(
             f"lif_scan_backward: marks holds {sizes['M']} checkpoints; {sizes['T']} tokens have one every {CHECKPOINT}"

@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastsnn_core.moved import renamed
 from fastsnn_modules.operands import OperandError, Operands
 
 __version__ = "0.1.0"
@@ -50,7 +51,7 @@ def check_linear_scan(
         )
 
 
-def start(q: Tensor, k: Tensor, v: Tensor, state: State | None) -> State:
+def initial_state(q: Tensor, k: Tensor, v: Tensor, state: State | None) -> State:
     """The given state, or zeros ``(S [B,G,K,V], z [B,G,K])``."""
     if state is not None:
         return state
@@ -68,7 +69,7 @@ def linear_scan_naive(
 ) -> tuple[Tensor, Tensor, State]:
     """The definition: a loop over T. Returns ``(o, n, (S, z))``."""
     check_linear_scan(q, k, v, log_g, state, reset)
-    s, z = start(q, k, v, state)
+    s, z = initial_state(q, k, v, state)
     b, t_all, h, width = q.shape
     groups = k.shape[2]
     outs, norms = [], []
@@ -120,7 +121,9 @@ def linear_scan(
             log_g = None if log_g is None else log_g.float()
         if q.shape[1] <= 1:
             return linear_step(q, k, v, log_g, state, reset)
-        return _chunked(q, k, v, log_g, start(q, k, v, state), reset, chunk or (32 if log_g is not None else 64))
+        return _chunked(
+            q, k, v, log_g, initial_state(q, k, v, state), reset, chunk or (32 if log_g is not None else 64)
+        )
 
 
 def _chunked(
@@ -182,3 +185,6 @@ def _chunked(
         return x.permute(0, 2, 4, 1, 3, 5).reshape(b, n * size, h, x.shape[-1])[:, :t_all]
 
     return tokens(out.unflatten(3, (h // groups, size))), tokens(norm[..., None]).squeeze(-1), (s, z)
+
+
+__getattr__ = renamed(__name__, {"start": "initial_state"})

@@ -57,7 +57,7 @@ def watching(hook: Any, quiet: dict[Any, bool], where: Any) -> Any:
     """`hook`, noting in ``quiet[where]`` whether it returned nothing and left every tensor as it was."""
 
     def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        before = [(t, t._version) for t in tensors((args, kwargs)) if not t.is_inference()]
+        before = [(t, t._version) for t in tensors_in((args, kwargs)) if not t.is_inference()]
         found = hook(module, *args, **kwargs)
         same = found is None and all(t._version == version for t, version in before)
         quiet[where] = quiet.get(where, True) and same
@@ -66,14 +66,14 @@ def watching(hook: Any, quiet: dict[Any, bool], where: Any) -> Any:
     return watched
 
 
-def tensors(tree: Any) -> Iterator[Tensor]:
+def tensors_in(tree: Any) -> Iterator[Tensor]:
     """Every tensor in nested tuples, lists and dicts; of spikes their counts."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, tuple | list):
         for item in tree:
-            yield from tensors(item)
+            yield from tensors_in(item)
     elif isinstance(tree, dict):
-        yield from tensors(list(tree.values()))
+        yield from tensors_in(list(tree.values()))
     elif isinstance(counts := getattr(tree, "counts", None), Tensor):
         yield counts

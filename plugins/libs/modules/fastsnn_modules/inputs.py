@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.errors import ArgumentError
+from fastsnn_core.moved import renamed
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.state import StateError as StateError
 from fastsnn_core.state import belongs as belongs
@@ -29,7 +30,7 @@ def no_train(who: str, x: Any) -> Any:
     return x
 
 
-def like(who: str, state: Any, kind: type, what: str) -> None:
+def check_state_kind(who: str, state: Any, kind: type, what: str) -> None:
     """Refuse a state that another kind of module made."""
     if state is not None and not isinstance(state, kind):
         raise StateError(f"{who}: a state is {what}, or None to start afresh; got {type(state).__name__}")
@@ -42,7 +43,7 @@ def cache_state(who: str, state: Any, kind: type, k: Tensor, past: int | None, p
     """
     if state is None:
         return
-    like(who, state, kind, f"a {kind.__name__}")
+    check_state_kind(who, state, kind, f"a {kind.__name__}")
     belongs(who, state, len(k))
     length = state.k.shape[1] if past is None and state.k.ndim > 1 else past
     for name, t, wanted in (
@@ -56,7 +57,7 @@ def cache_state(who: str, state: Any, kind: type, k: Tensor, past: int | None, p
         raise StateError(f"{who}: the state is of a cache in {'floats' if packed else 'INT8'}, the model's is not")
 
 
-def check_reset(who: str, reset: Any, batch: int, time: int, device: torch.device) -> None:
+def check_reset_mask(who: str, reset: Any, batch: int, time: int, device: torch.device) -> None:
     """`reset` is bool ``[B,T]``: true where a token starts a new document."""
     if reset is None:
         return
@@ -96,7 +97,7 @@ def neuron_input(who: str, x: Any, state: Any, reset: Tensor | None, *, stateful
     if state is not None and not stateful:
         raise StateError(f"{who} keeps no state; it takes None, got {type(state).__name__}")
     belongs(who, state, x.shape[0])
-    check_reset(who, reset, x.shape[0], x.shape[1], x.device)
+    check_reset_mask(who, reset, x.shape[0], x.shape[1], x.device)
     return x
 
 
@@ -104,7 +105,7 @@ def membrane_state(who: str, x: Tensor, v: Any) -> Tensor:
     """A membrane ``[B,D]`` that goes on with ``x [B,T,D]``, in its type; zeros for None."""
     if v is None:
         return x.new_zeros(x.shape[0], x.shape[2])
-    like(who, v, Tensor, "the membrane [B, D]")
+    check_state_kind(who, v, Tensor, "the membrane [B, D]")
     belongs(who, v, x.shape[0])
     if tuple(v.shape) != (x.shape[0], x.shape[2]):
         raise StateError(f"{who}: the state must be [B, D] = [{x.shape[0]}, {x.shape[2]}], got {shown(v)}")
@@ -151,3 +152,6 @@ def token_input(tokens: Any, vocab_size: int) -> Tensor:
         hint = "; a batch of one is ids[None]" if tokens.ndim == 1 else ""
         raise TokenError(f"tokens: expected [B, T], got shape {list(tokens.shape)}{hint}")
     return tokens if tokens.dtype in (torch.int32, torch.int64) else tokens.long()
+
+
+__getattr__ = renamed(__name__, {"check_reset": "check_reset_mask", "like": "check_state_kind"})

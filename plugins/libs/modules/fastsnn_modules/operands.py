@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.errors import ArgumentError, FastSNNError
-from fastsnn_core.errors import shown as shown
+from fastsnn_core.errors import shape_text as shown
+from fastsnn_core.moved import renamed
 from fastsnn_core.site import FULL, HALF
 
 INTEGER = (torch.int8, torch.int16, torch.int32, torch.int64)
@@ -163,7 +164,7 @@ def finite(operator: str, **numbers: Any) -> None:
             raise OperandError(f"{operator}: {name} is NaN")
 
 
-def chosen(operator: str, name: str, value: Any, possible: Any) -> None:
+def check_choice(operator: str, name: str, value: Any, possible: Any) -> None:
     """Refuse what is not one of the possible values."""
     if not isinstance(value, str | int) or value not in possible:
         raise OperandError(f"{operator}: {name} = {value!r}; possible: {', '.join(map(str, possible))}")
@@ -189,3 +190,6 @@ def guarded(operator: str) -> Any:
         return checked
 
     return wrap
+
+
+__getattr__ = renamed(__name__, {"chosen": "check_choice"})

@@ -22,6 +22,7 @@ import attrs
 from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Native
 
+from fastsnn_core.moved import renamed
 from fastsnn_text import tokenizer_recipes as recipes
 from fastsnn_text.tokenizer_recipes import TokenizerError
 
@@ -48,7 +49,7 @@ class Found:
     ends: tuple[int, ...]
 
 
-def text_of(path: Path) -> str:
+def read_utf8(path: Path) -> str:
     """A text file; a pointer of git-lfs, bytes that are no UTF-8 and a file that cannot be read are errors."""
     try:
         raw = path.read_bytes()
@@ -63,7 +64,7 @@ def text_of(path: Path) -> str:
 
 def lines_of(path: Path) -> str:
     """A text file whose lines end in a line feed, whatever they end in on disk."""
-    return text_of(path).replace("\r\n", "\n").replace("\r", "\n")
+    return read_utf8(path).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def table_of(path: Path) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def table_of(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(text_of(path))
+        found = json.loads(read_utf8(path))
     except json.JSONDecodeError as error:
         raise TokenizerError(f"{path} is no JSON: {error}") from None
     if not isinstance(found, dict):
@@ -79,7 +80,7 @@ def table_of(path: Path) -> dict[str, Any]:
     return found
 
 
-def read(folder: Path, config: dict[str, Any] | None = None) -> Found | None:
+def read_tokenizer(folder: Path, config: dict[str, Any] | None = None) -> Found | None:
     """The tokenizer of `folder`, or None where there is none; `config` is its config.json where that is known."""
     config = table_of(folder / "config.json") if config is None else config
     settings = table_of(folder / "tokenizer_config.json")
@@ -125,7 +126,7 @@ def class_of(folder: Path, settings: dict[str, Any], config: dict[str, Any]) -> 
     family = str(config.get("model_type"))
     registered = REGISTERED.get(family)
     file = folder / "tokenizer.json"
-    if said == "LlamaTokenizer" and family not in ALWAYS and file.is_file() and '"ByteLevel"' in text_of(file):
+    if said == "LlamaTokenizer" and family not in ALWAYS and file.is_file() and '"ByteLevel"' in read_utf8(file):
         return BACKEND
     if said is None or family in ALWAYS:
         return registered or BACKEND
@@ -153,19 +154,19 @@ def native_of(
         model = whole["model"]
         if kind not in DEFAULTS or model.get("type", "BPE") != "BPE":
             return file, {}
-        native = build(model["vocab"], [pair(merge) for merge in model.get("merges", [])])
+        native = build(model["vocab"], [merge_text(merge) for merge in model.get("merges", [])])
         native.post_processor = file.post_processor
         return native, special
     words, rules, model_file = folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.model"
     if kind in ("GPT2Tokenizer", "Qwen2Tokenizer") and words.is_file() and rules.is_file():
-        lines = [line for line in text_of(rules).split("\n") if line and not line.startswith("#version")]
+        lines = [line for line in read_utf8(rules).split("\n") if line and not line.startswith("#version")]
         try:
-            return build(table_of(words), [pair(line) for line in lines]), special
+            return build(table_of(words), [merge_text(line) for line in lines]), special
         except Exception as error:  # a merge of tokens that the vocabulary does not have
             raise TokenizerError(f"{words} and {rules.name} do not make a tokenizer: {error}") from None
     if model_file.is_file():
         if model_file.read_bytes()[: len(POINTER)] == POINTER:
-            text_of(model_file)
+            read_utf8(model_file)
         proto = recipes.proto_of(model_file)
         settings.setdefault("additional_special_tokens", recipes.pieces_added(proto))
         if kind == "LlamaTokenizer":
@@ -187,7 +188,7 @@ def native_of(
     return None
 
 
-def pair(merge: Any) -> tuple[str, str]:
+def merge_text(merge: Any) -> tuple[str, str]:
     """A merge, as ``"a b"`` or ``["a", "b"]``."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
@@ -287,3 +288,6 @@ def ends_of(folder: Path, config: dict[str, Any], native: Native, special: dict[
             raise TokenizerError(f"{folder / name}: eos_token_id must be a token id or a list of them, not {value!r}")
         found += [i for i in rows if i >= 0]  # some write -1 for none
     return tuple(dict.fromkeys(found))
+
+
+__getattr__ = renamed(__name__, {"read": "read_tokenizer"})

@@ -111,8 +111,8 @@ class HuggingFaceTokenizer:
         if path.is_dir() or path.name == "tokenizer.json":
             if (folder / "meta.json").is_file() and (folder / "tokenizer.json").is_file():
                 says = hf_directory.table_of(folder / "meta.json").get("tokenizer", {})
-                return from_description(hf_directory.text_of(folder / "tokenizer.json"), says)
-            found = hf_directory.read(folder)
+                return from_description(hf_directory.read_utf8(folder / "tokenizer.json"), says)
+            found = hf_directory.read_tokenizer(folder)
             if found is None:
                 file = folder / "tokenizer.json"
                 raise MissingFileError(f"{file} is missing; give a Hugging Face tokenizer.json or its folder")
@@ -120,7 +120,7 @@ class HuggingFaceTokenizer:
         if not path.is_file():
             raise MissingFileError(f"{path} is missing; give a Hugging Face tokenizer.json or the folder that holds it")
         try:
-            return cls(hf_directory.text_of(path))
+            return cls(hf_directory.read_utf8(path))
         except TokenizerError:
             raise
         except Exception as error:  # the native library raises a bare Exception
@@ -177,7 +177,7 @@ def from_description(text: str, says: dict[str, Any]) -> HuggingFaceTokenizer:
 
 
 def from_directory(found: Any) -> HuggingFaceTokenizer:
-    """The tokenizer that `fastsnn_text.hf_directory.read` found."""
+    """The tokenizer that `fastsnn_text.hf_directory.read_tokenizer` found."""
     return HuggingFaceTokenizer(
         found.native.to_str(), ends=found.ends, special=found.special, chat_template=found.chat_template
     )

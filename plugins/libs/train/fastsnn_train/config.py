@@ -129,7 +129,7 @@ class TrainConfig:
             raise FastSNNError("compile works on one process and without a firing band (rate_weight) or l1")
 
 
-def as_table(config: Any) -> dict[str, Any]:
+def section_table(config: Any) -> dict[str, Any]:
     """A section as plain data, for state.json and meta.json."""
     from fastsnn_core.spec import to_table
 

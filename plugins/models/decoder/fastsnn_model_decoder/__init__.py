@@ -32,10 +32,10 @@ from fastsnn_integer import quantization
 from fastsnn_integer.four_bits import Embedding4
 from fastsnn_integer.quantization import Quant, QuantEmbedding, row_linear
 from fastsnn_model_decoder import prefill
-from fastsnn_model_decoder.fused_decode import FastStream, start, step_many
-from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, initialise, settle
+from fastsnn_model_decoder.fused_decode import FastStream, start_stream, step_many
+from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, init_thresholds, initialise
 from fastsnn_model_decoder.rope import BLOCK, Rope
-from fastsnn_modules.inputs import StateError, belongs, check_reset, like, named_tokens, token_input
+from fastsnn_modules.inputs import StateError, belongs, check_reset_mask, check_state_kind, named_tokens, token_input
 from fastsnn_modules.shown import model_html
 
 __version__ = "0.1.0"
@@ -181,7 +181,7 @@ class DecoderModule(nn.Module):
         self.register_buffer("frequencies", spec.rope.frequencies(spec.dims.head_dim), persistent=False)
         self.checkpointing = False
         initialise(self, spec.n_layers)
-        settle(self, spec.vocab_size)
+        init_thresholds(self, spec.vocab_size)
         self.table: tuple[Tensor, Tensor] | None = None
         self.fused: Any = None  # the fused step, made when first asked for
         self.fast_step: dict[str, Any] = {"kernel": None, "why": "not asked for yet"}
@@ -220,12 +220,12 @@ class DecoderModule(nn.Module):
             tokens = named_tokens(tokens, named, carries=return_state or state is not None)
         tokens = token_input(tokens, self.spec.vocab_size)
         if not getattr(state, "deferred", False):  # one whose parts arrive later is checked part by part
-            like("decoder", state, DecoderState, "the one that return_state=True gave")
+            check_state_kind("decoder", state, DecoderState, "the one that return_state=True gave")
             if state is not None and len(state.layers) != len(self.layers):
                 held = len(state.layers)
                 raise StateError(f"decoder: the state is of {held} layers, the model has {len(self.layers)}")
             belongs("decoder", state, len(tokens))
-        check_reset("decoder", reset, tokens.shape[0], tokens.shape[1], tokens.device)
+        check_reset_mask("decoder", reset, tokens.shape[0], tokens.shape[1], tokens.device)
         places, position = positions(tokens, None if state is None else state.position, reset)
         angles = self.angles(places) if self.rotary else None
         x = self.embed(tokens)
@@ -233,9 +233,9 @@ class DecoderModule(nn.Module):
         x, embed = self.embed_site(x, None if state is None else state.embed, reset)
         x = x if isinstance(x, Tensor) else x.value().to(kind)
         news: list[BlockState] = []
-        fused = prefill.ready(self, tokens)
+        fused = prefill.prefill_applies(self, tokens)
         if fused:
-            x, news = prefill.read(self, x, state, reset, angles)
+            x, news = prefill.prefill_blocks(self, x, state, reset, angles)
         for i, layer in enumerate(() if fused else self.layers):
             old = None if state is None else state.layers[i]
             if self.checkpointing and self.training:
@@ -267,7 +267,7 @@ class DecoderModule(nn.Module):
         for so many tokens at once, instead of growing.
         """
         try:
-            kernel, stream = start(self, state, wait, room)
+            kernel, stream = start_stream(self, state, wait, room)
         except Unsupported as reason:
             self.fast_step = {"kernel": None, "why": str(reason)}
             return None
@@ -327,8 +327,8 @@ class DecoderModule(nn.Module):
         return self.__dict__ | {"fused": None}
 
     def runtime(self, mode: str, coder: Any = None, steps: str | int = "auto", **options: Any) -> DecoderModule:
-        """Switch to the "count" or the "event" runtime (`fastsnn_events.runtime.use`); returns this model."""
-        runtime.use(self, mode, coder, steps, **options)
+        """Switch to the "count" or the "event" runtime (`fastsnn_events.switch_runtime`); returns this model."""
+        runtime.switch_runtime(self, mode, coder, steps, **options)
         return self
 
     def angles(self, places: Tensor) -> tuple[Tensor, Tensor]:

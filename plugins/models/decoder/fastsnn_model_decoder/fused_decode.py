@@ -103,7 +103,7 @@ def make_contiguous(model: Any) -> None:
                 begin += len(layer.weight)
 
 
-def start(model: Any, state: Any, wait: bool = True, room: int = 0) -> tuple[str, FastStream]:
+def start_stream(model: Any, state: Any, wait: bool = True, room: int = 0) -> tuple[str, FastStream]:
     """``(kernel set, stream)`` that goes on from the state of one stream; `Unsupported` says why not.
 
     The plan is made anew each time (a few µs per part), and the kernel's own form of it where its numbers, its

@@ -191,7 +191,7 @@ def initialise(model: nn.Module, layers: int) -> None:
             own()
 
 
-def settle(model: nn.Module, vocab_size: int) -> None:
+def init_thresholds(model: nn.Module, vocab_size: int) -> None:
     """Give neurons with a fixed threshold one that fits: a pass of fixed pseudo-random tokens, site after site."""
     handles = []
     for module in model.modules():

@@ -34,7 +34,7 @@ from fastsnn_model_decoder.layers import Angles, AttentionState, BlockState
 LEAST = 32  # tokens; fewer go through the modules
 
 
-def ready(model: Any, tokens: Tensor) -> bool:
+def prefill_applies(model: Any, tokens: Tensor) -> bool:
     """Is this a call for kernels?"""
     if not model.batch_invariant or tokens.numel() <= LEAST or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
@@ -56,7 +56,9 @@ def by_row(site: Any) -> bool:
     return site.coding is None or not site.coding.active
 
 
-def read(model: Any, x: Tensor, state: Any, reset: Tensor | None, angles: Angles) -> tuple[Tensor, list[BlockState]]:
+def prefill_blocks(
+    model: Any, x: Tensor, state: Any, reset: Tensor | None, angles: Angles
+) -> tuple[Tensor, list[BlockState]]:
     """All blocks; x ``[B,T,D]`` is used up."""
     shape, news = tuple(x.shape[:2]), []
     x, add = x.reshape(-1, x.shape[-1]).contiguous(), None
@@ -120,7 +122,7 @@ def heads_of(
     summed = counts.narrow and not any(isinstance(m, FourBitForm) for m in matrices)
     turned = summed and flat is not None and rotates_only(form.mixers)
     if summed:
-        sums = [project(counts, m) for m in matrices]
+        sums = [project_counts(counts, m) for m in matrices]
         norms = (form.q_norm, form.k_norm)
         q, k, v = fused_row_ops.heads(sums[0], sums[1], sums[2], width, norms, flat if turned else None)
     else:
@@ -136,8 +138,8 @@ def heads_of(
 def hidden_of(form: FeedforwardForm, counts: CountRows, shape: tuple[int, ...]) -> CountRows:
     """Counts of the hidden channels."""
     if counts.narrow and not any(isinstance(m, FourBitForm) for m in (form.up, form.gate)):
-        gate = None if form.gate is None else project(counts, form.gate)
-        second = project(counts, form.up)
+        gate = None if form.gate is None else project_counts(counts, form.gate)
+        second = project_counts(counts, form.up)
         return fused_row_ops.hidden(second, gate, form.activation, form.hidden, form.gate_threshold, form.up_relu)
     spikes = counts.spikes(shape)
     up = wide(spikes, form.up)
@@ -151,7 +153,7 @@ def second_factor(form: FeedforwardForm, up: Tensor) -> Tensor:
     return deterministic.unary(up, "relu") if form.up_relu else up
 
 
-def project(counts: CountRows, matrix: MatrixForm) -> Sums:
+def project_counts(counts: CountRows, matrix: MatrixForm) -> Sums:
     """The product of counts of 8 bits; its layer says which way it went."""
     out = fused_row_ops.project(counts, matrix)
     layer: Any = matrix.layer
@@ -168,7 +170,7 @@ def wide(spikes: Any, matrix: MatrixForm) -> Tensor:
 def product(counts: CountRows, matrix: MatrixForm, shape: tuple[int, ...]) -> Sums | Tensor:
     """What a projection adds to the residual stream."""
     if counts.narrow and not isinstance(matrix, FourBitForm):
-        return project(counts, matrix)
+        return project_counts(counts, matrix)
     return wide(counts.spikes(shape), matrix).reshape(-1, outputs(matrix))
 
 

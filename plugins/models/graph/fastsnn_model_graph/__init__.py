@@ -13,8 +13,8 @@ from fastsnn_core import Model, hookimpl, param
 from fastsnn_core.errors import FastSNNError
 from fastsnn_events.runtime import Switchable
 from fastsnn_model_graph.steps import Network, Ref, Step, refs
-from fastsnn_model_graph.text import DTYPES, CallError, arguments, read
-from fastsnn_model_sequential import Layer, settle
+from fastsnn_model_graph.text import DTYPES, CallError, arguments, parse_call
+from fastsnn_model_sequential import Layer, fit_thresholds
 
 __version__ = "0.1.0"
 __all__ = ["CallError", "Graph", "GraphModule", "Input", "Network", "Node", "Ref", "Step", "fastsnn_models"]
@@ -67,7 +67,7 @@ class Node:
     def step(self) -> Step:
         """What it does."""
         if self.call is not None:
-            return read(self.call, self.name)
+            return parse_call(self.call, self.name)
         if self.tensor is not None:
             return Step(self.name, "tensor", self.place)
         return Step(self.name, "module", self.place, arguments(self.args or ""))
@@ -146,7 +146,7 @@ class GraphModule(Switchable, Network):
             spec.steps(), held, found[0] if len(found) == 1 else found, tuple(len(i.shape) + 1 for i in spec.inputs)
         )
         self.spec = spec
-        settle(self, spec.example(8))
+        fit_thresholds(self, spec.example(8))
 
 
 @hookimpl

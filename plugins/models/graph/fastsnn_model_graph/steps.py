@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_conversion.spike_layers import fed
-from fastsnn_conversion.time_folding import cast_half, label, run_time_folded
+from fastsnn_conversion.time_folding import cast_half, name_states, run_time_folded
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.spike_tensor import plain
+from fastsnn_core.spike_tensor import densify
 
 
 @attrs.frozen
@@ -112,7 +112,7 @@ class Network(nn.Module):
         for source, step in last.items():
             if source not in kept:
                 self.done.setdefault(step, []).append(source)
-        label(self)
+        name_states(self)
 
     def held(self, path: str) -> Any:
         """The module, parameter or buffer at a path."""
@@ -139,7 +139,7 @@ class Network(nn.Module):
         if step.kind == "module":
             module = self.held(step.target)
             return module(*fed(module, args), **fed(module, kwargs))
-        args, kwargs = plain(args), plain(kwargs)
+        args, kwargs = densify(args), densify(kwargs)
         if step.method:
             return getattr(args[0], step.target)(*args[1:], **kwargs)
         assert step.function is not None

@@ -74,7 +74,7 @@ class CallError(FastSNNError):
     """A call that is not understood: says which part, and what is possible."""
 
 
-def name_of(function: Any) -> str | None:
+def function_name(function: Any) -> str | None:
     """How a function is called in a spec, or None where it is not on the list."""
     try:
         return NAMES.get(function)
@@ -82,7 +82,7 @@ def name_of(function: Any) -> str | None:
         return None
 
 
-def write(step: Step) -> str | None:
+def call_text(step: Step) -> str | None:
     """A call step as text, or None where it has no text."""
     if step.method and step.target not in METHODS:
         return None
@@ -118,7 +118,7 @@ def constant(value: Any) -> str:
     raise CallError(f"{type(value).__name__} {value!r} cannot be written")
 
 
-def read(text: str, name: str) -> Step:
+def parse_call(text: str, name: str) -> Step:
     """A call as a step called `name`."""
     node = parsed(text)
     if not isinstance(node, ast.Call):

@@ -12,7 +12,7 @@ from fastsnn_core import Model, hookimpl, param
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.moved import renamed
 from fastsnn_model_nir_graph import order, units
-from fastsnn_modules.inputs import StateError, belongs, check_reset, like, no_train, numeric
+from fastsnn_modules.inputs import StateError, belongs, check_reset_mask, check_state_kind, no_train, numeric
 from fastsnn_modules.shown import model_html
 
 __version__ = "0.1.0"
@@ -158,9 +158,9 @@ class NirGraphModule(nn.Module):
             wanted = ", ".join(map(str, self.spec.input))
             raise FastSNNError(f"the network takes [B, {wanted}] or [B, T, {wanted}], got {list(x.shape)}")
         x = x if timed else x[:, None]
-        like("the network", state, dict, "the dict that return_state=True gave")
+        check_state_kind("the network", state, dict, "the dict that return_state=True gave")
         belongs("the network", state, len(x))
-        check_reset("the network", reset, x.shape[0], x.shape[1], x.device)
+        check_reset_mask("the network", reset, x.shape[0], x.shape[1], x.device)
         fresh = self.start(x[:, 0] if x.shape[1] else x.new_zeros(len(x), *self.spec.input))
         if state is not None and state.keys() != fresh.keys():
             raise StateError(

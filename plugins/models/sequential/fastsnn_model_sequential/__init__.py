@@ -9,16 +9,17 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from fastsnn_conversion.spike_layers import fed
-from fastsnn_conversion.time_folding import cast_half, label, run_time_folded
+from fastsnn_conversion.time_folding import cast_half, name_states, run_time_folded
 from fastsnn_core import Model, hookimpl, param
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.moved import renamed
 from fastsnn_events.runtime import Switchable
 from fastsnn_model_sequential.describe import describe
 from fastsnn_model_sequential.layer import Layer
 from fastsnn_modules.shown import model_html
 
 __version__ = "0.1.0"
-__all__ = ["Layer", "Sequential", "SequentialModule", "describe", "fastsnn_models", "settle"]
+__all__ = ["Layer", "Sequential", "SequentialModule", "describe", "fastsnn_models", "fit_thresholds"]
 
 SPIKES = {"op": "spikes", "neuron": {"kind": "adaptive_threshold"}}
 DRAWN: tuple[tuple[dict[str, Any], ...], ...] = (
@@ -82,8 +83,8 @@ class SequentialModule(Switchable, nn.Module):
         self.spec = spec
         shapes = spec.shapes()
         self.layers = nn.ModuleList(layer.build(shape) for layer, shape in zip(spec.layers, shapes))
-        label(self)
-        settle(self, spec.example(8))
+        name_states(self)
+        fit_thresholds(self, spec.example(8))
 
     def _repr_html_(self) -> str:
         return model_html(self)
@@ -101,7 +102,7 @@ class SequentialModule(Switchable, nn.Module):
 
 
 @torch.no_grad()
-def settle(network: nn.Module, x: Tensor | tuple[Tensor, ...]) -> None:
+def fit_thresholds(network: nn.Module, x: Tensor | tuple[Tensor, ...]) -> None:
     """Give neurons with a fixed threshold one that fits their input: one pass over `x`, site after site.
 
     Batch norms work with the batch's statistics meanwhile, as training will see them, and keep their own as they were.
@@ -138,3 +139,6 @@ def settle(network: nn.Module, x: Tensor | tuple[Tensor, ...]) -> None:
 def fastsnn_models() -> list[type[Model]]:
     """This plugin's models."""
     return [Sequential]
+
+
+__getattr__ = renamed(__name__, {"settle": "fit_thresholds"})

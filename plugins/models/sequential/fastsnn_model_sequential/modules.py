@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastsnn_conversion.time_folding import running_pass
 from fastsnn_core.component import Coder
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.spike_tensor import plain
+from fastsnn_core.spike_tensor import densify
 from fastsnn_leaky.decay import decayed, decayed_in_order
 
 
@@ -31,7 +31,7 @@ class TimeMean(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Averages, and tells the pass that time is gone."""
-        stream, x = running_pass(), plain(x)
+        stream, x = running_pass(), densify(x)
         if stream is None or stream.pooled:
             return x
         out = x.reshape(stream.batch, stream.time, *x.shape[1:]).mean(1)
@@ -60,7 +60,7 @@ class TimeBegins(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The sample at every step."""
-        stream, x = running_pass(), plain(x)
+        stream, x = running_pass(), densify(x)
         if stream is None or stream.timed:
             return x
         stream.begin(self.steps)
@@ -93,7 +93,7 @@ class TimeDifference(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Counts."""
-        stream, x = running_pass(), plain(x)
+        stream, x = running_pass(), densify(x)
         if stream is None or not stream.timed:
             return self.counts(x[:, None])[:, 0]
         signal = x.reshape(stream.batch, stream.time, *x.shape[1:])
@@ -135,7 +135,7 @@ class LeakyReadout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The integral at every step."""
-        stream, x = running_pass(), plain(x)
+        stream, x = running_pass(), densify(x)
         if stream is None or not stream.timed:
             return x
         signal = x.reshape(stream.batch, stream.time, *x.shape[1:])

@@ -98,7 +98,7 @@ def transposed(cls: type[nn.Module], dims: int) -> Op:
     return Op(takes, build, widened, channels, (dims + 1,), dims)
 
 
-def plain(cls: type[nn.Module], **fixed: Any) -> Op:
+def parameterless(cls: type[nn.Module], **fixed: Any) -> Op:
     """An activation without parameters."""
     return Op({}, lambda v: cls(**fixed))
 
@@ -187,25 +187,25 @@ OPS: dict[str, Op] = {
     "group_norm": Op(
         {"groups": NEEDED} | NORM, lambda v: nn.GroupNorm(v.groups, v.features, v.eps, v.affine), features=channels
     ),
-    "relu": plain(nn.ReLU),
-    "relu6": plain(nn.ReLU6),
+    "relu": parameterless(nn.ReLU),
+    "relu6": parameterless(nn.ReLU6),
     "leaky_relu": sloped(nn.LeakyReLU, 0.01),
     "elu": sloped(nn.ELU, 1.0),
-    "selu": plain(nn.SELU),
-    "gelu": plain(nn.GELU),
-    "gelu_tanh": plain(nn.GELU, approximate="tanh"),
-    "silu": plain(nn.SiLU),
-    "mish": plain(nn.Mish),
+    "selu": parameterless(nn.SELU),
+    "gelu": parameterless(nn.GELU),
+    "gelu_tanh": parameterless(nn.GELU, approximate="tanh"),
+    "silu": parameterless(nn.SiLU),
+    "mish": parameterless(nn.Mish),
     "celu": sloped(nn.CELU, 1.0),
-    "softplus": plain(nn.Softplus),
-    "softsign": plain(nn.Softsign),
-    "logsigmoid": plain(nn.LogSigmoid),
-    "hardswish": plain(nn.Hardswish),
-    "hardsigmoid": plain(nn.Hardsigmoid),
-    "tanh": plain(nn.Tanh),
-    "sigmoid": plain(nn.Sigmoid),
-    "softmax": plain(nn.Softmax, dim=-1),
-    "log_softmax": plain(nn.LogSoftmax, dim=-1),
+    "softplus": parameterless(nn.Softplus),
+    "softsign": parameterless(nn.Softsign),
+    "logsigmoid": parameterless(nn.LogSigmoid),
+    "hardswish": parameterless(nn.Hardswish),
+    "hardsigmoid": parameterless(nn.Hardsigmoid),
+    "tanh": parameterless(nn.Tanh),
+    "sigmoid": parameterless(nn.Sigmoid),
+    "softmax": parameterless(nn.Softmax, dim=-1),
+    "log_softmax": parameterless(nn.LogSoftmax, dim=-1),
     "prelu": Op({"features": None}, lambda v: nn.PReLU(v.features), features=lambda s, v: 1),
     "avg_pool": Op(
         {"kernel": NEEDED, "stride": None, "padding": (0,), "dims": None},
@@ -227,7 +227,7 @@ OPS: dict[str, Op] = {
     "dropout": Op({"p": 0.5}, lambda v: spike_layers.Dropout(v.p)),
     "channel_dropout": Op({"p": 0.5, "dims": 2}, lambda v: getattr(nn, f"Dropout{v.dims}d")(v.p)),
     "additive_mask": Op({"heads": NEEDED, "keys": False}, lambda v: spike_layers.AdditiveMask(v.heads, v.keys)),
-    "identity": plain(nn.Identity),
+    "identity": parameterless(nn.Identity),
     "spikes": Op({"neuron": NEEDED, "dims": None, "features": None}, site, features=group),
     "mean": Op({}, lambda v: TimeMean()),
     "repeat": Op({"steps": NEEDED}, lambda v: TimeBegins(v.steps)),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastsnn_core import Neuron, SpikeTensor, hookimpl, param
 from fastsnn_core.lowering import SpikeRule
 from fastsnn_core.site import keeping_float32
-from fastsnn_events.coder_helpers import integrate, start
+from fastsnn_events.coder_helpers import initial_membrane, integrate
 from fastsnn_modules.inputs import neuron_input
 from fastsnn_modules.shown import constants
 
@@ -137,7 +137,7 @@ class AdaptiveMaxModule(nn.Module):
     def replay(self, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Integrate-and-fire over `steps`: membranes and ternary spikes ``[S,B,T,D]``, summing to the clipped count."""
         u, first = self.drive(x)
-        level, even = start(u.abs(), first)
+        level, even = initial_membrane(u.abs(), first)
         membranes, spikes = integrate(level, [1] * steps, even)
         return membranes.to(x.dtype) * self.threshold(x), spikes * x.sign()
 

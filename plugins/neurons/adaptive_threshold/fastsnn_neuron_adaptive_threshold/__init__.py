@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastsnn_core import Neuron, SpikeTensor, Surrogate, hookimpl, ops, param, slot
 from fastsnn_core.lowering import SpikeRule, Unsupported
 from fastsnn_core.site import keeping_float32
-from fastsnn_events.coder_helpers import integrate, start
+from fastsnn_events.coder_helpers import initial_membrane, integrate
 from fastsnn_integer import deterministic
 from fastsnn_modules.inputs import neuron_input
 from fastsnn_modules.shown import constants
@@ -187,7 +187,7 @@ class AdaptiveThresholdModule(nn.Module):
         sum would be floor(|x|/V); a tie goes to the even count.
         """
         u, first = self.drive(x)
-        level, even = start(u.abs(), first)
+        level, even = initial_membrane(u.abs(), first)
         membranes, spikes = integrate(level, [1] * steps, even)
         return membranes.to(x.dtype) * self.threshold(x), spikes * x.sign()
 

@@ -12,7 +12,7 @@ from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.state import StateError, belongs
 from fastsnn_leaky import DelayedLeaky, Leaky
 from fastsnn_leaky.decay import decayed, decayed_in_order
-from fastsnn_modules.inputs import like, membrane_state, neuron_input
+from fastsnn_modules.inputs import check_state_kind, membrane_state, neuron_input
 
 __version__ = "0.1.0"
 
@@ -77,7 +77,7 @@ class SynapticCell(nn.Module):
     def current(self, x: Tensor, state: Any, reset: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """i ``[B,T,D]``, and the membrane to start from."""
         x = neuron_input("a synaptic neuron", x, None, reset)
-        like("a synaptic neuron", state, tuple, "a tuple (i, v)")
+        check_state_kind("a synaptic neuron", state, tuple, "a tuple (i, v)")
         belongs("a synaptic neuron", state, len(x))
         if state is not None and len(state) != 2:
             raise StateError(f"a synaptic neuron: the state is (i, v), each [B,D]; got {len(state)} parts")

@@ -41,7 +41,7 @@ class Paths(Scope):
             return {"reason": "the model has no weighted layers"}
         tables = []
         for phase, rows in found.items():
-            columns, cells = runtime_paths.table(rows)
+            columns, cells = runtime_paths.merged_rows(rows)
             tables.append({"title": NAMES[phase].capitalize(), "columns": columns, "rows": cells})
         last = next(reversed(found.values()))
         events = sum("events" in row.path for row in last)

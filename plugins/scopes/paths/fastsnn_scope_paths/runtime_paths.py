@@ -15,6 +15,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from fastsnn_core.moved import renamed
 from fastsnn_core.ops.dispatch import reasons
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_integer.four_bits import FourBits
@@ -154,7 +155,7 @@ def says(step: dict[str, Any] | None) -> str:
     return f"decoding: layer by layer, since no fused step takes it: {step['why']}"
 
 
-def table(rows: list[Way]) -> tuple[list[str], list[list[str]]]:
+def merged_rows(rows: list[Way]) -> tuple[list[str], list[list[str]]]:
     """``(columns, cells)``: layers of one kind that went the same way share a row."""
     groups: dict[tuple[Any, ...], list[Way]] = {}
     for row in rows:
@@ -171,13 +172,16 @@ def table(rows: list[Way]) -> tuple[list[str], list[list[str]]]:
     return ["layer", "size", "rows", "active", "events/input", "path", "why"], cells
 
 
-def text(found: dict[str, list[Way]]) -> str:
+def tables_text(found: dict[str, list[Way]]) -> str:
     """The tables of all phases, as plain text."""
     out = []
     for phase, rows in found.items():
-        columns, cells = table(rows)
+        columns, cells = merged_rows(rows)
         grid = [columns, *cells]
         widths = [max(len(row[i]) for row in grid) for i in range(len(columns) - 1)]
         lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths)), row[-1]]).rstrip() for row in grid]
         out.append("\n".join([f"{phase}:", *lines]))
     return "\n\n".join(out)
+
+
+__getattr__ = renamed(__name__, {"table": "merged_rows", "text": "tables_text"})

@@ -50,5 +50,5 @@ def kernels_text(data: dict[str, Any]) -> str:
     ]
     if "layers" in data:
         rows = {phase: [runtime_paths.Way(**row) for row in rows] for phase, rows in data["layers"].items()}
-        lines += ["", *filter(None, [runtime_paths.says(data["decoding"])]), runtime_paths.text(rows)]
+        lines += ["", *filter(None, [runtime_paths.says(data["decoding"])]), runtime_paths.tables_text(rows)]
     return "\n".join(lines)

@@ -111,7 +111,7 @@ def sensitivity(dense: Any, kind: Attention, tokens: Tensor, held: HeldOutRefere
     return costs
 
 
-def placed(
+def place_attention(
     dense: Any, kinds: Sequence[Attention], place: str, tokens: Tensor, held: HeldOutReference
 ) -> tuple[Any, list[float]]:
     """The attention of every layer, and the measured costs behind it (none for a plain cycle)."""

@@ -14,15 +14,15 @@ from fastsnn_console import targets
 from fastsnn_console.progress import Progress
 from fastsnn_console.typed import check_fields
 from fastsnn_conversion.context import ConversionError
-from fastsnn_convert.language.attention_swap import PLACES, kinds_of, layers_of, placed, replace
+from fastsnn_convert.language.attention_swap import PLACES, kinds_of, layers_of, place_attention, replace
 from fastsnn_convert.language.balance import BalanceReport, calibrate
-from fastsnn_convert.language.distillation_data import check_text, tokens_of, windows, write
+from fastsnn_convert.language.distillation_data import check_text, sample_text, tokens_of, windows
 from fastsnn_convert.language.distillation_settings import LARGE, Healing, need_peft
 from fastsnn_convert.language.families import import_dense
 from fastsnn_convert.language.output_sensitivity import PIECE
 from fastsnn_convert.language.rebuild import rebuild, site_table, with_biases
 from fastsnn_convert.language.reference_eval import HeldOutReference, affordable
-from fastsnn_convert.language.site_figures import curve, measure, rows_of
+from fastsnn_convert.language.site_figures import curve, measure_sites, rows_of
 from fastsnn_convert.neurons import component, evolved, field_of, levels, limited
 from fastsnn_convert.report import Report
 from fastsnn_convert.result import Conversion
@@ -175,7 +175,7 @@ def convert_language(source: str | Path, *, neuron: Any = None, **options: Any) 
         step = lambda: progress.step(min(PIECE, spare.numel()))  # noqa: E731
         held = HeldOutReference.of(dense, spare, own=o.heals, step=step)
     if kinds is not None:
-        found, costs = placed(dense, kinds, o.place, fit[:4], held.first(4))
+        found, costs = place_attention(dense, kinds, o.place, fit[:4], held.first(4))
         dense = replace(dense, found, fit[:8])
     model = spiking(dense, chosen, o)
     del dense
@@ -215,7 +215,7 @@ def samples(dense: nn.Module, o: Options) -> tuple[Tensor, Tensor]:
     if o.calibration is None:
         with Progress("the model writes text to calibrate on", length, "tokens", quiet=o.quiet) as progress:
             streams = fitted + min(measured, max(4, fitted))
-            found = write(dense, streams, length, seed=o.seed, step=progress.step)
+            found = sample_text(dense, streams, length, seed=o.seed, step=progress.step)
     else:
         found = windows(tokens_of(o.calibration, dense), o.window)
         found = found[torch.randperm(len(found), generator=torch.Generator().manual_seed(o.seed))]
@@ -292,7 +292,7 @@ def describe(
     found = {}
     if o.measure:
         same = not healed and not replaced  # a site alone has a cost only where the weights are the dense model's
-        found = measure(
+        found = measure_sites(
             model, held, rows, made if same else None, thorough=o.thorough, errors=not healed, quiet=o.quiet
         )
     coverage = o.coverage if isinstance(o.coverage, str) else ", ".join(o.coverage)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_conversion.context import ConversionError
-from fastsnn_convert.language.distillation_loss import divergence, head_input, head_of, plain
+from fastsnn_convert.language.distillation_loss import base_decoder, divergence, head_input, head_of
 from fastsnn_convert.language.distillation_settings import DistillationProgress, Healing
 from fastsnn_convert.language.rebuild import bypass_neurons
 from fastsnn_convert.language.relufication import ActivationChange, magnitudes
@@ -138,7 +138,7 @@ class Healer:
         run = DistillationProgress()
         self.neurons = [(site, site.neuron) for site in sites(self.model).values()]
         if self.config.activation:
-            self.change = ActivationChange.of(plain(self.model), self.config.activation, self.config.l1)
+            self.change = ActivationChange.of(base_decoder(self.model), self.config.activation, self.config.l1)
         shares = [1.0] if len(stages) == 1 else [self.config.share, 1 - self.config.share]
         with lsq_gradients(self.model) if self.config.thresholds else contextlib.nullcontext():
             held = self.load(run) if resume else {}
@@ -187,7 +187,7 @@ class Healer:
                 self.change.at(done)
             tokens = self.batch(run)
             optimizer.zero_grad(set_to_none=True)
-            with sized(plain(self.model), self.change is not None and self.change.t > 0) as sizes:
+            with sized(base_decoder(self.model), self.change is not None and self.change.t > 0) as sizes:
                 loss, parts = self.loss(tokens, (c.hidden or 0.0) * c.falling(done), sizes)
                 if not math.isfinite(loss.item()):
                     raise ConversionError(
@@ -286,7 +286,7 @@ class Healer:
         free = ("steps", "minutes", "every", "log")
         if odd := [k for k, v in state["healing"].items() if k not in free and mine.get(k) != v]:
             raise ConversionError(f"{path} was healed with other settings: {', '.join(odd)}")
-        held = checkpoint.read(path, snapshot.like(self.model))
+        held = checkpoint.read_tensors(path, snapshot.sharded_like(self.model))
         snapshot.put_model(self.model, held, path)
         run.stage, run.step, run.seconds = state["stage"], state["stage_step"], state["seconds"]
         run.history = checkpoint.history(path)

@@ -77,7 +77,7 @@ def windows(ids: Tensor, length: int, what: str = "calibration") -> Tensor:
 
 
 @torch.no_grad()
-def write(
+def sample_text(
     model: Any,
     streams: int,
     length: int,
@@ -160,6 +160,6 @@ class SelfGeneratedData:
             generator = torch.Generator().manual_seed(seed)
             places = torch.randint(0, len(self.text) - self.BEGIN + 1, (self.streams, 1), generator=generator)
             begin = self.text[places + torch.arange(self.BEGIN)]
-        return write(
+        return sample_text(
             self.teacher, self.streams, self.length + self.MORE, seed=seed, begin=begin, temperature=self.temperature
         )

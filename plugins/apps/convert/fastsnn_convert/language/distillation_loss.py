@@ -49,21 +49,21 @@ def divergence(said: Tensor, weight: Tensor, wanted: Tensor, teacher: Tensor) ->
     return Divergence.apply(said.flatten(0, 1), weight, wanted.flatten(0, 1), teacher)
 
 
-def plain(model: Any) -> Any:
+def base_decoder(model: Any) -> Any:
     """The decoder inside of a model with low-rank additions."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def head_of(model: Any) -> Tensor:
     """The head's weights ``[V,D]``, with gradient."""
-    inner = plain(model)
+    inner = base_decoder(model)
     return (inner.embed if inner.head is None else inner.head).weight
 
 
 def head_input(model: Any, tokens: Tensor) -> Tensor:
     """What the head of a decoder reads ``[B,T,D]``, spikes as numbers, with gradient."""
     found: list[Any] = []
-    handle = plain(model).head_site.register_forward_hook(lambda _m, _a, out: found.append(out[0]))
+    handle = base_decoder(model).head_site.register_forward_hook(lambda _m, _a, out: found.append(out[0]))
     try:
         model(tokens, last=True)  # the head itself reads the last token alone
     finally:

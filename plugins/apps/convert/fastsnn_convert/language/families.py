@@ -345,12 +345,12 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
 def open_source(source: str | Path) -> Any:
     """A source's reader: `Checkpoint` for a directory, else that of the plugin which knows the file."""
     path = Path(source)
-    if (reader := reader_of(path)) is not None:
+    if (reader := source_plugin(path)) is not None:
         return reader(path)
     return Checkpoint(path)
 
 
-def reader_of(path: Path) -> Any:
+def source_plugin(path: Path) -> Any:
     """The plugin (entry point group ``fastsnn1.sources``, named after the file's ending) that reads `path`, or None."""
     if path.is_dir():
         return None

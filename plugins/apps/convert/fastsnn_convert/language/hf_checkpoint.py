@@ -66,7 +66,7 @@ class Checkpoint:
         from fastsnn_text import hf_directory
         from fastsnn_text.tokenizers import from_directory
 
-        found = hf_directory.read(self.folder, self.config)
+        found = hf_directory.read_tokenizer(self.folder, self.config)
         if found is None:
             return f"{self.folder} has no tokenizer.json, vocab.json with merges.txt, or tokenizer.model"
         return from_directory(found)

@@ -68,7 +68,7 @@ def spiking(name: str, modules: list[nn.Module], at: dict[str, SpikeSite], site:
 
 
 @torch.no_grad()
-def measure(
+def measure_sites(
     model: Any,
     held: HeldOutReference,
     rows: list[dict[str, Any]],
@@ -112,7 +112,7 @@ def measure(
 
 
 @contextlib.contextmanager
-def observe(model: nn.Module, visit: Callable[[str, Tensor, SpikeTensor], None]) -> Iterator[None]:
+def visit_spikes(model: nn.Module, visit: Callable[[str, Tensor, SpikeTensor], None]) -> Iterator[None]:
     """While the block runs, call ``visit(site, x, spikes)`` for every spiking site; nothing is kept."""
     handles = []
     for path, (_, site) in site_table(model).items():
@@ -164,7 +164,7 @@ def spike_figures(
         for key in keys:
             total[key] += spikes.shape[-1] * r[key]
 
-    with observe(model, visit):
+    with visit_spikes(model, visit):
         model(held.tokens, last=True)
     steps = max((r["steps"] for r in by_site.values() if r["steps"] is not None), default=0)
     means = {key: value / max(1, width) for key, value in total.items()}
@@ -270,7 +270,7 @@ def spike_means(
         unread, read = unread + weights * found.silent_fraction, read + weights
         largest = max(largest, found.largest)
 
-    with observe(model, visit):
+    with visit_spikes(model, visit):
         quality = held.windows(model).figures()
     n = sums[0] or 1.0
     means = {"silent_fraction": sums[1] / n, "spikes_per_channel": sums[2] / n, "largest": largest}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fastsnn_console.progress import Progress
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.modules.inputs import Call
-from fastsnn_convert.output_distance import flat, leaves, reference
+from fastsnn_convert.output_distance import flat_outputs, output_tensors, reference
 from fastsnn_core import build
 
 HELD_OUT, LEAST, MOST = 8, 32, 512  # every eighth sample, of this many at least; no more than so many are compared
@@ -63,8 +63,8 @@ def compare(model: nn.Module, call: Call, snn: nn.Module, data: CalibrationData)
                 size = len(pieces[0])
                 theirs = call(model, [x.clone() for x in pieces])
                 classes = classes and isinstance(theirs, Tensor) and theirs.ndim == 2 and theirs.shape[-1] > 1
-                wanted.append(flat(theirs, size))
-                found.append(flat(snn(*(x.clone() for x in pieces)), size))
+                wanted.append(flat_outputs(theirs, size))
+                found.append(flat_outputs(snn(*(x.clone() for x in pieces)), size))
                 progress.step()
     finally:
         for module, mode in modes.items():
@@ -118,7 +118,7 @@ def rebuilt(snn: nn.Module) -> nn.Module:
 def check_rebuilt(snn: nn.Module, example: Sequence[Tensor]) -> None:
     """A network must compute the same after saving and loading: compared before anybody relies on it."""
     new = rebuilt(snn)
-    mine, other = (list(leaves(m(*(x.clone() for x in example)))) for m in (snn.eval(), new))
+    mine, other = (list(output_tensors(m(*(x.clone() for x in example)))) for m in (snn.eval(), new))
     if len(mine) != len(other) or any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(mine, other)):
         raise ConversionError(
             "this network would compute something else after saving and loading, so it is not written; please report "

@@ -11,20 +11,21 @@ from torch import Tensor, nn
 
 from fastsnn_console.typed import typed
 from fastsnn_conversion.context import ConversionError
-from fastsnn_conversion.time_folding import TimeFoldedSite, cast_half, label, run_time_folded
+from fastsnn_conversion.time_folding import TimeFoldedSite, cast_half, name_states, run_time_folded
 from fastsnn_convert import output_distance
 from fastsnn_convert.modules import layerwise, site_report
 from fastsnn_convert.modules.comparison import CalibrationData, check_rebuilt, compare
-from fastsnn_convert.modules.inputs import Call, check_batch, inputs_of, single
+from fastsnn_convert.modules.inputs import Call, check_batch_first, inputs_of, single
 from fastsnn_convert.modules.output_regression import distil
-from fastsnn_convert.modules.prepare import INNER, check_source, check_tensors, prepared, unwrapped
-from fastsnn_convert.modules.rule_engine import ConversionInProgress, Maker, all_rules, answer, plan, walked
+from fastsnn_convert.modules.prepare import INNER, check_source, check_tensors, prepared
+from fastsnn_convert.modules.rule_engine import ConversionInProgress, Maker, all_rules, plan, reference_output, walked
 from fastsnn_convert.modules.site_thresholds import ThresholdSettings, tune_in_place
 from fastsnn_convert.modules.to_spec import as_calls, obstacles, site_modules, written
 from fastsnn_convert.neurons import component, levels
 from fastsnn_convert.report import Report, row
-from fastsnn_convert.result import Conversion, refuse
+from fastsnn_convert.result import Conversion, refuse_bundle
 from fastsnn_core import Model, Neuron, Rule, build
+from fastsnn_core.bundle_checks import unwrapped
 
 
 @typed
@@ -82,9 +83,9 @@ def convert_module(
             "healing needs heal_steps=, heal= or calibration= (inputs [B, …] to learn the dense outputs on), and "
             "functional=True"
         )
-    check_batch(type(model).__name__, lambda x: answer(model, call, x), given, model)
+    check_batch_first(type(model).__name__, lambda x: reference_output(model, call, x), given, model)
     if checks:
-        answer(model, call, tuple(x[:2] for x in checks))  # of another shape: said before the work
+        reference_output(model, call, tuple(x[:2] for x in checks))  # of another shape: said before the work
     split = CalibrationData.split(data, checks)
     fit, settings = single(split.fit), ThresholdSettings(steps, code, steps_per_site, refine)
     if not functional:
@@ -95,9 +96,9 @@ def convert_module(
     )  # fmt: skip
     says = obstacles(as_calls(found.network))
     if says and must_save:
-        refuse(says)
+        refuse_bundle(says)
     settings = ThresholdSettings(steps, code, by_site(steps_per_site, found), refine)
-    figures, chosen_on = layerwise.tune(found.network, fit or single(given), settings, calibrated=bool(fit))
+    figures, chosen_on = layerwise.tune_sites(found.network, fit or single(given), settings, calibrated=bool(fit))
     by_module = {id(found.network.held(path)): one for path, one in figures.items()}
     snn: Any = found.network if says else written(found.network, single(given))
     sites = site_modules(snn)
@@ -111,7 +112,7 @@ def convert_module(
     rows = rows_of(found, sites)
     if measure:
         errors = {name: by_module[id(site)] for name, site in sites.items() if id(site) in by_module}
-        site_report.measure(snn, sites, fit or single(given), rows, errors=bool(fit), figures=errors)
+        site_report.fill_site_rows(snn, sites, fit or single(given), rows, errors=bool(fit), figures=errors)
     quality = site_report.quality(rows)
     if measure and split.compare:
         quality = compare(model, call, snn, split) | quality
@@ -197,7 +198,7 @@ class Walked(nn.Module):
     def __init__(self, model: nn.Module, call: Call, ranks: tuple[int, ...]) -> None:
         super().__init__()
         self.model, self.ranks, self.call = model, ranks, call
-        label(self)
+        name_states(self)
 
     def body(self, *inputs: Tensor) -> Any:
         """The module on copies of its inputs, which it may change in place."""
@@ -219,7 +220,7 @@ def convert_walked(
     """Replace modules where they stand; function calls are not seen, and the report says so."""
     rules = all_rules() if rules is None else rules
     inputs, fit = single(given), single(split.fit)
-    body = prepared(model, lambda m: answer(m, call, inputs))
+    body = prepared(model, lambda m: reference_output(m, call, inputs))
     before = {name: m for name, m in body.named_modules() if not any(True for _ in m.children())}
     walked(body, rules, Maker(component(neuron), fallback), dict(options or {}))
     snn = Walked(body, call, tuple(x.ndim for x in given)).eval()
@@ -232,7 +233,7 @@ def convert_walked(
         size = sum(p.numel() for p in module.parameters())
         rows.append(row(shown(name), type(module).__name__, status, "", note, parameters=size, site=site))
     if measure:
-        site_report.measure(snn, sites, fit or inputs, rows, errors=bool(fit))
+        site_report.fill_site_rows(snn, sites, fit or inputs, rows, errors=bool(fit))
     quality = site_report.quality(rows)
     if measure and split.compare:
         quality = compare(model, call, snn, split) | quality

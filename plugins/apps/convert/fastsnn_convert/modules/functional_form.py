@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_conversion.context import ConversionError
-from fastsnn_convert.modules.fx_trace import Traced, renamed
+from fastsnn_convert.modules.fx_trace import Traced, remapped
 from fastsnn_core import Rule
 from fastsnn_model_graph import Network, Ref, Step
 from fastsnn_model_graph.steps import fill, refs
-from fastsnn_model_graph.text import FUNCTIONS, name_of
-from fastsnn_modules.hooks import tensors
+from fastsnn_model_graph.text import FUNCTIONS, function_name
+from fastsnn_modules.hooks import tensors_in
 
 SPECIAL = {"zero_": ("zeros_like", torch.zeros_like), "fill_": ("full_like", torch.full_like)}
 
@@ -46,13 +46,13 @@ def out_of_place(traced: Traced, example: Sequence[Tensor]) -> None:
             values[step.name] = next(given)
             steps.append(step)
             continue
-        before = [(name, t, t._version) for name in step.sources() for t in tensors(values[name])]
+        before = [(name, t, t._version) for name in step.sources() for t in tensors_in(values[name])]
         try:
             values[step.name] = value = network.take(step, values)
         except Exception as error:
             raise does_not_run(f"at {step.target!r}", error, traced.opaque) from error
         changed = [(name, t) for name, t, version in before if t._version != version]
-        current = renamed(step, names)
+        current = remapped(step, names)
         if changed:
             name, t = changed[0]
             if id(t) in own or any(shares(t, w) for w in network_tensors(traced, own)):
@@ -62,7 +62,7 @@ def out_of_place(traced: Traced, example: Sequence[Tensor]) -> None:
             later = [
                 n
                 for n, v in values.items()
-                if n != step.name and last.get(n, -1) > i and any(shares(t, u) for u in tensors(v))
+                if n != step.name and last.get(n, -1) > i and any(shares(t, u) for u in tensors_in(v))
             ]
             if not (isinstance(value, Tensor) and same(value, t)):
                 if later:
@@ -73,7 +73,7 @@ def out_of_place(traced: Traced, example: Sequence[Tensor]) -> None:
                     free(f"{step.name}_copy", traced.steps), "call", "clone", (Ref(names.get(name, name)),), method=True
                 )
                 steps.append(copied)
-                current = renamed(step, names | {name: copied.name})
+                current = remapped(step, names | {name: copied.name})
             for n in later:
                 if not (isinstance(values[n], Tensor) and same(values[n], t)):
                     raise ConversionError(
@@ -159,13 +159,13 @@ def pure(step: Step, traced: Traced, changed: bool) -> Step:
             name = name[:-1]
         return attrs.evolve(step, target=name, kwargs=kwargs)
     function, args = step.function, step.args
-    if (known := name_of(function)) is not None:  # in-place operators become ordinary ones
+    if (known := function_name(function)) is not None:  # in-place operators become ordinary ones
         function = FUNCTIONS[known]
     elif (name := getattr(function, "__name__", "")).endswith("_") and not name.endswith("__"):
         function = getattr(torch, name[:-1], None) or getattr(F, name[:-1], None)
         if function is None:
             raise ConversionError(f"the in-place operation {name}() has no form out of place; write it another way")
-    known = name_of(function)
+    known = function_name(function)
     if (at := inplace_at(function)) is not None and len(args) > at:
         args = (*args[:at], False, *args[at + 1 :])
     target = known if known is not None else getattr(function, "__name__", "?")

@@ -320,12 +320,12 @@ def tidy(traced: Traced) -> Traced:
         if short != step.name and short not in taken and not keyword.iskeyword(short):
             names[step.name] = short
             taken.add(short)
-    traced.steps = [attrs.evolve(renamed(s, names), name=names.get(s.name, s.name)) for s in traced.steps]
+    traced.steps = [attrs.evolve(remapped(s, names), name=names.get(s.name, s.name)) for s in traced.steps]
     traced.output = fill(traced.output, lambda ref: Ref(names.get(ref.name, ref.name)))
     return traced
 
 
-def renamed(step: Step, names: Mapping[str, str]) -> Step:
+def remapped(step: Step, names: Mapping[str, str]) -> Step:
     """The step with references to some steps turned to others."""
 
     def look(ref: Ref) -> Ref:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_conversion.context import ConversionError
-from fastsnn_convert.output_distance import leaves
+from fastsnn_convert.output_distance import output_tensors
 
 HALF = (torch.float16, torch.bfloat16)
 LOADED = 1024  # samples that are taken from a DataLoader
@@ -131,12 +131,14 @@ def single(data: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(x.float() if x.dtype in HALF else x for x in data)
 
 
-def check_batch(name: str, run: Callable[[Sequence[Tensor]], Any], given: Sequence[Tensor], model: nn.Module) -> None:
+def check_batch_first(
+    name: str, run: Callable[[Sequence[Tensor]], Any], given: Sequence[Tensor], model: nn.Module
+) -> None:
     """The first dimension must be the batch: a sample's output may not depend on which others are there.
 
     Tried on the first two samples, alone and in the other order. Batch norms without running statistics do depend.
     """
-    out = list(leaves(run(given)))
+    out = list(output_tensors(run(given)))
     n = len(given[0])
     batched = [i for i, y in enumerate(out) if y.ndim and len(y) == n and y.is_floating_point()]
     if not batched:
@@ -151,7 +153,7 @@ def check_batch(name: str, run: Callable[[Sequence[Tensor]], Any], given: Sequen
         )
     if n < 2 or any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in model.modules()):
         return
-    again = list(leaves(run(given)))
+    again = list(output_tensors(run(given)))
     if any(not torch.equal(a, b) for a, b in zip(out, again) if not a.isnan().any()):
         raise ConversionError(
             f"{name} gives another output each time for the same input: something in its forward is random or keeps a "
@@ -159,8 +161,8 @@ def check_batch(name: str, run: Callable[[Sequence[Tensor]], Any], given: Sequen
         )
     two = [x[:2] for x in given]
     try:
-        both, turned = (list(leaves(run(x))) for x in (two, [x.flip(0) for x in two]))
-        alone = list(leaves(run([x[:1] for x in two])))
+        both, turned = (list(output_tensors(run(x))) for x in (two, [x.flip(0) for x in two]))
+        alone = list(output_tensors(run([x[:1] for x in two])))
     except ConversionError:
         return  # some forwards take one size of batch only
     for i in batched:

@@ -44,7 +44,7 @@ from fastsnn_convert.modules.site_thresholds import (
 )  # fmt: skip
 from fastsnn_convert.neurons import knob, largest_count, levels, limited
 from fastsnn_convert.output_distance import distance, output
-from fastsnn_core.spike_tensor import SpikeTensor, plain
+from fastsnn_core.spike_tensor import SpikeTensor, densify
 from fastsnn_model_graph import Network, Step
 from fastsnn_model_graph.steps import refs, run_all
 
@@ -86,7 +86,7 @@ class Tracks:
     def run(
         self, tune: Callable[[Tracks, str, TimeFoldedSite, list[Tensor], list[Tensor], list[SiteReader]], None]
     ) -> None:
-        """One pass; `tune` sets each site up where it comes up."""
+        """One pass; `tune_sites` sets each site up where it comes up."""
         network, refine = self.network, self.settings.refine and self.settings.steps is not None
         dense: dict[str, list[Any]] = {}
         spiking: dict[str, list[Any]] = {}
@@ -98,7 +98,7 @@ class Tracks:
                     given += 1
                 elif (site := self.site(step)) is not None:
                     source = step.sources()[0]
-                    x0, x = dense[source], [plain(piece) for piece in spiking[source]]
+                    x0, x = dense[source], [densify(piece) for piece in spiking[source]]
                     check_finite(step.target, x0)
                     tune(self, step.target, site, x, x0, self.readers(step.name))
                     dense[step.name], spiking[step.name] = x0, [site(piece) for piece in x]
@@ -188,8 +188,8 @@ def measured(site: TimeFoldedSite, spikes: Sequence[Any], x0: Sequence[Tensor]) 
     count = sum(piece.numel() for piece in x0)
     mean = sum(float(piece.sum(dtype=torch.float64)) for piece in x0) / max(count, 1)
     size = sum(float((piece - mean).square().sum(dtype=torch.float64)) for piece in x0) / max(count, 1)
-    off = sum(float((plain(s) - piece).square().sum(dtype=torch.float64)) for s, piece in zip(spikes, x0))
-    own = float((plain(site(x0[0])) - x0[0]).square().mean(dtype=torch.float64))
+    off = sum(float((densify(s) - piece).square().sum(dtype=torch.float64)) for s, piece in zip(spikes, x0))
+    own = float((densify(site(x0[0])) - x0[0]).square().mean(dtype=torch.float64))
     return Figures(size, own, off / max(count, 1))
 
 
@@ -223,7 +223,7 @@ def adjust(module: Any, spiking: list[Tensor], dense: list[Tensor], scaled: bool
         piece.mul_(scale.reshape(shape).to(piece.dtype)).add_(shift.reshape(shape).to(piece.dtype))
 
 
-def tune(
+def tune_sites(
     network: Network, data: Sequence[Tensor], settings: ThresholdSettings, *, calibrated: bool
 ) -> tuple[dict[str, Figures], int]:
     """Steps and threshold of every site of a network in evaluation mode, and what each costs, by the site's path; and
@@ -235,7 +235,7 @@ def tune(
     tracks = Tracks(network, data, settings)
     if isinstance(settings.per_site, int | float) and calibrated:
         return save_steps(tracks, sites), len(tracks.data[0])
-    tracks.run(choose if calibrated else settle)
+    tracks.run(choose if calibrated else calibrate_site)
     return tracks.figures, len(tracks.data[0])
 
 
@@ -254,10 +254,10 @@ def choose(
     if math.isfinite(largest_count(site.neuron)) and tracks.settings.steps is not None:
         search(site, tracks.sample(x), tracks.sample(x0), readers, tracks.settings.refine)
     else:
-        settle(tracks, name, site, x, x0, readers)
+        calibrate_site(tracks, name, site, x, x0, readers)
 
 
-def settle(
+def calibrate_site(
     tracks: Tracks, name: str, site: TimeFoldedSite, x: list[Tensor], x0: list[Tensor], readers: list[SiteReader]
 ) -> None:
     """The neuron's own rule, where it has one."""

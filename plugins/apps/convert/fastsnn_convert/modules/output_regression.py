@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastsnn_convert.output_distance import flat
+from fastsnn_convert.output_distance import flat_outputs
 
 
 def distil(
@@ -40,7 +40,7 @@ def distil(
                 group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
             rows = torch.randint(0, len(wanted), (min(batch, len(wanted)),), generator=generator)
             rows = rows.to(wanted.device)
-            loss = (flat(network(*(x[rows] for x in data)), len(rows)) - wanted[rows]).pow(2).mean() / power
+            loss = (flat_outputs(network(*(x[rows] for x in data)), len(rows)) - wanted[rows]).pow(2).mean() / power
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

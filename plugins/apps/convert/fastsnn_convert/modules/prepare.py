@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.modules.inputs import HALF
+from fastsnn_core.bundle_checks import unwrapped
 from fastsnn_modules.hooks import watching
 
 HOOKS = (
@@ -114,17 +115,6 @@ def check_source(model: Any) -> None:
             "global forward hooks are set (torch.nn.modules.module.register_module_forward_hook); remove them first: "
             "a converted network would not have them after loading"
         )
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`, `nn.DataParallel` and `DistributedDataParallel`."""
-    while True:
-        if type(module).__name__ == "OptimizedModule" and isinstance(getattr(module, "_orig_mod", None), nn.Module):
-            module = module._orig_mod  # type: ignore[assignment]
-        elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            module = module.module
-        else:
-            return module
 
 
 class CopyTensors(TorchFunctionMode):

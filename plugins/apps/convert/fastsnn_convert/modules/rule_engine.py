@@ -19,11 +19,11 @@ from fastsnn_conversion import spike_layers
 from fastsnn_conversion.context import Context, ConversionError, Replacement, channels_of
 from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_convert.modules.functional_form import does_not_run, lift_calls, out_of_place
-from fastsnn_convert.modules.fx_trace import Traced, best_rule, lowered, renamed, trace
+from fastsnn_convert.modules.fx_trace import Traced, best_rule, lowered, remapped, trace
 from fastsnn_convert.modules.inputs import HALF, Call, single
 from fastsnn_convert.modules.prepare import prepared
 from fastsnn_convert.neurons import component
-from fastsnn_convert.output_distance import leaves
+from fastsnn_convert.output_distance import output_tensors
 from fastsnn_core import Neuron, Rule
 from fastsnn_core.plugins import classes
 from fastsnn_model_graph import Network, Ref, Step
@@ -67,9 +67,9 @@ def plan(
     rules = all_rules() if rules is None else rules
     kind = component(neuron)
     call = Call.of(model, example) if call is None else call
-    wanted = answer(model, call, example)
+    wanted = reference_output(model, call, example)
     inputs = single(example)
-    body = prepared(model, lambda m: answer(m, call, inputs))
+    body = prepared(model, lambda m: reference_output(m, call, inputs))
     traced = trace(lowered(body, rules), call, rules)
     out_of_place(traced, inputs)
     lift_calls(traced, rules, inputs)
@@ -99,7 +99,7 @@ def plan(
 
 
 @torch.no_grad()
-def answer(model: nn.Module, call: Call, example: Sequence[Tensor]) -> Any:
+def reference_output(model: nn.Module, call: Call, example: Sequence[Tensor]) -> Any:
     """What the model itself gives in evaluation mode, on copies of the inputs (it may change them in place)."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -128,9 +128,9 @@ def run_dense(dense: Network, inputs: tuple[Tensor, ...], samples: dict[str, Any
 
 def check_same(name: str, wanted: Any, got: Any, example: Sequence[Tensor]) -> None:
     """The traced network must give what the model gives; it does not where tracing froze something that varies."""
-    half = any(a.dtype in HALF for a in leaves(wanted)) or any(x.dtype in HALF for x in example)
+    half = any(a.dtype in HALF for a in output_tensors(wanted)) or any(x.dtype in HALF for x in example)
     relative = 0.05 if half else 1e-3
-    mine, theirs = ([t for t in leaves(tree) if t.is_floating_point()] for tree in (got, wanted))
+    mine, theirs = ([t for t in output_tensors(tree) if t.is_floating_point()] for tree in (got, wanted))
     good = len(mine) == len(theirs)
     for a, b in zip(theirs, mine):
         a, b = a.double(), b.double()
@@ -153,7 +153,7 @@ def check_turned(
     """
     other = tuple(x.flip(0) * (2 if x.is_floating_point() else 1) for x in example)
     try:
-        wanted = answer(model, call, other)
+        wanted = reference_output(model, call, other)
     except ConversionError:
         return  # not every module takes any numbers
     check_same(type(model).__name__, wanted, run_dense(dense, single(other), {}, opaque), other)
@@ -376,9 +376,9 @@ def place(
         if says(step) == "in" and source not in spiking and coverage == "projections":
             if source not in in_front:
                 in_front[source] = site(source, group(source, step), step.name)
-            new = renamed(step, names | {source: in_front[source]})
+            new = remapped(step, names | {source: in_front[source]})
         else:
-            new = renamed(step, names if says(step) in ("in", "pass") else names | plain)
+            new = remapped(step, names if says(step) in ("in", "pass") else names | plain)
         steps.append(new)
         if says(step) == "out" and isinstance(samples[step.name], Tensor):
             names[step.name] = site(step.name, group(step.name), step.name)

@@ -18,7 +18,7 @@ from fastsnn_core.spike_tensor import SpikeTensor
 
 
 @torch.no_grad()
-def measure(
+def fill_site_rows(
     network: nn.Module,
     sites: Mapping[str, TimeFoldedSite],
     data: tuple[Tensor, ...],

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fastsnn_conversion.context import ConversionError
 from fastsnn_conversion.time_folding import TimeFold, TimeFoldedSite
 from fastsnn_convert.neurons import knob, largest_count, levels, limited, turned
-from fastsnn_core.spike_tensor import plain
+from fastsnn_core.spike_tensor import densify
 
 GRID = torch.logspace(-1.7, 0.0, 40).tolist()
 ENOUGH = 1 << 18  # values that a threshold is chosen on
@@ -107,7 +107,7 @@ def search(site: TimeFoldedSite, x: Tensor, x0: Tensor, readers: Sequence[SiteRe
     shrink = len(x) / (len(x) + PRIOR)
     grid = candidates(site, TimeFold(x0.shape, len(x0), 1, site.channels).unfold(x0))
     mean, tried = float(x0.abs().mean(dtype=torch.float64)), dict[int, float]()
-    wanted = [plain(reader.run(x0)) for reader in readers]
+    wanted = [densify(reader.run(x0)) for reader in readers]
     sizes = [max(float(y.var(correction=0)), 1e-12) for y in wanted]
 
     def error(i: int) -> float:
@@ -116,7 +116,7 @@ def search(site: TimeFoldedSite, x: Tensor, x0: Tensor, readers: Sequence[SiteRe
             spikes = site(x)
             tried[i] = 0.0
             for reader, y0, size in zip(readers, wanted, sizes):
-                off = plain(reader.run(spikes)) - y0
+                off = densify(reader.run(spikes)) - y0
                 if biased and reader.channels is not None:
                     off = by_channel(off, reader.channels)
                     off = off - off.mean(0) * shrink

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsnn_conversion.time_folding import TimeFoldedSite, label
+from fastsnn_conversion.time_folding import TimeFoldedSite, name_states
 from fastsnn_convert.modules.functional_modules import as_call
 from fastsnn_model_graph import Graph, GraphModule, Input, Network, Node, Ref, Step
-from fastsnn_model_graph.text import DTYPES, write
+from fastsnn_model_graph.text import DTYPES, call_text
 from fastsnn_model_sequential import Layer, Sequential, SequentialModule, describe
 
 
@@ -63,7 +63,7 @@ def obstacles(network: Network) -> list[str]:
     """Why a network cannot be written as a spec: every part that has no form in it; empty when it can."""
     says = layers_of(network)[1]
     for step in network.steps:
-        if step.kind == "call" and write(step) is None:
+        if step.kind == "call" and call_text(step) is None:
             says.append(f"call {step.target}")
         if step.kind == "module" and (step.kwargs or not all(isinstance(a, Ref) for a in step.args)):
             says.append(f"module {step.target}, which is called with more than tensors")
@@ -109,7 +109,7 @@ def written(network: Network, inputs: Sequence[Tensor]) -> nn.Module:
 
 def finished(module: Any) -> nn.Module:
     """Labels of the sites, evaluation mode, and what bundles look for."""
-    label(module)
+    name_states(module)
     for name in ("meta", "sections"):
         setattr(module, name, {})
     return module.eval()
@@ -124,7 +124,7 @@ def node(network: Network, step: Step, layers: dict[str, Layer]) -> Node:
     """A step as a node."""
     path = step.target if step.kind != "call" and step.target != step.name else None
     if step.kind == "call":
-        return Node(name=step.name, call=write(step))
+        return Node(name=step.name, call=call_text(step))
     if step.kind == "tensor":
         held = network.held(step.target)
         kind = str(held.dtype).removeprefix("torch.")

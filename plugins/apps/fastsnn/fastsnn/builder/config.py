@@ -34,13 +34,13 @@ class SNNConfig:
 
     def spec(self) -> Model:
         """The decoder component this means."""
-        from fastsnn.presets import attentions, model_spec
+        from fastsnn.presets import attention_list, model_spec
         from fastsnn_core import create
 
         neuron = (
             create("neuron", "adaptive_threshold", k=self.k) if self.neuron == "adaptive_threshold" else self.neuron
         )
-        layers = attentions(self.attn_kind, self.window)
+        layers = attention_list(self.attn_kind, self.window)
         if wrong := [i for i in self.softmax_layers if not 0 <= i < self.n_layers]:
             raise FastSNNError(f"softmax_layers {wrong} are not among the layers 0 … {self.n_layers - 1}")
         if self.softmax_layers:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fastsnn_serve.engine.detokenizer import Scored, placed, scores
+from fastsnn_serve.engine.detokenizer import Scored, scores, token_offsets
 from fastsnn_serve.engine.prefill_runner import PrefillRunner
 from fastsnn_serve.engine.prefix_cache import copied
 from fastsnn_serve.engine.sampler import Stuck
@@ -107,7 +107,7 @@ class DecodeLoop:
         stream.logits = prompt.logits
         stream.release_prompt()
         if prompt.echo is not None:
-            stream.emit(CompletionDelta(prompt.echo, placed(self.tokenizer, prompt.scored)))
+            stream.emit(CompletionDelta(prompt.echo, token_offsets(self.tokenizer, prompt.scored)))
         if stream.params.max_tokens:
             self.pick(stream)
         else:

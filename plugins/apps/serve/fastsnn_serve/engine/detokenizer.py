@@ -81,7 +81,7 @@ class Detokenizer:
         return text, tuple(out)
 
 
-def placed(tokenizer: Tokenizer, tokens: list[Scored]) -> tuple[Scored, ...]:
+def token_offsets(tokenizer: Tokenizer, tokens: list[Scored]) -> tuple[Scored, ...]:
     """A prompt's tokens with their places in its text."""
     stream, at, out = TextStream(tokenizer), 0, []
     for scored in tokens:

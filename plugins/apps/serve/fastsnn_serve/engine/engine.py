@@ -30,7 +30,7 @@ from fastsnn_core.state import nbytes
 from fastsnn_serve.engine.decoding import DecodeLoop
 from fastsnn_serve.engine.prefill_runner import PrefillRunner
 from fastsnn_serve.engine.speculation import check_draft
-from fastsnn_serve.engine.state_budget import available, measure
+from fastsnn_serve.engine.state_budget import available, measure_state
 from fastsnn_serve.engine.streams import CompletionDelta, Stream
 from fastsnn_serve.metrics import Metrics
 from fastsnn_text import ends_of, tokenizer_of
@@ -85,7 +85,7 @@ class Engine:
         self.model, self.tokenizer = model.eval(), tokenizer_of(model)
         self.ends = frozenset(ends_of(self.tokenizer))
         self.device = next(model.parameters()).device
-        self.sizes = measure(model, self.device)
+        self.sizes = measure_state(model, self.device)
         self.max_streams, self.max_waiting, self.chunk = max_streams, max_waiting, chunk
         self.state_bytes = available(self.device) // 2 if state_bytes is None else state_bytes
         self.metrics = Metrics()

@@ -88,7 +88,7 @@ class Sessions:
         path = self.path(name)
         if not path.is_file():
             raise SessionError(f"no session {name!r} here; there are: {', '.join(self.names()) or 'none'}")
-        found, meta = read(path)
+        found, meta = read_session(path)
         for what, value in ({"format": FORMAT} | self.key(runner.exact, runner.device)).items():
             if meta.get(what) != value:
                 raise SessionError(
@@ -106,7 +106,7 @@ class Sessions:
         yield {"name": name, "tokens": len(ids), "bytes": path.stat().st_size}
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_session(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file."""
     from safetensors import SafetensorError, safe_open
 

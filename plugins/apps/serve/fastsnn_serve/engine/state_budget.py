@@ -39,7 +39,7 @@ class StateSizes:
 
 
 @torch.inference_mode()
-def measure(model: nn.Module, device: torch.device) -> StateSizes:
+def measure_state(model: nn.Module, device: torch.device) -> StateSizes:
     """Run the model on a few tokens and see; the contract of its forward pass is checked on the way."""
     blank = torch.zeros(1, 33, dtype=torch.long, device=device)
     try:

@@ -10,7 +10,7 @@ from fastsnn_text import chat_template
 from fastsnn_text.chat_template import ROLES, TemplateError
 from fastsnn_text.chat_template import template_of as template_source
 
-__all__ = ["RequestChatTemplate", "checked", "template_source"]
+__all__ = ["RequestChatTemplate", "template_source", "validate_messages"]
 
 SAID: dict[str, tuple[Any, ...]] = {  # what clients send back of an answer besides its text, and has no effect
     "tool_calls": ([],), "function_call": (), "refusal": (), "annotations": ([],), "audio": (), "reasoning_content": (),
@@ -35,10 +35,10 @@ class RequestChatTemplate(chat_template.ChatTemplate):
 
     def ids(self, messages: Any, **options: Any) -> list[int]:
         """Token ids of a conversation of a request."""
-        return self.tokens(self.text(checked(messages), **options))
+        return self.tokens(self.text(validate_messages(messages), **options))
 
 
-def checked(messages: Any) -> list[dict[str, Any]]:
+def validate_messages(messages: Any) -> list[dict[str, Any]]:
     """Messages as templates want them: text parts joined, arguments of tool calls as objects; others refused."""
     if messages is None:
         raise Invalid("messages is missing", "messages", "missing_required_parameter")

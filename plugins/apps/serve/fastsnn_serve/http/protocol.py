@@ -17,7 +17,7 @@ from fastsnn_serve.api.sampling_fields import read_params, read_stream
 from fastsnn_serve.api.tools import Tools, described, read_tools
 from fastsnn_serve.engine.grammar import Grammars
 from fastsnn_serve.engine.streams import SamplingParams
-from fastsnn_serve.http.chat_template import RequestChatTemplate, checked
+from fastsnn_serve.http.chat_template import RequestChatTemplate, validate_messages
 from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, is_text, shown
 from fastsnn_text import Tokenizer, prompt_ids
 
@@ -169,7 +169,7 @@ def chat_text(fields: Fields, context: RequestContext, tools: Tools | None) -> s
         "documents": documents or None, "add_generation_prompt": add_prompt and not going_on,
         "continue_final_message": going_on,
     }  # fmt: skip
-    template, rows = context.template, checked(fields.take("messages"))
+    template, rows = context.template, validate_messages(fields.take("messages"))
     if tools is None:
         return template.text(rows, **options)
     text = template.text(rows, tools=list(tools.offered), **options)

@@ -30,7 +30,7 @@ class Json(Response):
         return dumps(content)
 
 
-def failure(error: Invalid) -> Json:
+def error_body(error: Invalid) -> Json:
     """An error as OpenAI words it; clients may come back where it passes."""
     headers = {"Retry-After": "1"} if error.status in (429, 503) else None
     return Json(error.body(), error.status, headers)

@@ -33,7 +33,7 @@ from fastsnn_serve.http.around import middleware
 from fastsnn_serve.http.chat_template import RequestChatTemplate, template_source
 from fastsnn_serve.http.protocol import CompletionRequest, RequestContext
 from fastsnn_serve.http.replies import Reply
-from fastsnn_serve.http.request_task import Json, answer, failure
+from fastsnn_serve.http.request_task import Json, answer, error_body
 from fastsnn_serve.http.strict_json import Invalid, parse
 from fastsnn_serve.page import front_page
 
@@ -152,7 +152,7 @@ class Server(Endpoints):
             try:
                 response = await endpoint(request)
             except Invalid as error:
-                response = failure(error)
+                response = error_body(error)
             except ClientDisconnect:  # while it was sending; nobody reads this
                 response = Response(status_code=499)
             self.engine.metrics.add("fastsnn_requests_total", labels=f'endpoint="{path}",code="{response.status_code}"')
@@ -245,11 +245,13 @@ async def refused(request: Request, error: HTTPException) -> Response:
     """Starlette's own refusals (unknown path, wrong method) in OpenAI's form."""
     message = {404: f"no such path: {request.url.path}", 405: f"{request.url.path} does not take {request.method}"}
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
-    response = failure(Invalid(message.get(error.status_code, error.detail), code=code, status=error.status_code))
+    response = error_body(Invalid(message.get(error.status_code, error.detail), code=code, status=error.status_code))
     response.headers.update(error.headers or {})
     return response
 
 
 async def broken(request: Request, error: Exception) -> Response:
     """A fault of ours."""
-    return failure(Invalid(f"{type(error).__name__}: {error}", code="internal_error", status=500, type="server_error"))
+    return error_body(
+        Invalid(f"{type(error).__name__}: {error}", code="internal_error", status=500, type="server_error")
+    )

@@ -37,9 +37,9 @@ def opened(path: Path, member: str = "") -> Iterator[IO[bytes]]:
                 raise DataError(f"{path} is a git-lfs pointer, not the file itself; fetch it with: git lfs pull")
             yield stack.enter_context(decompressed(file, compression(head), path))
         except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile) as error:
-            raise DataError(f"{named(path, member)} is damaged or cut off: {error}") from None
+            raise DataError(f"{member_name(path, member)} is damaged or cut off: {error}") from None
         except RuntimeError as error:  # an encrypted archive
-            raise DataError(f"{named(path, member)} cannot be read: {error}") from None
+            raise DataError(f"{member_name(path, member)} cannot be read: {error}") from None
 
 
 def compression(head: bytes) -> str:
@@ -88,12 +88,12 @@ class ZstdReader(io.RawIOBase):
         return len(data)
 
 
-def named(path: Path, member: str) -> str:
+def member_name(path: Path, member: str) -> str:
     """How a file is called in messages."""
     return f"{path}/{member}" if member else str(path)
 
 
-def text_of(file: IO[bytes], where: str) -> Iterator[str]:
+def decoded_chunks(file: IO[bytes], where: str) -> Iterator[str]:
     """The text of a stream in chunks: UTF-8 (or UTF-16 where it begins with that mark), the mark left out.
 
     Line ends are ``\\n`` whatever they were. Bytes that are no such text are an error that says where they stand.
@@ -126,11 +126,11 @@ def no_text(where: str, error: UnicodeDecodeError, begin: int, encoding: str) ->
     )
 
 
-def read_text(path: str | Path) -> str:
+def read_whole(path: str | Path) -> str:
     """The whole text of one file; `DataError` says what is wrong with it."""
     path = Path(path)
     try:
         with opened(path) as file:
-            return "".join(text_of(file, str(path)))
+            return "".join(decoded_chunks(file, str(path)))
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None

@@ -79,7 +79,7 @@ class Omitted:
         return " and ".join(filter(None, (self.of_files(), self.of_rows())))
 
 
-def listed(names: Sequence[str], most: int = 12) -> str:
+def name_list(names: Sequence[str], most: int = 12) -> str:
     """Names in a sentence; long lists are cut."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "none") + more

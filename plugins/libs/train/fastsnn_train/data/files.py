@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import attrs
 
-from fastsnn_train.data.compression import SUFFIXES, named, no_text, opened, text_of
-from fastsnn_train.data.documents import DataError, Document, Omitted, listed
+from fastsnn_train.data.compression import SUFFIXES, decoded_chunks, member_name, no_text, opened
+from fastsnn_train.data.documents import DataError, Document, Omitted, name_list
 from fastsnn_train.data.rows import RowReader
 
 END = "<|endoftext|>"
@@ -55,7 +55,7 @@ class File:
         return self.member or self.path.name
 
     def __str__(self) -> str:
-        return named(self.path, self.member)
+        return member_name(self.path, self.member)
 
 
 @attrs.frozen
@@ -69,7 +69,7 @@ class Files:
     def __iter__(self) -> Iterator[Document]:
         self.omitted.begin()
         for file in self.files:
-            yield from read(file, self.field, self.omitted)
+            yield from read_documents(file, self.field, self.omitted)
 
 
 def members(path: Path) -> list[File]:
@@ -82,7 +82,7 @@ def members(path: Path) -> list[File]:
     return [File(path, name) for name in sorted(names)]
 
 
-def read(file: File, field: str, omitted: Omitted) -> Iterator[Document]:
+def read_documents(file: File, field: str, omitted: Omitted) -> Iterator[Document]:
     """Documents of one file: a text is one (or several, cut at <|endoftext|>), tables have one a row."""
     form = format_of(file.name)
     if not form:
@@ -109,7 +109,7 @@ def read_text(stream: IO[bytes], where: str, omitted: Omitted) -> Iterator[str]:
     """Texts between ``<|endoftext|>``; blank ones are no documents."""
     parts: list[str] = []
     carry = ""  # an end mark may be cut by a chunk's end
-    for chunk in itertools.chain(text_of(stream, where), (END,)):
+    for chunk in itertools.chain(decoded_chunks(stream, where), (END,)):
         *whole, rest = (carry + chunk).split(END)
         for part in whole:
             text = "".join((*parts, part))
@@ -191,7 +191,7 @@ def json_whole(raw: bytes, n: int, begin: int, file: File) -> list[Any]:
             return [dict(zip(found, row)) for row in zip(*lists)]
         if lists and any(isinstance(row, dict) for v in lists for row in v[:1]) and "messages" not in found:
             raise DataError(
-                f"{file} is one object with {listed(list(found))}; write the list of rows alone, or JSON lines"
+                f"{file} is one object with {name_list(list(found))}; write the list of rows alone, or JSON lines"
             )
         return [found]
     raise DataError(f"{file}: expected a list of rows or JSON lines, got {type(found).__name__}")
@@ -201,7 +201,7 @@ def read_csv(stream: IO[bytes], file: File, field: str, omitted: Omitted) -> Ite
     """Rows of a table with a header; values are text as they stand."""
     csv.field_size_limit(2**31 - 1)
     tab = suffix_of(file.name) == ".tsv"
-    lines = csv_lines(text_of(stream, str(file)))
+    lines = csv_lines(decoded_chunks(stream, str(file)))
     table = csv.reader(lines, delimiter="\t" if tab else ",", strict=True)
     try:
         header = next((row for row in table if row), None)

@@ -19,8 +19,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastsnn_train.data.compression import SUFFIXES, read_text
-from fastsnn_train.data.documents import DataError, Omitted, listed
+from fastsnn_train.data.compression import SUFFIXES, read_whole
+from fastsnn_train.data.documents import DataError, Omitted, name_list
 from fastsnn_train.data.files import FORMATS, File, format_of, members, suffix_of
 
 SPLITS = {
@@ -45,7 +45,7 @@ def splits_of(folder: Path, omitted: Omitted) -> dict[str, list[File]]:
         more = f"; left out: {omitted.of_files()}" if omitted.files else ""
         raise DataError(f"{folder} holds no {', '.join(FORMATS)} file (also compressed: {', '.join(SUFFIXES)}){more}")
     configs = front_matter(folder / "README.md")
-    found = by_config(configs, list(named), folder) if configs else by_name(list(named))
+    found = by_config(configs, list(named), folder) if configs else names_by_split(list(named))
     return {s: one_format([(n, f) for n in names for f in named[n]], omitted) for s, names in found.items()}
 
 
@@ -85,7 +85,7 @@ def one_format(named: list[tuple[str, File]], omitted: Omitted) -> list[File]:
     return [file for _, file in named if format_of(file.name) == best]
 
 
-def by_name(names: list[str]) -> dict[str, list[str]]:
+def names_by_split(names: list[str]) -> dict[str, list[str]]:
     """Names by the split that they or their folders are named after; those of no split under ""."""
     shards = {name: match[1] for name in names if (match := SHARD.fullmatch(name))}
     found: dict[str, list[str]] = {}
@@ -124,7 +124,7 @@ def front_matter(readme: Path) -> list[dict[str, Any]]:
     """``configs`` of README.md's YAML head that name data files; none where there are none."""
     if not readme.is_file():
         return []
-    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", read_text(readme), re.DOTALL)
+    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", read_whole(readme), re.DOTALL)
     if match is None or "configs" not in match[1]:
         return []
     try:
@@ -143,7 +143,7 @@ def by_config(configs: list[dict[str, Any]], names: list[str], folder: Path) -> 
     """Names by split as the folder's README.md says; of several configurations the default one."""
     chosen = [c for c in configs if c.get("default") or c.get("config_name", "default") == "default"] or configs
     if len(chosen) > 1:
-        known = listed([str(c.get("config_name")) for c in configs])
+        known = name_list([str(c.get("config_name")) for c in configs])
         raise DataError(f"{folder} has several configurations ({known}) and no default; give the files of one")
     files, found = chosen[0]["data_files"], {}
     rows = files if isinstance(files, list) and all(isinstance(r, dict) for r in files) else None
@@ -154,7 +154,7 @@ def by_config(configs: list[dict[str, Any]], names: list[str], folder: Path) -> 
         fitting = [name for name in names if any(matches(name, str(pattern)) for pattern in patterns)]
         if not fitting:
             raise DataError(
-                f"{folder / 'README.md'} names {listed(patterns)} as split {row['split']}; there is no such file"
+                f"{folder / 'README.md'} names {name_list(patterns)} as split {row['split']}; there is no such file"
             )
         found[str(row["split"])] = fitting
     rest = sorted(set(names) - {name for group in found.values() for name in group})

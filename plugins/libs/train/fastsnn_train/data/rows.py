@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fastsnn_train.data.documents import Chat, DataError, Document, Omitted, Spans, listed
+from fastsnn_train.data.documents import Chat, DataError, Document, Omitted, Spans, name_list
 
 TEXT = "text"  # the default column
 CHATS = ("messages", "conversations", "conversation")
@@ -58,8 +58,8 @@ class RowReader:
         """No row has the column."""
         wanted = " and ".join(map(repr, self.pair)) or repr(self.field)
         return DataError(
-            f"{self.where}: no text field {wanted}; they have {listed(list(self.seen))}: set text_field to the column "
-            "of the text, or to 'prompt+completion'"
+            f"{self.where}: no text field {wanted}; they have {name_list(list(self.seen))}: set text_field to the "
+            "column of the text, or to 'prompt+completion'"
         )
 
     def document(self, row: Any, place: str) -> Document | None:
@@ -141,7 +141,7 @@ def messages(value: Any, where: str) -> list[dict[str, Any]]:
     for n, item in enumerate(value):
         role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
         if not isinstance(role, str):
-            raise DataError(f"{where}, message {n + 1} has no role; it has {listed(list(map(str, item)))}")
+            raise DataError(f"{where}, message {n + 1} has no role; it has {name_list(list(map(str, item)))}")
         if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
             content = "".join(str(part["text"]) for part in content)
         if content is not None and not isinstance(content, str):
@@ -162,5 +162,5 @@ def kind(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "a list"
     if isinstance(value, Mapping):
-        return f"a table of {listed(list(map(str, value)), 4)}"
+        return f"a table of {name_list(list(map(str, value)), 4)}"
     return "text" if isinstance(value, str) else type(value).__name__

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from fastsnn_train.data.documents import Chat, DataError, Document, Omitted, Spans, listed
+from fastsnn_train.data.documents import Chat, DataError, Document, Omitted, Spans, name_list
 from fastsnn_train.data.files import READABLE, File, Files, format_of, members
-from fastsnn_train.data.folders import by_name, is_data, one_format, splits_of
+from fastsnn_train.data.folders import is_data, names_by_split, one_format, splits_of
 from fastsnn_train.data.rows import RowReader
 
 log = logging.getLogger("fastsnn")
@@ -119,7 +119,7 @@ def from_archive(path: Path, field: str) -> Corpus:
     held = {f.member: f for f in members(path) if is_data(f.member, omitted)}
     if not held:
         raise DataError(f"{path} holds no file that can be read: {omitted.of_files() or 'it is empty'}")
-    splits = {s: one_format([(n, held[n]) for n in names], omitted) for s, names in by_name(list(held)).items()}
+    splits = {s: one_format([(n, held[n]) for n in names], omitted) for s, names in names_by_split(list(held)).items()}
     return from_splits(splits, field, str(path), omitted)
 
 
@@ -140,7 +140,7 @@ def from_splits(splits: dict[str, list[File]], field: str, note: str, omitted: O
     else:
         groups = [splits[name] for name in HELD_OUT if splits.get(name)] or list(splits.values())
         train, held = groups[0], groups[1] if len(groups) > 1 else []
-        names = [listed([f.name for f in group]) for group in (train, held)]
+        names = [name_list([f.name for f in group]) for group in (train, held)]
         note += f": there is no train split; training on {names[0]}, held out: {names[1]}"
     for split, files in splits.items():
         if files is not train and files is not held:
@@ -180,10 +180,12 @@ def from_objects(data: Any, field: str) -> Corpus:
             raise DataError("the list of documents is empty")
         if all(isinstance(item, Path) for item in data):
             if absent := [str(item) for item in data if not item.is_file()]:
-                raise DataError(f"no file {listed(absent)}")
+                raise DataError(f"no file {name_list(absent)}")
             return from_files(list(data), field, f"{len(data)} files")
         if all(isinstance(item, str) and item.lower().endswith(READABLE) and is_there(Path(item)) for item in data):
-            raise DataError(f"{listed(list(data), 3)} are names of files; give Path objects, or a pattern like '*.txt'")
+            raise DataError(
+                f"{name_list(list(data), 3)} are names of files; give Path objects, or a pattern like '*.txt'"
+            )
     return Corpus(Rows(data, field, "rows"), note=f"{len(data) if hasattr(data, '__len__') else 'many'} documents")
 
 
@@ -200,7 +202,7 @@ def from_datasets(data: Any, field: str, note: str) -> Corpus:
         raise DataError(f"{note} has no train split; splits: {', '.join(map(str, data))}")
     held = next((name for name in HELD_OUT if name in data), "")
     if rest := [str(name) for name in data if name not in ("train", held)]:
-        note += f"; splits left out: {listed(rest)}"
+        note += f"; splits left out: {name_list(rest)}"
     train = Rows(data["train"], field, "rows of split train")
     return Corpus(train, Rows(data[held], field, f"rows of split {held}") if held else (), note, endless(data["train"]))
 

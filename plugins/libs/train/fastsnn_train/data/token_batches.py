@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastsnn_modules.token_ids import check_token_ids
-from fastsnn_train.data.documents import DataError, listed
+from fastsnn_train.data.documents import DataError, name_list
 
 log = logging.getLogger("fastsnn")
 IGNORE = -100
@@ -91,7 +91,9 @@ def of_mapping(item: Any, where: str) -> dict[str, Tensor]:
     """The columns of a dict; those that could say which tokens count are used, or refused."""
     name = next((key for key in IDS if key in item), None)
     if name is None:
-        raise DataError(f"{where} has neither 'input_ids' nor 'tokens'; it has {listed(list(map(str, item.keys())))}")
+        raise DataError(
+            f"{where} has neither 'input_ids' nor 'tokens'; it has {name_list(list(map(str, item.keys())))}"
+        )
     columns: dict[str, Tensor] = {}
     unused = []
     for key in item.keys():  # noqa: SIM118 (a BatchEncoding iterates otherwise)
@@ -114,13 +116,13 @@ def of_mapping(item: Any, where: str) -> dict[str, Tensor]:
     shape = columns["ids"].shape
     for key in unused:
         if isinstance(item[key], Tensor | np.ndarray) and tuple(item[key].shape)[: len(shape)] == tuple(shape):
-            known = listed([*IDS, *LABELS, "attention_mask", *MASKS, "position_ids"], 20)
+            known = name_list([*IDS, *LABELS, "attention_mask", *MASKS, "position_ids"], 20)
             raise DataError(
                 f"{where} has a column {key!r} as large as the ids, which is not understood; known are {known}"
             )
     if unused and not getattr(of_mapping, "said", False):
         of_mapping.said = True  # type: ignore[attr-defined]
-        log.warning("%s: columns that are not used: %s", where, listed(list(map(str, unused))))
+        log.warning("%s: columns that are not used: %s", where, name_list(list(map(str, unused))))
     for key, value in columns.items():
         if value.shape != shape:
             raise DataError(f"{where}: {key} has the shape {tuple(value.shape)}, the ids have {tuple(shape)}")
@@ -176,7 +178,7 @@ def padded(rows: list[dict[str, Tensor]], where: str) -> dict[str, Tensor]:
     """Sequences as one batch, padded at their ends; what is padded counts for nothing."""
     names = set(rows[0])
     if any(set(row) != names for row in rows):
-        raise DataError(f"{where}: sequences have different columns, such as {listed(sorted(map(str, names)))}")
+        raise DataError(f"{where}: sequences have different columns, such as {name_list(sorted(map(str, names)))}")
     longest = max(len(row["ids"]) for row in rows)
     fill = {"labels": IGNORE}
 

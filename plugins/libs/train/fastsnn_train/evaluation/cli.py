@@ -6,13 +6,13 @@ import json
 from typing import Any
 
 from fastsnn_console import targets
-from fastsnn_console.arguments import Parser, choice, device, listed, number
+from fastsnn_console.arguments import Parser, choice, comma_separated, device, number
 from fastsnn_core import bundle
 from fastsnn_core.errors import UserError
 from fastsnn_text import Sampling, attach, generate_text, load_tokenizer
-from fastsnn_train.data.compression import read_text
+from fastsnn_train.data.compression import read_whole
 from fastsnn_train.evaluation.perplexity import evaluate_text
-from fastsnn_train.evaluation.recall import TASKS, Recall, draw, recall
+from fastsnn_train.evaluation.recall import TASKS, Recall, draw_heat_map, recall
 
 HIDDEN = ("recall", "samples", "perplexity_error", "standard_error")
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
@@ -39,9 +39,12 @@ def parser() -> Parser:
     args.add_argument("--batch", type=number(int, ge=1), default=8, help="windows read at once, at most (default 8)")
     args.add_argument("--runtime", default="count", help="count (default), or event: the same numbers as spike trains")
     args.add_argument("--device", default="cpu", help="where the model runs (default cpu)")
-    args.add_argument("--recall", type=listed(), default=[], help="recall tasks, such as passkey,mqar")
+    args.add_argument("--recall", type=comma_separated(), default=[], help="recall tasks, such as passkey,mqar")
     args.add_argument(
-        "--lengths", type=listed(number(int, ge=1)), default=[512, 1024, 2048], help="tokens of the recall texts"
+        "--lengths",
+        type=comma_separated(number(int, ge=1)),
+        default=[512, 1024, 2048],
+        help="tokens of the recall texts",
     )
     args.add_argument("--depths", type=number(int, ge=1), default=5, help="how many depths of the fact (default 5)")
     args.add_argument("--samples", type=number(int, ge=1), default=10, help="texts per length and depth (default 10)")
@@ -64,7 +67,7 @@ def evaluate(argv: list[str]) -> int:
     opts = args.parse_args(argv)
     check(args, opts)
     quiet = opts.quiet or opts.json
-    text = "" if opts.text is None else part_of(read_text(opts.text), opts)
+    text = "" if opts.text is None else part_of(read_whole(opts.text), opts)
     model = bundle.load(opts.bundle, device(opts.device))
     if opts.tokenizer:
         attach(model, load_tokenizer(opts.tokenizer))
@@ -84,7 +87,7 @@ def evaluate(argv: list[str]) -> int:
     if grids:
         result["recall"] = {task: grid.table() for task, grid in grids.items()}
         if opts.heatmap:
-            result["heatmap"] = str(draw(opts.heatmap, grids))
+            result["heatmap"] = str(draw_heat_map(opts.heatmap, grids))
     if opts.prompt:
         sampling = Sampling(temperature=opts.temperature, seed=opts.seed)
         result["samples"] = [

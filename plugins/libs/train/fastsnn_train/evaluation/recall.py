@@ -189,7 +189,7 @@ def score(model: nn.Module, rows: list[tuple[Ids, list[slice]]]) -> list[float]:
             for i, (_, answers) in enumerate(rows)]  # fmt: skip
 
 
-def draw(path: str | Path, grids: dict[str, Recall]) -> Path:
+def draw_heat_map(path: str | Path, grids: dict[str, Recall]) -> Path:
     """The usual heat map, one panel per entry (title to result), as PNG (or what the ending says)."""
     from matplotlib.figure import Figure
 
@@ -211,7 +211,7 @@ def draw(path: str | Path, grids: dict[str, Recall]) -> Path:
     return path
 
 
-def write(path: str | Path, grids: dict[str, Recall]) -> Path:
+def write_json(path: str | Path, grids: dict[str, Recall]) -> Path:
     """The same as JSON."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsnn_console import targets
-from fastsnn_console.arguments import Parser, choice, listed, number
+from fastsnn_console.arguments import Parser, choice, comma_separated, number
 from fastsnn_core import bundle, spec
 from fastsnn_core.errors import UserError
 from fastsnn_train.cli import fit_spec
@@ -24,7 +24,10 @@ def extend(argv: list[str]) -> int:
     args.add_argument("spec", help="the spec of the run")
     args.add_argument("--out", required=True, help="folder of the run (fastsnn fit --out); an unfinished one goes on")
     args.add_argument(
-        "--to", required=True, type=listed(number(int, ge=2)), help="new length, or stages of it, such as 2048,8192"
+        "--to",
+        required=True,
+        type=comma_separated(number(int, ge=2)),
+        help="new length, or stages of it, such as 2048,8192",
     )
     args.add_argument("--steps", type=number(int, ge=0), default=100, help="of each stage (default 100)")
     args.add_argument("--mode", default="carry", help=f"{', '.join(MODES)} (default carry: chunks, state carried)")

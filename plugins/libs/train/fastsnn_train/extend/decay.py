@@ -16,7 +16,7 @@ from torch import nn
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_train.evaluation.evaluate import position_nats
-from fastsnn_train.extend.reshape import adopt, attentions, changed, parts, with_attentions
+from fastsnn_train.extend.reshape import adopt, changed, layer_attentions, with_attentions, with_branches
 
 log = logging.getLogger("fastsnn")
 GRID = (0.5, 2.0, 4.0, 8.0, 16.0)
@@ -42,8 +42,8 @@ def calibrate_decay(
     model and in its spec; where nothing helps, nothing changes.
     """
     spec: Any = model.spec
-    rows = attentions(spec) if hasattr(spec, "attention") else []
-    mine = [i for i, a in enumerate(rows) if any(hasattr(p, "forgetting") for p in parts(a))]
+    rows = layer_attentions(spec) if hasattr(spec, "attention") else []
+    mine = [i for i, a in enumerate(rows) if any(hasattr(p, "forgetting") for p in with_branches(a))]
     if not mine:
         raise FastSNNError("no layer of this model has a decay to calibrate; use mode = 'carry'")
     tried = 0

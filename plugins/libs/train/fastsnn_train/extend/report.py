@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsnn_core.files import write_text
-from fastsnn_train.evaluation.recall import Recall, draw
+from fastsnn_train.evaluation.recall import Recall, draw_heat_map
 
 
 class Extension(dict[str, Any]):
@@ -57,7 +57,7 @@ class Extension(dict[str, Any]):
         write_text(folder / "extension.json", json.dumps(self, indent=1) + "\n")
         self.draw_positions(folder / "positions.png")
         for task, (old, new) in self.grids.items():
-            draw(folder / f"recall-{task}.png", {f"{task}, before": old, f"{task}, after": new})
+            draw_heat_map(folder / f"recall-{task}.png", {f"{task}, before": old, f"{task}, after": new})
         return folder
 
     def draw_positions(self, path: Path) -> None:

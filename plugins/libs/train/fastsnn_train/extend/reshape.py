@@ -17,14 +17,14 @@ from fastsnn_core.errors import FastSNNError
 Change = Callable[[Any], Any]
 
 
-def attentions(spec: Any) -> list[Any]:
+def layer_attentions(spec: Any) -> list[Any]:
     """The attention of every layer."""
     return [spec.attention[i % len(spec.attention)] for i in range(spec.n_layers)]
 
 
-def parts(attention: Any) -> list[Any]:
+def with_branches(attention: Any) -> list[Any]:
     """An attention and, of one with branches, all of theirs."""
-    return [attention, *(p for branch in getattr(attention, "branches", ()) for p in parts(branch))]
+    return [attention, *(p for branch in getattr(attention, "branches", ()) for p in with_branches(branch))]
 
 
 def changed(attention: Any, change: Change) -> Any:
@@ -46,7 +46,7 @@ def adopt(model: nn.Module, spec: Any) -> None:
     now: Any = model
     if attrs.evolve(spec, attention=now.spec.attention, rope=now.spec.rope) != now.spec:
         raise FastSNNError("only attention and rope of a trained model can change")
-    for layer, old, new in zip(now.layers, attentions(now.spec), attentions(spec)):
+    for layer, old, new in zip(now.layers, layer_attentions(now.spec), layer_attentions(spec)):
         if old == new:
             continue
         if not hasattr(layer.attention.mixer, "adopt"):
@@ -70,8 +70,8 @@ def shaped(spec: Any, *, original: int, length: int, rope: str, window: int) -> 
         return spec
     if not hasattr(spec, "rope") or not hasattr(spec, "attention"):
         raise FastSNNError(f"{type(spec).__name__} has no attention or rope to change; leave rope and window out")
-    rows = attentions(spec)
-    windows = [p for a in rows for p in parts(a) if hasattr(p, "window")]
+    rows = layer_attentions(spec)
+    windows = [p for a in rows for p in with_branches(a) if hasattr(p, "window")]
     if window:
         if not windows:
             raise FastSNNError("this model has no sliding window that could grow")
@@ -83,7 +83,7 @@ def shaped(spec: Any, *, original: int, length: int, rope: str, window: int) -> 
         spec = with_attentions(spec, rows)
     if rope == "none":
         return spec
-    seeing = [p.window if hasattr(p, "window") else length for a in rows for p in parts(a) if p.rotary]
+    seeing = [p.window if hasattr(p, "window") else length for a in rows for p in with_branches(a) if p.rotary]
     reach = max(seeing, default=0)  # the largest distance any rotary layer sees
     if reach <= original:
         raise FastSNNError(

@@ -14,7 +14,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.state import detach, nbytes
 from fastsnn_train.data.token_batches import ids_of, targets_of
 from fastsnn_train.loop import health
-from fastsnn_train.loop.activation_sparsity import observe
+from fastsnn_train.loop.activation_sparsity import record_activations
 from fastsnn_train.loop.firing_rate import watch
 from fastsnn_train.loop.optim import set_rate
 from fastsnn_train.loop.trainer import Trainer, TrainingError
@@ -71,7 +71,7 @@ class StageRunner:
         stepper, config = self.trainer.stepper, self.trainer.config
         with (
             watch(self.model, health=False, rates=config.rate_weight > 0) as seen,
-            observe(self.model, config.l1_sites, magnitudes=config.l1 > 0, reads=False) as sparse,
+            record_activations(self.model, config.l1_sites, magnitudes=config.l1 > 0, reads=False) as sparse,
         ):
             with stepper.autocast():
                 logits, state = self.model(ids_of(tokens[:, :-1]), state, reset=reset, return_state=True)

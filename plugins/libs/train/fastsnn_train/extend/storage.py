@@ -53,7 +53,9 @@ class ExtensionCheckpoints:
             raise FastSNNError(
                 f"{path} was begun with other settings ({', '.join(odd)}); start afresh, or ask for the same"
             )
-        restore_tensors(self.model, self.trainer, checkpoint.read(path, snapshot.like(self.model)), path)
+        restore_tensors(
+            self.model, self.trainer, checkpoint.read_tensors(path, snapshot.sharded_like(self.model)), path
+        )
         self.stages, self.under_way, self.facts = state["stages"], state["under_way"], state["facts"]
         self.total, self.history = state["step"], checkpoint.history(path)
 

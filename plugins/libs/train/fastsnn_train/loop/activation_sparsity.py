@@ -53,7 +53,9 @@ def chosen_sites(model: nn.Module, names: tuple[str, ...]) -> dict[str, SpikeSit
 
 
 @contextlib.contextmanager
-def observe(model: nn.Module, names: tuple[str, ...], *, magnitudes: bool, reads: bool) -> Iterator[ActivationSparsity]:
+def record_activations(
+    model: nn.Module, names: tuple[str, ...], *, magnitudes: bool, reads: bool
+) -> Iterator[ActivationSparsity]:
     """Look at the sites of these names, and at every matrix with `reads`, while the block runs.
 
     The hooks must stay until after the backward pass, as those of `firing_rate.watch`.

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside, reading_tensors
-from fastsnn_core.sealed_folder import BundleError, digest, dump, listed, read_json, sealed
+from fastsnn_core.sealed_folder import BundleError, check_listed, digest, dump, read_json, sealed
 from fastsnn_train.loop.parallel import World, is_sharded
 
 log = logging.getLogger("fastsnn")
@@ -50,7 +50,7 @@ def save(
     keep: int,
 ) -> Path:
     """Write the checkpoint of ``state["step"]``; then drop all but the newest `keep` and the steps in `spare`."""
-    path = folder / name_of(state["step"])
+    path = folder / step_folder(state["step"])
     if any(is_sharded(t) for t in tensors.values()):
         shards = Path(world.first(str(folder / f".{path.name}.shards.part")))
         save_shards(shards, tensors, world)
@@ -96,7 +96,7 @@ def save_shards(folder: Path, tensors: Tensors, world: World) -> None:
     world.wait()
 
 
-def read(path: Path, like: Tensors) -> Tensors:
+def read_tensors(path: Path, like: Tensors) -> Tensors:
     """The tensors of a checkpoint, each sharded as its namesake in `like` is, whatever wrote them."""
     files = read_json(path / STATE)["files"]
     if not any(name.startswith(f"{SHARDS}/") for name in files):
@@ -136,7 +136,7 @@ def sharded_like(tensor: Tensor, like: Tensor | None) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
 
 
-def name_of(step: int) -> str:
+def step_folder(step: int) -> str:
     """``step-000100``."""
     return f"step-{step:06d}"
 
@@ -166,7 +166,7 @@ def tidy(folder: Path) -> None:
 def verify(path: Path) -> dict[str, Any]:
     """state.json of a checkpoint whose every file is whole; `CheckpointError` names the first that is not."""
     try:
-        listed(path, path / STATE)
+        check_listed(path, path / STATE)
         state = read_json(path / STATE)
     except (OSError, BundleError) as error:
         raise CheckpointError(str(error)) from None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.site import SpikeSite
 from fastsnn_train.config import TrainConfig
-from fastsnn_train.loop.activation_sparsity import ActivationSparsity, chosen_sites, observe, ramp
+from fastsnn_train.loop.activation_sparsity import ActivationSparsity, chosen_sites, ramp, record_activations
 from fastsnn_train.loop.firing_rate import SpikeObservations, band_penalty, blend_at, blended, watch
 from fastsnn_train.loop.health import gradient_norms
 from fastsnn_train.loop.optim import PositiveThresholds, WeightAverage, learning_rate, optimizer, set_rate
@@ -122,7 +122,7 @@ class OptimizerStep:
         with (
             blended(self.model, blend),
             watch(self.model, health=look, rates=config.rate_weight > 0) as seen,
-            observe(self.model, config.l1_sites, magnitudes=config.l1 > 0, reads=look) as sparse,
+            record_activations(self.model, config.l1_sites, magnitudes=config.l1 > 0, reads=look) as sparse,
         ):
             loss, penalty = self.backward(rows, marks, (seen, sparse), step, eager=look or blend < 1)
         self.network.meet()

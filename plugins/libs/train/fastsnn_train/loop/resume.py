@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsnn_train.config import BESIDE_QUALITY, TrainConfig, as_table
+from fastsnn_train.config import BESIDE_QUALITY, TrainConfig, section_table
 from fastsnn_train.data.batch_source import BatchSource
 from fastsnn_train.loop import checkpoint, randomness, snapshot
 
@@ -22,7 +22,7 @@ def save_checkpoint(trainer: Trainer, folder: Path) -> Path:
     scaler = trainer.stepper.scaler
     state = {
         "step": trainer.step,
-        "config": as_table(trainer.config),
+        "config": section_table(trainer.config),
         "model": model_table(trainer),
         "data": trainer.batches.fingerprint() if trainer.batches else {},
         "streak": trainer.rescue.streak,
@@ -47,7 +47,7 @@ def stand_at_checkpoint(trainer: Trainer, batches: BatchSource, resume: bool) ->
         batches.begin(trainer.step, trainer.world.first(position), tensors)
         return
     path, state = picked
-    tensors = checkpoint.read(path, snapshot.like(trainer.model))
+    tensors = checkpoint.read_tensors(path, snapshot.sharded_like(trainer.model))
     snapshot.put(trainer.model, trainer.optimizer, trainer.stepper.average, tensors, path)
     trainer.step, trainer.history = state["step"], checkpoint.history(path)
     trainer.kept = (trainer.step, len(trainer.history))
@@ -85,11 +85,11 @@ def newest(trainer: Trainer, folder: Path, resume: bool) -> tuple[Path, dict[str
 
 def changes(then: dict[str, Any], config: TrainConfig) -> list[str]:
     """Settings that differ from a checkpoint's and change what is learnt."""
-    now = as_table(config)
+    now = section_table(config)
     return [k for k, v in now.items() if k in then and then[k] != v and k not in BESIDE_QUALITY]
 
 
 def model_table(trainer: Trainer) -> dict[str, Any]:
     """The model's specification as plain data; empty for a network without one."""
     spec = getattr(trainer.model, "spec", None)
-    return {} if spec is None else as_table(spec)
+    return {} if spec is None else section_table(spec)

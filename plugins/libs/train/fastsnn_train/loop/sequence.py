@@ -39,7 +39,7 @@ def sequence_parallel(model: nn.Module, tokens: Tensor, *, reset: Tensor | None 
     share = tokens.shape[1] // size
     mine = slice(rank * share, (rank + 1) * share)
     link = Link(rank, size, form(model))
-    state = None if rank == 0 else Handed(link, start(tokens, reset, rank * share))
+    state = None if rank == 0 else Handed(link, document_offset(tokens, reset, rank * share))
     handles = [unit.register_forward_hook(link.pass_on(i)) for i, unit in enumerate(units(model))]
     try:
         logits = model(tokens[:, mine], state, reset=None if reset is None else reset[:, mine])
@@ -86,7 +86,7 @@ def form(model: nn.Module) -> list[Any]:
     return _forms[model]
 
 
-def start(tokens: Tensor, reset: Tensor | None, place: int) -> Tensor:
+def document_offset(tokens: Tensor, reset: Tensor | None, place: int) -> Tensor:
     """How far into its document each row is at token `place` ``[B]``."""
     if reset is None:
         return torch.full((len(tokens),), place, device=tokens.device)

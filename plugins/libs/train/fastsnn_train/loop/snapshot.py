@@ -26,7 +26,7 @@ def take(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAver
     return tensors | ({f"ema/{name}": t for name, t in average.weights.items()} if average else {})
 
 
-def like(model: nn.Module) -> Tensors:
+def sharded_like(model: nn.Module) -> Tensors:
     """The tensor each name of a checkpoint is sharded like: moments and averages go with their parameter."""
     table = {f"model/{name}": t.detach() for name, t in model_tensors(model).items()}
     for name, p in model.named_parameters():

@@ -18,7 +18,7 @@ from fastsnn_core import Run
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
 from fastsnn_core.site import sites
-from fastsnn_train.config import TrainConfig, as_table
+from fastsnn_train.config import TrainConfig, section_table
 from fastsnn_train.data.batch_source import BatchSource
 from fastsnn_train.data.documents import DataError
 from fastsnn_train.data.packing import Data, Packed
@@ -120,7 +120,7 @@ class Trainer:
         corpus = data.train if isinstance(data, Data) else data
         batches = self.batches = self.task.batches(corpus, self.config, self.model)
         stand_at_checkpoint(self, batches, resume)
-        run = Run(self.model, self.out, as_table(self.config), self.config.max_steps, self.history)
+        run = Run(self.model, self.out, section_table(self.config), self.config.max_steps, self.history)
         trackers = self.config.trackers if self.world.leader else ()
         with (
             InterruptGuard() as guard,
@@ -279,13 +279,13 @@ class Trainer:
             self.stepper.average.swap()
         best = self.best
         if self.config.bundle == "best" and self.folder is not None and best is not None and best["step"] != self.step:
-            path = self.folder / checkpoint.name_of(best["step"])
+            path = self.folder / checkpoint.step_folder(best["step"])
             self.world.lead(lambda: checkpoint.verify(path))
-            snapshot.put_model(self.model, checkpoint.read(path, snapshot.like(self.model)), path)
+            snapshot.put_model(self.model, checkpoint.read_tensors(path, snapshot.sharded_like(self.model)), path)
         self.model = parallel.whole_model(self.model)
         meta = dict(getattr(self.model, "meta", {}))
         last = {k: v for row in self.history[-1:] for k, v in row.items() if isinstance(v, int | float)}
-        done = {"what": "fit", "steps": self.step, "config": as_table(self.config), "last": last}
+        done = {"what": "fit", "steps": self.step, "config": section_table(self.config), "last": last}
         if self.config.bundle == "best" and best is not None:
             done["weights_of_step"] = best["step"]
         if isinstance(self.data, SampleData):

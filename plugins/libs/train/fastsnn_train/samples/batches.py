@@ -48,7 +48,7 @@ class SampleBatches(BatchSource):
         n, size = len(self.samples), self.config.batch_size
         places = np.arange(self.step * size, (self.step + 1) * size)
         index = [int(self.order(int(p // n))[p % n]) for p in places]
-        x, y = read(self.samples, index, self.shape, self.classes)
+        x, y = read_samples(self.samples, index, self.shape, self.classes)
         draw = np.random.default_rng([self.config.seed, 2, self.step])
         self.step += 1
         return self.transforms.augmented(x, draw), y
@@ -58,7 +58,9 @@ class SampleBatches(BatchSource):
         return self.samples.fingerprint()
 
 
-def read(samples: SampleSet, index: list[int], shape: tuple[int, ...] | None, classes: int) -> tuple[Tensor, Tensor]:
+def read_samples(
+    samples: SampleSet, index: list[int], shape: tuple[int, ...] | None, classes: int
+) -> tuple[Tensor, Tensor]:
     """Inputs and targets of some samples, checked: shapes, numbers, labels (`classes`; 0: numbers)."""
     x, y = samples.batch(index)
     if callable(samples.inputs):

@@ -11,7 +11,7 @@ from torch import nn
 from fastsnn_console.progress import Progress
 from fastsnn_core.probe import Record, probe
 from fastsnn_train.evaluation.figures import evaluating
-from fastsnn_train.samples.batches import read
+from fastsnn_train.samples.batches import read_samples
 from fastsnn_train.samples.sample_set import IGNORE, SampleSet
 from fastsnn_train.samples.task import SampleTask
 
@@ -49,7 +49,7 @@ def sample_figures(
     with evaluating(model), Progress("evaluating", -(-len(samples) // batch), quiet=quiet) as progress:
         for begin in range(0, len(samples), batch):
             index = list(range(begin, min(len(samples), begin + batch)))
-            x, y = (t.to(device) for t in read(samples, index, task.shape, task.classes))
+            x, y = (t.to(device) for t in read_samples(samples, index, task.shape, task.classes))
             with probe(model, tally.add):
                 out = task.outputs(model, x, model)
             rows, weights = task.rows(out, y)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastsnn_core.errors import MissingError
 from fastsnn_train.data.documents import DataError
-from fastsnn_train.samples.readers import first
+from fastsnn_train.data.sources import first_line
 from fastsnn_train.samples.sample_set import SampleSet
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -66,4 +66,4 @@ def picture(path: Path, i: int) -> Any:
         with Image.open(path) as image:
             return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"sample {i} ({path}) is no whole picture: {first(error)}") from None
+        raise DataError(f"sample {i} ({path}) is no whole picture: {first_line(error)}") from None

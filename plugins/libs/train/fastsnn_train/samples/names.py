@@ -44,7 +44,7 @@ def builtin(name: str) -> dict[str, SampleSet]:
     return sets
 
 
-def by_name(name: str, read: Any) -> dict[str, SampleSet]:
+def read_named(name: str, read: Any) -> dict[str, SampleSet]:
     """The hub where it answers, else the folder of FASTSNN_DATA of that name; `read` takes what is found."""
     tried = []
     if hub_answers():

@@ -14,16 +14,16 @@ from fastsnn_core import Objective, create
 from fastsnn_core.errors import ArgumentError, FastSNNError
 from fastsnn_train.config import TrainConfig
 from fastsnn_train.data.documents import DataError
-from fastsnn_train.samples.batches import SampleBatches, read
+from fastsnn_train.samples.batches import SampleBatches, read_samples
 from fastsnn_train.samples.image_folders import holds_images, image_folders
 from fastsnn_train.samples.labels import check_classes, renumbered, weights_of
-from fastsnn_train.samples.names import builtin, by_name
+from fastsnn_train.samples.names import builtin, read_named
 from fastsnn_train.samples.readers import dataset as torch_dataset
-from fastsnn_train.samples.readers import idx_sets, named, npz, pair
+from fastsnn_train.samples.readers import idx_sets, inputs_and_targets, named_columns, npz
 from fastsnn_train.samples.sample_set import SampleSet
 from fastsnn_train.samples.shapes import wanted_shape
-from fastsnn_train.samples.tables import hub_table, table
-from fastsnn_train.samples.task import KINDS, SampleTask, widths
+from fastsnn_train.samples.tables import hub_table, read_series
+from fastsnn_train.samples.task import KINDS, SampleTask, output_width
 from fastsnn_train.samples.transforms import Transforms, series_of, transforms
 
 Sets = dict[str, SampleSet]
@@ -60,19 +60,19 @@ def sample_sets(source: Any, x: str = "", y: str = "") -> Sets:
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
         if isinstance(source, str) and not path.exists() and not path.suffix and not source.startswith((".", "/", "~")):
-            return by_name(source, lambda found: sample_sets(found, x, y))
+            return read_named(source, lambda found: sample_sets(found, x, y))
         return from_path(path, x, y)
     if type(source).__module__.split(".")[0] == "datasets":
         if not isinstance(source, Mapping):
             return {"train": hub_table(source, x, y)}
         rows = {name: hub_table(part, x, y, name) for name, part in source.items()}
-        return renamed(rows)
+        return split_names(rows)
     if isinstance(source, Mapping):
         if all(isinstance(name, str) for name in source) and "train" in source:
-            return renamed({name: sample_sets(part, x, y)["train"] for name, part in source.items()})
-        return {"train": named(source, "the dataset", x, y)}
+            return split_names({name: sample_sets(part, x, y)["train"] for name, part in source.items()})
+        return {"train": named_columns(source, "the dataset", x, y)}
     if isinstance(source, tuple | list) and len(source) == 2 and all(is_table(part) for part in source):
-        return {"train": pair(source[0], source[1], "the dataset")}
+        return {"train": inputs_and_targets(source[0], source[1], "the dataset")}
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, Tensor | np.ndarray):
         return {"train": torch_dataset(source)}
     given = "None" if source is None else f"a {type(source).__name__}"
@@ -87,7 +87,7 @@ def is_table(part: Any) -> bool:
     return isinstance(part, Tensor | np.ndarray) or (isinstance(part, list) and len(part) != 2)
 
 
-def renamed(sets: Sets) -> Sets:
+def split_names(sets: Sets) -> Sets:
     """Splits by the two names used here."""
     other = next((name for name in ("test", "validation", "valid", "val", "dev") if name in sets), None)
     if "train" not in sets:
@@ -103,7 +103,7 @@ def from_path(path: Path, x: str, y: str) -> Sets:
         if path.suffix == ".npz":
             return npz(path, x, y)
         if path.suffix in (".csv", ".tsv", ".parquet"):
-            return {"train": table(path, y)}
+            return {"train": read_series(path, y)}
         if "idx" in path.name and "images" in path.name:
             return chosen(idx_sets(path.parent), path)
         raise DataError(f"{path} is no .npz, .csv, .tsv, .parquet or IDX file (…-images-idx3-ubyte)")
@@ -115,7 +115,7 @@ def from_path(path: Path, x: str, y: str) -> Sets:
         return sample_sets(load_from_disk(str(path)), x, y)
     files = {p.stem: p for p in sorted(path.iterdir()) if p.suffix in (".csv", ".tsv", ".parquet", ".npz")}
     if "train" in files:
-        return renamed({name: from_path(p, x, y)["train"] for name, p in files.items()})
+        return split_names({name: from_path(p, x, y)["train"] for name, p in files.items()})
     if holds_images(path) or any(holds_images(p) for p in path.iterdir() if p.is_dir()):
         return image_folders(path)
     raise DataError(
@@ -188,8 +188,8 @@ def sample_data(
     if objective.task != needed:
         raise ArgumentError(f"the objective {objective.name} is for {objective.task}; the task is {kind}")
     shape = wanted_shape(model)
-    sample, _ = read(train, [0], shape, 0)
-    outputs = widths(model, sample, objective)
+    sample, _ = read_samples(train, [0], shape, 0)
+    outputs = output_width(model, sample, objective)
     train = with_targets(train, kind, outputs)
     test = None if test is None else with_targets(test, kind, outputs)
     classes = 0 if kind == "regression" else outputs

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from fastsnn_train.data.documents import DataError
+from fastsnn_train.data.sources import first_line
 from fastsnn_train.samples.labels import numbered
 from fastsnn_train.samples.sample_set import SampleSet, array, stacked
 
@@ -21,7 +22,7 @@ TARGETS = ("y", "Y", "targets", "target", "labels", "label", "class", "fine_labe
 IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-def pair(x: Any, y: Any, where: str) -> SampleSet:
+def inputs_and_targets(x: Any, y: Any, where: str) -> SampleSet:
     """Inputs ``[N, …]`` and targets ``[N, …]``."""
     inputs = x if isinstance(x, np.ndarray) and x.dtype != object else None
     if isinstance(x, Tensor):
@@ -39,11 +40,11 @@ def pair(x: Any, y: Any, where: str) -> SampleSet:
     return SampleSet(inputs, targets, len(inputs), where, classes)
 
 
-def named(table: Mapping[str, Any], where: str, x: str = "", y: str = "") -> SampleSet:
+def named_columns(table: Mapping[str, Any], where: str, x: str = "", y: str = "") -> SampleSet:
     """Columns of a dict or .npz: those asked for, or those whose name says what they are."""
     columns = list(table.keys())
     found = (column(columns, x, INPUTS, "input", where), column(columns, y, TARGETS, "target", where))
-    return pair(table[found[0]], table[found[1]], where)
+    return inputs_and_targets(table[found[0]], table[found[1]], where)
 
 
 def column(columns: list[str], wanted: str, known: tuple[str, ...], what: str, where: str) -> str:
@@ -67,17 +68,17 @@ def npz(path: Path, x: str = "", y: str = "") -> dict[str, SampleSet]:
         with np.load(path, allow_pickle=False) as file:
             table = {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is no whole .npz of plain arrays: {first(error)}") from None
+        raise DataError(f"{path} is no whole .npz of plain arrays: {first_line(error)}") from None
     for a, b in (("x_{}", "y_{}"), ("{}_x", "{}_y"), ("X_{}", "y_{}"), ("{}_images", "{}_labels")):
         found = {
-            split: pair(table[a.format(name)], table[b.format(name)], f"{path.name} ({name})")
+            split: inputs_and_targets(table[a.format(name)], table[b.format(name)], f"{path.name} ({name})")
             for split, names in (("train", ("train",)), ("test", ("test", "val", "valid")))
             for name in names
             if a.format(name) in table and b.format(name) in table
         }
         if "train" in found and not x:
             return found
-    return {"train": named(table, path.name, x, y)}
+    return {"train": named_columns(table, path.name, x, y)}
 
 
 def idx(path: Path) -> np.ndarray:
@@ -85,7 +86,7 @@ def idx(path: Path) -> np.ndarray:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is no whole gzip file: {first(error)}") from None
+        raise DataError(f"{path} is no whole gzip file: {first_line(error)}") from None
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES:
         raise DataError(f"{path} is no IDX file: it begins with {raw[:4].hex(' ')}")
     kind, dims = np.dtype(IDX_TYPES[raw[2]]), raw[3]
@@ -112,7 +113,7 @@ def idx_sets(folder: Path) -> dict[str, SampleSet]:
             pictures = sorted(folder.glob(f"{start}-images*idx*"))
             labels = sorted(folder.glob(f"{start}-labels*idx*"))
             if pictures and labels:
-                found[split] = pair(idx(pictures[0]), idx(labels[0]), f"{folder.name} ({split})")
+                found[split] = inputs_and_targets(idx(pictures[0]), idx(labels[0]), f"{folder.name} ({split})")
     return found
 
 
@@ -141,8 +142,3 @@ def pair_of(item: Any, i: int, where: str) -> tuple[Any, Any]:
         return item[0], item[1]
     shown = f"a {type(item).__name__}" + (f" of {len(item)}" if hasattr(item, "__len__") else "")
     raise DataError(f"sample {i} of {where} is {shown}; expected a pair (input, target), or a dict with such names")
-
-
-def first(error: Exception) -> str:
-    """The first line of an error."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,8 +11,9 @@ import numpy as np
 
 from fastsnn_core.errors import MissingError
 from fastsnn_train.data.documents import DataError
+from fastsnn_train.data.sources import first_line
 from fastsnn_train.samples.labels import numbered
-from fastsnn_train.samples.readers import INPUTS, TARGETS, column, first
+from fastsnn_train.samples.readers import INPUTS, TARGETS, column
 from fastsnn_train.samples.sample_set import SampleSet, array, stacked
 
 SERIES = ("id", "series", "series_id", "sample", "sample_id", "case", "case_id", "sequence_id")
@@ -29,12 +30,12 @@ def rows_of(path: Path) -> dict[str, list[Any]]:
         try:
             return parquet.read_table(path).to_pydict()
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} is no whole parquet file: {first(error)}") from None
+            raise DataError(f"{path} is no whole parquet file: {first_line(error)}") from None
     with path.open(newline="", encoding="utf-8-sig") as file:
         try:
             rows = list(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
         except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{path} is no CSV in UTF-8: {first(error)}") from None
+            raise DataError(f"{path} is no CSV in UTF-8: {first_line(error)}") from None
     if len(rows) < 2:
         raise DataError(f"{path} holds no sample: {len(rows)} lines")
     head = rows[0]
@@ -44,7 +45,7 @@ def rows_of(path: Path) -> dict[str, list[Any]]:
     return {name: [row[i] for row in rows[1:]] for i, name in enumerate(head)}
 
 
-def table(path: Path, y: str = "") -> SampleSet:
+def read_series(path: Path, y: str = "") -> SampleSet:
     """One series a row (``label, v0, v1, …``: ``[T, 1]``), or one step a row (``id, label, a, b, …``: ``[T, D]``)."""
     columns = rows_of(path)
     target = column(list(columns), y, TARGETS, "target", path.name)

@@ -140,7 +140,7 @@ def last_spikes(model: nn.Module, wanted: bool) -> Iterator[list[SpikeTensor]]:
             handle.remove()
 
 
-def widths(model: nn.Module, x: Tensor, objective: Objective) -> int:
+def output_width(model: nn.Module, x: Tensor, objective: Objective) -> int:
     """C: how many classes or numbers the network gives, tried on one input."""
     task = SampleTask("classification", objective)
     training = model.training
