@@ -53,7 +53,7 @@ def test_a_large_model_writes_short_pieces_to_calibrate_on(monkeypatch: pytest.M
         wrote.append(length)
         return torch.zeros(streams, length, dtype=torch.long)
 
-    monkeypatch.setattr(conversion, "write", write)
+    monkeypatch.setattr(conversion, "sample_text", write)
     options = conversion.Options(windows=2, quiet=True)
     conversion.samples(model(), options)
     monkeypatch.setattr(conversion, "LARGE", 1)

@@ -173,7 +173,7 @@ def test_the_break_even_is_measured_once_per_shape_and_both_ways_agree(monkeypat
     weight = integer_linear.input_major(torch.randint(-127, 128, (1024, 1024), dtype=torch.int8))
     calls, measure = [], integer_linear.measure_break_even
     monkeypatch.setattr(integer_linear, "_measured", {})
-    monkeypatch.setattr(integer_linear, "measure", lambda rows, w: calls.append(rows) or measure(rows, w))
+    monkeypatch.setattr(integer_linear, "measure_break_even", lambda rows, w: calls.append(rows) or measure(rows, w))
     found = [integer_linear.break_even(rows, weight) for rows in (5, 6, 8)]
     assert calls == [8]
     assert found[0] == found[1] == found[2]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastsnn_core import SpikeTensor
-from fastsnn_events import use
+from fastsnn_events import switch_runtime
 from fastsnn_events.coder_helpers import extremes, whole_counts
 
 
@@ -18,9 +18,9 @@ def test_counts_must_be_whole():
 
 def test_a_model_without_sites_has_no_event_runtime():
     with pytest.raises(ValueError, match="no spike sites"):
-        use(torch.nn.Linear(2, 2), "event")
+        switch_runtime(torch.nn.Linear(2, 2), "event")
     with pytest.raises(ValueError, match="count and event"):
-        use(torch.nn.Linear(2, 2), "both")
+        switch_runtime(torch.nn.Linear(2, 2), "both")
 
 
 def test_extremes_of_no_counts():

@@ -316,13 +316,13 @@ def test_a_step_that_is_not_compiled_yet_is_not_waited_for(monkeypatch):
     model = network()
     began = list(kernel._making)  # an earlier test may have had it compiled
     asked = iter([False, False, True, True])
-    monkeypatch.setattr(kernel, "ready", lambda: next(asked))
+    monkeypatch.setattr(kernel, "step_is_compiled", lambda: next(asked))
     tokens = list(text.generate_ids(model, [1, 2, 3], 2 * text.AGAIN + 4, text.Sampling(temperature=0.0)))
     assert model.fast_step["kernel"] == "numba"  # asked for the third time
     assert tokens == list(text.generate_ids(model, [1, 2, 3], 2 * text.AGAIN + 4, text.Sampling(temperature=0.0)))
     state = model(torch.tensor([[1, 2]]), return_state=True)[1]
     model.fused = None
-    monkeypatch.setattr(kernel, "ready", lambda: False)
+    monkeypatch.setattr(kernel, "step_is_compiled", lambda: False)
     assert model.fast(state, wait=False) is None
     assert "being compiled" in model.fast_step["why"]
     assert model.fast(state) is not None
