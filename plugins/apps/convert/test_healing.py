@@ -14,7 +14,7 @@ from fastsnn_convert.heal_cli import main as heal_main
 from fastsnn_convert.language.balance import threshold
 from fastsnn_convert.language.distillation import Healer, Healing, heal
 from fastsnn_convert.language.distillation_data import SelfGeneratedData, tokens_of
-from fastsnn_convert.language.distillation_loss import divergence, head_input
+from fastsnn_convert.language.distillation_loss import head_input, mean_kl
 from fastsnn_convert.language.families import import_dense
 from fastsnn_convert.language.rebuild import site_table
 from fastsnn_convert.language.threshold_gradients import lsq_gradients
@@ -155,7 +155,7 @@ def test_the_divergence_in_pieces_is_that_of_all_logits(monkeypatch):
     torch.manual_seed(0)
     said, weight = torch.randn(2, 5, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
     wanted, teacher = torch.randn(2, 5, 8), torch.randn(40, 8)
-    found = divergence(said, weight, wanted, teacher)
+    found = mean_kl(said, weight, wanted, teacher)
     grads = torch.autograd.grad(2 * found, [said, weight])
     p, q = (wanted @ teacher.T).log_softmax(-1), (said @ weight.T).log_softmax(-1)
     whole = (p.exp() * (p - q)).sum(-1).mean()

@@ -16,7 +16,7 @@ def doctor(argv: list[str]) -> int:
     from fastsnn_doctor import sections
 
     found = sections.all_sections(speed=not opts.no_speed)
-    wrong = sections.problems()
+    wrong = sections.installation_problems()
     if opts.json:
         print(json.dumps({"sections": found, "problems": wrong}, indent=2))
         return bool(wrong)

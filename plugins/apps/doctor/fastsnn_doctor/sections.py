@@ -122,7 +122,7 @@ def plugins() -> dict[str, str]:
     return rows | {f"{p.name} ({p.distribution})": f"{p.status}: {p.error}" for p in found if p.status != "ok"}
 
 
-def problems() -> list[str]:
+def installation_problems() -> list[str]:
     """What is wrong with this installation, each with its remedy."""
     from fastsnn_core.plugins import registry
 

@@ -70,7 +70,7 @@ def labels_of(model: nn.Module, tokens: Tensor) -> tuple[str, ...]:
     return tuple(tokenizer.decode([i]) for i in tokens[0].tolist())
 
 
-def summary(model: nn.Module) -> Data:
+def model_facts(model: nn.Module) -> Data:
     """What the model is: kind, filled spec, parameters, and what its bundle says of it."""
     from fastsnn_core.spec import to_table
 

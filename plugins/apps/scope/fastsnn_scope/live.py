@@ -13,8 +13,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from fastsnn_core.errors import FileError, MissingFileError
 from fastsnn_core.subject import Data
-from fastsnn_scope.page import digest, part
-from fastsnn_scope.payload import dumps
+from fastsnn_scope.page import csp_source, part
+from fastsnn_scope.payload import script_safe_json
 
 LOG = "log.jsonl"
 
@@ -54,8 +54,10 @@ class RunLog:
         """The page with the rows so far; with `follow` it asks for more every two seconds."""
         script, style = "\n" + part("live.js"), "\n" + part("page.css")
         asks = "connect-src 'self'; " if follow else ""
-        rules = f"default-src 'none'; {asks}style-src {digest(style)}; script-src {digest(script)}; base-uri 'none'"
-        told = dumps({"name": self.name, "rows": self.rows(), "follow": follow})
+        rules = (
+            f"default-src 'none'; {asks}style-src {csp_source(style)}; script-src {csp_source(script)}; base-uri 'none'"
+        )
+        told = script_safe_json({"name": self.name, "rows": self.rows(), "follow": follow})
         return (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{rules}">\n'

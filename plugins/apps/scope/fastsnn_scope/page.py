@@ -30,15 +30,15 @@ def part(name: str) -> str:
     return (files("fastsnn_scope") / name).read_text(encoding="utf-8")
 
 
-def digest(text: str) -> str:
+def csp_source(text: str) -> str:
     """A source of the page's policy: this text and no other."""
     return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
 
 
 def policy(*scripts: str) -> str:
     """The page's Content-Security-Policy: its own style and scripts, its own pictures, no request at all."""
-    allowed = " ".join(map(digest, scripts))
-    rules = ("default-src 'none'", "img-src data: blob:", f"style-src {digest(chr(10) + part('page.css'))}",
+    allowed = " ".join(map(csp_source, scripts))
+    rules = ("default-src 'none'", "img-src data: blob:", f"style-src {csp_source(chr(10) + part('page.css'))}",
              f"script-src {allowed}", "base-uri 'none'", "form-action 'none'")  # fmt: skip
     return f'<meta http-equiv="Content-Security-Policy" content="{"; ".join(rules)}">'
 

@@ -48,17 +48,17 @@ def payload(found: Data, arrays: Arrays | None, room: int, beside: Data | None =
         told["b"] = view(beside)
     if arrays is not None and arrays.counts:
         channels = max(len(c) for c in arrays.channels)
-        left = room - len(dumps(told))
+        left = room - len(script_safe_json(told))
         while channels >= LEAST:
             blob, places = packed(arrays, channels)
             if len(blob) + len(json.dumps(places)) <= left:
                 told |= {"blob": blob, "places": places}
                 break
             channels //= 2
-    return dumps(told)
+    return script_safe_json(told)
 
 
-def dumps(told: Data) -> str:
+def script_safe_json(told: Data) -> str:
     """JSON that can stand inside a script element: ``<`` would end it."""
     text = json.dumps(told, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

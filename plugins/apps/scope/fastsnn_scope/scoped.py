@@ -20,7 +20,7 @@ from fastsnn_core.plugins import classes
 from fastsnn_core.subject import Data, Subject, observe
 from fastsnn_scope import cells, exports, quality
 from fastsnn_scope.cells import Arrays, divergence
-from fastsnn_scope.inputs import inputs_of, summary
+from fastsnn_scope.inputs import inputs_of, model_facts
 from fastsnn_scope.measured import isolated, measured
 from fastsnn_scope.saved import tiles
 from fastsnn_scope.speed import decoding, probe_cost
@@ -95,7 +95,7 @@ class Scoped:
             self.found = {
                 "format": FORMAT,
                 "created": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-                "model": summary(model),
+                "model": model_facts(model),
                 "input": self.about,
                 "quality": quality.headline(model, self.inputs, self.about),
                 "cells": isolated("the map of sites", lambda: self.map_of(subject), faults) or {"reason": "see above"},

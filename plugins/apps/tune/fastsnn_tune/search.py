@@ -216,7 +216,7 @@ def spread(windows: Tensor, most: int) -> Tensor:
 
 
 @torch.no_grad()
-def inputs_of(model: nn.Module, windows: Tensor) -> dict[str, Tensor]:
+def site_inputs(model: nn.Module, windows: Tensor) -> dict[str, Tensor]:
     """What every site is given on the first few windows ``[B,T,D]``."""
     with probe(model) as trace:
         model(windows[:4, :-1])
@@ -229,7 +229,7 @@ def uniform(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[Di
         raise FastSNNError(
             f"sites with different dials ({', '.join(sorted(set(names.values())))}) have no amount in common"
         )
-    found, xs = sites(model), inputs_of(model, windows)
+    found, xs = sites(model), site_inputs(model, windows)
     rows = [values_for(found, names, xs, level) for level in TOGETHER]
     start = {name: value_of(site, names[name]) for name, site in found.items()}
     return [row for n, row in enumerate(rows) if row != ([start, *rows])[n]]
@@ -256,7 +256,7 @@ def sensitivities(model: nn.Module, names: dict[str, str], windows: Tensor) -> l
             steps_of(name, rows, [row.error for row in rows], width[name] / total)
             for name, rows in ladders(model, names, windows[:, :-1]).items()
         ]
-    base, found, xs = loss(model, windows)[0], sites(model), inputs_of(model, windows)
+    base, found, xs = loss(model, windows)[0], sites(model), site_inputs(model, windows)
     total = sum(x.shape[-1] for x in xs.values())
     found_steps = []
     for name, site in found.items():

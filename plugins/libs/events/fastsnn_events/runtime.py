@@ -174,7 +174,7 @@ def switch_runtime(
     if steps != "auto" and (type(steps) is not int or steps < 1):
         raise FastSNNError(f'steps must be "auto" or a positive whole number, got {steps!r}')
     if steps == "auto" and (calibration is not None or chosen != kept or len(old) < len(found)):
-        table = calibrate(model, chosen, inputs_of(model) if calibration is None else calibration)
+        table = calibrate(model, chosen, calibration_tokens(model) if calibration is None else calibration)
     else:
         table = {name: int(old[name].steps) if steps == "auto" else int(steps) for name in found}
     for name, site in found.items():
@@ -208,7 +208,7 @@ def device_of(module: nn.Module) -> torch.device:
     return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
-def inputs_of(model: nn.Module) -> Tensor:
+def calibration_tokens(model: nn.Module) -> Tensor:
     """Fixed pseudo-random tokens ``[2, 32]``, or an error that asks for inputs."""
     size = getattr(getattr(model, "spec", None), "vocab_size", None)
     if size is None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_conversion.context import ConversionError
-from fastsnn_convert.language.distillation_loss import base_decoder, divergence, head_input, head_of
+from fastsnn_convert.language.distillation_loss import base_decoder, head_input, head_of, mean_kl
 from fastsnn_convert.language.distillation_settings import DistillationProgress, Healing
 from fastsnn_convert.language.rebuild import bypass_neurons
 from fastsnn_convert.language.relufication import ActivationChange, magnitudes
@@ -241,7 +241,7 @@ class Healer:
             wanted = head_input(self.teacher, tokens)
         with hidden(self.model) as mine:
             said = head_input(self.model, tokens)
-        loss = first = divergence(said, head_of(self.model), wanted, head_of(self.teacher))
+        loss = first = mean_kl(said, head_of(self.model), wanted, head_of(self.teacher))
         if weight:
             apart = [(a - b).pow(2).mean() / b.var().clamp_min(1e-12) for a, b in zip(mine, theirs)]
             loss = first + weight * torch.stack(apart).mean()

@@ -44,7 +44,7 @@ class Divergence(torch.autograd.Function):
         return grad * into, grad * into_weight[0] if into_weight else None, None, None
 
 
-def divergence(said: Tensor, weight: Tensor, wanted: Tensor, teacher: Tensor) -> Tensor:
+def mean_kl(said: Tensor, weight: Tensor, wanted: Tensor, teacher: Tensor) -> Tensor:
     """Mean KL(teacher ‖ student) in nats of inputs of two heads ``[B,T,D]`` with weights ``[V,D]``."""
     return Divergence.apply(said.flatten(0, 1), weight, wanted.flatten(0, 1), teacher)
 

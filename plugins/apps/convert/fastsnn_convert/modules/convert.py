@@ -15,7 +15,7 @@ from fastsnn_conversion.time_folding import TimeFoldedSite, cast_half, name_stat
 from fastsnn_convert import output_distance
 from fastsnn_convert.modules import layerwise, site_report
 from fastsnn_convert.modules.comparison import CalibrationData, check_rebuilt, compare
-from fastsnn_convert.modules.inputs import Call, check_batch_first, inputs_of, single
+from fastsnn_convert.modules.inputs import Call, as_inputs, check_batch_first, single
 from fastsnn_convert.modules.output_regression import distil
 from fastsnn_convert.modules.prepare import INNER, check_source, check_tensors, prepared
 from fastsnn_convert.modules.rule_engine import ConversionInProgress, Maker, all_rules, plan, reference_output, walked
@@ -70,10 +70,10 @@ def convert_module(
     if steps is not None:
         levels(steps, code)
     data, checks, lessons = (
-        inputs_of(given, name)
+        as_inputs(given, name)
         for given, name in ((calibration, "calibration"), (validation, "validation"), (heal, "heal"))
     )
-    given = inputs_of(example, "example") or tuple(x[:2] for x in data or checks)
+    given = as_inputs(example, "example") or tuple(x[:2] for x in data or checks)
     measure = measure and bool(given)  # nothing is measured on made-up data
     given = given or (guess(model, d_model_fallback),)
     call = Call.of(model, next((e for e in (example, calibration, validation) if e is not None), given))

@@ -19,7 +19,7 @@ LOADED = 1024  # samples that are taken from a DataLoader
 WHAT = "a tensor [B, …], a tuple of them (several inputs), or a dict (keyword arguments)"
 
 
-def inputs_of(data: Any, name: str = "example") -> tuple[Tensor, ...]:
+def as_inputs(data: Any, name: str = "example") -> tuple[Tensor, ...]:
     """Inputs as a tuple of tensors, copies of the user's; empty for none.
 
     Arrays, ``.npy`` and ``.safetensors`` files and a `DataLoader` (its first 1024 samples; labels are left out) are
