@@ -27,11 +27,11 @@ __all__ = sorted([*_EXPORTS, "convert"])
 def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **options: Any) -> Any:
     """A trained network as a spiking one, a `Conversion` with ``.model``, ``.report`` and ``.save(path)``.
 
-    `source` is a Hugging Face directory or a GGUF file (a language model; options of `fastsnn_convert.language`), a
-    NIR graph (a spiking network already; `dt`), an ``nn.Module``, a ``.snn`` bundle, or a state dict or
-    ``.safetensors`` file together with ``spec=`` (options of `fastsnn_convert.modules.convert_module`). `neuron` is a
-    neuron component, its name, or a table as in a spec (adaptive_threshold without; for language models with `steps`
-    but no `k`, adaptive_max); `to`
+    `source` is a Hugging Face directory, a model of transformers in memory, or a GGUF file (a language model; options
+    of `fastsnn_convert.language`), a NIR graph (a spiking network already; `dt`), an ``nn.Module``, a ``.snn`` bundle,
+    or a state dict or ``.safetensors`` file together with ``spec=`` (options of
+    `fastsnn_convert.modules.convert_module`). `neuron` is a neuron component, its name, or a table as in a spec
+    (adaptive_threshold without; for language models with `steps` but no `k`, adaptive_max); `to`
     writes a bundle. Errors: `ConversionError`, naming the file or the part, the reason, and what is possible.
     """
     from fastsnn_conversion.context import ConversionError
@@ -48,6 +48,12 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **
         from fastsnn_convert.language import convert_language  # each half is imported only where it is needed
 
         done = convert_language(source, neuron=neuron, **options)
+    elif type(source).__module__.startswith("transformers.") and is_loaded_model(source):
+        from fastsnn_convert.language import convert_language
+        from fastsnn_convert.language.loaded import written
+
+        with written(source) as folder:
+            done = convert_language(folder, neuron=neuron, **options)
     else:
         from fastsnn_convert.modules import convert_module
 
@@ -64,6 +70,13 @@ def is_language_source(path: Path) -> bool:
     if path.is_dir():
         return not ((path / "weights.safetensors").is_file() and (path / "meta.json").is_file())
     return is_language_model(path)
+
+
+def is_loaded_model(source: Any) -> bool:
+    """A causal language model of transformers, in memory."""
+    from fastsnn_convert.language.loaded import is_loaded
+
+    return is_loaded(source)
 
 
 def module_of(source: Any, options: dict[str, Any]) -> Any:

@@ -83,9 +83,10 @@ def check_source(model: Any) -> None:
     if isinstance(model, type):
         raise ConversionError(f"{model.__name__} is a class; convert takes an instance of it: {model.__name__}(…)")
     if not isinstance(model, nn.Module):
+        what = type(model).__name__
         raise ConversionError(
-            f"a {type(model).__name__} cannot be converted; convert takes an nn.Module, a Hugging Face directory, a "
-            ".snn bundle, or weights (.safetensors or a state dict) with spec="
+            f"{'an' if what[0] in 'aeiouAEIOU' else 'a'} {what} cannot be converted; convert takes an nn.Module, a "
+            "Hugging Face directory, a .snn bundle, or weights (.safetensors or a state dict) with spec="
         )
     for name, module in model.named_modules():
         where = f"module {name!r}" if name else "the model"
