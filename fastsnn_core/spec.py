@@ -152,7 +152,8 @@ def component(value: Any, hint: type[Component]) -> Any:
     if isinstance(value, Component) and isinstance(value, hint):
         return value
     if not isinstance(value, dict):
-        message = f"expected {'an' if hint.kind[0] in 'aeiou' else 'a'} {hint.kind} table, got {type(value).__name__} {value!r}"
+        article = "an" if hint.kind[0] in "aeiou" else "a"
+        message = f"expected {article} {hint.kind} table, got {type(value).__name__} {value!r}"
         raise Faults([Problem((), message, f'write {{ kind = "…" }}; {hint.kind}s: {names(hint.kind)}')])
     if not isinstance(value.get("kind"), str):
         raise Faults([Problem((), f"this {hint.kind} does not say its kind", f"kinds: {names(hint.kind)}")])
