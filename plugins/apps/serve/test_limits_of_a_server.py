@@ -52,6 +52,34 @@ def test_a_stream_holds_no_more_than_it_was_let_in_for(tokens: tuple[int, int], 
     assert 0 < most <= said.stream.need
 
 
+def held(stream: Any) -> int:
+    """Every byte that a fused stream keeps: its caches and whatever else it has of its own, told by no counter."""
+    arrays = [v for v in vars(stream).values() if hasattr(v, "nbytes")] + [a for m in stream.memory for a in m]
+    return sum(array.nbytes for array in arrays)
+
+
+@pytest.mark.parametrize("tokens", [(5, 200), (300, 40), (64, 64), (65, 64)])
+def test_a_served_fused_stream_holds_what_was_reserved_byte_for_byte(tokens: tuple[int, int]) -> None:
+    quantization = pytest.importorskip("fastsnn_integer.quantization", reason="fastsnn-integer is not installed")
+    model = quantization.quantise(decoder(**SOFTMAX), quantization.Quant())
+    attached(model)
+    model.fast(model(torch.zeros(1, 1, dtype=torch.long), return_state=True)[1])  # compiled before it is served
+    engine, sizes = Engine(model, cache_bytes=0), [0]
+    said = Recorder(engine, (list(range(1, 200)) * 2)[: tokens[0]], tokens[1])
+    hear = said.stream.listener
+
+    def watch(piece: Any) -> None:
+        if hasattr(said.stream.state, "stream"):  # a `FastStream`; the last piece comes without
+            sizes.append(held(said.stream.state.stream))
+        hear(piece)
+
+    said.stream.listener = watch
+    run(engine, said)
+    engine.close()
+    slack = 2 * engine.sizes.growth  # a token's numbers, and the records of where the caches are
+    assert said.stream.need - slack <= max(sizes) <= said.stream.need
+
+
 def test_the_models_own_length_bounds_a_request() -> None:
     model = decoder()
     model.meta = model.meta | {"max_positions": 64}

@@ -68,7 +68,7 @@ def poison(stream):
         "logits",
     ):
         getattr(work, name).view("u1").fill(0xFF)
-    stream.stream.score.view("u1").fill(0xFF)
+    stream.stream.stepper.score.view("u1").fill(0xFF)
 
 
 @torch.inference_mode()

@@ -79,7 +79,7 @@ def poison(stepper):
         for name in (*scratch, "threshold"):
             getattr(work, name).view("u1").fill(0xFF)
     if stepper.batch:
-        for array in (stepper.batch.used, stepper.batch.cursor, stepper.batch.score, stepper.batch.dense):
+        for array in (stepper.batch.used, stepper.batch.cursor, stepper.score, stepper.batch.dense):
             array.view("u1").fill(0xFF)
         for work in stepper.batch.works:
             work.pairs.view("u1").fill(0xFF)

@@ -42,12 +42,6 @@ class Batch:
         self.used = np.zeros(len(work.counts), np.int8)
         self.cursor = np.zeros(2 * workers * MOST_ROWS, np.int64)
         self.dense = np.zeros(workers * DENSE_ROOM, np.int8)
-        self.score = np.zeros(1, np.float32)
-
-    def score_room(self, numbers: int) -> None:
-        """Room for the scores of the longest cache."""
-        if len(self.score) < numbers:
-            self.score = np.zeros(numbers, np.float32)
 
 
 def rows_tasks(work: Workspace) -> tuple[Any, Any]:

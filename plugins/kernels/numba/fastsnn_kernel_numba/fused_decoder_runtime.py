@@ -56,6 +56,7 @@ class NumbaStepper:
         self.places = layout.pack(layout.PLACES, [located(self.work)])
         self.one = np.zeros(1, layout.STREAM)
         self.batch: Batch | None = None
+        self.score = np.zeros(1, F)
         fixed = {
             "n_heads": plan.n_heads, "n_kv_heads": plan.n_kv_heads, "head_dim": size,
             "head_room": self.head_room, "fold_room": self.fold_room, "widest": tables.columns,
@@ -126,7 +127,7 @@ class NumbaStepper:
             self.angles(stream.position)
             self.work.row.fill(0)
             fill(self.one[0], stream, token)
-            self.launch(self.places, self.one, 1, stream.score)
+            self.launch(self.places, self.one, 1, stream.slots)
             if self.work.row[0]["problem"]:
                 raise FastSNNError(self.failure(self.work))
             return self.logits.clone()
@@ -139,22 +140,23 @@ class NumbaStepper:
                 self.batch = Batch(self.work, min(MOST_ROWS, 1 << (n - 1).bit_length()), self.workers)
             batch = self.batch
             self.angles(max(stream.position for stream in streams))
-            batch.score_room(max(len(stream.score) for stream in streams))
             for row, stream, token, work in zip(batch.streams, streams, tokens, batch.works):
                 work.row.fill(0)
                 fill(row, stream, token)
-            self.launch(batch.places, batch.streams, n, batch.score, batch)
+            self.launch(batch.places, batch.streams, n, max(stream.slots for stream in streams), batch)
             return [
                 FastSNNError(self.failure(work)) if work.row[0]["problem"] else torch.from_numpy(work.logits).clone()
                 for work in batch.works[:n]
             ]
 
-    def launch(self, places: Any, streams: Any, rows: int, score: Any, batch: Batch | None = None) -> None:
-        """One step of `rows` rows."""
+    def launch(self, places: Any, streams: Any, rows: int, slots: int, batch: Batch | None = None) -> None:
+        """One step of `rows` rows, whose longest cache has `slots` places: all share the scores' memory."""
+        if len(self.score) < self.workers * slots + 1:
+            self.score = np.zeros(self.workers * slots + 1, F)
         self.work.sync.fill(0)
         call = self.call[0]  # a view
         call["places"], call["streams"], call["rows"] = places.ctypes.data, streams.ctypes.data, rows
-        call["score_at"], call["score_size"] = score.ctypes.data, score.size
+        call["score_at"], call["score_size"] = self.score.ctypes.data, self.score.size
         call["cos_at"], call["sin_at"] = self.cos.ctypes.data, self.sin.ctypes.data
         call["angles_size"] = self.cos.size
         if batch is not None:
@@ -221,7 +223,6 @@ class NumbaStream:
             else:
                 self.fill(m, first, second)
         self.endless = [m for m, f in enumerate(self.mixers) if isinstance(f, SoftmaxAttentionForm) and not f.window]
-        self.refresh()
 
     def keep(self, m: int, first: Any, second: Any) -> None:
         """Hold a mixer's memory, and write down where it is."""
@@ -241,9 +242,10 @@ class NumbaStream:
         self.keep(m, k.reshape(-1), v.reshape(-1))
         self.state[m]["capacity"], self.state[m]["seen"] = capacity, held
 
-    def refresh(self) -> None:
-        """Scores need as much room as the longest cache."""
-        self.score = np.zeros(self.stepper.workers * int(self.state["capacity"].max(initial=0)) + 1, F)
+    @property
+    def slots(self) -> int:
+        """Places of the longest cache."""
+        return int(self.state["capacity"].max(initial=0))
 
     def prepare(self, token: int) -> None:
         """Refuse a token that cannot be taken; then there is room for it."""
@@ -276,7 +278,6 @@ class NumbaStream:
         for m in self.endless:
             if self.state[m]["seen"] == self.state[m]["capacity"]:
                 self.fill(m, *self.held(m))
-                self.refresh()
 
     @property
     def nbytes(self) -> int:

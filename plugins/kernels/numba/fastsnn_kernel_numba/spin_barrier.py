@@ -51,7 +51,7 @@ def atomic_load(typing: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def cpu_pause(typing: Any) -> Any:
-    """A pause between two looks, where the processor has one."""
+    """The spin-wait hint of x86 (PAUSE); nothing on other processors."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if PAUSE:
@@ -64,7 +64,7 @@ def cpu_pause(typing: Any) -> Any:
 
 @intrinsic
 def sched_yield(typing: Any) -> Any:
-    """Offer this core to another thread, where the system can be asked to."""
+    """``sched_yield()``: let another thread run on this core; nothing where the system has no such call."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if YIELD:

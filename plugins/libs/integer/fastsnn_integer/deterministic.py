@@ -1,8 +1,8 @@
 """Floating point in a fixed order: equal rows give equal bits, whoever else is in the batch and however it is cut.
 
 torch sums a row in another order, or takes another polynomial for the last numbers of a buffer, when the batch or the
-chunk has another size; a spike's edge makes a whole count of such a bit. Here every result comes from single + - · / √,
-which IEEE 754 rounds correctly everywhere, in an order that only the row itself decides:
+chunk has another size; near a rounding threshold such a last bit changes a count by one. Here every result comes from
+single + - · / √, which IEEE 754 rounds correctly everywhere, in an order that only the row itself decides:
 
     over channels   folded: x_i + x_{i+n/2}, then halves again, after zeros up to a power of two     (`fold`)
     over tokens     one after the other, oldest first; tokens that may not be seen are left out

@@ -320,7 +320,7 @@ def swap(name: str, module: nn.Module, quant: Quant) -> nn.Module | None:
 
 
 def not_batch_invariant(model: nn.Module) -> list[str]:
-    """Modules whose arithmetic nobody vouches for: with any of them, equal bits in any batch are not promised."""
+    """Modules without a batch-invariant implementation: with any of them a row's bits may depend on its batch."""
     known = (QuantLinear, QuantEmbedding, FourBits, RowLinear, RowNorm, RowLayerNorm, nn.Embedding, *COMPOSE)
     return [
         f"{name or 'the model'} ({type(m).__name__})"
