@@ -1,5 +1,5 @@
 """Sessions: core, plugin(name), together, stranger(kind), rivals, clients, slow, lint, types, docs, build; and for a
-release: release, sbom, audit."""
+release: release, sbom, audit, gallery."""
 
 from __future__ import annotations
 
@@ -145,9 +145,19 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Every code block of README, docs and the plugins' READMEs."""
-    editable(session, PLUGINS, *TESTING)
+    """Every code block of README, docs and the plugins' READMEs; then the site, its gallery run, its links checked."""
+    editable(session, PLUGINS, *TESTING, "mkdocs-material>=9,<10", "mkdocstrings[python]>=0.30")
     session.run("pytest", "-q", "tests/test_documents.py", *session.posargs, env=STRICT)
+    session.run("python", "docs/make_site.py", env={"FASTSNN_QUIET": "1", "OMP_NUM_THREADS": "1"})
+    session.run("mkdocs", "build", "--strict", "-f", "build/site/mkdocs.yml")
+    session.log("the site: build/site/html/index.html")
+
+
+@nox.session
+def gallery(session: nox.Session) -> None:
+    """Every script of docs/gallery, those that train included."""
+    editable(session, PLUGINS, *TESTING)
+    session.run("pytest", "-q", "-m", "slow or not slow", "tests/test_gallery.py", *session.posargs, env=STRICT)
 
 
 @nox.session
@@ -187,12 +197,11 @@ def release(session: nox.Session) -> None:
         session.run(python, "-c", alone, external=True)
         session.run(*pip, *ours, "fastsnn", external=True)
         session.run(python, "-m", "pip", "check", external=True)
-        session.chdir(empty)
         shutil.copy(ROOT / "tests" / "release.py", empty)
-        session.run(python, "-I", "release.py", "readme", str(ROOT), external=True, env=STRICT)
-        session.run(python, "-m", "fastsnn", "--version", external=True)
-        session.run(python, "-m", "fastsnn", "doctor", external=True)
-    session.chdir(ROOT)
+        with session.chdir(empty):
+            session.run(python, "-I", "release.py", "readme", str(ROOT), external=True, env=STRICT)
+            session.run(python, "-m", "fastsnn", "--version", external=True)
+            session.run(python, "-m", "fastsnn", "doctor", external=True)
 
 
 @nox.session

@@ -11,7 +11,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("plugins/*/*/README.md"))]
-PAGES += sorted(ROOT.glob("contrib/*/README.md"))
+PAGES += sorted([*ROOT.glob("contrib/*/README.md"), *ROOT.glob("docs/coming_from/*.md")])
 BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 SEED_SIZES = {  # what would take too long on two cores, and the server that would never return
