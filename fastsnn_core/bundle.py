@@ -152,7 +152,6 @@ def save(model: nn.Module, path: str | Path, *, tokenizer: str | None = None, re
     from safetensors.torch import save_file
 
     model = bundle_checks.unwrapped(model)
-
     try:
         path = targets.bundle(path)
     except targets.FileError as error:

@@ -25,7 +25,7 @@ from typing import Any
 
 import attrs
 
-from fastsnn_core.component import Component
+from fastsnn_core.component import KINDS, Component
 from fastsnn_core.errors import ArgumentError, FastSNNError, did_you_mean
 
 GROUP = "fastsnn1"
@@ -165,6 +165,8 @@ class Registry:
 
     def find(self, kind: str, name: str) -> tuple[str, type[Component]]:
         """``(qualified name, class)``; raises `LookupFailure` with what is installed, not loaded, or installable."""
+        if kind not in list(KINDS) or not isinstance(name, str):
+            raise LookupFailure(f"no component {name!r} of kind {kind!r}", did_you_mean(str(kind), KINDS, "kinds"))
         owner, _, short = name.rpartition("/")
         hits = [(p, c) for p, c in self.components.get(kind, {}).get(short, []) if owner in ("", p)]
         if len(hits) == 1:
@@ -258,7 +260,7 @@ def add_module(module: Any, name: str) -> None:
 
 def create(kind: type[Component] | str, name: str, **params: Any) -> Any:
     """A component by kind and name: ``create(Neuron, "lif", tau=4.0)``."""
-    kind_name = kind if isinstance(kind, str) else kind.kind
+    kind_name: Any = getattr(kind, "kind", kind)
     cls: Any = registry().find(kind_name, name)[1]
     known = {f.name: f.default is attrs.NOTHING for f in attrs.fields(cls)}
     for key in [key for key in params if key not in known]:

@@ -51,6 +51,20 @@ def test_what_a_preset_refuses(given, says):
         FastSNN.build(**given)
 
 
+def test_a_network_names_the_inputs_it_takes():
+    net = FastSNN.build(arch="snn-mlp", input=(6,), classes=3, time_steps=2, widths=(8,)).eval()
+    whole = torch.arange(12).view(2, 6)
+    assert torch.equal(net(whole), net(whole.float()))
+    for wrong, says in (
+        (torch.rand(4, 5), r"takes \[B, 6\] or \[B, T, 6\], got \[4, 5\]"),
+        (torch.rand(4), "dimensions expected: 2"),
+        (None, "must be a tensor, got NoneType"),
+        ("x", "must be a tensor, got str"),
+    ):
+        with pytest.raises(FastSNNError, match=says):
+            net(wrong)
+
+
 def test_a_network_without_samples_says_so():
     with pytest.raises(FastSNNError, match="give labelled samples"):
         FastSNN.fit(FastSNN.build(arch="snn-mlp", **SMALL["snn-mlp"]))

@@ -92,6 +92,10 @@ def test_generate_is_a_method(model):
     assert found[0, :4].tolist() == list(b"The ")
     assert bytes(t for t in found[0, 4:].tolist() if t < 256).decode("utf-8", "replace") == text
     assert torch.equal(model.generate(ids[0], max_tokens=6, temperature=0), found[0])
+    new = {"input_ids": ids, "max_new_tokens": 6}
+    assert torch.equal(model.generate(**new, do_sample=False), found)
+    assert torch.equal(model.generate(**new, do_sample=True, temperature=0), found)
+    assert model.generate(ids[0].tolist(), max_tokens=6, temperature=0) == found[0].tolist()
     for wrong in (["a", "b"], None, 3, ids.repeat(2, 1)):
         with pytest.raises(ArgumentError, match="the prompt is one text"):
             model.generate(wrong)

@@ -178,6 +178,16 @@ def test_names_that_a_verb_does_not_take_are_refused_in_words():
             call(**given)
 
 
+@pytest.mark.parametrize(
+    "given", [("nueron", "lif"), (None, None), ("neuron", None), ([], "lif"), (3, "lif"), (int, "x")]
+)
+def test_a_component_s_kind_and_name_are_refused_in_words(given):
+    from fastsnn import create
+
+    with pytest.raises(FastSNNError, match="did you mean 'neuron'" if given[0] == "nueron" else "kinds: attention"):
+        create(*given)
+
+
 def test_the_names_of_transformers_are_taken_where_they_change_nothing(calls):
     model = calls["model"][0]
     ids = torch.arange(12).view(2, 6)

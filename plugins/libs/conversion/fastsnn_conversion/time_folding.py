@@ -103,7 +103,8 @@ def run_time_folded(
 def cast_half(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Inputs in half precision in the type of the network's weights: counts need float32."""
     kind = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-    return tuple(x.to(kind) if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs)
+    halves = (torch.float16, torch.bfloat16)
+    return tuple(x.to(kind) if isinstance(x, Tensor) and x.dtype in halves else x for x in inputs)
 
 
 class TimeFoldedSite(SpikeSite):

@@ -179,11 +179,18 @@ def overlap(text: str, stop: tuple[str, ...]) -> int:
     return max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
 
 
-def generate_after(model: nn.Module, prompt: Any, max_tokens: int = 128, **settings: Any) -> Any:
+def generate_after(model: nn.Module, prompt: Any = None, max_tokens: int = 128, **settings: Any) -> Any:
     """`prompt` a text: the text after it; a tensor of ids ``[T]`` or ``[1, T]``: the ids, continued, in that form.
 
-    `settings` are those of `Sampling`, and ``stop``, a text or several (for ids: ids that end it).
+    A list of ids is continued as a list. `settings` are those of `Sampling`, and ``stop``, a text or several (for ids:
+    ids that end it). transformers' names are taken, too: ``input_ids``, ``max_new_tokens``, ``do_sample=False``.
     """
+    prompt = settings.pop("input_ids", None) if prompt is None else prompt
+    max_tokens = settings.pop("max_new_tokens", max_tokens)
+    if settings.pop("do_sample", True) is False:
+        settings.setdefault("temperature", 0)
+    if isinstance(prompt, list) and prompt and all(type(i) is int for i in prompt):
+        return generate_after(model, torch.tensor(prompt), max_tokens, **settings).tolist()
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
         raise ArgumentError(f"max_tokens is a whole number of at least 1, got {max_tokens!r}")
     stop = settings.pop("stop", ())

@@ -191,11 +191,11 @@ class DecoderModule(nn.Module):
     def _repr_html_(self) -> str:
         return model_html(self)
 
-    def generate(self, prompt: Any, max_tokens: int = 128, **settings: Any) -> Any:
+    def generate(self, prompt: Any = None, max_tokens: int = 128, **settings: Any) -> Any:
         """What the model writes after `prompt`; `settings`: temperature (0 is greedy), top_p, top_k, seed, stop.
 
         A text gives the text after it. Token ids ``[T]`` or ``[1, T]`` give ids of the same form, the prompt's first,
-        as other libraries have it. Needs fastsnn-text.
+        as other libraries have it, whose names for arguments are taken (``max_new_tokens``). Needs fastsnn-text.
         """
         from fastsnn_text import generate_after
 

@@ -97,7 +97,18 @@ class SequentialModule(Switchable, nn.Module):
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None, return_state: bool = False) -> Any:
         """``[B, *input]`` or ``[B, T, *input]``; `reset` ``[B, T]`` marks first samples of new sequences."""
-        out, state = run_time_folded(self.body, cast_half(self, (x,)), (len(self.spec.input) + 1,), state, reset)
+        reads_ids = bool(self.spec.layers) and self.spec.layers[0].op == "embedding"
+        if isinstance(x, Tensor) and not (reads_ids or x.is_floating_point() or x.is_complex()):
+            x = x.float()  # images in whole numbers
+        inputs, wanted = cast_half(self, (x,)), tuple(self.spec.input)
+        try:
+            out, state = run_time_folded(self.body, inputs, (len(wanted) + 1,), state, reset)
+        except (RuntimeError, IndexError) as error:
+            if isinstance(error, FastSNNError) or tuple(x.shape[x.ndim - len(wanted) :]) == wanted:
+                raise
+            shape = ", ".join(map(str, wanted))
+            says = f"the network takes [B, {shape}] or [B, T, {shape}], got {list(x.shape)}: {error}"
+            raise FastSNNError(says) from None
         return (out, state) if return_state else out
 
 
