@@ -186,6 +186,11 @@ def test_byte_order_marks_and_line_ends_are_no_part_of_the_data(mark, ending, en
 def test_text_of_another_encoding_is_named_with_its_place(tmp_path):
     (tmp_path / "a.txt").write_bytes("Größe".encode("utf-16"))
     assert list(sources.documents(tmp_path / "a.txt").train) == ["Größe"]
+    (tmp_path / "d.txt").write_bytes(("Some words. " * 30).encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"d\.txt is no text: 50% of its bytes are NUL; UTF-16 without"):
+        list(sources.documents(tmp_path / "d.txt").train)
+    (tmp_path / "e.txt").write_bytes(b"a NUL \0 may slip in" + b" once" * 20)
+    assert len(list(sources.documents(tmp_path / "e.txt").train)) == 1
     (tmp_path / "b.txt").write_bytes(b"x" * (1 << 20) + "é".encode()[:1] + b"abc")
     with pytest.raises(DataError, match=r"b\.txt is no UTF-8 text: byte 0xc3 at offset 1,048,576"):
         list(sources.documents(tmp_path / "b.txt").train)

@@ -81,6 +81,17 @@ def test_shape_module_and_description_agree(op):
         assert describe(twin) == again
 
 
+@pytest.mark.parametrize("slopes", [1, 5])
+def test_a_prelu_has_one_slope_or_one_for_each_channel(slopes):
+    module = nn.PReLU(slopes)
+    nn.init.uniform_(module.weight)
+    layer = describe(module)
+    x = torch.randn(3, 5, 4)
+    twin = build(Sequential(input=(5, 4), layers=(layer,))).eval()
+    twin.layers[0].load_state_dict(module.state_dict())
+    assert torch.equal(twin(x), module(x))
+
+
 def test_modules_without_a_layer_are_not_described():
     for module in (nn.Conv2d(1, 1, 2, padding="same"), nn.Softmax(1), nn.BatchNorm1d(2, momentum=None)):
         assert describe(module) is None

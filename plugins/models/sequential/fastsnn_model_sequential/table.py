@@ -206,7 +206,11 @@ OPS: dict[str, Op] = {
     "sigmoid": parameterless(nn.Sigmoid),
     "softmax": parameterless(nn.Softmax, dim=-1),
     "log_softmax": parameterless(nn.LogSoftmax, dim=-1),
-    "prelu": Op({"features": None}, lambda v: nn.PReLU(v.features), features=lambda s, v: 1),
+    "prelu": Op(
+        {"features": None},
+        lambda v: nn.PReLU(v.features),
+        features=lambda s, v: s[0] if v.features not in (None, 1) else 1,
+    ),
     "avg_pool": Op(
         {"kernel": NEEDED, "stride": None, "padding": (0,), "dims": None},
         lambda v: spike_layers.AvgPool(len(v.kernel), v.kernel, v.stride, v.padding),

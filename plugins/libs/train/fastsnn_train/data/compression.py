@@ -19,6 +19,7 @@ from fastsnn_train.data.documents import DataError
 CHUNK = 1 << 20
 MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PK\x03\x04": "zip"}
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
+NULS = 0.05  # share of NUL bytes that no text has
 MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 POINTER = b"version https://git-lfs"
 
@@ -96,10 +97,16 @@ def member_name(path: Path, member: str) -> str:
 def decoded_chunks(file: IO[bytes], where: str) -> Iterator[str]:
     """The text of a stream in chunks: UTF-8 (or UTF-16 where it begins with that mark), the mark left out.
 
-    Line ends are ``\\n`` whatever they were. Bytes that are no such text are an error that says where they stand.
+    Line ends are ``\\n`` whatever they were. Bytes that are no such text are an error that says where they stand, and
+    so are NUL bytes in plenty: UTF-16 without its mark, or data.
     """
     head = file.read(CHUNK)
     mark, encoding = next(((m, e) for m, e in MARKS if head.startswith(m)), (b"", "utf-8"))
+    if not mark and head.count(0) > len(head) * NULS:
+        raise DataError(
+            f"{where} is no text: {head.count(0) / len(head):.0%} of its bytes are NUL; UTF-16 without a byte-order "
+            "mark is converted by iconv -f utf-16le -t utf-8"
+        )
     decoder = codecs.getincrementaldecoder(encoding)()
     newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
     begin, chunk = len(mark), head[len(mark) :]
