@@ -52,7 +52,7 @@ def plane(t: Tensor) -> Tensor:
 
 def popcount(counts: Tensor) -> Tensor:
     """Set bits of each magnitude."""
-    left = counts.abs().round().long()
+    left = counts.abs().round().int()
     total = torch.zeros_like(left)
     while bool(left.any()):
         total += left & 1
