@@ -180,6 +180,12 @@ def test_constants_alone_leave_every_weight_as_it_was(folder):  # noqa: F811
         assert p.requires_grad
 
 
+def test_a_model_of_which_nothing_is_trained_is_refused(folder):  # noqa: F811
+    model = convert(folder, k=0.7, measure=False, calibration=[TEXT], **FAST).model.requires_grad_(False)
+    with pytest.raises(ConversionError, match="no parameter of this model is trained"):
+        heal(model, folder, [TEXT], steps=6, batch=4, length=16, quiet=True)
+
+
 def test_weights_follow_after_the_constants_share(folder, monkeypatch):  # noqa: F811
     model = convert(folder, k=0.7, measure=False, calibration=[TEXT], **FAST).model
     weight, seen, loss = model.layers[0].attention.q.weight, [], Healer.loss

@@ -146,6 +146,15 @@ def test_a_loss_is_kept_and_the_bundle_keeps_its_constants(tmp_path: Any) -> Non
     assert torch.equal(again(x), tuned.model(x))
     assert not any(getattr(s.neuron, "sparser", False) for s in (net.layers[0].attention.inner,))
     assert again.meta["milestones"][-1]["criterion"] == "ours"
+    assert all(p.requires_grad for p in tuned.model.parameters())  # it can be healed
+
+
+def test_what_was_frozen_stays_frozen() -> None:
+    net = model(k=12.0)
+    net.embed.requires_grad_(False)
+    tuned = tune_to_loss(net, TEXT, losses=(0.5,), seq_len=32, windows=16, quiet=True).model
+    trained = {name for name, p in tuned.named_parameters() if p.requires_grad}
+    assert trained == {name for name, _ in tuned.named_parameters()} - {"embed.weight"}
 
 
 @pytest.mark.parametrize(

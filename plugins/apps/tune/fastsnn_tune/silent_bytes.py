@@ -69,6 +69,7 @@ class SilentBytes:
     k: dict[str, float] = attrs.field(factory=dict)
     biases: dict[str, list[Tensor]] = attrs.field(factory=dict)
     fitted: Tensor | None = None
+    trained: dict[str, bool] = attrs.field(factory=dict)
 
     @classmethod
     def of(
@@ -92,7 +93,8 @@ class SilentBytes:
             path: port for layer in new.layers for port in ports(layer) for path in paths_of(table, port)
         }
         sizes = {path: sum(r.weight.numel() for r in port.readers) for path, port in found.items()}
-        self = cls(new, chosen, found, sizes, {f: {} for f in FINER}, fitted=tokens)
+        trained = {name: p.requires_grad for name, p in model.named_parameters()}
+        self = cls(new, chosen, found, sizes, {f: {} for f in FINER}, fitted=tokens, trained=trained)
         self.k = {path: float(port.site.neuron.k) for path, port in found.items()}
         with Progress("costs of all sites", 2 * len(new.layers), "half blocks", quiet=quiet) as progress:
             for block in blocks or sensitivities(new, tokens, step=progress.step, spiking=spiking):
@@ -275,6 +277,8 @@ def settled(made: SilentBytes, setting: Setting) -> Any:
     k = {path: float(port.site.neuron.k) for path, port in made.ports.items()}
     zones = {path: max(UNCHANGED, zone * k[path]) for path, zone in setting.zones.items()}
     store_dials(made.model, dict.fromkeys(zones, "dead_zone"), zones)
+    for name, p in made.model.named_parameters():  # it may be trained as far as the model it was made of
+        p.requires_grad_(made.trained.get(name, True))
     return made.model
 
 

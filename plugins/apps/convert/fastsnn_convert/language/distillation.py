@@ -171,7 +171,11 @@ class Healer:
         """One stage: AdamW under a rate that follows the budget."""
         c = self.config
         constants, weights = self.groups()
-        trained = [*constants, *weights]
+        if not (trained := [*constants, *weights]):
+            raise ConversionError(
+                "healing: no parameter of this model is trained (requires_grad is False for all); "
+                "model.requires_grad_(True) lets all of them"
+            )
         groups = [{"params": constants, "peak": c.lr_constants}, {"params": weights, "peak": c.lr}]
         groups = [group for group in groups if group["params"]]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
