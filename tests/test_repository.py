@@ -45,6 +45,7 @@ def tracked() -> list[Path]:
 TRACKED = tracked()
 OPTIONAL = {
     "fastsnn-exporter-nir",
+    "fastsnn-exporter-onnx",
     "fastsnn-hf",
     "fastsnn-kernel-triton",
     "fastsnn-lm-eval",

@@ -18,6 +18,7 @@ from fastsnn_core.site import keeping_float32
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.state import StateError, belongs
 from fastsnn_modules.inputs import check_state_kind, neuron_input
+from fastsnn_modules.over_time import exporting, over_time
 from fastsnn_modules.shown import constants
 
 Row = tuple[Tensor, ...]
@@ -72,10 +73,10 @@ class Cell(nn.Module):
     def begin(self, x: Tensor, state: Any) -> Row:
         """The state to start from."""
         check_state_kind(self.who, state, tuple, f"a tuple ({', '.join(self.parts)})")
-        belongs(self.who, state, len(x))
+        belongs(self.who, state, x.shape[0])
         if state is None:
-            return tuple(x.new_zeros(len(x), x.shape[2]) for _ in self.parts)
-        if len(state) != len(self.parts) or any(s.shape != (len(x), x.shape[2]) for s in state):
+            return tuple(x.new_zeros(x.shape[0], x.shape[2]) for _ in self.parts)
+        if len(state) != len(self.parts) or any(s.shape != (x.shape[0], x.shape[2]) for s in state):
             found = ", ".join(str(list(s.shape)) for s in state)
             raise StateError(f"{self.who}: the state is ({', '.join(self.parts)}), each [B,D]; got {found}")
         return tuple(s if s.dtype == torch.float64 else s.to(x.dtype) for s in state)  # never narrowed on the way
@@ -85,13 +86,21 @@ class Cell(nn.Module):
         x = neuron_input(self.who, x, None, reset)
         row, seen, spikes = self.begin(x, state), [], []
         scaled = x / self.theta.to(x.dtype)
+        if exporting(x) and reset is None:
+
+            def token(old: Row, now: Row) -> tuple[Row, Row]:
+                u, s, new = self.step(now[0], old)
+                return new, (u, s)
+
+            row, (u, s) = over_time(token, row, (scaled,))
+            return u, s, row
         for t in range(x.shape[1]):
             if reset is not None:
                 row = tuple(torch.where(reset[:, t, None], torch.zeros_like(s), s) for s in row)
             u, s, row = self.step(scaled[:, t], row)
             seen.append(u)
             spikes.append(s)
-        empty = x.new_zeros(len(x), 0, x.shape[2])
+        empty = x.new_zeros(x.shape[0], 0, x.shape[2])
         return (torch.stack(seen, 1), torch.stack(spikes, 1), row) if seen else (empty, empty, row)
 
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[SpikeTensor, Row]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastsnn_modules.over_time import exporting, over_time
+
 
 def decayed(x: Tensor, start: Tensor, beta: Tensor | float, reset: Tensor | None = None) -> Tensor:
     """y ``[B,T,…]`` of ``x [B,T,…]`` from ``start [B,…]``; β a number or one per channel; `reset` begins anew."""
@@ -32,6 +34,13 @@ def decayed(x: Tensor, start: Tensor, beta: Tensor | float, reset: Tensor | None
 
 def decayed_in_order(x: Tensor, start: Tensor, beta: Tensor | float, reset: Tensor | None = None) -> Tensor:
     """The definition, a loop over T: any cut of the sequence gives the same bits."""
+    if exporting(x) and reset is None:
+
+        def add(old: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            new = beta * old[0] + now[0]
+            return (new,), (new,)
+
+        return over_time(add, (start.to(x.dtype),), (x,))[1][0]
     y, rows = start if start.dtype == torch.float64 else start.to(x.dtype), []
     for t in range(x.shape[1]):
         if reset is not None:

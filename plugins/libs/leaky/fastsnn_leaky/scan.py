@@ -32,6 +32,7 @@ from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.ops.surrogate_gradient import FORMS, derivative, thresholds
 from fastsnn_modules.inputs import membrane_state, neuron_input
 from fastsnn_modules.operands import OperandError, Operands, check_choice, finite
+from fastsnn_modules.over_time import exporting, over_time
 
 CHECKPOINT = 128
 
@@ -39,6 +40,15 @@ CHECKPOINT = 128
 def step(u: Tensor) -> Tensor:
     """1[u >= 1]; NaN stays NaN, so that it is seen and not counted as silence."""
     return torch.where(u >= 1, 1.0, torch.where(u < 1, 0.0, u)).to(u.dtype)
+
+
+def advance(
+    v: Tensor, x: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
+) -> tuple[Tensor, Tensor]:
+    """One token: counts and the membrane after it, ``[B,D]``, of v and of x in units of the threshold."""
+    u = beta * v + x
+    c = step(u) if heaviside else u.clamp(lo, hi).round()
+    return c, torch.where(c != 0, torch.zeros_like(u), u) if hard else u - c
 
 
 def forward_naive(
@@ -50,10 +60,7 @@ def forward_naive(
         if t % CHECKPOINT == 0:
             marks.append(v)
         v = v if not len(keep) else torch.where(keep[:, t, None], v, torch.zeros_like(v))
-        u = beta * v + x[:, t] / theta
-        c = step(u) if heaviside else u.clamp(lo, hi).round()
-        v = torch.where(c != 0, torch.zeros_like(u), u) if hard else u - c
-        counts[:, t] = c
+        counts[:, t], v = advance(v, x[:, t] / theta, beta, lo, hi, heaviside, hard)
     return counts, v.clone(), torch.stack(marks, 1) if marks else x.new_empty(x.shape[0], 0, x.shape[2])
 
 
@@ -231,6 +238,14 @@ def lif_scan(
     if scale is not None and (scale.numel() != 1 or (scale.requires_grad and torch.is_grad_enabled())):
         x, scale = x / scale, None  # a threshold that is learnt, or one per channel, gets its gradient from autograd
     theta = x.new_ones(()) if scale is None else scale.detach().reshape(()).to(x.dtype)
+    if exporting(x) and reset is None:
+
+        def row(old: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            c, new = advance(old[0], now[0] / theta, beta, lo, hi, heaviside, hard)
+            return (new,), (c,)
+
+        (v,), (counts,) = over_time(row, (v,), (x,))
+        return counts, v
     slope = x.new_empty(0)
     form, alpha = ("identity", 0.0) if callable(surrogate) else surrogate
     if callable(surrogate) and torch.is_grad_enabled() and (x.requires_grad or v.requires_grad):

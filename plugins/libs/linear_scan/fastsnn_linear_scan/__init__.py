@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fastsnn_core.moved import renamed
 from fastsnn_modules.operands import OperandError, Operands
+from fastsnn_modules.over_time import exporting, over_time
 
 __version__ = "0.1.0"
 
@@ -119,11 +120,30 @@ def linear_scan(
         if q.dtype in (torch.bfloat16, torch.float16):
             q, k, v = q.float(), k.float(), v.float()
             log_g = None if log_g is None else log_g.float()
+        if exporting(q) and reset is None:
+            return _in_a_graph(q, k, v, log_g, start(q, k, v, state))
         if q.shape[1] <= 1:
             return linear_step(q, k, v, log_g, state, reset)
         return _chunked(
             q, k, v, log_g, initial_state(q, k, v, state), reset, chunk or (32 if log_g is not None else 64)
         )
+
+
+def _in_a_graph(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: State) -> tuple[Tensor, Tensor, State]:
+    """The definition as a loop of an exported graph, for any T."""
+    shared = q.shape[2] // k.shape[2]
+    gates = () if log_g is None else (log_g.exp(),)
+
+    def token(old: tuple[Tensor, ...], row: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        (s, z), (q_t, k_t, v_t, *gate) = old, row
+        if gate:
+            s, z = s * gate[0][..., None], z * gate[0]
+        s, z = s + k_t[..., None] * v_t[..., None, :], z + k_t
+        heads = q_t.unflatten(1, (-1, shared))  # [B,G,R,K]
+        return (s, z), ((heads @ s).flatten(1, 2), (heads @ z[..., None]).flatten(1, 3))
+
+    (s, z), (out, norm) = over_time(token, state, (q, k, v, *gates))
+    return out, norm, (s, z)
 
 
 def _chunked(

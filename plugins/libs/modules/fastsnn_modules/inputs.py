@@ -44,12 +44,12 @@ def cache_state(who: str, state: Any, kind: type, k: Tensor, past: int | None, p
     if state is None:
         return
     check_state_kind(who, state, kind, f"a {kind.__name__}")
-    belongs(who, state, len(k))
+    belongs(who, state, k.shape[0])
     length = state.k.shape[1] if past is None and state.k.ndim > 1 else past
     for name, t, wanted in (
-        ("k", state.k, (len(k), length, *k.shape[2:])),
-        ("v", state.v, (len(k), length, *k.shape[2:])),
-        ("valid", state.valid, (len(k), length)),
+        ("k", state.k, (k.shape[0], length, *k.shape[2:])),
+        ("v", state.v, (k.shape[0], length, *k.shape[2:])),
+        ("valid", state.valid, (k.shape[0], length)),
     ):
         if tuple(t.shape) != wanted:
             raise StateError(f"{who}: the state's {name} must be {list(wanted)}, got {shown(t)}")

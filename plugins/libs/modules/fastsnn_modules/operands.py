@@ -111,7 +111,7 @@ class Operands:
                 raise OperandTypeError(
                     f"{self.operator}: {name} is on {t.device} and {self.names[0]} on {device}; move one of them"
                 )
-            if empty and t.ndim and not len(t):
+            if empty and t.ndim and t.shape[0] == 0:
                 continue
             self.sizes(name, letters, t, sizes, tensors)
         return sizes

@@ -224,7 +224,7 @@ class DecoderModule(nn.Module):
             if state is not None and len(state.layers) != len(self.layers):
                 held = len(state.layers)
                 raise StateError(f"decoder: the state is of {held} layers, the model has {len(self.layers)}")
-            belongs("decoder", state, len(tokens))
+            belongs("decoder", state, tokens.shape[0])
         check_reset_mask("decoder", reset, tokens.shape[0], tokens.shape[1], tokens.device)
         places, position = positions(tokens, None if state is None else state.position, reset)
         angles = self.angles(places) if self.rotary else None

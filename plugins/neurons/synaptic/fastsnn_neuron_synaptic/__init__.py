@@ -78,7 +78,7 @@ class SynapticCell(nn.Module):
         """i ``[B,T,D]``, and the membrane to start from."""
         x = neuron_input("a synaptic neuron", x, None, reset)
         check_state_kind("a synaptic neuron", state, tuple, "a tuple (i, v)")
-        belongs("a synaptic neuron", state, len(x))
+        belongs("a synaptic neuron", state, x.shape[0])
         if state is not None and len(state) != 2:
             raise StateError(f"a synaptic neuron: the state is (i, v), each [B,D]; got {len(state)} parts")
         before, v = (None, None) if state is None else state
