@@ -121,7 +121,7 @@ def linear_scan(
             q, k, v = q.float(), k.float(), v.float()
             log_g = None if log_g is None else log_g.float()
         if exporting(q) and reset is None:
-            return _in_a_graph(q, k, v, log_g, start(q, k, v, state))
+            return _in_a_graph(q, k, v, log_g, initial_state(q, k, v, state))
         if q.shape[1] <= 1:
             return linear_step(q, k, v, log_g, state, reset)
         return _chunked(
