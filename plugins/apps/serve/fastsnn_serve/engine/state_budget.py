@@ -11,6 +11,7 @@ from torch import nn
 
 from fastsnn_core.errors import ArgumentError
 from fastsnn_core.lowering import Unsupported, lower
+from fastsnn_core.moved import renamed
 from fastsnn_core.state import nbytes
 
 BLOCK = 64  # tokens of a block of a fused stream's cache
@@ -78,3 +79,6 @@ def available(device: torch.device) -> int:
     if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
         found.append(max(0, int(limit.read_text()) - int(used.read_text())))
     return min(found, default=UNKNOWN)
+
+
+__getattr__ = renamed(__name__, {"measure": "measure_state"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from fastsnn_core.moved import renamed
 from fastsnn_serve.http.strict_json import Fields, Invalid, is_text, shown
 from fastsnn_text import chat_template
 from fastsnn_text.chat_template import ROLES, TemplateError
@@ -117,3 +118,6 @@ def part_text(part: Any, where: str) -> str:
         raise fields.wrong("text", "a string", None)
     fields.done({"annotations": ([],), "cache_control": ({"type": "ephemeral"},)})
     return text
+
+
+__getattr__ = renamed(__name__, {"ChatTemplate": "RequestChatTemplate", "checked": "validate_messages"})
