@@ -35,6 +35,7 @@ RIGHT: dict[str, list[str]] = {
     "export": ["m.snn", "made.snn", "--to", "w8a", "--text", "text.txt"],
     "fit": ["spec.toml", "--out", "made"],
     "doctor": ["--no-speed"],
+    "completion": ["bash"],
     "eval": ["m.snn", "--text", "text.txt", "--heatmap", "made.png", "--recall", "passkey"],
     "extend": ["spec.toml", "--out", "run", "--to", "64"],
     "convert": ["hf", "--to", "made.snn", "--html", "made.html", "--heal", "text.txt", "--out", "made"],
@@ -198,14 +199,15 @@ def test_wrong_uses_are_refused_in_words_before_the_work(place, monkeypatch, cap
     import fastsnn_train.evaluation.cli
     import fastsnn_train.extend.cli
     import fastsnn_tune.search
-    from fastsnn import FastSNN, api
+    from fastsnn import FastSNN
+    from fastsnn_core import bundle
 
     for home, name in (
         (fastsnn_convert, "convert"), (fastsnn_convert.language.distillation, "heal"),
         (fastsnn_scope, "scope"), (fastsnn_tune.search, "tune"),
         (fastsnn_train.cli, "fit_spec"), (fastsnn_train.extend.cli, "fit_spec"),
         (fastsnn_train.evaluation.cli, "evaluate_text"),
-        (fastsnn_serve.http.server, "make_app"), (FastSNN, "stream"), (api.bundle, "save"),
+        (fastsnn_serve.http.server, "make_app"), (FastSNN, "stream"), (bundle, "save"),
     ):  # fmt: skip
         monkeypatch.setattr(home, name, begin)
     monkeypatch.setenv("FASTSNN_STRICT", "0")
