@@ -50,9 +50,9 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **
         done = convert_language(source, neuron=neuron, **options)
     elif type(source).__module__.startswith("transformers.") and is_loaded_model(source):
         from fastsnn_convert.language import convert_language
-        from fastsnn_convert.language.loaded import written
+        from fastsnn_convert.language.loaded import written_folder
 
-        with written(source) as folder:
+        with written_folder(source) as folder:
             done = convert_language(folder, neuron=neuron, **options)
     else:
         from fastsnn_convert.modules import convert_module

@@ -20,7 +20,7 @@ STOPS = ((254, 232, 56), (188, 175, 111), (124, 123, 120), (65, 77, 107), (0, 34
 LEVELS = 24
 
 
-def write(path: str | Path, text: str) -> Path:
+def write_file(path: str | Path, text: str) -> Path:
     """Write `text` beside `path` and rename."""
     path = targets.file(path)
     path.parent.mkdir(parents=True, exist_ok=True)

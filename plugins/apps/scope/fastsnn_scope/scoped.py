@@ -125,15 +125,15 @@ class Scoped:
 
     def csv(self, path: str | Path) -> Path:
         """Write the table of sites as CSV."""
-        return exports.write(path, exports.csv(self.data()))
+        return exports.write_file(path, exports.csv(self.data()))
 
     def svg(self, path: str | Path) -> Path:
         """Write the map of tokens and sites (silent share of every cell) as SVG."""
-        return exports.write(path, exports.svg(self.data()))
+        return exports.write_file(path, exports.svg(self.data()))
 
     def perfetto(self, path: str | Path) -> Path:
         """Write a trace that Perfetto and chrome://tracing open: every layer of some tokens, and its silent inputs."""
-        return exports.write(path, exports.perfetto(self.data(), self.timeline))
+        return exports.write_file(path, exports.perfetto(self.data(), self.timeline))
 
     def report(self, path: str | Path, *, beside: Scoped | None = None) -> Path:
         """Write the report into the folder `path`, leaving other files there as they are; returns the folder.

@@ -53,8 +53,8 @@ class Onnx(Exporter):
             raise FastSNNError("; ".join(reasons))
         path = Path(path)
         with beside(path) as scratch:
-            graph.write(model, scratch, self.opset)
-            graph.compare(model, scratch, self.tolerance)
+            graph.write_onnx(model, scratch, self.opset)
+            graph.compare_outputs(model, scratch, self.tolerance)
         return path
 
     def load(self, path: Any) -> Any:

@@ -74,7 +74,7 @@ def states(model: Any) -> tuple[Any, Any, list[list[int]]]:
 
 
 @torch.no_grad()
-def write(model: Any, path: Path, opset: int) -> None:
+def write_onnx(model: Any, path: Path, opset: int) -> None:
     """The graph of `model` at `path`."""
     empty, some, grows = states(model)
     labels, past = list(names(some)), [t for _, t in leaves(some)]
@@ -124,7 +124,7 @@ def quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def compare(model: Any, path: Path, tolerance: float) -> float:
+def compare_outputs(model: Any, path: Path, tolerance: float) -> float:
     """The largest difference of ONNX Runtime to the model, of the largest output: whole, and in pieces.
 
     Larger than `tolerance`: an error.

@@ -27,7 +27,7 @@ def is_loaded(source: Any) -> bool:
 
 
 @contextmanager
-def written(source: Any) -> Iterator[Path]:
+def written_folder(source: Any) -> Iterator[Path]:
     """The folder of `source` as it is now, tuned or not; it is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="fastsnn-") as folder:
         path = Path(folder, Path(str(getattr(source, "name_or_path", ""))).name or "model")
