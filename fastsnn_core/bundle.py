@@ -47,7 +47,7 @@ TOKENIZER, REPORT = "tokenizer.json", "spike.report"
 
 
 def build(spec: Model) -> nn.Module:
-    """Build a model component; the module keeps it as ``.spec`` (bundles are written from it)."""
+    """Build a model; the module keeps its component as ``.spec``. `FastSNNError`: values that do not go together."""
     try:
         module = spec.build()
     except (RuntimeError, TypeError, OverflowError) as error:
@@ -283,7 +283,7 @@ def uninitialized(path: Path, table: dict[str, Any]) -> nn.Module:
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
-    """The model of a bundle, verified, in evaluation mode."""
+    """The model of a bundle, in evaluation mode. `BundleError`: damaged, unlisted files, a missing plugin."""
     import safetensors.torch
 
     (table, meta), path = verify(path), Path(path)

@@ -259,7 +259,7 @@ def add_module(module: Any, name: str) -> None:
 
 
 def create(kind: type[Component] | str, name: str, **params: Any) -> Any:
-    """A component by kind and name: ``create(Neuron, "lif", tau=4.0)``."""
+    """A component: ``create(Neuron, "lif", tau=4.0)``. `LookupFailure`: no such kind, name, parameter."""
     kind_name: Any = getattr(kind, "kind", kind)
     cls: Any = registry().find(kind_name, name)[1]
     known = {f.name: f.default is attrs.NOTHING for f in attrs.fields(cls)}

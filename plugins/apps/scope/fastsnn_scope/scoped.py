@@ -56,7 +56,10 @@ def report(
     scopes: Sequence[str | Scope] | None = None,
     limit: int = 256,
 ) -> Path:
-    """Write `out`/index.html, `out`/<scope>.png and `out`/report.json; returns `out`. Arguments as for `scope`."""
+    """Write `out`/index.html, `out`/<scope>.png and `out`/report.json; returns `out`.
+
+    Arguments as for `scope` (`tokens` ``[B,T]``), and its errors; `out` that is a file is refused.
+    """
     return scope(model, text=text, tokens=tokens, scopes=scopes, limit=limit).report(out)
 
 

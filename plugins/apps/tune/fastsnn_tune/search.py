@@ -103,6 +103,9 @@ def tune(
     one amount; "auto": whichever measures better. `points` of the curve are measured on the way, with `decode_tokens`
     decoded tokens each for the speed (0: none). A large decoder (`fastsnn_tune.estimated`) is tuned on 1024 tokens
     instead of 4096, its costs are estimated, and "auto" gives every site its own value.
+
+    Errors (FastSNNError): both goals, or one out of range; no neuron with such a dial; too short a text; a silent
+    fraction at which the model is of no use.
     """
     check_goals(silent, budget, mode)
     large = is_large(model)

@@ -142,7 +142,10 @@ def count_linear(spikes: SpikeTensor, weight: Tensor) -> Tensor:
 
 
 def event_linear(spikes: SpikeTensor, weight: Tensor) -> Tensor:
-    """The same accumulators from the event view: only the rows of `weight` that spiked are read."""
+    """The same sums ``[…, out]`` of spikes ``[…, in]`` and `weight` ``[out, in]`` by events: only what spiked is read.
+
+    Errors (OperandError): other widths, a weight that is no matrix, counts that are no whole numbers.
+    """
     events = spikes.event()
     rows = math.prod(spikes.shape[:-1])
     out = EVENT_LINEAR(weight.device.type, events.index, events.weights, rows, weight)
@@ -192,8 +195,9 @@ def fits(name: str, spikes: SpikeTensor, weight: Tensor, bias: Tensor | None) ->
 
 
 def spike_linear(spikes: SpikeTensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear`` of spikes: on the counts, scaled once where the scale is one number per token, bias last.
+    """``F.linear`` of spikes ``[…, in]`` with `weight` ``[out, in]`` and `bias` ``[out]``: values ``[…, out]``.
 
+    On the counts, scaled once where the scale is one number per token; the bias comes last.
     The result has the weight's type; with half-precision weights all is computed in float32 and rounded once.
     """
     fits("linear", spikes, weight, bias)

@@ -156,6 +156,9 @@ def switch_runtime(
     `coder`: a lossless coder by name, table or component (bitwise when never set). `steps`: S for every site, or
     "auto". `calibration`: inputs (one batch, or a list of them) for "auto"; without any, steps that the model already
     has for this coder stay, else a language model reads 64 fixed pseudo-random tokens.
+
+    Errors (FastSNNError): no such runtime, a model without spike sites, a coder that loses counts, steps below 1, no
+    inputs to choose steps by, with `strict` counts that need more steps than there are.
     """
     if mode not in MODES:
         raise FastSNNError(f"no runtime called {mode!r}; there are {' and '.join(MODES)}")

@@ -69,7 +69,10 @@ class Quant:
 
 
 def quantize_per_token(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
-    """``(counts, scale)`` of `x` with 8 bits per vector along `dim`: scale = max|x| / 127 (1 where all is 0)."""
+    """``(counts, scale)`` of ``x [..., D]`` with 8 bits per vector along `dim`; counts as x, scale ``[..., 1]``.
+
+    scale = max|x| / 127, and 1 where all is 0; counts = round(x / scale), in -127 ... 127.
+    """
     scale = x.abs().amax(dim, keepdim=True) / LARGEST
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)  # also where the division underflows
     return (x / scale).round(), scale

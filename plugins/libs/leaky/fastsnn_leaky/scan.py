@@ -229,6 +229,9 @@ def lif_scan(
     ``[B,T]`` marks tokens that start a new document. `surrogate` is a closed form of `rounding` with its parameter,
     fused into the kernel, or a function ``(u, first, last) -> derivative``, which costs one more pass. `attached` lets
     the gradient through the reset (soft resets only); see above for when that is right.
+
+    Errors (FastSNNError): `attached` with a hard reset; shapes, types or devices that do not fit; a membrane of other
+    streams.
     """
     if attached and hard:
         raise FastSNNError("lif_scan has no gradient through a hard reset; use a soft one, or leave it detached")

@@ -21,6 +21,7 @@ def read_events(path: str | Path, size: tuple[int, int] = (0, 0), *, kind: str =
     """All events of a recording. `size` (H, W) is checked where it is given; else it is that of the events.
 
     `kind` is "nmnist", "evt2" or "evt3" where the file does not tell; `sort` puts them in the order of time.
+    Errors are those of `pieces`.
     """
     parts = list(pieces(path, size, kind=kind, check=not sort))
     found = Events.joined(parts, size or (0, 0))
@@ -33,7 +34,11 @@ def read_events(path: str | Path, size: tuple[int, int] = (0, 0), *, kind: str =
 def pieces(
     path: str | Path, size: tuple[int, int] = (0, 0), *, kind: str = "", words: int = PIECE, check: bool = True
 ) -> Iterator[Events]:
-    """The events of a recording, so many words of the file at a time: memory does not grow with its length."""
+    """The events of a recording, so many words of the file at a time: memory does not grow with its length.
+
+    Errors (`EventError`): no such file or format, a file cut in the middle, events beyond `size`, times that run back;
+    the event's place is named.
+    """
     path = Path(path)
     if not path.is_file():
         raise EventError(f"{path} is no file")

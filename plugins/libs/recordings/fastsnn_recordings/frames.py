@@ -10,7 +10,10 @@ from fastsnn_recordings.events import EventError, Events
 
 
 def frames(events: Events, steps: int = 0, window: int = 0) -> Tensor:
-    """Counts ``[T, 2, H, W]`` (darker, brighter): `steps` equal parts of the recording, or parts of `window` µs."""
+    """Counts ``[T, 2, H, W]`` (darker, brighter): `steps` equal parts of the recording, or parts of `window` µs.
+
+    Errors (`EventError`): neither or both of them, or one below 1.
+    """
     if (steps > 0) == (window > 0):
         raise EventError(f"frames take steps or a window in µs, got steps = {steps}, window = {window}")
     if not len(events):
@@ -24,7 +27,10 @@ def frames(events: Events, steps: int = 0, window: int = 0) -> Tensor:
 
 
 def frames_by_count(events: Events, count: int) -> Tensor:
-    """Counts ``[T, 2, H, W]`` of `count` events each; what is left over at the end is not shown."""
+    """Counts ``[T, 2, H, W]`` of `count` events each; what is left over at the end is not shown.
+
+    Errors (`EventError`): a count below 1.
+    """
     if count < 1:
         raise EventError(f"a frame needs at least one event, got count = {count}")
     steps = len(events) // count
@@ -40,7 +46,10 @@ def counted(events: Events, place: np.ndarray, steps: int) -> Tensor:
 
 
 def voxels(events: Events, bins: int) -> Tensor:
-    """A grid ``[bins, H, W]`` of signed events, each shared by its two nearest bins in time (Zhu et al. 2019)."""
+    """A grid ``[bins, H, W]`` of signed events, each shared by its two nearest bins in time (Zhu et al. 2019).
+
+    Errors (`EventError`): less than one bin.
+    """
     if bins < 1:
         raise EventError(f"a voxel grid has at least one bin, got {bins}")
     h, w = events.size

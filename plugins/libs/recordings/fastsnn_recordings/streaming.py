@@ -23,6 +23,8 @@ def stream(
     Frames ``[2, H, W]`` go in `at_once` at a time with the network's state carried, so the outputs are those of the
     whole recording at once; memory does not grow with its length. Windows without an event are empty frames. A source
     that is no path is pieces of events in the order of time.
+
+    Errors (`EventError`): a window or `at_once` below 1, and those of `pieces`.
     """
     if window < 1 or at_once < 1:
         raise EventError(f"a window has at least 1 µs, and 1 is read at once; got {window} and {at_once}")

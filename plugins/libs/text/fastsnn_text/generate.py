@@ -88,6 +88,8 @@ def generate_ids(
     The prompt is read in chunks, so that its memory is bounded; each further token costs one step, fused
     where the model has it (``model.fast``: the same logits; ``model.fast_step`` says which it was). The server cuts
     prompts at the same places, so that its tokens are these.
+
+    Errors (FastSNNError): an empty prompt, ids outside the vocabulary, a state of other streams.
     """
     sampling = sampling or Sampling()
     stops = frozenset(() if stop is None else (stop,) if isinstance(stop, int) else stop)
@@ -184,6 +186,8 @@ def generate_after(model: nn.Module, prompt: Any = None, max_tokens: int = 128, 
 
     A list of ids is continued as a list. `settings` are those of `Sampling`, and ``stop``, a text or several (for ids:
     ids that end it). transformers' names are taken, too: ``input_ids``, ``max_new_tokens``, ``do_sample=False``.
+    Errors (ArgumentError): less than one token, a setting that does not exist or is out of range, a prompt of another
+    kind; a text where the model has no tokenizer (TokenizerError).
     """
     prompt = settings.pop("input_ids", None) if prompt is None else prompt
     max_tokens = settings.pop("max_new_tokens", max_tokens)

@@ -198,7 +198,10 @@ def prompt_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def load_tokenizer(source: Any = "byte") -> Tokenizer:
-    """``"byte"``, a tokenizer.json (or its folder), a SentencePiece .model, or a tokenizer of another library."""
+    """``"byte"``, a tokenizer.json (or its folder), a SentencePiece .model, or a tokenizer of another library.
+
+    Errors: no such file (MissingFileError), a damaged one (TokenizerError).
+    """
     if not isinstance(source, str | Path):
         from fastsnn_text.foreign_tokenizers import adapted
 
@@ -254,7 +257,10 @@ class SentencePieceTokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
-    """A byte-level BPE tokenizer trained on `texts`, with ``<|endoftext|>`` as the end of a document."""
+    """A byte-level BPE tokenizer trained on `texts`, with ``<|endoftext|>`` as the end of a document.
+
+    Errors (FastSNNError): less than 258 tokens (256 bytes and two special ones). Source: Sennrich et al. 2016.
+    """
     from tokenizers import Tokenizer as Native
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -286,7 +292,10 @@ def attach_none(model: nn.Module, reason: str) -> None:
 
 
 def tokenizer_of(model: nn.Module) -> Tokenizer:
-    """The model's own tokenizer; bytes where it never had one and its vocabulary allows."""
+    """The model's own tokenizer; bytes where it never had one and its vocabulary allows.
+
+    Errors (TokenizerError): it came without one, or its vocabulary is too small for bytes.
+    """
     found: Any = getattr(model, "tokenizer", None)
     if found is not None:
         return found

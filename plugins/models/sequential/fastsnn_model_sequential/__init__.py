@@ -114,7 +114,7 @@ class SequentialModule(Switchable, nn.Module):
 
 @torch.no_grad()
 def fit_thresholds(network: nn.Module, x: Tensor | tuple[Tensor, ...]) -> None:
-    """Give neurons with a fixed threshold one that fits their input: one pass over `x`, site after site.
+    """Give neurons with a fixed threshold one that fits their input: one pass over ``x [B, …]``, site after site.
 
     Batch norms work with the batch's statistics meanwhile, as training will see them, and keep their own as they were.
     """

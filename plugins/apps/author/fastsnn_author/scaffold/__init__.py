@@ -41,7 +41,10 @@ def taken_by(module: str, name: str) -> str:
 
 
 def new_plugin(kind: str, name: str, out: str | Path = ".", fused: bool = False) -> Path:
-    """Write the four files of a plugin into the new folder ``out/name``; returns it. `fused`: one with ``lower()``."""
+    """Write the four files of a plugin into the new folder ``out/name``; returns it. `fused`: one with ``lower()``.
+
+    Errors (`ScaffoldError`): no such kind, no fused form of it, no name or one that is taken, a folder that exists.
+    """
     if kind not in KINDS:
         raise ScaffoldError(f"no kind called {kind!r}; kinds: {', '.join(KINDS)}")
     if fused and kind not in FUSED:

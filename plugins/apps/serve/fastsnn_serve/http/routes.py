@@ -67,6 +67,9 @@ def app(
     without ``.snn``. Further options go to `fastsnn_serve.Engine`: max_streams, max_waiting, chunk, cache_bytes,
     state_bytes, max_model_len, max_seconds, speculate. The engine is ``app.state.engine``; the model is put into
     evaluation mode and belongs to it until it is closed.
+
+    Errors (FastSNNError): no bundle there, a model that is no language model or has no tokenizer, options out of range,
+    a state that does not fit into `state_bytes`.
     """
     check_device(device)
     if isinstance(model_or_bundle, nn.Module):

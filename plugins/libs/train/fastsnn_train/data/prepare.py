@@ -23,7 +23,10 @@ from fastsnn_train.data.token_batches import IDS
 def fit_data(
     model: nn.Module, dataset: Any, *, tokenizer: Any = None, seq_len: int = 512, text_field: str = "text"
 ) -> Any:
-    """A corpus (`Data`), or token batches as they are; the tokenizer of a corpus becomes the model's own."""
+    """A corpus (`Data`), or token batches as they are; the tokenizer of a corpus becomes the model's own.
+
+    Errors (ArgumentError, DataError): no dataset, none that can be read, more tokens than the model's vocabulary.
+    """
     if dataset is None:
         raise ArgumentError("fit() needs a dataset: a name, a file or folder, texts, or token batches [B, T]; got None")
     if isinstance(dataset, Data | Packed | Streamed):

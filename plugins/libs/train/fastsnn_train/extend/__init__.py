@@ -100,6 +100,9 @@ def extend_context(
     is functions that make one, `filler` is the text around the fact: `fastsnn_train.evaluation.recall`); `history`
     has the steps,
     ``.report(folder)`` writes JSON and heat maps. Milestones go into the model's meta, and so into its bundle.
+
+    Errors (FastSNNError): no language model, no packed corpus, several processes, lengths that do not rise beyond the
+    present one, another number of `max_steps`, documents too short for `mode`.
     """
     if not isinstance(data or trainer.data, Data | None):
         raise FastSNNError("extend_context is for language models; this trainer learnt labelled samples")

@@ -160,6 +160,9 @@ def sample_data(
 
     Classes that have names are numbered in their sorted order, those of held-out samples (and all, where `names` are
     given) as in training.
+
+    Errors (ArgumentError, DataError): no such task, an objective of another one, a share outside 0 to 1, labels or
+    shapes that do not fit; the sample's index is named.
     """
     if task and task not in KINDS:
         raise ArgumentError(f"task is {', '.join(map(repr, KINDS))} (or 'language'), got {task!r}")
