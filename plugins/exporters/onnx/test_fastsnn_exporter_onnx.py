@@ -110,13 +110,14 @@ def test_what_cannot_be_written_or_read_is_refused(tmp_path):
 def test_greedy_text_of_a_converted_model_is_ours(tmp_path):
     from fastsnn_convert import convert
     from fastsnn_core import save
+    from fastsnn_text import tokenizer_of
 
     model = convert(
         STORIES, k=3.0, measure=False, balance=False, calibration=["Once upon a time there was a cat."]
     ).model
     model = load(save(model, tmp_path / "s.snn"))
     again = Onnx().load(Onnx().export(model, tmp_path / "m.onnx"))
-    prompt = torch.tensor([[1, *model.tokenizer.encode("Once upon a time")]])
+    prompt = torch.tensor([[1, *tokenizer_of(model).encode("Once upon a time")]])
     said = []
     for net in (model, again):
         x, state, ids = prompt, None, []
