@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastsnn_core import build
-from fastsnn_kit.browser import CHROMIUM, Browser
+from fastsnn_kit.browser import Browser, browser  # noqa: F401
 from fastsnn_scope import scope
 from fastsnn_scope.cells import Arrays
 from fastsnn_scope.page import page as html_of
@@ -18,24 +18,14 @@ decoder = pytest.importorskip("fastsnn_model_decoder").Decoder
 TEXT = "Once upon a time a neuron was silent, and nobody read its row. " * 3
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Any:
-    """A fresh one."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    found = Browser(tmp_path / "profile")
-    yield found
-    found.close()
-
-
-def opened(browser: Browser, url: str, **size: Any) -> None:
+def opened(browser: Browser, url: str, **size: Any) -> None:  # noqa: F811
     browser.size(**({"width": 1200, "height": 1400} | size))
     browser.do("Page.navigate", url="about:blank")
     browser.do("Page.navigate", url=url)
     browser.until("document.readyState === 'complete' && window.spikescope && window.spikescope.ready")
 
 
-def tab(browser: Browser, until: str, most: int = 400) -> None:
+def tab(browser: Browser, until: str, most: int = 400) -> None:  # noqa: F811
     """Tab until an expression is true."""
     for _ in range(most):
         if browser.js(until):
@@ -44,7 +34,7 @@ def tab(browser: Browser, until: str, most: int = 400) -> None:
     raise AssertionError(f"no Tab leads to {until}")
 
 
-def test_a_reader_asks_the_page(browser: Browser, tmp_path: Path) -> None:
+def test_a_reader_asks_the_page(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
     torch.manual_seed(0)
     model = build(decoder(d_model=32, n_layers=6, n_heads=2)).eval()
     look = scope(model, text=TEXT, scopes=[])
@@ -147,7 +137,7 @@ def test_a_reader_asks_the_page(browser: Browser, tmp_path: Path) -> None:
     assert browser.faults == []
 
 
-def test_without_a_script_the_sites_are_a_table(browser: Browser, tmp_path: Path) -> None:
+def test_without_a_script_the_sites_are_a_table(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
     torch.manual_seed(0)
     look = scope(build(decoder(d_model=16, n_layers=1, n_heads=2)).eval(), text=TEXT, scopes=[])
     page = look.report(tmp_path / "report") / "index.html"
@@ -164,7 +154,7 @@ def test_without_a_script_the_sites_are_a_table(browser: Browser, tmp_path: Path
     assert all(shown)
 
 
-def test_a_map_of_512_tokens_and_120_sites_pans_and_stays_small(browser: Browser, tmp_path: Path) -> None:
+def test_a_map_of_512_tokens_and_120_sites_pans_and_stays_small(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
     look = scope(build(decoder(d_model=64, n_layers=1, n_heads=2)).eval(), text=TEXT, scopes=[])
     found, draw = look.data(), torch.Generator().manual_seed(0)
     X, S = 512, 120

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import pytest
 from starlette.testclient import TestClient
 
-from fastsnn_kit.browser import CHROMIUM, Browser
+from fastsnn_kit.browser import Browser, browser  # noqa: F401
 from fastsnn_serve import app, serve
 from fastsnn_serve.page import source
 from fastsnn_serve.testing import decoder
@@ -28,17 +24,7 @@ def test_the_page_asks_nobody_else_and_needs_no_build() -> None:
         assert "<!--" not in page.text.replace("<!doctype", "")
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Any:
-    """A fresh one."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    found = Browser(tmp_path / "profile")
-    yield found
-    found.close()
-
-
-def test_a_chat_by_keyboard_with_spikes_beside_it(browser: Browser) -> None:
+def test_a_chat_by_keyboard_with_spikes_beside_it(browser: Browser) -> None:  # noqa: F811
     with serve(decoder(d_model=32, n_layers=4), port=0, block=False, name="tiny", api_keys=["k"]) as handle:
         browser.do("Emulation.setDeviceMetricsOverride", width=1200, height=800, deviceScaleFactor=1, mobile=False)
         browser.do("Page.navigate", url=handle.url + "/")

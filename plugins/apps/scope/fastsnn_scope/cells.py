@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from fastsnn_core import SpikeSite
 from fastsnn_core.probe import Record
 from fastsnn_core.subject import Data, Subject
+from fastsnn_modules.shown import spec_name
 from fastsnn_scope.channels import problems
 from fastsnn_scope.weights import Matrix, matrices
 
@@ -58,15 +59,6 @@ def popcount(counts: Tensor) -> Tensor:
         total += left & 1
         left = left >> 1
     return total
-
-
-def spec_name(model: nn.Module, site: str) -> str:
-    """What the spec calls a site (attn_in, ffn_hidden); empty where it has no such name."""
-    for path in (site, site.rpartition(".")[0]):
-        with contextlib.suppress(AttributeError):
-            if name := getattr(model.get_submodule(path), "name", ""):
-                return str(name)
-    return ""
 
 
 def measure(subject: Subject) -> tuple[Data, Arrays]:

@@ -11,8 +11,11 @@ import struct
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHOTS = os.environ.get("FASTSNN_SHOTS")  # a folder for screenshots to look at
@@ -126,3 +129,13 @@ class Browser:
     def asked(self) -> set[str]:
         """Every address the page asked for."""
         return {e["params"]["request"]["url"] for e in self.seen if e["method"] == "Network.requestWillBeSent"}
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """A fresh browser for a test, which is skipped where there is no Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    found = Browser(tmp_path / "profile")
+    yield found
+    found.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from html import escape
 from typing import Any
 
@@ -72,3 +73,12 @@ def _cell(count: float, most: float) -> str:
     hue = "200,60,40" if count < 0 else "30,90,180"
     style = f"background:rgba({hue},{share:.2f});width:9px;height:9px;padding:0"
     return f'<td title="{count:.10g}" style="{style}"></td>'
+
+
+def spec_name(model: nn.Module, site: str) -> str:
+    """What the spec and the command line call a site (attn_in, ffn_hidden); empty where it has no such name."""
+    for path in (site, site.rpartition(".")[0]):
+        with contextlib.suppress(AttributeError):
+            if name := getattr(model.get_submodule(path), "name", ""):
+                return str(name)
+    return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from fastsnn_core import Scope, hookimpl, param
 from fastsnn_core.moved import renamed
 from fastsnn_core.probe import Record
 from fastsnn_core.subject import Data, Subject
+from fastsnn_modules.shown import spec_name
 from fastsnn_scope_sparsity.measures import overall, sparsities
 
 __version__ = "0.1.0"
@@ -161,15 +161,6 @@ def place(site: str) -> tuple[str, int]:
     if not match:
         return site, -1
     return site[match.end() :] or site[: match.start()] or "site", int(match[1])
-
-
-def spec_name(model: nn.Module, site: str) -> str:
-    """What the spec and the command line call a site (attn_in, ffn_hidden); empty where it has no such name."""
-    for path in (site, site.rpartition(".")[0]):
-        with contextlib.suppress(AttributeError):
-            if name := getattr(model.get_submodule(path), "name", ""):
-                return str(name)
-    return ""
 
 
 def stuck(rows: list[Data]) -> list[str]:
