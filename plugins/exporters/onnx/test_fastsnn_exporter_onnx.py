@@ -41,8 +41,19 @@ def network(**fields):
             {"attention": [{"kind": "gla"}, {"kind": "softmax"}], "neuron": {"kind": "adaptive_threshold"}},
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            {
+                "attention": [{"kind": "softmax"}],
+                "neuron": {"kind": "adaptive_threshold", "top": 5, "dead_zone": 0.7, "v_min": 0.05},
+                "n_layers": 1,
+            },
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"attention": [{"kind": "softmax"}], "neuron": {"kind": "synaptic"}, "n_layers": 1}, marks=pytest.mark.slow
+        ),
     ],
-    ids=["linear, window, lif_sint", "gla, softmax, adaptive_threshold"],
+    ids=["linear, window, lif_sint", "gla, softmax, adaptive_threshold", "tuned", "synaptic"],
 )  # fmt: skip
 def test_a_decoder_in_pieces(fields, tmp_path):
     """Export runs it itself; here by hand, token by token, with another number of streams."""

@@ -18,3 +18,16 @@ def test_the_short_way_gives_the_counts_and_gradients_of_the_long_one():
         (spikes.counts * torch.arange(17)).sum().backward()
         outs.append((spikes.counts.detach(), spikes.scale, leaf.grad))
     assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True))
+
+
+def test_an_exported_graph_silences_the_same_channels(monkeypatch):
+    """Where `torch.export` looks, `top` and `v_min` stay tensors; of equals the first channels spike, as ever."""
+    x = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0)).mul(4).round() / 4  # with equals, and zeros
+    for top, dead_zone, v_min in ((0, 0.8, 1e-5), (3, 0.0, 0.3), (12, 1.0, 1e-5), (40, 0.0, 0.3), (1, 0.6, 2.0)):
+        module = AdaptiveThreshold(top=top, dead_zone=dead_zone, v_min=v_min).build(12)
+        with monkeypatch.context() as patch:
+            wanted = module(x)[0]
+            patch.setattr(torch.compiler, "is_exporting", lambda: True)
+            found = module(x)[0]
+        assert torch.equal(found.counts, wanted.counts)
+        assert torch.equal(found.scale, wanted.scale)

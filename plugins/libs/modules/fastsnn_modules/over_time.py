@@ -25,7 +25,12 @@ def over_time(step: Callable[[Row, Row], tuple[Row, Row]], carry: Row, xs: Seque
 
     def combine(old: list[Tensor], row: list[Tensor]) -> Any:
         new, out = step(tuple(old), tuple(row))
-        return [t.clone() for t in new], [t.clone() for t in out]  # no output may be an input
+        return [contiguous_copy(t) for t in new], [contiguous_copy(t) for t in out]  # no output may be an input
 
-    new, outs = scan(combine, list(carry), [x.movedim(1, 0) for x in xs])
+    new, outs = scan(combine, [contiguous_copy(t) for t in carry], [x.movedim(1, 0) for x in xs])
     return tuple(new), tuple(out.movedim(0, 1) for out in outs)
+
+
+def contiguous_copy(t: Tensor) -> Tensor:
+    """A contiguous copy: what goes in and what comes out of a scan have the same strides."""
+    return t.clone(memory_format=torch.contiguous_format)

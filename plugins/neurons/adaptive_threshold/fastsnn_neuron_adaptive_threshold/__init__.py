@@ -121,7 +121,10 @@ class AdaptiveThresholdModule(nn.Module):
         """V ``[…, 1]`` of ``x […, D]``, with the gradient of both; `forward` detaches x."""
         k = self.k if self.k.requires_grad else self.k.detach()
         mean = deterministic.row_sum(x, "abs") / x.shape[-1] if self.batch_invariant else x.abs().mean(-1, keepdim=True)
-        return (mean / k.to(x.dtype)).clamp(self.least, V_MAX)
+        v = mean / k.to(x.dtype)
+        if self.v_min is not None and torch.compiler.is_exporting():  # the graph reads it when it runs
+            return v.clamp_max(V_MAX).maximum(self.v_min.to(v.dtype))
+        return v.clamp(self.least, V_MAX)
 
     @property
     def least(self) -> float:
@@ -167,6 +170,11 @@ class AdaptiveThresholdModule(nn.Module):
         """Which channels ``[B,T,D]`` the dead zone and `top` keep silent, of potentials `u` in thresholds."""
         size = u.abs()
         mute = size < self.dead_zone
+        if torch.compiler.is_exporting():  # the graph reads `top` when it runs
+            place = (self.top.long() - 1).clamp(0, u.shape[-1] - 1).expand(*u.shape[:-1], 1)
+            last = size.sort(dim=-1, descending=True).values.gather(-1, place)
+            equal, left = size == last, self.top - (size > last).sum(-1, keepdim=True)
+            return mute | ((self.top > 0) & ((size < last) | (equal & (equal.cumsum(-1) > left))))
         top = int(self.top)
         if 0 < top < u.shape[-1]:
             order = size.argsort(dim=-1, descending=True, stable=True)
