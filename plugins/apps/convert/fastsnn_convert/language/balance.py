@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from fastsnn_conversion.context import ConversionError
+from fastsnn_convert.descent import Descent
 from fastsnn_convert.language.output_sensitivity import nothing, sensitivities
 from fastsnn_convert.language.ports import Port, divide, ports
 from fastsnn_convert.language.rebuild import bypass_neurons, site_table
@@ -106,7 +107,7 @@ def balance(
             if float(error) < best[0]:
                 best, begin = (float(error), s, mean * share), (log_s, share)
     log_s, share = begin[0].clone().requires_grad_(tie is not None), begin[1].clone().requires_grad_(centred)
-    optimiser = torch.optim.Adam([p for p in (log_s, share) if p.requires_grad], lr=rate)
+    descent = Descent((log_s, share), rate)
     mark = best[0]
     with torch.enable_grad():
         for step in range(steps):
@@ -117,9 +118,7 @@ def balance(
                 if best[0] > 0.99 * mark:
                     break
                 mark = best[0]
-            optimiser.zero_grad()
-            error.backward()
-            optimiser.step()
+            descent.step(error)
     return Balanced(best[1], best[2], before, best[0])
 
 
@@ -265,7 +264,7 @@ def balance_heads(
     cost_k = q.pow(2).mean(0).unflatten(0, (groups, -1)).sum(1).flatten()
     shared = attention.q_norm is not None
     log_s = torch.zeros(1 if shared else groups, width // 2, requires_grad=True)
-    optimiser = torch.optim.Adam([log_s], lr=0.05)
+    descent = Descent((log_s,), 0.05)
     best, before, mark = (float("inf"), torch.ones(groups, width)), 0.0, float("inf")
     with torch.enable_grad():
         for step in range(steps + 1):
@@ -288,9 +287,7 @@ def balance_heads(
                     break
                 mark = best[0]
             if step < steps:
-                optimiser.zero_grad()
-                error.backward()
-                optimiser.step()
+                descent.step(error)
     s = best[1]
     with torch.no_grad():
         if shared:

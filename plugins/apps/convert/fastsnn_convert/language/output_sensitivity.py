@@ -100,7 +100,7 @@ def sensitivities(
             leaf = x.requires_grad_()
             y = model.norm(leaf)
             at_head = score(model, y.detach().flatten(0, 1), generator).view_as(y)
-            (gradient,) = torch.autograd.grad(y, leaf, at_head)
+            (gradient,) = torch.autograd.grad((y * at_head).sum(), leaf)  # grad(y, leaf, at_head) imports sympy
         at_end = {"head_site": seen(y.detach(), at_head, pick)} if model.head_site.neuron is not None else {}
         yield Seen(None, at_end, x.detach()[:rows], angles, squared(gradient))
         for i in reversed(range(len(model.layers))):
@@ -153,7 +153,7 @@ def through(
             with torch.enable_grad(), contextlib.nullcontext() if spiking else passing(layer, at):
                 leaf = piece.detach().requires_grad_()
                 y = run(layer, leaf, angles)
-                grads = torch.autograd.grad(y, [leaf, *inputs.values()], out)
+                grads = torch.autograd.grad((y * out).sum(), [leaf, *inputs.values()])  # as above
         finally:
             for handle in handles:
                 handle.remove()
