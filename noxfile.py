@@ -102,10 +102,16 @@ def stranger(session: nox.Session, kind: str) -> None:
 
 @nox.session
 def rivals(session: nox.Session) -> None:
-    """NIR with other toolkits, both ways, spike for spike; without their requirements, which bring another torch."""
-    editable(session, local(["fastsnn-exporter-nir", "fastsnn-convert", "fastsnn-kit"]), *TESTING, "pbr", "loguru")
-    session.install("--no-deps", "nirtorch==2.6", "snntorch==1.0.0", "norse==1.1.0", "spikingjelly==2.0.0")
-    session.run("pytest", "plugins/exporters/nir", "-q", *session.posargs)
+    """NIR with other toolkits, both ways, and networks of their neurons converted, spike for spike.
+
+    Without their requirements, which bring another torch.
+    """
+    ours = ["fastsnn-exporter-nir", "fastsnn-toolkits", "fastsnn-convert", "fastsnn-kit"]
+    editable(session, local(ours), *TESTING, "pbr", "loguru")
+    theirs = ["snntorch==1.0.0", "norse==1.1.0", "spikingjelly==2.0.0", "sinabs==3.1.3"]
+    session.install("--no-deps", "nirtorch==2.6", *theirs)
+    tested = ["plugins/exporters/nir", "plugins/apps/toolkits"]
+    session.run("pytest", "-q", *tested, *session.posargs)
 
 
 @nox.session

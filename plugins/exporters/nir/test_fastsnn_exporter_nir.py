@@ -301,6 +301,9 @@ def hostile(tmp_path):
     with h5py.File(raw(tmp_path / "huge.nir", ENDS, []), "a") as f:
         f["node"]["nodes"].create_dataset("w", shape=(1 << 20, 1 << 20), dtype="f4", chunks=(1 << 10, 1 << 10))
     yield "GiB", tmp_path / "huge.nir"
+    with h5py.File(raw(tmp_path / "swollen.nir", ENDS, []), "a") as f:
+        f["node"]["nodes"].create_dataset("w", shape=(1 << 13, 1 << 14), dtype="f4", chunks=(1 << 10, 1 << 10))
+    yield "512 MiB of numbers in", tmp_path / "swollen.nir"
     yield (
         "reads 'a'|bias",
         raw(
@@ -320,7 +323,7 @@ def test_hostile_files_are_refused_and_nothing_is_written(tmp_path):
             convert(path, to=tmp_path / "out.snn")
         assert sorted(tmp_path.iterdir()) == before, path.name
     nir.write(tmp_path / "fine.nir", GRAPHS["linear, lif"]())
-    with pytest.raises(ConversionError, match="read without k; options: dt"):
+    with pytest.raises(ConversionError, match="read without k; options: dt, writer"):
         convert(tmp_path / "fine.nir", k=3)
 
 
@@ -334,6 +337,41 @@ def test_a_million_nodes_are_refused_from_the_directory_of_the_file(tmp_path):
             held[str(i)] = one
     with pytest.raises(NirError, match="20001 nodes; at most 20000"):
         network(tmp_path / "many.nir")
+
+
+@pytest.mark.slow
+def test_ten_to_the_sixth_nodes_are_refused_in_little_time_and_memory(tmp_path):
+    """A million entries in the file, and as many edges: refused from the count, nothing else is read."""
+    import resource
+    import time
+
+    with h5py.File(tmp_path / "many.nir", "w", libver="latest") as f:
+        root = f.create_group("node")
+        root["type"] = "NIRGraph"
+        root["edges"] = np.full((1_000_000, 2), b"0", dtype="S8")
+        held = root.create_group("nodes")
+        one = held.create_group("0")
+        for i in range(1, 1_000_000):
+            held.id.links.create_hard(str(i).encode(), one.id, b".")
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(NirError, match="1000000 nodes; at most 20000"):
+        network(tmp_path / "many.nir")
+    assert time.process_time() - begun < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "KiB"
+
+
+def test_subgraphs_that_multiply_are_refused(tmp_path):
+    """Thirty levels that hold the next one twice: 2^30 nodes by way of hard links, in a file of some kilobytes."""
+    with h5py.File(tmp_path / "doubling.nir", "w") as f:
+        group = f.create_group("node")
+        for _ in range(30):
+            group["type"] = "NIRGraph"
+            held = group.create_group("nodes")
+            inner = held.create_group("a")
+            held["b"] = inner
+            group = inner
+    with pytest.raises(NirError, match=r"more than 20000 nodes' worth|lie more than 32 deep"):
+        network(tmp_path / "doubling.nir")
 
 
 def test_the_table_of_capabilities_is_found_by_running():

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fastsnn_core import Model, build, load
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spec import converter
-from fastsnn_core.state import StateError
+from fastsnn_core.state import StateError, leaves
 from fastsnn_core.testing import conformance
-from fastsnn_exporter_onnx import Onnx, graph
+from fastsnn_exporter_onnx import Onnx, graph, int8
 from fastsnn_exporter_onnx.runtime import OnnxNetwork
+from fastsnn_integer.quantization import Int8Weights
 
 DATA = Path(os.environ.get("FASTSNN_DATA", Path(__file__).resolve().parents[3] / ".." / "shared" / "data"))
 STORIES = DATA / "stories260k" / "hf"
@@ -98,8 +100,10 @@ def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypat
 def test_what_cannot_be_written_or_read_is_refused(tmp_path):
     from fastsnn_integer.quantization import Quant, quantise
 
-    quant = quantise(network(attention=[{"kind": "softmax"}], n_layers=1), Quant())
-    assert "float bundle" in Onnx().unsupported(quant)[0]
+    small = network(attention=[{"kind": "softmax"}], n_layers=1)
+    assert "float bundle" in Onnx().unsupported(quantise(small, Quant(bits=4)))[0]
+    assert "group = 0" in Onnx().unsupported(quantise(small, Quant(group=8)))[0]
+    assert "kv = false" in Onnx().unsupported(quantise(small, Quant(kv=True)))[0]
     (tmp_path / "a.onnx").write_bytes(b"not a graph")
     with pytest.raises(FastSNNError, match="cannot be run by ONNX Runtime"):
         OnnxNetwork(tmp_path / "a.onnx")
@@ -117,16 +121,100 @@ def test_what_cannot_be_written_or_read_is_refused(tmp_path):
 
 
 @pytest.mark.slow
+def test_int8_weights_stay_int8_and_sums_exact(tmp_path):
+    """A W8A model: every matrix in the file in INT8, the same logits, the same greedy text."""
+    import onnx
+
+    from fastsnn_integer.quantization import Quant, quantise
+
+    model = network(attention=[{"kind": "softmax"}], n_layers=1, vocab_size=256, d_model=64)
+    quant = quantise(model, Quant())
+    again = Onnx().load(Onnx().export(quant, tmp_path / "q.onnx"))
+    held = {i.name: i for i in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    stored = sum(np.prod(i.dims) for i in held.values() if i.data_type == onnx.TensorProto.INT8)
+    assert stored == sum(m.weight.numel() for m in quant.modules() if isinstance(m, Int8Weights))
+    assert not any(i.data_type == onnx.TensorProto.FLOAT and np.prod(i.dims) > 4096 for i in held.values())
+    x, texts = torch.randint(0, 256, (2, 7)), []
+    torch.testing.assert_close(again(x), quant(x), atol=1e-5, rtol=1e-5)
+    for net in (quant, again):
+        state, tokens, said = None, x, []
+        for _ in range(12):
+            y, state = net(tokens, state, return_state=True)
+            tokens = y[:, -1:].argmax(-1)
+            said.append(tokens)
+        texts.append(torch.cat(said, 1))
+    assert torch.equal(*texts)
+
+
+def product(path, weight):
+    """A file that multiplies by a matrix, with the metadata of ours."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [None, None]) for n in ("input", "output"))
+    held = numpy_helper.from_array(weight, "w")
+    made = helper.make_graph([helper.make_node("MatMul", ["input", "w"], ["output"])], "g", [x], [y], [held])
+    model = helper.make_model(made, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+    helper.set_model_props(model, {graph.STATE: "[]"})
+    onnx.save(model, path)
+    return model
+
+
+def test_a_file_whose_external_data_is_missing_says_so(tmp_path):
+    import onnx
+    from onnx.external_data_helper import convert_model_to_external_data
+
+    name = tmp_path / "m.onnx"
+    model = product(name, np.ones((40, 40), dtype=np.float32))
+    convert_model_to_external_data(model, location="m.data", size_threshold=64)
+    onnx.save(model, name)
+    assert (tmp_path / "m.data").is_file()
+    OnnxNetwork(name)
+    (tmp_path / "m.data").unlink()
+    with pytest.raises(FastSNNError, match=r"m\.onnx cannot be run by ONNX Runtime.*m\.data"):
+        OnnxNetwork(name)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_whole_numbers_are_stored_in_int8_and_come_out_the_same(tmp_path):
+    import onnx
+
+    rng = np.random.default_rng(0)
+    whole = rng.integers(-127, 128, (40, 40)).astype(np.float32)
+    x = torch.from_numpy(rng.normal(size=(3, 40)).astype(np.float32))
+    for weight, kind in ((whole, "INT8"), (whole + 0.5, "FLOAT"), (whole * 2, "FLOAT")):
+        product(tmp_path / "p.onnx", weight)
+        wanted = OnnxNetwork(tmp_path / "p.onnx")(x)
+        assert int8.store_as_int8(tmp_path / "p.onnx") == (kind == "INT8")
+        largest = max(onnx.load(tmp_path / "p.onnx").graph.initializer, key=lambda i: np.prod(i.dims or [1]))
+        assert largest.data_type == getattr(onnx.TensorProto, kind)
+        assert torch.equal(OnnxNetwork(tmp_path / "p.onnx")(x), wanted)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_form_that_is_written_of_a_w8a_model_is_the_model(tied):
+    from fastsnn_integer.quantization import Quant, quantise
+
+    quant = quantise(network(attention=[{"kind": "softmax"}, {"kind": "linear"}], tied=tied), Quant())
+    made, x = int8.written_as_floats(quant), torch.randint(0, 37, (3, 11))
+    assert not any(isinstance(m, Int8Weights) and type(m) is not int8.CodedEmbedding for m in made.modules())
+    torch.testing.assert_close(made(x), quant(x), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not STORIES.is_dir(), reason=f"no stories260k at {STORIES}")
-def test_greedy_text_of_a_converted_model_is_ours(tmp_path):
+@pytest.mark.parametrize("whole", [False, True], ids=["float", "int8"])
+def test_greedy_text_of_a_converted_model_is_ours(whole, tmp_path):
     from fastsnn_convert import convert
     from fastsnn_core import save
+    from fastsnn_integer.quantization import Quant, quantise
     from fastsnn_text import tokenizer_of
 
     model = convert(
         STORIES, k=3.0, measure=False, balance=False, calibration=["Once upon a time there was a cat."]
     ).model
     model = load(save(model, tmp_path / "s.snn"))
+    model = quantise(model, Quant()) if whole else model
     again = Onnx().load(Onnx().export(model, tmp_path / "m.onnx"))
     prompt = torch.tensor([[1, *tokenizer_of(model).encode("Once upon a time")]])
     said = []
@@ -138,3 +226,18 @@ def test_greedy_text_of_a_converted_model_is_ours(tmp_path):
             ids.append(int(x))
         said.append(ids)
     assert said[0] == said[1]
+
+
+@pytest.mark.slow
+def test_torchs_compiled_package_computes_the_same(tmp_path):
+    """`torch.export` with an open T, compiled ahead of time into one file, loaded and run token by token."""
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
+
+    model = network(attention=[{"kind": "softmax"}], n_layers=1)
+    program = graph.exported(model)[0]
+    package = aoti_load_package(aoti_compile_and_package(program, package_path=str(tmp_path / "m.pt2")))
+    x = torch.randint(0, 37, (2, 9))
+    wanted = model(x)
+    _, begun = model(x[:, :5], return_state=True)
+    y, _ = package(x[:, 5:], [t for _, t in leaves(begun)])
+    torch.testing.assert_close(y, wanted[:, 5:], atol=1e-5, rtol=1e-5)

@@ -28,9 +28,10 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **
     """A trained network as a spiking one, a `Conversion` with ``.model``, ``.report`` and ``.save(path)``.
 
     `source` is a Hugging Face directory, a model of transformers in memory, or a GGUF file (a language model; options
-    of `fastsnn_convert.language`), a NIR graph (a spiking network already; `dt`), an ``nn.Module``, a ``.snn`` bundle,
-    or a state dict or ``.safetensors`` file together with ``spec=`` (options of
-    `fastsnn_convert.modules.convert_module`). `neuron` is a neuron component, its name, or a table as in a spec
+    of `fastsnn_convert.language`), a NIR graph (a spiking network already; `dt`), a network of snnTorch's,
+    SpikingJelly's or Norse's neurons (likewise; `example`), any other ``nn.Module``, a ``.snn`` bundle, or a state dict
+    or ``.safetensors`` file together with ``spec=`` (options of `fastsnn_convert.modules.convert_module`; one of
+    snnTorch's linear layers and neurons needs none). `neuron` is a neuron component, its name, or a table as in a spec
     (adaptive_threshold without; for language models with `steps` but no `k`, adaptive_max); `to`
     writes a bundle. Errors: `ConversionError`, naming the file or the part, the reason, and what is possible.
     """
@@ -42,7 +43,7 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **
         raise ConversionError(str(error)) from None
     from fastsnn_convert import networks
 
-    if (reader := networks.reader_of(source)) is not None:
+    if "spec" not in options and (reader := networks.reader_of(source)) is not None:
         done: Any = networks.read_network(source, reader, neuron, options)
     elif isinstance(source, str | Path) and is_language_source(Path(source)):
         from fastsnn_convert.language import convert_language  # each half is imported only where it is needed

@@ -11,6 +11,7 @@ WORDS = (
     "k", "burst", "attention", "place", "attention_window", "heal", "heal_minutes", "heal_steps", "out", "resume",
     "window", "windows", "thorough", "quiet",
 )  # fmt: skip
+KEYS = ("spec", "code", "coverage", "dt", "writer")
 
 
 def main(argv: list[str]) -> int:
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
     )
     args.add_argument("--spec", help="the spec (TOML) of the network that the weights belong to")
     args.add_argument("--dt", type=number(float, gt=0), help="seconds of a step of a .nir graph (default 1e-4)")
+    args.add_argument("--writer", help="the toolkit that wrote a .nir graph, where it runs it otherwise: norse, sinabs")
     args.add_argument("--names", help="names of the weights in the spec: conv1=layers.0,fc=layers.3")
     words = args.add_argument_group("language models (a Hugging Face directory or a GGUF file)")
     words.add_argument(
@@ -82,7 +84,7 @@ def main(argv: list[str]) -> int:
         targets.folder(opts.out, [opts.source], "--out")
     from fastsnn_convert import convert
 
-    options = {key: getattr(opts, key) for key in ("spec", "code", "coverage", "dt") if getattr(opts, key) is not None}
+    options = {key: getattr(opts, key) for key in KEYS if getattr(opts, key) is not None}
     words_given = {key: value for key in WORDS if (value := getattr(opts, key)) is not None and value is not False}
     if opts.attention and "," in opts.attention:
         words_given["attention"] = opts.attention.split(",")

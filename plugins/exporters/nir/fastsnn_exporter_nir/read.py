@@ -11,11 +11,13 @@ import torch
 from fastsnn_core import build
 from fastsnn_core.errors import FastSNNError
 from fastsnn_exporter_nir.convention import nodes_of
+from fastsnn_exporter_nir.readers import WRITERS, as_meant
 from fastsnn_model_nir_graph import NirGraph, NirNode
 from fastsnn_model_nir_graph.units import CONSTANTS, WEIGHTED
 
-NODES, BYTES = 20_000, 1 << 33
-"""The most nodes and bytes that a file may hold: beyond them it is a mistake, or meant to exhaust the machine."""
+NODES, BYTES, PLAIN, SWOLLEN = 20_000, 1 << 33, 1 << 28, 1000
+"""The most nodes and bytes that a file may hold: beyond them it is a mistake, or meant to exhaust the machine. So is
+more than 256 MiB that is a thousand times as large as the file."""
 
 
 class NirError(FastSNNError):
@@ -58,6 +60,8 @@ def survey(path: Path) -> None:
                     size += item.nbytes if item.dtype.kind in "fiub" else 0
                     if size > BYTES:
                         raise NirError(f"{path} declares more than {BYTES >> 30} GiB of numbers")
+                    if size > PLAIN and size > SWOLLEN * path.stat().st_size:
+                        raise NirError(f"{path} declares {size >> 20} MiB of numbers in {path.stat().st_size} bytes")
 
 
 def read_graph(path: str | Path) -> Any:
@@ -79,8 +83,14 @@ def read_graph(path: str | Path) -> Any:
     return graph
 
 
-def network(source: Any, dt: float = 1e-4) -> Any:
-    """The `NirGraph` model of a graph or of a file, its numbers in place; `dt` is the length of a step in seconds."""
+def network(source: Any, dt: float = 1e-4, writer: str = "") -> Any:
+    """The `NirGraph` model of a graph or of a file, its numbers in place; `dt` is the length of a step in seconds.
+
+    `writer` ("norse", "sinabs") is the toolkit that wrote the file, where it runs its own neurons otherwise than it
+    writes them: put right, or refused.
+    """
+    if writer not in WRITERS:
+        raise NirError(f"writer is one of {', '.join(map(repr, WRITERS))}, not {writer!r}")
     where = str(source) if isinstance(source, str | Path) else "the graph"
     graph = read_graph(source) if isinstance(source, str | Path) else source
     try:
@@ -96,6 +106,9 @@ def network(source: Any, dt: float = 1e-4) -> Any:
         raise
     except FastSNNError as error:
         raise NirError(f"{where}: {error}") from None
+    odd = [as_meant(n.name, n.kind, values.get(n.name, {}), writer, float(dt)) for n in nodes]
+    if reasons := [reason for reason in odd if reason]:
+        raise NirError(f"{where}: {'; '.join(reasons)}")
     model: Any = build(spec)
     with torch.no_grad():
         for unit in model.units:
@@ -135,9 +148,9 @@ def check(where: str, node: Any, name: str, given: np.ndarray, dt: float) -> Non
             raise NirError(f"{who} is {steps.max():.0f} steps of {dt:g} s; at most 100000 are kept")
 
 
-def convert_nir(path: str | Path, dt: float = 1e-4) -> Any:
+def convert_nir(path: str | Path, dt: float = 1e-4, writer: str = "") -> Any:
     """What ``fastsnn convert x.nir`` calls: ``(model, rows of the report)``."""
-    model = network(path, dt)
+    model = network(path, dt, writer)
     rows = [
         {
             "name": unit.spec.name,

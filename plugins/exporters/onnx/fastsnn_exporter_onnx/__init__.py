@@ -24,20 +24,27 @@ class Onnx(Exporter):
     are 0 long: the file's metadata says which (``fastsnn.state``). Loops over time (neurons, linear attention) are
     ONNX' standard Scan. What was written is run by ONNX Runtime, whole and in pieces, beside the model before the file
     is put in its place; a difference beyond `tolerance` of the largest output is an error. Counts are rounded: a number
-    that lies between two counts to the last bit may fall on the other side elsewhere.
-    Errors: INT8 and 4-bit weights, states that do not begin with zeros, what `torch.export` cannot write: named.
+    that lies between two counts to the last bit may fall on the other side elsewhere. W8A bundles keep their INT8
+    weights (`fastsnn_exporter_onnx.int8`): projections are exact, and outputs may differ by `int8_tolerance`.
+    Errors: 4-bit weights, INT8 in groups, states that do not begin with zeros, what `torch.export` cannot write: named.
     Source: onnx.ai operator schemas, opset 20; written by torch.onnx, run by ONNX Runtime.
     """
 
     name = "onnx"
     writes = "file"
     tolerance = 1e-4
+    int8_tolerance: float = param(
+        1e-2, gt=0.0, unit="of the largest output", doc="W8A bundles: the difference beyond which nothing is written"
+    )
     opset: int = param(20, ge=18, le=23, doc="version of ONNX' operators", draw=(20,))
 
     def unsupported(self, model: Any) -> list[str]:
         """Reasons that can be told without writing."""
-        if getattr(getattr(model, "spec", None), "quant", None) is not None:
-            return ["INT8 or 4-bit weights: ONNX gets float weights; export the float bundle"]
+        if (quant := getattr(getattr(model, "spec", None), "quant", None)) is not None:
+            from fastsnn_exporter_onnx.int8 import int8_obstacles
+
+            if reasons := int8_obstacles(quant):
+                return reasons
         if not hasattr(getattr(model, "spec", None), "example"):
             return ["it has no spec that says what its input is; fastsnn convert makes a bundle of it"]
         weight = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -47,14 +54,16 @@ class Onnx(Exporter):
 
     def export(self, model: Any, path: Any) -> Path:
         """Write, run beside the model, and only then put the file in its place."""
-        from fastsnn_exporter_onnx import graph
+        from fastsnn_exporter_onnx import graph, int8
 
         if reasons := self.unsupported(model):
             raise FastSNNError("; ".join(reasons))
-        path = Path(path)
+        path, whole = Path(path), getattr(model.spec, "quant", None) is not None
         with beside(path) as scratch:
-            graph.write_onnx(model, scratch, self.opset)
-            graph.compare_outputs(model, scratch, self.tolerance)
+            graph.write_onnx(int8.written_as_floats(model) if whole else model, scratch, self.opset)
+            if whole and not int8.store_as_int8(scratch):
+                raise FastSNNError("onnx: none of the INT8 weights was found in the graph")
+            graph.compare_outputs(model, scratch, self.int8_tolerance if whole else self.tolerance)
         return path
 
     def load(self, path: Any) -> Any:

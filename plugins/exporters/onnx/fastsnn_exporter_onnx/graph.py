@@ -74,22 +74,30 @@ def states(model: Any) -> tuple[Any, Any, list[list[int]]]:
 
 
 @torch.no_grad()
-def write_onnx(model: Any, path: Path, opset: int) -> None:
-    """The graph of `model` at `path`."""
+def exported(model: Any) -> tuple[Any, Any, Any, list[list[int]]]:
+    """``(program, empty state, state of some tokens, growing dimensions)``: `WithState` as torch.export writes it, for
+    any number of streams and tokens.
+    """
     empty, some, grows = states(model)
-    labels, past = list(names(some)), [t for _, t in leaves(some)]
     dynamic = torch.export.Dim.DYNAMIC
     shapes = [{0: dynamic} | dict.fromkeys(row, dynamic) for row in grows]
-    x = example(model, STREAMS, LENGTH)
-    tokens = not x.is_floating_point()
+    program = torch.export.export(
+        WithState(model, some).eval(),
+        (example(model, STREAMS, LENGTH), [t for _, t in leaves(some)]),
+        dynamic_shapes=({0: dynamic, 1: dynamic}, shapes),
+        strict=False,
+    )
+    return program, empty, some, grows
+
+
+@torch.no_grad()
+def write_onnx(model: Any, path: Path, opset: int) -> None:
+    """The graph of `model` at `path`."""
+    tokens = not example(model, STREAMS, LENGTH).is_floating_point()
     try:
         with quiet():
-            program = torch.export.export(
-                WithState(model, some).eval(),
-                (x, past),
-                dynamic_shapes=({0: dynamic, 1: dynamic}, shapes),
-                strict=False,
-            )
+            program, empty, some, grows = exported(model)
+            labels = list(names(some))
             made: Any = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -98,6 +106,8 @@ def write_onnx(model: Any, path: Path, opset: int) -> None:
                 input_names=["tokens" if tokens else "input", *(f"past.{name}" for name in labels)],
                 output_names=["logits" if tokens else "output", *(f"present.{name}" for name in labels)],
             )
+    except FastSNNError:
+        raise
     except Exception as error:  # torch.export and its translation raise whatever they meet
         first = next((row for row in str(error).splitlines() if row.strip()), type(error).__name__)
         raise FastSNNError(f"onnx: torch.export cannot write this model: {first[:300]}") from error

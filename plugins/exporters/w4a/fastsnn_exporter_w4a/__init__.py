@@ -31,8 +31,9 @@ class W4a(Exporter):
 
     Scales are float16 as stored and float32 at work; sums per group are exact, groups are added one after the other, so
     counts, events and any batch give the same bits (`fastsnn_integer.four_bits`). Weights that are on such a grid stay
-    on it: those of a GGUF in Q4_1 (group 32) or Q4_0 (group 32, minimum = false) are not rounded a second time. For
-    others `text` is read by the float model and every matrix rounded so that its output on that text changes least
+    on it: those of a GGUF in Q4_1 (group 32) or Q4_0 (group 32, minimum = false), and of GPTQ, AWQ and
+    compressed-tensors directories (their group; minimum = false where they are symmetric) are not rounded a second
+    time. For others `text` is read by the float model and every matrix rounded so that its output on it changes least
     (GPTQ: Frantar et al. 2022, arXiv 2210.17323; columns in order, Hessian 2 Σ x xᵀ damped by 1 %, inputs those of the
     float model); without it, to nearest. Embedding and head have 8 bits, or 4. The fused step reads the
     4-bit rows. Errors: a model without an integer form, weights that are not finite or beyond float16.
@@ -70,7 +71,15 @@ class W4a(Exporter):
         new: Any = quantise(model, self.quant())
         layers = {name: m for name, m in new.named_modules() if isinstance(m, FourBits)}
         floats = dict(model.named_modules())
-        exact = [n for n, m in layers.items() if torch.equal(m.decoded(), floats[n].weight.detach().float())]
+        exact = []
+        for name, layer in layers.items():
+            weight = floats[name].weight.detach().float()
+            on = torch.equal(layer.decoded(), weight)
+            if not on and (found := four_bits.found_grid(weight, layer.group, bool(layer.minimum.numel()))):
+                layer.take_(*found)
+                on = True
+            if on:
+                exact.append(name)
         left = {n: m for n, m in layers.items() if n not in exact and isinstance(floats[n], nn.Linear)}
         if self.text and left:
             calibrate(model, {name: (floats[name], m) for name, m in left.items()}, self.text)

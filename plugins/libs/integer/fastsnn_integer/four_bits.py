@@ -6,7 +6,9 @@
 Groups one after the other, the product first, then the minimum's, every operation in float32: a row's bits depend on
 nobody else. d and m are float16 as stored and float32 at work. These are GGUF's Q4_1 and Q4_0 with a group of 32, and
 rounding is theirs, too: d = (max - min) / 15 and m = min, or d = w / -8 of the largest |w|. A matrix that is on such a
-grid already is found again exactly, so what a Q4_0 or Q4_1 file holds is not rounded a second time.
+grid already is found again exactly, so what a Q4_0 or Q4_1 file holds is not rounded a second time. `found_grid` does
+so for grids w = d (q - z) of whole z (GPTQ, AWQ, compressed-tensors), whose m = -d z may need more than 11 bits: scales
+and minima that float16 does not hold are stored in float32.
 """
 
 from __future__ import annotations
@@ -69,6 +71,36 @@ def encode(weight: Tensor, group: int, minimum: bool) -> tuple[Tensor, Tensor, T
     d, m = grid(rows, minimum)
     codes = codes_of(rows, d, m).to(torch.uint8).reshape(len(weight), -1)[:, : weight.shape[1]]
     return codes, d[..., 0].T.contiguous(), m[..., 0].T.contiguous() if minimum else weight.new_empty(0)
+
+
+def found_grid(weight: Tensor, group: int, minimum: bool) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Codes, d and m as `encode`, whose `decode` is `weight` to the bit: w = d n, n whole and no more than 15 apart in
+    a group (without a minimum, -8 … 7). None where there are none.
+
+    d is a whole part of the smallest difference between two values of a group.
+    """
+    if len(weight) > 16 and found_grid(weight[:8], group, minimum) is None:
+        return None  # what no one has put on a grid is told by its first rows
+    rows = grouped(weight.detach().float(), group)
+    order = torch.cat([rows, torch.zeros_like(rows[..., :1])], -1).sort(-1).values
+    steps = order.diff(dim=-1)
+    step = torch.where(steps > 0, steps, torch.inf).amin(-1, keepdim=True)
+    step = torch.where(torch.isfinite(step), step, torch.ones_like(step))
+    d, n, open_ = torch.zeros_like(step), torch.zeros_like(rows), torch.ones_like(step, dtype=torch.bool)
+    for part in range(1, LEVELS + 1):
+        by = step / part
+        whole_ = (rows / by).round()
+        low, high = whole_.amin(-1, keepdim=True), whole_.amax(-1, keepdim=True)
+        inside = (high - low <= LEVELS) if minimum else (low >= -MIDDLE) & (high < MIDDLE)
+        good = open_ & inside & (whole_ * by == rows).all(-1, keepdim=True)
+        d, n, open_ = torch.where(good, by, d), torch.where(good, whole_, n), open_ & ~good
+    if bool(open_.any()):
+        return None
+    low = n.amin(-1, keepdim=True) if minimum else torch.full_like(d, -MIDDLE)
+    codes = (n - low).to(torch.uint8).reshape(len(weight), -1)[:, : weight.shape[1]]
+    m = (low * d)[..., 0].T.contiguous() if minimum else weight.new_empty(0, dtype=torch.float32)
+    found = codes, d[..., 0].T.contiguous(), m
+    return found if torch.equal(decode(*found, group), weight.detach().float()) else None
 
 
 def decode(codes: Tensor, d: Tensor, m: Tensor, group: int) -> Tensor:
@@ -165,7 +197,7 @@ def project(x: SpikeTensor | Tensor, layer: FourBits) -> Tensor:
 
 
 class FourBits(nn.Module):
-    """Packed codes and their scales, which a state dict holds in float16."""
+    """Packed codes and their scales, which a state dict holds in float16 where that loses nothing."""
 
     weight: Tensor
     scale: Tensor
@@ -205,7 +237,9 @@ class FourBits(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name in ("scale", "minimum"):
-            destination[f"{prefix}{name}"] = getattr(self, name).detach().to(torch.float16)
+            half = getattr(self, name).detach().to(torch.float16)
+            if torch.equal(half.float(), getattr(self, name)):
+                destination[f"{prefix}{name}"] = half
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -20,11 +20,13 @@ class Lif(Neuron):
 
     snnTorch's `Leaky(beta=1-1/tau)` delays the reset by a token and fires above θ, not at it: with `reset_delay` the
     spikes are those of `Leaky` at its defaults (u_t = β u_{t-1} + x_t - 1[u_{t-1} > θ] θ;  s_t = 1[u_t > θ]), and the
-    state is in units of x. Without it they are those of `Leaky(reset_delay=False)` wherever u is not exactly θ.
+    state is in units of x. Without it they are those of `Leaky(reset_delay=False, reset_mechanism="zero")` (with
+    `hard_reset`) wherever u is not exactly θ; subtracting, snnTorch asks for 2 θ after a step that left more than θ.
 
     `convention` names a peer whose spikes are to come out, with its θ fixed: "snntorch" is ``Leaky(beta=1-1/tau)``
     (`reset_delay`), "spikingjelly" is ``LIFNode(tau)`` at its defaults but for the reset: u_t = v + (x_t - v)/tau, and
-    v_reset = 0 where `hard_reset`, else None.
+    v_reset = 0 where `hard_reset`, else None. Without a leak (`leaky` = false) it is the integrate-and-fire neuron:
+    u_t = v_{t-1} + x_t, in every convention.
     """
 
     name = "lif"
@@ -37,6 +39,7 @@ class Lif(Neuron):
     convention: str = param(
         "fastsnn", choices=("fastsnn", "snntorch", "spikingjelly"), doc="whose neuron this is, spike for spike"
     )
+    leaky: bool = param(True, doc="false: β = 1, nothing leaks and tau is not used (integrate and fire)")
     fixed: bool = param(False, doc="θ is `threshold` as it is given: data do not set it")
     learn_threshold: bool = param(False, doc="train θ")
     surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")
@@ -45,10 +48,11 @@ class Lif(Neuron):
         """The module for `features` channels."""
         kind = DelayedLeaky if self.reset_delay or self.convention == "snntorch" else Leaky
         return kind(
-            beta=1.0 - 1.0 / self.tau, threshold=self.threshold, lo=0.0, hi=1.0, heaviside=True, hard=self.hard_reset,
+            beta=1.0 - 1.0 / self.tau if self.leaky else 1.0,
+            threshold=self.threshold, lo=0.0, hi=1.0, heaviside=True, hard=self.hard_reset,
             surrogate=self.surrogate, default=("atan", 2.0), learn=self.learn_threshold,
             fixed=self.fixed or self.convention != "fastsnn",
-            gain=1.0 / self.tau if self.convention == "spikingjelly" else 1.0,
+            gain=1.0 / self.tau if self.convention == "spikingjelly" and self.leaky else 1.0,
         )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ class SynapticCell(nn.Module):
         kind = DelayedLeaky if how.convention == "snntorch" else Leaky
         self.inner = kind(
             beta=1 - 1 / how.tau, threshold=how.threshold, lo=0.0, hi=1.0, heaviside=True, hard=how.hard_reset,
-            surrogate=how.surrogate, default=("atan", 2.0),
+            surrogate=how.surrogate, default=("atan", 2.0), fixed=self.fixed,
         )  # fmt: skip
         if isinstance(self.inner, DelayedLeaky):
             self.inner.clears_input = how.hard_reset

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fastsnn_convert.language.channel_order import in_our_terms
 from fastsnn_convert.language.hf_checkpoint import Checkpoint, SourceError
+from fastsnn_convert.language.int4_checkpoint import open_directory
 from fastsnn_convert.language.without_weights import with_memory, without_weights
 from fastsnn_core import Attention, Feedforward, create
 from fastsnn_core.errors import MissingError
@@ -109,8 +110,12 @@ def spec_of(checkpoint: Checkpoint) -> Decoder:
     for name in c.get("architectures") or []:
         if not str(name).endswith("ForCausalLM"):
             raise s.refuse(f"{name} is no causal language model", f"{kind.capitalize()}ForCausalLM")
-    if c.get("quantization_config"):
-        raise s.refuse("its weights are quantised", "float32, bfloat16 and float16 weights")
+    if (quant := c.get("quantization_config")) and not getattr(checkpoint, "unpacks", False):
+        method = quant.get("quant_method") if isinstance(quant, dict) else quant
+        raise s.refuse(
+            f"its weights are quantised ({method})",
+            "float32, bfloat16 and float16 weights, and 4 bits as GPTQ, AWQ and compressed-tensors store them",
+        )
     family, heads, width = FAMILIES[kind], s.whole("num_attention_heads"), s.whole("hidden_size")
     head_dim = s.whole("head_dim", family.head_dim or 0) if c.get("head_dim", family.head_dim) else width // heads
     kv_heads = s.whole("num_key_value_heads", family.kv_heads) if present(c, "num_key_value_heads", family) else heads
@@ -347,7 +352,7 @@ def open_source(source: str | Path) -> Any:
     path = Path(source)
     if (reader := source_plugin(path)) is not None:
         return reader(path)
-    return Checkpoint(path)
+    return open_directory(path)
 
 
 def source_plugin(path: Path) -> Any:

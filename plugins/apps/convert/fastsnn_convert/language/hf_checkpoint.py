@@ -49,10 +49,13 @@ class Entry:
 class Checkpoint:
     """The tensors of a directory by name. `read` gives one tensor; its pages are given back to the system after."""
 
+    kinds = TYPES
+    unpacks = False
+
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.config = read_config(self.folder)
-        self.entries = read_entries(self.folder)
+        self.entries = read_entries(self.folder, self.kinds)
         self._open: tuple[Path, Any] | None = None
         self._held = 0
 
@@ -158,12 +161,12 @@ def refuse_pointer(path: Path) -> None:
             raise SourceError(f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull in its folder")
 
 
-def read_entries(folder: Path) -> dict[str, Entry]:
+def read_entries(folder: Path, kinds: dict[str, torch.dtype] = TYPES) -> dict[str, Entry]:
     """Every tensor of the directory: of the one file, else by the index (the order in which transformers looks)."""
     if (folder / SINGLE).is_file():
-        return header(folder / SINGLE)
+        return header(folder / SINGLE, kinds)
     if (folder / INDEX).is_file():
-        return from_index(folder)
+        return from_index(folder, kinds)
     found = sorted(p.name for p in folder.iterdir() if p.is_file())
     if pickles := [name for name in found if Path(name).suffix in PICKLES]:
         raise SourceError(
@@ -175,7 +178,7 @@ def read_entries(folder: Path) -> dict[str, Entry]:
     raise SourceError(f"{folder} has no weights; {SUPPORTED}")
 
 
-def from_index(folder: Path) -> dict[str, Entry]:
+def from_index(folder: Path, kinds: dict[str, torch.dtype]) -> dict[str, Entry]:
     """The tensors that an index maps to shards; a shard that is absent, outside, or lacks one is an error."""
     path = folder / INDEX
     index = read_json(path)
@@ -194,7 +197,7 @@ def from_index(folder: Path) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for name in names:
         shard = folder / name
-        found = header(shard)
+        found = header(shard, kinds)
         wanted = {tensor for tensor, where in table.items() if where == name}
         if odd := sorted(wanted - set(found)):
             raise SourceError(f"{shard} does not hold {odd[0]}, which {path.name} says it does: a mismatched shard")
@@ -204,16 +207,16 @@ def from_index(folder: Path) -> dict[str, Entry]:
     return entries
 
 
-def header(path: Path) -> dict[str, Entry]:
+def header(path: Path, kinds: dict[str, torch.dtype]) -> dict[str, Entry]:
     """Every tensor of a safetensors file, in a type that can be converted."""
     refuse_pointer(path)
     found = {}
     file = opened(path)
     for name in file.offset_keys():
         row = file.get_slice(name)
-        if (kind := row.get_dtype()) not in TYPES:
+        if (kind := row.get_dtype()) not in kinds:
             raise SourceError(f"{path}: {name} is stored as {kind}; {SUPPORTED}")
-        found[name] = Entry(path, TYPES[kind], tuple(row.get_shape()))
+        found[name] = Entry(path, kinds[kind], tuple(row.get_shape()))
     return found
 
 

@@ -261,11 +261,14 @@ def from_weights(source: str | Path | Mapping[str, Tensor], spec: Any, names: Ma
     """A network from weights and the spec of what they belong to.
 
     `spec` is a Model component, a path of a TOML file, or a table; `names` maps beginnings of the weights' names to
-    those of the spec's (``{"conv1": "layers.0"}``).
+    those of the spec's (``{"conv1": "layers.0"}``). Constants of snnTorch's neurons in a state dict are passed over:
+    the spec says what the neurons are.
     """
     from fastsnn_convert.modules.weights import read_state, spec_of
 
     state = read_state(source) if not isinstance(source, Mapping) else dict(source)
+    neurons = {n.removesuffix("reset_mechanism_val") for n in state if n.endswith(".reset_mechanism_val")}
+    state = {n: t for n, t in state.items() if f"{n.rpartition('.')[0]}." not in neurons}
     component_ = spec_of(spec, source)
     network = build(component_)
     renamed = {}
