@@ -70,7 +70,37 @@ def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
+class OddNames(nn.Module):
+    """Modules called by words of Python's own, by digits, by the names of weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, module in (("weight", nn.Linear(6, 8)), ("lambda", nn.ReLU()), ("1-x", nn.Linear(8, 3))):
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self, "1-x")(getattr(self, "lambda")(self.weight(x)))
+
+
+def inference_weights() -> nn.Module:
+    with torch.inference_mode():
+        model = mlp()
+        model.append(nn.Linear(3, 3))
+        model[-1].bias = model[-2].bias
+    return model
+
+
+def strided_weights() -> nn.Module:
+    model = mlp()
+    model[0].weight = nn.Parameter(torch.randn(6, 8).t())
+    model[2].bias = nn.Parameter(torch.randn(1).expand(3))
+    return model
+
+
 SAME = {
+    "modules named by keywords": (OddNames, (40, 6)),
+    "weights made in inference mode": (inference_weights, (40, 6)),
+    "weights that are views": (strided_weights, (40, 6)),
     "a block three times": (repeated, (40, 6)),
     "a base class twice": (
         lambda: nn.Sequential(nn.Conv2d(1, 2, 3), Twice(2), nn.Flatten(), nn.Linear(8, 3)),

@@ -153,6 +153,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "added_tokens.json": {"<extra>": 380},
         "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"},
     },
+    "gpt-neox": {"tokenizer_config.json": {"tokenizer_class": "GPTNeoXTokenizerFast"} | NAMES},
     "class-in-config": {"config.json": {"model_type": "llama", "tokenizer_class": "GPT2Tokenizer", "eos_token_id": 2}},
     "new-names": {
         "tokenizer_config.json": {"pad_token": "<|pad|>", "mask_token": "[M]", "unk_token": "<unk>"}
@@ -181,7 +182,9 @@ def test_vocab_and_merges(tmp_path: Path, settings: str, family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
 @pytest.mark.parametrize(
     "more", [{}, {"tokenizer_class": "LlamaTokenizer"}, {"tokenizer_class": "LlamaTokenizerFast", "legacy": True},
-             {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False, "add_bos_token": False}],
+             {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False, "add_bos_token": False},
+             {"tokenizer_class": "CodeLlamaTokenizer"},
+             {"tokenizer_class": "CodeLlamaTokenizerFast", "add_prefix_space": False}],
 )  # fmt: skip
 def test_a_sentencepiece_tokenizer_json(tmp_path: Path, more: dict[str, Any], family: str) -> None:
     files = {"tokenizer_config.json": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | more}

@@ -183,6 +183,19 @@ def test_byte_order_marks_and_line_ends_are_no_part_of_the_data(mark, ending, en
     assert list(sources.documents(tmp_path / f"a{ending}").train) == texts
 
 
+def test_zstd_frames_are_read_to_their_end_or_refused(tmp_path):
+    """zstandard's own reader ends without a word where a frame is cut off."""
+    zstandard = pytest.importorskip("zstandard", reason="zstandard is not installed")
+    text = "".join(f"line {i}\n" for i in range(9000))
+    frame, path = zstandard.compress(text.encode()), tmp_path / "a.txt.zst"
+    path.write_bytes(frame + zstandard.compress(b"tail"))
+    assert list(sources.documents(path).train) == [text + "tail"]
+    for cut in (frame[:4], frame[: len(frame) // 2], frame[:-1], frame + frame[:9]):
+        path.write_bytes(cut)
+        with pytest.raises(DataError, match=r"a\.txt\.zst is damaged or cut off: its last zstd frame has no end"):
+            list(sources.documents(path).train)
+
+
 def test_text_of_another_encoding_is_named_with_its_place(tmp_path):
     (tmp_path / "a.txt").write_bytes("Größe".encode("utf-16"))
     assert list(sources.documents(tmp_path / "a.txt").train) == ["Größe"]

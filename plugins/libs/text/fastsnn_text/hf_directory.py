@@ -34,6 +34,11 @@ DEFAULTS: dict[str, dict[str, str]] = {
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "Qwen2Tokenizer": dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"),
     "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
+    "GPTNeoXTokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
+    | {"pad_token": "<|padding|>"},
+    "CodeLlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    | {f"{name}_token": f"▁<{name[:3].upper()}>" for name in ("prefix", "middle", "suffix")}
+    | {"eot_token": "▁<EOT>", "fill_token": "<FILL_ME>"},
 }
 OTHERS = ("tekken.json", "tiktoken.model", "vocab.txt", "spiece.model", "vocab.json", "tokenizer.model")
 POINTER = b"version https://git-lfs"
@@ -143,7 +148,10 @@ def native_of(
     def build(vocab: dict[str, int], merges: recipes.Merges) -> Native:
         if kind == "LlamaTokenizer":
             return recipes.llama(vocab, merges, True if space is None else space, legacy)
-        return (recipes.qwen2 if kind == "Qwen2Tokenizer" else recipes.gpt2)(vocab, merges, bool(space))
+        if kind == "CodeLlamaTokenizer":
+            return recipes.code_llama(vocab, merges, space is not False)
+        known = {"Qwen2Tokenizer": recipes.qwen2, "GPTNeoXTokenizer": recipes.gpt_neox}
+        return known.get(kind, recipes.gpt2)(vocab, merges, bool(space))
 
     if whole:
         path = folder / "tokenizer.json"

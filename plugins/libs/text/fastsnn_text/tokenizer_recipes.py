@@ -53,6 +53,13 @@ def qwen2(vocab: Mapping[str, int], merges: Merges, add_prefix_space: bool = Fal
     return native
 
 
+def gpt_neox(vocab: Mapping[str, int], merges: Merges, add_prefix_space: bool = False) -> Native:
+    """GPT-2's byte-level BPE over text in Unicode's form NFC."""
+    native = gpt2(vocab, merges, add_prefix_space)
+    native.normalizer = normalizers.NFC()
+    return native
+
+
 def llama(vocab: Mapping[str, int], merges: Merges, add_prefix_space: bool = True, legacy: bool = False) -> Native:
     """SentencePiece BPE with bytes for unknown characters; a space before the text (`legacy`: before every part)."""
     native = Native(BPE(vocab=dict(vocab), merges=list(merges), fuse_unk=True, byte_fallback=True))
@@ -62,6 +69,13 @@ def llama(vocab: Mapping[str, int], merges: Merges, add_prefix_space: bool = Tru
     native.decoder = decoders.Sequence([
         decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip,
     ])  # fmt: skip
+    return native
+
+
+def code_llama(vocab: Mapping[str, int], merges: Merges, add_prefix_space: bool = True) -> Native:
+    """Llama's; the first space of a decoded text is dropped whether one was added or not."""
+    native = llama(vocab, merges, add_prefix_space)
+    native.decoder = llama(vocab, merges).decoder
     return native
 
 

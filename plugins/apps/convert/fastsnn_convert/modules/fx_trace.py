@@ -227,14 +227,18 @@ def trace(model: nn.Module, call: Call, rules: Sequence[Rule]) -> Traced:
             "own (it is then kept intact and listed), or convert with functional=False: then only modules are "
             "replaced, not function calls, and the network cannot be saved as a bundle"
         )
-    traced = fx.GraphModule(shell, graph)
-    return tidy(steps_of(traced.graph, traced, tracer.opaque))
+    return tidy(steps_of(graph, shell, tracer.opaque))
 
 
 def bare(path: str) -> str:
     """A path without the segments that stand for the shell, for hooks and for base classes."""
     parts = [part for part in path.removeprefix(ROOT + ".").split(".") if part not in (INNER, BASE)]
-    return ".".join(part if part.isidentifier() or part.isdigit() else re.sub(r"\W", "_", f"n{part}") for part in parts)
+    return ".".join(part if is_name(part) or part.isdigit() else re.sub(r"\W", "_", f"n{part}") for part in parts)
+
+
+def is_name(text: str) -> bool:
+    """Whether Python takes a text as a name: ``lambda`` and ``2a`` are none."""
+    return text.isidentifier() and not keyword.iskeyword(text)
 
 
 def again(path: str, number: int) -> str:
@@ -316,8 +320,8 @@ def tidy(traced: Traced) -> Traced:
     for step in traced.steps:
         short = "_".join(p for p in step.name.removeprefix(f"{ROOT}_").split("__") if p not in ("hooked", "base"))
         short = short.removesuffix("__hooked_").removesuffix("__base_")
-        short = short if short.isidentifier() else f"n{short}"
-        if short != step.name and short not in taken and not keyword.iskeyword(short):
+        short = short if is_name(short) else f"n{short}"
+        if short != step.name and short not in taken:
             names[step.name] = short
             taken.add(short)
     traced.steps = [attrs.evolve(remapped(s, names), name=names.get(s.name, s.name)) for s in traced.steps]

@@ -66,9 +66,7 @@ def prepared(model: nn.Module, run: Callable[[nn.Module], Any] | None = None) ->
     body = walk(body, simplified)
     bake_weights(body)
     check_tensors(body)
-    for tensor in (*body.parameters(), *body.buffers()):
-        if tensor.dtype in HALF:
-            tensor.data = tensor.data.float()
+    ordinary_tensors(body)
     body = walk(body, hooks_outside)
     if run is not None:
         drop_observers(body, run)
@@ -228,6 +226,22 @@ def bake_weights(model: nn.Module) -> None:
         simplified(module)
 
 
+def ordinary_tensors(model: nn.Module) -> None:
+    """Weights as they are after loading: contiguous, in single precision at least, none made in inference mode."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for group in groups:
+            for name, tensor in group.items():
+                if tensor is not None and tensor.is_inference():  # no gradients through these; shared ones stay shared
+                    plain = tensor.detach().clone()
+                    new = nn.Parameter(plain, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else plain
+                    group[name] = made.setdefault(id(tensor), new)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = (tensor.data.float() if tensor.dtype in HALF else tensor.data).contiguous()
+
+
+@torch.no_grad()
 def check_tensors(model: nn.Module) -> None:
     """Refuse weights that are not there, or that are no numbers."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -61,17 +61,17 @@ def decompressed(file: IO[bytes], how: str, path: Path) -> Any:
             import zstandard
         except ImportError:
             raise DataError(f"{path} is compressed with zstd; install its reader: pip install zstandard") from None
-        return io.BufferedReader(
-            ZstdReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), path)
-        )
+        return io.BufferedReader(ZstdReader(file, zstandard, path))
     return file
 
 
 class ZstdReader(io.RawIOBase):
-    """zstandard's reader as a raw stream, its errors as ours."""
+    """The frames of a zstd file as a raw stream; a frame that is cut off is an error (zstandard's reader just ends)."""
 
-    def __init__(self, inner: Any, path: Path) -> None:
-        self.inner, self.path = inner, path
+    def __init__(self, file: IO[bytes], zstandard: Any, path: Path) -> None:
+        self.file, self.zstandard, self.path = file, zstandard, path
+        self.frame: Any = None  # the frame that is being read
+        self.raw, self.held = b"", memoryview(b"")
 
     def readable(self) -> bool:
         """Yes."""
@@ -79,14 +79,23 @@ class ZstdReader(io.RawIOBase):
 
     def readinto(self, into: Any) -> int:
         """The next bytes."""
-        import zstandard
-
-        try:
-            data = self.inner.read(len(into))
-        except zstandard.ZstdError as error:
-            raise DataError(f"{self.path} is damaged or cut off: {error}") from None
-        into[: len(data)] = data
-        return len(data)
+        while not self.held:
+            self.raw = self.raw or self.file.read(CHUNK)
+            if not self.raw:
+                if self.frame is not None:
+                    raise DataError(f"{self.path} is damaged or cut off: its last zstd frame has no end")
+                return 0
+            self.frame = self.frame or self.zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self.held = memoryview(self.frame.decompress(self.raw))
+            except self.zstandard.ZstdError as error:
+                raise DataError(f"{self.path} is damaged or cut off: {error}") from None
+            self.raw = self.frame.unused_data
+            if self.frame.eof:
+                self.frame = None
+        count = min(len(into), len(self.held))
+        into[:count], self.held = self.held[:count], self.held[count:]
+        return count
 
 
 def member_name(path: Path, member: str) -> str:
