@@ -62,7 +62,7 @@ def build(spec: Model) -> nn.Module:
     return module
 
 
-def environment() -> dict[str, str]:
+def training_environment() -> dict[str, str]:
     """Where a model was made."""
     from fastsnn_core import __version__
 
@@ -121,7 +121,7 @@ def unique_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str,
     return kept, tied
 
 
-def pack(kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def pack_vectors(kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Everything that bfloat16 holds without loss as one tensor: a name of its own costs a short vector 100 bytes."""
     short = {n: t.to(torch.bfloat16) for n, t in kept.items() if t.dtype in (torch.float32, torch.bfloat16)}
     short = {n: t for n, t in short.items() if torch.equal(t.to(kept[n].dtype), kept[n])}
@@ -131,7 +131,7 @@ def pack(kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {n: t for n, t in kept.items() if n not in short} | {PACKED: packed}
 
 
-def unpack(model: nn.Module, found: dict[str, torch.Tensor], tied: dict[str, str], where: Path) -> None:
+def unpack_vectors(model: nn.Module, found: dict[str, torch.Tensor], tied: dict[str, str], where: Path) -> None:
     """Put the packed numbers of a bundle back under their names: those of the model that the file does not have."""
     packed, at = found.pop(PACKED).float(), 0
     absent = {n: t for n, t in model.state_dict().items() if n not in found and n not in tied}
@@ -160,10 +160,10 @@ def save(model: nn.Module, path: str | Path, *, tokenizer: str | None = None, re
     bundle_checks.check_savable(model, lambda: uninitialized(path, table))
     kept, tied = unique_tensors(model)
     table |= {"tied": tied} if tied else {}
-    if getattr(model.spec, "quant", None) is not None and PACKED in (kept := pack(kept)):
+    if getattr(model.spec, "quant", None) is not None and PACKED in (kept := pack_vectors(kept)):
         table["bundle"] = PACKED_FORMAT
     meta = dict(getattr(model, "meta", {}))
-    meta.setdefault("environment", environment())
+    meta.setdefault("environment", training_environment())
     meta.setdefault("created", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
     meta.setdefault("milestones", [])
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer_json", None)
@@ -295,7 +295,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         raise BundleError(f"{path / WEIGHTS} is damaged: {error}") from None
     tied = table.get("tied", {})
     if table["bundle"] == PACKED_FORMAT and PACKED in found:
-        unpack(model, found, tied, path / WEIGHTS)
+        unpack_vectors(model, found, tied, path / WEIGHTS)
     found |= {name: found[other] for name, other in tied.items() if other in found}
     copy_weights(model, found, path / WEIGHTS)
     model.meta = {k: v for k, v in meta.items() if k not in ("files", "seal")}  # type: ignore[assignment]

@@ -51,9 +51,9 @@ def check_savable(model: nn.Module, twin: Callable[[], nn.Module]) -> None:
         compare(shapes(model), shapes(twin()))
     refuse_forward_hooks(model)
     for name, tensor in model.named_parameters():
-        finite(name, tensor, bool(torch.isfinite(tensor).all()))
+        check_finite_weights(name, tensor, bool(torch.isfinite(tensor).all()))
     for name, buffer in model.named_buffers():
-        finite(name, buffer, not bool(buffer.isnan().any()))
+        check_finite_weights(name, buffer, not bool(buffer.isnan().any()))
 
 
 def as_built(model: nn.Module) -> bool:
@@ -85,7 +85,7 @@ def changing_hooks(model: nn.Module) -> list[str]:
     return found + [name or "the model" for name in hooked]
 
 
-def finite(name: str, tensor: Tensor, good: bool) -> None:
+def check_finite_weights(name: str, tensor: Tensor, good: bool) -> None:
     """Refuse weights that are no numbers."""
     if not good:
         bad = tensor.numel() - int(torch.isfinite(tensor).sum())

@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         told = bool(mine)
     log_to_stderr()
     try:
-        return run(words)
+        return run_words(words)
     except KeyboardInterrupt:
         print("fastsnn: interrupted", file=sys.stderr)
         return EXIT_INTERRUPT
@@ -178,14 +178,14 @@ def main(argv: list[str] | None = None) -> int:
         if told or says is None:
             traceback.print_exc()
         if says is None:
-            print(BUG.format(environment()), file=sys.stderr)
+            print(BUG.format(versions_for_reports()), file=sys.stderr)
             return EXIT_BUG
         says = says.encode("utf-8", "backslashreplace").decode("utf-8")  # bytes of a file's name that are no UTF-8
         print(f"fastsnn: {says}", file=sys.stderr)
         return EXIT_USER
 
 
-def run(words: list[str]) -> int:
+def run_words(words: list[str]) -> int:
     """What the words say, after the options that stand before the verb."""
     while words[:1] == ["-p"]:
         from fastsnn_core.plugins import load_file
@@ -242,7 +242,7 @@ def is_ours(path: Path) -> bool:
     return any(path.resolve().is_relative_to(home.resolve()) for home in homes)
 
 
-def environment() -> str:
+def versions_for_reports() -> str:
     """What a report of a bug should say, without importing anything heavy."""
     from fastsnn_core import __version__
 

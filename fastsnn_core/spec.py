@@ -116,7 +116,7 @@ def converter() -> cattrs.Converter:
     conv.register_structure_hook_func(lambda t: t is Any, lambda v, _: v)
     conv.register_structure_hook_func(lambda t: typing.get_origin(t) is tuple, tuple_of)
     conv.register_structure_hook_func(lambda t: isinstance(t, type) and attrs.has(t), table)
-    conv.register_structure_hook_func(lambda t: isinstance(t, type) and issubclass(t, Component), component)
+    conv.register_structure_hook_func(lambda t: isinstance(t, type) and issubclass(t, Component), slot_component)
     conv.register_structure_hook_func(lambda t: typing.get_origin(t) in (Union, types.UnionType), optional)
     return conv
 
@@ -146,7 +146,7 @@ def optional(value: Any, hint: Any) -> Any:
     return None if value is None else converter().structure(value, choices[0])
 
 
-def component(value: Any, hint: type[Component]) -> Any:
+def slot_component(value: Any, hint: type[Component]) -> Any:
     """A slot: ``{ kind = "lif", tau = 4.0 }``, or just ``"lif"``."""
     value = {"kind": value} if isinstance(value, str) else value
     if isinstance(value, Component) and isinstance(value, hint):
@@ -154,9 +154,9 @@ def component(value: Any, hint: type[Component]) -> Any:
     if not isinstance(value, dict):
         article = "an" if hint.kind[0] in "aeiou" else "a"
         message = f"expected {article} {hint.kind} table, got {type(value).__name__} {value!r}"
-        raise Faults([Problem((), message, f'write {{ kind = "…" }}; {hint.kind}s: {names(hint.kind)}')])
+        raise Faults([Problem((), message, f'write {{ kind = "…" }}; {hint.kind}s: {installed_names(hint.kind)}')])
     if not isinstance(value.get("kind"), str):
-        raise Faults([Problem((), f"this {hint.kind} does not say its kind", f"kinds: {names(hint.kind)}")])
+        raise Faults([Problem((), f"this {hint.kind} does not say its kind", f"kinds: {installed_names(hint.kind)}")])
     try:
         cls = registry().find(hint.kind, value["kind"])[1]
     except LookupFailure as error:
@@ -164,7 +164,7 @@ def component(value: Any, hint: type[Component]) -> Any:
     return table({k: v for k, v in value.items() if k != "kind"}, cls)
 
 
-def names(kind: str) -> str:
+def installed_names(kind: str) -> str:
     """Installed short names of a kind, for help lines."""
     return ", ".join(registry().names(kind)) or "none installed"
 
@@ -250,7 +250,7 @@ def from_table(data: dict[str, Any], text: str = "", source: str = "spec") -> Sp
     for name, cls in wanted.items():
         if name not in data:
             problems.append(
-                Problem((), f"no [{name}] table", f'write [{name}] with kind = "…"; models: {names("model")}')
+                Problem((), f"no [{name}] table", f'write [{name}] with kind = "…"; models: {installed_names("model")}')
             )
             continue
         try:

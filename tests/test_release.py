@@ -81,10 +81,10 @@ def test_importing_the_sdk_imports_no_torch():
 
 
 def test_completion_knows_every_verb_and_option():
-    from fastsnn_console.completion import script, table
+    from fastsnn_console.completion import options_of_verbs, script
     from fastsnn_core.cli import OWN, added
 
-    verbs = table()
+    verbs = options_of_verbs()
     assert set(verbs) == {*OWN, *added()}
     assert {"--beside", "--live", "--perfetto"} <= set(verbs["scope"])
     assert "--json" in verbs["plugins"]

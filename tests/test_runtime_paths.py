@@ -55,13 +55,13 @@ def test_integer_layers_say_why(model):
 
 def test_the_fused_step_is_named_or_why_there_is_none(model):
     tokens = model.spec.example(2)
-    why = runtime_paths.fused(model, tokens)
+    why = runtime_paths.fused_step_path(model, tokens)
     assert why["kernel"] is None
     assert "float weights" in why["why"]
     assert "layer by layer" in runtime_paths.says(why)
-    assert runtime_paths.fused(nn.Identity(), torch.zeros(1, 2)) is None
+    assert runtime_paths.fused_step_path(nn.Identity(), torch.zeros(1, 2)) is None
     pytest.importorskip("fastsnn_kernel_numba")
-    assert runtime_paths.fused(quantise(model), tokens)["kernel"] == "numba"
+    assert runtime_paths.fused_step_path(quantise(model), tokens)["kernel"] == "numba"
 
 
 def test_other_layers():

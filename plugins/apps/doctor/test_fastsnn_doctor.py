@@ -82,6 +82,6 @@ def test_a_broken_plugin_is_named(monkeypatch, capsys, met):
 def test_secrets_are_not_shown(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hush")
     monkeypatch.setenv("FASTSNN_QUIET", "1")
-    rows = sections.environment()
+    rows = sections.python_section()
     assert rows["HF_TOKEN"] == "(set)"
     assert rows["FASTSNN_QUIET"] == "1"

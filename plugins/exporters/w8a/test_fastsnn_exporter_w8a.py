@@ -67,7 +67,7 @@ def test_short_vectors_are_rounded_once_and_bundles_of_before_still_load(tied, t
     with torch.no_grad():
         next(iter(vectors.values()))[0] = 1.00001  # what bfloat16 does not hold is stored as it is, under its name
     new = save(model, tmp_path / "new.snn")
-    monkeypatch.setattr(bundle, "pack", lambda kept: kept)
+    monkeypatch.setattr(bundle, "pack_vectors", lambda kept: kept)
     old = save(model, tmp_path / "old.snn")
     formats = [json.loads((path / "config.json").read_text())["bundle"] for path in (old, new)]
     assert formats == [1, 2]
@@ -85,7 +85,7 @@ def test_packed_numbers_that_do_not_fit_are_refused(tmp_path):
     found = load_file(path / "weights.safetensors")
     found["packed"] = found["packed"][1:]
     with pytest.raises(bundle.BundleError, match=r"packed numbers, \d+ expected"):
-        bundle.unpack(quantise(small()), found, {}, path)
+        bundle.unpack_vectors(quantise(small()), found, {}, path)
 
 
 def test_what_has_no_integer_form_says_so():

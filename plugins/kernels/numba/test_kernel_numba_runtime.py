@@ -66,7 +66,7 @@ def test_the_digest_follows_constants_callees_and_code():
 @pytest.fixture
 def uncompiled(monkeypatch):
     """As in a process that has never compiled the step, on a machine that has not either."""
-    monkeypatch.setattr(kernel, "names", lambda: ("nowhere",))
+    monkeypatch.setattr(kernel, "names_on_disk", lambda: ("nowhere",))
     monkeypatch.setattr(kernel, "_making", [])
     monkeypatch.setattr(kernel, "_failed", [])
 
@@ -123,7 +123,7 @@ def test_a_compiler_that_fails_at_once_is_no_crash(monkeypatch):
     def broken():
         raise RuntimeError("no linker")
 
-    monkeypatch.setattr(kernel, "walk", broken)
+    monkeypatch.setattr(kernel, "walk_address", broken)
     with pytest.raises(Unsupported, match="compiling failed: RuntimeError: no linker"):
         NumbaStepper(plan)
 

@@ -13,7 +13,7 @@ import fastsnn_events
 from fastsnn_core import ops
 from fastsnn_core.lowering import MatrixForm, NormForm, SiteForm, SpikeRule
 from fastsnn_integer import fused_row_ops
-from fastsnn_integer.quantization import encode
+from fastsnn_integer.quantization import encode_int8
 
 RULES = {
     "levels": SiteForm(),
@@ -135,7 +135,7 @@ def test_a_gate_with_a_threshold_of_its_own():
 @pytest.mark.parametrize("density", [0.02, 0.9])
 @pytest.mark.parametrize("n", [3, 40])
 def test_project(n, density):
-    weight = fastsnn_events.input_major(encode(torch.randn(50, 70))[0])
+    weight = fastsnn_events.input_major(encode_int8(torch.randn(50, 70))[0])
     x = torch.randint(-127, 128, (n, 70), dtype=torch.int8) * (torch.rand(n, 70) < density)
     counts = fused_row_ops.CountRows(x, torch.ones(n, 1), int(torch.count_nonzero(x)))
     found, wanted = both(lambda: fused_row_ops.project(counts, MatrixForm(weight, torch.ones(50))).total)

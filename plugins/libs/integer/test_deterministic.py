@@ -21,7 +21,7 @@ from fastsnn_integer.quantization import (
     RowNorm,
     apply,
     decode,
-    encode,
+    encode_int8,
     not_batch_invariant,
     quantise,
     quantize_per_token,
@@ -128,7 +128,7 @@ def test_scan_is_the_scan_in_any_pieces(data):
 def test_codes_are_within_half_a_step_and_clamped(seed, group, size):
     torch.manual_seed(seed)
     weight = torch.randn(5, 17) * size
-    codes, scale = encode(weight, group)
+    codes, scale = encode_int8(weight, group)
     assert codes.dtype == torch.int8
     assert int(codes.abs().max()) <= 127
     steps = scale.repeat_interleave(group or 17, -1)[:, :17]

@@ -156,7 +156,7 @@ def test_real_text_by_its_hub_name(offline, monkeypatch, data):
 
 
 def test_documents_are_closed_and_their_characters_counted():
-    found, characters = tokenize.encode(TEXTS, ByteTokenizer())
+    found, characters = tokenize.encode_documents(TEXTS, ByteTokenizer())
     assert found.dtype == np.uint16
     assert found.tolist() == [i for t in TEXTS for i in (*t.encode(), 256)]
     assert characters == sum(map(len, TEXTS))
@@ -165,8 +165,8 @@ def test_documents_are_closed_and_their_characters_counted():
 def test_workers_give_the_same_tokens_in_the_same_order(monkeypatch):
     monkeypatch.setattr(tokenize, "SPLIT", 40)
     texts = [f"document {n} " * (n % 7 + 1) for n in range(60)]
-    one = tokenize.encode(texts, ByteTokenizer())
-    three = tokenize.encode(texts, ByteTokenizer(), workers=3)
+    one = tokenize.encode_documents(texts, ByteTokenizer())
+    three = tokenize.encode_documents(texts, ByteTokenizer(), workers=3)
     assert one[0].tolist() == three[0].tolist()
     assert one[1] == three[1]
 
@@ -185,9 +185,9 @@ class Failing(ByteTokenizer):
 def test_what_goes_wrong_in_a_worker_is_said_here(monkeypatch):
     monkeypatch.setattr(tokenize, "SPLIT", 4)
     with pytest.raises(ValueError, match="no such text"):
-        tokenize.encode(["good", "bad", "good"], Failing(), workers=2)
+        tokenize.encode_documents(["good", "bad", "good"], Failing(), workers=2)
     with pytest.raises(RuntimeError, match="died"):
-        tokenize.encode(["good", "dead", "good"], Failing(), workers=2)
+        tokenize.encode_documents(["good", "dead", "good"], Failing(), workers=2)
 
 
 class Counting(ByteTokenizer):
@@ -270,7 +270,7 @@ def blocks(reader, n):
 
 def test_an_unshuffled_stream_is_the_packed_corpus_and_begins_again():
     texts = [f"document {n}" for n in range(9)]
-    flat, _ = tokenize.encode(texts, ByteTokenizer())
+    flat, _ = tokenize.encode_documents(texts, ByteTokenizer())
     twice = np.concatenate([flat, flat])
     packed = Packed(twice, 16, end=256)
     stream = Streamed(texts, ByteTokenizer(), 16, end=256, buffer=1)

@@ -12,6 +12,7 @@ pytest.importorskip("numba")
 pytest.importorskip("fastsnn_kernel_numba")
 
 from fastsnn_core import Model, ops
+from fastsnn_core.lowering import lower
 from fastsnn_core.probe import probe
 from fastsnn_core.spec import converter
 from fastsnn_core.state import leaves
@@ -180,7 +181,9 @@ def test_caches_grow_and_windows_turn_over(threads):
         attention = [{"kind": "softmax"}, {"kind": "sliding_window", "window": 70}]
         stream = follow(network(attention=attention), torch.randint(0, 37, (1, 210)))
         assert stream.stream.position == 210
-        assert stream.nbytes > 0
+        plan = lower(stream.model, "")
+        token = 2 * 4 * plan.n_kv_heads * plan.head_dim  # bytes of a key and a value
+        assert stream.nbytes == sum(token * (256, 128)[i % 2] for i in range(len(plan.blocks)))  # whole blocks of 64
     finally:
         torch.set_num_threads(before)
 

@@ -13,7 +13,7 @@ from fastsnn_core import build, create, ops
 from fastsnn_core.subject import Subject, observe
 from fastsnn_core.testing import conformance
 from fastsnn_integer.quantization import quantise
-from fastsnn_scope_paths import Paths, kind_of
+from fastsnn_scope_paths import Paths, layer_role
 
 test_paths = conformance("paths")
 
@@ -56,6 +56,6 @@ def test_nothing_weighted():
 
 
 def test_lines_of_the_picture():
-    assert kind_of("layers.3.attention.q") == "attention.q"
-    assert kind_of("embed") == "embed"
-    assert kind_of("layers.0") == "layers.0"
+    assert layer_role("layers.3.attention.q") == "attention.q"
+    assert layer_role("embed") == "embed"
+    assert layer_role("layers.0") == "layers.0"

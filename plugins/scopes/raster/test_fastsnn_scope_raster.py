@@ -12,7 +12,7 @@ from fastsnn_core import SpikeTensor
 from fastsnn_core.probe import Record
 from fastsnn_core.subject import Subject
 from fastsnn_core.testing import conformance
-from fastsnn_scope_raster import Raster, bits, choose, shown
+from fastsnn_scope_raster import Raster, bits, choose, visible_token
 
 test_raster = conformance("raster")
 
@@ -66,5 +66,5 @@ def test_draws_from_json_with_awkward_labels():
     Raster().draw(data, figure)
     figure.canvas.draw()
     assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["$x_", "↵"]
-    assert shown(" a") == "␣a"
-    assert shown("\x00") == shown("\ufffd") == "·"
+    assert visible_token(" a") == "␣a"
+    assert visible_token("\x00") == visible_token("\ufffd") == "·"

@@ -14,7 +14,7 @@ from fastsnn_core.probe import Record
 from fastsnn_core.subject import Subject
 from fastsnn_core.testing import conformance
 from fastsnn_leaky.neurons import Leaky
-from fastsnn_scope_sparsity import SparsityScope, place
+from fastsnn_scope_sparsity import SparsityScope, layer_place
 
 test_sparsity = conformance("sparsity")
 
@@ -58,9 +58,9 @@ def test_silent_and_saturated_sites_are_flagged():
 
 
 def test_places_of_sites():
-    assert place("layers.3.attention.inner") == ("attention.inner", 3)
-    assert place("embed_site") == ("embed_site", -1)
-    assert place("4") == ("site", 4)
+    assert layer_place("layers.3.attention.inner") == ("attention.inner", 3)
+    assert layer_place("embed_site") == ("embed_site", -1)
+    assert layer_place("4") == ("site", 4)
 
 
 def test_draws_every_layer_and_frames_the_flagged():

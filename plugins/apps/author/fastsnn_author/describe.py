@@ -89,11 +89,11 @@ def describe_bundle(path: str) -> dict[str, Any]:
         "files": {name: row["bytes"] for name, row in meta["files"].items()},
         "milestones": meta.get("milestones", []),
         "created": meta.get("created"),
-        "report": report(Path(path) / bundles.REPORT),
+        "report": bundle_report(Path(path) / bundles.REPORT),
     }
 
 
-def report(folder: Path) -> dict[str, Any] | None:
+def bundle_report(folder: Path) -> dict[str, Any] | None:
     """Page and first figures of the report inside a bundle, ``{"page", "created", "saved"}``; None without one."""
     page, numbers = folder / "index.html", folder / "report.json"
     if not page.is_file():

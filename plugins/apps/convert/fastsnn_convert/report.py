@@ -60,11 +60,11 @@ def row(name: str, kind: str, status: str, rule: str = "", note: str = "", **mor
 
 def cell(r: dict[str, Any], key: str) -> str:
     """A row's value as text; ~ before what is estimated."""
-    text = shown(key, r.get(key))
+    text = cell_text(key, r.get(key))
     return f"~{text}" if text and key in ("error", "cumulative") and r.get("estimated") else text
 
 
-def shown(key: str, value: Any) -> str:
+def cell_text(key: str, value: Any) -> str:
     """A value of a column as text."""
     if value is None:
         return ""
@@ -139,7 +139,7 @@ class Report(dict[str, Any]):
         said = f"{what}: {counts}; {self.get('neuron')}{held}, coverage {self.get('coverage')}"
         quality = self.get("quality") or {}
         figures = ", ".join(
-            f"{k.replace('_', ' ')} {shown(k, v)}{spread(k, quality)}"
+            f"{k.replace('_', ' ')} {cell_text(k, v)}{plus_minus(k, quality)}"
             for k, v in quality.items()
             if v is not None and not (k.endswith("_error") and k.removesuffix("_error") in quality)
         )
@@ -156,7 +156,9 @@ class Report(dict[str, Any]):
         text = [self.head(), ""]
         text += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in rows]
         if curve := self.get("curve"):
-            text += ["", against(curve)] + ["  " + ", ".join(f"{k} {shown(k, v)}" for k, v in r.items()) for r in curve]
+            text += ["", against(curve)] + [
+                "  " + ", ".join(f"{k} {cell_text(k, v)}" for k, v in r.items()) for r in curve
+            ]
         if advice := self.advice():
             text += ["", "what to try", *(f"  {line}" for line in advice)]
         return "\n".join(text)
@@ -196,10 +198,10 @@ class Report(dict[str, Any]):
         return "".join(parts) + "</section>\n"
 
 
-def spread(key: str, quality: dict[str, Any]) -> str:
+def plus_minus(key: str, quality: dict[str, Any]) -> str:
     """± and the standard error, where there is one."""
     error = quality.get(f"{key}_error")
-    return "" if error is None else f" ± {shown(key, error)}"
+    return "" if error is None else f" ± {cell_text(key, error)}"
 
 
 def against(rows: list[dict[str, Any]]) -> str:
@@ -213,6 +215,6 @@ def curve_table(rows: list[dict[str, Any]]) -> str:
         return ""
     keys = list(rows[0])
     head = "".join(f"<th>{escape(k.replace('_', ' '))}</th>" for k in keys)
-    body = "".join("<tr>" + "".join(f"<td>{escape(shown(k, r.get(k)))}</td>" for k in keys) + "</tr>" for r in rows)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell_text(k, r.get(k)))}</td>" for k in keys) + "</tr>" for r in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<h3>{against(rows).capitalize()}</h3><div class="wide">{table}</div>'

@@ -23,7 +23,7 @@ SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
 
 def all_sections(speed: bool = True) -> dict[str, dict[str, str]]:
     """Every section, those of other distributions (entry points ``fastsnn1.doctor``) last."""
-    found = {"versions": versions(), "machine": machine(), "environment": environment(), "plugins": plugins()}
+    found = {"versions": versions(), "machine": machine(), "environment": python_section(), "plugins": plugins()}
     for point in sorted(importlib.metadata.entry_points(group="fastsnn1.doctor"), key=lambda p: p.name):
         try:
             found[point.name] = dict(point.load()())
@@ -104,7 +104,7 @@ def memory() -> str:
     return "unknown"
 
 
-def environment() -> dict[str, str]:
+def python_section() -> dict[str, str]:
     """Where Python is, and variables that change what runs; what may be secret is not shown."""
     rows = {"executable": sys.executable}
     for name, text in sorted(os.environ.items()):

@@ -84,7 +84,7 @@ def chat_tour(gguf: Path, out: Path, step: Any) -> dict[str, Any]:
     spoken, fast = answer(spiking)
     del spiking
     step.done(f"{folder}, {sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()) / 1e6:.0f} MB")
-    table(
+    print_columns(
         [
             ("", "dense, float32", "spiking, INT8 events"),
             ("perplexity", f"{quality['perplexity_dense']:.2f}", f"{quality['perplexity']:.2f} before INT8"),
@@ -112,7 +112,7 @@ def chat_tour(gguf: Path, out: Path, step: Any) -> dict[str, Any]:
     }
 
 
-def table(rows: list[tuple[str, str, str]], write: Callable[[str], Any] = print) -> None:
+def print_columns(rows: list[tuple[str, str, str]], write: Callable[[str], Any] = print) -> None:
     """Three columns."""
     wide = [max(len(row[i]) for row in rows) for i in (0, 1)]
     for row in rows:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from fastsnn_core.errors import FileError, MissingFileError
 from fastsnn_core.subject import Data
-from fastsnn_scope.page import csp_source, part
+from fastsnn_scope.page import csp_source, read_asset
 from fastsnn_scope.payload import script_safe_json
 
 LOG = "log.jsonl"
@@ -52,7 +52,7 @@ class RunLog:
 
     def page(self, *, follow: bool) -> str:
         """The page with the rows so far; with `follow` it asks for more every two seconds."""
-        script, style = "\n" + part("live.js"), "\n" + part("page.css")
+        script, style = "\n" + read_asset("live.js"), "\n" + read_asset("page.css")
         asks = "connect-src 'self'; " if follow else ""
         rules = (
             f"default-src 'none'; {asks}style-src {csp_source(style)}; script-src {csp_source(script)}; base-uri 'none'"
@@ -63,7 +63,7 @@ class RunLog:
             f'<meta http-equiv="Content-Security-Policy" content="{rules}">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>SpikeScope: a training run</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
-            f"{part('live.html')}</main>\n"
+            f"{read_asset('live.html')}</main>\n"
             f'<script type="application/json" id="data">{told}</script>\n<script>{script}</script>\n</body>\n</html>\n'
         )
 

@@ -25,7 +25,7 @@ LIMIT = 3_000_000
 
 
 @cache
-def part(name: str) -> str:
+def read_asset(name: str) -> str:
     """A file beside this one."""
     return (files("fastsnn_scope") / name).read_text(encoding="utf-8")
 
@@ -38,7 +38,7 @@ def csp_source(text: str) -> str:
 def policy(*scripts: str) -> str:
     """The page's Content-Security-Policy: its own style and scripts, its own pictures, no request at all."""
     allowed = " ".join(map(csp_source, scripts))
-    rules = ("default-src 'none'", "img-src data: blob:", f"style-src {csp_source(chr(10) + part('page.css'))}",
+    rules = ("default-src 'none'", "img-src data: blob:", f"style-src {csp_source(chr(10) + read_asset('page.css'))}",
              f"script-src {allowed}", "base-uri 'none'", "form-action 'none'")  # fmt: skip
     return f'<meta http-equiv="Content-Security-Policy" content="{"; ".join(rules)}">'
 
@@ -52,11 +52,11 @@ def page(found: Data, drawn: dict[str, bytes], arrays: Arrays | None = None, bes
     jumps = [("saved", "Saved"), ("explore", "Where"), ("lost", "Lost"), *((n, p["title"]) for n, p in panels.items())]
     links = "".join(f'<a href="#{escape(name)}">{escape(text)}</a>' for name, text in jumps)
     sections = "".join(section(name, p, drawn.get(name)) for name, p in panels.items())
-    script = chr(10) + part("page.js")
+    script = chr(10) + read_asset("page.js")
     head = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'{policy(script)}\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{part('page.css')}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{read_asset('page.css')}</style>\n</head>\n<body>\n<main>\n"
         f"<header><h1>SpikeScope</h1><p class=lead>{lead(found)}</p></header>\n"
         f'{saved(found, beside)}<nav aria-label="Sections">{links}</nav>\n{where(found)}{lost(found)}'
         f"{sections}{appendix(found)}</main>\n"
@@ -121,14 +121,14 @@ def where(found: Data) -> str:
          f"{r['row_bytes'] * (r['channels'] - sum(r['active']) / max(1, cells['columns'])):,.0f}"]
         for r in cells["sites"]
     ]  # fmt: skip
-    plain = table({"columns": columns, "rows": rows})
+    plain = html_table({"columns": columns, "rows": rows})
     note = (
         f"<p class=reason>Not on the map, with another number of columns: {escape(', '.join(cells['left_out']))}.</p>"
     )
     return (
         f'<section id="explore"><h2>Where</h2><p class=reading>Rows are sites, columns {cells["axis"]}s. '
         "A dark cell is silent: its weight rows need not be read.</p>"
-        f'<div id="app" hidden>{part("page.html")}</div>'
+        f'<div id="app" hidden>{read_asset("page.html")}</div>'
         f'<div id="plain">{plain}</div>{note if cells["left_out"] else ""}</section>\n'
     )
 
@@ -152,7 +152,9 @@ def lost(found: Data) -> str:
     if stuck:
         rows = {"columns": ["site", "problem", "how many", "channels", "what to do"], "rows": stuck}
         shown = " open" if len(stuck) <= 12 else ""
-        body.append(f"<details{shown}><summary>{len(stuck)} findings about channels</summary>{table(rows)}</details>")
+        body.append(
+            f"<details{shown}><summary>{len(stuck)} findings about channels</summary>{html_table(rows)}</details>"
+        )
     elif "sites" in found.get("cells", {}):
         body.append("<p>No channel is dead, saturated or far beyond its neighbours.</p>")
     matrix = found.get("confusion")
@@ -160,9 +162,11 @@ def lost(found: Data) -> str:
         names = [str(n) for n in matrix["classes"]]
         rows = {"columns": ["truth \\ said", *names],
                 "rows": [[n, *map(str, r)] for n, r in zip(names, matrix["matrix"])]}  # fmt: skip
-        body.append(f"<h3>Confusion</h3>{table(rows)}")
+        body.append(f"<h3>Confusion</h3>{html_table(rows)}")
     if found.get("conversion"):
-        body.append(f"<details><summary>Conversion, module by module</summary>{table(found['conversion'])}</details>")
+        body.append(
+            f"<details><summary>Conversion, module by module</summary>{html_table(found['conversion'])}</details>"
+        )
     if found.get("advice"):
         body.append(f"<h3>What to try next</h3>{bullets(found['advice'])}")
     return f'<section id="lost"><h2>What was lost, and what next</h2>{"".join(body)}</section>\n'
@@ -213,7 +217,7 @@ def section(name: str, panel: Data, png: bytes | None) -> str:
     body.append(bullets(data.get("notes", [])))
     for i, found in enumerate(data.get("tables", [])):
         shown = " open" if i == 0 and len(found["rows"]) <= 24 else ""
-        body.append(f"<details{shown}><summary>{escape(found['title'])}</summary>{table(found)}</details>")
+        body.append(f"<details{shown}><summary>{escape(found['title'])}</summary>{html_table(found)}</details>")
     if data.get("assumptions"):
         body.append(f"<details><summary>Assumptions and sources</summary>{bullets(data['assumptions'])}</details>")
     return "".join(body) + "</section>\n"
@@ -224,7 +228,7 @@ def bullets(lines: list[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
 
 
-def table(found: Data) -> str:
+def html_table(found: Data) -> str:
     """A table that scrolls on its own; columns of numbers are set flush right."""
     rows: list[Row] = found["rows"]
     columns = list(zip(*rows)) or [()] * len(found["columns"])
@@ -252,7 +256,7 @@ def appendix(found: Data) -> str:
         ("Environment", pairs(found["environment"])),
     ]
     shown = "".join(
-        f"<details><summary>{name}</summary>{table({'columns': ['', ''], 'rows': rows})}</details>"
+        f"<details><summary>{name}</summary>{html_table({'columns': ['', ''], 'rows': rows})}</details>"
         for name, rows in blocks
         if rows
     )

@@ -91,7 +91,7 @@ class Scoped:
     def data(self) -> Data:
         """Everything measured, once: ``{"format", "created", "model", "input", "scopes", "environment"}``."""
         if self.found is None:
-            from fastsnn_core.bundle import environment
+            from fastsnn_core.bundle import training_environment
 
             subject, model = self.subject, self.model
             faults: list[str] = []
@@ -109,7 +109,7 @@ class Scoped:
                 "confusion": self.confusion,
                 "parent": quality.conversion_of(model).get("quality"),
                 "conversion": quality.conversion_table(model),
-                "environment": environment() | {"threads": torch.get_num_threads()},
+                "environment": training_environment() | {"threads": torch.get_num_threads()},
                 "faults": faults,
             }
             self.found |= {"lost": quality.lost(model), "advice": quality.advice(model, self.found["scopes"])}

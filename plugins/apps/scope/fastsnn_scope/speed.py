@@ -88,7 +88,7 @@ def decoding(model: Any, inputs: Tensor, *, kernels: bool = True) -> tuple[Data,
             if time.perf_counter() > end and len(times) > 2:
                 break
         found: Data = {"unit": "token", "step_ms": 1e3 * statistics.median(times[1:] or times), "runs": len(times) - 1}
-        found |= fused(model, inputs, known) if kernels else {}
+        found |= time_fused_step(model, inputs, known) if kernels else {}
         box = [state]
 
         def step(token: Tensor) -> None:
@@ -113,7 +113,7 @@ def timed(call: Any, runs: int) -> float:
     return 1e3 * statistics.median(times)
 
 
-def fused(model: Any, inputs: Tensor, known: int) -> Data:
+def time_fused_step(model: Any, inputs: Tensor, known: int) -> Data:
     """Milliseconds of the fused step, where there is one that needs no compiling now."""
     if not hasattr(model, "fast"):
         return {}

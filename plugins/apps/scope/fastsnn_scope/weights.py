@@ -36,7 +36,7 @@ class Matrix:
         return self.nbytes / max(1, self.inputs)
 
 
-def place(spikes: SpikeTensor) -> int:
+def storage_of(spikes: SpikeTensor) -> int:
     """Where the spikes lie in memory: shared by views and detached copies of them."""
     return int(spikes._data.data_ptr())
 
@@ -72,13 +72,13 @@ def matrices(model: nn.Module, inputs: Tensor) -> list[Matrix]:
         numbers = isinstance(x, Tensor) and x.is_floating_point()
         if name in found or weight.ndim != 2 or not (numbers or isinstance(x, SpikeTensor)):
             return
-        site = sites.get(place(x), "") if isinstance(x, SpikeTensor) else ""
+        site = sites.get(storage_of(x), "") if isinstance(x, SpikeTensor) else ""
         outputs = int(getattr(module, "out_features", 0)) or weight.shape[0]
         found[name] = Matrix(name, site, int(x.shape[-1]), outputs, size(module, weight))
 
     def before(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            sites.update({place(record.spikes): site for site, record in trace.items()})
+            sites.update({storage_of(record.spikes): site for site, record in trace.items()})
             if args:
                 note(name, module, module.weight, args[0])  # type: ignore[arg-type]
             inside[0] += 1
@@ -90,7 +90,7 @@ def matrices(model: nn.Module, inputs: Tensor) -> list[Matrix]:
 
     def functional(weight: Tensor, x: Any) -> None:
         if not inside[0] and id(weight) in names:
-            sites.update({place(record.spikes): site for site, record in trace.items()})
+            sites.update({storage_of(record.spikes): site for site, record in trace.items()})
             note(names[id(weight)] + " (as the head)", None, weight, x)
 
     sites: dict[int, str] = {}

@@ -33,7 +33,7 @@ STYLE: Any = {
 }
 
 
-def picture(one: Scope, data: Data, dpi: int = 144) -> bytes:
+def scope_png(one: Scope, data: Data, dpi: int = 144) -> bytes:
     """PNG of one scope's data."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -57,7 +57,7 @@ def pictures(scopes: Sequence[Scope], found: Data) -> dict[str, bytes]:
         if "data" not in panel or "reason" in panel["data"]:
             continue
         try:
-            done[one.name] = picture(one, panel["data"])
+            done[one.name] = scope_png(one, panel["data"])
             panel.pop("error", None)
         except KeyboardInterrupt:
             raise

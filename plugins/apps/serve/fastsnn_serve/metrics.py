@@ -70,24 +70,28 @@ class Metrics:
         """The page."""
         lines: list[str] = []
         for name, (help, read) in self.gauges.items():
-            lines += [f"# HELP {name} {help}", f"# TYPE {name} gauge", f"{name} {number(read())}"]
+            lines += [f"# HELP {name} {help}", f"# TYPE {name} gauge", f"{name} {prometheus_number(read())}"]
         with self.lock:
             for name, help in COUNTERS.items():
                 lines += [f"# HELP {name} {help}", f"# TYPE {name} counter"]
                 rows = self.counts[name] or ({} if name == "fastsnn_requests_total" else {"": 0.0})
                 for labels, value in sorted(rows.items()):
-                    lines.append(f"{name}{{{labels}}} {number(value)}" if labels else f"{name} {number(value)}")
+                    lines.append(
+                        f"{name}{{{labels}}} {prometheus_number(value)}"
+                        if labels
+                        else f"{name} {prometheus_number(value)}"
+                    )
             for name, (help, edges) in HISTOGRAMS.items():
                 lines += [f"# HELP {name} {help}", f"# TYPE {name} histogram"]
                 running = 0
                 for edge, count in zip((*edges, float("inf")), self.buckets[name], strict=True):
                     running += count
-                    lines.append(f'{name}_bucket{{le="{number(edge)}"}} {running}')
-                lines += [f"{name}_sum {number(self.sums[name])}", f"{name}_count {running}"]
+                    lines.append(f'{name}_bucket{{le="{prometheus_number(edge)}"}} {running}')
+                lines += [f"{name}_sum {prometheus_number(self.sums[name])}", f"{name}_count {running}"]
         return "\n".join(lines) + "\n"
 
 
-def number(value: float) -> str:
+def prometheus_number(value: float) -> str:
     """A value as Prometheus writes it."""
     if value != value:
         return "NaN"

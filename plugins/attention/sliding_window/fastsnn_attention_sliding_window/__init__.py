@@ -77,7 +77,7 @@ class WindowMixer(nn.Module):
         q, k = heads.rotated()
         v, past, t, scales = heads.v, self.window - 1, q.shape[1], None
         if self.kv_bits:
-            k, v, scales = pack(k, v)
+            k, v, scales = quantise_cache(k, v)
         segment = None if reset is None else reset.cumsum(1)  # documents begun in this piece [B,T]
         fresh = state is None and reset is None
         if state is None:
@@ -89,9 +89,9 @@ class WindowMixer(nn.Module):
         owner = q.new_zeros(k.shape[0], t, dtype=torch.long) if segment is None else segment
         owners = torch.cat([torch.where(state.valid, 0, -1), owner], 1)  # document of every key; -1: no such key
         if fresh and t <= self.window:
-            out = self.attend(q, *unpack(k, v, None if scales is None else scales[:, past:]), None)
+            out = self.attend(q, *dequantise_cache(k, v, None if scales is None else scales[:, past:]), None)
         else:
-            out = self.blocks(q, *unpack(keys, values, scales), owner, owners)
+            out = self.blocks(q, *dequantise_cache(keys, values, scales), owner, owners)
         tail = slice(keys.shape[1] - past, None)
         mine = owners[:, tail] == (owner[:, -1:] if t else 0)
         return out, WindowState(keys[:, tail], values[:, tail], mine, None if scales is None else scales[:, tail])
@@ -150,13 +150,13 @@ class WindowMixer(nn.Module):
         return out.reshape(b, n * size, h, width)[:, :t]
 
 
-def pack(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quantise_cache(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Keys and values in INT8, and their scales ``[B,T,G,2]``: max|·| / 127 of each head vector."""
     (codes_k, scale_k), (codes_v, scale_v) = quantize_per_token(k), quantize_per_token(v)
     return codes_k.to(torch.int8), codes_v.to(torch.int8), torch.cat([scale_k, scale_v], -1)
 
 
-def unpack(k: Tensor, v: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor]:
+def dequantise_cache(k: Tensor, v: Tensor, scales: Tensor | None) -> tuple[Tensor, Tensor]:
     """Keys and values as numbers again."""
     if scales is None:
         return k, v

@@ -137,7 +137,7 @@ def rounded(weight: Tensor, hessian: Tensor, group: int, minimum: bool) -> tuple
     try:
         upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True).float()
     except torch.linalg.LinAlgError:
-        return four_bits.encode(weight, group, minimum)
+        return four_bits.encode_four_bits(weight, group, minimum)
     codes = torch.empty_like(weight, dtype=torch.uint8)
     scales, lows = [], []
     d = m = w[:, :1]

@@ -20,7 +20,7 @@ TABLE = {
     "lif_membrane": "lif_scan.membrane",
     "count_linear": "integer_linear.count_linear",
     "count_project": "integer_linear.count_project",
-    "count_project_q4": "four_bit_linear.project",
+    "count_project_q4": "four_bit_linear.product_of_four_bits",
     "event_linear": "integer_linear.event_linear",
     "input_major": "integer_linear.input_major",
     "exact_unary": "deterministic.unary",

@@ -87,9 +87,10 @@ def _spans(allowed, rows, t_all, keys, spans, nw):  # type: ignore[no-untyped-de
 
 
 @compile
-def _seen(spans, row, score, sa, values, va, stride, allowed, b, t, low, n, wide, norm, out, oo):  # type: ignore[no-untyped-def]
-    """As `_gather`, over those of `n` neighbouring keys from `low` on that may be seen."""
-    if spans[row, 2]:
+def _gather_allowed(every, allowed, query, low, n, score, sa, values, va, stride, wide, norm, out, oo):  # type: ignore[no-untyped-def]
+    """As `_gather`, over those of `n` neighbouring keys from `low` on that the `query` (b, t) may see."""
+    b, t = query
+    if every:
         return _gather(score, sa, values, va, stride, n, U(wide), norm, out, oo)
     for j in range(n):
         if allowed[b, t, low + np.int64(j)]:
@@ -109,8 +110,9 @@ def _top(score, sa, allowed, b, t, low, n, whole, top):  # type: ignore[no-untyp
 
 
 @Threaded
-def _attend(q, k, v, allowed, spans, shape, scale, own, part, turned, values, score, tops, out, nw):  # type: ignore[no-untyped-def]
+def _attend(q, k, v, allowed, spans, shape, scale, memory, out, nw):  # type: ignore[no-untyped-def]
     """`TILE` queries at a time go over the keys block by block, so that all but the first read a block from L1."""
+    own, part, turned, values, score, tops = memory
     b_all, t_all, keys, h_all, groups, size, wide = shape
     share, half, stride = h_all // groups, _half_of(size), U(groups * wide)
     room = (keys + KEYS - 1) // KEYS * KEYS
@@ -170,12 +172,13 @@ def _attend(q, k, v, allowed, spans, shape, scale, own, part, turned, values, sc
                         norm, first = tops[worker, m, 1], va + U(low * wide)
                         if t_all < FEW:
                             first = U(((b * keys + low) * groups + g) * wide)
-                            norm = _seen(
-                                spans, row, score, at, v, first, stride, allowed, b, t, low, n, wide, norm, own, o
+                            norm = _gather_allowed(
+                                spans[row, 2], allowed, (b, t), low, n, score, at, v, first, stride, wide, norm, own, o
                             )
                         else:
-                            norm = _seen(
-                                spans, row, score, at, values, first, U(wide), allowed, b, t, low, n, wide, norm, own, o
+                            every, apart = spans[row, 2], U(wide)
+                            norm = _gather_allowed(
+                                every, allowed, (b, t), low, n, score, at, values, first, apart, wide, norm, own, o
                             )
                         tops[worker, m, 1] = norm
                 for x in range(tile, min(tile + TILE, t_all * share)):
@@ -203,5 +206,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     rows = (flat(x.contiguous()) for x in (q, k, v))
     shape = (b, t, keys, h, groups, size, wide)
     values = scratch("attend_values", nw * wide * keys + 1 if t >= FEW else 1, F)
-    _attend(*rows, allowed.numpy(), spans, shape, F(size**-0.5), own, part, turned, values, score, tops, flat(out))
+    memory = own, part, turned, values, score, tops
+    _attend(*rows, allowed.numpy(), spans, shape, F(size**-0.5), memory, flat(out))
     return out

@@ -110,7 +110,7 @@ def _project(counts, w, d, m, shape, low16, high16, low32, high32, out, nw):  # 
 
 
 @guarded("count_project_q4")
-def project(counts: Tensor, packed: Tensor, d: Tensor, m: Tensor, group: int) -> Tensor:
+def product_of_four_bits(counts: Tensor, packed: Tensor, d: Tensor, m: Tensor, group: int) -> Tensor:
     """Twin of `fastsnn_integer.four_bits.project_naive`; counts from `MOST` on are left to it."""
     (rows, wide), half, tall, nw = counts.shape, packed.shape[1], d.shape[1], workers()
     if not counts.numel() or not tall or group > LONGEST:

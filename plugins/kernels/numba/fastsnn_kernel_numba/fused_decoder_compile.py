@@ -19,6 +19,7 @@ from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic
 
+from fastsnn_core.moved import renamed
 from fastsnn_kernel_numba.fused_decoder_kernel import _walk
 from fastsnn_kernel_numba.numba_runtime import Threaded, code_digest
 
@@ -26,7 +27,7 @@ log = logging.getLogger("fastsnn")
 
 
 @cache
-def walk() -> int:
+def walk_address() -> int:
     """The address of `_walk`, compiled when first asked for."""
     _walk.__qualname__ = f"_walk_{code_digest(_walk)}"  # as `numba_runtime.compile` does
     kind, cfunc = types.void(types.int64, types.int64), partial(numba.cfunc, error_model="numpy")
@@ -53,7 +54,7 @@ def step_is_compiled() -> bool:
     if _step.parallel.signatures:
         return True
     kept = _step.parallel._cache.cache_path
-    if kept and all(any(Path(kept).glob(f"*.{name}*.nbi")) for name in names()):
+    if kept and all(any(Path(kept).glob(f"*.{name}*.nbi")) for name in names_on_disk()):
         return True
     if not _making:
         _making.append(None)
@@ -67,7 +68,7 @@ def step_is_compiled() -> bool:
     return False
 
 
-def names() -> tuple[str, ...]:
+def names_on_disk() -> tuple[str, ...]:
     """Names under which Numba keeps the two functions on disk."""
     return f"_walk_{code_digest(_walk)}", _step.parallel.py_func.__qualname__
 
@@ -79,7 +80,7 @@ def compile_error() -> str:
 
 def make() -> None:
     """Compile the step, or load it."""
-    walk()
+    walk_address()
     _step.parallel.compile((types.int64,) * 3)
 
 
@@ -111,3 +112,6 @@ def _call(typing: Any, address: Any, argument: Any, worker: Any) -> Any:
 def _step(address, call, nw):  # type: ignore[no-untyped-def]
     for worker in prange(nw):
         _call(address, call, np.int64(worker))
+
+
+__getattr__ = renamed(__name__, {"ready": "step_is_compiled", "walk": "walk_address"})

@@ -98,7 +98,8 @@ def _heads(w, c, state, position, score, cos, sin, layer, g, worker):  # type: i
             oldest, sa = (seen + 1 - held) % capacity, U(worker * (len(score) // c.workers))
             for h in range(share):
                 a, to = turned + U(h) * n, U(((g * share + h) * branches + m - row.first_mixer) * size)
-                _attend_cache(own, a, keys, values, g, capacity, size, oldest, held, part, pa, score, sa, w.mixed, to)
+                cache = keys, values, g, capacity, size
+                _attend_cache(own, a, cache, oldest, held, part, pa, score, sa, w.mixed, to)
             continue
         sums, z = view(s.first, groups * size * size, FLOAT), view(s.second, groups * size, FLOAT)
         so, zo = U(g * size * size), U(g * size)

@@ -69,7 +69,7 @@ class NumbaStepper:
         self.positions = 0
         self.busy = threading.Lock()
         try:
-            self.walk = compiled.walk()
+            self.walk = compiled.walk_address()
         except Exception as error:  # a full disk, a broken cache, a compiler without its libraries
             raise Unsupported(f"compiling failed: {type(error).__name__}: {error}") from error
 
@@ -230,11 +230,9 @@ class NumbaStream:
         self.state[m]["first"], self.state[m]["second"] = first.ctypes.data, second.ctypes.data
 
     def fill(self, m: int, keys: Tensor, values: Tensor) -> None:
-        """A cache with room for the tokens asked for, else for twice what it holds: `keys`, `values` ``[n, G, K]``."""
+        """A cache with room for the tokens asked for, or one more than it holds: `keys`, `values` ``[n, G, K]``."""
         held, groups, size = keys.shape
-        window = window_of(self.mixers[m])
-        room = self.room if self.room > held else 2 * held + KEYS
-        capacity = -(-(window or room) // KEYS) * KEYS
+        capacity = -(-(window_of(self.mixers[m]) or max(self.room, held + 1)) // KEYS) * KEYS
         k, v = zeros((groups, capacity // KEYS, size, KEYS)), zeros((groups, capacity, size))
         padded = np.zeros((groups, capacity, size), F)
         padded[:, :held], v[:, :held] = keys.transpose(0, 1).numpy(), values.transpose(0, 1).numpy()
@@ -274,10 +272,19 @@ class NumbaStream:
         return logits
 
     def grow(self) -> None:
-        """Caches without a window get twice the room when they are full."""
+        """Caches without a window get a block more when they are full: a copy every `KEYS` tokens, a few per cent of
+        what attention reads of them in so many steps, and never more memory than the tokens take."""
+        groups, size = self.stepper.plan.n_kv_heads, self.stepper.plan.head_dim
         for m in self.endless:
-            if self.state[m]["seen"] == self.state[m]["capacity"]:
-                self.fill(m, *self.held(m))
+            capacity = int(self.state[m]["capacity"])
+            if self.state[m]["seen"] == capacity:
+                longer = []
+                for array in self.memory[m]:
+                    new = zeros((groups, capacity // KEYS + 1, KEYS * size))
+                    new[:, :-1] = array.reshape(groups, -1, KEYS * size)
+                    longer.append(new.reshape(-1))
+                self.keep(m, *longer)
+                self.state[m]["capacity"] = capacity + KEYS
 
     @property
     def nbytes(self) -> int:

@@ -276,8 +276,12 @@ def _append_key_value(keys, values, g, capacity, size, slot, x, key, value):  # 
 
 
 @compile
-def _attend_cache(q, a, keys, values, g, capacity, size, oldest, held, part, at, score, sa, out, oo):  # type: ignore[no-untyped-def]
-    """Softmax attention of one query (scaled already) over `held` slots from the oldest on, round the end."""
+def _attend_cache(q, a, cache, oldest, held, part, at, score, sa, out, oo):  # type: ignore[no-untyped-def]
+    """Softmax attention of one query (scaled already) over `held` slots from the oldest on, round the end.
+
+    `cache` is (keys, values, which of its heads, slots, channels of a head).
+    """
+    keys, values, g, capacity, size = cache
     last, half = min(oldest + held, capacity), _half_of(size)
     used = capacity if last < oldest + held else last
     for block in range(0 if used == capacity else oldest // KEYS, (used + KEYS - 1) // KEYS):

@@ -177,11 +177,13 @@ def _part_begin(index, starts, rows, wide, part, parts):  # type: ignore[no-unty
 
 
 @Threaded
-def _event_gemm(counts, w, shape, limit, bits, index, count, starts, acc, room, at, sums, out, most, nw):  # type: ignore[no-untyped-def]
+def _event_gemm(counts, w, shape, limit, bits, events, own, sums, out, most, nw):  # type: ignore[no-untyped-def]
     """Lists the events, and adds their weight rows where that is possible and worth it; says what was found.
 
-    A task is a part of the inputs and a block of outputs; the parts are added up at the end.
+    A task is a part of the inputs and a block of outputs; the parts are added up at the end. `events` are (index,
+    count, where each row's begin); each worker has of its own the 16-bit sums, what they still hold, and its place.
     """
+    (index, count, starts), (acc, room, at) = events, own
     rows, wide, tall, width, block, parts, stride = shape
     total, most[0], whole = _list_events(counts, rows, wide, index, count, starts)
     if not whole:
@@ -199,25 +201,25 @@ def _event_gemm(counts, w, shape, limit, bits, index, count, starts, acc, room, 
             start = _part_begin(index, starts, rows, wide, part, parts)
             stop = _part_begin(index, starts, rows, wide, part + 1, parts)
             for row in range(rows):
-                own = worker * rows + row
-                oa, oo = U(own * width), U((part * rows + row) * tall + column)
+                mine = worker * rows + row
+                oa, oo = U(mine * width), U((part * rows + row) * tall + column)
                 for j in range(n):
                     acc[oa + j] = 0
                     sums[oo + j] = 0
-                room[own], at[own] = ROOM, _lower_bound(index, starts[row], starts[row + 1], start)
+                room[mine], at[mine] = ROOM, _lower_bound(index, starts[row], starts[row + 1], start)
             for low in range(start, stop, block):
                 for row in range(rows):
-                    own = worker * rows + row
-                    oa, oo = U(own * width), U((part * rows + row) * tall + column)
-                    k, end = at[own], _lower_bound(index, at[own], starts[row + 1], min(low + block, stop))
-                    left = room[own]
-                    room[own] = _accumulate_events(
+                    mine = worker * rows + row
+                    oa, oo = U(mine * width), U((part * rows + row) * tall + column)
+                    k, end = at[mine], _lower_bound(index, at[mine], starts[row + 1], min(low + block, stop))
+                    left = room[mine]
+                    room[mine] = _accumulate_events(
                         w, index, count, k, end, stride, column, n, acc, oa, sums, oo, left, end
                     )
-                    at[own] = end
+                    at[mine] = end
             for row in range(rows):
-                own = worker * rows + row
-                _flush_int16(acc, U(own * width), sums, U((part * rows + row) * tall + column), n)
+                mine = worker * rows + row
+                _flush_int16(acc, U(mine * width), sums, U((part * rows + row) * tall + column), n)
     if parts > SHARED:
         for worker in prange(nw):
             first, last = worker * rows * tall // nw, (worker + 1) * rows * tall // nw
@@ -239,13 +241,20 @@ def event_gemm(counts: Tensor, weight: Tensor, limit: float) -> Tensor | None:
     shape = (rows, wide, tall, width, wide if rows == 1 else max(GROUP, BLOCK // width), parts, stride)
     out = torch.empty(rows, tall, dtype=torch.int64)
     most = scratch("most", 1, np.int64)
+    events = (
+        scratch("index", rows * wide + 1, np.int64),
+        scratch("count", rows * wide + 1, np.int64),
+        scratch("starts", rows + 1, np.int64),
+    )
+    own = (
+        scratch("acc", nw * rows * width, np.int16),
+        scratch("room", nw * rows, np.int64),
+        scratch("at", nw * rows, np.int64),
+    )
     for bits, kind in ((31, np.int32), (63, np.int64)):
         found = _event_gemm(
             flat(counts.contiguous()), flat_weight, shape, int(min(limit, rows * wide + 1)), bits,
-            scratch("index", rows * wide + 1, np.int64), scratch("count", rows * wide + 1, np.int64),
-            scratch("starts", rows + 1, np.int64), scratch("acc", nw * rows * width, np.int16),
-            scratch("room", nw * rows, np.int64), scratch("at", nw * rows, np.int64),
-            scratch("sums", parts * rows * tall, kind), flat(out), most,
+            events, own, scratch("sums", parts * rows * tall, kind), flat(out), most,
         )  # fmt: skip
         if found != WIDE:
             break

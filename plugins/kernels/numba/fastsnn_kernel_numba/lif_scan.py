@@ -8,7 +8,7 @@ instead of reading it back. No fast-math: every operation rounds as in the naive
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,82 +28,100 @@ TYPES = (torch.float32, torch.float64)
 IDENTITY, WINDOW, ATAN, SLOPE = range(4)
 
 
-def _constants(
-    dtype: torch.dtype, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, alpha: float = 0.0
-) -> tuple[Any, ...]:
-    """Every number a kernel needs, computed in double as Python does and then rounded once to the type of x."""
+class LifConstants(NamedTuple):
+    """Every number of a neuron that a kernel needs, in the type of x, and how it fires."""
+
+    beta: Any
+    theta: Any
+    lo: Any
+    hi: Any
+    first: Any  # lowest and highest threshold of the count, for the surrogate
+    last: Any
+    alpha: Any
+    steep: Any  # π/2 · alpha
+    half: Any  # alpha / 2
+    zero: Any
+    one: Any
+    heaviside: bool
+    hard: bool  # a spike sets v to 0; else it takes what it was worth
+    attached: bool  # the gradient goes through the reset, too
+
+
+def constants(
+    dtype: torch.dtype, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool,
+    alpha: float = 0.0, attached: bool = False,
+) -> LifConstants:  # fmt: skip
+    """Computed in double as Python does, and then rounded once to the type of x."""
     first, last = thresholds(lo, hi, heaviside)
-    numbers = (beta, lo, hi, first, last, alpha, math.pi / 2 * alpha, alpha / 2, float(theta), 0.0, 1.0)
+    numbers = (beta, float(theta), lo, hi, first, last, alpha, math.pi / 2 * alpha, alpha / 2, 0.0, 1.0)
     kind = np.float32 if dtype == torch.float32 else np.float64
-    return tuple(kind(number) for number in numbers)
+    return LifConstants(*(kind(number) for number in numbers), bool(heaviside), bool(hard), bool(attached))
 
 
 @compile
-def _fire(h, k, heaviside, hard):  # type: ignore[no-untyped-def]
+def _fire(h, k):  # type: ignore[no-untyped-def]
     """Count and next v where u = h."""
-    lo, hi, zero, one = k[1], k[2], k[9], k[10]
-    c = lo if h < lo else h
-    c = np.rint(hi if c > hi else c)
-    if heaviside:
-        c = one if h >= one else (zero if h < one else h)  # NaN stays NaN
+    c = k.lo if h < k.lo else h
+    c = np.rint(k.hi if c > k.hi else c)
+    if k.heaviside:
+        c = k.one if h >= k.one else (k.zero if h < k.one else h)  # NaN stays NaN
     v = h - c
-    if hard:
-        v = zero if c != zero else h
+    if k.hard:
+        v = k.zero if c != k.zero else h
     return c, v
 
 
 @compile
-def _count_row(x, c, o, v, ov, n, k, heaviside, hard):  # type: ignore[no-untyped-def]
+def _count_row(x, c, o, v, ov, n, k):  # type: ignore[no-untyped-def]
     """One token of n channels, from x and v: c and the new v."""
-    beta, theta, unit = k[0], k[8], k[8] == 1  # by 1: leave out a division, half the work
+    beta, theta, unit = k.beta, k.theta, k.theta == 1  # by 1: leave out a division, half the work
     for d in range(n):
         h = beta * v[ov + d] + (x[o + d] if unit else x[o + d] / theta)
-        c[o + d], v[ov + d] = _fire(h, k, heaviside, hard)
+        c[o + d], v[ov + d] = _fire(h, k)
 
 
 @compile
-def _u_row(x, o, u, ou, v, ov, n, k, heaviside, hard):  # type: ignore[no-untyped-def]
+def _u_row(x, o, u, ou, v, ov, n, k):  # type: ignore[no-untyped-def]
     """One token of n channels, from x and v: u and the new v."""
-    beta, theta, unit = k[0], k[8], k[8] == 1  # by 1: leave out a division, half the work
+    beta, theta, unit = k.beta, k.theta, k.theta == 1  # by 1: leave out a division, half the work
     for d in range(n):
         h = beta * v[ov + d] + (x[o + d] if unit else x[o + d] / theta)
         u[ou + d] = h
-        v[ov + d] = _fire(h, k, heaviside, hard)[1]
+        v[ov + d] = _fire(h, k)[1]
 
 
 @compile
-def _back(g, s, h, through, k, heaviside, hard, attached):  # type: ignore[no-untyped-def]
+def _back(g, s, h, through, k):  # type: ignore[no-untyped-def]
     """Gradient of u = h from those of the count (times its derivative s) and of the next v."""
-    zero = k[9]
-    if hard:
-        through = zero if _fire(h, k, heaviside, hard)[0] != zero else through
-    if attached:
+    if k.hard:
+        through = k.zero if _fire(h, k)[0] != k.zero else through
+    if k.attached:
         g = g - through
     return g * s + through
 
 
 @compile
-def _grad_row(g, og, s, os, u, ou, grad_x, o, carry, oc, n, k, heaviside, hard, attached):  # type: ignore[no-untyped-def]
+def _grad_row(g, og, s, os, u, ou, grad_x, o, carry, oc, n, k):  # type: ignore[no-untyped-def]
     """One token of n channels backwards, with derivatives given in s: grad_x, and what goes on to the token before."""
-    beta, theta, unit = k[0], k[8], k[8] == 1
+    beta, theta, unit = k.beta, k.theta, k.theta == 1
     for d in range(n):
-        grad_u = _back(g[og + d], s[os + d], u[ou + d], carry[oc + d], k, heaviside, hard, attached)
+        grad_u = _back(g[og + d], s[os + d], u[ou + d], carry[oc + d], k)
         grad_x[o + d] = grad_u if unit else grad_u / theta
         carry[oc + d] = beta * grad_u
 
 
 @compile
-def _grad_row_closed(g, og, form, u, ou, grad_x, o, carry, oc, n, k, heaviside, hard, attached):  # type: ignore[no-untyped-def]
-    """The same with a closed form, in the order of operations of `rounding.derivative`."""
-    beta, theta, unit = k[0], k[8], k[8] == 1
-    first, last, alpha, steep, half, zero, one = k[3], k[4], k[5], k[6], k[7], k[9], k[10]
+def _grad_row_closed(g, og, form, u, ou, grad_x, o, carry, oc, n, k):  # type: ignore[no-untyped-def]
+    """The same with a closed form, in the order of operations of `surrogate_gradient.derivative`."""
+    beta, theta, unit = k.beta, k.theta, k.theta == 1
+    first, last, alpha, steep, half, zero, one = k.first, k.last, k.alpha, k.steep, k.half, k.zero, k.one
     for d in range(n):
         h = u[ou + d]
         below, above = first - h, h - last
         far = (zero if below < zero else below) + (zero if above < zero else above)
         z = steep * far
         s = (one if far <= alpha else zero) if form == WINDOW else one / (one + z * z) * half
-        grad_u = _back(g[og + d], s, h, carry[oc + d], k, heaviside, hard, attached)
+        grad_u = _back(g[og + d], s, h, carry[oc + d], k)
         grad_x[o + d] = grad_u if unit else grad_u / theta
         carry[oc + d] = beta * grad_u
 
@@ -128,7 +146,7 @@ def _copy(a, oa, b, ob, n):  # type: ignore[no-untyped-def]
 
 
 @Threaded
-def _forward(x, v0, keep, k, heaviside, hard, shape, width, c, v, marks, nw):  # type: ignore[no-untyped-def]
+def _forward(x, v0, keep, k, shape, width, c, v, marks, nw):  # type: ignore[no-untyped-def]
     batch, steps, wide, every = shape
     blocks, pieces = (wide + width - 1) // width, (steps + every - 1) // every
     tasks = batch * blocks
@@ -141,16 +159,16 @@ def _forward(x, v0, keep, k, heaviside, hard, shape, width, c, v, marks, nw):  #
                 if t % every == 0:
                     _copy(v, ov, marks, U((b * pieces + t // every) * wide + d0), n)
                 if len(keep) and not keep[b * steps + t]:
-                    _fill(v, ov, n, k[9])
+                    _fill(v, ov, n, k.zero)
                 o = U((b * steps + t) * wide + d0)
                 if n < wide:
                     _prefetch_row(x, o + U(AHEAD * wide), n)
                     _prefetch_row(c, o + U(AHEAD * wide), n)
-                _count_row(x, c, o, v, ov, n, k, heaviside, hard)
+                _count_row(x, c, o, v, ov, n, k)
 
 
 @Threaded
-def _membrane(x, v, keep, k, heaviside, hard, shape, width, u, nw):  # type: ignore[no-untyped-def]
+def _membrane(x, v, keep, k, shape, width, u, nw):  # type: ignore[no-untyped-def]
     batch, steps, wide, _ = shape
     blocks = (wide + width - 1) // width
     tasks = batch * blocks
@@ -160,63 +178,45 @@ def _membrane(x, v, keep, k, heaviside, hard, shape, width, u, nw):  # type: ign
             n, ov = U(min(width, wide - d0)), U(b * wide + d0)
             for t in range(steps):
                 if len(keep) and not keep[b * steps + t]:
-                    _fill(v, ov, n, k[9])
+                    _fill(v, ov, n, k.zero)
                 o = U((b * steps + t) * wide + d0)
-                _u_row(x, o, u, o, v, ov, n, k, heaviside, hard)
+                _u_row(x, o, u, o, v, ov, n, k)
 
 
 @Threaded
-def _backward(  # type: ignore[no-untyped-def]
-    g,
-    g_batch,
-    g_step,
-    carry,
-    x,
-    marks,
-    keep,
-    slope,
-    k,
-    heaviside,
-    hard,
-    attached,
-    form,
-    shape,
-    width,
-    grad_x,
-    us,
-    vs,
-    nw,
-):
+def _backward(gradient, carry, x, marks, keep, slope, k, form, shape, width, grad_x, us, vs, nw):  # type: ignore[no-untyped-def]
+    """`gradient` is what comes in, as memory, and its strides of B and T."""
+    g, g_batch, g_step = gradient
     batch, steps, wide, every = shape
     blocks, pieces = (wide + width - 1) // width, (steps + every - 1) // every
     tasks, closed = batch * blocks, form in (WINDOW, ATAN)
     for w in prange(nw):
         room, ov, os = U(w * every * width), U(w * 2 * width), U((w * 2 + 1) * width)  # this worker's u, v and slopes
-        _fill(vs, os, U(width), k[10])
+        _fill(vs, os, U(width), k.one)
         for task in range(w * tasks // nw, (w + 1) * tasks // nw):
             b, d0 = task // blocks, task % blocks * width
             n, oc = U(min(width, wide - d0)), U(b * wide + d0)
             for piece in range(pieces - 1, -1, -1):
                 t0, t1 = piece * every, min(steps, (piece + 1) * every)
-                if closed or hard:
+                if closed or k.hard:
                     _copy(marks, U((b * pieces + piece) * wide + d0), vs, ov, n)
                     for t in range(t0, t1):
                         if len(keep) and not keep[b * steps + t]:
-                            _fill(vs, ov, n, k[9])
+                            _fill(vs, ov, n, k.zero)
                         o = U((b * steps + t) * wide + d0)
-                        _u_row(x, o, us, room + U((t - t0) * width), vs, ov, n, k, heaviside, hard)
+                        _u_row(x, o, us, room + U((t - t0) * width), vs, ov, n, k)
                 for t in range(t1 - 1, t0 - 1, -1):
                     o, ou = U((b * steps + t) * wide + d0), room + U((t - t0) * width)
                     og = U(b * g_batch + t * g_step + d0)
                     _prefetch_row(grad_x, o - U(AHEAD * wide), n)
                     if closed:
-                        _grad_row_closed(g, og, form, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard, attached)
+                        _grad_row_closed(g, og, form, us, ou, grad_x, o, carry, oc, n, k)
                     elif form == SLOPE:
-                        _grad_row(g, og, slope, o, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard, attached)
+                        _grad_row(g, og, slope, o, us, ou, grad_x, o, carry, oc, n, k)
                     else:
-                        _grad_row(g, og, vs, os, us, ou, grad_x, o, carry, oc, n, k, heaviside, hard, attached)
+                        _grad_row(g, og, vs, os, us, ou, grad_x, o, carry, oc, n, k)
                     if len(keep) and not keep[b * steps + t]:
-                        _fill(carry, oc, n, k[9])
+                        _fill(carry, oc, n, k.zero)
 
 
 def _width(shape: torch.Size, itemsize: int, most: int) -> int:
@@ -237,11 +237,10 @@ def forward(
     counts, v_last = empty(x.shape, x.dtype), torch.empty_like(v)
     marks = empty((batch, -(-steps // CHECKPOINT), wide), x.dtype)
     if v.numel():
-        k = _constants(x.dtype, theta, beta, lo, hi, heaviside)
-        _forward(
-            flat(x), flat(v), flat(keep), k, heaviside, hard, (*x.shape, CHECKPOINT), _width(x.shape, x.itemsize, ROW),
-            flat(counts), flat(v_last), flat(marks),
-        )  # fmt: skip
+        k = constants(x.dtype, theta, beta, lo, hi, heaviside, hard)
+        width = _width(x.shape, x.itemsize, ROW)
+        outs = flat(counts), flat(v_last), flat(marks)
+        _forward(flat(x), flat(v), flat(keep), k, (*x.shape, CHECKPOINT), width, *outs)
     return counts, v_last, marks
 
 
@@ -255,10 +254,10 @@ def membrane(
         return NotImplemented
     u = empty(x.shape, x.dtype)
     if x.numel():
-        k = _constants(x.dtype, theta, beta, lo, hi, heaviside)
+        k = constants(x.dtype, theta, beta, lo, hi, heaviside, hard)
         v = marks[:, 0].clone(memory_format=torch.contiguous_format)
         width = _width(x.shape, x.itemsize, ROW)
-        _membrane(flat(x), flat(v), flat(keep), k, heaviside, hard, (*x.shape, CHECKPOINT), width, flat(u))
+        _membrane(flat(x), flat(v), flat(keep), k, (*x.shape, CHECKPOINT), width, flat(u))
     return u
 
 
@@ -272,15 +271,13 @@ def backward(
         return NotImplemented
     grad_x, carry = empty(x.shape, x.dtype), grad_v.clone(memory_format=torch.contiguous_format)
     if x.numel():
-        k = _constants(x.dtype, theta, beta, lo, hi, heaviside, alpha)
+        k = constants(x.dtype, theta, beta, lo, hi, heaviside, hard, alpha, attached)
         width = _width(x.shape, x.itemsize, L2_BLOCK // CHECKPOINT)
-        g, g_batch, g_step = _rows(grad_c)
         us = torch.empty(workers() * CHECKPOINT * width, dtype=x.dtype)
         vs = torch.empty(workers() * 2 * width, dtype=x.dtype)
-        _backward(
-            g, g_batch, g_step, flat(carry), flat(x), flat(marks), flat(keep), flat(slope), k, heaviside, hard,
-            attached, SLOPE if slope.numel() else form, (*x.shape, CHECKPOINT), width, flat(grad_x), flat(us), flat(vs),
-        )  # fmt: skip
+        form = SLOPE if slope.numel() else form
+        given = _rows(grad_c), flat(carry), flat(x), flat(marks), flat(keep), flat(slope)
+        _backward(*given, k, form, (*x.shape, CHECKPOINT), width, flat(grad_x), flat(us), flat(vs))
     return grad_x, carry
 
 

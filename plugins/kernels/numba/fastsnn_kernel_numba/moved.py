@@ -7,7 +7,7 @@ from fastsnn_core.moved import add
 add(
     "fastsnn_kernel_numba",
     {
-        "decode": "fused_decoder_kernel",
+        "decode": "fused_decoder_compile",
         "event": "gemm_events",
         "exact": "deterministic",
         "launch": "numba_runtime",

@@ -85,11 +85,12 @@ def _residual(x, rows, size, add, va, norm, site, own, room, out, v, found, nw):
 
 
 @Threaded
-def _hidden(up, gate, least, va, rows, size, form, both, site, own, room, out, v, found, nw):  # type: ignore[no-untyped-def]
-    """`up` and `gate` are (total, scale, bias), gate's total and its thresholds `least` empty where there are none.
+def _hidden(up, gate, activation, va, rows, size, site, own, room, out, v, found, nw):  # type: ignore[no-untyped-def]
+    """`up` and `gate` are (total, scale, bias), gate's total empty where there is none.
 
-    `both`: up goes through ReLU, too.
+    `activation` is (its code, thresholds of the gate's outputs or empty, whether up goes through ReLU, too).
     """
+    form, least, both = activation
     half, (rules, centre), (low, wide) = _half_of(size), site, out
     (up_total, up_scale, up_bias), (total, scale, bias) = up, gate
     for worker in prange(nw):
@@ -220,10 +221,10 @@ def hidden(
         return NotImplemented
     both = parts(up), NO_SUMS if gate is None else parts(gate)
     room, form = -(-(2 * size + fold(size)) // 16) * 16 + APART, ACTIVATIONS[activation]
-    own, least = scratch("rows", workers() * room, F), optional(gate_threshold)
+    own, how = scratch("rows", workers() * room, F), (form, optional(gate_threshold), int(up_relu))
 
     def run(given: Any, out: Any, v: Any, found: Any) -> None:
-        _hidden(*given, least, flat(up.v), rows, size, form, int(up_relu), made, own, room, out, v, found)
+        _hidden(*given, how, flat(up.v), rows, size, made, own, room, out, v, found)
 
     return counted(run, rows, size, both, both)
 

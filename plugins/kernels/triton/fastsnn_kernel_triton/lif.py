@@ -100,7 +100,7 @@ def backward_kernel(
     tl.store(grad_v0 + row * width + cols, carry, mask=mine)
 
 
-def numbers(x: Tensor, *values: float) -> tuple[Tensor, ...]:
+def scalar_tensors(x: Tensor, *values: float) -> tuple[Tensor, ...]:
     """One-number tensors in the type of x: a float argument of a kernel would be rounded to float32."""
     return tuple(torch.tensor(value, dtype=x.dtype, device=x.device) for value in values)
 
@@ -110,7 +110,7 @@ def supported(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.float64)
 
 
-def walk(
+def forward_pass(
     x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool,
     membrane: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -122,7 +122,7 @@ def walk(
     if b and d:
         grid = (b, triton.cdiv(d, BLOCK))
         forward_kernel[grid](
-            x, v, keep.to(torch.uint8).contiguous(), theta, out, v_out, marks, t, d, *numbers(x, beta, lo, hi),
+            x, v, keep.to(torch.uint8).contiguous(), theta, out, v_out, marks, t, d, *scalar_tensors(x, beta, lo, hi),
             len(keep) > 0, heaviside, hard, CHECKPOINT, BLOCK, membrane, **AS_WRITTEN,
         )  # fmt: skip
     return out, v_out, marks
@@ -133,7 +133,7 @@ def forward(
     x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `fastsnn_leaky.scan.forward_naive`."""
-    return walk(x, v, keep, theta, beta, lo, hi, heaviside, hard, False) if supported(x) else NotImplemented
+    return forward_pass(x, v, keep, theta, beta, lo, hi, heaviside, hard, False) if supported(x) else NotImplemented
 
 
 @guarded("lif_membrane")
@@ -145,7 +145,7 @@ def membrane(
     if not supported(x):
         return NotImplemented
     first = marks[:, 0].contiguous() if marks.shape[1] else x.new_zeros(x.shape[0], x.shape[2])
-    return walk(x, first, keep, theta, beta, lo, hi, heaviside, hard, True)[0]
+    return forward_pass(x, first, keep, theta, beta, lo, hi, heaviside, hard, True)[0]
 
 
 @guarded("lif_scan_backward")
@@ -165,6 +165,6 @@ def backward(
         grid = (b, triton.cdiv(d, BLOCK))
         backward_kernel[grid](
             grad_c.contiguous(), grad_v, u, s.contiguous(), keep.to(torch.uint8).contiguous(), theta, grad_x, grad_v0,
-            t, d, *numbers(x, beta, lo, hi), len(keep) > 0, heaviside, hard, attached, BLOCK, **AS_WRITTEN,
+            t, d, *scalar_tensors(x, beta, lo, hi), len(keep) > 0, heaviside, hard, attached, BLOCK, **AS_WRITTEN,
         )  # fmt: skip
     return grad_x, grad_v0

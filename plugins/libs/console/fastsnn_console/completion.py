@@ -17,11 +17,11 @@ def main(argv: list[str]) -> int:
     args = Parser("completion", main.__doc__)
     args.add_argument("shell", choices=SHELLS, help="which shell it is for")
     opts = args.parse_args(argv)
-    print(script(opts.shell, table()))
+    print(script(opts.shell, options_of_verbs()))
     return 0
 
 
-def table() -> dict[str, list[str]]:
+def options_of_verbs() -> dict[str, list[str]]:
     """Options of every verb, read from its own help; a verb whose plugin is broken is listed without any."""
     found: dict[str, list[str]] = {}
     verbs = OWN | dict.fromkeys(added())

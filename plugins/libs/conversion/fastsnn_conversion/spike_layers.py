@@ -52,7 +52,7 @@ def counts_of(spikes: SpikeTensor) -> Tensor:
     return spikes.counts if spikes.counts.is_floating_point() else spikes.counts.to(spikes.scale.dtype)
 
 
-def single(size: Any) -> int:
+def one_size(size: Any) -> int:
     """A size of one dimension, given alone or in a tuple."""
     return size[0] if isinstance(size, tuple) else size
 
@@ -144,7 +144,7 @@ class AvgPool(nn.Module):
             return pool(x, self.kernel, self.stride, self.padding)
         scale = shared_scale(x, self.dims, "average pooling") / self.window
         if self.dims == 1:  # has no divisor of its own
-            kernel, stride, padding = map(single, (self.kernel, self.stride, self.padding))
+            kernel, stride, padding = map(one_size, (self.kernel, self.stride, self.padding))
             sums = F.avg_pool2d(counts_of(x)[:, :, None], (1, kernel), (1, stride), (0, padding), divisor_override=1)
             return SpikeTensor(sums[:, :, 0], scale)
         return SpikeTensor(pool(counts_of(x), self.kernel, self.stride, self.padding, divisor_override=1), scale)

@@ -171,7 +171,7 @@ def switch_runtime(
             coding.active = False
         return model
     kept = next(iter(old.values())).coder if old else None
-    chosen = component(coder if coder is not None else kept or "bitwise")
+    chosen = coder_component(coder if coder is not None else kept or "bitwise")
     if not chosen.lossless:
         raise FastSNNError(f"coder {chosen.name!r} does not carry counts exactly; take a lossless one")
     if steps != "auto" and (type(steps) is not int or steps < 1):
@@ -194,7 +194,7 @@ class Switchable:
         return switch_runtime(model, mode, coder, steps, **options)
 
 
-def component(coder: Any) -> Coder:
+def coder_component(coder: Any) -> Coder:
     """A coder by name or table, or as it is."""
     from fastsnn_core import spec
 
@@ -296,12 +296,12 @@ def as_table(model: nn.Module) -> dict[str, Any] | None:
 
 def components(table: dict[str, Any]) -> list[Coder]:
     """The components that a bundle's ``runtime`` table names."""
-    return [component(table["coder"])]
+    return [coder_component(table["coder"])]
 
 
 def prepare(model: nn.Module, table: dict[str, Any]) -> None:
     """Give a freshly built model the codings a bundle names; their steps come with the weights."""
-    coder = component(table["coder"])
+    coder = coder_component(table["coder"])
     for name, site in sites(model).items():
         coding = site.coding = Coding(name, coder, 1, bool(table["strict"]))
         coding.active = table["mode"] == "event"

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_linear_scan import initial_state
-from fastsnn_modules.operands import OperandError, Operands, check_choice, finite
+from fastsnn_modules.operands import OperandError, Operands, check_choice, check_finite_numbers
 
 LOG2E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440054690581e-4  # ln 2 = high + low; high has 9 bits
@@ -246,7 +246,7 @@ _NORM = Operands("exact_norm", "rows [N,D] float32", "weight [D] float32 or empt
 def check_norm(rows: Tensor, weight: Tensor, eps: float) -> None:
     """The operands of `norm_naive`."""
     _NORM(rows, weight)
-    finite("exact_norm", eps=eps)
+    check_finite_numbers("exact_norm", eps=eps)
 
 
 NORM = Operator("exact_norm", norm_naive, plain=True, check=check_norm, samples=_samples("norms"))

@@ -62,7 +62,7 @@ def grouped(weight: Tensor, group: int) -> Tensor:
     return F.pad(weight[:, None], (0, short), mode="replicate")[:, 0].reshape(len(weight), -1, group)
 
 
-def encode(weight: Tensor, group: int, minimum: bool) -> tuple[Tensor, Tensor, Tensor]:
+def encode_four_bits(weight: Tensor, group: int, minimum: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Codes ``[out, in]`` (uint8), d and m ``[groups, out]`` (m empty without a minimum) of a matrix."""
     weight = weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
@@ -168,7 +168,7 @@ def _samples() -> Any:
 PROJECT = Operator("count_project_q4", project_naive, plain=True, check=check_project, samples=_samples)
 
 
-def project(x: SpikeTensor | Tensor, layer: FourBits) -> Tensor:
+def project_four_bits(x: SpikeTensor | Tensor, layer: FourBits) -> Tensor:
     """The projection by a layer's weights, without its bias; numbers become counts of 8 bits per token first."""
     from fastsnn_integer.quantization import quantize_per_token
 
@@ -208,7 +208,7 @@ class FourBits(nn.Module):
     def __init__(self, weight: Tensor, group: int, minimum: bool) -> None:
         super().__init__()
         (self.out_features, self.in_features), self.group, self.path = tuple(weight.shape), group, ""
-        codes, d, m = encode(weight, group, minimum)
+        codes, d, m = encode_four_bits(weight, group, minimum)
         self.register_buffer("weight", pack_codes(codes))
         self.register_buffer("scale", d)
         self.register_buffer("minimum", m)
@@ -259,7 +259,7 @@ class Linear4(FourBits):
 
     def forward(self, x: SpikeTensor | Tensor) -> Tensor:
         """The projection."""
-        y = project(x, self)
+        y = project_four_bits(x, self)
         return y if self.bias is None else y + self.bias
 
 
@@ -276,7 +276,7 @@ class Embedding4(FourBits):
     def forward(self, x: SpikeTensor | Tensor) -> Tensor:
         """Rows of the table for token ids, ``x @ tableᵀ`` for anything else."""
         if isinstance(x, SpikeTensor) or x.is_floating_point():
-            return project(x, self)
+            return project_four_bits(x, self)
         return table_rows(self, x.reshape(-1)).reshape(*x.shape, self.in_features)
 
 

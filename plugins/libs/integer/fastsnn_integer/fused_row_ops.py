@@ -27,7 +27,7 @@ from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_events.linear import COUNT_LINEAR
 from fastsnn_integer import deterministic, reference
 from fastsnn_integer.plan_check import check_site
-from fastsnn_modules.operands import OperandError, Operands, OperandTypeError, check_choice, finite, shown
+from fastsnn_modules.operands import OperandError, Operands, OperandTypeError, check_choice, check_finite_numbers, shown
 
 LARGEST = 127
 
@@ -200,7 +200,7 @@ def check_project(counts: CountRows, weight: Tensor) -> None:
 def norm_weight(operator: str, norm: Any) -> Tensor:
     """The weight ``[D]`` of a norm whose parts are what they should be."""
     is_form(operator, "norm", norm, NormForm)
-    finite(operator, eps=norm.eps)
+    check_finite_numbers(operator, eps=norm.eps)
     Operands(operator, "norm [D] float32")(norm.weight)
     return norm.weight
 

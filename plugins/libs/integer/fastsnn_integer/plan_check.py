@@ -20,7 +20,7 @@ from fastsnn_core.lowering import (
 )
 from fastsnn_core.state import StateError
 from fastsnn_integer.forms import FourBitForm, outputs, vocabulary
-from fastsnn_modules.operands import FULL, OperandError, OperandTypeError, check_choice, finite, shown
+from fastsnn_modules.operands import FULL, OperandError, OperandTypeError, check_choice, check_finite_numbers, shown
 from fastsnn_modules.token_ids import TokenError
 
 STATISTICS = ("mean_abs", "rms", "max_abs")
@@ -85,7 +85,7 @@ def check_site(who: str, site: Any, size: int) -> None:
     rule = site.rule
     check_choice(who, "statistic", rule.statistic, STATISTICS)
     names = ("gain", "divisor", "v_min", "v_max", "bound", "dead_zone")
-    finite(who, **{name: getattr(rule, name) for name in names})
+    check_finite_numbers(who, **{name: getattr(rule, name) for name in names})
     if isinstance(rule.burst, bool) or not isinstance(rule.burst, int) or not 0 <= rule.burst < max(1, size):
         raise OperandError(f"{who}: burst must be a number of channels below {size}, got {rule.burst!r}")
     if rule.divisor <= 0 or rule.bound <= 0 or rule.v_min > rule.v_max:

@@ -78,7 +78,7 @@ def quantize_per_token(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
     return (x / scale).round(), scale
 
 
-def encode(weight: Tensor, group: int = 0) -> tuple[Tensor, Tensor]:
+def encode_int8(weight: Tensor, group: int = 0) -> tuple[Tensor, Tensor]:
     """INT8 codes ``[out, in]`` and float32 scales ``[out, groups]`` of a weight matrix; refuses what is not finite."""
     weight = weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
@@ -142,7 +142,7 @@ class QuantLinear(Int8Weights):
     def __init__(self, linear: nn.Linear, group: int = 0) -> None:
         super().__init__()
         self.in_features, self.out_features, self.group = linear.in_features, linear.out_features, group
-        codes, scale = encode(linear.weight, group)
+        codes, scale = encode_int8(linear.weight, group)
         self.register_buffer("weight", input_major(codes))  # an event reads one contiguous row
         self.register_buffer("scale", scale)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float().clone())
@@ -198,7 +198,7 @@ class QuantEmbedding(Int8Weights):
     def __init__(self, table: nn.Embedding, group: int = 0) -> None:
         super().__init__()
         self.in_features, self.out_features, self.group = table.embedding_dim, table.num_embeddings, group
-        codes, scale = encode(table.weight, group)
+        codes, scale = encode_int8(table.weight, group)
         self.register_buffer("weight", codes.contiguous())
         self.register_buffer("scale", scale)
         self.path = ""
@@ -359,6 +359,7 @@ def quantise(model: nn.Module, quant: Quant | None = None) -> nn.Module:
 
 OLD = {
     "Stored": "Int8Weights",
+    "encode": "encode_int8",
     "inexact": "not_batch_invariant",
     "levels": "quantize_per_token",
     "project": "quantized_linear",

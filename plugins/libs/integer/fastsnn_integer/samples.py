@@ -56,9 +56,9 @@ def matrix(seed: int, tall: int, inputs: int, bias: bool = False) -> MatrixForm:
 
 def four_bits(seed: int, tall: int, inputs: int, bias: bool = False, minimum: bool = True) -> FourBitForm:
     """A projection with 4-bit weights in groups of 32 inputs."""
-    from fastsnn_integer.four_bits import encode, pack_codes
+    from fastsnn_integer.four_bits import encode_four_bits, pack_codes
 
-    made, d, m = encode(normal(seed, tall, inputs) * 0.1, 32, minimum)
+    made, d, m = encode_four_bits(normal(seed, tall, inputs) * 0.1, 32, minimum)
     bias_ = normal(seed + 1, tall) if bias else None
     return FourBitForm(pack_codes(made), d, bias_, minimum=m, group=32)
 
@@ -165,7 +165,7 @@ def project_q4() -> Iterator[Sample]:
         counts = counts * (torch.rand(rows, wide, generator=draw) < 0.6)
         counts[-1] = 0
         for minimum in (True, False):
-            made, d, m = four_bits.encode(normal(i, tall, wide), group, minimum)
+            made, d, m = four_bits.encode_four_bits(normal(i, tall, wide), group, minimum)
             yield counts, four_bits.pack_codes(made), d, m, group
 
 

@@ -31,7 +31,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.ops.surrogate_gradient import FORMS, derivative, thresholds
 from fastsnn_modules.inputs import membrane_state, neuron_input
-from fastsnn_modules.operands import OperandError, Operands, check_choice, finite
+from fastsnn_modules.operands import OperandError, Operands, check_choice, check_finite_numbers
 from fastsnn_modules.over_time import exporting, over_time
 
 CHECKPOINT = 128
@@ -132,7 +132,7 @@ def check_forward(
 ) -> None:
     """The operands of `forward_naive`."""
     _START(x, v, keep, theta)
-    finite("lif_scan", beta=beta, lo=lo, hi=hi)
+    check_finite_numbers("lif_scan", beta=beta, lo=lo, hi=hi)
 
 
 def check_membrane(
@@ -141,7 +141,7 @@ def check_membrane(
 ) -> None:  # fmt: skip
     """The operands of `membrane`, which needs the first checkpoint."""
     sizes = _MARKS(x, marks, keep, theta)
-    finite("lif_membrane", beta=beta, lo=lo, hi=hi)
+    check_finite_numbers("lif_membrane", beta=beta, lo=lo, hi=hi)
     if sizes["T"] and not sizes["M"]:
         raise OperandError("lif_membrane: marks is empty; it must hold the membrane that x starts from")
 
@@ -152,7 +152,7 @@ def check_backward(
 ) -> None:  # fmt: skip
     """The operands of `backward_naive`."""
     sizes = _BACK(x, grad_c, grad_v, marks, keep, slope, theta)
-    finite("lif_scan_backward", beta=beta, lo=lo, hi=hi, alpha=alpha)
+    check_finite_numbers("lif_scan_backward", beta=beta, lo=lo, hi=hi, alpha=alpha)
     check_choice("lif_scan_backward", "form", form, range(len(FORMS)))
     if sizes["M"] != -(-sizes["T"] // CHECKPOINT):
         raise OperandError(

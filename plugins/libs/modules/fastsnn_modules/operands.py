@@ -155,7 +155,7 @@ class Operands:
         return f"of {name} itself"
 
 
-def finite(operator: str, **numbers: Any) -> None:
+def check_finite_numbers(operator: str, **numbers: Any) -> None:
     """Refuse Python numbers that are not numbers, or NaN."""
     for name, n in numbers.items():
         if isinstance(n, bool) or not isinstance(n, int | float):
@@ -192,4 +192,4 @@ def guarded(operator: str) -> Any:
     return wrap
 
 
-__getattr__ = renamed(__name__, {"chosen": "check_choice"})
+__getattr__ = renamed(__name__, {"chosen": "check_choice", "finite": "check_finite_numbers"})

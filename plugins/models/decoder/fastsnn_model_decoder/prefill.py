@@ -70,7 +70,7 @@ def prefill_blocks(
             y, new = block(added(x, add).view(*shape, -1), old, reset, angles)
             x, add = y.reshape(x.shape).contiguous(), None
         else:
-            add, new = run(block, plan, shape, x, add, old, reset, angles, flat)
+            add, new = run_block(block, plan, shape, x, add, old, reset, angles, flat)
         news.append(new)
     return added(x, add).view(*shape, -1), news
 
@@ -95,7 +95,7 @@ def rotates_only(forms: tuple[MixerForm, ...]) -> bool:
     return bool(forms) and all(isinstance(form, SoftmaxAttentionForm) and form.rotary for form in forms)
 
 
-def run(
+def run_block(
     block: Any, plan: BlockPlan, shape: tuple[int, ...], x: Tensor, add: Any, old: Any, reset: Tensor | None,
     angles: Angles, flat: Any,
 ) -> tuple[Any, BlockState]:  # fmt: skip
@@ -106,11 +106,11 @@ def run(
     heads = heads_of(block.attention, a, counts, shape, angles, flat)
     mixed, mixer = block.attention.mixer(heads, before.mixer, reset)
     counts = fused_row_ops.residual(mixed.reshape(len(x), -1), None, None, a.outer)
-    add = product(counts, a.out, shape)
+    add = projection_output(counts, a.out, shape)
     counts = fused_row_ops.residual(x, add, plan.feedforward_norm, f.inner)
     counts = hidden_of(f, counts, shape)
     state = AttentionState(before.inner, before.query, before.key, before.value, mixer, before.outer)
-    return product(counts, f.down, shape), BlockState(state, f.state if old is None else old.feedforward)
+    return projection_output(counts, f.down, shape), BlockState(state, f.state if old is None else old.feedforward)
 
 
 def heads_of(
@@ -167,7 +167,7 @@ def wide(spikes: Any, matrix: MatrixForm) -> Tensor:
     return layer(spikes)
 
 
-def product(counts: CountRows, matrix: MatrixForm, shape: tuple[int, ...]) -> Sums | Tensor:
+def projection_output(counts: CountRows, matrix: MatrixForm, shape: tuple[int, ...]) -> Sums | Tensor:
     """What a projection adds to the residual stream."""
     if counts.narrow and not isinstance(matrix, FourBitForm):
         return project_counts(counts, matrix)

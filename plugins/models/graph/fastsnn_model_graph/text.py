@@ -120,7 +120,7 @@ def constant(value: Any) -> str:
 
 def parse_call(text: str, name: str) -> Step:
     """A call as a step called `name`."""
-    node = parsed(text)
+    node = parse_expression(text)
     if not isinstance(node, ast.Call):
         raise CallError(f"{text!r} is no call; write a function of other nodes, such as add(x, y)")
     if any(k.arg is None for k in node.keywords):
@@ -142,14 +142,14 @@ def parse_call(text: str, name: str) -> Step:
 
 def arguments(text: str) -> tuple[Any, ...]:
     """Arguments alone: ``x`` or ``x, y``."""
-    node = parsed(f"f({text})")
+    node = parse_expression(f"f({text})")
     assert isinstance(node, ast.Call)
     if node.keywords:
         raise CallError(f"{text!r}: a layer takes no keywords")
     return tuple(value(a, text) for a in node.args)
 
 
-def parsed(text: str) -> ast.expr:
+def parse_expression(text: str) -> ast.expr:
     """The expression, or an error."""
     try:
         return ast.parse(text, mode="eval").body

@@ -72,7 +72,7 @@ def describe(module: Any) -> Layer | None:
         found = Layer(op="additive_mask", heads=module.heads, keys=module.keys)
     elif kind is spike_layers.Unflatten:
         found = Layer(op="unflatten", shape=module.shape)
-    return found or norm(module) or pool(module)
+    return found or norm_layer(module) or pool(module)
 
 
 def changed_instance(module: nn.Module) -> bool:
@@ -104,7 +104,7 @@ def even_padding(module: Any) -> tuple[int, ...] | None:
     return module.padding
 
 
-def norm(module: Any) -> Layer | None:
+def norm_layer(module: Any) -> Layer | None:
     """Norms with the statistics of torch's defaults."""
     kind = type(module)
     if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, AnyRankBatchNorm):

@@ -149,7 +149,7 @@ def site(v: Any) -> nn.Module:
     return TimeFoldedSite.of(v.neuron, v.features, v.dims)
 
 
-def part(v: Any) -> nn.Module:
+def nested_network(v: Any) -> nn.Module:
     """A network of its own, which keeps its spec."""
     from fastsnn_core import build
 
@@ -238,5 +238,5 @@ OPS: dict[str, Op] = {
     "integrate": Op({"tau": 2.0, "learn": False}, lambda v: LeakyReadout(v.tau, v.learn)),
     "difference": Op({"coder": NEEDED}, lambda v: TimeDifference(v.coder)),
     "encode": Op({"steps": NEEDED, "coder": NEEDED}, lambda v: TimeBegins(v.steps, v.coder)),
-    "part": Op({"part": NEEDED}, part, inside),
+    "part": Op({"part": NEEDED}, nested_network, inside),
 }

@@ -45,7 +45,7 @@ class Paths(Scope):
             tables.append({"title": NAMES[phase].capitalize(), "columns": columns, "rows": cells})
         last = next(reversed(found.values()))
         events = sum("events" in row.path for row in last)
-        step = runtime_paths.fused(subject.model, subject.inputs)
+        step = runtime_paths.fused_step_path(subject.model, subject.inputs)
         said = runtime_paths.says(step)
         return {
             "phases": {
@@ -67,13 +67,13 @@ class Paths(Scope):
             return
         phases = data["phases"]
         paths = list(dict.fromkeys(row["path"] for rows in phases.values() for row in rows))
-        kinds = list(dict.fromkeys(kind_of(row["layer"]) for rows in phases.values() for row in rows))
+        kinds = list(dict.fromkeys(layer_role(row["layer"]) for rows in phases.values() for row in rows))
         figure.set_size_inches(10, 1.4 + 0.3 * len(kinds))
         for axes, (phase, rows) in zip(figure.subplots(1, len(phases), sharey=True, squeeze=False)[0], phases.items()):
             for path in paths:
                 mine = [row for row in rows if row["path"] == path]
                 axes.scatter(
-                    [100 * row["active"] for row in mine], [kinds.index(kind_of(row["layer"])) for row in mine],
+                    [100 * row["active"] for row in mine], [kinds.index(layer_role(row["layer"])) for row in mine],
                     s=28, alpha=0.7, color=COLOURS[paths.index(path) % len(COLOURS)], label=path,
                 )  # fmt: skip
             n = max(row["rows"] for row in rows)
@@ -91,7 +91,7 @@ class Paths(Scope):
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
 
 
-def kind_of(layer: str) -> str:
+def layer_role(layer: str) -> str:
     """``layers.3.attention.q`` is ``attention.q``: one line for the same projection of all layers."""
     parts = layer.split(".")
     at = [i for i, part in enumerate(parts) if part.isdigit()]

@@ -117,7 +117,7 @@ def of_model(model: nn.Module, inputs: Tensor) -> dict[str, list[Way]]:
 
 
 @torch.no_grad()
-def fused(model: Any, inputs: Tensor) -> dict[str, Any] | None:
+def fused_step_path(model: Any, inputs: Tensor) -> dict[str, Any] | None:
     """``{"kernel", "why"}`` of the fused decoding step: which kernel set decodes whole tokens, or why none does.
 
     None for a model that does not decode tokens, or knows no fused step.
@@ -142,7 +142,7 @@ def fused(model: Any, inputs: Tensor) -> dict[str, Any] | None:
 
 
 def says(step: dict[str, Any] | None) -> str:
-    """One line about `fused`."""
+    """One line about `fused_step_path`."""
     if step is None:
         return ""
     if step["kernel"]:

@@ -36,7 +36,7 @@ def kernels(bundle: str | None = None) -> dict[str, Any]:
         model: Any = load(bundle)
         example = model.spec.example(1)
         found = runtime_paths.of_model(model, example)
-        data["decoding"] = runtime_paths.fused(model, example)
+        data["decoding"] = runtime_paths.fused_step_path(model, example)
         data["layers"] = {phase: [attrs.asdict(row) for row in rows] for phase, rows in found.items()}
     return data
 

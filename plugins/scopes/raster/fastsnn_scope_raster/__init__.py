@@ -109,7 +109,9 @@ class Raster(Scope):
                 top.spines[side].set_visible(False)
             if labels and len(labels) >= len(x):
                 step = -(-len(x) // 128)
-                rows = main.set_xticks([t + 0.5 for t in x][::step], [shown(text) for text in labels[: len(x) : step]])
+                rows = main.set_xticks(
+                    [t + 0.5 for t in x][::step], [visible_token(text) for text in labels[: len(x) : step]]
+                )
                 wide = max(map(len, labels)) > 2
                 for tick in rows:
                     tick.label1.set(
@@ -172,7 +174,7 @@ def bits(spikes: SpikeTensor) -> Tensor:
     return total
 
 
-def shown(label: str) -> str:
+def visible_token(label: str) -> str:
     """A token's text with its white space made visible; a dot for what has none, as half a character has."""
     for mark, instead in ((" ", "␣"), ("\n", "↵"), ("\t", "⇥"), ("\r", "↵")):
         label = label.replace(mark, instead)

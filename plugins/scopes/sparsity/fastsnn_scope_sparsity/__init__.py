@@ -75,7 +75,7 @@ class SparsityScope(Scope):
                 ["mean |count|", f"{total.mean_count:.2f}"],
                 [f"slot sparsity (S = {total.steps})", f"{total.slot_sparsity:.1%}"],
             ],
-            "tables": [table(rows)],
+            "tables": [site_table(rows)],
             "notes": [*(flagged or ["No site is silent, none is saturated."]), *stuck(rows)],
         }
 
@@ -109,14 +109,17 @@ class SparsityScope(Scope):
         if "reason" in data:
             figure.text(0.5, 0.5, data["reason"], ha="center", wrap=True)
             return
-        kinds = list(dict.fromkeys(place(r["site"])[0] for r in data["sites"]))
-        layers = sorted({place(r["site"])[1] for r in data["sites"]})
+        kinds = list(dict.fromkeys(layer_place(r["site"])[0] for r in data["sites"]))
+        layers = sorted({layer_place(r["site"])[1] for r in data["sites"]})
         width = len(layers)
         figure.set_size_inches(10, 0.9 + 2 * (0.75 + 0.34 * len(kinds)))
         limited = any(r.get("saturated_channels") is not None for r in data["sites"])
         for i, (axes, k) in enumerate(zip(figure.subplots(2, 2).flat, (0, 1, 2, 5 if limited else 4))):
             key, title, form = MEASURES[k]
-            cells = {(kinds.index(place(r["site"])[0]), layers.index(place(r["site"])[1])): r for r in data["sites"]}
+            cells = {
+                (kinds.index(layer_place(r["site"])[0]), layers.index(layer_place(r["site"])[1])): r
+                for r in data["sites"]
+            }
             cells = {place: r for place, r in cells.items() if r.get(key) is not None}
             grid = [[cells.get((y, x), {}).get(key, math.nan) for x in range(width)] for y in range(len(kinds))]
             share = form.endswith("%}")
@@ -155,7 +158,7 @@ class SparsityScope(Scope):
                     axes.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, edgecolor="#d55e00", linewidth=2))
 
 
-def place(site: str) -> tuple[str, int]:
+def layer_place(site: str) -> tuple[str, int]:
     """``layers.3.attention.inner`` is ("attention.inner", 3); a site of no layer has -1."""
     match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", site)
     if not match:
@@ -184,7 +187,7 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def table(rows: list[Data]) -> Data:
+def site_table(rows: list[Data]) -> Data:
     """All numbers, one row per site; the last column only where a site is flagged."""
     columns = [
         "site", "in the spec", "silent", "spikes / channel", "slot sparsity", "S", "mean |c|", "max |c|",

@@ -30,7 +30,7 @@ class Jsonl(Tracker):
             return Session()
         path = run.out / "log.jsonl"
         if path.exists() and not run.history:
-            path.rename(free(path))
+            path.rename(free_log_name(path))
         write_text(path, "".join(line(row) for row in run.history))
         return JsonlSession(path)
 
@@ -56,7 +56,7 @@ def line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def free(path: Path) -> Path:
+def free_log_name(path: Path) -> Path:
     """``log-1.jsonl``, or the first such name that is free."""
     names = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, 1 << 30))
     return next(name for name in names if not name.exists())

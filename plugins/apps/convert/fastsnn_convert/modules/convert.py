@@ -15,12 +15,12 @@ from fastsnn_conversion.time_folding import TimeFoldedSite, cast_half, name_stat
 from fastsnn_convert import output_distance
 from fastsnn_convert.modules import layerwise, site_report
 from fastsnn_convert.modules.comparison import CalibrationData, check_rebuilt, compare
-from fastsnn_convert.modules.inputs import Call, as_inputs, check_batch_first, single
+from fastsnn_convert.modules.inputs import Call, as_inputs, check_batch_first, to_float32
 from fastsnn_convert.modules.output_regression import distil
 from fastsnn_convert.modules.prepare import INNER, check_source, check_tensors, prepared
 from fastsnn_convert.modules.rule_engine import ConversionInProgress, Maker, all_rules, plan, reference_output, walked
 from fastsnn_convert.modules.site_thresholds import ThresholdSettings, tune_in_place
-from fastsnn_convert.modules.to_spec import as_calls, obstacles, site_modules, written
+from fastsnn_convert.modules.to_spec import as_calls, module_with_spec, obstacles, site_modules
 from fastsnn_convert.neurons import component, levels
 from fastsnn_convert.report import Report, row
 from fastsnn_convert.result import Conversion, refuse_bundle
@@ -87,7 +87,7 @@ def convert_module(
     if checks:
         reference_output(model, call, tuple(x[:2] for x in checks))  # of another shape: said before the work
     split = CalibrationData.split(data, checks)
-    fit, settings = single(split.fit), ThresholdSettings(steps, code, steps_per_site, refine)
+    fit, settings = to_float32(split.fit), ThresholdSettings(steps, code, steps_per_site, refine)
     if not functional:
         return convert_walked(model, call, given, split, neuron, settings, d_model_fallback, rules, options, measure)
     found = plan(
@@ -98,26 +98,26 @@ def convert_module(
     if says and must_save:
         refuse_bundle(says)
     settings = ThresholdSettings(steps, code, by_site(steps_per_site, found), refine)
-    figures, chosen_on = layerwise.tune_sites(found.network, fit or single(given), settings, calibrated=bool(fit))
+    figures, chosen_on = layerwise.tune_sites(found.network, fit or to_float32(given), settings, calibrated=bool(fit))
     by_module = {id(found.network.held(path)): one for path, one in figures.items()}
-    snn: Any = found.network if says else written(found.network, single(given))
+    snn: Any = found.network if says else module_with_spec(found.network, to_float32(given))
     sites = site_modules(snn)
     healed = (
-        distil(snn, output_distance.output(found.dense, single(lessons)), single(lessons), heal_steps)
+        distil(snn, output_distance.output(found.dense, to_float32(lessons)), to_float32(lessons), heal_steps)
         if heal_steps
         else []
     )
     if not says:
-        check_rebuilt(snn, single(given))
-    rows = rows_of(found, sites)
+        check_rebuilt(snn, to_float32(given))
+    rows = network_rows(found, sites)
     if measure:
         errors = {name: by_module[id(site)] for name, site in sites.items() if id(site) in by_module}
-        site_report.fill_site_rows(snn, sites, fit or single(given), rows, errors=bool(fit), figures=errors)
+        site_report.fill_site_rows(snn, sites, fit or to_float32(given), rows, errors=bool(fit), figures=errors)
     quality = site_report.quality(rows)
     if measure and split.compare:
         quality = compare(model, call, snn, split) | quality
     report = Report(
-        source=type(model).__name__, kind="module", model=kind_of(snn), neuron=component(neuron).name,
+        source=type(model).__name__, kind="module", model=model_kind(snn), neuron=component(neuron).name,
         coverage=coverage, steps=steps, code=code, parameters=sum(p.numel() for p in snn.parameters()),
         calibration=chosen_on if fit else 0, healed=healed[:1] + healed[-1:], modules=rows,
         quality=quality, obstacles=says,
@@ -157,18 +157,18 @@ def guess(model: nn.Module, fallback: int) -> Tensor:
     return torch.zeros(1, fallback)
 
 
-def shown(path: str) -> str:
+def user_path(path: str) -> str:
     """A module's path as the user knows it."""
     return ".".join(part for part in path.split(".") if part != INNER)
 
 
-def kind_of(snn: nn.Module) -> str:
+def model_kind(snn: nn.Module) -> str:
     """Kind of the model's spec, or what it is without one."""
     spec = getattr(snn, "spec", None)
     return f"{spec.name} model" if isinstance(spec, Model) else "network without a spec"
 
 
-def rows_of(found: ConversionInProgress, sites: Mapping[str, TimeFoldedSite]) -> list[dict[str, Any]]:
+def network_rows(found: ConversionInProgress, sites: Mapping[str, TimeFoldedSite]) -> list[dict[str, Any]]:
     """A row per step of the network that was converted, with the site that serves it."""
     where = {id(site): name for name, site in sites.items()}
     serving = {served: where.get(id(found.network.held(name))) for name, served in found.sites.items()}
@@ -219,7 +219,7 @@ def convert_walked(
 ) -> Conversion:  # fmt: skip
     """Replace modules where they stand; function calls are not seen, and the report says so."""
     rules = all_rules() if rules is None else rules
-    inputs, fit = single(given), single(split.fit)
+    inputs, fit = to_float32(given), to_float32(split.fit)
     body = prepared(model, lambda m: reference_output(m, call, inputs))
     before = {name: m for name, m in body.named_modules() if not any(True for _ in m.children())}
     walked(body, rules, Maker(component(neuron), fallback), dict(options or {}))
@@ -231,7 +231,7 @@ def convert_walked(
         site = next((s for s in sites if s.removeprefix("model.").removesuffix(".site") == name), None)
         status, note = ("converted", "where it stands") if site else ("kept", "")
         size = sum(p.numel() for p in module.parameters())
-        rows.append(row(shown(name), type(module).__name__, status, "", note, parameters=size, site=site))
+        rows.append(row(user_path(name), type(module).__name__, status, "", note, parameters=size, site=site))
     if measure:
         site_report.fill_site_rows(snn, sites, fit or inputs, rows, errors=bool(fit))
     quality = site_report.quality(rows)

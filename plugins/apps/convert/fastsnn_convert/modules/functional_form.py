@@ -70,7 +70,11 @@ def out_of_place(traced: Traced, example: Sequence[Tensor]) -> None:
                         f"{said(step)} changes its input in place, which is read again later; write it out of place"
                     )
                 copied = Step(
-                    free(f"{step.name}_copy", traced.steps), "call", "clone", (Ref(names.get(name, name)),), method=True
+                    unused_name(f"{step.name}_copy", traced.steps),
+                    "call",
+                    "clone",
+                    (Ref(names.get(name, name)),),
+                    method=True,
                 )
                 steps.append(copied)
                 current = remapped(step, names | {name: copied.name})
@@ -129,7 +133,7 @@ def said(step: Step) -> str:
     return f"the in-place operation {step.target}() (value {step.name!r})"
 
 
-def free(name: str, steps: Sequence[Step]) -> str:
+def unused_name(name: str, steps: Sequence[Step]) -> str:
     """A name that no step has."""
     taken = {step.name for step in steps}
     while name in taken:

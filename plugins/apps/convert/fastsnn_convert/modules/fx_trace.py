@@ -59,7 +59,7 @@ def best_rule(rules: Sequence[Rule], module: nn.Module) -> Rule | None:
     return max(found, key=lambda rule: rule.priority) if found else None
 
 
-def opened(model: nn.Module) -> nn.Module:
+def without_time_loop(model: nn.Module) -> nn.Module:
     """A network of ours (`sequential`, `graph`) without its handling of time, which the converted one has again."""
     if not isinstance(model, SequentialModule | Network):
         return model
@@ -84,7 +84,7 @@ def lowered(model: nn.Module, rules: Sequence[Rule]) -> nn.Module:
     def visit(module: nn.Module) -> nn.Module:
         if (known := memo.get(id(module))) is not None:
             return known
-        new = opened(module)
+        new = without_time_loop(module)
         for rule in rules:
             lower = getattr(rule, "lower", None)
             while lower is not None and "forward" not in new.__dict__ and (simpler := lower(new)) is not None:

@@ -126,7 +126,7 @@ class Call:
         return model(**dict(zip(self.names, inputs)), **self.constants) if self.keywords else model(*inputs)
 
 
-def single(data: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def to_float32(data: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Inputs in half precision as float32, in which converted networks run."""
     return tuple(x.float() if x.dtype in HALF else x for x in data)
 

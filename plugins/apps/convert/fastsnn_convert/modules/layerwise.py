@@ -235,7 +235,7 @@ def tune_sites(
     tracks = Tracks(network, data, settings)
     if isinstance(settings.per_site, int | float) and calibrated:
         return save_steps(tracks, sites), len(tracks.data[0])
-    tracks.run(choose if calibrated else calibrate_site)
+    tracks.run(choose_threshold if calibrated else calibrate_site)
     return tracks.figures, len(tracks.data[0])
 
 
@@ -245,7 +245,7 @@ def site_of(network: Network, step: Step) -> TimeFoldedSite | None:
     return module if isinstance(module, TimeFoldedSite) and module.neuron is not None else None
 
 
-def choose(
+def choose_threshold(
     tracks: Tracks, name: str, site: TimeFoldedSite, x: list[Tensor], x0: list[Tensor], readers: list[SiteReader]
 ) -> None:
     """A threshold: by search where counts are bounded, by the neuron's own rule otherwise."""
@@ -294,7 +294,7 @@ def save_steps(tracks: Tracks, sites: Mapping[str, TimeFoldedSite]) -> dict[str,
         ) -> None:
             for steps in range(1, (settings.steps or 1) + 1):
                 set_neuron(site, limited(whole[name], levels(steps, settings.code)))
-                choose(tracks, name, site, x, x0, readers)
+                choose_threshold(tracks, name, site, x, x0, readers)
                 if measured(site, [site(piece) for piece in x[:1]], x0[:1]).errors()[0] <= bound:
                     break
 

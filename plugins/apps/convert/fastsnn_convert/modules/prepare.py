@@ -63,11 +63,11 @@ def prepared(model: nn.Module, run: Callable[[nn.Module], Any] | None = None) ->
     model = unwrapped(model)
     check_source(model)
     body = duplicate(model).eval()
-    body = walk(body, simplified)
+    body = replace_modules(body, simplified)
     bake_weights(body)
     check_tensors(body)
     ordinary_tensors(body)
-    body = walk(body, hooks_outside)
+    body = replace_modules(body, hooks_outside)
     if run is not None:
         drop_observers(body, run)
     return body.eval()
@@ -138,7 +138,7 @@ def duplicate(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def walk(module: nn.Module, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
+def replace_modules(module: nn.Module, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """Every module of a tree replaced by what `change` says, children first; shared modules stay shared."""
     memo: dict[int, nn.Module] = {}
 

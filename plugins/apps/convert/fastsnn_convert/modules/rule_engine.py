@@ -20,7 +20,7 @@ from fastsnn_conversion.context import Context, ConversionError, Replacement, ch
 from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_convert.modules.functional_form import does_not_run, lift_calls, out_of_place
 from fastsnn_convert.modules.fx_trace import Traced, best_rule, lowered, remapped, trace
-from fastsnn_convert.modules.inputs import HALF, Call, single
+from fastsnn_convert.modules.inputs import HALF, Call, to_float32
 from fastsnn_convert.modules.prepare import prepared
 from fastsnn_convert.neurons import component
 from fastsnn_convert.output_distance import output_tensors
@@ -68,7 +68,7 @@ def plan(
     kind = component(neuron)
     call = Call.of(model, example) if call is None else call
     wanted = reference_output(model, call, example)
-    inputs = single(example)
+    inputs = to_float32(example)
     body = prepared(model, lambda m: reference_output(m, call, inputs))
     traced = trace(lowered(body, rules), call, rules)
     out_of_place(traced, inputs)
@@ -84,7 +84,7 @@ def plan(
     for step in traced.steps:
         if step.kind == "module" and step.name in found:
             traced.held[step.target] = found[step.name][0].module
-    steps, sites = place(traced, found, samples, maker, coverage)
+    steps, sites = insert_sites(traced, found, samples, maker, coverage)
     for step in steps:
         if step.name in sites and (value := step.sources()[0]) in late:
             raise ConversionError(
@@ -156,7 +156,7 @@ def check_turned(
         wanted = reference_output(model, call, other)
     except ConversionError:
         return  # not every module takes any numbers
-    check_same(type(model).__name__, wanted, run_dense(dense, single(other), {}, opaque), other)
+    check_same(type(model).__name__, wanted, run_dense(dense, to_float32(other), {}, opaque), other)
 
 
 def not_first(dense: Network, inputs: tuple[Tensor, ...], samples: Mapping[str, Any]) -> dict[str, str]:
@@ -325,7 +325,7 @@ def walked(
 # -- sites -----------------------------------------------------------------------------------------------------------
 
 
-def place(
+def insert_sites(
     traced: Traced,
     found: Mapping[str, tuple[Replacement, str]],
     samples: Mapping[str, Any],

@@ -83,7 +83,7 @@ def sayable(output: Any) -> bool:
     )
 
 
-def written(network: Network, inputs: Sequence[Tensor]) -> nn.Module:
+def module_with_spec(network: Network, inputs: Sequence[Tensor]) -> nn.Module:
     """The network as a module that carries its spec, over the same modules (not copies); see `obstacles` first."""
     layers = layers_of(network)[0]
     steps = chain(network)

@@ -27,7 +27,7 @@ def integer(low: int, high: int = 2**31 - 1) -> Schema:
     return {"type": "integer", "minimum": low, "maximum": high}
 
 
-def number(low: float, high: float) -> Schema:
+def number_schema(low: float, high: float) -> Schema:
     """A number."""
     return {"type": "number", "minimum": low, "maximum": high}
 
@@ -80,11 +80,13 @@ def bodies(vocab: int, name: str) -> dict[str, Schema]:
         ]
     }  # fmt: skip
     common: dict[str, Schema] = {
-        "model": model, "max_tokens": integer(1), "max_completion_tokens": integer(1), "temperature": number(0, 2),
-        "top_p": number(1e-6, 1), "top_k": integer(-1), "min_p": number(0, 1), "n": integer(1, 128),
-        "seed": integer(-(2**63), 2**63 - 1), "presence_penalty": number(-2, 2), "frequency_penalty": number(-2, 2),
-        "repetition_penalty": number(0.01, 100), "min_tokens": integer(0), "ignore_eos": FLAG,
-        "logit_bias": {"type": "object", "additionalProperties": number(-100, 100)},
+        "model": model, "max_tokens": integer(1), "max_completion_tokens": integer(1),
+        "temperature": number_schema(0, 2), "top_p": number_schema(1e-6, 1), "top_k": integer(-1),
+        "min_p": number_schema(0, 1), "n": integer(1, 128),
+        "seed": integer(-(2**63), 2**63 - 1), "presence_penalty": number_schema(-2, 2),
+        "frequency_penalty": number_schema(-2, 2),
+        "repetition_penalty": number_schema(0.01, 100), "min_tokens": integer(0), "ignore_eos": FLAG,
+        "logit_bias": {"type": "object", "additionalProperties": number_schema(-100, 100)},
         "stop": {"anyOf": [words, listed(words, 0, 16)]}, "stream": FLAG, "response_format": form, "user": TEXT,
         "stream_options": fields([], include_usage=FLAG, spikes_every=integer(0, 1024)), "metadata": OBJECT,
     }  # fmt: skip
@@ -106,7 +108,7 @@ def bodies(vocab: int, name: str) -> dict[str, Schema]:
         ),
         "/v1/responses": fields(
             ["input"], input={"anyOf": [TEXT, listed(turn, 1)]}, instructions=TEXT, max_output_tokens=integer(1),
-            model=model, temperature=number(0, 2), top_p=number(1e-6, 1), stream=FLAG, metadata=OBJECT,
+            model=model, temperature=number_schema(0, 2), top_p=number_schema(1e-6, 1), stream=FLAG, metadata=OBJECT,
             top_logprobs=integer(0, 20), store=FLAG,
         ),
         "/v1/embeddings": fields(["input"], input=prompt, model=model, encoding_format={"enum": ["float", "base64"]}),

@@ -84,12 +84,12 @@ def messages(fields: Fields) -> list[dict[str, Any]]:
         inner.text("id")
         inner.done({"status": ("completed", "incomplete", "in_progress"), "phase": ()})
         if isinstance(content, list):
-            content = [part(one, f"input[{i}].content[{j}]") for j, one in enumerate(content)]
+            content = [content_part(one, f"input[{i}].content[{j}]") for j, one in enumerate(content)]
         out.append({"role": role, "content": content})
     return out
 
 
-def part(row: Any, where: str) -> dict[str, Any]:
+def content_part(row: Any, where: str) -> dict[str, Any]:
     """A content part."""
     inner = Fields(row, where)
     kind, text = inner.take("type"), inner.text("text")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastsnn_serve.engine.sampler import Adjustments
 from fastsnn_serve.engine.streams import SamplingParams
-from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, is_text
+from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, is_utf8
 from fastsnn_text import Sampling
 
 STOPS, STOP_LENGTH = 16, 256
@@ -80,7 +80,7 @@ def read_stops(fields: Fields) -> tuple[str, ...]:
     value = fields.take("stop")
     found = [] if value is None else [value] if isinstance(value, str) else value
     good = isinstance(found, list) and len(found) <= STOPS
-    if not good or not all(is_text(s) and 0 < len(s) <= STOP_LENGTH for s in found):
+    if not good or not all(is_utf8(s) and 0 < len(s) <= STOP_LENGTH for s in found):
         raise fields.wrong("stop", f"a string or up to {STOPS} of them, each of 1 to {STOP_LENGTH} characters", value)
     return tuple(found)
 

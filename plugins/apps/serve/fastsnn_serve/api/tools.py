@@ -120,13 +120,13 @@ def described(rows: list[Table], tools: Tools) -> list[Table]:
         "You may call functions. Each line is one of them:\n<tools>\n" + lines + "\n</tools>\nTo call one, write\n"
         f'{OPEN}\n{{"name": <its name>, "arguments": <an object that follows its parameters>}}\n{CLOSE}'
     )
-    out = [written(row) for row in rows]
+    out = [turn_with_calls(row) for row in rows]
     if out and out[0]["role"] in ("system", "developer"):
         return [out[0] | {"content": f"{out[0].get('content') or ''}\n\n{says}"}, *out[1:]]
     return [{"role": "system", "content": says}, *out]
 
 
-def written(row: Table) -> Table:
+def turn_with_calls(row: Table) -> Table:
     """A turn that called tools, with the calls in its text."""
     calls = row.get("tool_calls")
     if not calls:
@@ -140,11 +140,11 @@ def calls_in(text: str, tools: Tools) -> tuple[str, list[Table]]:
     """``(text without its calls, calls in OpenAI's form)``; what is no call of a tool that was offered stays text."""
     stripped = text.strip()
     if stripped.startswith("{"):
-        found = parsed(stripped, tools)
+        found = parse_tool_call(stripped, tools)
         return ("", [found]) if found else (text, [])
     calls, kept, at = list[Table](), list[str](), 0
     for match in CALL.finditer(text):
-        found = parsed(match[1], tools)
+        found = parse_tool_call(match[1], tools)
         if found:
             calls.append(found)
             kept.append(text[at : match.start()])
@@ -152,7 +152,7 @@ def calls_in(text: str, tools: Tools) -> tuple[str, list[Table]]:
     return ("".join([*kept, text[at:]]).strip(), calls) if calls else (text, [])
 
 
-def parsed(text: str, tools: Tools) -> Table | None:
+def parse_tool_call(text: str, tools: Tools) -> Table | None:
     """A call, or None where this is none."""
     try:
         found = json.loads(text)

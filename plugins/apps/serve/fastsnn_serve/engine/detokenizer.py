@@ -31,12 +31,12 @@ def scores(logits: Tensor, tokens: list[int], top: int) -> list[Scored]:
     chosen = logprobs.gather(-1, best.indices.new_tensor(tokens)[:, None])[:, 0].tolist()
     alternatives = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [
-        Scored(token, finite(value), tuple(zip(ids, map(finite, values), strict=True)))
+        Scored(token, finite_or_floor(value), tuple(zip(ids, map(finite_or_floor, values), strict=True)))
         for token, value, (ids, values) in zip(tokens, chosen, alternatives, strict=True)
     ]
 
 
-def finite(value: float) -> float:
+def finite_or_floor(value: float) -> float:
     """`value`, or the floor where it is no finite number."""
     return value if math.isfinite(value) else FLOOR
 

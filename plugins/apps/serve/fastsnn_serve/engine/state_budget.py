@@ -52,11 +52,11 @@ def measure_state(model: nn.Module, device: torch.device) -> StateSizes:
             f"{type(model).__name__} cannot be served: a language model takes (tokens [B,T], state, return_state=True, "
             f"last=True) and gives (logits [B,1,V], state); it says: {error}"
         ) from error
-    block = BLOCK if fused(model) else 1
+    block = BLOCK if has_fused_form(model) else 1
     return StateSizes(int(logits.shape[-1]), base, max(0.0, (nbytes(state) - base) / 32), block)
 
 
-def fused(model: nn.Module) -> bool:
+def has_fused_form(model: nn.Module) -> bool:
     """Has the model a fused form, whose caches are made of blocks?"""
     try:
         lower(model, "")

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from fastsnn_core.moved import renamed
-from fastsnn_serve.http.strict_json import Fields, Invalid, is_text, shown
+from fastsnn_serve.http.strict_json import Fields, Invalid, excerpt, is_utf8
 from fastsnn_text import chat_template
 from fastsnn_text.chat_template import ROLES, TemplateError
 from fastsnn_text.chat_template import template_of as template_source
@@ -44,7 +44,7 @@ def validate_messages(messages: Any) -> list[dict[str, Any]]:
     if messages is None:
         raise Invalid("messages is missing", "messages", "missing_required_parameter")
     if not isinstance(messages, list) or not messages:
-        says = f"messages: expected a list of at least one message, got {shown(messages)}"
+        says = f"messages: expected a list of at least one message, got {excerpt(messages)}"
         raise Invalid(says, "messages", "invalid_value")
     return [message(row, f"messages[{i}]") for i, row in enumerate(messages)]
 
@@ -64,7 +64,7 @@ def message(row: Any, where: str) -> dict[str, Any]:
         content = "".join(part_text(part, f"{where}.content[{j}]") for j, part in enumerate(content))
     if content is None and role == "assistant":  # a turn that only calls tools, or says nothing
         content = None if "tool_calls" in out else ""
-    elif not is_text(content):
+    elif not is_utf8(content):
         raise fields.wrong("content", "a string of valid Unicode or a list of text parts", content)
     fields.done(SAID)
     if content is not None:

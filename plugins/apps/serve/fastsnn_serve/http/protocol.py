@@ -18,7 +18,7 @@ from fastsnn_serve.api.tools import Tools, described, read_tools
 from fastsnn_serve.engine.grammar import Grammars
 from fastsnn_serve.engine.streams import SamplingParams
 from fastsnn_serve.http.chat_template import RequestChatTemplate, validate_messages
-from fastsnn_serve.http.strict_json import Fields, Invalid, is_int, is_text, shown
+from fastsnn_serve.http.strict_json import Fields, Invalid, excerpt, is_int, is_utf8
 from fastsnn_text import Tokenizer, prompt_ids
 
 COMPLETION_TOKENS, CHAT_TOKENS = 16, 1024  # max_tokens where the request names none
@@ -194,7 +194,7 @@ def check_model(fields: Fields, context: RequestContext) -> None:
 
 def unknown_model(name: str, context: RequestContext) -> Invalid:
     """404."""
-    says = f"no model {shown(name)} here; this server has {shown(context.name)}"
+    says = f"no model {excerpt(name)} here; this server has {excerpt(context.name)}"
     return Invalid(says, "model", "model_not_found", 404)
 
 
@@ -207,13 +207,13 @@ def read_prompts(
     many = value if isinstance(value, list) and value and not is_int(value[0]) else [value]
     ids: list[list[int]] = []
     for one in many:
-        if is_text(one):
+        if is_utf8(one):
             ids.append(prompt_ids(context.tokenizer, one) if one else [])
         elif isinstance(one, list) and all(map(is_int, one)):
             ids.append(one)
         else:
             wanted = "a string of valid Unicode, a list of token ids, or a list of either"
-            raise Invalid(f"{field}: expected {wanted}, got {shown(one)}", field, "invalid_value")
+            raise Invalid(f"{field}: expected {wanted}, got {excerpt(one)}", field, "invalid_value")
         if not ids[-1]:
             raise Invalid(f"the {field} is empty; give at least one token", field, "invalid_value")
         in_vocabulary(ids[-1], context, field)

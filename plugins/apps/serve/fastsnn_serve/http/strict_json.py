@@ -43,7 +43,7 @@ def dumps(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
-def shown(value: Any) -> str:
+def excerpt(value: Any) -> str:
     """A value for an error message."""
     try:
         text = json.dumps(value)
@@ -57,7 +57,7 @@ def is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_text(value: Any) -> bool:
+def is_utf8(value: Any) -> bool:
     """A string that has a UTF-8 form."""
     if not isinstance(value, str):
         return False
@@ -74,7 +74,7 @@ class Fields:
     def __init__(self, body: Any, where: str = "") -> None:
         self.where = where
         if not isinstance(body, dict):
-            raise Invalid(f"{where or 'the body'}: expected an object, got {shown(body)}", where or None)
+            raise Invalid(f"{where or 'the body'}: expected an object, got {excerpt(body)}", where or None)
         self.left, self.known = dict(body), list[str]()
 
     def take(self, name: str) -> Any:
@@ -88,7 +88,7 @@ class Fields:
 
     def wrong(self, name: str, wanted: str, value: Any) -> Invalid:
         """What to raise."""
-        return Invalid(f"{self.path(name)}: expected {wanted}, got {shown(value)}", self.path(name), "invalid_value")
+        return Invalid(f"{self.path(name)}: expected {wanted}, got {excerpt(value)}", self.path(name), "invalid_value")
 
     def integer(self, name: str, default: Any, low: int, high: int = LONGEST) -> Any:
         """An integer from `low` to `high`."""
@@ -120,7 +120,7 @@ class Fields:
     def text(self, name: str) -> str | None:
         """A string, or None."""
         value = self.take(name)
-        if value is not None and not is_text(value):
+        if value is not None and not is_utf8(value):
             raise self.wrong(name, "a string of valid Unicode", value)
         return value
 
@@ -134,7 +134,7 @@ class Fields:
                 help = f"; did you mean {close[0]}?" if close else ""
                 raise Invalid(f"{self.path(name)}: no such field here{help}", self.path(name), "unknown_parameter")
             if not any(same(value, ok) for ok in harmless[name]):
-                only = " or ".join(map(shown, harmless[name]))
+                only = " or ".join(map(excerpt, harmless[name]))
                 only = f"; only {only} is accepted" if only else ""
                 raise Invalid(f"{self.path(name)} is not supported{only}", self.path(name), "unsupported_parameter")
 

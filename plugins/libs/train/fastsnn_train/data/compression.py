@@ -25,7 +25,7 @@ POINTER = b"version https://git-lfs"
 
 
 @contextlib.contextmanager
-def opened(path: Path, member: str = "") -> Iterator[IO[bytes]]:
+def open_decompressed(path: Path, member: str = "") -> Iterator[IO[bytes]]:
     """The bytes of a file (or of a member of a zip archive), decompressed."""
     with contextlib.ExitStack() as stack:
         try:
@@ -146,7 +146,7 @@ def read_whole(path: str | Path) -> str:
     """The whole text of one file; `DataError` says what is wrong with it."""
     path = Path(path)
     try:
-        with opened(path) as file:
+        with open_decompressed(path) as file:
             return "".join(decoded_chunks(file, str(path)))
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import attrs
 
-from fastsnn_train.data.compression import SUFFIXES, decoded_chunks, member_name, no_text, opened
+from fastsnn_train.data.compression import SUFFIXES, decoded_chunks, member_name, no_text, open_decompressed
 from fastsnn_train.data.documents import DataError, Document, Omitted, name_list
 from fastsnn_train.data.rows import RowReader
 
@@ -94,11 +94,11 @@ def read_documents(file: File, field: str, omitted: Omitted) -> Iterator[Documen
         if form in ("parquet", "arrow"):
             yield from read_columns(file, form, field, omitted)
             return
-        with opened(file.path, file.member) as stream:
+        with open_decompressed(file.path, file.member) as stream:
             if form == "text":
                 yield from read_text(stream, str(file), omitted)
             elif form == "json":
-                yield from read_json(stream, file, field, omitted)
+                yield from rows_of_json(stream, file, field, omitted)
             else:
                 yield from read_csv(stream, file, field, omitted)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -122,7 +122,7 @@ def read_text(stream: IO[bytes], where: str, omitted: Omitted) -> Iterator[str]:
         carry = rest[cut:]
 
 
-def read_json(stream: IO[bytes], file: File, field: str, omitted: Omitted) -> Iterator[Document]:
+def rows_of_json(stream: IO[bytes], file: File, field: str, omitted: Omitted) -> Iterator[Document]:
     """Rows of JSON lines, one by one; or of one JSON list, or of one object of columns."""
     lines = enumerate(json_lines(stream), 1)
     reader = RowReader(field, str(file), omitted)
@@ -160,10 +160,10 @@ def json_rows(lines: Iterator[tuple[int, tuple[int, bytes]]], file: File) -> Ite
     """``(line number, row)``."""
     for n, (begin, line) in lines:
         if line.strip():
-            yield n, parsed(line, n, begin, file)
+            yield n, parse_line(line, n, begin, file)
 
 
-def parsed(line: bytes, n: int, begin: int, file: File) -> Any:
+def parse_line(line: bytes, n: int, begin: int, file: File) -> Any:
     """The value of a line; what is wrong with it is said with its place."""
     try:
         return json.loads(line.decode("utf-8"))
@@ -178,7 +178,7 @@ def parsed(line: bytes, n: int, begin: int, file: File) -> Any:
 def json_whole(raw: bytes, n: int, begin: int, file: File) -> list[Any]:
     """The rows of a file that is one JSON value: a list, one row, or an object of columns of one length."""
     try:
-        found = parsed(raw, n, begin, file)
+        found = parse_line(raw, n, begin, file)
     except DataError as error:
         if "Extra data" in str(error):  # JSON lines whose rows are lists
             raise DataError(f'{file}:{n}: expected rows like {{"text": "…"}}, got a list on a line') from None
@@ -240,7 +240,9 @@ def read_columns(file: File, form: str, field: str, omitted: Omitted) -> Iterato
         try:
             plain = not file.member and not any(file.name.lower().endswith(s) for s in SUFFIXES)
             stream: Any = (
-                file.path if plain else pa.py_buffer(stack.enter_context(opened(file.path, file.member)).read())
+                file.path
+                if plain
+                else pa.py_buffer(stack.enter_context(open_decompressed(file.path, file.member)).read())
             )
             if form == "parquet":
                 table = parquet.ParquetFile(stream if plain else pa.BufferReader(stream))

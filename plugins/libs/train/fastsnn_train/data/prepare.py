@@ -65,7 +65,7 @@ def holds_text(dataset: Any, field: str = "text") -> tuple[Any, bool]:
         ids = isinstance(columns, list) and field not in columns and any(name in columns for name in IDS)
         return dataset, not ids
     if not hasattr(dataset, "__iter__") and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-        text = bool(len(dataset)) and is_text(dataset[0])  # a map-style Dataset
+        text = bool(len(dataset)) and is_text_row(dataset[0])  # a map-style Dataset
         return ([dataset[i] for i in range(len(dataset))] if text else dataset), text
     if kind == "torch" or not hasattr(dataset, "__iter__"):
         return dataset, False
@@ -74,10 +74,10 @@ def holds_text(dataset: Any, field: str = "text") -> tuple[Any, bool]:
         dataset = itertools.chain(() if first is None else (first,), dataset)
     else:
         first = next(iter(dataset), None)
-    return dataset, is_text(first)
+    return dataset, is_text_row(first)
 
 
-def is_text(item: Any) -> bool:
+def is_text_row(item: Any) -> bool:
     """Is an item of a dataset a text, or a row of a table of texts?"""
     if isinstance(item, Mapping):
         return not any(name in item for name in IDS)

@@ -163,7 +163,7 @@ def receive(end: Connection) -> list[np.ndarray]:
     return found
 
 
-def encode(texts: Iterable[Document], tokenizer: Tokenizer, workers: int = 1) -> tuple[np.ndarray, int]:
+def encode_documents(texts: Iterable[Document], tokenizer: Tokenizer, workers: int = 1) -> tuple[np.ndarray, int]:
     """All documents as one array of tokens, each closed by the end token; and how many characters they had."""
     characters = 0
 
@@ -180,12 +180,12 @@ def encode(texts: Iterable[Document], tokenizer: Tokenizer, workers: int = 1) ->
 def cached(
     texts: Iterable[Document], tokenizer: Tokenizer, folder: str | Path, what: str, workers: int = 1
 ) -> tuple[np.ndarray, int]:
-    """`encode`, kept on disk under `folder` where one is given: memory-mapped, keyed by text and tokenizer.
+    """`encode_documents`, kept on disk under `folder` where one is given: memory-mapped, keyed by text and tokenizer.
 
     The texts are read once for the key, one at a time, and once more where the cache does not have them.
     """
     if not folder:
-        return encode(texts, tokenizer, workers)
+        return encode_documents(texts, tokenizer, workers)
     key = hashlib.sha256(f"{what}|{tokenizer.describe()}|{getattr(tokenizer, 'text', '')}".encode())
     characters = 0
     for text in texts:
@@ -193,7 +193,7 @@ def cached(
         characters += len(plain_text(text))
     path = Path(folder).expanduser() / f"{key.hexdigest()[:32]}.npy"
     if not path.is_file():
-        tokens, _ = encode(texts, tokenizer, workers)
+        tokens, _ = encode_documents(texts, tokenizer, workers)
         with beside(path) as scratch, scratch.open("wb") as file:
             np.save(file, tokens, allow_pickle=False)
             os.fsync(file.fileno())

@@ -65,7 +65,7 @@ def evaluate(argv: list[str]) -> int:
     """Perplexity, sparsity, recall and samples of a bundle; accuracy and spikes of a network on labelled samples."""
     args = parser()
     opts = args.parse_args(argv)
-    check(args, opts)
+    check_request(args, opts)
     quiet = opts.quiet or opts.json
     text = "" if opts.text is None else part_of(read_whole(opts.text), opts)
     model = bundle.load(opts.bundle, device(opts.device))
@@ -93,11 +93,11 @@ def evaluate(argv: list[str]) -> int:
         result["samples"] = [
             {"prompt": p, "text": "".join(generate_text(model, p, opts.max_tokens, sampling))} for p in opts.prompt
         ]
-    print(json.dumps(result) if opts.json else written(result, grids))
+    print(json.dumps(result) if opts.json else result_text(result, grids))
     return 0
 
 
-def check(args: Parser, opts: Any) -> None:
+def check_request(args: Parser, opts: Any) -> None:
     """What can be refused before the model is loaded is refused then."""
     if opts.text is None and opts.data is None and not opts.recall and not opts.prompt:
         args.error("say what to evaluate: --text FILE, --data SAMPLES, --recall passkey,mqar or --prompt TEXT")
@@ -141,7 +141,7 @@ def part_of(text: str, opts: Any) -> str:
     return found
 
 
-def written(result: dict[str, Any], grids: dict[str, Recall]) -> str:
+def result_text(result: dict[str, Any], grids: dict[str, Recall]) -> str:
     """The result for people: perplexity with its error first, figures to five digits."""
     plain = {k: v for k, v in result.items() if k not in (*HIDDEN, "confusion")}
     lines = [f"{k}: {v:.5g}" if isinstance(v, float) else f"{k}: {v}" for k, v in plain.items()]

@@ -51,7 +51,7 @@ def evaluate_text(
     """
     tokenizer, device = tokenizer_of(model), next(model.parameters()).device
     ids = torch.tensor(tokenizer.encode(text), dtype=torch.long)
-    check(ids, seq_len, start and tokenizer.start is None, stride, carry, batch)
+    check_evaluation(ids, seq_len, start and tokenizer.start is None, stride, carry, batch)
     check_token_ids(ids, vocabulary_of(model), "the text")
     first = tokenizer.start if start else None
     tally = SpikeTotals()
@@ -72,7 +72,7 @@ def evaluate_text(
     return perplexity_figures(totals, counts) | bits | {"seq_len": seq_len} | tally.figures()
 
 
-def check(ids: Tensor, seq_len: int, no_start: bool, stride: int | None, carry: bool, batch: int) -> None:
+def check_evaluation(ids: Tensor, seq_len: int, no_start: bool, stride: int | None, carry: bool, batch: int) -> None:
     """Refuse what cannot be evaluated."""
     if seq_len < 2:
         raise EvaluationError(f"seq_len must be at least 2 tokens (one to read, one to predict), got {seq_len}")

@@ -45,7 +45,7 @@ def extend(argv: list[str]) -> int:
     args.add_argument("--json", action="store_true", help="print the result as JSON")
     opts = args.parse_args(argv)
     found = spec.load(opts.spec)
-    out = check(found, opts)
+    out = check_run_folder(found, opts)
     quiet = opts.quiet or opts.json
     trainer, _ = fit_spec(found, out, resume=True, quiet=quiet)
     proof = extend_context(
@@ -71,7 +71,7 @@ def extend(argv: list[str]) -> int:
     return 0
 
 
-def check(found: spec.Spec, opts: Any) -> Path:
+def check_run_folder(found: spec.Spec, opts: Any) -> Path:
     """The folder of the run; what cannot be is refused before anything is trained."""
     choice(opts.mode, list(MODES), "--mode")
     choice(opts.rope, list(ROPES), "--rope")

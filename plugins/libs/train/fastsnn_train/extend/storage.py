@@ -45,7 +45,7 @@ class ExtensionCheckpoints:
         elif resume:
             log.warning("no extension to resume under %s; starting afresh", self.folder)
         elif checkpoint.found(self.folder):
-            self.folder.rename(checkpoint.free(self.folder.with_name("extending-1")))
+            self.folder.rename(checkpoint.free_path(self.folder.with_name("extending-1")))
 
     def take_up(self, path: Any, state: dict[str, Any]) -> None:
         """Stand where a checkpoint stood; another one's settings are an error."""

@@ -188,7 +188,7 @@ def pick(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             continue
         for other in found(folder):
             if step_of(other) > step_of(path):
-                other.rename(free(other.with_name(f"damaged-{other.name}")))
+                other.rename(free_path(other.with_name(f"damaged-{other.name}")))
         for text in bad:
             log.warning("%s; it is set aside, and %s, which is whole, is taken instead", text, path.name)
         return path, state
@@ -197,7 +197,7 @@ def pick(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def free(path: Path) -> Path:
+def free_path(path: Path) -> Path:
     """`path`, or the first of ``path-1``, ``path-2``, … that does not exist."""
     if not path.exists():
         return path

@@ -19,33 +19,33 @@ def capture() -> State:
     kind, keys, place, has, gauss = np.random.get_state()
     version, inner, following = random.getstate()
     found = {
-        "torch": text(torch.get_rng_state().numpy()),
-        "numpy": [kind, text(np.asarray(keys, np.uint32)), int(place), int(has), float(gauss)],
-        "python": [version, text(np.array(inner, np.uint32)), following],
+        "torch": text_of_array(torch.get_rng_state().numpy()),
+        "numpy": [kind, text_of_array(np.asarray(keys, np.uint32)), int(place), int(has), float(gauss)],
+        "python": [version, text_of_array(np.array(inner, np.uint32)), following],
     }
     if torch.cuda.is_available():
-        found["cuda"] = text(torch.cuda.get_rng_state().numpy())
+        found["cuda"] = text_of_array(torch.cuda.get_rng_state().numpy())
     return found
 
 
 def restore(state: State) -> None:
     """Put the generators back where `capture` found them."""
-    torch.set_rng_state(torch.from_numpy(array(state["torch"], np.uint8)))
+    torch.set_rng_state(torch.from_numpy(array_of_text(state["torch"], np.uint8)))
     kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, array(keys, np.uint32), *rest))
+    np.random.set_state((kind, array_of_text(keys, np.uint32), *rest))
     version, inner, following = state["python"]
-    random.setstate((version, tuple(array(inner, np.uint32).tolist()), following))
+    random.setstate((version, tuple(array_of_text(inner, np.uint32).tolist()), following))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(torch.from_numpy(array(state["cuda"], np.uint8)))
+        torch.cuda.set_rng_state(torch.from_numpy(array_of_text(state["cuda"], np.uint8)))
 
 
-def text(numbers: np.ndarray) -> str:
+def text_of_array(numbers: np.ndarray) -> str:
     """An array's bytes."""
     return base64.b64encode(numbers.tobytes()).decode()
 
 
-def array(written: str, kind: Any) -> np.ndarray:
-    """The inverse of `text`."""
+def array_of_text(written: str, kind: Any) -> np.ndarray:
+    """The inverse of `text_of_array`."""
     return np.frombuffer(bytearray(base64.b64decode(written)), kind)
 
 

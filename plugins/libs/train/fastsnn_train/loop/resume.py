@@ -64,7 +64,7 @@ def newest(trainer: Trainer, folder: Path, resume: bool) -> tuple[Path, dict[str
     checkpoint.tidy(folder)
     if not resume:
         if checkpoint.found(folder) and not trainer.step:
-            aside = checkpoint.free(folder.with_name(f"{folder.name}-1"))
+            aside = checkpoint.free_path(folder.with_name(f"{folder.name}-1"))
             folder.rename(aside)
             log.warning("%s held an earlier run's checkpoints; they are now in %s", folder, aside.name)
         return None

@@ -125,7 +125,7 @@ class Link:
             tensors = [t for _, t in leaves(state)]
             if self.after is None or not tensors:
                 return output
-            self.send(header(tensors), self.after, 2 * unit)
+            self.send(shapes_and_types(tensors), self.after, 2 * unit)
             for t in tensors:
                 self.send(t.detach(), self.after, 2 * unit)
             floats = [t for t in tensors if t.is_floating_point()]
@@ -158,7 +158,7 @@ class Link:
         return tree_map(lambda _: next(rows), self.forms[unit])
 
 
-def header(tensors: list[Tensor]) -> Tensor:
+def shapes_and_types(tensors: list[Tensor]) -> Tensor:
     """Type and shape of each tensor."""
     rows = [[DTYPES.index(t.dtype), t.ndim, *t.shape, *[0] * (DIMS - t.ndim)] for t in tensors]
     return torch.tensor(rows, dtype=torch.int64, device=tensors[0].device)

@@ -52,11 +52,11 @@ def image_folder(folder: Path, classes: list[str]) -> SampleSet:
     if not paths:
         raise DataError(f"{folder} holds no class folders with images")
     return SampleSet(
-        lambda i: picture(paths[i], i), np.array(labels, np.int64), len(paths), folder.name, tuple(classes)
+        lambda i: image_pixels(paths[i], i), np.array(labels, np.int64), len(paths), folder.name, tuple(classes)
     )
 
 
-def picture(path: Path, i: int) -> Any:
+def image_pixels(path: Path, i: int) -> Any:
     """Its pixels ``[H, W]`` or ``[H, W, 3]``."""
     try:
         from PIL import Image

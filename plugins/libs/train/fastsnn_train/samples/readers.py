@@ -15,7 +15,7 @@ from torch import Tensor
 from fastsnn_train.data.documents import DataError
 from fastsnn_train.data.sources import first_line
 from fastsnn_train.samples.labels import numbered
-from fastsnn_train.samples.sample_set import SampleSet, array, stacked
+from fastsnn_train.samples.sample_set import SampleSet, sample_array, stacked
 
 INPUTS = ("x", "X", "inputs", "input", "images", "image", "img", "data", "audio", "sequence", "series", "values")
 TARGETS = ("y", "Y", "targets", "target", "labels", "label", "class", "fine_label")
@@ -126,7 +126,7 @@ def dataset(data: Any, where: str = "the dataset") -> SampleSet:
     if listed is not None and not callable(listed) and hasattr(listed, "__len__") and len(listed) == len(data):
         targets, _ = numbered(listed.cpu().numpy() if isinstance(listed, Tensor) else listed, where)
         probe = pair_of(data[0], 0, where)[1]
-        if not np.array_equal(np.asarray(targets[0]), np.asarray(array(probe, f"sample 0 of {where}, target"))):
+        if not np.array_equal(np.asarray(targets[0]), np.asarray(sample_array(probe, f"sample 0 of {where}, target"))):
             targets = None  # a target transform: only reading tells
     read = (lambda i: pair_of(data[i], i, where)[0]) if targets is not None else (lambda i: pair_of(data[i], i, where))
     names = tuple(map(str, getattr(data, "classes", ()) or ()))

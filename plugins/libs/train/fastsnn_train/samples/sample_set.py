@@ -68,8 +68,8 @@ class SampleSet:
         found, wanted = [], []
         for i in index:
             x, y = self.item(i)
-            found.append(values(array(x, self.name(i))))
-            wanted.append(torch.from_numpy(np.array(array(y, f"{self.name(i)}, target"))))
+            found.append(values(sample_array(x, self.name(i))))
+            wanted.append(torch.from_numpy(np.array(sample_array(y, f"{self.name(i)}, target"))))
             for what, rows_ in (("", found), (", target", wanted)):
                 if rows_[-1].shape != rows_[0].shape:
                     raise DataError(
@@ -112,7 +112,7 @@ def refuse_odd(table: Any, name: Callable[[int], str]) -> None:
         raise DataError(f"{name(n)} holds {what} at {place}" if place else f"{name(n)} is {what}")
 
 
-def array(value: Any, name: str) -> np.ndarray:
+def sample_array(value: Any, name: str) -> np.ndarray:
     """One sample's input or target as an array of numbers."""
     if isinstance(value, Tensor):
         return value.detach().cpu().numpy()
@@ -143,7 +143,7 @@ def values(table: np.ndarray) -> Tensor:
 
 def stacked(rows: Iterator[Any] | Sequence[Any], where: str) -> np.ndarray:
     """Samples as one array; the first of another shape is an error that names it."""
-    found = [array(row, f"sample {i} of {where}") for i, row in enumerate(rows)]
+    found = [sample_array(row, f"sample {i} of {where}") for i, row in enumerate(rows)]
     for i, row in enumerate(found):
         if row.shape != found[0].shape:
             raise DataError(

@@ -14,13 +14,13 @@ from fastsnn_train.data.documents import DataError
 from fastsnn_train.data.sources import first_line
 from fastsnn_train.samples.labels import numbered
 from fastsnn_train.samples.readers import INPUTS, TARGETS, column
-from fastsnn_train.samples.sample_set import SampleSet, array, stacked
+from fastsnn_train.samples.sample_set import SampleSet, sample_array, stacked
 
 SERIES = ("id", "series", "series_id", "sample", "sample_id", "case", "case_id", "sequence_id")
 TIME = ("t", "time", "step", "timestamp", "index")
 
 
-def rows_of(path: Path) -> dict[str, list[Any]]:
+def column_rows(path: Path) -> dict[str, list[Any]]:
     """Columns of a CSV, TSV or parquet file."""
     if path.suffix == ".parquet":
         try:
@@ -47,7 +47,7 @@ def rows_of(path: Path) -> dict[str, list[Any]]:
 
 def read_series(path: Path, y: str = "") -> SampleSet:
     """One series a row (``label, v0, v1, …``: ``[T, 1]``), or one step a row (``id, label, a, b, …``: ``[T, D]``)."""
-    columns = rows_of(path)
+    columns = column_rows(path)
     target = column(list(columns), y, TARGETS, "target", path.name)
     group = next((name for name in SERIES if name in columns), None)
     features = [name for name in columns if name not in (target, group, *TIME)]
@@ -120,7 +120,7 @@ def hub_table(data: Any, x: str = "", y: str = "", where: str = "the dataset") -
         raise DataError(f"{where} holds no sample")
     kind = type(data.features[inputs]).__name__
     if kind in ("List", "Sequence", "LargeList", "Array2D", "Array3D"):
-        rows = [array(row, f"sample {i} of {where}") for i, row in enumerate(data[inputs])]
+        rows = [sample_array(row, f"sample {i} of {where}") for i, row in enumerate(data[inputs])]
         if len({row.shape for row in rows}) > 1:
             return SampleSet(lambda i: rows[i], labels, len(rows), where, classes)
         return SampleSet(stacked(rows, where), labels, len(rows), where, classes)

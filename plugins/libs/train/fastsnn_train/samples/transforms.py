@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from fastsnn_console.typed import typed
 from fastsnn_core.errors import ArgumentError, did_you_mean
 from fastsnn_train.data.documents import DataError
-from fastsnn_train.samples.sample_set import IGNORE, SampleSet, array
+from fastsnn_train.samples.sample_set import IGNORE, SampleSet, sample_array
 
 Change = Callable[[Tensor, np.random.Generator], Tensor]
 DEFAULTS = {"shift": 2.0, "rotate": 10.0, "zoom": 0.1, "flip": 0.5, "noise": 0.05, "erase": 0.25}
@@ -129,8 +129,8 @@ def series_of(samples: SampleSet, length: int) -> SampleSet:
     A label for every step becomes -100 under the padding.
     """
     rows = [samples.item(i) for i in range(len(samples))]
-    inputs = [np.asarray(array(x, samples.name(i)), np.float32) for i, (x, _) in enumerate(rows)]
-    wanted = [np.asarray(array(y, f"{samples.name(i)}, target")) for i, (_, y) in enumerate(rows)]
+    inputs = [np.asarray(sample_array(x, samples.name(i)), np.float32) for i, (x, _) in enumerate(rows)]
+    wanted = [np.asarray(sample_array(y, f"{samples.name(i)}, target")) for i, (_, y) in enumerate(rows)]
     for i, row in enumerate(inputs):
         if row.ndim == 0 or row.shape[1:] != inputs[0].shape[1:]:
             raise DataError(
