@@ -120,7 +120,7 @@ def measures(name: str, cls: type[Component]) -> None:
 
 
 @check("exporter")
-def check_round_trip(name: str, cls: type[Component]) -> None:
+def export_agrees(name: str, cls: type[Component]) -> None:
     """What it writes loads, and computes what the model does (or what the exporter says it does to it)."""
     seen: list[Any] = []
 
