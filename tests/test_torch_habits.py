@@ -216,3 +216,36 @@ def test_components_take_lists_and_say_what_they_miss():
         create("model", "decoder", attention=[3])
     with pytest.raises(FastSNNError, match=r"model 'sequential' needs its parameter 'input'\n  help: it has "):
         create("model", "sequential", layers=3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
+def test_a_missing_device_is_said_in_words_and_nothing_moves(model):
+    from fastsnn import FastSNN
+
+    net = FastSNN.build(arch="snn-conv", input=(1, 8, 8), classes=3)
+    for m in (model, net):
+        for call in (
+            lambda m=m: m.cuda(), lambda m=m: m.cuda(0), lambda m=m: m.to("cuda"), lambda m=m: m.to(device="cuda:1"),
+            lambda m=m: m.to(torch.device("cuda"), torch.float64), lambda m=m: m.to("gpu"), lambda m=m: m.to(0),
+        ):  # fmt: skip
+            with pytest.raises(FastSNNError, match=r"no device .* here .*; devices: cpu"):
+                call()
+        assert {p.dtype for p in m.parameters()} == {torch.float32}
+        assert m.to("cpu") is m
+        assert m.to(torch.device("cpu"), torch.float64) is m
+        assert m.to(torch.zeros(1)) is m
+        assert next(m.to("meta").parameters()).is_meta
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.*:DeprecationWarning")
+def test_torchscript_is_refused_in_words_or_works(model):
+    from fastsnn import FastSNN
+
+    net, x = FastSNN.build(arch="snn-conv", input=(1, 8, 8), classes=3).eval(), torch.rand(4, 1, 8, 8)
+    for m in (model, net):
+        with pytest.raises(FastSNNError, match=r"torch\.jit\.script does not read .*: .* --to onnx"):
+            torch.jit.script(m)
+    with pytest.raises(FastSNNError, match=r"torch\.jit\.trace keeps the path .* --to onnx"):
+        torch.jit.trace(model, IDS)
+    with torch.no_grad():
+        assert torch.equal(torch.jit.trace(net, x[:2])(x), net(x))

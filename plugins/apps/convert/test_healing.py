@@ -210,6 +210,14 @@ def test_what_is_left_open_follows_the_size():
     assert Healing(steps=1, lr=5e-4, batch=2).fitted(576, 1000, True).batch == 2
 
 
+@pytest.mark.parametrize(("budget", "says"), [({"steps": 4}, "1/4 steps"), ({"minutes": 0.02}, "/1 s step 1  loss")])
+def test_progress_counts_what_the_budget_is_given_in(budget, says, folder, capsys):  # noqa: F811
+    """Not per cent that look like steps."""
+    model = convert(folder, k=0.7, measure=False, calibration=[TEXT], **FAST).model
+    heal(model, folder, [TEXT], batch=2, length=16, **budget)
+    assert says in capsys.readouterr().err
+
+
 def test_the_command_heals_a_bundle(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     model = convert(folder, k=0.7, measure=False, calibration=[TEXT], **FAST).model

@@ -91,3 +91,17 @@ def test_busy_neighbours_are_seen():
             each.wait()
     assert others > 0.6 * len(neighbours)
     assert contention.verdict(2, len(neighbours), others) or len(neighbours) > 2
+
+
+def test_every_bar_looks_out_for_neighbours(monkeypatch, fresh):
+    """Whatever shows its progress notices the collapse: converting and tuning, too."""
+    from fastsnn_console.progress import Progress
+
+    looks = []
+    monkeypatch.setattr(contention, "tick", lambda: looks.append(1))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for quiet in (False, True):
+        with Progress("x", 3, quiet=quiet) as bar:
+            bar.step()
+            bar.step()
+    assert len(looks) == 2

@@ -97,6 +97,11 @@ class Report(dict[str, Any]):
             found[r["status"]] = found.get(r["status"], 0) + 1
         return found
 
+    def columns(self) -> dict[str, str]:
+        """The columns that some module has a value in, and their headings."""
+        modules = self.get("modules", [])
+        return {key: name for key, name in COLUMNS.items() if key in TEXTS or any(cell(r, key) for r in modules)}
+
     def advice(self) -> list[str]:
         """What to try where a layer is bad: one line each, worst first."""
         says: list[tuple[float, str]] = []
@@ -149,10 +154,11 @@ class Report(dict[str, Any]):
 
     def summary(self) -> str:
         """A table for a terminal."""
-        rows = [list(COLUMNS.values())]
+        columns = self.columns()
+        rows = [list(columns.values())]
         for r in self.get("modules", []):
-            rows.append([cell(r, key) for key in COLUMNS])
-        widths = [max(len(line[i]) for line in rows) for i in range(len(COLUMNS))]
+            rows.append([cell(r, key) for key in columns])
+        widths = [max(len(line[i]) for line in rows) for i in range(len(columns))]
         text = [self.head(), ""]
         text += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in rows]
         if curve := self.get("curve"):
@@ -177,12 +183,14 @@ class Report(dict[str, Any]):
 
     def html(self) -> str:
         """A section of a page: plain, self-contained, no script."""
-        unit = f"; alone and so far: {escape(str(self['error_unit']))}, ~ is estimated" if "error_unit" in self else ""
-        text = {key: ' class="text"' if key in TEXTS else "" for key in COLUMNS}
-        head = "".join(f"<th{text[key]}>{escape(title)}</th>" for key, title in COLUMNS.items())
+        columns = self.columns()
+        given = "error_unit" in self and "error" in columns
+        unit = f"; alone and so far: {escape(str(self['error_unit']))}, ~ is estimated" if given else ""
+        text = {key: ' class="text"' if key in TEXTS else "" for key in columns}
+        head = "".join(f"<th{text[key]}>{escape(title)}</th>" for key, title in columns.items())
         body = []
         for r in self.get("modules", []):
-            cells = "".join(f"<td{text[key]}>{escape(cell(r, key))}</td>" for key in COLUMNS)
+            cells = "".join(f"<td{text[key]}>{escape(cell(r, key))}</td>" for key in columns)
             body.append(f'<tr class="{r["status"]}" title="{escape(r["note"])}">{cells}</tr>')
         notes = "".join(
             f"<li>{escape(r['name'])}: {escape(r['note'])}</li>" for r in self.get("modules", []) if r["note"]

@@ -19,6 +19,7 @@ import time
 from collections import deque
 from types import TracebackType
 
+from fastsnn_console import contention
 from fastsnn_core.cli import StderrHandler
 
 DELAY = 2.0  # seconds before anything is shown
@@ -101,6 +102,8 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         """`done` steps are done in all."""
         self.done, self.text = done, note
+        if not self.quiet and "torch" in sys.modules:
+            contention.tick()
         now = time.monotonic()
         self._marks.append((now, done))
         while len(self._marks) > 2 and now - self._marks[0][0] > WINDOW:

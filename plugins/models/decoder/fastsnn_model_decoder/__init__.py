@@ -37,6 +37,7 @@ from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_
 from fastsnn_model_decoder.rope import BLOCK, Rope
 from fastsnn_modules.inputs import StateError, belongs, check_reset_mask, check_state_kind, named_tokens, token_input
 from fastsnn_modules.shown import model_html
+from fastsnn_modules.torch_calls import TorchCalls, refuse_trace
 
 __version__ = "0.1.0"
 moved.add("fastsnn_model_decoder", {"fast": "fused_decode"})
@@ -143,7 +144,7 @@ class Decoder(Model):
         return torch.randint(0, self.vocab_size, (batch, 12), generator=torch.Generator().manual_seed(7))
 
 
-class DecoderModule(nn.Module):
+class DecoderModule(TorchCalls):
     """The network of a `Decoder`."""
 
     batch_invariant = False
@@ -218,6 +219,7 @@ class DecoderModule(nn.Module):
         """
         if named or tokens is None:
             tokens = named_tokens(tokens, named, carries=return_state or state is not None)
+        refuse_trace(self)
         tokens = token_input(tokens, self.spec.vocab_size)
         if not getattr(state, "deferred", False):  # one whose parts arrive later is checked part by part
             check_state_kind("decoder", state, DecoderState, "the one that return_state=True gave")

@@ -15,6 +15,7 @@ from fastsnn_events.runtime import Switchable
 from fastsnn_model_graph.steps import Network, Ref, Step, refs
 from fastsnn_model_graph.text import DTYPES, CallError, arguments, parse_call
 from fastsnn_model_sequential import Layer, fit_thresholds
+from fastsnn_modules.torch_calls import TorchCalls
 
 __version__ = "0.1.0"
 __all__ = ["CallError", "Graph", "GraphModule", "Input", "Network", "Node", "Ref", "Step", "fastsnn_models"]
@@ -130,7 +131,7 @@ class Graph(Model):
         return found[0] if len(found) == 1 else tuple(found)
 
 
-class GraphModule(Switchable, Network):
+class GraphModule(TorchCalls, Switchable, Network):
     """The network of a `Graph`."""
 
     def __init__(self, spec: Graph) -> None:

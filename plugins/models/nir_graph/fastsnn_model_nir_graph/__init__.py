@@ -14,6 +14,7 @@ from fastsnn_core.moved import renamed
 from fastsnn_model_nir_graph import order, units
 from fastsnn_modules.inputs import StateError, belongs, check_reset_mask, check_state_kind, no_train, numeric
 from fastsnn_modules.shown import model_html
+from fastsnn_modules.torch_calls import TorchCalls
 
 __version__ = "0.1.0"
 __all__ = ["NirGraph", "NirGraphModule", "NirNode", "fastsnn_models"]
@@ -134,7 +135,7 @@ class NirGraph(Model):
         return torch.rand(batch, 12, *self.input, generator=torch.Generator().manual_seed(7)) * 2
 
 
-class NirGraphModule(nn.Module):
+class NirGraphModule(TorchCalls):
     """The network of a `NirGraph`."""
 
     def __init__(self, spec: NirGraph) -> None:

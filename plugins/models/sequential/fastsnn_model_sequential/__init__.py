@@ -17,6 +17,7 @@ from fastsnn_events.runtime import Switchable
 from fastsnn_model_sequential.describe import describe
 from fastsnn_model_sequential.layer import Layer
 from fastsnn_modules.shown import model_html
+from fastsnn_modules.torch_calls import TorchCalls
 
 __version__ = "0.1.0"
 __all__ = ["Layer", "Sequential", "SequentialModule", "describe", "fastsnn_models", "fit_thresholds"]
@@ -75,7 +76,7 @@ class Sequential(Model):
         return torch.rand(batch, *self.input, generator=generator)
 
 
-class SequentialModule(Switchable, nn.Module):
+class SequentialModule(TorchCalls, Switchable, nn.Module):
     """The network of a `Sequential`."""
 
     def __init__(self, spec: Sequential) -> None:

@@ -163,7 +163,9 @@ class Healer:
             if run.stage != number:
                 run.stage, run.step, run.seconds = number, 0, 0.0
             dense = bypass_neurons(self.model) if stages[number] == "attention" else contextlib.nullcontext()
-            with dense, TrainingProgress(100, 0, f"healing ({stages[number]})", self.quiet) as progress:
+            start, total, unit = self.config.counted(run.step, run.seconds, shares[number])
+            label = f"healing ({stages[number]})"
+            with dense, TrainingProgress(total, start, label, self.quiet, unit=unit) as progress:
                 self.stage(run, stages[number], shares[number], held, progress)
             held = {}
 
@@ -205,8 +207,10 @@ class Healer:
                 row = {"stage": name, "step": run.step, **parts(), "seconds": round(run.seconds, 1)}
                 run.history.append(row)
                 rate = run.step * tokens.numel() / run.seconds
-                shown = {"step": round(100 * done), "loss": row["loss"], "tokens_per_second": rate}
-                progress.update(round(100 * done), shown)
+                now, _, unit = c.counted(run.step, run.seconds, share)
+                shown = {"step": now, "loss": row["loss"], "tokens_per_second": rate}
+                shown |= {"steps": run.step} if unit == "s" else {}
+                progress.update(now, shown)
                 progress.log(shown)
             if self.out is not None and run.step % c.every == 0:
                 self.save(run, optimizer)

@@ -109,6 +109,13 @@ class Healing:
             return step / max(1, round(self.steps * share))
         return seconds / max(1e-9, 60 * float(self.minutes or 0) * share)
 
+    def counted(self, step: int, seconds: float, share: float) -> tuple[int, int, str]:
+        """``(done, total, unit)`` of a stage, in what its budget is given in: steps, or seconds."""
+        if self.steps is not None:
+            return step, max(1, round(self.steps * share)), "steps"
+        total = max(1, round(60 * float(self.minutes or 0) * share))
+        return min(total, round(seconds)), total, "s"
+
     def falling(self, progress: float) -> float:
         """1 until the last `fall` of the budget, over which it falls to 0."""
         return min(1.0, (1.0 - progress) / self.fall) if self.fall else 1.0

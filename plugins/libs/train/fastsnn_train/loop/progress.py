@@ -12,8 +12,10 @@ from fastsnn_core.moved import renamed
 class TrainingProgress:
     """A context manager; `update` after every step, `log` for a log row, `say` for a line that stays."""
 
-    def __init__(self, total: int, start: int = 0, label: str = "training", quiet: bool = False) -> None:
-        self.bar = progress.Progress(label, total, start=start, quiet=quiet, delay=0.0, lines=False)
+    def __init__(
+        self, total: int, start: int = 0, label: str = "training", quiet: bool = False, *, unit: str = ""
+    ) -> None:
+        self.bar = progress.Progress(label, total, unit, start=start, quiet=quiet, delay=0.0, lines=False)
         self.known: dict[str, Any] = {}  # the newest of every fact, so that the bar does not flicker
 
     def __enter__(self) -> TrainingProgress:
@@ -35,7 +37,7 @@ class TrainingProgress:
         if not self.bar.terminal:
             left = self.bar.left()
             to_go = f"  {progress.clock(left)} left" if left else ""
-            self.say(f"{self.bar.title} {row['step']:>6}/{self.bar.total}  {facts(row)}{to_go}")
+            self.say(f"{self.bar.title} {row['step']:>6}/{self.bar.total} {self.bar.unit} {facts(row)}{to_go}")
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -44,7 +46,8 @@ class TrainingProgress:
 
 def facts(row: dict[str, Any]) -> str:
     """``loss 2.345  1234 tok/s  silent 31 %``."""
-    parts = [f"loss {row['loss']:.3f}"] if "loss" in row else []
+    parts = [f"step {row['steps']}"] if "steps" in row else []
+    parts += [f"loss {row['loss']:.3f}"] if "loss" in row else []
     if "held_out" in row:
         parts.append(f"held-out {row['held_out']:.3f}")
     if "accuracy" in row:

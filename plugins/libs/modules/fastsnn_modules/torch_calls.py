@@ -1,0 +1,51 @@
+"""What PyTorch's users call on any model, where torch's own answer would not say what to do."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from fastsnn_core.errors import UserError
+
+
+class TorchCalls(nn.Module):
+    """A base of models: a missing device and TorchScript are refused in words, before anything is changed."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """`nn.Module.to`; errors: `UserError` where there is no such device (it names those that there are)."""
+        check_device(kwargs["device"] if "device" in kwargs else args[0] if args else None)
+        return super().to(*args, **kwargs)
+
+    def cuda(self, device: int | torch.device | None = None) -> Self:
+        """`nn.Module.cuda`; errors: `UserError` where there is no such device (it names those that there are)."""
+        check_device("cuda" if device is None else device)
+        return super().cuda(device)
+
+    def __prepare_scriptable__(self) -> Any:
+        """Called by `torch.jit.script`. Errors: `UserError`, always."""
+        raise UserError(
+            f"torch.jit.script does not read {type(self).__name__}: its Python is more than TorchScript's. Take "
+            "torch.compile(model) for speed, torch.export for a program, or fastsnn export MODEL.snn FILE --to onnx"
+        )
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device that torch has not here; anything but a device passes. Errors: `UserError`."""
+    if isinstance(device, bool) or not isinstance(device, str | int | torch.device):
+        return
+    name = f"cuda:{device}" if isinstance(device, int) else str(device)
+    if name != "meta":
+        from fastsnn_console import arguments
+
+        arguments.device(name)
+
+
+def refuse_trace(model: nn.Module) -> None:
+    """Refuse `torch.jit.trace` of a model whose path depends on the lengths of its inputs. Errors: `UserError`."""
+    if torch.jit.is_tracing():
+        raise UserError(
+            f"torch.jit.trace keeps the path of one input's length, and {type(model).__name__} takes another for a "
+            "prompt than for a token. Take torch.export, or fastsnn export MODEL.snn FILE --to onnx"
+        )
