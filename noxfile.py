@@ -106,11 +106,11 @@ def rivals(session: nox.Session) -> None:
 
     Without their requirements, which bring another torch.
     """
-    ours = ["fastsnn-exporter-nir", "fastsnn-toolkits", "fastsnn-convert", "fastsnn-kit"]
+    ours = ["fastsnn-exporter-nir", "fastsnn-toolkits", "fastsnn-neurobench", "fastsnn-convert", "fastsnn-kit"]
     editable(session, local(ours), *TESTING, "pbr", "loguru")
-    theirs = ["snntorch==1.0.0", "norse==1.1.0", "spikingjelly==2.0.0", "sinabs==3.1.3"]
+    theirs = ["snntorch==1.0.0", "norse==1.1.0", "spikingjelly==2.0.0", "sinabs==3.1.3", "neurobench==2.3.0"]
     session.install("--no-deps", "nirtorch==2.6", *theirs)
-    tested = ["plugins/exporters/nir", "plugins/apps/toolkits"]
+    tested = ["plugins/exporters/nir", "plugins/apps/toolkits", "plugins/apps/neurobench"]
     session.run("pytest", "-q", *tested, *session.posargs)
 
 

@@ -49,6 +49,7 @@ OPTIONAL = {
     "fastsnn-hf",
     "fastsnn-kernel-triton",
     "fastsnn-lm-eval",
+    "fastsnn-neurobench",
     "fastsnn-tracker-tensorboard",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeli
 from fastsnn_core import build, bundle, create  # noqa: E402
 from fastsnn_core.errors import FastSNNError  # noqa: E402
 from fastsnn_core.state import leaves  # noqa: E402
-from fastsnn_hf import FastSNNCache, FastSNNForCausalLM  # noqa: E402
+from fastsnn_hf import FastSNNCache, FastSNNForCausalLM, capabilities  # noqa: E402
 from fastsnn_hf.configuration import FastSNNConfig, of_table  # noqa: E402
 from fastsnn_integer.quantization import Quant, quantise  # noqa: E402
 from fastsnn_text import ByteTokenizer, Sampling, attach, generate_ids, generate_text, train_bpe  # noqa: E402
@@ -283,6 +284,14 @@ def test_mistakes_are_said(tmp_path):
             call()
     with pytest.raises(FastSNNError, match="holds a 'sequential/sequential'"):
         of_table({"model": {"kind": "sequential/sequential"}}, {})
+
+
+def test_the_table_of_show_is_found_by_trying_and_in_the_page(tmp_path):
+    rows, text = capabilities.show_hf()
+    assert [r["verdict"] for r in rows] == ["exact"] * 7 + ["refused"] * 6
+    page = Path(__file__).resolve().parents[3] / "docs" / "interop.md"
+    assert text in page.read_text(encoding="utf-8"), "docs/interop.md has another table:\n" + text
+    assert capabilities.show_hf(str(bundle.save(made(), tmp_path / "m.snn")))[0] == {"refused": []}
 
 
 def test_other_models_are_read_as_before(tmp_path):

@@ -16,7 +16,7 @@ from fastsnn_core import Model, load
 from fastsnn_core.errors import FileError
 from fastsnn_core.spec import converter
 from fastsnn_core.testing import conformance
-from fastsnn_exporter_llama import Llama, config
+from fastsnn_exporter_llama import Llama, capabilities, config
 from fastsnn_integer.quantization import Quant, quantise
 
 DATA = Path(os.environ.get("FASTSNN_DATA", Path(__file__).resolve().parents[3] / ".." / "shared" / "data"))
@@ -128,6 +128,13 @@ def test_what_a_llama_cannot_say_is_refused_by_name(tmp_path):
     with pytest.raises(FileError, match="left alone"):
         Llama().export(network(), tmp_path / "mine")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_table_of_show_is_found_by_writing_and_in_the_page():
+    rows, text = capabilities.show_llama()
+    assert [r["verdict"] for r in rows] == ["exact"] * 8 + ["refused"] * 10
+    page = Path(__file__).resolve().parents[3] / "docs" / "interop.md"
+    assert text in page.read_text(encoding="utf-8"), "docs/interop.md has another table:\n" + text
 
 
 def test_names_and_types_are_those_asked_for(tmp_path):

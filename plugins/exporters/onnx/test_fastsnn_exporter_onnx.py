@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from fastsnn_console.tables import markdown_table
 from fastsnn_core import Model, build, load
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spec import converter
 from fastsnn_core.state import StateError, leaves
 from fastsnn_core.testing import conformance
-from fastsnn_exporter_onnx import Onnx, graph, int8
+from fastsnn_exporter_onnx import Onnx, capabilities, graph, int8
 from fastsnn_exporter_onnx.runtime import OnnxNetwork
 from fastsnn_integer.quantization import Int8Weights
 
@@ -228,7 +229,23 @@ def test_greedy_text_of_a_converted_model_is_ours(whole, tmp_path):
     assert said[0] == said[1]
 
 
+def refusals():
+    return [
+        name for name in capabilities.CASES if capabilities.CASES[name].get("quant", {}) or "without a spec" in name
+    ]
+
+
+@pytest.mark.parametrize("only", [refusals(), pytest.param(None, marks=pytest.mark.slow)], ids=["refused", "all"])
+def test_the_table_of_show_is_found_by_writing_and_in_the_page(only):
+    rows = capabilities.onnx_table(only)
+    assert {r["verdict"] for r in rows if r["what"] in refusals()} == {"refused"}
+    page = (Path(__file__).resolve().parents[3] / "docs" / "interop.md").read_text(encoding="utf-8")
+    for row in markdown_table(rows).splitlines():
+        assert row in page, "docs/interop.md has another row: " + row
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler about itself
 def test_torchs_compiled_package_computes_the_same(tmp_path):
     """`torch.export` with an open T, compiled ahead of time into one file, loaded and run token by token."""
     from torch._inductor import aoti_compile_and_package, aoti_load_package
@@ -239,5 +256,5 @@ def test_torchs_compiled_package_computes_the_same(tmp_path):
     x = torch.randint(0, 37, (2, 9))
     wanted = model(x)
     _, begun = model(x[:, :5], return_state=True)
-    y, _ = package(x[:, 5:], [t for _, t in leaves(begun)])
+    y, _ = package(x[:, 5:].contiguous(), [t.contiguous() for _, t in leaves(begun)])
     torch.testing.assert_close(y, wanted[:, 5:], atol=1e-5, rtol=1e-5)

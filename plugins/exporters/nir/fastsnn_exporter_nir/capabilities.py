@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fastsnn_console.tables import markdown_table
 from fastsnn_core import build, create
 from fastsnn_model_nir_graph import NirGraph, NirNode
 from fastsnn_model_nir_graph.units import KINDS
@@ -125,10 +126,4 @@ def show_nir(bundle: str | None = None) -> tuple[Any, str]:
             reasons
         ) or "every layer can be written: fastsnn export BUNDLE --to nir OUT.nir"
     rows = table()
-    return rows, markdown(rows)
-
-
-def markdown(rows: list[dict[str, str]]) -> str:
-    """The table for a page or a terminal."""
-    lines = ["| what | read | write | note |", "| --- | --- | --- | --- |"]
-    return "\n".join(lines + [f"| {r['what']} | {r['read']} | {r['write']} | {r['note']} |" for r in rows])
+    return rows, markdown_table(rows)

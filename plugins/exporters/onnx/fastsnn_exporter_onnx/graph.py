@@ -83,7 +83,7 @@ def exported(model: Any) -> tuple[Any, Any, Any, list[list[int]]]:
     shapes = [{0: dynamic} | dict.fromkeys(row, dynamic) for row in grows]
     program = torch.export.export(
         WithState(model, some).eval(),
-        (example(model, STREAMS, LENGTH), [t for _, t in leaves(some)]),
+        (example(model, STREAMS, LENGTH), [t.contiguous() for _, t in leaves(some)]),
         dynamic_shapes=({0: dynamic, 1: dynamic}, shapes),
         strict=False,
     )
