@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastsnn_core import SpikeSite, build, create, load, ops, save
-from fastsnn_scope import scope
+from fastsnn_scope import report, scope
 from fastsnn_scope.cells import without_spikes
 from fastsnn_scope.command import main
 from fastsnn_scope.live import RunLog, server
@@ -176,6 +176,39 @@ def test_csv_svg_and_trace(tmp_path, capsys):
     assert all(
         any(c["ts"] - 1 <= e["ts"] and e["ts"] + e["dur"] <= c["ts"] + c["dur"] + 1 for c in calls) for e in layers
     )
+
+
+def test_tensorboard_has_every_site_at_the_trained_step(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = model_of()
+    model.meta = {"milestones": [{"what": "fit", "steps": 30}, {"what": "tune"}, {"what": "fit", "steps": 12}]}
+    look = scope(model, text=TEXT, scopes=["sparsity"])
+    events = EventAccumulator(str(look.tensorboard(tmp_path / "tb")))
+    events.Reload()
+    for r in look.data()["cells"]["sites"]:
+        (one,) = events.Scalars(f"silent_fraction/{r['site']}")
+        assert (one.step, one.value) == (42, pytest.approx(r["silent_fraction"]))
+        (one,) = events.Scalars(f"unread_bytes/{r['site']}")
+        assert one.value == pytest.approx(r["row_bytes"] * r["channels"] * r["silent_fraction"], rel=1e-3)
+    said = {r["key"]: r["number"] for r in look.data()["saved"] if r["number"] is not None}
+    assert {tag.removeprefix("saved/") for tag in events.Tags()["scalars"] if tag.startswith("saved/")} == set(said)
+
+
+def test_the_curve_of_tuning_stands_in_the_report(tmp_path):
+    model = model_of()
+    assert "<h3>Tuned" not in (report(model, tmp_path / "plain", text=TEXT, scopes=[]) / "index.html").read_text()
+    points = [[0.1, 10.0], [0.3, 10.5], [0.6, 12.0]]
+    curve = {"x": "silent bytes", "y": "perplexity <b>", "points": points, "chosen": [0.3, 10.5]}
+    model.meta = {"milestones": [{"what": "tune", "curve": curve}]}
+    folder = report(model, tmp_path / "tuned", text=TEXT, scopes=[])
+    page = (folder / "index.html").read_text()
+    drawn = page[page.index("<h3>Tuned") :].split("</svg>")[0]
+    assert drawn.count('r="2.5"') == 3
+    assert drawn.count('r="6"') == 1
+    assert "perplexity <b>" not in page
+    assert json.loads((folder / "report.json").read_text())["tuned"]["points"] == points
 
 
 def test_two_bundles_stand_beside_each_other(tmp_path, capsys):

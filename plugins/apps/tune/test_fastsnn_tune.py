@@ -133,6 +133,8 @@ def test_a_silent_fraction_is_reached_and_kept(tmp_path):
     assert {n: row["after"] for n, row in tuned.dials.items()} == zones
     assert again.spec.neuron.dead_zone == max(zones.values())
     assert again.meta["milestones"][-1]["what"] == "tune"
+    curve = again.meta["milestones"][-1]["curve"]
+    assert curve["chosen"] in curve["points"]
 
 
 @pytest.mark.parametrize("dial", ["dead_zone", "k", "top"])

@@ -146,6 +146,9 @@ def test_a_loss_is_kept_and_the_bundle_keeps_its_constants(tmp_path: Any) -> Non
     assert torch.equal(again(x), tuned.model(x))
     assert not any(getattr(s.neuron, "sparser", False) for s in (net.layers[0].attention.inner,))
     assert again.meta["milestones"][-1]["criterion"] == "ours"
+    curve = again.meta["milestones"][-1]["curve"]
+    assert (curve["chosen"] in curve["points"]) == (one is not None)
+    assert [m.silent_bytes for m in tuned.curve] == [x for x, _ in curve["points"]]
     assert all(p.requires_grad for p in tuned.model.parameters())  # it can be healed
 
 

@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
     args.add_argument("--csv", metavar="FILE", help="write the table of sites there, too")
     args.add_argument("--svg", metavar="FILE", help="write the map of tokens and sites there, too")
     args.add_argument("--perfetto", metavar="FILE", help="write a trace for ui.perfetto.dev or chrome://tracing there")
+    args.add_argument("--tensorboard", metavar="DIR", help="write every site's figures as TensorBoard scalars there")
     opts = args.parse_args(argv)
     if opts.live is not None:
         if opts.bundle is not None or opts.beside is not None:
@@ -67,6 +68,8 @@ def main(argv: list[str]) -> int:
     extra = {name: getattr(opts, name) for name in ("csv", "svg", "perfetto") if getattr(opts, name) is not None}
     for name, path in extra.items():
         targets.file(path, sources, f"--{name}")
+    if opts.tensorboard is not None:
+        extra["tensorboard"] = targets.folder(opts.tensorboard, sources, "--tensorboard")
 
     def look(bundle: Path) -> Scoped:
         """One bundle under the scopes."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsnn_console import targets
-from fastsnn_core.errors import FastSNNError
+from fastsnn_core.errors import FastSNNError, MissingError
 from fastsnn_core.files import write_text
 from fastsnn_core.subject import Data
 
@@ -84,6 +84,31 @@ def svg(found: Data) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="8" role="img">{title}'
         f"{''.join(body)}</svg>\n"
     )
+
+
+def tensorboard(found: Data, folder: str | Path) -> Path:
+    """Event files in `folder`: of every site the silent fraction, spikes per channel and unread bytes, and the tiles.
+
+    They stand at the number of steps that the model was trained for, so checkpoints of one run make a curve.
+    Raises MissingError without the package tensorboard.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingError(f"--tensorboard needs {error.name}: pip install tensorboard") from None
+    cells, folder = mapped(found), targets.folder(folder)
+    done = [r for r in found["model"]["meta"].get("milestones", []) if r.get("what") == "fit"]
+    step = sum(int(r.get("steps") or 0) for r in done)
+    with SummaryWriter(str(folder)) as writer:
+        for r in cells["sites"]:
+            silent = r["channels"] - sum(r["active"]) / max(1, cells["columns"])
+            writer.add_scalar(f"silent_fraction/{r['site']}", r["silent_fraction"], step)
+            writer.add_scalar(f"spikes_per_channel/{r['site']}", r["spikes_per_channel"], step)
+            writer.add_scalar(f"unread_bytes/{r['site']}", r["row_bytes"] * silent, step)
+        for tile in found["saved"]:
+            if tile["number"] is not None:
+                writer.add_scalar(f"saved/{tile['key']}", tile["number"], step)
+    return folder
 
 
 def perfetto(found: Data, timeline: list[Data]) -> str:

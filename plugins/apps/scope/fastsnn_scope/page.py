@@ -15,6 +15,7 @@ from typing import Any
 
 from fastsnn_core.subject import Data
 from fastsnn_scope.cells import Arrays
+from fastsnn_scope.curve import curve_svg, curve_table
 from fastsnn_scope.payload import payload
 
 Row = list[str]
@@ -167,6 +168,10 @@ def lost(found: Data) -> str:
         body.append(
             f"<details><summary>Conversion, module by module</summary>{html_table(found['conversion'])}</details>"
         )
+    if tuned := found.get("tuned"):
+        title = f"<h3>Tuned: {escape(tuned['y'])} against {escape(tuned['x'])}</h3><p>The ring is what was taken.</p>"
+        values = f"<details><summary>As a table</summary>{html_table(curve_table(tuned))}</details>"
+        body.append(f"{title}<div>{curve_svg(tuned)}</div>{values}")
     if found.get("advice"):
         body.append(f"<h3>What to try next</h3>{bullets(found['advice'])}")
     return f'<section id="lost"><h2>What was lost, and what next</h2>{"".join(body)}</section>\n'

@@ -18,7 +18,7 @@ from fastsnn_core import Scope, create
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.plugins import classes
 from fastsnn_core.subject import Data, Subject, observe
-from fastsnn_scope import cells, exports, quality
+from fastsnn_scope import cells, curve, exports, quality
 from fastsnn_scope.cells import Arrays, divergence
 from fastsnn_scope.inputs import inputs_of, model_facts
 from fastsnn_scope.measured import isolated, measured
@@ -109,6 +109,7 @@ class Scoped:
                 "confusion": self.confusion,
                 "parent": quality.conversion_of(model).get("quality"),
                 "conversion": quality.conversion_table(model),
+                "tuned": curve.tuned(model),
                 "environment": training_environment() | {"threads": torch.get_num_threads()},
                 "faults": faults,
             }
@@ -137,6 +138,10 @@ class Scoped:
     def perfetto(self, path: str | Path) -> Path:
         """Write a trace that Perfetto and chrome://tracing open: every layer of some tokens, and its silent inputs."""
         return exports.write_file(path, exports.perfetto(self.data(), self.timeline))
+
+    def tensorboard(self, folder: str | Path) -> Path:
+        """Write every site's figures as TensorBoard scalars into a folder, at the step the model was trained to."""
+        return exports.tensorboard(self.data(), folder)
 
     def report(self, path: str | Path, *, beside: Scoped | None = None) -> Path:
         """Write the report into the folder `path`, leaving other files there as they are; returns the folder.

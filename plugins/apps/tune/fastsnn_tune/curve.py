@@ -30,6 +30,12 @@ class Point:
     tokens_per_second_w8a: float | None = None
 
 
+def record(x: str, y: str, points: list[tuple[float, float]], chosen: tuple[float, float] | None) -> dict[str, Any]:
+    """A curve for the model's history: what its axes are, its finite points, and the one that was taken."""
+    kept = [list(p) for p in points if all(map(math.isfinite, p))]
+    return {"x": x, "y": y, "points": kept, "chosen": None if chosen is None else list(chosen)}
+
+
 @torch.no_grad()
 def loss(model: nn.Module, windows: Tensor, batch: int = 8) -> tuple[float, float]:
     """``(nats per token, silent fraction)`` on windows ``[N, T+1]``."""

@@ -17,6 +17,7 @@ from fastsnn_convert.language.reference_eval import HeldOutReference, affordable
 from fastsnn_core.errors import FastSNNError
 from fastsnn_text import tokenizer_of
 from fastsnn_tune.criteria import criterion as find
+from fastsnn_tune.curve import record
 from fastsnn_tune.levels import Setting
 from fastsnn_tune.search import spread
 from fastsnn_tune.silent_bytes import Measured, SilentBytes, at_loss, check_tunable, settled
@@ -96,6 +97,9 @@ def tune_to_loss(
     else:
         tuned = settled(made, settings[0])
     meta = dict(getattr(model, "meta", {}))
-    done = {"what": "tune", "loss": min(losses), "criterion": chosen.name}
+    done: dict[str, Any] = {"what": "tune", "loss": min(losses), "criterion": chosen.name}
+    points = [(m.silent_bytes, m.ratio) for m in curve]
+    taken = next(((m.silent_bytes, m.ratio) for s, m in seen if s is settings[0]), None)
+    done["curve"] = record("silent bytes", "perplexity / dense perplexity", points, taken)
     tuned.meta = meta | {"milestones": [*meta.get("milestones", []), done]}
     return LossTuned(tuned, chosen.name, given.perplexity / given.ratio, given, at, curve)

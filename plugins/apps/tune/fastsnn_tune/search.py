@@ -27,7 +27,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.probe import probe
 from fastsnn_core.site import sites
 from fastsnn_text import tokenizer_of
-from fastsnn_tune.curve import Point, decoding_speeds, forms_of, loss, point
+from fastsnn_tune.curve import Point, decoding_speeds, forms_of, loss, point, record
 from fastsnn_tune.dial import (
     DialSetting,
     DialValues,
@@ -150,6 +150,8 @@ def tune(
         store_dials(final, names, path.values[stop])
         meta = dict(getattr(model, "meta", {}))
         done = {"what": "tune", **target, "silent_fraction": curve[stop].silent_fraction}
+        points = {n: (curve[n].silent_fraction, curve[n].perplexity) for n in marks}
+        done["curve"] = record("silent inputs", "perplexity", list(points.values()), points[stop])
         final.meta = meta | {"milestones": [*meta.get("milestones", []), done]}
     rows = {
         n: {"dial": names[n], "before": start[n], "after": value_of(site, names[n])} for n, site in sites(final).items()
