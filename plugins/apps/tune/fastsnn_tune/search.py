@@ -150,8 +150,8 @@ def tune(
         store_dials(final, names, path.values[stop])
         meta = dict(getattr(model, "meta", {}))
         done = {"what": "tune", **target, "silent_fraction": curve[stop].silent_fraction}
-        points = {n: (curve[n].silent_fraction, curve[n].perplexity) for n in marks}
-        done["curve"] = record("silent inputs", "perplexity", list(points.values()), points[stop])
+        reached = {n: (curve[n].silent_fraction, curve[n].perplexity) for n in marks}
+        done["curve"] = record("silent inputs", "perplexity", list(reached.values()), reached[stop])
         final.meta = meta | {"milestones": [*meta.get("milestones", []), done]}
     rows = {
         n: {"dial": names[n], "before": start[n], "after": value_of(site, names[n])} for n, site in sites(final).items()
