@@ -136,10 +136,11 @@ def clients(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff: rules and format."""
-    session.install("ruff==0.17.6")
+    """Ruff: rules and format; codespell: spelling of sources and pages (tests misspell on purpose)."""
+    session.install("ruff==0.17.6", "codespell==2.4.3")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("codespell")
 
 
 @nox.session

@@ -25,7 +25,15 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 KIT = ["pytest>=9", "hypothesis>=6.150"]  # what `fastsnn test` needs
 TESTING = ["pytest-timeout", "pytest-xdist", "pytest-instafail", "ruff==0.17.6", "mypy==2.4.1", "nox", "openai"]
-TESTING += ["transformers", "peft", "sentencepiece>=0.2", "protobuf>=5", "schemathesis>=4,<5", "llguidance>=1.7,<2"]
+TESTING += [
+    "codespell==2.4.3",
+    "transformers",
+    "peft",
+    "sentencepiece>=0.2",
+    "protobuf>=5",
+    "schemathesis>=4,<5",
+    "llguidance>=1.7,<2",
+]
 DISK = 1.7  # GB of the .venv, most of it torch
 # Their libraries are large and few need them: pip install ./plugins/kernels/triton where wanted. The checks install
 # these plugins without them, so what needs them is skipped with a reason.
@@ -149,13 +157,14 @@ def fetched() -> bool:
 
 
 def checks(rest: list[str]) -> int:
-    """Lint, types and every test that is not marked slow; says at the end what ran."""
+    """Lint, spelling, types and every test that is not marked slow; says at the end what ran."""
     env = os.environ | {"FASTSNN_STRICT": "1", "HF_HUB_OFFLINE": "1", "CI": "true"}  # CI: Hypothesis draws the same
     env.setdefault("OMP_NUM_THREADS", "1")  # two workers of two threads each wait for each other: many times slower
     env["PATH"] = f"{PYTHON.parent}{os.pathsep}{env.get('PATH', '')}"
     jobs = [
         ("lint", ["-m", "ruff", "check", "."]),
         ("format", ["-m", "ruff", "format", "--check", "."]),
+        ("spelling", ["-m", "codespell_lib"]),
         ("types", ["-m", "mypy"]),
         ("tests", ["-m", "pytest", "-q", "-n", "2", "--instafail", "--durations=20", *rest]),
     ]

@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' text format (version 0.0.4)."""
+"""Metrics of the server, in Prometheus' text format (version 0.0.4)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HISTOGRAMS = {
 
 
 class Metrics:
-    """Counters, histograms, and gauges that are read when asked; safe to use from any thread."""
+    """Counters, histograms, and gauges that are read on each scrape; thread-safe."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""What tests of servers and engines need: a tiny model, raw requests, a stream that listens."""
+"""Helpers for tests of servers and engines: a tiny model, raw requests, a stream that records its deltas."""
 
 from __future__ import annotations
 

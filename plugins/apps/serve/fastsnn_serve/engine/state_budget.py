@@ -1,4 +1,4 @@
-"""How much memory a stream's state takes (constant, but for softmax layers), and how much there is."""
+"""Memory of a stream's state (constant except for softmax layers), and free memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StateSizes:
     block: int = 1
 
     def need(self, tokens: int) -> float:
-        """Bytes that a stream of so many tokens holds at most."""
+        """Upper bound of the memory of a stream of so many tokens, in bytes."""
         return self.base + self.growth * (-(-tokens // self.block) * self.block - 1)
 
     def room(self, budget: float) -> int | None:
@@ -41,7 +41,7 @@ class StateSizes:
 
 @torch.inference_mode()
 def measure_state(model: nn.Module, device: torch.device) -> StateSizes:
-    """Run the model on a few tokens and see; the contract of its forward pass is checked on the way."""
+    """Measured by running the model on a few tokens; this also checks the signature of its forward pass."""
     blank = torch.zeros(1, 33, dtype=torch.long, device=device)
     try:
         logits, state = model(blank[:, :1], None, return_state=True, last=True)
@@ -57,7 +57,7 @@ def measure_state(model: nn.Module, device: torch.device) -> StateSizes:
 
 
 def has_fused_form(model: nn.Module) -> bool:
-    """Has the model a fused form, whose caches are made of blocks?"""
+    """Does the model have a fused form, whose caches are allocated in blocks?"""
     try:
         lower(model, "")
     except Unsupported:

@@ -1,4 +1,4 @@
-"""What the engine works on: a prompt being read, and the streams that go on from its end."""
+"""Work of the engine: a prompt in prefill, and the streams that continue from its end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CompletionDelta:
 
 
 class Prompt:
-    """Token ids on their way through the model; several streams (``n``) may go on from one reading.
+    """Token ids in prefill; several streams (``n``) may continue from one prompt.
 
     `echo` is the text to emit before the first token, and `score` asks for the prompt's own log-probabilities.
     """
@@ -67,7 +67,7 @@ class Prompt:
 
     @property
     def ready(self) -> bool:
-        """Has all of it been read?"""
+        """Is the prefill complete?"""
         return self.at == len(self.ids)
 
 
@@ -113,13 +113,15 @@ class Stream:
             self.notify(delta)
 
     def end(self) -> None:
-        """Emit the final delta and let go: by then the stream's place is free, so a client may come right back."""
+        """Emit the final delta and release the stream: its place is free by then, so a client can send its next
+        request.
+        """
         if self.ending is not None:
             self.notify(self.ending)
         self.release()
 
     def notify(self, delta: CompletionDelta) -> None:
-        """Call the listener; one that is gone, or that fails, cancels its own stream and no other."""
+        """Call the listener; if it is gone or fails, only its own stream is cancelled."""
         try:
             self.listener(delta)
         except RuntimeError:  # its event loop is closed
@@ -129,7 +131,7 @@ class Stream:
             self.cancelled = True
 
     def release(self) -> None:
-        """Let go of tensors, the prompt's too once no stream needs them."""
+        """Release the tensors; those of the prompt when its last stream releases them."""
         self.state = self.logits = None
         if not self.begun:
             self.release_prompt()

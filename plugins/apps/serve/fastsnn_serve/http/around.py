@@ -1,4 +1,4 @@
-"""What stands around the endpoints: a request id, keys, a log line per request, and other origins' pages."""
+"""Middleware: request ids, API keys, a log line per request, CORS."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RequestId:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI interface."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -50,7 +50,7 @@ class Keys:
         self.app, self.keys = app, [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI interface."""
         if scope["type"] != "http" or scope["path"] in OPEN or self.fits(scope):
             await self.app(scope, receive, send)
             return
@@ -73,7 +73,7 @@ class RequestLog:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI interface."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -94,7 +94,7 @@ class RequestLog:
 
 
 def middleware(cors: Sequence[str], log: bool, keys: Sequence[str]) -> list[Middleware]:
-    """What `fastsnn_serve.app` puts around its endpoints, from the outside in."""
+    """The middleware of `fastsnn_serve.app`, outermost first."""
     found = [Middleware(RequestId)]
     found += [Middleware(RequestLog)] if log else []
     origins = [cors] if isinstance(cors, str) else list(cors)

@@ -1,4 +1,4 @@
-"""Chat messages as clients send them, checked and handed to the model's chat template."""
+"""Validates chat messages of a request and renders them with the model's chat template."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAID: dict[str, tuple[Any, ...]] = {  # what clients send back of an answer besi
 
 
 class RequestChatTemplate(chat_template.ChatTemplate):
-    """The model's template over messages of a request; what it refuses is a mistake of the request."""
+    """The model's chat template for messages of a request; template errors are errors of the request."""
 
     def text(self, rows: list[dict[str, Any]], **options: Any) -> str:
         """A conversation of checked messages as text, ready for the assistant's reply."""
@@ -73,7 +73,7 @@ def message(row: Any, where: str) -> dict[str, Any]:
 
 
 def answered(fields: Fields) -> dict[str, Any]:
-    """What an assistant's turn holds besides its text."""
+    """The fields of an assistant turn besides its text."""
     out: dict[str, Any] = {}
     calls = fields.take("tool_calls")
     if calls is not None and not isinstance(calls, list):

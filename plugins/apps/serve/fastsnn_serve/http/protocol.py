@@ -1,4 +1,4 @@
-"""From an OpenAI request body to a `CompletionRequest`: what is honoured, what is refused, and the defaults.
+"""From an OpenAI request body to a `CompletionRequest`: supported parameters, refused ones, and defaults.
 
 Honoured: prompt (string, strings, token ids, lists of them) or messages; the fields of
 `fastsnn_serve.api.sampling_fields`; n, best_of, echo, logprobs, top_logprobs, stream, stream_options, response_format,
@@ -55,7 +55,7 @@ CHAT_HARMLESS = HARMLESS | {
 
 @attrs.frozen
 class RequestContext:
-    """What requests are read against."""
+    """What validating a request needs to know of model and server."""
 
     name: str
     tokenizer: Tokenizer
@@ -145,7 +145,7 @@ def chat(body: Any, context: RequestContext) -> CompletionRequest:
 
 
 def room(context: RequestContext, prompts: list[list[int]], usual: int) -> int:
-    """max_tokens where a request names none: the usual, or what is left of the model's length."""
+    """Default of max_tokens: the usual one, or what remains of the model's context length."""
     if context.longest is None:
         return usual
     return max(1, min(usual, context.longest - max(map(len, prompts), default=0)))
@@ -179,7 +179,7 @@ def chat_text(fields: Fields, context: RequestContext, tools: Tools | None) -> s
 
 
 def check_model(fields: Fields, context: RequestContext) -> None:
-    """The model may be left out: there is only one. Fields that tell who asks are accepted and have no effect."""
+    """`model` is optional, because there is only one. Fields that identify the user are accepted and have no effect."""
     name = fields.take("model")
     if name is not None and not isinstance(name, str):
         raise fields.wrong("model", "a string", name)
@@ -221,7 +221,7 @@ def read_prompts(
 
 
 def in_vocabulary(ids: list[int], context: RequestContext, param: str) -> list[int]:
-    """`ids`, if the model knows them all."""
+    """`ids`; an error if one is outside the vocabulary."""
     bad = next((i for i in ids if not 0 <= i < context.vocab), None)
     if bad is not None:
         raise Invalid(f"{param}: token id {bad} is outside 0 … {context.vocab - 1}", param, "invalid_value")

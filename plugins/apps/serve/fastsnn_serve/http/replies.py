@@ -1,4 +1,4 @@
-"""The JSON of answers: whole, in chunks, and log-probabilities in the two forms that OpenAI has for them."""
+"""The JSON of responses, complete or in chunks, with log-probabilities in OpenAI's two formats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastsnn_text import Tokenizer, ends_of, token_bytes, token_name
 
 
 class Reply:
-    """One answer: the same id, time and model in every chunk."""
+    """One response: all chunks have the same id, time and model."""
 
     def __init__(self, wanted: CompletionRequest, name: str, tokenizer: Tokenizer, fingerprint: str) -> None:
         self.wanted, self.tokenizer = wanted, tokenizer
@@ -35,7 +35,7 @@ class Reply:
         return "chat.completion" if self.wanted.chat else "text_completion"
 
     def whole(self, choices: list[CompletionDelta], usage: dict[str, Any]) -> dict[str, Any]:
-        """The whole answer; `choices` are each stream's deltas put together."""
+        """The complete response; each of `choices` is the joined deltas of a stream."""
         made = []
         for index, delta in enumerate(choices):
             said: dict[str, Any] = {"text": delta.text}
@@ -51,7 +51,9 @@ class Reply:
         return self.head | {"object": self.kind, "choices": made, "usage": usage}
 
     def finish(self, reason: str | None) -> str | None:
-        """Why an answer with calls ended; OpenAI says "stop" where the request named the function."""
+        """The finish reason of a response with tool calls; "stop" if the request named the function, as in OpenAI's
+        API.
+        """
         named = self.wanted.tools is not None and self.wanted.tools.named is not None
         return reason if named or reason == "length" else "tool_calls"
 
@@ -70,7 +72,7 @@ class Reply:
         )
 
     def opening(self) -> list[dict[str, Any]]:
-        """What a chat's choices begin with: the role, and no text."""
+        """The first delta of a chat choice: the role, and no text."""
         start = {"delta": {"role": "assistant", "content": ""}}
         return [self.chunk(index, start) for index in range(self.wanted.n)] if self.wanted.chat else []
 
@@ -97,7 +99,7 @@ class Reply:
         return out
 
     def closing(self, usage: dict[str, Any]) -> list[dict[str, Any]]:
-        """What follows the last choice's end: the usage, where it was asked for."""
+        """The last chunk: the usage, if it was requested."""
         return [self.around([], usage)] if self.wanted.include_usage else []
 
     last = b"data: [DONE]\n\n"  # what a stream that went well ends with
@@ -111,7 +113,7 @@ class Reply:
         return error
 
     def logprobs(self, tokens: Iterable[Scored]) -> dict[str, Any] | None:
-        """In the form of the endpoint, or None where nobody asked."""
+        """In the format of the endpoint; None if not requested."""
         if self.wanted.params.logprobs is None:
             return None
         return self.chat_logprobs(tokens) if self.wanted.chat else self.completion_logprobs(tokens)
@@ -173,7 +175,7 @@ def usage(streams: list[Stream]) -> dict[str, Any]:
 
 
 def best(wanted: CompletionRequest, said: list[CompletionDelta], streams: list[Stream]) -> list[CompletionDelta]:
-    """Of each prompt's `best_of` completions the `n` with the highest log-probability per token, the best first."""
+    """For each prompt, the `n` of its `best_of` completions with the highest mean log-probability, best first."""
     if wanted.best_of == wanted.n:
         return said
     out = []

@@ -1,4 +1,4 @@
-"""Between the engine's thread and asyncio: a request's streams, their deltas as they come, a client that leaves."""
+"""Between the engine's thread and asyncio: the streams of a request, their deltas, and disconnecting clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastsnn_serve.http.strict_json import Invalid, dumps
 
 
 class Json(Response):
-    """JSON that keeps what UTF-8 cannot."""
+    """A JSON response; lone surrogates stay escaped."""
 
     media_type = "application/json"
 
@@ -31,7 +31,7 @@ class Json(Response):
 
 
 def error_body(error: Invalid) -> Json:
-    """An error as OpenAI words it; clients may come back where it passes."""
+    """An error in OpenAI's format; temporary ones have a Retry-After header."""
     headers = {"Retry-After": "1"} if error.status in (429, 503) else None
     return Json(error.body(), error.status, headers)
 
@@ -76,7 +76,7 @@ class RequestTask:
         return lambda delta: self.loop.call_soon_threadsafe(self.queue.put_nowait, (index, delta))
 
     async def deltas(self) -> AsyncIterator[tuple[int, CompletionDelta]]:
-        """Until every choice has ended; an error of one ends all."""
+        """Yields until every choice has ended; an error of one ends all of them."""
         left = len(self.streams)
         while left:
             index, delta = await self.queue.get()
@@ -86,12 +86,12 @@ class RequestTask:
             yield index, delta
 
     def cancel(self) -> None:
-        """Free whatever has not ended."""
+        """Cancel all streams that have not ended."""
         self.engine.cancel(self.streams)
 
 
 async def unless_gone(receive: Receive, work: Any) -> Any:
-    """The result of the coroutine `work`, or None where the client goes away first."""
+    """The result of the coroutine `work`; None if the client disconnects first."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -108,7 +108,7 @@ async def unless_gone(receive: Receive, work: Any) -> Any:
 
 
 async def asked(request: Request, engine: Engine, work: Any) -> Any:
-    """The result of a job on the engine's thread; None where the client goes away first."""
+    """The result of a job on the engine's thread; None if the client disconnects first."""
     try:
         future = engine.ask(work)
         return await unless_gone(request.receive, asyncio.wrap_future(future))
@@ -136,7 +136,9 @@ async def answer(request: Request, engine: Engine, wanted: CompletionRequest, re
 
 
 class ServerSentEvents(Response):
-    """Server-sent events: chunks, usage where it was asked for, ``[DONE]``; a client that leaves frees its streams."""
+    """Server-sent events: chunks, usage if requested, ``[DONE]``; if the client disconnects, its streams are
+    cancelled.
+    """
 
     media_type = "text/event-stream"
 
@@ -146,7 +148,7 @@ class ServerSentEvents(Response):
         self.work, self.reply = work, reply
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI interface."""
         try:
             await unless_gone(receive, self.send_all(send))
         except OSError:  # the connection broke while something was sent

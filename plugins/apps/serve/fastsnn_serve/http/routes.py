@@ -164,7 +164,9 @@ class Server(Endpoints):
         return wrapped
 
     async def body(self, request: Request) -> Any:
-        """The parsed body; one that is too large is read past (so that the client gets to hear it) and refused."""
+        """The parsed body; one that is too large is read to its end (so that the client receives the error) and
+        refused.
+        """
         held, size = bytearray(), 0
         try:
             async with asyncio.timeout(self.body_seconds or None):
@@ -182,7 +184,7 @@ class Server(Endpoints):
         return await run_in_threadpool(parse, bytes(held))
 
     async def front(self, request: Request) -> Response:
-        """GET /: what this server is, as JSON, or as a page for browsers."""
+        """GET /: a description of the server as JSON, or the chat page for browsers."""
         paths = [[method, path, what] for method, path, _, what in self.table()]
         about = {
             "server": "fastsnn-serve", "version": __version__, "model": self.context.name,
@@ -254,7 +256,7 @@ async def refused(request: Request, error: HTTPException) -> Response:
 
 
 async def broken(request: Request, error: Exception) -> Response:
-    """A fault of ours."""
+    """An internal error: status 500."""
     return error_body(
         Invalid(f"{type(error).__name__}: {error}", code="internal_error", status=500, type="server_error")
     )

@@ -96,7 +96,7 @@ def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a taken port is the caller's error and port 0 is known at once."""
+    """A bound socket: a port that is in use raises in the caller, and the number behind port 0 is known at once."""
     try:
         family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError) as error:
@@ -113,7 +113,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def stopping_server(application: Starlette, greeting: str = "") -> Any:
-    """A uvicorn server that greets once it accepts connections, and ends streams before it waits for connections.
+    """A uvicorn server that prints its address once it accepts connections; on exit it ends streams before connections.
 
     SIGTERM lets the running streams end first (`GRACE` seconds; a second signal does not wait), Ctrl-C does not.
     """
@@ -161,7 +161,7 @@ def address(host: str, port: int) -> str:
 
 
 def greeting(url: str, application: Starlette) -> str:
-    """The address and a line to try."""
+    """The address, and an example request."""
     body = json.dumps({"prompt": "Once upon a time", "max_tokens": 64})
     count = application.state.engine.max_streams
     says = f"serving at {url}/v1 (up to {count} streams at once; Ctrl-C stops)\ncurl {url}/v1/completions -d '{body}'"

@@ -1,4 +1,4 @@
-"""Reading a JSON body strictly: every value has its type and range, every field is known, and errors say which."""
+"""Strict validation of a JSON body: types, ranges and unknown fields; errors name the field."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LONGEST = 2**31 - 1
 
 
 class Invalid(Exception):
-    """A request that cannot be answered: becomes an OpenAI error object with this HTTP status."""
+    """An invalid request; becomes an OpenAI error object with this HTTP status."""
 
     def __init__(
         self, message: str, param: str | None = None, code: str | None = None, status: int = 400,
@@ -27,7 +27,7 @@ class Invalid(Exception):
 
 
 def parse(raw: bytes) -> Any:
-    """JSON, without NaN and infinities, which it does not have."""
+    """Parse JSON; NaN and infinities, which are not JSON, are refused."""
 
     def constant(name: str) -> Any:
         raise FastSNNError(f"{name} is not JSON")
@@ -69,7 +69,7 @@ def is_utf8(value: Any) -> bool:
 
 
 class Fields:
-    """The fields of one object, taken one by one; null is as good as absent. `done` refuses what is left."""
+    """The fields of one object, read one by one; null counts as absent. `done` refuses the remaining ones."""
 
     def __init__(self, body: Any, where: str = "") -> None:
         self.where = where
@@ -125,7 +125,9 @@ class Fields:
         return value
 
     def done(self, harmless: dict[str, tuple[Any, ...]]) -> None:
-        """Refuse what is left: unknown fields, and unsupported ones unless at one of their `harmless` values."""
+        """Refuse the remaining fields: unknown ones, and unsupported ones unless they have one of their `harmless`
+        values.
+        """
         for name, value in self.left.items():
             if value is None and name in harmless:
                 continue

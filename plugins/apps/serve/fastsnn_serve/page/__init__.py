@@ -1,4 +1,4 @@
-"""What ``GET /`` says: a page to chat with, spikes beside each answer, for browsers; JSON for everything else.
+"""The response to ``GET /``: a chat page with spikes beside each answer for browsers, JSON for other clients.
 
 One HTML file without a build step and without outside requests; its policy allows its own script and this server alone.
 """

@@ -1,4 +1,4 @@
-"""Batches of a run, from any step on: what a resumed run reads next is what the stopped one would have read.
+"""Batches of a run, from any step: a resumed run reads the batches that the stopped run would have read.
 
 - `Packed` corpora: a batch is a function of the step, so there is no position to keep.
 - `Streamed` corpora: the position (documents read, what is left of the last one, the shuffle buffer) is kept.
@@ -27,21 +27,23 @@ from fastsnn_train.loop.randomness import RandomStream
 
 
 class BatchSource:
-    """``next()`` gives a global batch or None at the end; ``position()`` says where it stands, ``begin`` goes there."""
+    """``next()`` gives a global batch, None at the end; ``position()`` is the state to resume from, ``begin``
+    restores it.
+    """
 
     def begin(self, step: int, position: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
-        """Stand before the batch of `step`; `position` and `tensors` are those of a checkpoint, if there was one."""
+        """Seek to the batch of `step`; `position` and `tensors` come from a checkpoint, if there is one."""
 
     def next(self) -> Batch | None:
         """The next global batch."""
         raise NotImplementedError
 
     def position(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """JSON data and tensors that `begin` needs."""
+        """JSON data and tensors from which `begin` resumes."""
         return {}, {}
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this data from other data, as far as that can be had for nothing."""
+        """Identifies the data set, as far as that is possible without reading it."""
         return {}
 
 
@@ -52,11 +54,11 @@ class PackedBatches(BatchSource):
         self.data, self.config, self.vocab_size, self.step = data, config, vocab_size, 0
 
     def begin(self, step: int, position: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
-        """Nothing but the step matters."""
+        """Only the step is needed."""
         self.step = step
 
     def next(self) -> Batch:
-        """The batch of this step; there is always one."""
+        """The batch of this step; there is no end."""
         tokens = self.data.batch(self.step, self.config.batch_size, self.config.seed)
         check_token_ids(ids_of(tokens), self.vocab_size, f"the batch of step {self.step}")
         self.step += 1
@@ -77,7 +79,7 @@ class StreamedBatches(BatchSource):
         self.reader = data.reader(config.seed)
 
     def begin(self, step: int, position: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
-        """Go to where a checkpoint's reader stood."""
+        """Restore the reader of a checkpoint."""
         if position:
             self.reader = self.data.reader(self.config.seed, position, tensors)
 
@@ -88,11 +90,11 @@ class StreamedBatches(BatchSource):
         return tokens, self.data.resets(tokens[:, :-1])
 
     def position(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Documents read, tokens left over, blocks held."""
+        """Documents read, remaining tokens, buffered blocks."""
         return self.reader.position()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Only how it is cut: the corpus is not read for this."""
+        """Only how the corpus is cut into sequences: it is not read for this."""
         return {"seq_len": self.data.seq_len, "shuffle_buffer": self.data.buffer, "skip": self.data.skip}
 
 
@@ -127,7 +129,7 @@ class IterableBatches(BatchSource):
             epoch += 1
 
     def begin(self, step: int, position: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
-        """Read past what was trained on, drawing what was drawn then."""
+        """Skip the batches that were trained on, with the same random draws."""
         if position:
             self.initial = position["random"]
             self.random = RandomStream(self.initial)

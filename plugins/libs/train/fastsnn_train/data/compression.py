@@ -1,4 +1,4 @@
-"""Files as bytes and as text: compression told by the first bytes, byte order marks, errors that say where."""
+"""Files as bytes and as text: compression by the first bytes, byte-order marks, errors with their offset."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def member_name(path: Path, member: str) -> str:
 
 
 def decoded_chunks(file: IO[bytes], where: str) -> Iterator[str]:
-    """The text of a stream in chunks: UTF-8 (or UTF-16 where it begins with that mark), the mark left out.
+    """The text of a stream in chunks: UTF-8, or UTF-16 with a byte-order mark; the mark is removed.
 
     Line ends are ``\\n`` whatever they were. Bytes that are no such text are an error that says where they stand, and
     so are NUL bytes in plenty: UTF-16 without its mark, or data.
@@ -134,7 +134,7 @@ def decoded_chunks(file: IO[bytes], where: str) -> Iterator[str]:
 
 
 def no_text(where: str, error: UnicodeDecodeError, begin: int, encoding: str) -> DataError:
-    """The error for bytes that are no text: which, and where in the file."""
+    """The error for bytes that are not text: which bytes, and their offset."""
     byte = f"0x{error.object[error.start]:02x}" if error.start < len(error.object) else "the end"
     return DataError(
         f"{where} is no {encoding.upper()} text: byte {byte} at offset {begin + error.start:,}; if it was written in "

@@ -1,4 +1,4 @@
-"""What a corpus is made of: texts, texts of which only some parts are learnt, chats; and what was left out of it."""
+"""Documents of a corpus: texts, texts with a loss mask, chats; and what was skipped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastsnn_core.errors import FastSNNError
 
 
 class DataError(FastSNNError):
-    """A source that cannot be read: says what was tried and what is possible."""
+    """A source cannot be read; the message says what was tried and what is possible."""
 
 
 @attrs.frozen
@@ -33,7 +33,7 @@ Document = str | Spans | Chat
 
 
 def plain_text(document: Document) -> str:
-    """All words of a document: what a tokenizer is trained on, and what tells one document from another."""
+    """The whole text of a document: for training a tokenizer, and for telling documents apart."""
     if isinstance(document, str):
         return document
     if isinstance(document, Spans):
@@ -42,14 +42,14 @@ def plain_text(document: Document) -> str:
 
 
 def identity(document: Document) -> bytes:
-    """Bytes that differ where documents do, for the key of a cache."""
+    """Bytes for a cache key: different for different documents."""
     told = document if isinstance(document, str) else repr(document)
     return told.encode("utf-8", "surrogatepass")
 
 
 @attrs.define
 class Omitted:
-    """What was left out of a corpus: files by name (with the reason), and rows by reason, counted in the last pass."""
+    """What was skipped: files by name with the reason, and the number of rows per reason in the last pass."""
 
     files: list[tuple[str, str]] = attrs.field(factory=list)
     rows: int = 0
@@ -80,6 +80,6 @@ class Omitted:
 
 
 def name_list(names: Sequence[str], most: int = 12) -> str:
-    """Names in a sentence; long lists are cut."""
+    """Names, separated by commas; long lists are abbreviated."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "none") + more

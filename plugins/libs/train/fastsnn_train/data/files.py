@@ -30,7 +30,7 @@ READABLE = (*FORMATS, *SUFFIXES)
 
 
 def suffix_of(name: str) -> str:
-    """The ending that says the format: the last that is known, behind any that only says how it is compressed."""
+    """The file extension of the format: the last known one before an extension of a compression."""
     for part in reversed(name.lower().split(".")[1:]):
         if f".{part}" not in SUFFIXES:
             return f".{part}"
@@ -38,7 +38,7 @@ def suffix_of(name: str) -> str:
 
 
 def format_of(name: str) -> str:
-    """text, json, csv, parquet or arrow by a file's name; nothing where it is none of these."""
+    """text, json, csv, parquet or arrow, by a file's name; "" for other names."""
     return FORMATS.get(suffix_of(name), "")
 
 
@@ -83,7 +83,7 @@ def members(path: Path) -> list[File]:
 
 
 def read_documents(file: File, field: str, omitted: Omitted) -> Iterator[Document]:
-    """Documents of one file: a text is one (or several, cut at <|endoftext|>), tables have one a row."""
+    """Documents of one file: a text is one document (or several, split at <|endoftext|>), a table has one per row."""
     form = format_of(file.name)
     if not form:
         raise DataError(
@@ -106,7 +106,7 @@ def read_documents(file: File, field: str, omitted: Omitted) -> Iterator[Documen
 
 
 def read_text(stream: IO[bytes], where: str, omitted: Omitted) -> Iterator[str]:
-    """Texts between ``<|endoftext|>``; blank ones are no documents."""
+    """Texts between ``<|endoftext|>``, without blank ones."""
     parts: list[str] = []
     carry = ""  # an end mark may be cut by a chunk's end
     for chunk in itertools.chain(decoded_chunks(stream, where), (END,)):
@@ -164,7 +164,7 @@ def json_rows(lines: Iterator[tuple[int, tuple[int, bytes]]], file: File) -> Ite
 
 
 def parse_line(line: bytes, n: int, begin: int, file: File) -> Any:
-    """The value of a line; what is wrong with it is said with its place."""
+    """The value of a line; errors name file and line."""
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -198,7 +198,7 @@ def json_whole(raw: bytes, n: int, begin: int, file: File) -> list[Any]:
 
 
 def read_csv(stream: IO[bytes], file: File, field: str, omitted: Omitted) -> Iterator[Document]:
-    """Rows of a table with a header; values are text as they stand."""
+    """Rows of a table with a header; values are strings, unchanged."""
     csv.field_size_limit(2**31 - 1)
     tab = suffix_of(file.name) == ".tsv"
     lines = csv_lines(decoded_chunks(stream, str(file)))

@@ -1,4 +1,4 @@
-"""Which files of a folder are data, and of which split: the rules of the `datasets` library.
+"""The data files of a folder and their splits, by the rules of the `datasets` library.
 
 In this order, the first rule that fits any file decides for the folder:
 
@@ -50,7 +50,7 @@ def splits_of(folder: Path, omitted: Omitted) -> dict[str, list[File]]:
 
 
 def is_data(name: str, omitted: Omitted) -> bool:
-    """May a file (by its path in the folder) be data? What is left out goes into `omitted`."""
+    """Can this file (a path in the folder) be data? Skipped files are recorded in `omitted`."""
     path = PurePosixPath(name)
     if any(part.startswith(".") for part in path.parts) or any(p.startswith("__") for p in path.parent.parts):
         why = "hidden"
@@ -75,7 +75,7 @@ def expanded(path: Path, name: str, omitted: Omitted) -> list[File]:
 
 
 def one_format(named: list[tuple[str, File]], omitted: Omitted) -> list[File]:
-    """The files of the format that most of them have."""
+    """The files that have the most frequent format."""
     endings = Counter(suffix_of(file.name) for _, file in named)
     order = {ending: i for i, ending in enumerate(reversed(PREFERRED), 1)}
     best = FORMATS[max(endings, key=lambda ending: (endings[ending], order.get(ending, 0), ending))]

@@ -73,7 +73,7 @@ class Packed:
 
 
 def document_starts(tokens: Tensor, end: int | None) -> Tensor | None:
-    """True after every `end` token of ``[B,T]`` that closes a document; None where there is none."""
+    """True at each token of ``[B,T]`` behind an `end` token; None if there is none."""
     if end is None:
         return None
     starts = torch.zeros_like(tokens, dtype=torch.bool)
@@ -115,7 +115,7 @@ def load_data(
     streaming: bool = False,
     shuffle_buffer: int = 256,
 ) -> Data:
-    """Read, tokenise and pack a corpus. Without a held-out split, the last `holdout` of the tokens is one.
+    """Read, tokenise and pack a corpus. Without a validation split, the last `holdout` of the tokens is used as one.
 
     ``tokenizer="bpe:4096"`` trains a byte-level BPE on the corpus first. With `streaming` (and for a `datasets`
     IterableDataset) documents are read while training, and without a held-out split the first few are held out.
@@ -158,7 +158,7 @@ def hold(tokens: np.ndarray, seq_len: int, tok: Tokenizer, documents_end: bool, 
 def stream_data(
     corpus: Corpus, tok: Tokenizer, seq_len: int, holdout: float, documents_end: bool, buffer: int, workers: int
 ) -> Data:
-    """A corpus read as it is trained on; at most `HELD_BLOCKS` sequences of it are held out."""
+    """A corpus that is streamed during training; at most `HELD_BLOCKS` sequences of it are held out."""
     from fastsnn_train.data.streaming import Streamed
 
     skip, held, size, characters = 0, [], 0, 0

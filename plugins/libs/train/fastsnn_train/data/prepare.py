@@ -1,4 +1,6 @@
-"""What `FastSNN.fit` was given, as something that a `Trainer` takes: texts are tokenised and packed, ids stay ids."""
+"""Data given to `FastSNN.fit`, prepared for a `Trainer`: texts are tokenised and packed, token ids are used as they
+are.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,7 @@ def stream_of_ids(model: nn.Module, tokens: Any, seq_len: int) -> Packed:
 
 
 def holds_text(dataset: Any, field: str = "text") -> tuple[Any, bool]:
-    """The dataset (an iterator that was looked into is whole again), and whether it holds texts rather than ids."""
+    """``(dataset, whether it holds texts rather than ids)``; an iterator is returned with the item that was read."""
     if isinstance(dataset, str | Path | Corpus):
         return dataset, True
     kind = type(dataset).__module__.split(".")[0]
@@ -85,7 +87,7 @@ def is_text_row(item: Any) -> bool:
 
 
 def check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """The model must have a row for every token."""
+    """The model's vocabulary must contain every token."""
     size = vocabulary_of(model)
     if size is not None and size < tokenizer.vocab_size:
         raise ArgumentError(

@@ -1,4 +1,4 @@
-"""From a row of a table (JSON line, CSV, parquet, `datasets`) to a document: which columns hold the text, and how.
+"""From a row of a table (JSON line, CSV, parquet, `datasets`) to a document: which columns are used, and how.
 
 Three forms, as the trainers of the field know them: a column of text; a column of messages (a chat); a prompt and a
 completion, of which only the completion is learnt.
@@ -19,7 +19,7 @@ ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "as
 
 
 class RowReader:
-    """Turns the rows of one source into documents and counts in `omitted` those that hold no text.
+    """Turns the rows of one source into documents; rows without text are counted in `omitted`.
 
     `field` names the column; ``a+b`` means a prompt column and the completion behind it. Where it is the default
     ``text`` and there is no such column, a column of messages or a prompt and a completion are taken, if that is the

@@ -41,7 +41,7 @@ class Corpus:
     endless: bool = False
 
     def omitted(self) -> str:
-        """Rows without text that the last pass left out, in words; nothing where there were none."""
+        """The rows without text that the last pass skipped, as a sentence; "" if there were none."""
         counts = [part.omitted.of_rows() for part in (self.train, self.held_out) if isinstance(part, Files | Rows)]
         return "; ".join(filter(None, counts))
 
@@ -71,7 +71,7 @@ def documents(source: Any, field: str = "text", streaming: bool = False) -> Corp
 
 
 def is_there(path: Path) -> bool:
-    """Does a path exist? A text that is no path at all does not."""
+    """Does a path exist? False for a text that cannot be a path."""
     try:
         return path.exists()
     except (OSError, ValueError):  # too long, or with a null byte

@@ -1,4 +1,4 @@
-"""Sequences of a corpus too large to hold: documents are tokenised as they come, cut, and shuffled in a buffer."""
+"""Sequences of a corpus larger than memory: documents are tokenised on the fly, cut, and shuffled in a buffer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Streamed:
     def reader(
         self, seed: int, position: dict[str, Any] | None = None, tensors: dict[str, Tensor] | None = None
     ) -> StreamReader:
-        """A reader from the start, or from where another stood."""
+        """A reader from the start, or from the position of another reader."""
         return StreamReader(self, seed, position, tensors or {})
 
     def resets(self, tokens: Tensor) -> Tensor | None:
@@ -89,7 +89,7 @@ class StreamReader:
         return chosen
 
     def position(self) -> Position:
-        """JSON data and tensors that stand for this reader."""
+        """JSON data and tensors that describe the position of this reader."""
         place = {"epoch": self.epoch, "documents": self.read, "drawn": self.drawn}
         tensors = {"left": torch.from_numpy(self.left.copy())}
         return place, tensors | ({"held": torch.stack(self.held)} if self.held else {})

@@ -33,7 +33,7 @@ class SampleBatches(BatchSource):
         self.orders: dict[int, np.ndarray] = {}
 
     def begin(self, step: int, position: dict[str, Any] | None, tensors: dict[str, Tensor]) -> None:
-        """Nothing but the step matters."""
+        """Only the step is needed."""
         self.step = step
 
     def order(self, epoch: int) -> np.ndarray:
@@ -44,7 +44,7 @@ class SampleBatches(BatchSource):
         return self.orders[epoch]
 
     def next(self) -> Batch:
-        """The batch of this step; there is always one."""
+        """The batch of this step; there is no end."""
         n, size = len(self.samples), self.config.batch_size
         places = np.arange(self.step * size, (self.step + 1) * size)
         index = [int(self.order(int(p // n))[p % n]) for p in places]
