@@ -183,3 +183,21 @@ def test_a_map_of_512_tokens_and_120_sites_pans_and_stays_small(browser: Browser
     )
     assert spent < 50  # ms a frame here, without a GPU on a busy machine: 16.7 is 60 frames a second
     assert browser.faults == []
+
+
+def test_axe_finds_no_barriers(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+    torch.manual_seed(0)
+    model = build(decoder(d_model=32, n_layers=2, n_heads=2)).eval()
+    points = [[0.1, 10.0], [0.3, 10.5]]
+    tuned = {"x": "silent bytes", "y": "perplexity", "points": points, "chosen": points[1]}
+    model.meta = {"milestones": [{"what": "tune", "curve": tuned}]}
+    page = scope(model, text=TEXT).report(tmp_path / "report") / "index.html"
+    for scheme in ("light", "dark"):
+        browser.do("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        opened(browser, page.as_uri())
+        browser.js("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert browser.barriers() == [], scheme
+        browser.size(390, 844, mobile=True)
+        assert browser.barriers() == [], f"{scheme}, phone"
+    browser.js("document.documentElement.lang = ''")
+    assert any(line.startswith("html-has-lang") for line in browser.barriers())

@@ -72,3 +72,20 @@ def test_a_chat_by_keyboard_with_spikes_beside_it(browser: Browser) -> None:  # 
 
         assert {url for url in browser.asked if not url.startswith((handle.url, "data:"))} == set()
         assert [e for e in browser.faults if "401" not in e["params"].get("entry", {}).get("text", "")] == []
+
+
+def test_axe_finds_no_barriers(browser: Browser) -> None:  # noqa: F811
+    with serve(decoder(d_model=32, n_layers=2), port=0, block=False, name="tiny") as handle:
+        browser.size(1200, 800)
+        browser.do("Page.navigate", url=handle.url + "/")
+        browser.until("document.readyState === 'complete' && document.activeElement.id === 'text'")
+        browser.js("document.getElementById('max_tokens').value = 24; document.getElementById('about').open = true")
+        browser.do("Input.insertText", text="Hello")
+        browser.press("Enter", 13)
+        browser.until("!running && document.querySelectorAll('svg rect').length > 4")
+        for scheme in ("light", "dark"):
+            browser.do("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            browser.size(1200, 800)
+            assert browser.barriers() == [], scheme
+            browser.size(390, 844, mobile=True)
+            assert browser.barriers() == [], f"{scheme}, phone"

@@ -50,7 +50,12 @@ def page(found: Data, drawn: dict[str, bytes], arrays: Arrays | None = None, bes
     title = f"SpikeScope: {model.get('name') or model['kind']}"
     if beside is not None:
         title += f" beside {beside['model'].get('name') or beside['model']['kind']}"
-    jumps = [("saved", "Saved"), ("explore", "Where"), ("lost", "Lost"), *((n, p["title"]) for n, p in panels.items())]
+    jumps = [
+        ("saved", "Saved"),
+        ("explore", "Where"),
+        ("lost", "Lost"),
+        *((f"scope-{n}", p["title"]) for n, p in panels.items()),
+    ]
     links = "".join(f'<a href="#{escape(name)}">{escape(text)}</a>' for name, text in jumps)
     sections = "".join(section(name, p, drawn.get(name)) for name, p in panels.items())
     script = chr(10) + read_asset("page.js")
@@ -208,7 +213,7 @@ def glance(found: Data) -> str:
 def section(name: str, panel: Data, png: bytes | None) -> str:
     """One scope: how to read it, its picture, its tables and notes; or why there is none."""
     data: Any = panel.get("data", {})
-    body = [f'<section id="{escape(name)}"><h2>{escape(panel["title"])}</h2>']
+    body = [f'<section id="scope-{escape(name)}"><h2>{escape(panel["title"])}</h2>']
     if "error" in panel:
         body.append(f'<p class="error"><strong>{escape(name)} failed.</strong> {escape(panel["error"])}</p>')
     if "reason" in data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import shutil
@@ -74,7 +75,8 @@ class Browser:
         """One command's result; events meanwhile go into `seen`."""
         self.number += 1
         raw = json.dumps({"id": self.number, "method": method, "params": params}).encode()
-        size = bytes([0x80 | len(raw)]) if len(raw) < 126 else b"\xfe" + struct.pack(">H", len(raw))
+        long = b"\xfe" + struct.pack(">H", len(raw)) if len(raw) < 1 << 16 else b"\xff" + struct.pack(">Q", len(raw))
+        size = bytes([0x80 | len(raw)]) if len(raw) < 126 else long
         self.link.sendall(b"\x81" + size + b"\0\0\0\0" + raw)
         while True:
             found = self.frame()
@@ -117,6 +119,15 @@ class Browser:
         """The window's size; `mobile` has two dots a pixel."""
         dots = 2 if mobile else 1
         self.do("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=dots, mobile=mobile)
+
+    def barriers(self) -> list[str]:
+        """What axe-core finds against the rules of WCAG 2 on the page as it is; skips where it is not installed."""
+        found = importlib.util.find_spec("axe_core_python")
+        if found is None or found.origin is None:
+            pytest.skip("axe-core-python is not installed")
+        self.js(Path(found.origin).with_name("axe.min.js").read_text(encoding="utf-8") + "; 0")
+        rows = self.js("axe.run().then(r => r.violations.map(v => [v.id, v.help, v.nodes.map(n => n.html)]))")
+        return [f"{rule}: {says}: {' | '.join(where[:3])}" for rule, says, where in rows]
 
     @property
     def faults(self) -> list[Any]:
