@@ -286,6 +286,26 @@ def test_mistakes_are_said(tmp_path):
         of_table({"model": {"kind": "sequential/sequential"}}, {})
 
 
+@pytest.mark.slow  # the import of the harness alone takes several seconds
+def test_lm_evals_hf_type_measures_the_model_itself(saved):
+    """Log-likelihoods of ``HFLM`` beside the network's own log-probabilities."""
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    from lm_eval.api.instance import Instance
+
+    path, model = saved
+    hf, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    harness = huggingface.HFLM(pretrained=hf, tokenizer=tokenizer, batch_size=2, max_length=64, device="cpu")
+    pairs = [("once upon", " a time"), ("a", "bc"), ("the cat sat", " on the mat")]
+    rows = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    for (before, after), (found, greedy) in zip(pairs, harness.loglikelihood(rows, disable_tqdm=True)):
+        ids = torch.tensor([list((before + after).encode())])
+        with torch.no_grad():
+            said = model(ids).log_softmax(-1)[0, len(before) - 1 : -1]
+        wanted = said.gather(1, ids[0, len(before) :, None]).sum()
+        assert found == pytest.approx(float(wanted), abs=1e-3)
+        assert greedy == bool((said.argmax(-1) == ids[0, len(before) :]).all())
+
+
 def test_the_table_of_show_is_found_by_trying_and_in_the_page(tmp_path):
     rows, text = capabilities.show_hf()
     assert [r["verdict"] for r in rows] == ["exact"] * 7 + ["refused"] * 6

@@ -185,3 +185,13 @@ def test_the_command_is_there_without_the_harness_and_says_what_to_install(tmp_p
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "pip install fastsnn-lm-eval" in said
+
+
+@harness
+@quiet
+def test_the_harness_keeps_its_own_models():
+    """Registering ours first left the harness without hf and local-completions."""
+    script = "import fastsnn_lm_eval.model\nfrom lm_eval.api.registry import get_model\n"
+    script += "get_model('local-completions'), get_model('fastsnn')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-600:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lm_eval.models  # noqa: F401 - fills the harness' own list, which is done only while nothing is registered
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
