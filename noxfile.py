@@ -16,6 +16,7 @@ nox.options.reuse_existing_virtualenvs = True
 ROOT = Path(__file__).parent
 PLUGINS = sorted(p.parent for where in ("plugins/*/*", "contrib/*") for p in ROOT.glob(f"{where}/pyproject.toml"))
 TESTING = ["pytest>=9", "hypothesis>=6.150", "pytest-timeout", "pytest-xdist", "sentencepiece>=0.2", "protobuf>=5"]
+TESTING += ["axe-core-python>=0.1"]
 SERVER = ["openai", "transformers", "schemathesis>=4,<5"]
 STRICT = {"FASTSNN_STRICT": "1", "CI": "true"}  # CI: Hypothesis draws the same examples every time
 

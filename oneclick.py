@@ -26,6 +26,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 KIT = ["pytest>=9", "hypothesis>=6.150"]  # what `fastsnn test` needs
 TESTING = ["pytest-timeout", "pytest-xdist", "pytest-instafail", "ruff==0.17.6", "mypy==2.4.1", "nox", "openai"]
 TESTING += [
+    "axe-core-python>=0.1",
     "codespell==2.4.3",
     "transformers",
     "peft",
