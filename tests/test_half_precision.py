@@ -63,3 +63,10 @@ def test_the_loss_is_that_of_the_rounded_weights(kind: torch.dtype) -> None:
         moved += float((rounded - exact).norm() / exact.norm())
         off += float((cast - exact).norm() / exact.norm())
     assert off < 2 * moved + 0.02
+
+
+@pytest.mark.parametrize(("kind", "large"), [(torch.bfloat16, 301), (torch.float16, 65537)])
+def test_half_precision_weights_sum_whole_counts(kind: torch.dtype, large: int) -> None:
+    """Counts that the weights' type cannot hold: rounded before the sum, the difference would be 0 or 2."""
+    spikes = SpikeTensor(torch.tensor([[large, 1 - large]], dtype=torch.int32), torch.tensor(1.0))
+    assert torch.nn.functional.linear(spikes, torch.ones(1, 2, dtype=kind)).item() == 1

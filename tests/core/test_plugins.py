@@ -111,3 +111,19 @@ def test_help_imports_neither_torch_nor_plugins(site, words):
     env = os.environ | {"PYTHONPATH": str(folder)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted", "met"),
+    [
+        ("0.3.0rc1", ">=0.3", False),
+        ("0.4.0rc1", ">=0.3", True),
+        ("0.3.1", "~=0.3", True),
+        ("1.0", "~=0.3", False),
+        ("1", "?", None),
+    ],
+)
+def test_requirements_are_read_as_pep_440_has_them(version, wanted, met):
+    from fastsnn_core.versions import satisfies
+
+    assert satisfies(version, wanted) is met

@@ -87,3 +87,19 @@ def test_a_wrong_view_says_what_to_call():
         _ = example().index
     with pytest.raises(ValueError, match="as many weights"):
         SpikeTensor.from_train(torch.zeros(3, 2), torch.ones(2))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("counts", [torch.tensor([[301.0, 257.0]]), torch.tensor([[70000, 301]], dtype=torch.int32)])
+def test_another_type_of_the_value_leaves_the_counts(counts, kind):
+    moved = SpikeTensor(counts, torch.tensor(0.5)).to(kind)
+    assert moved.dtype == kind
+    assert moved.counts.dtype == counts.dtype
+    assert torch.equal(moved.counts, counts)
+
+
+def test_the_smallest_integers_have_a_magnitude():
+    assert SpikeTensor(torch.tensor([-128], dtype=torch.int8)).largest() == 128
+    assert SpikeTensor(torch.tensor([-(2**31)], dtype=torch.int32)).largest() == 2**31
+    found = SpikeTensor(torch.tensor([[-128, 3]], dtype=torch.int8)).sparsity()
+    assert (found.largest, found.mean_count) == (128, 65.5)
