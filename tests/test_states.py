@@ -115,3 +115,20 @@ def test_thresholds_stay_in_float32_when_a_model_is_cast(name, kind):
         cast(tokens[:, :1], state)
     assert y.dtype == cast.embed.weight.dtype
     assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["lif", "lif_sint", "ilif", "plif", "alif", "synaptic", "recurrent_lif"])
+def test_states_that_are_no_ordinary_tensors_are_refused_in_words(kind):
+    neuron, x = create("neuron", kind).build(4), torch.rand(2, 5, 4)
+    with torch.no_grad():
+        state = neuron(x, None, None)[1]
+        alone = isinstance(state, torch.Tensor)
+        for bad in (1, "x", torch.zeros(2, 4).to_sparse(), torch.zeros(2, 4, device="meta"), torch.zeros(2, 4) * 1j):
+            with pytest.raises(FastSNNError, match="state"):
+                neuron(x, bad if alone else tuple(bad for _ in state), None)
+        if kind in ("plif", "alif", "recurrent_lif"):
+            with pytest.raises(FastSNNError, match="on meta and its constants on cpu"):
+                neuron(torch.rand(2, 5, 4, device="meta"), None, None)
+        if kind == "recurrent_lif":
+            with pytest.raises(FastSNNError, match="weights for 4 channels, the input has 3"):
+                neuron(torch.rand(2, 5, 3), None, None)

@@ -22,4 +22,5 @@ def test(argv: list[str]) -> int:
     for name in opts.plugin:
         choice(name, names, "fastsnn test")
     chosen = [f"--fastsnn={name}" for name in opts.plugin]
-    return int(pytest.main(["--pyargs", "fastsnn_core.testing", "-q", *chosen, *rest]))
+    quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis and the kit are imported already
+    return int(pytest.main(["--pyargs", "fastsnn_core.testing", "-q", *quiet, *chosen, *rest]))

@@ -17,7 +17,8 @@ from fastsnn_core.ops.surrogate_gradient import derivative
 from fastsnn_core.site import keeping_float32
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.state import StateError, belongs
-from fastsnn_modules.inputs import check_state_kind, neuron_input
+from fastsnn_modules.inputs import check_state_kind, check_state_tensor, neuron_input
+from fastsnn_modules.operands import OperandError, OperandTypeError
 from fastsnn_modules.over_time import exporting, over_time
 from fastsnn_modules.shown import constants
 
@@ -33,6 +34,7 @@ class Cell(nn.Module):
     shown_as: tuple[str, ...] = ()
     lo, hi, heaviside = 0.0, 1.0, True
     batch_invariant = True
+    features: int | None = None  # channels, where a cell has weights for so many
 
     def __init__(self, threshold: float, surrogate: Surrogate | None = None, fixed: bool = False) -> None:
         super().__init__()
@@ -74,8 +76,16 @@ class Cell(nn.Module):
         """The state to start from."""
         check_state_kind(self.who, state, tuple, f"a tuple ({', '.join(self.parts)})")
         belongs(self.who, state, x.shape[0])
+        if self.features not in (None, x.shape[2]):
+            raise OperandError(f"{self.who}: it has weights for {self.features} channels, the input has {x.shape[2]}")
+        if self.theta.device != x.device:
+            raise OperandTypeError(
+                f"{self.who}: the input is on {x.device} and its constants on {self.theta.device}; move one of them"
+            )
         if state is None:
             return tuple(x.new_zeros(x.shape[0], x.shape[2]) for _ in self.parts)
+        for s in state:
+            check_state_tensor(self.who, x, s)
         if len(state) != len(self.parts) or any(s.shape != (x.shape[0], x.shape[2]) for s in state):
             found = ", ".join(str(list(s.shape)) for s in state)
             raise StateError(f"{self.who}: the state is ({', '.join(self.parts)}), each [B,D]; got {found}")

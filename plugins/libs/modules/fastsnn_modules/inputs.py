@@ -106,12 +106,20 @@ def membrane_state(who: str, x: Tensor, v: Any) -> Tensor:
     if v is None:
         return x.new_zeros(x.shape[0], x.shape[2])
     check_state_kind(who, v, Tensor, "the membrane [B, D]")
+    check_state_tensor(who, x, v)
     belongs(who, v, x.shape[0])
     if tuple(v.shape) != (x.shape[0], x.shape[2]):
         raise StateError(f"{who}: the state must be [B, D] = [{x.shape[0]}, {x.shape[2]}], got {shown(v)}")
+    return v.to(x.dtype)
+
+
+def check_state_tensor(who: str, x: Tensor, v: Any) -> None:
+    """A part of a state is an ordinary (strided) tensor of real numbers, on the device of ``x``."""
+    if not isinstance(v, Tensor) or v.layout is not torch.strided or v.is_quantized or v.is_complex():
+        what = shown(v) if isinstance(v, Tensor) and v.layout is torch.strided else getattr(v, "layout", v)
+        raise StateError(f"{who}: a state holds ordinary tensors of real numbers, got {what}")
     if v.device != x.device:
         raise StateError(f"{who}: the state is on {v.device} and the input on {x.device}; move one of them")
-    return v.to(x.dtype)
 
 
 def named_tokens(tokens: Any, named: dict[str, Any], carries: bool = False) -> Any:

@@ -50,6 +50,7 @@ class RecurrentCell(Cell):
     def __init__(self, how: RecurrentLif, features: int) -> None:
         super().__init__(how.threshold, how.surrogate, how.fixed or how.convention == "snntorch")
         self.beta, self.hard, self.delayed = 1 - 1 / how.tau, how.hard_reset, how.convention == "snntorch"
+        self.features = features
         self.recurrent = nn.Linear(features, features, bias=self.delayed)
         with torch.no_grad():
             self.recurrent.weight.uniform_(-1, 1).mul_(how.scale / features**0.5)
