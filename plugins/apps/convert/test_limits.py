@@ -270,7 +270,8 @@ def test_accuracy_against_steps_and_early_exit():
         ("norse.torch.module.lif_box", "LIFBox", "dt·tau_mem_inv"),
     ],
 )
-def test_a_spiking_neuron_of_another_library_is_named_with_ours(home, kind, says):
+def test_a_spiking_neuron_of_another_library_is_named_with_ours(home, kind, says, monkeypatch):
+    monkeypatch.setattr("fastsnn_convert.networks.reader_of", lambda source: None)  # as without fastsnn-toolkits
     neuron = type(kind, (nn.Module,), {"__module__": home, "forward": lambda self, x: (x > 1).float()})
     with pytest.raises(ConversionError, match=says) as raised:
         convert(nn.Sequential(nn.Linear(4, 3), neuron()), calibration=torch.randn(40, 4))

@@ -13,7 +13,7 @@ from fastsnn_kit.tools import check_tracker
 
 def test_the_checks_are_filed():
     load_kit()
-    for kind, name in (("model", "network"), ("model", "bundle"), ("exporter", "written"), ("scope", "measures")):
+    for kind, name in (("model", "network"), ("model", "bundle"), ("exporter", "export_agrees"), ("scope", "measures")):
         assert name in CHECKS[kind]
     assert "follows" in CHECKS["tracker"]
 

@@ -130,7 +130,8 @@ def test_the_command_evaluates_draws_and_continues(make, tmp_path, capsys):
         (("--text", "{text}", "--seq-len", "0"), "must be at least 2, got 0"),
         (("--text", "{text}", "--stride", "0"), "must be at least 1"),
         (("--text", "{text}", "--stride", "600"), "--stride must be at most --seq-len"),
-        (("--text", "{text}", "--from", "0.5", "--to", "0.5"), "leaves nothing"),
+        (("--text", "{text}", "--begin", "0.5", "--end", "0.5"), "leaves nothing"),
+        (("--text", "{text}", "--from", "0.5", "--to", "0.5"), "leaves nothing"),  # former names
         (("--text", "{text}", "--to", "2"), "must be at least 0 and at most 1"),
         (("--text", "nope.txt"), "--text nope.txt: there is no such file"),
         (("--recall", "pass"), "no 'pass'; did you mean 'passkey'?"),

@@ -34,8 +34,8 @@ def parser() -> Parser:
     args.add_argument("--carry", action="store_true", help="one stream: the state goes on from window to window")
     args.add_argument("--start-token", action="store_true", help="begin every window with the tokenizer's start token")
     share = number(float, ge=0, le=1)
-    args.add_argument("--from", dest="low", type=share, default=0.0, help="begin at this share of the text (0 … 1)")
-    args.add_argument("--to", dest="high", type=share, default=1.0, help="end at this share of the text")
+    args.add_argument("--begin", "--from", dest="low", type=share, default=0.0, help="at this share of the text (0 … 1)")
+    args.add_argument("--end", "--to", dest="high", type=share, default=1.0, help="at this share of the text (default 1)")
     args.add_argument("--batch", type=number(int, ge=1), default=8, help="windows read at once, at most (default 8)")
     args.add_argument("--runtime", default="count", help="count (default), or event: the same numbers as spike trains")
     args.add_argument("--device", default="cpu", help="where the model runs (default cpu)")
@@ -114,7 +114,7 @@ def check_request(args: Parser, opts: Any) -> None:
         return
     targets.existing_file(opts.text, "--text")
     if opts.low >= opts.high:
-        args.error(f"--from {opts.low:g} --to {opts.high:g} leaves nothing of the text")
+        args.error(f"--begin {opts.low:g} --end {opts.high:g} leaves nothing of the text")
     if opts.stride is not None and opts.stride > opts.seq_len:
         args.error(f"--stride must be at most --seq-len ({opts.seq_len}), got {opts.stride}")
     if opts.carry and opts.stride is not None:
