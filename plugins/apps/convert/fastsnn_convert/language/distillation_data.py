@@ -117,10 +117,10 @@ def sample_text(
 
 @attrs.define(eq=False)
 class SelfGeneratedData:
-    """Text that the dense model goes on writing while it is read: any number of tokens, no more than a chunk at once.
+    """Endless distillation data: sampled from the teacher in chunks, each read several times before the next one.
 
     A chunk is `CHUNK` tokens in streams of `length`, and `MORE` to each. It is read `READ` times, in random
-    pieces, then the next one is written. Where there is text, streams go on from `BEGIN` tokens of random places in it,
+    pieces, then the next one is sampled. Where there is text, streams go on from `BEGIN` tokens of random places in it,
     so they are not only beginnings of stories. What step s reads follows from (seed, s) alone: a run that was cut off
     goes on with the same text.
     """

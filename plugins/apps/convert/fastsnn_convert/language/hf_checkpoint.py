@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fastsnn_convert.pickles import PICKLES
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import reading_tensors
 from fastsnn_core.moved import renamed
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 POINTER = b"version https://git-lfs"
 HELD = 64 << 20  # bytes of a mapped file that may stay in memory while it is read
 TYPES = {"F32": torch.float32, "F64": torch.float64, "BF16": torch.bfloat16, "F16": torch.float16}

@@ -1,4 +1,4 @@
-"""Text whose words are exchanged for what the teacher would say there, so that a short text is not learnt by heart."""
+"""Token-replacement augmentation: a share of the tokens is replaced by samples of the teacher, against overfitting."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fastsnn_conversion.context import ConversionError
+from fastsnn_convert.pickles import PICKLES
 from fastsnn_core import Model
 from fastsnn_core.files import reading_tensors
 from fastsnn_core.spec import Faults, SpecError, converter, load
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 HEADER_LIMIT = 100 << 20
 
 
