@@ -21,7 +21,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -215,11 +214,7 @@ def serve(name: str, threads: int, attention: list[str], bundle_path: str | None
     for line in sys.stdin:
         asked = json.loads(line)
         if "calls" in asked:
-            delay, start = harness.waited(), time.perf_counter()
-            for _ in range(asked["calls"]):
-                state["run"]()
-            seconds = (time.perf_counter() - start) / asked["calls"]
-            answer: dict[str, Any] = {"seconds": seconds, "waited": harness.waited() - delay}
+            answer: dict[str, Any] = harness.timed(state["run"], asked["calls"])
         elif "trained" in asked:
             from fastsnn_core import bundle
 
@@ -265,23 +260,7 @@ def measure(rows: dict[str, Row], rounds: int) -> harness.Times:
     """As `harness.interleave`, over processes."""
     for row in rows.values():
         row.ask({"calls": 2})
-    quiet: list[dict[str, float]] = []
-    noisy: list[dict[str, float]] = []
-    names = list(rows)
-    for r in range(4 * rounds):
-        delay = total = 0.0
-        seconds = {}
-        for name in names[r % len(names) :] + names[: r % len(names)]:
-            calls = 1 if name == "read" else CALLS
-            answer = rows[name].ask({"calls": calls})
-            seconds[name] = answer["seconds"]
-            delay, total = delay + answer["waited"], total + answer["seconds"] * calls
-        (quiet if delay < 0.03 * total else noisy).append(seconds)
-        if len(quiet) == rounds:
-            break
-    kept = quiet if len(quiet) >= min(3, rounds) else quiet + noisy
-    times = {name: [seconds[name] for seconds in kept] for name in names}
-    return times | {"disturbed rounds": [len(noisy) if kept is quiet else -1]}
+    return harness.in_rounds(list(rows), lambda name: rows[name].ask({"calls": 1 if name == "read" else CALLS}), rounds)
 
 
 def main() -> None:

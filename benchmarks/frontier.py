@@ -27,7 +27,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -178,11 +177,7 @@ def serve(args: argparse.Namespace) -> None:
         run, facts = None, {"why": "llama_cpp is not installed"}
     print(json.dumps(facts | {"runs": run is not None}), flush=True)
     for line in sys.stdin:
-        calls, delay, begin = int(line), harness.waited(), time.perf_counter()
-        for _ in range(calls):
-            run()
-        seconds = (time.perf_counter() - begin) / calls
-        print(json.dumps({"seconds": seconds, "waited": harness.waited() - delay}), flush=True)
+        print(json.dumps(harness.timed(run, int(line))), flush=True)
 
 
 class Row:
@@ -212,23 +207,7 @@ def measure(rows: dict[str, Row], rounds: int) -> harness.Times:
     """As `harness.interleave`, over processes."""
     for row in rows.values():
         row.calls(2)
-    quiet: list[dict[str, float]] = []
-    noisy: list[dict[str, float]] = []
-    names = list(rows)
-    for r in range(4 * rounds):
-        delay = total = 0.0
-        seconds = {}
-        for name in names[r % len(names) :] + names[: r % len(names)]:
-            calls = 1 if name == "read" else CALLS
-            answer = rows[name].calls(calls)
-            seconds[name] = answer["seconds"]
-            delay, total = delay + answer["waited"], total + answer["seconds"] * calls
-        (quiet if delay < 0.03 * total else noisy).append(seconds)
-        if len(quiet) == rounds:
-            break
-    kept = quiet if len(quiet) >= min(3, rounds) else quiet + noisy
-    times = {name: [seconds[name] for seconds in kept] for name in names}
-    return times | {"disturbed rounds": [len(noisy) if kept is quiet else -1]}
+    return harness.in_rounds(list(rows), lambda name: rows[name].calls(1 if name == "read" else CALLS), rounds)
 
 
 def draw(found: list[dict[str, Any]], path: str) -> None:

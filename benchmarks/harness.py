@@ -34,23 +34,30 @@ def interleave(rows: dict[str, Run | None], rounds: int = 9, calls: int = 1, war
     for run in present.values():
         for _ in range(warm):
             run()
+    return in_rounds(list(present), lambda name: timed(present[name], calls), rounds)
+
+
+def timed(run: Run, calls: int) -> dict[str, float]:
+    """Seconds per call, of all calls, and how long this process waited for a core meanwhile."""
+    delay, start = waited(), time.perf_counter()
+    for _ in range(calls):
+        run()
+    whole = time.perf_counter() - start
+    return {"seconds": whole / calls, "whole": whole, "waited": waited() - delay}
+
+
+def in_rounds(names: list[str], ask: Callable[[str], dict[str, float]], rounds: int) -> Times:
+    """`interleave` over whatever answers `ask` with a `timed`: a function here, or a process of its own."""
     quiet: list[dict[str, float]] = []
     noisy: list[dict[str, float]] = []
-    names = list(present)
     for r in range(4 * rounds):
-        seconds, delay, begin = {}, waited(), time.perf_counter()
-        for name in names[r % len(names) :] + names[: r % len(names)]:
-            run = present[name]
-            start = time.perf_counter()
-            for _ in range(calls):
-                run()
-            seconds[name] = (time.perf_counter() - start) / calls
-        undisturbed = waited() - delay < 0.03 * (time.perf_counter() - begin)
-        (quiet if undisturbed else noisy).append(seconds)
+        answers = {name: ask(name) for name in names[r % len(names) :] + names[: r % len(names)]}
+        delay, whole = (sum(answer[key] for answer in answers.values()) for key in ("waited", "whole"))
+        (quiet if delay < 0.03 * whole else noisy).append({n: answer["seconds"] for n, answer in answers.items()})
         if len(quiet) == rounds:
             break
     kept = quiet if len(quiet) >= min(3, rounds) else quiet + noisy
-    times = {name: [seconds[name] for seconds in kept] for name in present}
+    times = {name: [seconds[name] for seconds in kept] for name in names}
     return times | {"disturbed rounds": [len(noisy) if kept is quiet else -1]}
 
 
