@@ -87,11 +87,10 @@ def test_neurobench_says_the_same(neuron, conv):
 
 
 def test_what_is_not_measured_is_said(monkeypatch):
-    class QuantLinear(torch.nn.Module):
-        pass
-
+    coded = torch.nn.Module()
+    coded.register_buffer("weight", torch.ones(2, 2, dtype=torch.int8))
     with pytest.raises(FastSNNError, match="float bundle"):
-        neurobench_metrics(torch.nn.Sequential(torch.nn.Linear(2, 2), QuantLinear()), torch.ones(1, 2))
+        neurobench_metrics(torch.nn.Sequential(torch.nn.Linear(2, 2), coded), torch.ones(1, 2))
     with pytest.raises(FastSNNError, match="no linear layer"):
         neurobench_metrics(create("neuron", "lif").build(2), torch.ones(1, 1, 2))
     monkeypatch.setitem(__import__("sys").modules, "neurobench.models", None)

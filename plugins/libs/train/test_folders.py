@@ -7,12 +7,14 @@ import gzip
 import json
 import lzma
 import random
+import tracemalloc
 import zipfile
 
 import pytest
 
 from fastsnn_train import DataError, load_data
 from fastsnn_train.data import sources
+from fastsnn_train.data.compression import open_decompressed
 from fastsnn_train.data.documents import Omitted
 from fastsnn_train.data.folders import matches, splits_of
 
@@ -194,6 +196,23 @@ def test_zstd_frames_are_read_to_their_end_or_refused(tmp_path):
         path.write_bytes(cut)
         with pytest.raises(DataError, match=r"a\.txt\.zst is damaged or cut off: its last zstd frame has no end"):
             list(sources.documents(path).train)
+
+
+def test_zstd_is_unpacked_in_bounded_memory(tmp_path):
+    """A few kilobytes may hold any number of equal bytes."""
+    zstandard = pytest.importorskip("zstandard", reason="zstandard is not installed")
+    path, size = tmp_path / "a.txt.zst", 1 << 29
+    packer = zstandard.ZstdCompressor().compressobj()
+    path.write_bytes(b"".join(packer.compress(b"a" * (1 << 20)) for _ in range(size >> 20)) + packer.flush())
+    assert path.stat().st_size < size / 1000
+    tracemalloc.start()
+    try:
+        with open_decompressed(path) as stream:
+            total = sum(len(piece) for piece in iter(lambda: stream.read(1 << 16), b""))
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert total == size
 
 
 def test_text_of_another_encoding_is_named_with_its_place(tmp_path):

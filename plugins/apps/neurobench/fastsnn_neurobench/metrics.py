@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.site import SpikeSite
+from fastsnn_core.site import sites
 from fastsnn_core.spike_tensor import SpikeTensor
 
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -44,16 +44,12 @@ class NeuroBenchMetrics:
 def weight_layers(model: nn.Module) -> dict[str, Any]:
     """Linear layers and convolutions by name; integer ones are refused."""
     found = {name: m for name, m in model.named_modules() if isinstance(m, MATRICES)}
-    other = [n for n, m in model.named_modules() if type(m).__name__ in ("QuantLinear", "Linear4", "QuantEmbedding")]
+    weights = {n: getattr(m, "weight", None) for n, m in model.named_modules()}
+    other = [n for n, w in weights.items() if isinstance(w, Tensor) and not w.is_floating_point()]
     if other or not found:
         what = f"{other[0]} has integer weights" if other else "it has no linear layer or convolution"
         raise FastSNNError(f"NeuroBench's metrics are of float networks; {what}. Measure the float bundle")
     return found
-
-
-def sites(model: nn.Module) -> dict[str, nn.Module]:
-    """Sites with a neuron by name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, SpikeSite) and m.neuron is not None}
 
 
 def counts(x: Any) -> Tensor:

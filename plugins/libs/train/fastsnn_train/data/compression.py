@@ -17,6 +17,8 @@ from typing import IO, Any
 from fastsnn_train.data.documents import DataError
 
 CHUNK = 1 << 20
+PIECE = 1 << 9
+"""Compressed bytes of zstd that are unpacked at once: a block of 128 KiB can take four, so at most 16 MiB come out."""
 MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst", b"PK\x03\x04": "zip"}
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
 NULS = 0.05  # share of NUL bytes that no text has
@@ -80,7 +82,7 @@ class ZstdReader(io.RawIOBase):
     def readinto(self, into: Any) -> int:
         """The next bytes."""
         while not self.held:
-            self.raw = self.raw or self.file.read(CHUNK)
+            self.raw = self.raw or self.file.read(PIECE)
             if not self.raw:
                 if self.frame is not None:
                     raise DataError(f"{self.path} is damaged or cut off: its last zstd frame has no end")
