@@ -188,6 +188,14 @@ def test_caches_grow_and_windows_turn_over(threads):
         torch.set_num_threads(before)
 
 
+def test_a_prompt_s_cache_has_no_more_room_than_it_takes():
+    model = network(attention=[{"kind": "softmax"}])
+    stream = model.fast(model(torch.randint(0, 37, (1, 100)), return_state=True)[1])
+    plan = lower(model, "")
+    token = 2 * 4 * plan.n_kv_heads * plan.head_dim
+    assert stream.nbytes == len(plan.blocks) * token * 128  # whole blocks of 64
+
+
 @pytest.mark.parametrize("mode", ["count", "event"])
 @pytest.mark.parametrize("k", [0.3, 40.0, 1e4])
 def test_few_and_many_spikes(k, mode):
