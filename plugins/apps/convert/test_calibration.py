@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import fastsnn_convert
 from fastsnn_convert import cli, convert
-from fastsnn_convert.language.attention_swap import fitted, kinds_of, place_attention, replace
+from fastsnn_convert.language.attention_swap import fitted, inheritable, place_attention, replace
 from fastsnn_convert.language.balance import calibrate
 from fastsnn_convert.language.convert import COVERAGES, Options, samples
 from fastsnn_convert.language.distillation_data import sample_text
@@ -46,7 +46,7 @@ def test_balancing_leaves_the_function_of_every_family(case: str, coverage: str,
     save_file({n: t * (1.0 if "norm" in n else 0.4) for n, t in weights.items()}, path / "model.safetensors")
     dense, x = import_dense(path), tokens()
     if case == "hybrid":
-        dense = replace(dense, kinds_of("hybrid_alt", 8), x)
+        dense = replace(dense, inheritable("hybrid_alt", 8), x)
     with torch.no_grad():
         want = dense(x)
     sites = COVERAGES[coverage]
@@ -106,7 +106,7 @@ def test_the_first_kind_goes_where_it_costs_least(folder: Path) -> None:
             for i, layer in enumerate(dense.layers):
                 layer.attention.out.weight.mul_(1.0 if i == loud else 1e-3)
         held = HeldOutReference.of(dense, x)
-        kinds, costs = place_attention(dense, kinds_of(["gla", "softmax"]), "sensitivity", x, held)
+        kinds, costs = place_attention(dense, inheritable(["gla", "softmax"]), "sensitivity", x, held)
         assert costs[loud] > costs[1 - loud]
         assert [a.name for a in kinds].index("gla") == 1 - loud
         with torch.no_grad():
@@ -122,7 +122,7 @@ def test_a_new_norm_is_fitted_to_the_old_attention(folder: Path) -> None:
     with torch.no_grad():
         dense(x)
         handle.remove()
-        new = replace(dense, kinds_of(["gla"]), x).layers[0].attention.mixer
+        new = replace(dense, inheritable(["gla"]), x).layers[0].attention.mixer
         heads, wanted = seen[0]
         errors = []
         for factor in (1.0, 0.9, 1.1):  # least squares, channel by channel

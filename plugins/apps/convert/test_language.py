@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fastsnn_convert import ConversionError, convert
 from fastsnn_convert.cli import main
-from fastsnn_convert.language.attention_swap import kinds_of, replace
+from fastsnn_convert.language.attention_swap import inheritable, replace
 from fastsnn_convert.language.balance import calibrate
 from fastsnn_convert.language.distillation import heal
 from fastsnn_convert.language.families import import_dense
@@ -204,7 +204,7 @@ def test_attentions_are_replaced_and_healed_in_two_stages(folder):
 
 def test_inherited_projections_are_the_sources(folder):
     dense = import_dense(folder)
-    model = replace(import_dense(folder), kinds_of(["gla", "softmax"]), tokens())
+    model = replace(import_dense(folder), inheritable(["gla", "softmax"]), tokens())
     assert [a.name for a in model.spec.attention] == ["gla", "softmax"]
     have = dict(dense.named_parameters())
     new = [n for n, p in model.named_parameters() if n not in have or not torch.equal(p, have[n])]

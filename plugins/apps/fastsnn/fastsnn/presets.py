@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from typing import Any
 
 from fastsnn.networks import NETWORKS, network_spec
-from fastsnn_core import Attention, Component, Model, Neuron, create
+from fastsnn_core import Component, Model, Neuron, create
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.plugins import registry
 from fastsnn_core.spec import Faults, SpecError, converter
+from fastsnn_model_decoder.attention_list import attention_list
 
 ARCHS: dict[str, dict[str, Any]] = {
     "snn-tiny": {"d_model": 128, "n_layers": 4, "n_heads": 4, "d_ff": 344},
@@ -19,42 +18,6 @@ ARCHS: dict[str, dict[str, Any]] = {
     "snn-large": {"d_model": 1024, "n_layers": 16, "n_heads": 16, "n_kv_heads": 4, "d_ff": 2752},
 }
 """Sizes by name; vocab_size is the byte tokenizer's unless given."""
-
-ATTENTIONS: dict[str, Any] = {
-    "hybrid_alt": ["gla", "sliding_window"],
-    "swa": ["sliding_window"],
-    "linear_alt": ["linear", "sliding_window"],
-}
-"""Names that are no single component: ``hybrid_alt`` alternates gated linear and sliding-window layers."""
-
-
-def attention_list(attn: Any, window: int | None = None) -> tuple[Attention, ...]:
-    """The attention list of a preset name, a component's name, a table, a component, or a list of these."""
-    if isinstance(attn, str):
-        if attn not in ATTENTIONS and attn.rpartition("/")[2] not in registry().names("attention"):
-            known = [*ATTENTIONS, *registry().names("attention")]
-            close = difflib.get_close_matches(attn, known, 1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise FastSNNError(f"no attention {attn!r}; {hint}there are {', '.join(known)}")
-        attn = ATTENTIONS.get(attn, [attn])
-    items = attn if isinstance(attn, Sequence) else [attn]
-    if window is not None:
-        items = [windowed(item, window) for item in items]
-    return tuple(structure(item, Attention) for item in items)
-
-
-def windowed(item: Any, window: int) -> Any:
-    """The same attention with its sliding window (its branches' too) of `window` tokens."""
-    table = {"kind": item} if isinstance(item, str) else item
-    if isinstance(table, dict):
-        kind = str(table["kind"]).rpartition("/")[2]
-        if kind == "sliding_window":
-            return table | {"window": window}
-        if kind == "hybrid":
-            return table | {
-                "branches": [windowed(b, window) for b in table.get("branches", ["linear", "sliding_window"])]
-            }
-    return table
 
 
 def structure(value: Any, kind: type[Component]) -> Any:

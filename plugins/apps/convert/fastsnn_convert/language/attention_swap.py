@@ -17,38 +17,25 @@ from torch import Tensor, nn
 from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.language.rebuild import rebuild
 from fastsnn_convert.language.reference_eval import HeldOutReference
-from fastsnn_convert.neurons import evolved
 from fastsnn_core import Attention
-from fastsnn_core.plugins import registry
-from fastsnn_core.spec import Faults, converter
+from fastsnn_core.errors import FastSNNError
+from fastsnn_model_decoder.attention_list import attention_list
 
-NAMED: dict[str, tuple[str, ...]] = {
-    "hybrid_alt": ("gla", "sliding_window"),
-    "linear_alt": ("linear", "sliding_window"),
-    "swa": ("sliding_window",),
-}
 PLACES = ("cycle", "sensitivity")
 
 
-def kinds_of(attention: Any, window: int | None = None) -> tuple[Attention, ...]:
-    """The attentions that a name, a component, a table, or a list of these means; `window` is for sliding windows."""
-    if isinstance(attention, str):
-        if attention not in NAMED and attention.rpartition("/")[2] not in registry().names("attention"):
-            known = ", ".join((*NAMED, *registry().names("attention")))
-            raise ConversionError(f"no attention {attention!r}; there are {known}")
-        attention = NAMED.get(attention, (attention,))
-    items = list(attention) if isinstance(attention, Sequence) else [attention]
-    if not items:
-        raise ConversionError("attention is an empty list; name at least one")
+def inheritable(attention: Any, window: int | None = None) -> tuple[Attention, ...]:
+    """The attentions that `fastsnn_model_decoder.attention_list` makes of a name, component, table or list of these.
+
+    `ConversionError`: what it refuses, and one that is wider than the output projection which it would inherit.
+    """
     try:
-        found = [converter().structure(item, Attention) for item in items]
-    except Faults as error:
-        raise ConversionError(f"attention {attention!r}: {error}") from None
-    if window is not None:
-        found = [evolved(a, window=window) if a.name == "sliding_window" else a for a in found]
+        found = attention_list(attention, window)
+    except FastSNNError as error:
+        raise ConversionError(str(error)) from None
     if wide := next((a.name for a in found if a.expansion != 1), None):
         raise ConversionError(f"attention {wide!r} is wider than the source's output projection: it cannot inherit it")
-    return tuple(found)
+    return found
 
 
 def layers_of(spec: Any) -> tuple[Attention, ...]:

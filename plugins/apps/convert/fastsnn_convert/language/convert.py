@@ -14,7 +14,7 @@ from fastsnn_console import targets
 from fastsnn_console.progress import Progress
 from fastsnn_console.typed import check_fields
 from fastsnn_conversion.context import ConversionError
-from fastsnn_convert.language.attention_swap import PLACES, kinds_of, layers_of, place_attention, replace
+from fastsnn_convert.language.attention_swap import PLACES, inheritable, layers_of, place_attention, replace
 from fastsnn_convert.language.balance import BalanceReport, calibrate
 from fastsnn_convert.language.distillation_data import check_text, sample_text, tokens_of, windows
 from fastsnn_convert.language.distillation_settings import LARGE, Healing, need_peft
@@ -160,7 +160,7 @@ def convert_language(source: str | Path, *, neuron: Any = None, **options: Any) 
     check_text(o.heal, "healing")
     kinds: Any = None
     if o.attention is not None:
-        kinds = kinds_of(o.attention, o.attention_window)
+        kinds = inheritable(o.attention, o.attention_window)
         if o.place not in PLACES:
             raise ConversionError(f"no place {o.place!r}; attentions are placed by {' or '.join(PLACES)}")
     began = time.perf_counter()

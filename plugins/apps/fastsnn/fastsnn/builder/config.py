@@ -34,8 +34,9 @@ class SNNConfig:
 
     def spec(self) -> Model:
         """The decoder component this means."""
-        from fastsnn.presets import attention_list, model_spec
+        from fastsnn.presets import model_spec
         from fastsnn_core import create
+        from fastsnn_model_decoder.attention_list import attention_list
 
         neuron = (
             create("neuron", "adaptive_threshold", k=self.k) if self.neuron == "adaptive_threshold" else self.neuron
