@@ -43,7 +43,7 @@ def attention_list(attention: Any, window: int | None = None) -> tuple[Attention
         raise SpecError(error.problems, source="") from None
 
 
-def windowed(attention: Attention, window: int) -> Attention:
+def windowed(attention: Any, window: int) -> Any:
     """The same attention; every `window` of it and of the attentions inside it is `window` tokens."""
     changes: dict[str, Any] = {}
     for field in attrs.fields(type(attention)):

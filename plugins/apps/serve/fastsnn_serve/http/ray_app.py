@@ -31,5 +31,5 @@ def build(args: dict[str, str]) -> Any:
 
         return app(bundle, args.get("name"), device=args.get("device", "cpu"), max_streams=streams)
 
-    deployment = serve.deployment(serve.ingress(asgi)(), name="fastsnn", num_replicas=int(args.get("replicas", 1)))
+    deployment: Any = serve.deployment(serve.ingress(asgi)(), name="fastsnn", num_replicas=int(args.get("replicas", 1)))
     return deployment.options(max_ongoing_requests=4 * streams).bind()
