@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from fastsnn_convert import convert
 from fastsnn_convert.modules import from_weights
-from fastsnn_convert.modules.accuracy_vs_steps import EarlyExit, accuracy, accuracy_curve, logits, replay
+from fastsnn_convert.modules.accuracy_vs_steps import EarlyExit, accuracy, accuracy_curve, logits, replay_by_slots
 
 DATA = Path(os.environ.get("FASTSNN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 MEAN, DEVIATION = 0.1307, 0.3081
@@ -202,7 +202,7 @@ def study(network: nn.Module, calibration: torch.Tensor, images: torch.Tensor, l
          "per_layer": {r["name"]: r["steps"] for r in saved.report["modules"] if r["site"]},
          **{k: saved.report["quality"][k] for k in ("silent_fraction", "spikes_per_channel", "saturation")}}
     )  # fmt: skip
-    with replay(best["fixed threshold"][4].model) as slots:
+    with replay_by_slots(best["fixed threshold"][4].model) as slots:
         again = logits(best["fixed threshold"][4].model, images[:200])
     difference = float((again - logits(best["fixed threshold"][4].model, images[:200])).abs().max())
     return {

@@ -28,7 +28,7 @@ import attrs
 import torch
 
 from fastsnn_convert import convert
-from fastsnn_convert.language.convert import Options, spiking
+from fastsnn_convert.language.convert import Options, with_neurons
 from fastsnn_convert.language.distillation_data import tokens_of
 from fastsnn_convert.language.families import import_dense
 from fastsnn_convert.language.output_sensitivity import sensitivities
@@ -94,7 +94,7 @@ def main() -> int:
     del model
     written(rows, opts.json)
     plain = Options(balance=False, centred=("attn_in", "attn_out", "ffn_in", "ffn_hidden"))
-    bases: dict[bool, Any] = {False: spiking(import_dense(opts.folder), create("neuron", NEURON, k=FINE), plain)}
+    bases: dict[bool, Any] = {False: with_neurons(import_dense(opts.folder), create("neuron", NEURON, k=FINE), plain)}
     if opts.k:
         rows["plain_k"] = plain_counts(bases[False], held, [float(k) for k in opts.k.split(",")])
         written(rows, opts.json)

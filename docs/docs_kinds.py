@@ -40,7 +40,7 @@ def page(kind: str) -> str:
         for name, check in sorted(CHECKS[kind].items())
     ]
     for name in FIRST_PARTY.get(kind, ()):
-        data = describe.describe(*registry().find(kind, name))
+        data = describe.described_component(*registry().find(kind, name))
         lines += [
             "",
             f"## {name}",

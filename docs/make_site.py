@@ -133,7 +133,7 @@ def plugins(known: dict[str, str]) -> dict[str, Nav]:
                     continue
                 for kind, names in row.offers.items():
                     for each in names:
-                        said = describe.component_text(describe.describe(*registry().find(kind, each)))
+                        said = describe.component_text(describe.described_component(*registry().find(kind, each)))
                         text += f"\n## fastsnn show {each}\n\n```text\n{said}\n```\n"
                         used = [n for n, code in texts.items() if re.search(rf"[\"']{each}[\"']", code)]
                         if used:

@@ -74,7 +74,7 @@ def training_environment() -> dict[str, str]:
     }
 
 
-def distributions(spec: Component) -> dict[str, str]:
+def distributions_of(spec: Component) -> dict[str, str]:
     """Distributions, with versions, that the spec's components come from."""
     found = (registry().distribution(part) for part in parts(spec))
     return dict(sorted({hit for hit in found if hit}))
@@ -86,11 +86,11 @@ def config(model: nn.Module) -> dict[str, Any]:
     if not isinstance(spec, Model):
         raise BundleError(f"{type(model).__name__} has no .spec; build it with fastsnn_core.build or FastSNN.build")
     table = specs.as_table(specs.Spec(spec), qualified=True)
-    needed = distributions(spec)
+    needed = distributions_of(spec)
     for name, part in extra().items():
         if (found := part.load().as_table(model)) is not None:
             table[name] = found
-            needed |= {d: v for used in part.load().components(found) for d, v in distributions(used).items()}
+            needed |= {d: v for used in part.load().components(found) for d, v in distributions_of(used).items()}
     return table | {
         "bundle": FORMAT,
         "distributions": dict(sorted(needed.items())),

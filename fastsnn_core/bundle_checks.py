@@ -34,10 +34,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def remember(model: nn.Module) -> None:
     """Note the names and shapes that the model's spec builds, so that `check_savable` need not build it again."""
-    model.__dict__["_as_built"] = (model.spec, shapes(model))
+    model.__dict__["_as_built"] = (model.spec, tensor_shapes(model))
 
 
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Of everything in its state dict."""
     return {name: tuple(t.shape) for name, t in model.state_dict().items()}
 
@@ -48,7 +48,7 @@ def check_savable(model: nn.Module, twin: Callable[[], nn.Module]) -> None:
     `twin` makes what loading the bundle would; it is called only where the model has been changed since it was built.
     """
     if not as_built(model):
-        compare(shapes(model), shapes(twin()))
+        refuse_other_shapes(tensor_shapes(model), tensor_shapes(twin()))
     refuse_forward_hooks(model)
     for name, tensor in model.named_parameters():
         check_finite_weights(name, tensor, bool(torch.isfinite(tensor).all()))
@@ -59,7 +59,7 @@ def check_savable(model: nn.Module, twin: Callable[[], nn.Module]) -> None:
 def as_built(model: nn.Module) -> bool:
     """Are its tensors those that its spec built?"""
     spec, built = model.__dict__.get("_as_built", (None, None))
-    return spec is not None and spec is model.spec and built == shapes(model)
+    return spec is not None and spec is model.spec and built == tensor_shapes(model)
 
 
 def refuse_forward_hooks(model: nn.Module) -> None:
@@ -100,7 +100,7 @@ def listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")
 
 
-def compare(mine: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]]) -> None:
+def refuse_other_shapes(mine: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]]) -> None:
     """Refuse a model whose tensors are not those that its spec builds."""
     says = [f"{name} is not in what the spec builds" for name in mine if name not in theirs]
     says += [f"{name} of the spec is not in the model" for name in theirs if name not in mine]

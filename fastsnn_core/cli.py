@@ -57,7 +57,7 @@ def plugins(argv: list[str]) -> int:
     table = [("name", "distribution", "version", "status", "ms", "offers")]
     for r in rows:
         offers = r.error or "; ".join(f"{kind} {', '.join(names)}" for kind, names in sorted(r.offers.items()))
-        offers += f"{': ' * bool(offers)}{summary(r.distribution)}" if not r.error else ""
+        offers += f"{': ' * bool(offers)}{one_line_summary(r.distribution)}" if not r.error else ""
         table.append((r.name, r.distribution, r.version, r.status, f"{r.ms:g}", offers))
     widths = [max(len(row[i]) for row in table) for i in range(5)]
     for row in table:
@@ -65,7 +65,7 @@ def plugins(argv: list[str]) -> int:
     return 0
 
 
-def summary(distribution: str) -> str:
+def one_line_summary(distribution: str) -> str:
     """What a distribution says of itself in one line."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError, KeyError):
         return str(importlib.metadata.metadata(distribution)["Summary"] or "")
@@ -133,7 +133,7 @@ def sentence(point: Any) -> str:
     return re.split(r"(?<=\.)\s", text)[0]
 
 
-def usage() -> str:
+def usage_text() -> str:
     """The text of ``fastsnn --help``."""
     points = added()
     says = {verb: sentence(point) for verb, point in sorted(points.items())}
@@ -195,7 +195,7 @@ def run_words(words: list[str]) -> int:
         load_file(words[1])
         words = words[2:]
     if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
+        print(usage_text())
         return 0 if words else EXIT_USER
     if words[0] == "--version":
         from fastsnn_core import __version__

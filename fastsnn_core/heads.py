@@ -38,10 +38,10 @@ class Heads:
         """q and k with rotary positions (half-split pairs, as Llama and Qwen); as they are without angles."""
         if self.cos is None or self.sin is None:
             return self.q, self.k
-        return rotate(self.q, self.cos, self.sin), rotate(self.k, self.cos, self.sin)
+        return rotate_heads(self.q, self.cos, self.sin), rotate_heads(self.k, self.cos, self.sin)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate_heads(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs ``(x_i, x_{i+K/2})`` by the angles; x ``[B,T,H,K]``, cos and sin ``[B,T,K/2]``."""
     a, b = x.chunk(2, -1)
     cos, sin = cos[:, :, None].to(x.dtype), sin[:, :, None].to(x.dtype)

@@ -28,12 +28,12 @@ def locate(text: str, path: Path) -> int | None:
         except tomli.TOMLDecodeError:
             continue  # the prefix cuts a multi-line value
         if contains(data, path):
-            return first_line(lines, last_good, n)
+            return first_content_line(lines, last_good, n)
         last_good = n
     return None
 
 
-def first_line(lines: list[str], start: int, end: int) -> int:
+def first_content_line(lines: list[str], start: int, end: int) -> int:
     """The first line after `start` that carries anything: a value may be preceded by blank lines and comments."""
     for n in range(start, end):
         if lines[n].strip() and not lines[n].lstrip().startswith("#"):

@@ -229,7 +229,7 @@ def lower(module: Any, name: str, **options: Any) -> Any:
         raise Unsupported(f"{kind} has no fused form (no method lower), so it runs as it is", name)
     if "forward" in vars(module):
         raise Unsupported(f"the forward of this {kind} was replaced", name)
-    if changed := overridden(type(module)):
+    if changed := overridden_attribute(type(module)):
         raise Unsupported(f"{kind} changes {changed} but inherits lower(); it needs one of its own", name)
     try:
         return module.lower(**options)
@@ -237,7 +237,7 @@ def lower(module: Any, name: str, **options: Any) -> Any:
         raise type(reason)(reason.why, ".".join(part for part in (name, reason.where) if part)) from None
 
 
-def overridden(cls: type) -> str:
+def overridden_attribute(cls: type) -> str:
     """The first attribute that a subclass of the class that defines ``lower`` has replaced; "" for none."""
     order = cls.__mro__
     owner = next(i for i, base in enumerate(order) if "lower" in vars(base))

@@ -182,7 +182,7 @@ class Registry:
         says = []
         if close := difflib.get_close_matches(short, names, 1):
             says.append(f"did you mean {close[0]!r}?")
-        if distribution := first_party(kind, short):
+        if distribution := first_party_help(kind, short):
             says.append(f"pip install {distribution}")
         says.append("installed: " + (", ".join(names) or "none"))
         if bad := [f"{p.name} ({p.status}: {p.error})" for p in self.plugins if p.status not in ("ok", "found")]:
@@ -275,7 +275,7 @@ def classes(kind: str) -> Iterable[tuple[str, type[Component]]]:
     return [hit for _, hits in sorted(registry().components.get(kind, {}).items()) for hit in hits]
 
 
-def first_party(kind: str, name: str) -> str | None:
+def first_party_help(kind: str, name: str) -> str | None:
     """The distribution that would bring a first-party component, for the help line of an error."""
     from fastsnn_core.catalogue import FIRST_PARTY
 

@@ -115,7 +115,7 @@ def converter() -> cattrs.Converter:
         conv.register_structure_hook(kind, strict)
     conv.register_structure_hook_func(lambda t: t is Any, lambda v, _: v)
     conv.register_structure_hook_func(lambda t: typing.get_origin(t) is tuple, tuple_of)
-    conv.register_structure_hook_func(lambda t: isinstance(t, type) and attrs.has(t), table)
+    conv.register_structure_hook_func(lambda t: isinstance(t, type) and attrs.has(t), structure_table)
     conv.register_structure_hook_func(lambda t: isinstance(t, type) and issubclass(t, Component), slot_component)
     conv.register_structure_hook_func(lambda t: typing.get_origin(t) in (Union, types.UnionType), optional)
     return conv
@@ -161,7 +161,7 @@ def slot_component(value: Any, hint: type[Component]) -> Any:
         cls = registry().find(hint.kind, value["kind"])[1]
     except LookupFailure as error:
         raise Faults([Problem(("kind",), error.message, error.help)]) from None
-    return table({k: v for k, v in value.items() if k != "kind"}, cls)
+    return structure_table({k: v for k, v in value.items() if k != "kind"}, cls)
 
 
 def installed_names(kind: str) -> str:
@@ -169,7 +169,7 @@ def installed_names(kind: str) -> str:
     return ", ".join(registry().names(kind)) or "none installed"
 
 
-def table(value: Any, cls: Any) -> Any:
+def structure_table(value: Any, cls: Any) -> Any:
     """A table as an attrs class: every unknown key, wrong type and bound violation is collected."""
     label = getattr(cls, "name", "") or cls.__name__
     if isinstance(value, cls):

@@ -58,7 +58,7 @@ def test_check_reads_a_bundle_and_finds_damage(bundle, tmp_path, capsys):
 def test_export_in_any_order_prints_perplexity(bundle, tmp_path, monkeypatch, capsys, order):
     from fastsnn import commands
 
-    monkeypatch.setattr(commands, "sample", lambda: "A neuron keeps what it hears. " * 20)
+    monkeypatch.setattr(commands, "sample_prose", lambda: "A neuron keeps what it hears. " * 20)
     places = {"in": str(bundle), "out": str(tmp_path / "o.snn")}
     assert main(["export", *(places.get(word, word) for word in order.split())]) == 0
     out = capsys.readouterr().out

@@ -33,14 +33,14 @@ def through_toml(table):
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-@given(table=strategies.tables("model"), data=st.data())
+@given(table=strategies.component_tables("model"), data=st.data())
 def test_every_composition_keeps_its_promises(table, data):
     torch.manual_seed(0)
-    models.check_model(through_toml(table), data)
+    models.check_network(through_toml(table), data)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-@given(table=strategies.tables("model"))
+@given(table=strategies.component_tables("model"))
 def test_every_composition_survives_its_bundle(table):
     torch.manual_seed(0)
     models.check_bundle(through_toml(table))

@@ -265,7 +265,7 @@ def test_networks_over_images_too():
 @st.composite
 def integer_models(draw):
     """Decoders in integer arithmetic, wide enough that torch would take other paths for other batches."""
-    table = draw(strategies.tables("model", only="decoder"))
+    table = draw(strategies.component_tables("model", only="decoder"))
     table |= {
         "d_model": draw(st.sampled_from([32, 72])),
         "vocab_size": 61,
@@ -273,7 +273,7 @@ def integer_models(draw):
         "n_heads": 4,
         "n_kv_heads": 2,
     }
-    table["quant"] = draw(strategies.table_of(Quant))
+    table["quant"] = draw(strategies.class_tables(Quant))
     try:
         return make("model", **table)
     except Exception:

@@ -62,7 +62,7 @@ def _nothing() -> list[tuple[Any, ...]]:
     return []
 
 
-def _call(implementation: Callable[..., Any], *sample: Any) -> Any:
+def _call_directly(implementation: Callable[..., Any], *sample: Any) -> Any:
     return implementation(*sample)
 
 
@@ -82,7 +82,7 @@ class Operator:
     plain: bool = False
     check: Callable[..., Any] | None = None
     samples: Callable[[], Any] = attrs.field(default=_nothing, repr=False)
-    run: Callable[..., Any] = attrs.field(default=_call, repr=False)
+    run: Callable[..., Any] = attrs.field(default=_call_directly, repr=False)
     _ready: dict[str, tuple[Any, str, Callable[..., Any]]] = attrs.field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Hypothesis strategies over whatever plugins are installed.
 
-`tables` draws a component as the plain table a user would write (recursing into slots), `components` the component.
+`component_tables` draws a component as the table a user would write (recursing into slots), `components` the component.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from fastsnn_core.plugins import registry
 DEPTH = 3
 
 
-def values(hint: Any, bounds: Bounds, depth: int) -> SearchStrategy[Any]:
+def parameter_values(hint: Any, bounds: Bounds, depth: int) -> SearchStrategy[Any]:
     """Values of a parameter as TOML would carry them, within its bounds; small ones where `draw` lists them."""
     if bounds.draw:
         return st.sampled_from([list(v) if isinstance(v, tuple) else v for v in bounds.draw])
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        return values(next(a for a in args if a is not types.NoneType), bounds, depth)
+        return parameter_values(next(a for a in args if a is not types.NoneType), bounds, depth)
     if origin is tuple:
-        return st.lists(values(args[0], attrs.evolve(bounds, draw=()), depth), min_size=1, max_size=2)
+        return st.lists(parameter_values(args[0], attrs.evolve(bounds, draw=()), depth), min_size=1, max_size=2)
     if kind_of(hint):
-        return tables(hint.kind, depth=depth - 1)
+        return component_tables(hint.kind, depth=depth - 1)
     if bounds.choices:
         return st.sampled_from(bounds.choices)
     if hint is bool:
@@ -48,12 +48,12 @@ def values(hint: Any, bounds: Bounds, depth: int) -> SearchStrategy[Any]:
         first, last = int(bounds.gt is not None), 20 - int(bounds.lt is not None)
         return st.integers(first, last).map(lambda i: round(low_f + (high_f - low_f) * i / 20, 6))
     if attrs.has(hint):
-        return table_of(hint, depth)
+        return class_tables(hint, depth)
     raise NotImplementedError(f"no strategy for {hint!r}; give the parameter draw=(…)")
 
 
 @st.composite
-def table_of(draw: DrawFn, cls: Any, depth: int = DEPTH) -> dict[str, Any]:
+def class_tables(draw: DrawFn, cls: Any, depth: int = DEPTH) -> dict[str, Any]:
     """A table of a class: each parameter is left at its default or drawn."""
     table: dict[str, Any] = {}
     for field in fields(cls):
@@ -67,12 +67,12 @@ def table_of(draw: DrawFn, cls: Any, depth: int = DEPTH) -> dict[str, Any]:
             or (kind is not None and field.default is not None)
             or draw(st.booleans())
         ):
-            table[field.name] = draw(values(hint, bounds, depth))
+            table[field.name] = draw(parameter_values(hint, bounds, depth))
     return table
 
 
 @st.composite
-def tables(draw: DrawFn, kind: str, *, only: str | None = None, depth: int = DEPTH) -> dict[str, Any]:
+def component_tables(draw: DrawFn, kind: str, *, only: str | None = None, depth: int = DEPTH) -> dict[str, Any]:
     """A component of `kind` as a table with its ``kind`` key; simplest first. `only` fixes which one."""
     choices = [
         (len(fields(cls)), f"{plugin}/{name}", cls)
@@ -84,7 +84,7 @@ def tables(draw: DrawFn, kind: str, *, only: str | None = None, depth: int = DEP
     if not choices:
         raise FastSNNError(f"no {kind} is installed" + (f" called {only!r}" if only else ""))
     _, name, cls = draw(st.sampled_from(choices))
-    return {"kind": name} | draw(table_of(cls, depth))
+    return {"kind": name} | draw(class_tables(cls, depth))
 
 
 def has_slots(cls: Any) -> bool:
@@ -99,7 +99,7 @@ def components(draw: DrawFn, kind: str, *, only: str | None = None) -> Component
 
     from fastsnn_core import spec
 
-    table = draw(tables(kind, only=only))
+    table = draw(component_tables(kind, only=only))
     try:
         return spec.converter().structure(table, registry_kind(kind))
     except spec.Faults:

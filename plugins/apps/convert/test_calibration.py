@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 import fastsnn_convert
 from fastsnn_convert import cli, convert
-from fastsnn_convert.language.attention_swap import fitted, inheritable, place_attention, replace
+from fastsnn_convert.language.attention_swap import fit_norm, inheritable, place_attention, replace
 from fastsnn_convert.language.balance import calibrate
-from fastsnn_convert.language.convert import COVERAGES, Options, samples
+from fastsnn_convert.language.convert import COVERAGES, Options, calibration_windows
 from fastsnn_convert.language.distillation_data import sample_text
 from fastsnn_convert.language.families import import_dense
 from fastsnn_convert.language.rebuild import bypass_neurons, rebuild, site_table, with_biases
@@ -77,7 +77,7 @@ def test_what_is_measured_was_not_fitted_on() -> None:
         def parameters(self) -> list[Any]:
             return []
 
-    fit, held = samples(Sized(), Options(calibration=ids, window=20, windows=10))
+    fit, held = calibration_windows(Sized(), Options(calibration=ids, window=20, windows=10))
     assert fit.shape == (10, 20)
     assert held.shape == (32, 20)  # the headline is of many windows, however few are fitted on
     assert not set(fit.flatten().tolist()) & set(held.flatten().tolist())
@@ -130,7 +130,7 @@ def test_a_new_norm_is_fitted_to_the_old_attention(folder: Path) -> None:
             errors.append(float((new(heads, None, None)[0] - wanted).pow(2).mean()))
             new.norm.weight.div_(factor)
         assert errors[0] == min(errors)
-        assert fitted(new, heads, wanted).shape == (4,)
+        assert fit_norm(new, heads, wanted).shape == (4,)
 
 
 @torch.no_grad()
@@ -142,7 +142,7 @@ def test_the_reports_figures_are_what_they_say(folder: Path) -> None:
     assert rows[0]["error"] == pytest.approx(rows[0]["cumulative"])
     assert rows[-1]["cumulative"] == pytest.approx(figures["kl"])
     dense = import_dense(folder)
-    _, spare = samples(dense, Options(calibration=[TEXT], window=24, windows=6))
+    _, spare = calibration_windows(dense, Options(calibration=[TEXT], window=24, windows=6))
     held = HeldOutReference.of(dense, spare)
     assert held.compare(done.model)[0] == pytest.approx(figures["kl"], rel=1e-3)  # the curve put everything back
     assert figures["perplexity_dense"] == pytest.approx(float(held.windows(dense).nats.mean().exp()), rel=1e-3)

@@ -55,8 +55,8 @@ def test_a_large_model_writes_short_pieces_to_calibrate_on(monkeypatch: pytest.M
 
     monkeypatch.setattr(conversion, "sample_text", write)
     options = conversion.Options(windows=2, quiet=True)
-    conversion.samples(model(), options)
+    conversion.calibration_windows(model(), options)
     monkeypatch.setattr(conversion, "LARGE", 1)
-    conversion.samples(model(), options)
-    conversion.samples(model(), attrs.evolve(options, window=64))
+    conversion.calibration_windows(model(), options)
+    conversion.calibration_windows(model(), attrs.evolve(options, window=64))
     assert wrote == [options.window, 128, 64]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastsnn_convert.language.families import import_dense, source_of, spec_of
+from fastsnn_convert.language.families import import_dense, source_of, spec_of_config
 from fastsnn_convert.language.hf_checkpoint import Checkpoint, SourceError
 from fastsnn_core import build
 
@@ -39,7 +39,9 @@ def write(folder: Path, config: dict | None = None, *, dtype: torch.dtype = torc
     checkpoint = Checkpoint.__new__(Checkpoint)
     checkpoint.folder, checkpoint.config = folder, table
     torch.manual_seed(1)
-    weights = {source_of(n): torch.randn_like(p).to(dtype) for n, p in build(spec_of(checkpoint)).named_parameters()}
+    weights = {
+        source_of(n): torch.randn_like(p).to(dtype) for n, p in build(spec_of_config(checkpoint)).named_parameters()
+    }
     (folder / "model.safetensors").unlink()
     if shards == 1:
         save_file(weights, folder / "model.safetensors")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_convert import Conversion, ConversionError, convert
 from fastsnn_convert.modules import site_report
-from fastsnn_convert.modules.accuracy_vs_steps import replay
+from fastsnn_convert.modules.accuracy_vs_steps import replay_by_slots
 from fastsnn_core import load
 from fastsnn_core.probe import probe
 
@@ -219,7 +219,7 @@ def test_slots_replayed_give_the_counts_bit_for_bit(name, coder):
         if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             m.weight.data, m.bias.data = m.weight.data.round(), m.bias.data.round()
     counted = snn(x.double())
-    with replay(snn, coder) as taken:
+    with replay_by_slots(snn, coder) as taken:
         assert torch.equal(snn(x.double()), counted)
     assert taken
     assert max(taken.values()) <= (6 if coder == "bitwise" else 60)  # sums of four counts have two digits more
@@ -238,7 +238,7 @@ def test_replay_would_see_a_wrong_slot_weight():
 
     model, x = network("mlp")
     snn = convert(model, calibration=x, steps=3).model
-    with replay(snn, Wrong()):
+    with replay_by_slots(snn, Wrong()):
         assert not torch.allclose(snn(x), convert(model, calibration=x, steps=3).model(x), atol=1e-3)
 
 

@@ -22,14 +22,14 @@ class Dist:
 
 
 def here(*installed: Dist):
-    """What `sections.distributions` gives where these are installed."""
+    """What `sections.installed_distributions` gives where these are installed."""
     return lambda: {canonicalize_name(d.metadata["Name"]): d for d in [*installed, Dist("numpy", "1.5")]}
 
 
 @pytest.fixture
 def met(monkeypatch):
     """Every requirement is met: the checks install some plugins without their large libraries."""
-    monkeypatch.setattr(sections, "unmet", list)
+    monkeypatch.setattr(sections, "unmet_requirements", list)
 
 
 def test_a_whole_installation_is_called_whole(capsys, met):
@@ -59,15 +59,15 @@ def test_as_json_with_the_speed_check(capsys, monkeypatch, met):
     ],
 )
 def test_what_does_not_fit_together_is_named(installed, says, monkeypatch, capsys):
-    monkeypatch.setattr(sections, "distributions", here(*installed))
+    monkeypatch.setattr(sections, "installed_distributions", here(*installed))
     assert cli.main(["doctor", "--no-speed"]) == 1
     assert says in capsys.readouterr().out
 
 
 def test_extras_and_bounds_that_hold_are_no_problem(monkeypatch):
     mine = Dist("fastsnn-core", "0.1.0", "numpy>=1.0", "ray>=2 ; extra == 'ray'", "torch[x]>=2")
-    monkeypatch.setattr(sections, "distributions", here(mine, Dist("torch", "2.13.0")))
-    assert sections.unmet() == []
+    monkeypatch.setattr(sections, "installed_distributions", here(mine, Dist("torch", "2.13.0")))
+    assert sections.unmet_requirements() == []
 
 
 def test_a_broken_plugin_is_named(monkeypatch, capsys, met):

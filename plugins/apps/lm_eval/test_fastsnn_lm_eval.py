@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastsnn_core import build, bundle, create
-from fastsnn_lm_eval.cli import evaluate, main
+from fastsnn_lm_eval.cli import evaluate_tasks, main
 from fastsnn_text import ByteTokenizer, attach, generate_text
 
 harness = pytest.mark.skipif(
@@ -173,7 +173,7 @@ def test_local_tasks_run_offline_from_the_command(model, tmp_path, capsys, monke
     assert found["rolling"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-4)
     assert json.loads((tmp_path / "r.json").read_text())["results"].keys() == TASKS.keys()
     with pytest.raises(ValueError, match="3 known here: choice, rolling, says"):
-        evaluate(path, ["nothing"], include=str(tasks), builtin=False)
+        evaluate_tasks(path, ["nothing"], include=str(tasks), builtin=False)
 
 
 def test_the_command_is_there_without_the_harness_and_says_what_to_install(tmp_path):

@@ -12,7 +12,7 @@ pytest.importorskip("fastsnn_kernel_numba")
 
 from fastsnn_serve import Engine, app
 from fastsnn_serve.http.server import greeting
-from fastsnn_serve.testing import Recorder, decoder, run, until
+from fastsnn_serve.testing import Recorder, decoder, run_all_requests, until
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -26,7 +26,7 @@ def test_streams_share_and_say_what_they_say_alone(integer: Any, seed: int) -> N
     alone = []
     for prompt, n, key in asked:
         engine = Engine(integer, chunk=16, cache_bytes=0)
-        alone += run(engine, Recorder(engine, prompt, n, seed=key))
+        alone += run_all_requests(engine, Recorder(engine, prompt, n, seed=key))
         engine.close()
     engine = Engine(integer, chunk=16, max_streams=draw.choice([3, 16]))
     saids = [Recorder(engine, prompt, n, seed=key) for prompt, n, key in asked]
@@ -42,7 +42,7 @@ def test_streams_share_and_say_what_they_say_alone(integer: Any, seed: int) -> N
 
 def test_leaving_changes_nothing_for_the_others(integer: Any) -> None:
     engine = Engine(integer, chunk=16, cache_bytes=0)
-    alone = run(engine, Recorder(engine, [65, 66], 40, seed=3))
+    alone = run_all_requests(engine, Recorder(engine, [65, 66], 40, seed=3))
     stays, goes = Recorder(engine, [65, 66], 40, seed=3), Recorder(engine, [67], 10**4, temperature=0.0)
     engine.submit([goes.stream, stays.stream])
     assert until(lambda: len(goes.stream.ids) > 5)

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from fastsnn_core import create
 from fastsnn_serve import Engine, app
 from fastsnn_serve.engine.prefix_cache import PrefixCache, worth_keeping
-from fastsnn_serve.testing import TEXT, Recorder, decoder, expected, idle, lasting, run, text_of, until
+from fastsnn_serve.testing import TEXT, Recorder, bytes_text, decoder, expected, idle, lasting, run_all_requests, until
 
 
 def test_boundaries_kept() -> None:
@@ -89,11 +89,13 @@ def test_exact_models_hit_at_any_length(integer: Any) -> None:
     engine, shared = Engine(integer, chunk=64), list(range(1, 42))
     asked = [Recorder(engine, [*shared, 100 + i, 7], 5, seed=i) for i in range(3)]
     for said in asked:
-        assert run(engine, said)[0][0] == expected(integer, said.prompt.ids, 5, seed=said.stream.params.sampling.seed)
+        assert run_all_requests(engine, said)[0][0] == expected(
+            integer, said.prompt.ids, 5, seed=said.stream.params.sampling.seed
+        )
     assert [said.prompt.cached for said in asked] == [0, 0, 41]
     turn = [*asked[2].prompt.ids, *asked[2].stream.ids]
     later = Recorder(engine, [*turn, 9], 5, seed=1)
-    assert run(engine, later)[0][0] == expected(integer, later.prompt.ids, 5, seed=1)
+    assert run_all_requests(engine, later)[0][0] == expected(integer, later.prompt.ids, 5, seed=1)
     assert later.prompt.cached == len(turn) - 1  # the newest token was never read
     engine.close()
 
@@ -128,9 +130,9 @@ def test_a_turn_is_cached_with_its_answer(model: Any) -> None:
             return made["choices"][0]["text"], made["usage"]["prompt_tokens_details"]["cached_tokens"]
 
         answer = expected(model, prompt, 70, chunk=16, seed=seed)
-        assert ask(prompt, 70) == (text_of(answer), 0)
+        assert ask(prompt, 70) == (bytes_text(answer), 0)
         longer = prompt + answer + [65, 66]
-        wanted = text_of(expected(model, longer, 9, chunk=16, seed=seed))
+        wanted = bytes_text(expected(model, longer, 9, chunk=16, seed=seed))
         assert ask(longer, 9) == (wanted, len(longer) // 16 * 16)
         assert len(longer) // 16 * 16 > len(prompt) + 60
 
@@ -171,15 +173,15 @@ def test_with_cache_as_without(narrow: Any, prompts: Any, snapshots: int, togeth
     engine.runner.cache.budget = snapshots * (engine.sizes.base + 257 * 4)
     saids = [Recorder(engine, ids, n, seed=seed) for ids, n, seed in asked]
     if together:
-        found = run(engine, *saids)
+        found = run_all_requests(engine, *saids)
     else:
         found = []
         for said in saids:
-            found += run(engine, said)
+            found += run_all_requests(engine, said)
             assert not patient or until(lambda: idle(engine))
     assert [tokens for tokens, _ in found] == wanted
     others = [Recorder(fresh, ids, n, seed=seed) for ids, n, seed in asked]
-    assert found == run(fresh, *others)  # log-probabilities too
+    assert found == run_all_requests(fresh, *others)  # log-probabilities too
     for said, other in zip(saids, others, strict=True):  # and every bit of the state
         assert all(map(torch.equal, said.final, other.final))
         assert said.final

@@ -11,7 +11,7 @@ import torch
 from starlette.testclient import TestClient
 
 from fastsnn_serve import app
-from fastsnn_serve.testing import TEXT, decoder, expected, text_of
+from fastsnn_serve.testing import TEXT, bytes_text, decoder, expected
 from fastsnn_text import Sampling, generate_text
 
 
@@ -26,7 +26,7 @@ def test_models(client: openai.OpenAI) -> None:
 def test_completion_is_generate_ids(client: openai.OpenAI, model: Any, sampling: dict[str, Any]) -> None:
     ids = expected(model, list(TEXT.encode()), 24, **sampling)
     answer = client.completions.create(model="tiny", prompt=TEXT, max_tokens=24, **sampling)
-    assert answer.choices[0].text == text_of(ids)
+    assert answer.choices[0].text == bytes_text(ids)
     assert answer.usage.completion_tokens == len(ids)
     assert answer.usage.prompt_tokens == len(TEXT)
     by_ids = client.completions.create(
@@ -45,17 +45,17 @@ def test_top_k_is_honoured(client: openai.OpenAI, model: Any) -> None:
     made = client.completions.create(
         model="tiny", prompt="ab", max_tokens=16, temperature=2.0, seed=1, extra_body={"top_k": 2}
     )
-    assert made.choices[0].text == text_of(ids)
+    assert made.choices[0].text == bytes_text(ids)
 
 
 def test_many_prompts_many_choices(client: openai.OpenAI, model: Any) -> None:
     made = client.completions.create(model="tiny", prompt=["one", "two"], n=2, seed=7, max_tokens=8)
     assert [c.index for c in made.choices] == [0, 1, 2, 3]
     wanted = [expected(model, list(p), 8, seed=s) for p in (b"one", b"two") for s in (7, 8)]
-    assert [c.text for c in made.choices] == [text_of(ids) for ids in wanted]
+    assert [c.text for c in made.choices] == [bytes_text(ids) for ids in wanted]
     assert made.usage.prompt_tokens == 6
     ids = client.completions.create(model="tiny", prompt=[[1, 2], [3]], max_tokens=2, temperature=0)
-    assert [c.text for c in ids.choices] == [text_of(expected(model, p, 2, temperature=0.0)) for p in ([1, 2], [3])]
+    assert [c.text for c in ids.choices] == [bytes_text(expected(model, p, 2, temperature=0.0)) for p in ([1, 2], [3])]
 
 
 def test_chat(client: openai.OpenAI, model: Any) -> None:
@@ -64,7 +64,7 @@ def test_chat(client: openai.OpenAI, model: Any) -> None:
         {"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
     ]
     prompt = "System: Be brief.\nUser: Hello\nAssistant:"
-    want = text_of(expected(model, list(prompt.encode()), 20, seed=3))
+    want = bytes_text(expected(model, list(prompt.encode()), 20, seed=3))
     answer = client.chat.completions.create(model="tiny", messages=messages, max_completion_tokens=20, seed=3)
     assert answer.choices[0].message.content == want
     assert answer.choices[0].message.role == "assistant"
@@ -82,7 +82,7 @@ def test_chat(client: openai.OpenAI, model: Any) -> None:
 
 
 def test_stop_strings(client: openai.OpenAI, model: Any) -> None:
-    wholes = ((seed, text_of(expected(model, list(TEXT.encode()), 40, seed=seed))) for seed in range(50))
+    wholes = ((seed, bytes_text(expected(model, list(TEXT.encode()), 40, seed=seed))) for seed in range(50))
     pairs = ((seed, w[i : i + 2], w) for seed, w in wholes for i in range(6, len(w) - 4))
     seed, stop, whole = next(found for found in pairs if "�" not in found[1] and found[2].index(found[1]) > 5)
     want = whole[: whole.index(stop)]
@@ -113,7 +113,7 @@ def test_end_token_ends() -> None:
         scored = http_client.post("/v1/completions", json=body | {"logprobs": 1, "echo": True}).json()["choices"][0]
         chat = {"messages": [{"role": "user", "content": "A"}], "max_tokens": 200, "seed": 1, "logprobs": True}
         talk = http_client.post("/v1/chat/completions", json=chat).json()["choices"][0]
-    assert made["choices"][0] == {"index": 0, "text": text_of(ids), "logprobs": None, "finish_reason": "stop"}
+    assert made["choices"][0] == {"index": 0, "text": bytes_text(ids), "logprobs": None, "finish_reason": "stop"}
     assert made["usage"]["completion_tokens"] == len(ids)
     assert scored["logprobs"]["tokens"][-1] == "token_id:256"  # lm-eval takes the last token off
     assert len(scored["logprobs"]["token_logprobs"]) == 1 + len(ids) + 1
@@ -142,7 +142,7 @@ def test_logprobs_and_echo_as_lm_eval_asks(client: openai.OpenAI, model: Any) ->
     )
     for got, top in zip(found.token_logprobs[1:], found.top_logprobs[1:], strict=True):
         assert got in top.values()
-    assert made.choices[0].text == text_of(prompt + expected(model, prompt, 1, temperature=0.0))
+    assert made.choices[0].text == bytes_text(prompt + expected(model, prompt, 1, temperature=0.0))
     assert found.text_offset == list(range(len(prompt) + 1))
     nothing = client.completions.create(model="tiny", prompt="abc", max_tokens=0, logprobs=2, echo=True)
     assert nothing.choices[0].text == "abc"
@@ -163,7 +163,7 @@ def test_echo_reads_long_prompts_in_chunks() -> None:
         made = http_client.post("/v1/completions", json=body).json()
         alone = http_client.post("/v1/completions", json=body | {"echo": False}).json()
     ids = expected(model, prompt, 5, chunk=16, seed=4)
-    assert made["choices"][0]["text"] == text_of(prompt + ids)
+    assert made["choices"][0]["text"] == bytes_text(prompt + ids)
     found = made["choices"][0]["logprobs"]["token_logprobs"]
     assert found[len(prompt) :] == alone["choices"][0]["logprobs"]["token_logprobs"]  # to the bit
     with torch.inference_mode():
@@ -196,7 +196,7 @@ def test_chat_logprobs(client: openai.OpenAI) -> None:
 def test_eight_clients_at_once(client: openai.OpenAI, model: Any) -> None:
     """Everybody gets what they would get alone."""
     prompts = [TEXT[i:] + str(i) for i in range(8)]
-    wanted = [text_of(expected(model, list(p.encode()), 30, seed=i)) for i, p in enumerate(prompts)]
+    wanted = [bytes_text(expected(model, list(p.encode()), 30, seed=i)) for i, p in enumerate(prompts)]
 
     def ask(i: int) -> str:
         if i % 2:

@@ -19,7 +19,7 @@ from fastsnn_serve import Engine, app, serve
 from fastsnn_serve.engine import CHUNK
 from fastsnn_serve.engine.detokenizer import Detokenizer
 from fastsnn_serve.http.chat_template import RequestChatTemplate
-from fastsnn_serve.testing import TEXT, Recorder, attached, decoder, run, send
+from fastsnn_serve.testing import TEXT, Recorder, attached, decoder, run_all_requests, send
 from fastsnn_text import ByteTokenizer, Sampling, attach, generate_ids, train_bpe
 
 
@@ -140,9 +140,9 @@ def test_engine_reopens_and_refuses_when_closed(model: Any) -> None:
     engine.start()
     engine.close()
     with pytest.raises(Exception, match="shutting down"):
-        run(engine, Recorder(engine, [1], 1))
+        run_all_requests(engine, Recorder(engine, [1], 1))
     engine.start()
-    assert len(run(engine, Recorder(engine, [1], 1, temperature=0.0))[0][0]) == 1
+    assert len(run_all_requests(engine, Recorder(engine, [1], 1, temperature=0.0))[0][0]) == 1
     engine.close()
     assert threading.active_count() < 50
 

@@ -16,7 +16,18 @@ from fastsnn_core import create
 from fastsnn_core.state import leaves, nbytes, tree_map
 from fastsnn_serve import Engine, app, serve
 from fastsnn_serve.engine.streams import CompletionDelta, Prompt
-from fastsnn_serve.testing import Recorder, attached, connect, decoder, expected, lasting, run, send, text_of, until
+from fastsnn_serve.testing import (
+    Recorder,
+    attached,
+    bytes_text,
+    connect,
+    decoder,
+    expected,
+    lasting,
+    run_all_requests,
+    send,
+    until,
+)
 
 
 def test_tokenize_and_back(handle: Any) -> None:
@@ -70,7 +81,7 @@ def test_state_is_constant(model: Any) -> None:
         told(piece)
 
     said.stream.listener = measure
-    run(engine, said)
+    run_all_requests(engine, said)
     engine.close()
     late = {size for n, size in sizes.items() if n >= 10}
     assert max(sizes) == 501
@@ -100,16 +111,16 @@ def test_models_may_write_into_their_state(model: Any) -> None:
         saids = [Recorder(engine, prompt, 9, seed=seed, top=0) for seed in range(3)]
         for said in saids:
             said.stream.prompt, shared.users = shared, 3
-        assert [tokens for tokens, _ in run(engine, *saids)] == [
+        assert [tokens for tokens, _ in run_all_requests(engine, *saids)] == [
             expected(model, prompt, 9, chunk=8, seed=seed) for seed in range(3)
         ]
         assert shared.state is None  # nobody needs it any more
         longer = Recorder(engine, [*prompt, i], 3, seed=0)
-        assert run(engine, longer)[0][0] == expected(model, [*prompt, i], 3, chunk=8, seed=0)
+        assert run_all_requests(engine, longer)[0][0] == expected(model, [*prompt, i], 3, chunk=8, seed=0)
         scored = Recorder(engine, prompt, 9, seed=5)
         scored.stream.prompt = Prompt(prompt, score=0)
         scored.stream.prompt.users = 1
-        assert run(engine, scored)[0][0] == expected(model, prompt, 9, chunk=8, seed=5)
+        assert run_all_requests(engine, scored)[0][0] == expected(model, prompt, 9, chunk=8, seed=5)
     assert longer.prompt.cached > 0
     engine.close()
 
@@ -122,7 +133,7 @@ def test_streams_take_turns(model: Any) -> None:
     for name, said in (("long", long), ("short", short)):
         told = said.stream.listener
         said.stream.listener = lambda piece, name=name, told=told: (order.append(name), told(piece))[1]
-    run(engine, long, short)
+    run_all_requests(engine, long, short)
     engine.close()
     assert order[:10] == ["long", "short"] * 5
 
@@ -137,7 +148,7 @@ def test_growing_states_respect_memory() -> None:
         assert answer.json()["error"]["code"] == "context_length_exceeded"
         assert "holds 194" in answer.json()["error"]["message"]
         assert http_client.post("/tokenize", json={"prompt": "a"}).json()["max_model_len"] == 194
-        wanted = text_of(expected(model, list(b"abc"), 120, seed=1))
+        wanted = bytes_text(expected(model, list(b"abc"), 120, seed=1))
         both = {"prompt": ["abc", "abc"], "max_tokens": 120, "seed": 1}  # one at a time: two do not fit
         assert [c["text"] for c in http_client.post("/v1/completions", json=both).json()["choices"]] == [wanted, wanted]
 

@@ -10,7 +10,7 @@ import openai
 import pydantic
 import pytest
 
-from fastsnn_serve.testing import expected, lasting, text_of
+from fastsnn_serve.testing import bytes_text, expected, lasting
 
 PROMPT = b"User: Hello\nAssistant:"
 
@@ -24,7 +24,7 @@ class Kind(pydantic.BaseModel):
 def test_helpers_of_openai(client: openai.OpenAI, handle: Any, model: Any) -> None:
     """Raw and streamed responses, the async client, accumulated streams, answers and tool calls parsed into classes."""
     seed = lasting(model, list(PROMPT), 12)
-    want = text_of(expected(model, list(PROMPT), 12, seed=seed))
+    want = bytes_text(expected(model, list(PROMPT), 12, seed=seed))
     ask: Any = {
         "model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_completion_tokens": 12, "seed": seed,
     }  # fmt: skip
@@ -63,7 +63,7 @@ def test_helpers_of_openai(client: openai.OpenAI, handle: Any, model: Any) -> No
 def test_langchain(handle: Any, model: Any) -> None:
     langchain = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed: nox -s clients")
     seed = lasting(model, list(PROMPT), 12)
-    want = text_of(expected(model, list(PROMPT), 12, seed=seed))
+    want = bytes_text(expected(model, list(PROMPT), 12, seed=seed))
     chat = langchain.ChatOpenAI(
         base_url=handle.url + "/v1", api_key="none", model="tiny", max_completion_tokens=12, seed=seed, temperature=1
     )
@@ -90,7 +90,7 @@ def test_litellm(handle: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would ask the net for prices
     litellm = pytest.importorskip("litellm", reason="litellm is not installed: nox -s clients")
     seed = lasting(model, list(PROMPT), 12)
-    want = text_of(expected(model, list(PROMPT), 12, seed=seed))
+    want = bytes_text(expected(model, list(PROMPT), 12, seed=seed))
     said: Any = {
         "model": "openai/tiny", "api_base": handle.url + "/v1", "api_key": "none", "max_tokens": 12, "seed": seed,
         "messages": [{"role": "user", "content": "Hello"}],

@@ -18,7 +18,7 @@ from fastsnn_core import create, save
 from fastsnn_serve import Engine, app
 from fastsnn_serve.engine.engine import Refused
 from fastsnn_serve.http.server import greeting
-from fastsnn_serve.testing import Recorder, attached, connect, decoder, lasting, run
+from fastsnn_serve.testing import Recorder, attached, connect, decoder, lasting, run_all_requests
 
 SOFTMAX = {"attention": (create("attention", "softmax"),)}
 
@@ -47,7 +47,7 @@ def test_a_stream_holds_no_more_than_it_was_let_in_for(tokens: tuple[int, int], 
         hear(piece)
 
     said.stream.listener = watch
-    run(engine, said)
+    run_all_requests(engine, said)
     engine.close()
     assert 0 < most <= said.stream.need
 
@@ -74,7 +74,7 @@ def test_a_served_fused_stream_holds_what_was_reserved_byte_for_byte(tokens: tup
         hear(piece)
 
     said.stream.listener = watch
-    run(engine, said)
+    run_all_requests(engine, said)
     engine.close()
     slack = 2 * engine.sizes.growth  # a token's numbers, and the records of where the caches are
     assert said.stream.need - slack <= max(sizes) <= said.stream.need
@@ -215,7 +215,7 @@ def test_a_batched_kernel_that_raises_ends_its_streams_and_no_later_one(monkeypa
             with pytest.raises(ValueError, match="counts are NaN"):
                 one.result()
     assert engine.alive
-    assert len(run(engine, Recorder(engine, [1, 2], 4, seed=seed))[0][0]) == 4
+    assert len(run_all_requests(engine, Recorder(engine, [1, 2], 4, seed=seed))[0][0]) == 4
     engine.close()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastsnn_serve.testing import expected, text_of
+from fastsnn_serve.testing import bytes_text, expected
 
 pytestmark = pytest.mark.slow  # its import alone takes several seconds
 DOCS = [
@@ -68,7 +68,7 @@ def test_local_completions(handle: Any, model: Any, tasks: Any) -> None:
         want = [score(model, doc["text"], more) for more in doc["choices"]]
         assert said == pytest.approx(want, abs=1e-3)
     for row, doc in zip(found["samples"]["write"], DOCS, strict=True):
-        assert row["resps"] == [[text_of(expected(model, list(doc["text"].encode()), 9, temperature=0.0))]]
+        assert row["resps"] == [[bytes_text(expected(model, list(doc["text"].encode()), 9, temperature=0.0))]]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -77,4 +77,4 @@ def test_local_chat_completions(handle: Any, model: Any, tasks: Any) -> None:
     found = tasks("local-chat-completions", args, ["write"], apply_chat_template=True)
     for row, doc in zip(found["samples"]["write"], DOCS, strict=True):
         prompt = list(f"User: {doc['text']}\nAssistant:".encode())
-        assert row["resps"] == [[text_of(expected(model, prompt, 9, temperature=0.0))]]
+        assert row["resps"] == [[bytes_text(expected(model, prompt, 9, temperature=0.0))]]

@@ -11,7 +11,7 @@ import torch
 from starlette.testclient import TestClient
 
 from fastsnn_serve import app
-from fastsnn_serve.testing import TEXT, decoder, expected, text_of
+from fastsnn_serve.testing import TEXT, bytes_text, decoder, expected
 
 
 def complete(http: Any, ids: list[int]) -> tuple[str, int]:
@@ -25,7 +25,7 @@ def test_a_session_moves_between_servers(kind: str, integer: Any, tmp_path: Path
     model = integer if kind == "integer" else decoder()
     ids = list((TEXT * 2).encode())[:64]
     longer = [*ids, 65, 66]
-    want = text_of(expected(model, longer, 12, seed=4, chunk=16))
+    want = bytes_text(expected(model, longer, 12, seed=4, chunk=16))
     with TestClient(app(model, "m", chunk=16, sessions=tmp_path)) as first:
         text = bytes(ids).decode()
         saved = first.post("/sessions/save", json={"name": "story-1", "prompt": text}).json()

@@ -16,7 +16,7 @@ from fastsnn_serve.engine.prefix_cache import PrefixCache
 from fastsnn_serve.engine.speculation import Drafts, Lookup
 from fastsnn_serve.engine.streams import Prompt, SamplingParams, Stream
 from fastsnn_serve.metrics import Metrics
-from fastsnn_serve.testing import Recorder, attached, decoder, expected, run
+from fastsnn_serve.testing import Recorder, attached, decoder, expected, run_all_requests
 from fastsnn_text import ByteTokenizer, Sampling
 
 
@@ -42,7 +42,7 @@ def test_text_is_unchanged(integer: Any, how: str, temperature: float) -> None:
     for seed in range(2):
         said = Recorder(engine, prompt, 30, temperature=temperature, seed=seed)
         want = expected(integer, prompt, 30, temperature=temperature, seed=seed)
-        assert run(engine, said)[0][0] == want
+        assert run_all_requests(engine, said)[0][0] == want
     drafted, taken = (engine.metrics.total(f"fastsnn_draft_tokens_{what}total") for what in ("", "accepted_"))
     engine.close()
     assert drafted > 0 or (how, temperature) == ("n-grams", 1.0)  # text like noise repeats nothing
@@ -117,7 +117,7 @@ def test_the_distribution_is_unchanged(integer: Any) -> None:
     law = (first[:, None] * second)[:256].sum(0) / first[:256].sum()
     where = ((law[law.argsort()].cumsum(0) - 1e-6) * 6).long().clamp(0, 5)[law.argsort().argsort()].tolist()
     saids = [Recorder(engine, prompt, 3, seed=seed) for seed in range(n)]
-    found = [tokens for tokens, _ in run(engine, *saids)]
+    found = [tokens for tokens, _ in run_all_requests(engine, *saids)]
     assert engine.metrics.total("fastsnn_draft_tokens_total") > n / 2
     engine.close()
     bins = {i: float(sum(law[t] for t in range(257) if where[t] == i)) for i in range(6)}

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from fastsnn_serve import app, serve
 from fastsnn_serve.api.tools import Tools, Watch, calls_in
 from fastsnn_serve.engine.sampler import Adjustments, Sampler
-from fastsnn_serve.testing import TEXT, decoder, expected, lasting, send, text_of, until
+from fastsnn_serve.testing import TEXT, bytes_text, decoder, expected, lasting, send, until
 from fastsnn_text import Sampling
 
 SCHEMA = {
@@ -83,7 +83,7 @@ def test_each_field_changes_logits_as_its_equation_says(
     answer = client.completions.create(
         model="tiny", prompt=prompt, max_tokens=20, temperature=0.8, seed=3, extra_body=fields
     )
-    assert answer.choices[0].text == text_of(made)
+    assert answer.choices[0].text == bytes_text(made)
     assert answer.usage.completion_tokens == len(made)
     plain = client.completions.create(model="tiny", prompt=prompt, max_tokens=20, temperature=0.8, seed=3)
     if not {"ignore_eos", "min_tokens"} & set(fields):
@@ -226,7 +226,7 @@ def test_tools_reach_the_template_or_a_system_message(client: openai.OpenAI, han
 def test_responses(client: openai.OpenAI, model: Any) -> None:
     prompt = b"System: Be brief.\nUser: Hello\nAssistant:"
     seed = lasting(model, list(prompt), 12)
-    want = text_of(expected(model, list(prompt), 12, seed=seed))
+    want = bytes_text(expected(model, list(prompt), 12, seed=seed))
     more: Any = {"model": "tiny", "instructions": "Be brief.", "max_output_tokens": 12, "extra_body": {"seed": seed}}
     whole = client.responses.create(input="Hello", **more)
     assert whole.output_text == want

@@ -17,8 +17,8 @@ from fastsnn_text import attach, load_tokenizer
 from fastsnn_tune import dial_path, tune
 from fastsnn_tune.cli import main
 from fastsnn_tune.dial import DialSetting, dial_settings, set_dials, silent_channels, value_of, values_for
-from fastsnn_tune.dial_path import DialPath, better, least_passing, where
-from fastsnn_tune.search import DialStep, costs, merged, ordered, windows_of
+from fastsnn_tune.dial_path import DialPath, better, least_passing, stopping_place
+from fastsnn_tune.search import DialStep, by_price, costs, merged_ladder, tuning_windows
 
 TEXT = "A neuron keeps what it hears, leaks a little, and speaks only when it must. " * 12
 SMALL = {"seq_len": 32, "calibration_tokens": 128, "held_out_tokens": 96, "points": 3, "decode_tokens": 0}
@@ -76,8 +76,8 @@ def test_sites_turned_together_share_an_amount():
 def test_paths_take_the_cheapest_first_and_keep_the_order_of_a_site():
     a = [DialStep("a", 1, 0.1, 0.1), DialStep("a", 2, 0.4, 0.1)]
     b = [DialStep("b", 1, 0.3, 0.1), DialStep("b", 2, 0.1, 0.1)]  # its second step is cheaper: both are one
-    assert merged(b) == [b]
-    assert [(s.site, s.value) for s in ordered([a, b])] == [("a", 1), ("b", 1), ("b", 2), ("a", 2)]
+    assert merged_ladder(b) == [b]
+    assert [(s.site, s.value) for s in by_price([a, b])] == [("a", 1), ("b", 1), ("b", 2), ("a", 2)]
     assert least_passing(5, lambda n: n >= 3) == 3
     assert least_passing(5, lambda n: n >= 6) is None
     assert least_passing(5, lambda n: True) == 0
@@ -161,11 +161,11 @@ def test_a_budget_is_not_overdrawn(tmp_path):
     tuned = quick(net, budget=1.0)
     assert tuned.target == {"budget": 1.0}
     measured = lambda n: (1.0 + 0.1 * n, 0.05 * n)  # noqa: E731
-    assert where(10, measured, None, 1.36) == 3  # e^0.3 < 1.36 < e^0.4
-    assert where(10, measured, None, 1.0) == 0
-    assert where(10, measured, None, 3.0) == 10
-    assert where(10, measured, 0.31, None) == 7
-    assert where(10, measured, 0.7, None) is None
+    assert stopping_place(10, measured, None, 1.36) == 3  # e^0.3 < 1.36 < e^0.4
+    assert stopping_place(10, measured, None, 1.0) == 0
+    assert stopping_place(10, measured, None, 3.0) == 10
+    assert stopping_place(10, measured, 0.31, None) == 7
+    assert stopping_place(10, measured, 0.7, None) is None
     for i, each in enumerate((tuned, quick(net))):  # also where nothing was turned
         load(save(each.model, tmp_path / f"{i}.snn"))
 
@@ -190,7 +190,7 @@ def test_a_budget_is_kept_on_text_that_played_no_part_in_the_choice(monkeypatch)
 
 def test_no_text_is_used_twice():
     text = bytes(torch.randint(33, 123, (2000,), generator=torch.Generator().manual_seed(0)).tolist()).decode()
-    order, chosen, checked, held = windows_of(model(), text, 32, 256, 128)
+    order, chosen, checked, held = tuning_windows(model(), text, 32, 256, 128)
     parts = [{tuple(row) for row in part.tolist()} for part in (order, chosen, checked, held)]
     assert all(parts)
     assert sum(map(len, parts)) == len(set.union(*parts))
@@ -248,10 +248,10 @@ def test_a_large_decoder_is_tuned_by_estimates_from_one_backward_pass(monkeypatc
     from fastsnn_tune import estimated, search
 
     net = model(n_layers=2)
-    _, chosen, _, _ = windows_of(net, TEXT, 32, 512, 96)
+    _, chosen, _, _ = tuning_windows(net, TEXT, 32, 512, 96)
     names = dict.fromkeys(sites(net), "dead_zone")
     monkeypatch.setattr(estimated, "LARGE", 1)
-    estimates, found = search.sensitivities(net, names, chosen), sites(net)
+    estimates, found = search.dial_steps(net, names, chosen), sites(net)
     assert [steps[0].site for steps in estimates] == list(names)
     with torch.no_grad():
         before = net(chosen[:, :-1]).log_softmax(-1)

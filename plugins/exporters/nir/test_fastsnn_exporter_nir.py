@@ -375,7 +375,7 @@ def test_subgraphs_that_multiply_are_refused(tmp_path):
 
 
 def test_the_table_of_capabilities_is_found_by_running():
-    rows = {r["what"]: r for r in capabilities.table()}
+    rows = {r["what"]: r for r in capabilities.nir_table()}
     for kind in ("LIF", "CubaLIF", "IF", "Conv2d", "Delay", "SumPool2d"):
         assert rows[f"NIR {kind}"]["write"] == "exact", rows[f"NIR {kind}"]
     assert rows["spikes: lif, hard_reset"]["write"] in ("exact", "approximate")

@@ -50,7 +50,7 @@ def test_what_a_gguf_holds_is_found_again_exactly(kind, spread):
     weight[3], weight[5, :32], weight[7, 40] = 0.0, 0.25, 9 * spread
     weight = gguf_grid(weight, kind)
     codes, d, m = four_bits.encode_four_bits(weight, 32, kind == "Q4_1")
-    assert torch.equal(four_bits.decode(codes, d, m, 32), weight)
+    assert torch.equal(four_bits.decode_four_bits(codes, d, m, 32), weight)
     assert torch.equal(four_bits.unpack_codes(four_bits.pack_codes(codes), 40).T, codes)
 
 
@@ -103,10 +103,10 @@ def test_calibrated_rounding_loses_less_of_what_the_inputs_see():
     for minimum in (True, False):
         lost = []
         for made in (four_bits.encode_four_bits(weight, 32, minimum), rounded(weight, x.T @ x, 32, minimum)):
-            lost.append(float((x @ four_bits.decode(*made, 32).T - wanted).square().mean()))
+            lost.append(float((x @ four_bits.decode_four_bits(*made, 32).T - wanted).square().mean()))
         assert lost[1] < 0.5 * lost[0]
         silent = torch.zeros(96, 96)
-        assert torch.isfinite(four_bits.decode(*rounded(weight, silent, 32, minimum), 32)).all()
+        assert torch.isfinite(four_bits.decode_four_bits(*rounded(weight, silent, 32, minimum), 32)).all()
 
 
 def test_calibration_reads_a_text(tmp_path):

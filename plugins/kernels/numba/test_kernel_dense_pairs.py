@@ -10,7 +10,7 @@ from numba import njit
 
 from fastsnn_kernel_numba import dense_pairs as dense
 
-generic = dense.tile(4, avx2=False)
+generic = dense.product_tile(4, avx2=False)
 
 
 @njit

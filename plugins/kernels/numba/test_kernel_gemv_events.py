@@ -48,7 +48,7 @@ def poisoned(monkeypatch, workers, start):
 TEAM = gemv_events._team
 STARTS = {
     "torch's threads": TEAM,
-    "Numba's threads": lambda wanted, at: gemv_events._rows.parallel(at, wanted),
+    "Numba's threads": lambda wanted, at: gemv_events._event_rows.parallel(at, wanted),
     "one does it all": lambda wanted, at: TEAM.alone.ctypes(at),
 }
 
@@ -73,7 +73,7 @@ def test_what_is_set_to_0_follows_the_workers_not_the_size(monkeypatch):
     """A smaller row for more workers has more claims; one left from an earlier call would be waited for, for ever."""
     monkeypatch.setattr(gemv_events, "_own", threading.local())
     for workers in (2, 8, 3):
-        head, at = gemv_events._room(1500 // workers, 9000 // workers, 4096, 2, workers)
+        head, at = gemv_events._scratch(1500 // workers, 9000 // workers, 4096, 2, workers)
         assert len(head) == gemv_events.HEAD + gemv_events.LINE * gemv_events.PHASES * (2 + workers)
         assert at == head.ctypes.data
         assert at % 64 == 0
@@ -100,7 +100,7 @@ def test_without_an_openmp_that_torch_shares_numbas_threads_do_it(monkeypatch):
     torch.set_num_threads(2)
     try:
         monkeypatch.setattr(numba_runtime, "torch_pool", lambda: None)
-        monkeypatch.setattr(gemv_events, "_team", numba_runtime.Team(gemv_events._enter, gemv_events._rows))
+        monkeypatch.setattr(gemv_events, "_team", numba_runtime.Team(gemv_events._enter, gemv_events._event_rows))
         weight = fastsnn_events.input_major(torch.randint(-128, 128, (40, 30), dtype=torch.int8))
         counts = torch.randint(-3, 4, (1, 30))
         assert torch.equal(gemv_events.product(counts, weight), linear.count_linear_naive(counts, weight))

@@ -82,7 +82,7 @@ def test_counts_at_the_ends_of_every_integer_type():
         counts = torch.tensor([[c, 1], [0, c]])
         for w in (weight, fastsnn_events.input_major(weight)):
             assert torch.equal(linear.COUNT_LINEAR("cpu", counts, w), linear.count_linear_naive(counts, w)), c
-        assert torch.equal(integer_linear.dense(counts, weight), linear.count_linear_naive(counts, weight)), c
+        assert torch.equal(integer_linear.dense_product(counts, weight), linear.count_linear_naive(counts, weight)), c
 
 
 def test_events_are_refused_where_a_row_is_too_large_not_where_all_rows_are():
@@ -150,7 +150,7 @@ def test_where_the_int8_product_is_not_trusted_float32_is_exact(monkeypatch, lar
     counts = torch.full((20, 3000), largest)
     counts[:, ::700] -= 2
     weight = torch.full((5, 3000), -127, dtype=torch.int8)  # odd, so that sums beyond 2^24 would be rounded
-    assert torch.equal(integer_linear.dense(counts, weight), linear.count_linear_naive(counts, weight))
+    assert torch.equal(integer_linear.dense_product(counts, weight), linear.count_linear_naive(counts, weight))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 40])
@@ -202,6 +202,6 @@ def test_the_break_even_is_where_the_two_ways_take_as_long(monkeypatch, whole, w
 
     monkeypatch.setattr(integer_linear.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(integer_linear, "event_gemm", lambda c, w, limit: wait(1 + float(c.sum()) / c.shape[1]))
-    monkeypatch.setattr(integer_linear, "dense", lambda c, w: wait(whole))
+    monkeypatch.setattr(integer_linear, "dense_product", lambda c, w: wait(whole))
     weight = torch.zeros(1, 20_000, dtype=torch.int8)
     assert integer_linear.measure_break_even(8, weight) == pytest.approx(wanted, rel=0.05)

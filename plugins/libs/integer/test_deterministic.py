@@ -20,7 +20,7 @@ from fastsnn_integer.quantization import (
     RowLinear,
     RowNorm,
     apply,
-    decode,
+    decode_levels,
     encode_int8,
     not_batch_invariant,
     quantise,
@@ -134,7 +134,7 @@ def test_codes_are_within_half_a_step_and_clamped(seed, group, size):
     steps = scale.repeat_interleave(group or 17, -1)[:, :17]
     if size < 1e-30:  # a step is hardly a number any more; clamped all the same
         return
-    assert bool(((decode(codes, scale, group) - weight).abs() <= 0.5001 * steps).all())
+    assert bool(((decode_levels(codes, scale, group) - weight).abs() <= 0.5001 * steps).all())
     assert torch.equal(scale.bfloat16().float(), scale), "scales are stored in bfloat16"
     if not group:
         assert (codes.abs().amax(-1) >= 126).all()  # 127 / (1 + 2^-7) and more
@@ -177,7 +177,7 @@ def test_numbers_become_counts_of_eight_bits():
     x = torch.randn(6, 40)
     codes, scale = quantize_per_token(x)
     assert torch.equal(layer(x), layer(SpikeTensor(codes, scale)))
-    assert torch.allclose(layer(x), F.linear(x, decode(layer.weight, layer.scale), layer.bias), atol=0.02)
+    assert torch.allclose(layer(x), F.linear(x, decode_levels(layer.weight, layer.scale), layer.bias), atol=0.02)
     assert quantize_per_token(torch.zeros(2, 3))[1].tolist() == [[1.0], [1.0]]
     assert quantize_per_token(torch.full((1, 3), 1e-45))[0].tolist() == [[0.0] * 3]
 
@@ -196,7 +196,7 @@ def test_errors_name_what_is_wrong():
 
 def test_tables_are_rows_and_heads():
     table = QuantEmbedding(nn.Embedding(11, 8), group=4)
-    rows = decode(table.weight, table.scale, 4)
+    rows = decode_levels(table.weight, table.scale, 4)
     assert torch.equal(table(torch.tensor([[3, 10]])), rows[[3, 10]][None])
     x = torch.randn(2, 8)
     assert torch.allclose(table(x), x @ rows.T, atol=0.05)

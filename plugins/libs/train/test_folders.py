@@ -16,7 +16,7 @@ from fastsnn_train import DataError, load_data
 from fastsnn_train.data import sources
 from fastsnn_train.data.compression import open_decompressed
 from fastsnn_train.data.documents import Omitted
-from fastsnn_train.data.folders import matches, splits_of
+from fastsnn_train.data.folders import matches_pattern, splits_of
 
 NAMES = (
     *("train", "test", "valid", "validation", "dev", "val", "eval", "evaluation", "testing", "training"),
@@ -134,10 +134,10 @@ def test_the_front_matter_of_a_readme_names_the_splits(tmp_path):
 
 
 def test_patterns():
-    assert matches("a/b/c.txt", "**/*.txt")
-    assert matches("c.txt", "**/*.txt")
-    assert matches("a/x1.txt", "a/x[0-9].txt")
-    assert not matches("a/b/c.txt", "a/*.txt")
+    assert matches_pattern("a/b/c.txt", "**/*.txt")
+    assert matches_pattern("c.txt", "**/*.txt")
+    assert matches_pattern("a/x1.txt", "a/x[0-9].txt")
+    assert not matches_pattern("a/b/c.txt", "a/*.txt")
 
 
 def test_saved_datasets_are_loaded_as_such(tmp_path):

@@ -13,7 +13,7 @@ from attrs import frozen
 from fastsnn_core import Session, Tracker, create, param
 from fastsnn_train import TrainConfig, Trainer
 from fastsnn_train.loop.callbacks import InterruptGuard
-from fastsnn_train.loop.progress import TrainingProgress, facts
+from fastsnn_train.loop.progress import TrainingProgress, progress_facts
 
 
 @frozen
@@ -160,7 +160,7 @@ def test_a_terminal_gets_a_bar_with_speed_loss_firing_and_time_left(monkeypatch)
 
 
 def test_facts():
-    assert facts({"loss": 1.0}) == "loss 1.000"
+    assert progress_facts({"loss": 1.0}) == "loss 1.000"
     assert torch.__version__
 
 

@@ -14,7 +14,7 @@ from fastsnn_train import Packed, evaluate, evaluate_text, standard_error
 from fastsnn_train.evaluation import figures
 from fastsnn_train.evaluation.evaluate import position_nats
 from fastsnn_train.evaluation.figures import SpikeTotals, nats
-from fastsnn_train.evaluation.perplexity import windows_of
+from fastsnn_train.evaluation.perplexity import scored_windows
 from fastsnn_train.evaluation.recall import recall
 
 TEXT = "".join(f"line {i} of a text that is not quite the same. " for i in range(12))
@@ -37,7 +37,7 @@ def model(make):
 @pytest.mark.parametrize("stride", [None, 1, 3, 7, 10])
 @pytest.mark.parametrize("n", [2, 9, 10, 11, 20, 33])
 def test_every_token_is_scored_once(n, stride, start):
-    windows = windows_of(n, 10, stride, start)
+    windows = scored_windows(n, 10, stride, start)
     scored = [i for w in windows for i in range(w.scored, w.end)]
     if start:
         wanted = list(range(n))
@@ -55,7 +55,7 @@ def test_a_stride_gives_the_loss_of_every_token_in_its_own_window(model, stride)
     ids = torch.tensor(list(TEXT.encode()))
     model.eval()
     losses = []
-    for w in windows_of(len(ids), 32, stride, False):
+    for w in scored_windows(len(ids), 32, stride, False):
         row = nats(model, ids[None, w.begin : w.end])[0]
         losses += row[w.scored - w.begin - 1 :].tolist()
     assert found["tokens"] == len(losses) == len(ids) - 1

@@ -10,7 +10,7 @@ from fastsnn_core.probe import probe
 from fastsnn_core.site import sites
 from fastsnn_train import TrainConfig, Trainer
 from fastsnn_train.loop import health
-from fastsnn_train.loop.firing_rate import band_penalty, blend_at, rate, watch
+from fastsnn_train.loop.firing_rate import band_penalty, blend_at, firing_rate, watch
 from fastsnn_train.loop.health import SiteHealth
 
 
@@ -30,14 +30,14 @@ def test_penalty_by_hand():
 def test_rate_is_the_mean_magnitude_and_pulls_silent_channels_by_their_sign():
     counts = torch.tensor([[[2.0, -3.0, 0.0, 0.0]]], requires_grad=True)
     x = torch.tensor([[[2.1, -2.9, 0.2, -0.3]]])
-    found = rate(x, counts, torch.nn.Identity())
+    found = firing_rate(x, counts, torch.nn.Identity())
     found.backward()
     assert found.item() == 1.25
     assert counts.grad.flatten().tolist() == [0.25, -0.25, 0.25, -0.25]
     unsigned = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
     neuron = torch.nn.Identity()
     neuron.lo = 0.0
-    rate(torch.tensor([[[1.5, -0.5]]]), unsigned, neuron).backward()
+    firing_rate(torch.tensor([[[1.5, -0.5]]]), unsigned, neuron).backward()
     assert unsigned.grad.flatten().tolist() == [0.5, 0.5]
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fastsnn_core import SpikeSite, SpikeTensor
 from fastsnn_core.subject import observe
 from fastsnn_core.testing import conformance
-from fastsnn_scope_energy import PJ, Energy, break_even, multiply, row_of, tally
+from fastsnn_scope_energy import PJ, Energy, break_even_sparsity, energy_row, multiply, tally
 from fastsnn_scope_energy.picture import amount
 
 test_energy = conformance("energy")
@@ -69,29 +69,29 @@ def test_sops_equal_a_count_by_hand(toy):
 
 def test_a_row_equals_a_sum_by_hand(toy):
     found, byte, buffer = tally(toy), PJ["sram_1mb"] / 8, PJ["sram_32kb"] / 8
-    events = row_of("events", found, "sram")["parts"]
+    events = energy_row("events", found, "sram")["parts"]
     dense = 2 * 7 * 6 * (0.2 + 0.1)
     assert events["arithmetic"] * 2 == pytest.approx((18 + 4 + 10) * 0.1 + dense)
     assert events["weights"] * 2 == pytest.approx((4 * 3 + 2 * 2 + 2 * 5 + 2 * 7 * 6 + 8) * byte)
     assert events["spike making"] * 2 == pytest.approx((8 + 6) * 4.6 + 2 * 2 * (16 + 12) * buffer)
-    matched = row_of("matched", found, "sram")["parts"]
+    matched = energy_row("matched", found, "sram")["parts"]
     assert matched["arithmetic"] * 2 == pytest.approx(24 * (0.2 * 4 / 8 + 0.1) + 42 * (0.2 / 8 + 0.1) + dense)
     assert matched["weights"] * 2 == pytest.approx((24 + 42 + 84 + 8) * byte)
     assert matched["spike making"] * 2 == pytest.approx((8 + 6) * 4.6)
-    fp16 = row_of("fp16", found, "dram")["parts"]
+    fp16 = energy_row("fp16", found, "dram")["parts"]
     assert fp16["weights"] * 2 == pytest.approx(2 * (24 + 42 + 84 + 8) * PJ["dram"] / 8)
     assert fp16["spike making"] == 0
 
 
 def test_the_break_even_really_breaks_even(toy):
     found = tally(toy)
-    base = row_of("matched", found, "sram")["total"]
-    at = break_even(found, "sram", base)
+    base = energy_row("matched", found, "sram")["total"]
+    at = break_even_sparsity(found, "sram", base)
     assert at is not None
     assert 0 < at < 1
     speak = (4 + 2) / 14
-    assert row_of("events", found, "sram", (1 - at) / speak)["total"] == pytest.approx(base)
-    assert break_even(found, "sram", 0.0) is None
+    assert energy_row("events", found, "sram", (1 - at) / speak)["total"] == pytest.approx(base)
+    assert break_even_sparsity(found, "sram", 0.0) is None
 
 
 def test_convolutions_count_every_connection():
@@ -197,9 +197,9 @@ def test_data_draws_again_from_json(toy):
 
 
 def test_constants_stand_in_one_table_with_their_sources():
-    from fastsnn_scope_energy import CONSTANTS, constants
+    from fastsnn_scope_energy import CONSTANTS, constants_table
 
-    table = constants()
+    table = constants_table()
     assert len(table["rows"]) == len(CONSTANTS) == len(PJ)
     assert all(source for *_, source in table["rows"])
     for kind in ("fp32", "fp16", "int8"):

@@ -12,7 +12,7 @@ from fastsnn_core import SpikeTensor
 from fastsnn_core.probe import Record
 from fastsnn_core.subject import Subject
 from fastsnn_core.testing import conformance
-from fastsnn_scope_raster import Raster, bits, choose, visible_token
+from fastsnn_scope_raster import Raster, bitwise_spikes, sites_to_show, visible_token
 
 test_raster = conformance("raster")
 
@@ -48,15 +48,15 @@ def test_images_show_positions_of_the_first_sample():
 
 
 def test_bits_of_counts_and_of_trains():
-    assert bits(SpikeTensor(torch.tensor([0.0, 5.0, -7.0]))).tolist() == [0, 2, 3]
+    assert bitwise_spikes(SpikeTensor(torch.tensor([0.0, 5.0, -7.0]))).tolist() == [0, 2, 3]
     train = torch.tensor([[1, 0, -1], [1, 0, 0]])
-    assert bits(SpikeTensor.from_train(train, torch.tensor([1, 1]))).tolist() == [2, 0, 1]
+    assert bitwise_spikes(SpikeTensor.from_train(train, torch.tensor([1, 1]))).tolist() == [2, 0, 1]
 
 
 def test_sites_are_chosen_by_pattern_or_spread():
     names = [f"layers.{i}.in" for i in range(8)]
-    assert choose(names, (), 4) == [names[i] for i in (0, 2, 5, 7)]
-    assert choose(names, ("layers.[23].*",), 4) == names[2:4]
+    assert sites_to_show(names, (), 4) == [names[i] for i in (0, 2, 5, 7)]
+    assert sites_to_show(names, ("layers.[23].*",), 4) == names[2:4]
     assert "no site matches nothing" in Raster(sites=("nothing",)).measure(subject(COUNTS))["reason"]
 
 

@@ -22,7 +22,7 @@ def components_named(name: str) -> list[dict[str, Any]]:
     for kind in [wanted] if wanted else KINDS:
         try:
             qualified, cls = registry().find(kind, short)
-            found.append(describe(qualified, cls))
+            found.append(described_component(qualified, cls))
         except LookupFailure as error:
             failures.append(error)
     if found:
@@ -34,7 +34,7 @@ def components_named(name: str) -> list[dict[str, Any]]:
     raise LookupFailure(f"no component called {name!r}", f"installed: {names or 'none'}")
 
 
-def describe(qualified: str, cls: type[Component]) -> dict[str, Any]:
+def described_component(qualified: str, cls: type[Component]) -> dict[str, Any]:
     """One component as plain data."""
     rows = []
     for field in fields(cls):
@@ -116,7 +116,7 @@ def bundle_text(data: dict[str, Any]) -> str:
     lines += ["numbers: " + ", ".join(sizes), f"runtime: {running['mode']}{coder}"]
     lines += [f"needs: {', '.join(f'{name} {version}' for name, version in data['distributions'].items())}"]
     for row in data["milestones"]:
-        lines.append(f"history: {row.get('what', '?')}{brief(row)}")
+        lines.append(f"history: {row.get('what', '?')}{milestone_facts(row)}")
     if data["report"] is None:
         lines.append(f"report: none; fastsnn scope {data['bundle']} makes one, fastsnn export --report puts it inside")
     else:
@@ -129,7 +129,7 @@ def bundle_text(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def brief(row: dict[str, Any], most: int = 8) -> str:
+def milestone_facts(row: dict[str, Any], most: int = 8) -> str:
     """``: steps 100, loss 2.31``: the plain facts of a milestone, those of tables left to ``--json``."""
     short = {
         k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items() if isinstance(v, str | int | float)

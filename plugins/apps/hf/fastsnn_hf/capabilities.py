@@ -29,7 +29,7 @@ def small(folder: Path) -> Path:
     return bundle.save(model, folder / "m.snn")
 
 
-def refused(call: Callable[[], Any]) -> tuple[str, str]:
+def refusal_of(call: Callable[[], Any]) -> tuple[str, str]:
     """What a call is refused with."""
     try:
         call()
@@ -112,12 +112,12 @@ class Cases:
             "generate, with and without a cache": self.generate,
             "save_pretrained": self.directory,
             "labels (the loss that Trainer takes)": self.loss,
-            "cache.crop (assisted generation)": lambda: refused(lambda: cache().past_key_values.crop(1)),
-            "holes in the attention mask": lambda: refused(lambda: self.model(IDS, attention_mask=two)),
-            "hidden states, attention maps": lambda: refused(lambda: self.model(IDS, output_hidden_states=True)),
-            "inputs_embeds": lambda: refused(lambda: self.model(inputs_embeds=torch.zeros(1, 2, 16))),
-            "another vocabulary": lambda: refused(lambda: self.model.resize_token_embeddings(300)),
-            "quantisers of transformers": lambda: refused(
+            "cache.crop (assisted generation)": lambda: refusal_of(lambda: cache().past_key_values.crop(1)),
+            "holes in the attention mask": lambda: refusal_of(lambda: self.model(IDS, attention_mask=two)),
+            "hidden states, attention maps": lambda: refusal_of(lambda: self.model(IDS, output_hidden_states=True)),
+            "inputs_embeds": lambda: refusal_of(lambda: self.model(inputs_embeds=torch.zeros(1, 2, 16))),
+            "another vocabulary": lambda: refusal_of(lambda: self.model.resize_token_embeddings(300)),
+            "quantisers of transformers": lambda: refusal_of(
                 lambda: FastSNNForCausalLM.from_pretrained(self.bundle, **quant)
             ),
         }

@@ -32,7 +32,7 @@ def local(name: Any, hub: dict[str, Any]) -> Path:
     return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"], **words))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
     """A JSON object."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def shards(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise FileError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX}")
-    table = read_json(folder / INDEX).get("weight_map")
+    table = read_table(folder / INDEX).get("weight_map")
     names = (
         sorted(set(table.values()))
         if isinstance(table, dict) and all(isinstance(v, str) for v in table.values())
@@ -67,7 +67,7 @@ def load_network(folder: Path) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = read_json(folder / CONFIG)
+    config = read_table(folder / CONFIG)
     if config.get("model_type") != TYPE or not isinstance(config.get("table"), dict):
         raise FileError(f"{folder / CONFIG} is not of a FastSNN model (model_type {config.get('model_type')!r})")
     table, files = config["table"], shards(folder)
@@ -124,14 +124,14 @@ def write_directory(model: Any, folder: Path, state: dict[str, Any] | None, shar
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_text(folder / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
     write_text(folder / GENERATION, model.generation_config.to_json_string())
-    write_text(folder / CARD, card(model))
+    write_text(folder / CARD, hf_readme(model))
     write_text(folder / CONFIG, plain_json(model.config))
     for old in folder.glob("model*.safetensors*"):
         if old.name not in {*plan.filename_to_tensors, *([INDEX] if plan.is_sharded else [])}:
             old.unlink()
 
 
-def card(model: Any) -> str:
+def hf_readme(model: Any) -> str:
     """README.md: what the model is, what was measured, how to use it."""
     spec, meta = model.model.spec, getattr(model.model, "meta", {})
     kinds = ", ".join(dict.fromkeys(a.name for a in spec.attention))

@@ -185,7 +185,7 @@ class FastSNNForCausalLM(PreTrainedModel, GenerationMixin):
         if dtype is not None:
             model.to(dtype)
         if place is not None:
-            model.to(device_of(place))
+            model.to(device_of_map(place))
         if generation is not None:
             model.generation_config = generation
         else:
@@ -210,7 +210,7 @@ class FastSNNForCausalLM(PreTrainedModel, GenerationMixin):
             directory.write_directory(self, Path(save_directory), state_dict, options.get("max_shard_size", "5GB"))
 
 
-def device_of(place: Any) -> torch.device:
+def device_of_map(place: Any) -> torch.device:
     """One device of a ``device_map``."""
     if isinstance(place, dict):
         if len(set(map(str, place.values()))) != 1:

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     if opts.include and not Path(opts.include).is_dir():
         raise UserError(f"--include {opts.include} is no folder")
     check_device(opts.device)
-    result = evaluate(
+    result = evaluate_tasks(
         opts.bundle,
         opts.tasks,
         include=opts.include,
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def evaluate(
+def evaluate_tasks(
     bundle: Any,
     tasks: list[str],
     *,

@@ -45,7 +45,7 @@ class Arrays:
     threshold: list[Tensor] = attrs.field(factory=list)
 
 
-def plane(t: Tensor) -> Tensor:
+def first_plane(t: Tensor) -> Tensor:
     """``[X, D]``: tokens or steps of the first sequence ``[B,X,D]``, else the samples ``[B, …]``."""
     t = t.detach()
     return t[0] if t.ndim == 3 else t.flatten(1)
@@ -64,7 +64,7 @@ def popcount(counts: Tensor) -> Tensor:
 def measure(subject: Subject) -> tuple[Data, Arrays]:
     """The map as plain data, and its arrays; ``{"reason"}`` for a model without spikes."""
     arrays = Arrays()
-    widths = {name: plane(r.spikes.counts).shape for name, r in subject.trace.items() if r.spikes.ndim > 1}
+    widths = {name: first_plane(r.spikes.counts).shape for name, r in subject.trace.items() if r.spikes.ndim > 1}
     if not widths:
         return {"reason": "the model makes no spikes"}, arrays
     columns = Counter(x for x, _ in widths.values()).most_common(1)[0][0]
@@ -73,7 +73,7 @@ def measure(subject: Subject) -> tuple[Data, Arrays]:
     shown = [name for name, (x, _) in widths.items() if x == columns]
     kept = max(8, min(96, RAW // max(1, columns * len(shown))))
     model = subject.model
-    rows = [row(name, spec_name(model, name), subject.trace[name], read, kept, arrays) for name in shown]
+    rows = [site_cells(name, spec_name(model, name), subject.trace[name], read, kept, arrays) for name in shown]
     ndims = {subject.trace[name].spikes.ndim for name in shown}
     axis = "token" if subject.is_language_model else "time step" if ndims == {3} else "sample"
     labels = list(subject.labels[:columns]) if axis == "token" else []
@@ -88,16 +88,16 @@ def measure(subject: Subject) -> tuple[Data, Arrays]:
     }, arrays
 
 
-def row(name: str, called: str, record: Record, read: list[Matrix], kept: int, arrays: Arrays) -> Data:
+def site_cells(name: str, called: str, record: Record, read: list[Matrix], kept: int, arrays: Arrays) -> Data:
     """One site: its cells, its channels, and the matrices that read it."""
-    counts = plane(record.spikes.counts).float()
+    counts = first_plane(record.spikes.counts).float()
     width = counts.shape[1]
     behind = [m for m in read if m.site == name and m.inputs == width]
     active, spikes = (counts != 0).sum(1), popcount(counts).sum(1)
     chosen = torch.linspace(0, width - 1, min(kept, width)).round().long()
     arrays.channels.append(chosen.tolist())
     arrays.counts.append(counts[:, chosen].T.round().clamp(-127, 127).to(torch.int8).cpu())
-    scale = plane(record.spikes.scale.detach().float().expand(record.spikes.shape)).cpu()
+    scale = first_plane(record.spikes.scale.detach().float().expand(record.spikes.shape)).cpu()
     traced = torch.argsort((counts != 0).sum(0), descending=True, stable=True)[:TRACES].sort().values.cpu()
     u = potential(record)[:, traced]
     arrays.traced.append(traced.tolist())
@@ -124,7 +124,7 @@ def potential(record: Record) -> Tensor:
     x, module = record.x, record.module
     if callable(getattr(module, "membrane", None)) and x.ndim == 3:
         return module.membrane(x[:1].float())[0].detach().float().cpu()  # type: ignore[operator]
-    return plane(x).float().cpu()
+    return first_plane(x).float().cpu()
 
 
 @contextlib.contextmanager

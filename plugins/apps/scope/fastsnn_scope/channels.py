@@ -23,7 +23,7 @@ FIXES = {
 }
 
 
-def by_channel(t: Tensor) -> Tensor:
+def channel_rows(t: Tensor) -> Tensor:
     """``[…, D]`` or ``[B, C, H, W]`` as ``[D, entries]``."""
     axis = 1 if t.ndim > 3 else t.ndim - 1
     return t.movedim(axis, 0).reshape(t.shape[axis], -1)
@@ -31,7 +31,7 @@ def by_channel(t: Tensor) -> Tensor:
 
 def problems(record: Record) -> list[Data]:
     """``[{"kind", "count", "channels", "fix", "says"}]`` over everything that was run; channels of at most a dozen."""
-    counts = by_channel(record.spikes.counts.detach().float())
+    counts = channel_rows(record.spikes.counts.detach().float())
     magnitude = counts.abs()
     fires = (counts != 0).sum(1)
     found: dict[str, Tensor] = {"dead": (fires == 0).nonzero().flatten()}

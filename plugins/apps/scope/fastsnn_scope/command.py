@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         args.error("give --text or --data, not both")
     if opts.samples is not None and opts.data is None:
         args.error("--samples goes with --data")
-    text = text_of(opts.text)
+    text = text_or_file(opts.text)
     out = opts.out or (None if opts.json else Path(opts.bundle.resolve().stem + ".report"))
     sources = [opts.bundle, *([opts.beside] if opts.beside else ())]
     if out is not None:
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
         model = load(bundle)
         if opts.data is None:
             return scope(model, text=text, scopes=scopes, limit=opts.limit)
-        return samples(model, opts.data, opts.samples or SAMPLES, scopes, quiet=opts.json)
+        return scope_samples(model, opts.data, opts.samples or SAMPLES, scopes, quiet=opts.json)
 
     found = look(opts.bundle)
     other = None if opts.beside is None else look(opts.beside)
@@ -116,7 +116,7 @@ def live(run: Path, out: Path | None, port: int | None) -> int:
     return 0
 
 
-def samples(model: nn.Module, source: str, most: int, scopes: Sequence[Scope] | None, quiet: bool) -> Scoped:
+def scope_samples(model: nn.Module, source: str, most: int, scopes: Sequence[Scope] | None, quiet: bool) -> Scoped:
     """A look at the first test samples of `source`; where they have classes, with what is taken for what."""
     try:
         from fastsnn_train.samples.batches import read_samples
@@ -141,7 +141,7 @@ def samples(model: nn.Module, source: str, most: int, scopes: Sequence[Scope] | 
     return seen
 
 
-def text_of(given: str | None) -> str | None:
+def text_or_file(given: str | None) -> str | None:
     """The contents of a file of that name, else the text as it is."""
     if given is None:
         return None

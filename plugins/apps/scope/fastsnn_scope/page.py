@@ -64,7 +64,7 @@ def page(found: Data, drawn: dict[str, bytes], arrays: Arrays | None = None, bes
         f'{policy(script)}\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{read_asset('page.css')}</style>\n</head>\n<body>\n<main>\n"
         f"<header><h1>SpikeScope</h1><p class=lead>{lead(found)}</p></header>\n"
-        f'{saved(found, beside)}<nav aria-label="Sections">{links}</nav>\n{where(found)}{lost(found)}'
+        f'{saved(found, beside)}<nav aria-label="Sections">{links}</nav>\n{where_section(found)}{lost_section(found)}'
         f"{sections}{appendix(found)}</main>\n"
     )
     tail = f"<script>{script}</script>\n</body>\n</html>\n"
@@ -114,7 +114,7 @@ def cost(found: Data) -> str:
     )
 
 
-def where(found: Data) -> str:
+def where_section(found: Data) -> str:
     """The map: a table of sites for everybody; strip, map and cells for those who run the script."""
     cells: Any = found.get("cells", {})
     if "sites" not in cells:
@@ -139,7 +139,7 @@ def where(found: Data) -> str:
     )
 
 
-def lost(found: Data) -> str:
+def lost_section(found: Data) -> str:
     """What was lost: quality, channels that are stuck with the fix for each, a confusion matrix; and what next."""
     body = [bullets(found.get("lost", []))]
     twin = found.get("divergence")
@@ -242,7 +242,9 @@ def html_table(found: Data) -> str:
     """A table that scrolls on its own; columns of numbers are set flush right."""
     rows: list[Row] = found["rows"]
     columns = list(zip(*rows)) or [()] * len(found["columns"])
-    kinds = [" class=n" if all(map(numeric, c)) else " class=w" if max(map(len, c)) > 28 else "" for c in columns]
+    kinds = [
+        " class=n" if all(map(starts_with_number, c)) else " class=w" if max(map(len, c)) > 28 else "" for c in columns
+    ]
 
     def cells(tag: str, row: Row) -> str:
         return "".join(f"<{tag}{kind}>{escape(str(c))}</{tag}>" for kind, c in zip(kinds, row))
@@ -252,7 +254,7 @@ def html_table(found: Data) -> str:
     return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
-def numeric(text: str) -> bool:
+def starts_with_number(text: str) -> bool:
     """Does a cell start with a number (or stand for none)?"""
     return text in ("", "–") or text[:1].isdigit() or text[:2].lstrip("-−")[:1].isdigit()
 

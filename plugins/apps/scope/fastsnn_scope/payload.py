@@ -15,7 +15,7 @@ from fastsnn_scope.cells import Arrays
 LEAST = 4  # channels below which a raster says nothing
 
 
-def packed(arrays: Arrays, channels: int) -> tuple[str, list[Data]]:
+def packed_arrays(arrays: Arrays, channels: int) -> tuple[str, list[Data]]:
     """``(base64, where each site's arrays lie)`` with at most so many channels of every site.
 
     Per site: thresholds bfloat16 ``[X]``, counts int8 ``[C, X]``, membranes int8 ``[3, X]`` in sixteenths of a
@@ -35,7 +35,7 @@ def packed(arrays: Arrays, channels: int) -> tuple[str, list[Data]]:
     return base64.b64encode(zlib.compress(bytes(raw), 9)).decode(), places
 
 
-def view(found: Data) -> Data:
+def script_view(found: Data) -> Data:
     """The part of a report that the script reads."""
     keys = ("saved", "cells", "divergence", "speed", "confusion")
     return {"name": found["model"].get("name") or found["model"]["kind"]} | {k: found[k] for k in keys if found.get(k)}
@@ -43,14 +43,14 @@ def view(found: Data) -> Data:
 
 def payload(found: Data, arrays: Arrays | None, room: int, beside: Data | None = None) -> str:
     """The JSON text, at most about `room` bytes long: rasters get fewer channels until it fits, none if need be."""
-    told: dict[str, Any] = {"a": view(found)}
+    told: dict[str, Any] = {"a": script_view(found)}
     if beside is not None:
-        told["b"] = view(beside)
+        told["b"] = script_view(beside)
     if arrays is not None and arrays.counts:
         channels = max(len(c) for c in arrays.channels)
         left = room - len(script_safe_json(told))
         while channels >= LEAST:
-            blob, places = packed(arrays, channels)
+            blob, places = packed_arrays(arrays, channels)
             if len(blob) + len(json.dumps(places)) <= left:
                 told |= {"blob": blob, "places": places}
                 break

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastsnn_core.bundle_checks import listed
 from fastsnn_core.files import beside
 from fastsnn_core.subject import Data
 
@@ -107,16 +108,11 @@ def advice(model: nn.Module, panels: Data) -> list[str]:
     silent = [r["site"] for r in rows if r["flag"] == "silent"]
     full = [r["site"] for r in rows if r["flag"] == "saturated" or (r.get("saturated_channels") or 0.0) > 0.0]
     if silent:
-        says.append(f"{some(silent)} hardly ever spikes: lower its threshold (a higher k), or leave the site out.")
+        says.append(f"{listed(silent)} hardly ever spikes: lower its threshold (a higher k), or leave the site out.")
     if full:
-        says.append(f"{some(full)} stands at the neuron's limit: a higher threshold (a lower k) or one step more.")
+        says.append(f"{listed(full)} stands at the neuron's limit: a higher threshold (a lower k) or one step more.")
     if hasattr(spec, "quant") and spec.quant is None:
         says.append(f"A quarter of the bytes and integer sums: fastsnn export {bundle} --to w8a small.snn")
     if hasattr(spec, "vocab_size") and rows and sparsity["overall"]["silent_fraction"] < 0.9:
         says.append(f"More silence, at a loss that you choose: fastsnn tune {bundle} --text held_out.txt --loss 0.01")
     return says
-
-
-def some(names: list[str]) -> str:
-    """The first three, and how many more."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

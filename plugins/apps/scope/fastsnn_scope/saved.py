@@ -8,7 +8,7 @@ from typing import Any
 from fastsnn_core.subject import Data
 
 
-def human(n: float) -> str:
+def short_bytes(n: float) -> str:
     """``1.3 MB``."""
     for unit in ("B", "kB", "MB"):
         if abs(n) < 1000:
@@ -17,7 +17,7 @@ def human(n: float) -> str:
     return f"{n:.3g} GB"
 
 
-def tile(key: str, label: str, value: str, says: str, number: float | None, *, less: bool | None = None) -> Data:
+def figure(key: str, label: str, value: str, says: str, number: float | None, *, less: bool | None = None) -> Data:
     """One figure: `number` for machines; `less`: is a smaller one better (None: neither)?"""
     return {"key": key, "label": label, "value": value, "says": says, "number": number, "less_is_better": less}
 
@@ -33,13 +33,13 @@ def tiles(found: Data) -> list[Data]:
     """The figures that can be told of what was measured, in the order of the page."""
     cells, speed = found.get("cells", {}), found.get("speed") or {}
     panels = found["scopes"]
-    rows = weights(cells) if "sites" in cells else []
+    rows = weight_tiles(cells) if "sites" in cells else []
     rows += times(speed, cells) if "step_ms" in speed else []
     rows += energy(panels.get("energy", {}).get("data", {}))
-    return rows + quality(found)
+    return rows + quality_tiles(found)
 
 
-def weights(cells: Data) -> list[Data]:
+def weight_tiles(cells: Data) -> list[Data]:
     """Silent bytes, and bytes read per token."""
     silent, whole = unread(cells)
     if not whole or not any(r["row_bytes"] for r in cells["sites"]):
@@ -47,15 +47,15 @@ def weights(cells: Data) -> list[Data]:
             1, sum(r["channels"] for r in cells["sites"]) * cells["columns"]
         )
         says = "No matrix is read row by row behind these spikes, so silence saves additions here, not bytes."
-        return [tile("silent_channels", "silent channels", f"{share:.1%}", says, share, less=False)]
+        return [figure("silent_channels", "silent channels", f"{share:.1%}", says, share, less=False)]
     per = {"token": "token", "sample": "sample"}.get(cells["axis"], "step")
     worst = max(cells["sites"], key=lambda r: r["row_bytes"] * (r["channels"] * cells["columns"] - sum(r["active"])))
     return [
-        tile("silent_bytes", "silent bytes", f"{silent / whole:.1%}",
+        figure("silent_bytes", "silent bytes", f"{silent / whole:.1%}",
              f"of the weights that a {per} would need stand behind channels that did not spike. "
              f"Most of them behind {worst['site']}.", silent / whole, less=False),
-        tile("bytes_read", f"bytes read per {per}", human(whole - silent),
-             f"instead of {human(whole)} for the same weights without spikes: {human(silent)} stay unread.",
+        figure("bytes_read", f"bytes read per {per}", short_bytes(whole - silent),
+             f"instead of {short_bytes(whole)} for the same weights without spikes: {short_bytes(silent)} stay unread.",
              whole - silent, less=True),
     ]  # fmt: skip
 
@@ -79,7 +79,7 @@ def times(speed: Data, cells: Data) -> list[Data]:
     behind = sum(us for name, us in layers.items() if site_of.get(name))
     if total and behind:
         says += f" {behind / total:.0%} of it stands behind spikes."
-    return [tile("ms", f"ms per {unit}", f"{best:.3g} ms", says, best, less=True)]
+    return [figure("ms", f"ms per {unit}", f"{best:.3g} ms", says, best, less=True)]
 
 
 def energy(data: Data) -> list[Data]:
@@ -95,10 +95,10 @@ def energy(data: Data) -> list[Data]:
     at = data.get("break_even_silent_fraction")
     says += f" (dense INT8: {int8:.2f} ×). " + (f"They pay from {at:.0%} silent on." if at is not None else "")
     says = says.strip() + " An estimate from a 45 nm table."
-    return [tile("energy", "energy, bit-matched dense = 1", f"{ratio:.2f} ×", says, ratio, less=True)]
+    return [figure("energy", "energy, bit-matched dense = 1", f"{ratio:.2f} ×", says, ratio, less=True)]
 
 
-def quality(found: Data) -> list[Data]:
+def quality_tiles(found: Data) -> list[Data]:
     """Quality beside the dense parent; beside the same weights without spikes where no parent is known."""
     parent, twin = found.get("parent") or {}, found.get("divergence")
     rows = []
@@ -107,11 +107,11 @@ def quality(found: Data) -> list[Data]:
         on = parent.get("measured_on") or "text that the conversion did not see"
         says = (f"Perplexity {parent['perplexity']:.4g} beside {parent['perplexity_dense']:.4g} of the dense parent, "
                 f"measured on {on}.")  # fmt: skip
-        rows.append(tile("quality", "perplexity, dense parent = 1", f"{ratio:.3f} ×", says, ratio, less=True))
+        rows.append(figure("quality", "perplexity, dense parent = 1", f"{ratio:.3f} ×", says, ratio, less=True))
     elif "accuracy" in parent and "accuracy_dense" in parent:
         lost = parent["accuracy_dense"] - parent["accuracy"]
         says = f"{parent['accuracy']:.2%} beside {parent['accuracy_dense']:.2%} of the dense parent."
-        rows.append(tile("quality", "accuracy lost", f"{lost:.2%}", says, lost, less=True))
+        rows.append(figure("quality", "accuracy lost", f"{lost:.2%}", says, lost, less=True))
     elif twin is not None:
         ratio = math.exp(min(700.0, twin["nats"] - twin["nats_numbers"]))
         if ratio <= 1:
@@ -120,10 +120,10 @@ def quality(found: Data) -> list[Data]:
             says = "The same weights with numbers in place of the spikes would predict this text better"
         says += (f": perplexity {math.exp(min(700.0, twin['nats'])):.4g} with spikes, "
                  f"{math.exp(min(700.0, twin['nats_numbers'])):.4g} without. No dense parent is known.")  # fmt: skip
-        rows.append(tile("quality", "perplexity, no spikes = 1", f"{ratio:.3f} ×", says, ratio, less=True))
+        rows.append(figure("quality", "perplexity, no spikes = 1", f"{ratio:.3f} ×", says, ratio, less=True))
     accuracy: Any = found.get("confusion")
     if accuracy:
         says = f"{accuracy['right']} of {accuracy['samples']} samples; the matrix below says which are taken for which."
-        rows.append(tile("accuracy", "right on these samples", f"{accuracy['right'] / accuracy['samples']:.1%}", says,
+        rows.append(figure("accuracy", "right on these samples", f"{accuracy['right'] / accuracy['samples']:.1%}", says,
                          accuracy["right"] / accuracy["samples"], less=False))  # fmt: skip
     return rows

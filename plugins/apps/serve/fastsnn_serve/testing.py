@@ -46,7 +46,7 @@ def lasting(model: Any, ids: list[int], n: int, **sampling: Any) -> int:
     return next(seed for seed in range(1000) if len(expected(model, ids, n, seed=seed, **sampling)) == n)
 
 
-def text_of(ids: list[int]) -> str:
+def bytes_text(ids: list[int]) -> str:
     """What the bytes say."""
     return ByteTokenizer().decode(ids)
 
@@ -102,7 +102,7 @@ class Recorder:
                 return [t for t, _ in tokens if t != 256], [p for _, p in tokens]
 
 
-def run(engine: Engine, *asked: Recorder) -> list[tuple[list[int], list[float | None]]]:
+def run_all_requests(engine: Engine, *asked: Recorder) -> list[tuple[list[int], list[float | None]]]:
     """Submit together; wait for all."""
     engine.submit([said.stream for said in asked])
     return [said.result() for said in asked]

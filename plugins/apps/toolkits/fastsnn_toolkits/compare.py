@@ -111,13 +111,13 @@ def own_run(source: nn.Module, x: Tensor, model: Any) -> tuple[Tensor, Tensor]:
         cleared(source.modules())
         try:
             if how == "steps":
-                y = first(source(x.transpose(0, 1)))
+                y = first_tensor(source(x.transpose(0, 1)))
                 good, out, given = y.shape == (x.shape[1], len(x), *shape), y.transpose(0, 1), x
             elif how == "step":
-                rows = [first(source(x[:, t])) for t in range(x.shape[1])]
+                rows = [first_tensor(source(x[:, t])) for t in range(x.shape[1])]
                 good, out, given = rows[0].shape == (len(x), *shape), torch.stack(rows, 1), x
             else:
-                y = first(source(x[:, 0]))
+                y = first_tensor(source(x[:, 0]))
                 good = y.ndim == len(shape) + 2 and y.shape[1:] == (len(x), *shape)
                 out = y.transpose(0, 1)
                 given = x[:, :1].expand(-1, len(y), *x.shape[2:]) if good else x
@@ -137,7 +137,7 @@ def agree(wanted: Tensor, found: Tensor) -> bool:
     return bool(torch.isclose(wanted, found, rtol=1e-3, atol=1e-4).float().mean() > 1 - ALLOWED)
 
 
-def first(y: Any) -> Tensor:
+def first_tensor(y: Any) -> Tensor:
     """The spikes among what a forward gives."""
     y = y[0] if isinstance(y, tuple | list) else y
     if not isinstance(y, Tensor):

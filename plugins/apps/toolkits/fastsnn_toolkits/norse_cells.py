@@ -38,10 +38,10 @@ def norse_network(parts: list[tuple[str, nn.Module]], shape: tuple[int, ...]) ->
     for number, (name, module) in enumerate(parts):
         label = f"{number}_{type(module).__name__.lower()}"
         if toolkit_of(module) != "norse":
-            made = plain(label, layer_of(name, module), before, shape, values)
+            made = layer_node(label, layer_of(name, module), before, shape, values)
         else:
             steps.add(float(getattr(module, "dt", 0.0)))
-            made = cell(name, label, module, before, shape, values)
+            made = norse_cell_node(name, label, module, before, shape, values)
         for node in made:
             nodes.append(node)
             if not node.name.endswith("_back"):
@@ -58,7 +58,7 @@ def norse_network(parts: list[tuple[str, nn.Module]], shape: tuple[int, ...]) ->
     return model.eval(), rows
 
 
-def plain(
+def layer_node(
     label: str, row: Row, before: str, shape: tuple[int, ...], values: dict[str, dict[str, Tensor]]
 ) -> list[NirNode]:
     """A layer of torch as a node."""
@@ -85,7 +85,7 @@ def plain(
     raise ConversionError(f"{row.name} ({row.kind}) has no node in NIR, as which Norse's networks are kept")
 
 
-def cell(
+def norse_cell_node(
     name: str, label: str, module: Any, before: str, shape: tuple[int, ...], values: dict[str, dict[str, Tensor]]
 ) -> list[NirNode]:
     """A cell of Norse as a node, with its weights as nodes of their own where it has some."""

@@ -39,7 +39,7 @@ def read_toolkit_network(source: Any, example: Any = None) -> tuple[Any, list[di
     if tools == {"norse"}:
         model, said = norse_cells.norse_network(parts, first_shape(example, parts))
     else:
-        rows = [row_of(name, module) for name, module in parts]
+        rows = [toolkit_row(name, module) for name, module in parts]
         model, said = sequential(rows, shape_of(example, rows)), []
         said = reported(rows)
     rate = compare.same(source, [m for _, m in parts], model, "norse" in tools)
@@ -47,7 +47,7 @@ def read_toolkit_network(source: Any, example: Any = None) -> tuple[Any, list[di
     return model, said
 
 
-def row_of(name: str, module: nn.Module) -> Row:
+def toolkit_row(name: str, module: nn.Module) -> Row:
     """A layer, or a neuron of snnTorch or SpikingJelly."""
     tool = toolkit_of(module)
     if tool == "snntorch":
@@ -92,7 +92,7 @@ def first_shape(example: Any, parts: list[tuple[str, nn.Module]]) -> tuple[int, 
 
 def sequential(rows: list[Row], shape: tuple[int, ...]) -> Any:
     """The network, its weights in place."""
-    fold(rows)
+    fold_thresholds(rows)
     table = {"kind": "sequential", "input": list(shape), "layers": [r.layer for r in rows]}
     try:
         model: Any = build(converter().structure(table, Model))
@@ -114,7 +114,7 @@ def sequential(rows: list[Row], shape: tuple[int, ...]) -> Any:
     return model.eval()
 
 
-def fold(rows: list[Row]) -> None:
+def fold_thresholds(rows: list[Row]) -> None:
     """Give every neuron the threshold 1: what stands in front of it is divided by its own.
 
     So spikes are ones, as in the toolkits. A neuron with nothing in front keeps its threshold, and what reads its
@@ -129,8 +129,8 @@ def fold(rows: list[Row]) -> None:
             j -= 1
         front = rows[j] if j >= 0 and rows[j].op in (*FIRST, "batch_norm") and "weight" in rows[j].tensors else None
         if front is not None and (theta.numel() == 1 or (j == i - 1 and theta.numel() == len(front.tensors["weight"]))):
-            divide(front, theta, ("weight", "bias"))
-            divide(row, theta, ("neuron.recurrent.weight", "neuron.recurrent.bias"))
+            divide_weights(front, theta, ("weight", "bias"))
+            divide_weights(row, theta, ("neuron.recurrent.weight", "neuron.recurrent.bias"))
             continue
         if theta.numel() != 1:
             raise ConversionError(f"{row.name}: thresholds per channel need a linear layer or a convolution in front")
@@ -140,10 +140,10 @@ def fold(rows: list[Row]) -> None:
                 f"{row.name}: its threshold {float(theta):g} has no weights in front or behind to go into"
             )
         row.layer["neuron"]["threshold"] = float(theta)
-        divide(rows[k], theta, ("weight",))
+        divide_weights(rows[k], theta, ("weight",))
 
 
-def divide(row: Row, by: Tensor, names: tuple[str, ...]) -> None:
+def divide_weights(row: Row, by: Tensor, names: tuple[str, ...]) -> None:
     """Tensors of a layer by a threshold, or by one for each of their rows."""
     for name in names:
         if name in row.tensors:

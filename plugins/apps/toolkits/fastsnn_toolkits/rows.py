@@ -61,7 +61,7 @@ def torch_name(module: nn.Module) -> str:
     return next((name for name in known if name != "Module"), "")
 
 
-def sizes(value: Any) -> list[int]:
+def size_list(value: Any) -> list[int]:
     """A size as a list."""
     return [int(n) for n in (value if isinstance(value, tuple | list) else (value,))]
 
@@ -81,13 +81,13 @@ def layer_of(name: str, module: Any) -> Row:
     elif kind in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d") and module.running_mean is not None:
         made, weighted = {"op": "batch_norm", "eps": module.eps, "affine": module.affine}, True
     elif kind.startswith("MaxPool") and not module.ceil_mode:
-        more = {"dilation": sizes(module.dilation)}
+        more = {"dilation": size_list(module.dilation)}
         made = {"op": "max_pool"} | window(module) | more
     elif kind.startswith("AvgPool") and not module.ceil_mode and module.count_include_pad:
         made = {"op": "avg_pool"} | window(module) if getattr(module, "divisor_override", None) is None else None
     elif kind.startswith("AdaptiveAvgPool"):
         dims = int(kind[-2])
-        shape = sizes(module.output_size)
+        shape = size_list(module.output_size)
         made = {"op": "adaptive_avg_pool", "shape": shape * dims if len(shape) == 1 else shape}
     elif kind == "Flatten" and module.start_dim == 1 and module.end_dim == -1:
         made = {"op": "flatten"}
@@ -108,7 +108,7 @@ def layer_of(name: str, module: Any) -> Row:
 def window(module: Any) -> dict[str, Any]:
     """Of a pool."""
     stride = module.kernel_size if module.stride is None else module.stride
-    return {"kernel": sizes(module.kernel_size), "stride": sizes(stride), "padding": sizes(module.padding)}
+    return {"kernel": size_list(module.kernel_size), "stride": size_list(stride), "padding": size_list(module.padding)}
 
 
 def one_value(who: str, what: str, value: Any) -> float:

@@ -91,7 +91,7 @@ def other_goals(opts: argparse.Namespace, text: str, folder: Path) -> int:
         decode_tokens=opts.decode,
         quiet=opts.quiet,
     )
-    return written(opts, tuned, folder, draw_curve, table)
+    return written(opts, tuned, folder, draw_curve, curve_text)
 
 
 def written(
@@ -146,7 +146,7 @@ def losses_table(data: dict[str, Any], folder: Path, out: str | None) -> str:
     return "\n".join(lines + ([f"wrote {out}"] if out else []))
 
 
-def table(data: dict[str, Any], folder: Path, out: str | None) -> str:
+def curve_text(data: dict[str, Any], folder: Path, out: str | None) -> str:
     """The curve as text."""
 
     def row(p: dict[str, Any]) -> str:

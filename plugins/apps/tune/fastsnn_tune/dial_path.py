@@ -79,7 +79,7 @@ class DialPath:
 def better(paths: list[DialPath], silent: float | None, budget: float | None) -> tuple[DialPath, int]:
     """The path that is better at the goal, and where to stop on it; without a goal, the one better half-way."""
     goal = silent if silent is not None or budget is not None else HALFWAY
-    ends = [(path, where(path.last, path.go, goal, budget)) for path in paths]
+    ends = [(path, stopping_place(path.last, path.go, goal, budget)) for path in paths]
     reached = [(path, stop) for path, stop in ends if stop is not None]
     if silent is not None and not reached:
         most = max(path.go(path.last)[1] for path in paths)
@@ -91,7 +91,7 @@ def better(paths: list[DialPath], silent: float | None, budget: float | None) ->
     return path, stop if silent is not None else 0
 
 
-def where(
+def stopping_place(
     last: int, go: Callable[[int], tuple[float, float]], silent: float | None, budget: float | None
 ) -> int | None:
     """Where to stop on a path of `last` steps, found by measuring ``go(n) -> (nats per token, silent fraction)``."""

@@ -110,7 +110,7 @@ def tune(
     check_goals(silent, budget, mode)
     large = is_large(model)
     most = calibration_tokens or (1024 if large else 4096)
-    order, chosen, check_on, held = windows_of(model, text, seq_len, most, held_out_tokens or 2 * most)
+    order, chosen, check_on, held = tuning_windows(model, text, seq_len, most, held_out_tokens or 2 * most)
     mode = "each" if large and mode == "auto" else mode
     new: Any = sharing(model).eval()
     names, found = dials_of(new, dial), sites(new)
@@ -193,7 +193,7 @@ def builders(names: dict[str, str], mode: str) -> list[Callable[..., list[DialVa
     return [uniform if mode == "together" else single]
 
 
-def windows_of(model: Any, text: str, seq_len: int, most: int, held: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def tuning_windows(model: Any, text: str, seq_len: int, most: int, held: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``(to order on, to stop on, to check on, to report on)``: windows ``[N, seq_len + 1]``.
 
     The first three come from the first 60 % of the text: every other window is one to check on, about `most` tokens in
@@ -244,13 +244,13 @@ def single(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[Dia
     """The path on which every step changes one site, the cheapest first."""
     now = {name: value_of(site, names[name]) for name, site in sites(model).items()}
     path = []
-    for step in ordered(sensitivities(model, names, windows)):
+    for step in by_price(dial_steps(model, names, windows)):
         now = now | {step.site: step.value}
         path.append(now)
     return path
 
 
-def sensitivities(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[list[DialStep]]:
+def dial_steps(model: nn.Module, names: dict[str, str], windows: Tensor) -> list[list[DialStep]]:
     """For every site the steps of its dial: the value, and the differences in cost and sparsity from the step before.
 
     Measured one site at a time, or estimated for all of them in a large decoder.
@@ -258,7 +258,7 @@ def sensitivities(model: nn.Module, names: dict[str, str], windows: Tensor) -> l
     if is_large(model):
         width, total = site_widths(model), sum(site_widths(model).values())
         return [
-            steps_of(name, rows, [row.error for row in rows], width[name] / total)
+            steps_of_site(name, rows, [row.error for row in rows], width[name] / total)
             for name, rows in ladders(model, names, windows[:, :-1]).items()
         ]
     base, found, xs = loss(model, windows)[0], sites(model), site_inputs(model, windows)
@@ -273,11 +273,11 @@ def sensitivities(model: nn.Module, names: dict[str, str], windows: Tensor) -> l
                 measured[near] = loss(model, windows)[0] - base
         set_dials(alone, names, {name: rows[0].value})
         nats, share = costs(rows, measured), xs[name].shape[-1] / total
-        found_steps.append(steps_of(name, rows, nats, share))
+        found_steps.append(steps_of_site(name, rows, nats, share))
     return found_steps
 
 
-def steps_of(name: str, rows: list[DialSetting], nats: list[float], share: float) -> list[DialStep]:
+def steps_of_site(name: str, rows: list[DialSetting], nats: list[float], share: float) -> list[DialStep]:
     """The steps of a site that has this share of all channels, from the costs of its values."""
     return [
         DialStep(name, row.value, nats[i] - nats[i - 1], (row.silent - rows[i - 1].silent) * share)
@@ -312,9 +312,9 @@ def costs(rows: list[DialSetting], measured: dict[int, float]) -> list[float]:
     return nats
 
 
-def ordered(ladders: list[list[DialStep]]) -> list[DialStep]:
+def by_price(ladders: list[list[DialStep]]) -> list[DialStep]:
     """All steps, cheapest first, each site's in their order; a step that pays for its predecessor takes it along."""
-    queues = [merged(ladder) for ladder in ladders]
+    queues = [merged_ladder(ladder) for ladder in ladders]
     path: list[DialStep] = []
     while any(queues):
         queue = min((q for q in queues if q), key=lambda q: nats_per_silent(q[0]))
@@ -322,7 +322,7 @@ def ordered(ladders: list[list[DialStep]]) -> list[DialStep]:
     return path
 
 
-def merged(ladder: list[DialStep]) -> list[list[DialStep]]:
+def merged_ladder(ladder: list[DialStep]) -> list[list[DialStep]]:
     """The ladder in pieces whose prices rise: neighbours whose prices fall belong together."""
     out: list[list[DialStep]] = []
     for step in ladder:

@@ -119,7 +119,7 @@ class WindowMixer(nn.Module):
         """Softmax attention under a mask ``[B,T,S]``; causal without."""
         if self.batch_invariant:
             return deterministic.attend(q, k, v, allowed)
-        return attend(q, k, v, None if allowed is None else allowed[:, None])
+        return windowed_attention(q, k, v, None if allowed is None else allowed[:, None])
 
     def blocks(self, q: Tensor, keys: Tensor, values: Tensor, owner: Tensor, owners: Tensor) -> Tensor:
         """Queries in blocks of C against the C + window - 1 keys they can see."""
@@ -163,7 +163,7 @@ def dequantise_cache(k: Tensor, v: Tensor, scales: Tensor | None) -> tuple[Tenso
     return k.to(scales.dtype) * scales[..., :1], v.to(scales.dtype) * scales[..., 1:]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
     """Softmax attention of ``[B,T,H,K]`` queries with G shared key/value heads; causal where no mask is given."""
     share = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))

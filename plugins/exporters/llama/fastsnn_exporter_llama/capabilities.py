@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @torch.no_grad()
-def judged(fields: dict[str, Any]) -> tuple[str, str]:
+def judged_llama(fields: dict[str, Any]) -> tuple[str, str]:
     """``(verdict, note)`` of a small decoder: its logits without spikes against those of the written directory."""
     from fastsnn_exporter_llama import Llama
     from fastsnn_integer.quantization import Quant, quantise
@@ -63,7 +63,7 @@ def judged(fields: dict[str, Any]) -> tuple[str, str]:
 
 def llama_table() -> list[dict[str, str]]:
     """A row for every kind of decoder."""
-    return capability_rows("writing", {name: partial(judged, fields) for name, fields in CASES.items()})
+    return capability_rows("writing", {name: partial(judged_llama, fields) for name, fields in CASES.items()})
 
 
 def show_llama(bundle: str | None = None) -> tuple[Any, str]:

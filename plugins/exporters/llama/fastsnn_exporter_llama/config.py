@@ -52,7 +52,7 @@ def llama_obstacles(model: Any) -> list[str]:
         return found
     from fastsnn_exporter_llama.fold import dense
 
-    return reasons(dense(model)[1])
+    return unfit_biases(dense(model)[1])
 
 
 def layers(spec: Decoder) -> list[Any]:
@@ -71,7 +71,7 @@ def family(spec: Decoder) -> str:
     return "mistral" if near == spec.n_layers and plain else "qwen2"
 
 
-def reasons(spec: Decoder) -> list[str]:
+def unfit_biases(spec: Decoder) -> list[str]:
     """Biases that the family has no place for."""
     kind, found = family(spec), []
     if kind != "llama" and spec.feedforward.bias:  # type: ignore[attr-defined]
@@ -102,7 +102,7 @@ def config_of(spec: Decoder, dense: Any, meta: dict[str, Any], dtype: str) -> di
         "max_position_embeddings": longest if type(longest) is int else max(2048, spec.rope.original),
         "attention_dropout": 0.0,
         "use_cache": True,
-        **rope(spec.rope),
+        **rope_config(spec.rope),
     }
     if kind in ("llama", "qwen3"):
         table["attention_bias"] = spec.qkv_bias or spec.out_bias
@@ -117,7 +117,7 @@ def config_of(spec: Decoder, dense: Any, meta: dict[str, Any], dtype: str) -> di
     return table
 
 
-def rope(r: Rope) -> dict[str, Any]:
+def rope_config(r: Rope) -> dict[str, Any]:
     """Rotary positions, in the new form (``rope_parameters``) and the old (``rope_theta``, ``rope_scaling``)."""
     kind = {"none": "default"}.get(r.scaling, r.scaling)
     table: dict[str, Any] = {"rope_type": kind, "rope_theta": r.theta}

@@ -41,7 +41,7 @@ LAYERS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 
 
 @torch.no_grad()
-def judged(model: Any, x: torch.Tensor) -> tuple[str, str]:
+def judged_nir(model: Any, x: torch.Tensor) -> tuple[str, str]:
     """``(exact | approximate | refused, note)`` of a model, written, read back and run on `x`."""
     import tempfile
     from pathlib import Path
@@ -63,7 +63,7 @@ def judged(model: Any, x: torch.Tensor) -> tuple[str, str]:
     ), f"differs by {error:.1g} at most (rounding)"
 
 
-def table() -> list[dict[str, str]]:
+def nir_table() -> list[dict[str, str]]:
     """A row for every node of NIR and every layer that was tried."""
     from fastsnn_core import Model
     from fastsnn_core.spec import converter
@@ -88,17 +88,17 @@ def table() -> list[dict[str, str]]:
             model: Any = build(NirGraph(input=shape, nodes=(node,), output="n", dt=1e-4)).eval()
             if kind == "Delay":
                 model.units[0].get_buffer("delay").fill_(3e-4)
-            verdict, note = judged(model, torch.rand(2, 9, *shape) * 3)
+            verdict, note = judged_nir(model, torch.rand(2, 9, *shape) * 3)
             rows.append({"what": f"NIR {kind}", "read": "yes", "write": verdict, "note": note})
         for name, (layer, shape) in LAYERS.items():
             spec = converter().structure({"kind": "sequential", "input": list(shape), "layers": [layer]}, Model)
-            verdict, note = judged(build(spec).eval(), torch.rand(2, 9, *shape) * 3)
+            verdict, note = judged_nir(build(spec).eval(), torch.rand(2, 9, *shape) * 3)
             rows.append({"what": name, "read": "", "write": verdict, "note": note})
     rows.append(
         {
             "what": "decoder (language models)",
             "read": "",
-            "write": judged(
+            "write": judged_nir(
                 build(create("model", "decoder", d_model=16, n_layers=1, n_heads=2)).eval(),
                 torch.zeros(1, 2, dtype=torch.long),
             )[0],
@@ -125,5 +125,5 @@ def show_nir(bundle: str | None = None) -> tuple[Any, str]:
         return {"refused": reasons}, "\n".join(
             reasons
         ) or "every layer can be written: fastsnn export BUNDLE --to nir OUT.nir"
-    rows = table()
+    rows = nir_table()
     return rows, markdown_table(rows)

@@ -28,15 +28,15 @@ def nodes_of(graph: Any) -> tuple[list[dict[str, Any]], Values, tuple[int, ...],
     flat: dict[str, Any] = {}
     edges: list[tuple[str, str]] = []
     lay_flat(graph, "", flat, edges, 0)
-    inputs = [n for n, node in flat.items() if kind_of(node) == "Input" and "." not in n]
-    outputs = [n for n, node in flat.items() if kind_of(node) == "Output" and "." not in n]
+    inputs = [n for n, node in flat.items() if nir_name(node) == "Input" and "." not in n]
+    outputs = [n for n, node in flat.items() if nir_name(node) == "Output" and "." not in n]
     if len(inputs) != 1 or len(outputs) != 1:
         found = f"inputs {', '.join(inputs) or 'none'}; outputs {', '.join(outputs) or 'none'}"
         raise FastSNNError(f"one Input and one Output are wanted; the graph has {found}")
     begin, end = inputs[0], outputs[0]
     if any(target == begin for _, target in edges):
         raise FastSNNError(f"an edge leads into the Input {begin!r}")
-    shape = sizes(flat[begin].input_type["input"])
+    shape = shape_numbers(flat[begin].input_type["input"])
     if not shape or min(shape) < 1:
         raise FastSNNError(f"the Input {begin!r} does not say its shape ({flat[begin].input_type['input']})")
     label = {begin: "input"} | {n: n for n in flat if n != begin}
@@ -50,15 +50,15 @@ def nodes_of(graph: Any) -> tuple[list[dict[str, Any]], Values, tuple[int, ...],
     rows, values = [], Values()
     for name, node in flat.items():
         if name != begin:
-            row, numbers = row_of(label[name], node)
+            row, numbers = node_row(label[name], node)
             if not sources[name]:
-                raise FastSNNError(f"node {name!r} ({kind_of(node)}) has no edge into it")
+                raise FastSNNError(f"node {name!r} ({nir_name(node)}) has no edge into it")
             rows.append(row | {"sources": tuple(sources[name])})
             values[label[name]] = numbers
     return rows, values, shape, label[end]
 
 
-def kind_of(node: Any) -> str:
+def nir_name(node: Any) -> str:
     """NIR's name of the node."""
     return type(node).__name__
 
@@ -69,9 +69,9 @@ def lay_flat(graph: Any, prefix: str, flat: dict[str, Any], edges: list[tuple[st
         raise FastSNNError("subgraphs lie more than 32 deep in one another")
     doors: dict[str, tuple[str, str]] = {}
     for name, node in graph.nodes.items():
-        if kind_of(node) == "NIRGraph":
+        if nir_name(node) == "NIRGraph":
             lay_flat(node, f"{prefix}{name}.", flat, edges, depth + 1)
-            inner = {k: [n for n, x in node.nodes.items() if kind_of(x) == k] for k in ("Input", "Output")}
+            inner = {k: [n for n, x in node.nodes.items() if nir_name(x) == k] for k in ("Input", "Output")}
             if len(inner["Input"]) != 1 or len(inner["Output"]) != 1:
                 raise FastSNNError(f"subgraph {prefix}{name} needs one Input and one Output, it has {inner}")
             doors[name] = (f"{prefix}{name}.{inner['Input'][0]}", f"{prefix}{name}.{inner['Output'][0]}")
@@ -84,7 +84,7 @@ def lay_flat(graph: Any, prefix: str, flat: dict[str, Any], edges: list[tuple[st
         edges.append((doors[a][1], doors[b][0]))
 
 
-def sizes(value: Any) -> tuple[int, ...]:
+def shape_numbers(value: Any) -> tuple[int, ...]:
     """A shape as whole numbers."""
     if value is None:
         return ()
@@ -98,9 +98,9 @@ def sizes(value: Any) -> tuple[int, ...]:
     return tuple(int(n) for n in found)
 
 
-def row_of(name: str, node: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def node_row(name: str, node: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """One node's row and numbers; what is not known is refused by name."""
-    kind = kind_of(node)
+    kind = nir_name(node)
     if kind in ("Input", "Output"):
         return {"name": name, "kind": "Pass"}, {}
     if kind not in KINDS:
@@ -123,13 +123,13 @@ def row_of(name: str, node: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]
             if kind.startswith("Conv"):
                 dims = int(kind[4])
                 row |= {
-                    "stride": spread(node.stride, dims), "dilation": spread(node.dilation, dims),
+                    "stride": per_axis(node.stride, dims), "dilation": per_axis(node.dilation, dims),
                     "groups": int(np.asarray(node.groups)), "padding": padding(name, node, weight, dims),
                 }  # fmt: skip
             return row, numbers
         if kind in POOLS:
             row |= {
-                k: spread(getattr(node, {"kernel": "kernel_size"}.get(k, k)), 2)
+                k: per_axis(getattr(node, {"kernel": "kernel_size"}.get(k, k)), 2)
                 for k in ("kernel", "stride", "padding")
             }
             return row, {}
@@ -151,9 +151,9 @@ def row_of(name: str, node: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]
     return row | {"shape": tuple(map(int, shapes.pop()))}, numbers
 
 
-def spread(value: Any, dims: int) -> tuple[int, ...]:
+def per_axis(value: Any, dims: int) -> tuple[int, ...]:
     """One number for every dimension."""
-    found = sizes(value)
+    found = shape_numbers(value)
     return found * dims if len(found) == 1 else found
 
 
@@ -161,11 +161,11 @@ def padding(name: str, node: Any, weight: np.ndarray, dims: int) -> tuple[int, .
     """Padding in numbers."""
     said = node.padding.decode() if isinstance(node.padding, bytes) else node.padding
     if not isinstance(said, str):
-        return spread(said, dims)
+        return per_axis(said, dims)
     if said == "valid":
         return (0,) * dims
-    whole = [d * (k - 1) for k, d in zip(weight.shape[2:], spread(node.dilation, dims))]
-    if said != "same" or any(n % 2 for n in whole) or any(s != 1 for s in spread(node.stride, dims)):
+    whole = [d * (k - 1) for k, d in zip(weight.shape[2:], per_axis(node.dilation, dims))]
+    if said != "same" or any(n % 2 for n in whole) or any(s != 1 for s in per_axis(node.stride, dims)):
         raise FastSNNError(
             f"node {name!r}: padding {said!r} with an even window pads one side more, which is not supported"
         )
@@ -179,9 +179,9 @@ def flatten_dims(node: Any) -> tuple[int, int]:
     one.
     """
     first, last = int(np.asarray(node.start_dim)), int(np.asarray(node.end_dim))
-    shape = sizes(node.input_type["input"]) if node.input_type.get("input") is not None else ()
+    shape = shape_numbers(node.input_type["input"]) if node.input_type.get("input") is not None else ()
     if first == 1 and last == -1 and len(shape) > 1:
-        out = sizes(node.output_type["output"]) if node.output_type.get("output") is not None else ()
+        out = shape_numbers(node.output_type["output"]) if node.output_type.get("output") is not None else ()
         if len(out) == 1:
             return 0, -1
     return first, last

@@ -120,13 +120,13 @@ def network(source: Any, dt: float = 1e-4, writer: str = "") -> Any:
                 given = np.asarray(values[node.name][name], dtype=np.float64)
                 if node.kind in ("I", "IF") and name == "r" and np.allclose(given * dt, 1.0, rtol=1e-5):
                     given = given * dt  # SpikingJelly writes r = 1/dt where others write 1
-                check(where, node, name, given, float(dt))
+                check_numbers(where, node, name, given, float(dt))
                 target.copy_(torch.from_numpy(given.astype(np.float32)).reshape(target.shape))
     model.meta = {"milestones": [{"what": "convert", "source": Path(where).name, "dt": float(dt)}]}
     return model.eval()
 
 
-def check(where: str, node: Any, name: str, given: np.ndarray, dt: float) -> None:
+def check_numbers(where: str, node: Any, name: str, given: np.ndarray, dt: float) -> None:
     """Numbers that can be run: finite, time constants of at least a step, delays of whole steps."""
     who = f"{where}: {name} of node {node.name!r} ({node.kind})"
     if not np.isfinite(given).all():

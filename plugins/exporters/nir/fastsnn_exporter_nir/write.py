@@ -39,7 +39,7 @@ def graph_of(model: Any, dt: float = 1e-4) -> Any:
     )
 
 
-def numbers(t: Tensor) -> np.ndarray:
+def nir_array(t: Tensor) -> np.ndarray:
     """A tensor as NIR keeps it."""
     return t.detach().cpu().to(torch.float32).numpy().copy()
 
@@ -98,8 +98,8 @@ def node_of(unit: Any, before: tuple[int, ...]) -> Any:
 
     s, kind = unit.spec, unit.kind
     if kind in WEIGHTED:
-        weight = numbers(unit.weight)
-        bias = None if unit.bias is None else numbers(unit.bias)
+        weight = nir_array(unit.weight)
+        bias = None if unit.bias is None else nir_array(unit.bias)
         if kind in ("Linear", "Affine"):
             return nir.Linear(weight) if bias is None else nir.Affine(weight, bias)
         bias = np.zeros(len(weight), dtype=np.float32) if bias is None else bias
@@ -110,7 +110,7 @@ def node_of(unit: Any, before: tuple[int, ...]) -> Any:
         return getattr(nir, kind)(np.array(s.kernel), np.array(s.stride), np.array(s.padding))
     if kind == "Flatten":
         return nir.Flatten({"input": np.array(before)}, *s.dims)
-    return getattr(nir, kind)(**{name: numbers(unit.get_buffer(name)) for name in CONSTANTS[kind]})
+    return getattr(nir, kind)(**{name: nir_array(unit.get_buffer(name)) for name in CONSTANTS[kind]})
 
 
 def of_layers(model: Any, dt: float) -> Any:
@@ -121,7 +121,7 @@ def of_layers(model: Any, dt: float) -> Any:
     for i, (layer, module, before) in enumerate(zip(model.spec.layers, model.layers, model.spec.shapes())):
         who = f"layers[{i}] ({layer.op})"
         try:
-            made, height = layer_of(layer, module, before, height, dt)
+            made, height = layer_nodes(layer, module, before, height, dt)
             nodes += made
         except Unsayable as reason:
             reasons.append(f"{who}: {reason}")
@@ -135,7 +135,7 @@ def of_layers(model: Any, dt: float) -> Any:
     return nir.NIRGraph(table, list(pairwise(names)), metadata={}, type_check=False)
 
 
-def layer_of(layer: Any, module: Any, before: tuple[int, ...], height: float, dt: float) -> tuple[list[Any], float]:
+def layer_nodes(layer: Any, module: Any, before: tuple[int, ...], height: float, dt: float) -> tuple[list[Any], float]:
     """``(nodes, height of the spikes behind them)`` of one layer whose inputs are `height` times what NIR carries."""
     import nir
 
@@ -143,13 +143,13 @@ def layer_of(layer: Any, module: Any, before: tuple[int, ...], height: float, dt
     if op == "linear":
         if len(before) != 1:
             raise Unsayable([f"a linear layer over {list(before)}; NIR's reads one dimension"])
-        weight = numbers(module.weight * height)
-        return [nir.Linear(weight) if module.bias is None else nir.Affine(weight, numbers(module.bias))], 1.0
+        weight = nir_array(module.weight * height)
+        return [nir.Linear(weight) if module.bias is None else nir.Affine(weight, nir_array(module.bias))], 1.0
     if op in ("conv1d", "conv2d"):
         if module.padding_mode != "zeros":
             raise Unsayable([f"padding_mode {module.padding_mode!r}; NIR pads with zeros"])
-        weight = numbers(module.weight * height)
-        bias = np.zeros(len(weight), dtype=np.float32) if module.bias is None else numbers(module.bias)
+        weight = nir_array(module.weight * height)
+        bias = np.zeros(len(weight), dtype=np.float32) if module.bias is None else nir_array(module.bias)
         sizes = (module.stride, module.padding, module.dilation)
         if op == "conv1d":
             return [nir.Conv1d(before[1], weight, *(s[0] for s in sizes), module.groups, bias)], 1.0
@@ -162,7 +162,7 @@ def layer_of(layer: Any, module: Any, before: tuple[int, ...], height: float, dt
     if op in ("identity", "dropout", "channel_dropout"):
         return [], height
     if op == "spikes":
-        return [neuron_of(layer, module, before, height, dt)], float(module.neuron.theta)
+        return [neuron_nodes(layer, module, before, height, dt)], float(module.neuron.theta)
     if op in ("relu", "gelu", "silu", "tanh", "sigmoid", "batch_norm", "max_pool"):
         raise Unsayable(
             [f"NIR has no {op}" + ("; fold it into the layer before (convert does)" if op == "batch_norm" else "")]
@@ -170,7 +170,7 @@ def layer_of(layer: Any, module: Any, before: tuple[int, ...], height: float, dt
     raise Unsayable([f"NIR has no {op}"])
 
 
-def neuron_of(layer: Any, module: Any, before: tuple[int, ...], height: float, dt: float) -> Any:
+def neuron_nodes(layer: Any, module: Any, before: tuple[int, ...], height: float, dt: float) -> Any:
     """A lif with hard reset as NIR's LIF.
 
         u = (1 − 1/τ) v + x, s = 1[u ≥ θ]   =   v + dt/τ' (r x − v), s = 1[v > θ⁻],   τ' = τ dt, r = τ

@@ -40,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @torch.no_grad()
-def judged(fields: dict[str, Any]) -> tuple[str, str]:
+def judged_onnx(fields: dict[str, Any]) -> tuple[str, str]:
     """``(verdict, note)`` of a small model."""
     from fastsnn_exporter_onnx import Onnx
 
@@ -74,7 +74,7 @@ def judged(fields: dict[str, Any]) -> tuple[str, str]:
 
 def onnx_table(only: list[str] | None = None) -> list[dict[str, str]]:
     """A row for every kind of model that was tried."""
-    return capability_rows("writing", {name: partial(judged, fields) for name, fields in CASES.items()}, only)
+    return capability_rows("writing", {name: partial(judged_onnx, fields) for name, fields in CASES.items()}, only)
 
 
 def show_onnx(bundle: str | None = None) -> tuple[Any, str]:

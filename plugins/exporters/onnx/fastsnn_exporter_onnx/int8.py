@@ -55,7 +55,7 @@ class CodedLinear(nn.Module):
 
     def forward(self, x: Any) -> Tensor:
         """The projection."""
-        y = project(x, self.get_buffer("codes"), self.get_buffer("scale"))
+        y = onnx_project(x, self.get_buffer("codes"), self.get_buffer("scale"))
         return y if self.bias is None else y + self.bias
 
 
@@ -72,10 +72,10 @@ class CodedEmbedding(QuantEmbedding):
         """Rows of the table for token ids, logits of anything else."""
         if isinstance(x, Tensor) and not x.is_floating_point():
             return F.embedding(x, self.weight) * F.embedding(x, self.scale)
-        return project(x, self.weight, self.scale[:, 0])
+        return onnx_project(x, self.weight, self.scale[:, 0])
 
 
-def project(x: SpikeTensor | Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+def onnx_project(x: SpikeTensor | Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """``(Σ c w) s V`` of spikes, or of numbers that become counts of eight bits per token."""
     spikes = x if isinstance(x, SpikeTensor) else SpikeTensor(*quantize_per_token(x))
     return F.linear(spikes.counts.to(torch.float32), codes) * scale * spikes.scale.to(torch.float32)

@@ -82,15 +82,15 @@ class W4a(Exporter):
                 exact.append(name)
         left = {n: m for n, m in layers.items() if n not in exact and isinstance(floats[n], nn.Linear)}
         if self.text and left:
-            calibrate(model, {name: (floats[name], m) for name, m in left.items()}, self.text)
+            round_on_text(model, {name: (floats[name], m) for name, m in left.items()}, self.text)
         new.meta["milestones"][-1] |= {"exact": len(exact), "layers": len(layers), "calibrated": bool(self.text)}
         return new
 
 
 @torch.no_grad()
-def calibrate(model: Any, layers: dict[str, tuple[nn.Linear, FourBits]], text: str) -> None:
+def round_on_text(model: Any, layers: dict[str, tuple[nn.Linear, FourBits]], text: str) -> None:
     """Round the weights of `layers` (the float one, what takes its place) anew, on the inputs that a text gives."""
-    tokens = calibration_tokens(model, text)
+    tokens = tokens_of_file(model, text)
     reader = copy.deepcopy(model).eval()
     parts, sums = dict(reader.named_modules()), dict[str, Tensor]()
     handles = []
@@ -114,7 +114,7 @@ def calibrate(model: Any, layers: dict[str, tuple[nn.Linear, FourBits]], text: s
         layer.take_(*rounded(linear.weight.detach().float(), sums[name], layer.group, minimum))
 
 
-def calibration_tokens(model: Any, text: str) -> Tensor:
+def tokens_of_file(model: Any, text: str) -> Tensor:
     """Ids of a text file, at most `MOST`."""
     from fastsnn_text import tokenizer_of
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ from attrs import frozen
 
 from fastsnn_core import Kernel, hookimpl
 from fastsnn_kernel_numba import moved as moved
+from fastsnn_modules.imported_later import kernel_later
 
 __version__ = "0.1.0"
 
@@ -36,27 +36,6 @@ TABLE = {
 }
 
 
-def _later(path: str) -> Callable[..., Any]:
-    """The function at `path` in this package, imported (Numba with it) when it is first called.
-
-    ``unchecked`` is the one for operators, which have checked the operands already.
-    """
-    module, _, name = path.partition(".")
-    found: list[Callable[..., Any]] = []
-
-    def unchecked(*args: Any) -> Any:
-        if not found:
-            function = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-            found.append(getattr(function, "unchecked", function))
-        return found[0](*args)
-
-    def call(*args: Any) -> Any:
-        return getattr(importlib.import_module(f"{__name__}.{module}"), name)(*args)
-
-    call.unchecked = unchecked  # type: ignore[attr-defined]
-    return call
-
-
 @frozen
 class NumbaKernels(Kernel):
     """Numba on CPU: threads over streams and rows, vectors over channels; bit for bit what the naive twins give.
@@ -75,7 +54,7 @@ class NumbaKernels(Kernel):
 
     def operators(self) -> dict[str, Callable[..., Any]]:
         """Operator name to kernel."""
-        return {operator: _later(path) for operator, path in TABLE.items()}
+        return {operator: kernel_later(f"{__name__}.{path}") for operator, path in TABLE.items()}
 
 
 @hookimpl

@@ -60,7 +60,7 @@ def persistent_copy(t: Tensor) -> Tensor:
     """A contiguous copy of weights, on memory of their own: whole huge pages, which small ones share."""
     if t.nbytes < SMALL:
         return t.contiguous()
-    return torch.from_numpy(_room(t.nbytes)).view(t.dtype).view(t.shape).copy_(t)
+    return torch.from_numpy(_allocate(t.nbytes)).view(t.dtype).view(t.shape).copy_(t)
 
 
 def zeros(shape: tuple[int, ...]) -> Any:
@@ -68,12 +68,12 @@ def zeros(shape: tuple[int, ...]) -> Any:
     size = 4 * math.prod(shape)
     if size < SMALL:
         return np.zeros(shape, np.float32)
-    out = _room(size).view(np.float32).reshape(shape)
+    out = _allocate(size).view(np.float32).reshape(shape)
     out.fill(0)
     return out
 
 
-def _room(size: int) -> Any:
+def _allocate(size: int) -> Any:
     return _share(size) if size < LARGE else _fresh(-(-size // HUGE) * HUGE)[:size]
 
 

@@ -70,7 +70,7 @@ def _interleave(typing: Any, first: Any, second: Any, to: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), generate
 
 
-def tile(rows: int, avx2: bool) -> Any:
+def product_tile(rows: int, avx2: bool) -> Any:
     """The products of `rows` rows with a chunk of a group, as an intrinsic ``(panel, counts, out)`` of addresses.
 
     `panel` has the group's pairs, 64 bytes each; `counts` and `out` are tuples of addresses: pairs of counts, each
@@ -118,11 +118,11 @@ def builder_unpack(builder: Any, value: Any, rows: int) -> list[Any]:
     return [builder.extract_value(value, r) for r in range(rows)]
 
 
-_tile_4, _tile_2, _tile_1 = tile(4, AVX2), tile(2, AVX2), tile(1, AVX2)
+_tile_4, _tile_2, _tile_1 = product_tile(4, AVX2), product_tile(2, AVX2), product_tile(1, AVX2)
 
 
 @compile
-def _place(column):  # type: ignore[no-untyped-def]
+def _pair_place(column):  # type: ignore[no-untyped-def]
     """Where a column's pair lies among the 64 bytes of a group's pair."""
     half, within = column // 16, column % 16
     return (0 if within < 8 else 32) + 16 * half + 2 * (within % 8)
@@ -144,7 +144,7 @@ def _pack_chunk(weight, at, first, inputs, tall, column, n, panel, panel_at):  #
                 _interleave(at + i, at + j, panel_at + to + 64 * p)
             else:
                 for c in range(n - g * GROUP):
-                    o = to + 64 * p + _place(c)
+                    o = to + 64 * p + _pair_place(c)
                     panel[o] = weight[i + c] ^ np.int8(-128)
                     panel[o + 1] = weight[j + c] ^ np.int8(-128)
 
@@ -170,7 +170,7 @@ def _multiply_group(panel, counts, rows, own, width, out):  # type: ignore[no-un
 
 @compile
 def _split_counts(counts, size, low, narrow, pairs, index, count):  # type: ignore[no-untyped-def]
-    """Counts of a row by pairs into `low`, as `tile` takes them; those that 16 bits do not hold are listed as events.
+    """Counts of a row by pairs into `low`, as `product_tile` takes them; those beyond 16 bits are listed as events.
 
     `narrow` and `pairs` are one piece of memory, as bytes and as 16 bits. Returns how many events there are, and the
     sum of all other counts.

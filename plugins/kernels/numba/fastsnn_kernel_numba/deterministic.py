@@ -190,7 +190,7 @@ def _row_sum(x, rows, size, form, part, out, nw):  # type: ignore[no-untyped-def
 
 
 @compile
-def _norm(x, a, size, half, weight, wo, weighted, eps, part, at, out, oo):  # type: ignore[no-untyped-def]
+def _norm_row(x, a, size, half, weight, wo, weighted, eps, part, at, out, oo):  # type: ignore[no-untyped-def]
     """RMSNorm of one row; `out` may be `x`."""
     root = np.sqrt(_folded(x, a, size, half, 2, part, at) / F(size) + eps)
     if weighted:
@@ -208,7 +208,7 @@ def _norms(x, rows, size, weight, eps, part, out, nw):  # type: ignore[no-untype
         at = U(worker * max(half, 1))
         for row in range(worker * rows // nw, (worker + 1) * rows // nw):
             a = U(row * size)
-            _norm(x, a, size, half, weight, U(0), len(weight) > 0, eps, part, at, out, a)
+            _norm_row(x, a, size, half, weight, U(0), len(weight) > 0, eps, part, at, out, a)
 
 
 @compile

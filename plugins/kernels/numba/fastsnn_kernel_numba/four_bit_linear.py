@@ -81,7 +81,7 @@ def _scale_group(sums, a, n, off, weight, d, m, da, out, oo, fresh):  # type: ig
 
 
 @Threaded
-def _project(counts, w, d, m, shape, low16, high16, low32, high32, out, nw):  # type: ignore[no-untyped-def]
+def _product_kernel(counts, w, d, m, shape, low16, high16, low32, high32, out, nw):  # type: ignore[no-untyped-def]
     rows, wide, half, tall, group = shape
     blocks, groups = (half + BYTES - 1) // BYTES, (wide + group - 1) // group
     for worker in prange(nw):
@@ -122,5 +122,5 @@ def product_of_four_bits(counts: Tensor, packed: Tensor, d: Tensor, m: Tensor, g
     room = [scratch(name, nw * BYTES, kind) for name, kind in
             (("q4_low", np.int16), ("q4_high", np.int16), ("q4_low", np.int32), ("q4_high", np.int32))]  # fmt: skip
     arrays = (flat(t.contiguous()) for t in (counts.to(torch.int32), packed, d, m))
-    _project(*arrays, (rows, wide, half, tall, group), *room, flat(out))
+    _product_kernel(*arrays, (rows, wide, half, tall, group), *room, flat(out))
     return out

@@ -78,16 +78,16 @@ def compile_error() -> str:
     return _failed[-1][1] if _failed else ""
 
 
-def make() -> None:
+def compile_step() -> None:
     """Compile the step, or load it."""
     walk_address()
     _step.parallel.compile((types.int64,) * 3)
 
 
 def _make_or_say() -> None:
-    """`make`, with what goes wrong kept for `compile_error`."""
+    """`compile_step`, with what goes wrong kept for `compile_error`."""
     try:
-        make()
+        compile_step()
     except Exception as error:
         _failed[:] = [(time.monotonic(), f"{type(error).__name__}: {error}")]
         log.warning("compiling the fused decoding step failed (%s); tokens go through the model's own layers", error)
@@ -96,7 +96,7 @@ def _make_or_say() -> None:
 
 
 @intrinsic
-def _call(typing: Any, address: Any, argument: Any, worker: Any) -> Any:
+def _call_address(typing: Any, address: Any, argument: Any, worker: Any) -> Any:
     """The function of two whole numbers at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -111,7 +111,7 @@ def _call(typing: Any, address: Any, argument: Any, worker: Any) -> Any:
 @Threaded
 def _step(address, call, nw):  # type: ignore[no-untyped-def]
     for worker in prange(nw):
-        _call(address, call, np.int64(worker))
+        _call_address(address, call, np.int64(worker))
 
 
 __getattr__ = renamed(__name__, {"ready": "step_is_compiled", "walk": "walk_address"})

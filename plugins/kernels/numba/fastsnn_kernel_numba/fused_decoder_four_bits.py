@@ -172,7 +172,7 @@ def _accumulate_four_bits(w, task, oa, worker):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _code(weight, row, half, o):  # type: ignore[no-untyped-def]
+def _code_at(weight, row, half, o):  # type: ignore[no-untyped-def]
     """One code of a weight row that begins at `row`."""
     both = np.int32(weight[U(row + (o if o < half else o - half))])
     return both >> np.int32(4) if o >= half else both & np.int32(15)
@@ -187,7 +187,7 @@ def _embed_four_bits(w, table, token):  # type: ignore[no-untyped-def]
     weight, scales = view(m.address, m.inputs * half, UINT8), view(m.scales, groups * tall, INT16)
     for i in range(m.inputs):
         at = U(i // group * tall + token)
-        q, d = _code(weight, i * half, half, token), _half(scales, at)
+        q, d = _code_at(weight, i * half, half, token), _half(scales, at)
         if m.minimums:
             w.x[i] = F(q) * d + _half(view(m.minimums, groups * tall, INT16), at)
         else:
@@ -215,7 +215,7 @@ def _gate_up_four_bits(w, up, column, n, low, la, level, gate):  # type: ignore[
             level_r = np.int32(c)
             total += level_r
             for i in range(n):
-                lanes[la + U(i)] += level_r * _code(weight, r * half, half, column + i)
+                lanes[la + U(i)] += level_r * _code_at(weight, r * half, half, column + i)
         for i in range(n):
             at, to = U(g * tall + column + i), gate + U(i)
             if up.minimums:

@@ -12,7 +12,7 @@ Everything is written so that each piece occurs once (compiling took a minute be
 from __future__ import annotations
 
 from fastsnn_kernel_numba.array_views import view
-from fastsnn_kernel_numba.deterministic import F, _apply, _dot, _dots, _half_of, _norm, _update_state
+from fastsnn_kernel_numba.deterministic import F, _apply, _dot, _dots, _half_of, _norm_row, _update_state
 from fastsnn_kernel_numba.fused_decoder_four_bits import _accumulate_four_bits, _embed_four_bits
 from fastsnn_kernel_numba.fused_decoder_gates import (
     _multiply_up,
@@ -73,7 +73,7 @@ def _heads(w, c, state, position, score, cos, sin, layer, g, worker):  # type: i
         _dequantise(w, row.q if i == 0 else row.k if i == 1 else row.v, g * numbers, numbers, own, to)
     for h in range(share + 1 if row.q_norm >= 0 else 0):
         a, at, eps = q + U(h) * n, row.q_norm if h < share else row.k_norm, row.q_eps if h < share else row.k_eps
-        _norm(own, a, size, half, w.constants, U(at), True, eps, part, pa, own, a)
+        _norm_row(own, a, size, half, w.constants, U(at), True, eps, part, pa, own, a)
     branches = row.last_mixer - row.first_mixer
     for m in range(row.first_mixer, row.last_mixer):
         mix, s, key = w.mixers[m], state[m], turned + U(share) * n
@@ -115,7 +115,7 @@ def _heads(w, c, state, position, score, cos, sin, layer, g, worker):  # type: i
             _dots(own, a, sums, so, size, size, size, half, part, pa, w.mixed, to)
             if mix.norm >= 0:
                 eps = mix.norm_eps
-                _norm(w.mixed, to, size, half, w.constants, U(mix.norm), True, eps, part, pa, w.mixed, to)
+                _norm_row(w.mixed, to, size, half, w.constants, U(mix.norm), True, eps, part, pa, w.mixed, to)
             else:
                 norm = _dot(own, a, z, zo, size, half, part, pa) + mix.eps
                 for i in range(n):
@@ -148,7 +148,7 @@ def _prologue(w, index, token, pa):  # type: ignore[no-untyped-def]
             w.x[i] = w.x[i] + w.y[i]
     if stage.norm >= 0:
         half, norm, eps = _half_of(width), U(stage.norm), stage.norm_eps
-        _norm(w.x, U(0), width, half, w.constants, norm, True, eps, w.folds, pa, w.y, U(0))
+        _norm_row(w.x, U(0), width, half, w.constants, norm, True, eps, w.folds, pa, w.y, U(0))
     elif index % STAGES == INTO_OUT:
         for i in range(U(stage.size)):
             w.y[i] = w.mixed[i]
@@ -158,7 +158,7 @@ def _prologue(w, index, token, pa):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _project(w, phase, first, last, worker, widest, head):  # type: ignore[no-untyped-def]
+def _projection_phase(w, phase, first, last, worker, widest, head):  # type: ignore[no-untyped-def]
     """A phase of projection tasks; those of the network's head (a matrix, else -1) become logits at once."""
     t = next_task(w.sync, phase)
     while t < last - first:
@@ -204,7 +204,7 @@ def _gate_first(w, c, layer, last_task, phase, worker):  # type: ignore[no-untyp
     few = opened * up.inputs * c.open_cost < w.row[0].events * up.outputs
     few = few and w.row[0].small != 0 and w.threshold[0] <= row.up_limit
     if not few:
-        _project(w, phase, row.up_task, last_task, worker, c.widest, -1)
+        _projection_phase(w, phase, row.up_task, last_task, worker, c.widest, -1)
         phase += 1
     t = next_task(w.sync, phase)
     while t < blocks:
@@ -261,11 +261,11 @@ def _walk(call, worker):  # type: ignore[no-untyped-def]
         wait_for_tasks(w.sync, phase, rows)
         head = row.q if layer == depth else -1
         if rows == 1 and stage == INTO_HIDDEN and row.up_task >= 0:
-            _project(w, phase + 1, tasks.first_task, row.up_task, worker, c.widest, -1)
+            _projection_phase(w, phase + 1, tasks.first_task, row.up_task, worker, c.widest, -1)
             phase = _gate_first(w, c, layer, tasks.last_task, phase + 2, worker)
             continue
         if rows == 1:
-            _project(w, phase + 1, tasks.first_task, tasks.last_task, worker, c.widest, head)
+            _projection_phase(w, phase + 1, tasks.first_task, tasks.last_task, worker, c.widest, head)
         else:
             _project_rows(w, c, places, rows, phase + 1, tasks, worker, head)
             phase += 1

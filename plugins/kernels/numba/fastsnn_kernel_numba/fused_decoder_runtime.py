@@ -126,7 +126,7 @@ class NumbaStepper:
         with self.busy:
             self.angles(stream.position)
             self.work.row.fill(0)
-            fill(self.one[0], stream, token)
+            fill_call(self.one[0], stream, token)
             self.launch(self.places, self.one, 1, stream.slots)
             if self.work.row[0]["problem"]:
                 raise FastSNNError(self.failure(self.work))
@@ -142,7 +142,7 @@ class NumbaStepper:
             self.angles(max(stream.position for stream in streams))
             for row, stream, token, work in zip(batch.streams, streams, tokens, batch.works):
                 work.row.fill(0)
-                fill(row, stream, token)
+                fill_call(row, stream, token)
             self.launch(batch.places, batch.streams, n, max(stream.slots for stream in streams), batch)
             return [
                 FastSNNError(self.failure(work)) if work.row[0]["problem"] else torch.from_numpy(work.logits).clone()
@@ -195,13 +195,13 @@ def one_step(stream: NumbaStream, token: int) -> Tensor | FastSNNError:
         return error
 
 
-def fill(row: Any, stream: NumbaStream, token: int) -> None:
+def fill_call(row: Any, stream: NumbaStream, token: int) -> None:
     """A row of a call."""
     row["token"], row["position"] = token, stream.position
     row["state_at"], row["state_size"] = stream.state.ctypes.data, stream.state.size
 
 
-def copied(t: Tensor) -> Any:
+def owned_numbers(t: Tensor) -> Any:
     """The numbers of a tensor in memory of our own."""
     out = zeros((t.numel(),))
     out[:] = t.reshape(-1).numpy()
@@ -219,7 +219,7 @@ class NumbaStream:
         self.memory: list[Any] = [None] * len(self.mixers)
         for m, (mixer, (first, second)) in enumerate(zip(self.mixers, given, strict=True)):
             if isinstance(mixer, LinearAttentionForm):
-                self.keep(m, copied(first), copied(second))
+                self.keep(m, owned_numbers(first), owned_numbers(second))
             else:
                 self.fill(m, first, second)
         self.endless = [m for m, f in enumerate(self.mixers) if isinstance(f, SoftmaxAttentionForm) and not f.window]

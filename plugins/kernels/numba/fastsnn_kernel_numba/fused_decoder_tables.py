@@ -130,7 +130,7 @@ class Tables:
         rows: list[int] = []
         begin, sums = len(self.tasks), 0
         for i, matrices in enumerate(groups):
-            weight, own = joined(matrices), len(rows)
+            weight, own = joined_weights(matrices), len(rows)
             tall = len(weight)
             parts, first = self.workers if i < split and tall <= NARROW else 1, sums
             for matrix in matrices:
@@ -181,7 +181,7 @@ class Tables:
                 up = form.gate.up
                 four = isinstance(up, FourBitForm)
                 row |= {"gate_down": gate_down}
-                row |= {"gate_up": self.four_bit_matrix(up, 0) if four else self.matrix(up, joined([up]), 0, 1)}
+                row |= {"gate_up": self.four_bit_matrix(up, 0) if four else self.matrix(up, joined_weights([up]), 0, 1)}
                 row |= {"tau": form.gate.tau, "floor": form.gate.floor}
                 self.rank = max(self.rank, outputs(form.gate.down))
         else:
@@ -258,7 +258,7 @@ def halves(t: Tensor) -> Tensor:
     return half
 
 
-def joined(matrices: list[MatrixForm]) -> Tensor:
+def joined_weights(matrices: list[MatrixForm]) -> Tensor:
     """The weights of matrices with the same input as one, input-major: as they lie, or a copy side by side."""
     first, tall = matrices[0].weight, sum(len(m.weight) for m in matrices)
     place, stride = first.data_ptr(), first.stride(1)

@@ -36,7 +36,7 @@ BLOCK = 1 << 18  # bytes of weights that several rows share
 
 
 @compile
-def _list_events(counts, rows, wide, index, count, starts):  # type: ignore[no-untyped-def]
+def _list_batch_events(counts, rows, wide, index, count, starts):  # type: ignore[no-untyped-def]
     """Lists the active inputs row after row. Returns Σ|c| of the largest row, max|c|, and whether all are whole."""
     at, total, most, whole = 0, 0, 0, True
     for n in range(rows):
@@ -185,7 +185,7 @@ def _event_gemm(counts, w, shape, limit, bits, events, own, sums, out, most, nw)
     """
     (index, count, starts), (acc, room, at) = events, own
     rows, wide, tall, width, block, parts, stride = shape
-    total, most[0], whole = _list_events(counts, rows, wide, index, count, starts)
+    total, most[0], whole = _list_batch_events(counts, rows, wide, index, count, starts)
     if not whole:
         return FRACTIONS
     if starts[rows] >= limit:

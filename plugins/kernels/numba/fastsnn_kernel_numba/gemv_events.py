@@ -43,7 +43,7 @@ def _claim(sync, phase, task, nw):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _list_events(counts, first, last, index, count):  # type: ignore[no-untyped-def]
+def _list_part_events(counts, first, last, index, count):  # type: ignore[no-untyped-def]
     """Events among the inputs first … last, listed from `first` on: how many, and Σ|c| (BOUND where one is unusual)."""
     at = first
     for i in range(U(first), U(last)):  # no branch: which inputs are active is random
@@ -62,20 +62,20 @@ def _list_events(counts, first, last, index, count):  # type: ignore[no-untyped-
 
 @compile
 def _list_events_of(at, kind, wide, first, last, index, count):  # type: ignore[no-untyped-def]
-    """`_list_events` of counts of any kind."""
+    """`_list_part_events` of counts of any kind."""
     if kind == 0:
-        return _list_events(view(at, wide, FLOAT), first, last, index, count)
+        return _list_part_events(view(at, wide, FLOAT), first, last, index, count)
     if kind == 1:
-        return _list_events(view(at, wide, INT32), first, last, index, count)
+        return _list_part_events(view(at, wide, INT32), first, last, index, count)
     if kind == 2:
-        return _list_events(view(at, wide, INT8), first, last, index, count)
+        return _list_part_events(view(at, wide, INT8), first, last, index, count)
     if kind == 3:
-        return _list_events(view(at, wide, INT16), first, last, index, count)
-    return _list_events(view(at, wide, INT), first, last, index, count)
+        return _list_part_events(view(at, wide, INT16), first, last, index, count)
+    return _list_part_events(view(at, wide, INT), first, last, index, count)
 
 
 @compile
-def _add_parts(first, last, tall, parts, sums, job):  # type: ignore[no-untyped-def]
+def _finish_outputs(first, last, tall, parts, sums, job):  # type: ignore[no-untyped-def]
     """Outputs first … last from the sums of all parts: as they are in 64 bits, or scaled."""
     for part in range(1, parts):
         for o in range(U(first), U(last)):
@@ -91,7 +91,7 @@ def _add_parts(first, last, tall, parts, sums, job):  # type: ignore[no-untyped-
 
 
 @compile
-def _accumulate_task(w, index, count, info, job, task, acc, oa, sums):  # type: ignore[no-untyped-def]
+def _accumulate_inputs(w, index, count, info, job, task, acc, oa, sums):  # type: ignore[no-untyped-def]
     """One task: a part of all events onto a block of outputs."""
     wide, tall, width, parts, nw = job.inputs, job.outputs, job.width, job.parts, job.workers
     blocks = (tall + width - 1) // width
@@ -157,13 +157,13 @@ def _row(at):  # type: ignore[no-untyped-def]
         share = (worker + d) % nw
         if _claim(sync, WEIGHED, share, nw):
             for task in range(share * tasks // nw, (share + 1) * tasks // nw):
-                _accumulate_task(w, index, count, info, job, task, acc, U(worker * width), sums)
+                _accumulate_inputs(w, index, count, info, job, task, acc, U(worker * width), sums)
             finish_task(sync, WEIGHED)
     wait_for_tasks(sync, WEIGHED, nw)
     for d in range(nw):
         share = (worker + d) % nw
         if _claim(sync, ADDED, share, nw):
-            _add_parts(tall * share // nw, tall * (share + 1) // nw, tall, parts, sums, job)
+            _finish_outputs(tall * share // nw, tall * (share + 1) // nw, tall, parts, sums, job)
 
 
 def _enter(at):  # type: ignore[no-untyped-def]
@@ -171,12 +171,12 @@ def _enter(at):  # type: ignore[no-untyped-def]
 
 
 @Threaded
-def _rows(at, nw):  # type: ignore[no-untyped-def]
+def _event_rows(at, nw):  # type: ignore[no-untyped-def]
     for _worker in prange(nw):
         _row(at)
 
 
-_team = Team(_enter, _rows)
+_team = Team(_enter, _event_rows)
 
 
 def product(counts: Tensor, weight: Tensor, scale: Tensor | None = None, threshold: Tensor | None = None) -> Any:
@@ -194,7 +194,7 @@ def product(counts: Tensor, weight: Tensor, scale: Tensor | None = None, thresho
         at_scale, at_v, out = scale.data_ptr(), threshold.data_ptr(), torch.empty(1, tall, dtype=torch.float32)
     nw, width = workers(), min(tall, COLUMNS)
     parts = nw // gcd(-(-tall // width), nw)
-    head, at = _room(wide, tall, width, parts, nw)
+    head, at = _scratch(wide, tall, width, parts, nw)
     head.fill(0)
     _pack(
         head, 8 * LINE, counts=counts.data_ptr(), kind=kind, weight=weight.data_ptr(), scale=at_scale, threshold=at_v,
@@ -204,7 +204,7 @@ def product(counts: Tensor, weight: Tensor, scale: Tensor | None = None, thresho
     return None if head[UNUSUAL] else out
 
 
-def _room(wide: int, tall: int, width: int, parts: int, nw: int) -> Any:
+def _scratch(wide: int, tall: int, width: int, parts: int, nw: int) -> Any:
     """Working memory that this thread keeps, any content: what is to be set to 0, and the address."""
     need = 64 + 8 * (HEAD + LINE * (PHASES * (2 + nw) + nw)) + 8 * wide + 4 * parts * tall + 2 * nw * width
     kept, teams = getattr(_own, "need", (0, 0))

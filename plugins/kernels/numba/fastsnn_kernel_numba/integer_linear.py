@@ -84,7 +84,7 @@ def sums(counts: Tensor, weight: Tensor) -> Tensor:
         return torch.zeros(rows, len(weight), dtype=torch.int64)
     if not is_input_major(weight):
         record_path("count_linear", "numba: dense", BY_OUTPUT)
-        return dense(counts, weight)
+        return dense_product(counts, weight)
     limit = break_even(rows, weight)
     if rows < FEW or sparse(counts, limit):
         record_path("count_linear", EVENTS, SKIP.format(limit))
@@ -92,7 +92,7 @@ def sums(counts: Tensor, weight: Tensor) -> Tensor:
         if out is not None:
             return out
     record_path("count_linear", "numba: dense", MANY.format(limit))
-    return dense(counts, weight)
+    return dense_product(counts, weight)
 
 
 _measured: dict[tuple[int, ...], float] = {}
@@ -128,7 +128,7 @@ def measure_break_even(rows: int, weight: Tensor) -> float:
     sparse_, busy = pattern(low), pattern(high)
     first, second = (seconds(lambda c=c: event_gemm(c, weight, math.inf)) for c in (sparse_, busy))  # type: ignore[misc]
     slope = max((second - first) / (high - low), 1e-9)
-    return min(max(low + (seconds(lambda: dense(busy, weight)) - first) / slope, 1.0), float(FEW))
+    return min(max(low + (seconds(lambda: dense_product(busy, weight)) - first) / slope, 1.0), float(FEW))
 
 
 @guarded("event_linear")
@@ -173,7 +173,7 @@ def is_input_major(weight: Tensor) -> bool:
     return weight.T.is_contiguous() or (weight.stride(0) == 1 and weight.stride(1) >= len(weight))
 
 
-def dense(counts: Tensor, weight: Tensor) -> Tensor:
+def dense_product(counts: Tensor, weight: Tensor) -> Tensor:
     """Exact sums ``[N, out]`` in 32 or 64 bits: one GEMM where all counts have 8 bits, one per digit otherwise."""
     if counts.dtype != torch.float32:
         counts = whole(counts, "counts")
@@ -194,7 +194,7 @@ def dense(counts: Tensor, weight: Tensor) -> Tensor:
     columns = torch.from_numpy(used.any(0)).nonzero()[:, 0]  # large counts stay on few inputs
     rest = (counts[:, columns].to(torch.int64) - low[:, columns]) >> 7
     out = gemm(low, weight).to(torch.int64)
-    return out if not len(columns) else out + (dense(rest, weight.T[columns].T).to(torch.int64) << 7)
+    return out if not len(columns) else out + (dense_product(rest, weight.T[columns].T).to(torch.int64) << 7)
 
 
 @Threaded

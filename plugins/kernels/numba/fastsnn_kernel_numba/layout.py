@@ -15,7 +15,7 @@ import numpy as np
 INT, FLOAT, INT8, INT16, INT32, UINT8 = (np.dtype(kind) for kind in ("i8", "f4", "i1", "i2", "i4", "u1"))
 
 
-def record(**fields: np.dtype[Any]) -> np.dtype[Any]:
+def record_type(**fields: np.dtype[Any]) -> np.dtype[Any]:
     """A record type; fields lie as C would have them."""
     return np.dtype(list(fields.items()), align=True)
 
@@ -24,7 +24,7 @@ STATISTICS = {"max_abs": 0, "mean_abs": 1, "rms": 2}  # of `SITE.statistic`
 MAX_ABS, MEAN_ABS, RMS = STATISTICS.values()
 
 # A spike site: `fastsnn_core.lowering.SpikeRule`, and where its centre lies among the constants.
-SITE = record(
+SITE = record_type(
     statistic=INT, centre=INT, burst=INT,
     gain=FLOAT, divisor=FLOAT, v_min=FLOAT, v_max=FLOAT, bound=FLOAT, dead_zone=FLOAT,
 )  # fmt: skip
@@ -33,38 +33,38 @@ SITE = record(
 # int32 sums begin, of which there are `parts` (of the events) one after the other, each of the whole product's width.
 # 4-bit weights have a `group` (of inputs; 0: INT8), and `scales` and `minimums` are addresses of float16 numbers
 # [groups, outputs] (0: none); what they come to begins at `sums` of `Workspace.dots`, as float32.
-MATRIX = record(
+MATRIX = record_type(
     address=INT, outputs=INT, inputs=INT, scale=INT, bias=INT, sums=INT, parts=INT, group=INT, scales=INT, minimums=INT,
 )  # fmt: skip
 
 # A task: `columns` outputs of a matrix from `column` on, for one part of the events; bytes of a row of 4-bit weights.
-TASK = record(matrix=INT, column=INT, columns=INT, part=INT)
+TASK = record_type(matrix=INT, column=INT, columns=INT, part=INT)
 
 # A projection: what its prologue does (add the matrix `add` to the residual stream, norm, site of `size` channels), its
 # tasks, and whether its weights have 4 bits. `add` of the first stage is the embedding's table where that has 4 bits.
-STAGE = record(site=INT, first_task=INT, last_task=INT, norm=INT, norm_eps=FLOAT, add=INT, size=INT, four=INT)
+STAGE = record_type(site=INT, first_task=INT, last_task=INT, norm=INT, norm_eps=FLOAT, add=INT, size=INT, four=INT)
 
 # A block; its four stages are rows 4·l … 4·l + 3 of the stages. Matrices, norms per head, mixers first … last; `least`
 # are the thresholds of the gates, -1 for none. Where gates shut exactly, `up_task` is the first task of `up` (else -1),
 # `up_rows` the address of its weights output-major, and `up_limit` the V up to which nothing of `up` can overflow.
-LAYER = record(
+LAYER = record_type(
     q=INT, k=INT, v=INT, q_norm=INT, k_norm=INT, q_eps=FLOAT, k_eps=FLOAT, first_mixer=INT, last_mixer=INT,
     up=INT, gate=INT, activation=INT, hidden=INT, least=INT, up_relu=INT, up_task=INT, up_rows=INT, up_limit=FLOAT,
 )  # fmt: skip
 
 # An attention: `feature` -1 for softmax. Linear ones: S and z times `keep` per token where it `fades`, or times a gate.
-MIXER = record(
+MIXER = record_type(
     feature=INT, rotary=INT, window=INT, gate_down=INT, gate_up=INT, norm=INT, fades=INT,
     norm_eps=FLOAT, tau=FLOAT, floor=FLOAT, keep=FLOAT, eps=FLOAT, query_scale=FLOAT,
 )  # fmt: skip
 
 # A mixer's state in one stream: addresses of (S, z) or (keys, values), slots of the cache, tokens seen.
-STATE = record(first=INT, second=INT, capacity=INT, seen=INT)
+STATE = record_type(first=INT, second=INT, capacity=INT, seen=INT)
 
 # What a row of spikes came to: events, whether its sums need 64 bits, what is wrong (`NOT_FINITE`, …), and where. In a
 # step of several rows also whether it goes the dense way, with which sum of counts; its events are the rest then.
 # `small`: its counts, in `Workspace.narrow`, fit 16 bits.
-ROW = record(events=INT, wide=INT, problem=INT, site=INT, dense=INT, total=INT, small=INT)
+ROW = record_type(events=INT, wide=INT, problem=INT, site=INT, dense=INT, total=INT, small=INT)
 NOT_FINITE, GATE_NOT_FINITE = 1, 2
 
 # Arrays of a `Work`: type, in the order of its fields.
@@ -102,16 +102,16 @@ ARRAYS: dict[str, np.dtype[Any]] = {
     "ways": INT,  # of every layer: tokens whose `up` was computed behind open gates only, and all of it
     "pairs": INT32,  # of a row that goes the dense way: its counts by pairs, and behind them as bytes
 }
-PLACES = record(**{f"{name}_{part}": INT for name in ARRAYS for part in ("at", "size")})
+PLACES = record_type(**{f"{name}_{part}": INT for name in ARRAYS for part in ("at", "size")})
 
 # A row of a step: the states of its stream, the token it takes and where that stands.
-STREAM = record(state_at=INT, state_size=INT, token=INT, position=INT)
+STREAM = record_type(state_at=INT, state_size=INT, token=INT, position=INT)
 
 # A call: places of the PLACES and of the STREAMs, one of each per row; scores, rotary tables, sizes. Of several rows
 # also the flags of inputs that any of them has an event of, every worker's places in the rows' lists of events and its
 # room for dense products, and the shares of active inputs, of a row and of all, from which a row goes the dense way;
 # and what a weight of `up` read behind an open gate costs, in weights read by events.
-CALL = record(
+CALL = record_type(
     places=INT, streams=INT, rows=INT, score_at=INT, score_size=INT, cos_at=INT, sin_at=INT, angles_size=INT,
     n_heads=INT, n_kv_heads=INT, head_dim=INT, head_room=INT, fold_room=INT, widest=INT, workers=INT, used_at=INT,
     used_size=INT, cursor_at=INT, dense_at=INT, softmax_scale=FLOAT, dense_from=FLOAT,
@@ -121,7 +121,7 @@ CALL = record(
 
 # One INT8 product of a row of spikes (`fastsnn_kernel_numba.gemv_events`): addresses (scale and threshold 0 for sums in
 # 64 bits), the type of the counts, sizes, parts of the events, workers.
-GEMV = record(
+GEMV = record_type(
     counts=INT, kind=INT, weight=INT, scale=INT, threshold=INT, out=INT, inputs=INT, outputs=INT, width=INT, parts=INT,
     workers=INT,
 )  # fmt: skip

@@ -47,7 +47,7 @@ class LifConstants(NamedTuple):
     attached: bool  # the gradient goes through the reset, too
 
 
-def constants(
+def rounded_constants(
     dtype: torch.dtype, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool,
     alpha: float = 0.0, attached: bool = False,
 ) -> LifConstants:  # fmt: skip
@@ -184,7 +184,7 @@ def _membrane(x, v, keep, k, shape, width, u, nw):  # type: ignore[no-untyped-de
 
 
 @Threaded
-def _backward(gradient, carry, x, marks, keep, slope, k, form, shape, width, grad_x, us, vs, nw):  # type: ignore[no-untyped-def]
+def _backward_kernel(gradient, carry, x, marks, keep, slope, k, form, shape, width, grad_x, us, vs, nw):  # type: ignore[no-untyped-def]
     """`gradient` is what comes in, as memory, and its strides of B and T."""
     g, g_batch, g_step = gradient
     batch, steps, wide, every = shape
@@ -237,7 +237,7 @@ def forward(
     counts, v_last = empty(x.shape, x.dtype), torch.empty_like(v)
     marks = empty((batch, -(-steps // CHECKPOINT), wide), x.dtype)
     if v.numel():
-        k = constants(x.dtype, theta, beta, lo, hi, heaviside, hard)
+        k = rounded_constants(x.dtype, theta, beta, lo, hi, heaviside, hard)
         width = _width(x.shape, x.itemsize, ROW)
         outs = flat(counts), flat(v_last), flat(marks)
         _forward(flat(x), flat(v), flat(keep), k, (*x.shape, CHECKPOINT), width, *outs)
@@ -254,7 +254,7 @@ def membrane(
         return NotImplemented
     u = empty(x.shape, x.dtype)
     if x.numel():
-        k = constants(x.dtype, theta, beta, lo, hi, heaviside, hard)
+        k = rounded_constants(x.dtype, theta, beta, lo, hi, heaviside, hard)
         v = marks[:, 0].clone(memory_format=torch.contiguous_format)
         width = _width(x.shape, x.itemsize, ROW)
         _membrane(flat(x), flat(v), flat(keep), k, (*x.shape, CHECKPOINT), width, flat(u))
@@ -271,17 +271,17 @@ def backward(
         return NotImplemented
     grad_x, carry = empty(x.shape, x.dtype), grad_v.clone(memory_format=torch.contiguous_format)
     if x.numel():
-        k = constants(x.dtype, theta, beta, lo, hi, heaviside, hard, alpha, attached)
+        k = rounded_constants(x.dtype, theta, beta, lo, hi, heaviside, hard, alpha, attached)
         width = _width(x.shape, x.itemsize, L2_BLOCK // CHECKPOINT)
         us = torch.empty(workers() * CHECKPOINT * width, dtype=x.dtype)
         vs = torch.empty(workers() * 2 * width, dtype=x.dtype)
         form = SLOPE if slope.numel() else form
-        given = _rows(grad_c), flat(carry), flat(x), flat(marks), flat(keep), flat(slope)
-        _backward(*given, k, form, (*x.shape, CHECKPOINT), width, flat(grad_x), flat(us), flat(vs))
+        given = _strided_rows(grad_c), flat(carry), flat(x), flat(marks), flat(keep), flat(slope)
+        _backward_kernel(*given, k, form, (*x.shape, CHECKPOINT), width, flat(grad_x), flat(us), flat(vs))
     return grad_x, carry
 
 
-def _rows(g: Tensor) -> tuple[Any, int, int]:
+def _strided_rows(g: Tensor) -> tuple[Any, int, int]:
     """``[B,T,D]`` as memory plus the strides of B and T; rows are made contiguous, but nothing expanded is copied."""
     for dim in range(2):
         if g.stride(dim) == 0 or g.shape[dim] == 1:

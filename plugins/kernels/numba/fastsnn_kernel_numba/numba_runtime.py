@@ -84,7 +84,7 @@ def code_digest(function: Callable[..., Any]) -> str:
     function = getattr(function, "py_func", function)
     if function not in _digests:
         _digests[function] = ""  # a function that calls itself
-        held = [*_code(function.__code__, function.__globals__), *_cells(function)]
+        held = [*_compiled_code(function.__code__, function.__globals__), *_cells(function)]
         if ".fused_decoder" in (function.__module__ or ""):
             held.append(argument_types())
         _digests[function] = hashlib.sha256("\n".join(held).encode()).hexdigest()[:12]
@@ -101,11 +101,11 @@ def argument_types() -> str:
     return " ".join(found)
 
 
-def _code(code: Any, space: dict[str, Any]) -> Iterator[str]:
+def _compiled_code(code: Any, space: dict[str, Any]) -> Iterator[str]:
     yield code.co_code.hex()
     for value in code.co_consts:
         if isinstance(value, CodeType):
-            yield from _code(value, space)
+            yield from _compiled_code(value, space)
         elif not isinstance(value, str):  # docstrings and messages
             yield repr(value)
     for name in code.co_names:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastsnn_core.lowering import NormForm, SiteForm
 from fastsnn_core.ops.dispatch import record_path
 from fastsnn_integer.fused_row_ops import CountRows, Sums
-from fastsnn_kernel_numba.deterministic import ACTIVATIONS, APART, ZERO, F, _apply, _half_of, _norm
+from fastsnn_kernel_numba.deterministic import ACTIVATIONS, APART, ZERO, F, _apply, _half_of, _norm_row
 from fastsnn_kernel_numba.fused_decoder_stages import MOST_BURST, _round_counts, _threshold
 from fastsnn_kernel_numba.gemm_events import U
 from fastsnn_kernel_numba.integer_linear import BY_OUTPUT, FEW, MANY, break_even, gemm, is_input_major, sums, trusted
@@ -37,7 +37,7 @@ def _dequantise_row(product, at, size, v, out, oo):  # type: ignore[no-untyped-d
 
 
 @compile
-def _quantise_row(y, a, size, half, site, part, at, out, to, found):  # type: ignore[no-untyped-def]
+def _row_to_counts(y, a, size, half, site, part, at, out, to, found):  # type: ignore[no-untyped-def]
     """Counts of the row y, which is used up, to place `to` of `out` = (int8, float32 or empty); V.
 
     `site` is (records [1] of `layout.SITE`, centre or empty).
@@ -77,11 +77,11 @@ def _residual(x, rows, size, add, va, norm, site, own, room, out, v, found, nw):
                 for i in range(n):
                     x[a + i] = x[a + i] + own[ya + i]
             if len(weight):
-                _norm(x, a, size, half, weight, U(0), True, eps, own, pa, own, ya)
+                _norm_row(x, a, size, half, weight, U(0), True, eps, own, pa, own, ya)
             else:
                 for i in range(n):
                     own[ya + i] = x[a + i]
-            v[row] = _quantise_row(own, ya, size, half, (rules, centre), own, pa, (low, wide), a, found[worker])
+            v[row] = _row_to_counts(own, ya, size, half, (rules, centre), own, pa, (low, wide), a, found[worker])
 
 
 @Threaded
@@ -113,7 +113,7 @@ def _hidden(up, gate, activation, va, rows, size, site, own, room, out, v, found
                     own[za + i] = ZERO if own[za + i] < ZERO else own[za + i]
                 for i in range(n):
                     own[ya + i] = own[ya + i] * own[za + i]
-            v[row] = _quantise_row(own, ya, size, half, (rules, centre), own, pa, (low, wide), a, found[worker])
+            v[row] = _row_to_counts(own, ya, size, half, (rules, centre), own, pa, (low, wide), a, found[worker])
 
 
 @compile
@@ -124,7 +124,7 @@ def _head_row(product, row, wide, size, v, norm, angles, own, ya, out):  # type:
     _dequantise_row(product, a, wide, v, own, ya)
     if len(weight):
         for h in range(U(wide // size)):
-            _norm(own, ya + h * n, size, _half_of(size), weight, U(0), True, eps, own, pa, own, ya + h * n)
+            _norm_row(own, ya + h * n, size, _half_of(size), weight, U(0), True, eps, own, pa, own, ya + h * n)
     if len(cos):
         for h in range(U(wide // size)):
             x, o, p = ya + h * n, a + h * n, U(row) * half
@@ -138,7 +138,7 @@ def _head_row(product, row, wide, size, v, norm, angles, own, ya, out):  # type:
 
 
 @Threaded
-def _heads(q, k, v, va, rows, shape, norms, angles, none, own, room, outs, nw):  # type: ignore[no-untyped-def]
+def _heads_kernel(q, k, v, va, rows, shape, norms, angles, none, own, room, outs, nw):  # type: ignore[no-untyped-def]
     """q, k and v are (total, scale, bias); norms of q and k (weight or empty, eps); `none` is an empty vector."""
     (size, wide, narrow), ((q_norm, q_eps), (k_norm, k_eps)), (cos, sin) = shape, norms, angles
     (q_total, q_scale, q_bias), (k_total, k_scale, k_bias), (v_total, v_scale, v_bias) = q, k, v
@@ -153,7 +153,7 @@ def _heads(q, k, v, va, rows, shape, norms, angles, none, own, room, outs, nw): 
             _head_row(values, row, narrow, size, threshold, (none, q_eps), still, own, at, v_out)
 
 
-def packed(site: SiteForm) -> Any:
+def packed_site(site: SiteForm) -> Any:
     """A site as the kernels take it: (records, centre); None where they do not take its rule."""
     rule = site.rule
     if rule.burst >= MOST_BURST or rule.statistic not in STATISTICS:
@@ -161,22 +161,22 @@ def packed(site: SiteForm) -> Any:
     row = {"statistic": STATISTICS[rule.statistic], "centre": 0, "burst": rule.burst, "gain": rule.gain,
            "divisor": rule.divisor, "v_min": rule.v_min, "v_max": rule.v_max, "bound": rule.bound,
            "dead_zone": rule.dead_zone}  # fmt: skip
-    return pack(SITE, [row]), optional(site.centre)
+    return pack(SITE, [row]), optional_vector(site.centre)
 
 
-def optional(t: Tensor | None) -> Any:
+def optional_vector(t: Tensor | None) -> Any:
     """The numbers of a vector in float32; none for None."""
     return NONE if t is None else flat(t.float().contiguous())
 
 
 def norm_of(norm: NormForm | None) -> Any:
     """(weight, eps) of a norm; an empty weight for none."""
-    return (NONE, F(0)) if norm is None else (optional(norm.weight), F(norm.eps))
+    return (NONE, F(0)) if norm is None else (optional_vector(norm.weight), F(norm.eps))
 
 
-def parts(s: Sums) -> Any:
+def sums_parts(s: Sums) -> Any:
     """Total, scale and bias of a projection."""
-    return flat(s.total), optional(s.matrix.scale), optional(s.matrix.bias)
+    return flat(s.total), optional_vector(s.matrix.scale), optional_vector(s.matrix.bias)
 
 
 def takes(s: Sums | None) -> bool:
@@ -192,20 +192,20 @@ def one_threshold(first: Sums, *more: Sums) -> bool:
 @guarded("rows_residual")
 def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> Any:
     """Twin of `fastsnn_integer.fused_row_ops.residual_naive`."""
-    (rows, size), made = x.shape, packed(site)
+    (rows, size), made = x.shape, packed_site(site)
     if made is None or not rows or not size or not x.is_contiguous() or x.dtype != torch.float32:
         return NotImplemented
     if isinstance(add, Tensor) or not takes(add):
         x += add if isinstance(add, Tensor) else add.dequantised()  # type: ignore[union-attr]
         add = None
-    given, va = (NO_SUMS, NONE) if add is None else (parts(add), flat(add.v))
-    by, room = norm_of(norm), -(-(size + fold(size)) // 16) * 16 + APART
+    given, va = (NO_SUMS, NONE) if add is None else (sums_parts(add), flat(add.v))
+    by, room = norm_of(norm), -(-(size + fold_room(size)) // 16) * 16 + APART
     own = scratch("rows", workers() * room, F)
 
     def run(given: Any, out: Any, v: Any, found: Any) -> None:
         _residual(flat(x), rows, size, given, va, by, made, own, room, out, v, found)
 
-    return counted(run, rows, size, given, NO_SUMS)
+    return as_counts(run, rows, size, given, NO_SUMS)
 
 
 @guarded("rows_hidden")
@@ -214,22 +214,22 @@ def hidden(
     up_relu: bool = False,
 ) -> Any:  # fmt: skip
     """Twin of `fastsnn_integer.fused_row_ops.hidden_naive`."""
-    (rows, size), made = up.total.shape, packed(site)
+    (rows, size), made = up.total.shape, packed_site(site)
     if made is None or not rows or not size or not takes(up) or not takes(gate) or activation not in ACTIVATIONS:
         return NotImplemented
     if gate is not None and not one_threshold(up, gate):
         return NotImplemented
-    both = parts(up), NO_SUMS if gate is None else parts(gate)
-    room, form = -(-(2 * size + fold(size)) // 16) * 16 + APART, ACTIVATIONS[activation]
-    own, how = scratch("rows", workers() * room, F), (form, optional(gate_threshold), int(up_relu))
+    both = sums_parts(up), NO_SUMS if gate is None else sums_parts(gate)
+    room, form = -(-(2 * size + fold_room(size)) // 16) * 16 + APART, ACTIVATIONS[activation]
+    own, how = scratch("rows", workers() * room, F), (form, optional_vector(gate_threshold), int(up_relu))
 
     def run(given: Any, out: Any, v: Any, found: Any) -> None:
         _hidden(*given, how, flat(up.v), rows, size, made, own, room, out, v, found)
 
-    return counted(run, rows, size, both, both)
+    return as_counts(run, rows, size, both, both)
 
 
-def counted(run: Any, rows: int, size: int, given: Any, again: Any) -> CountRows:
+def as_counts(run: Any, rows: int, size: int, given: Any, again: Any) -> CountRows:
     """Counts of 8 bits; all over in float32 (with the inputs `again`) where one does not fit them."""
     low, v = torch.empty(rows, size, dtype=torch.int8), torch.empty(rows, 1)
     found = np.zeros((workers(), 16), np.int64)
@@ -242,7 +242,7 @@ def counted(run: Any, rows: int, size: int, given: Any, again: Any) -> CountRows
     return CountRows(wide, v, active)
 
 
-def fold(size: int) -> int:
+def fold_room(size: int) -> int:
     """Room to fold `size` numbers, and for the largest of them."""
     return max(1 << (size - 1).bit_length(), 2 * MOST_BURST)
 
@@ -258,17 +258,17 @@ def heads(
     if not one_threshold(q, k, v):
         return NotImplemented
     outs = [torch.empty(rows, s.total.shape[1] // width, width) for s in (q, k, v)]
-    room = -(-(wide + fold(width)) // 16) * 16 + APART
+    room = -(-(wide + fold_room(width)) // 16) * 16 + APART
     own = scratch("rows", workers() * room, F)
-    by, turn = tuple(norm_of(n) for n in norms), tuple(optional(a) for a in angles or (None, None))
-    given, shape = (parts(s) for s in (q, k, v)), (width, wide, narrow)
-    _heads(*given, flat(q.v), rows, shape, by, turn, NONE, own, room, tuple(flat(o) for o in outs))
+    by, turn = tuple(norm_of(n) for n in norms), tuple(optional_vector(a) for a in angles or (None, None))
+    given, shape = (sums_parts(s) for s in (q, k, v)), (width, wide, narrow)
+    _heads_kernel(*given, flat(q.v), rows, shape, by, turn, NONE, own, room, tuple(flat(o) for o in outs))
     return outs[0], outs[1], outs[2]
 
 
 @guarded("rows_project")
 def project(counts: CountRows, weight: Tensor) -> Tensor:
-    """Twin of `fastsnn_integer.fused_row_ops.project_naive`: the dense product at once, unless few inputs spiked."""
+    """Twin of `fastsnn_integer.fused_row_ops.project_rows_naive`: the dense product, unless few inputs spiked."""
     rows, inputs = counts.counts.shape
     if weight.dtype != torch.int8 or not 1 < inputs < 1 << 17 or not trusted() or not rows:
         return NotImplemented

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from fastsnn_core import Kernel, hookimpl
+from fastsnn_modules.imported_later import kernel_later
 
 __version__ = "0.1.0"
 
@@ -20,23 +20,6 @@ TABLE = {
     "count_linear": "linear.count_linear",
     "event_linear": "linear.event_linear",
 }
-
-
-def _later(path: str) -> Callable[..., Any]:
-    """The function at `path` in this package, imported (Triton with it) when it is first called.
-
-    ``unchecked`` is the one for operators, which have checked the operands already.
-    """
-    module, _, name = path.partition(".")
-
-    def call(*args: Any) -> Any:
-        return getattr(importlib.import_module(f"{__name__}.{module}"), name)(*args)
-
-    def unchecked(*args: Any) -> Any:
-        return getattr(importlib.import_module(f"{__name__}.{module}"), name).unchecked(*args)
-
-    call.unchecked = unchecked  # type: ignore[attr-defined]
-    return call
 
 
 @frozen
@@ -62,7 +45,7 @@ class TritonKernels(Kernel):
 
     def operators(self) -> dict[str, Callable[..., Any]]:
         """Operator name to kernel."""
-        return {operator: _later(path) for operator, path in TABLE.items()}
+        return {operator: kernel_later(f"{__name__}.{path}") for operator, path in TABLE.items()}
 
 
 @hookimpl

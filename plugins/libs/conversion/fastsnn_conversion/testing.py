@@ -36,14 +36,14 @@ class Counter(Neuron):
         return Leaky(beta=0.0, threshold=0.25, lo=-float(self.levels), hi=float(self.levels))
 
 
-def make(features: int, channels: int) -> TimeFoldedSite:
+def counting_site(features: int, channels: int) -> TimeFoldedSite:
     """A site of the plainest neuron."""
     return TimeFoldedSite.of(Counter(), features or 1, channels).double()
 
 
 def context(name: str = "part", **known: Any) -> Context:
     """A context as the engine would give, with a site maker that needs no plugin."""
-    return Context(name, make, **known)
+    return Context(name, counting_site, **known)
 
 
 def spikes_like(x: Tensor, seed: int = 0) -> SpikeTensor:
@@ -52,7 +52,7 @@ def spikes_like(x: Tensor, seed: int = 0) -> SpikeTensor:
     return SpikeTensor(counts, torch.linspace(0.3, 1.7, len(x), dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 1)))
 
 
-def slots(spikes: SpikeTensor) -> list[tuple[int, SpikeTensor]]:
+def binary_slots(spikes: SpikeTensor) -> list[tuple[int, SpikeTensor]]:
     """The binary digits of the counts, signed: ``(weight, spikes in {-1, 0, 1})``, most significant first."""
     counts = spikes.counts.to(torch.int64)
     bits = max(1, int(counts.abs().max()).bit_length()) if counts.numel() else 1
@@ -93,7 +93,7 @@ def check_rule(rule: Rule, module: nn.Module, *inputs: Tensor, **known: Any) -> 
         assert sites, f"{who} says that spikes do its work, but nothing in its replacement reads or makes any"
     elif found.spikes in ("out", "made"):
         y = new(*x)
-        y = y if found.spikes == "made" else make(0, min(channels_of(new), y.ndim - 1))(y)
+        y = y if found.spikes == "made" else counting_site(0, min(channels_of(new), y.ndim - 1))(y)
         assert isinstance(y, SpikeTensor), f"{who} promises spikes and returned {type(y).__name__}"
         assert torch.equal(y.counts, y.counts.round()), f"{who}: counts are not whole numbers"
     return found
@@ -110,7 +110,7 @@ def check_projection(module: Any, spikes: SpikeTensor, who: str) -> None:
     for name, p in whole.named_parameters():
         p.copy_((p * 100).round() if name.endswith("weight") else torch.zeros_like(p))
     ones = SpikeTensor(spikes.counts, torch.ones((), dtype=torch.float64))
-    replayed: Any = sum(w * dense_value(whole(SpikeTensor(s.counts, ones.scale))) for w, s in slots(ones))
+    replayed: Any = sum(w * dense_value(whole(SpikeTensor(s.counts, ones.scale))) for w, s in binary_slots(ones))
     assert torch.equal(dense_value(whole(ones)), replayed), (
         f"{who}: the train replayed step by step differs from the counts"
     )

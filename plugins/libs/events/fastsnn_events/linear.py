@@ -12,8 +12,6 @@ layout. Integer layers (`fastsnn_integer.quantization`) go through `spike_sums`;
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +20,7 @@ from torch.nn import functional as F
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_modules.imported_later import imported_later
 from fastsnn_modules.operands import HALF, OperandError, Operands, OperandTypeError, shown
 
 
@@ -78,17 +77,6 @@ def input_major_naive(weight: Tensor) -> Tensor:
     return weight.T.contiguous().T
 
 
-def _samples(name: str) -> Callable[[], Any]:
-    """Inputs for the conformance kit, made when asked for."""
-
-    def make() -> Any:
-        from fastsnn_events import samples
-
-        return getattr(samples, name)()
-
-    return make
-
-
 _PROJECT = Operands(
     "count_project", "counts [N,D] number", "weight [O,D] integer", "scale [O] full", "threshold [N|1,1] full"
 )
@@ -112,12 +100,29 @@ def check_event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor
 
 _COUNTS = Operands("count_linear", "counts [N,D] number", "weight [O,D] integer")
 _MATRIX = Operands("input_major", "weight [O,I] number")
-COUNT_LINEAR = Operator("count_linear", count_linear_naive, check=_COUNTS, samples=_samples("count_linear"))
-COUNT_PROJECT = Operator(
-    "count_project", count_project_naive, plain=True, check=_PROJECT, samples=_samples("count_project")
+COUNT_LINEAR = Operator(
+    "count_linear", count_linear_naive, check=_COUNTS, samples=imported_later("fastsnn_events.samples.count_linear")
 )
-EVENT_LINEAR = Operator("event_linear", event_linear_naive, check=check_event_linear, samples=_samples("event_linear"))
-INPUT_MAJOR = Operator("input_major", input_major_naive, plain=True, check=_MATRIX, samples=_samples("input_major"))
+COUNT_PROJECT = Operator(
+    "count_project",
+    count_project_naive,
+    plain=True,
+    check=_PROJECT,
+    samples=imported_later("fastsnn_events.samples.count_project"),
+)
+EVENT_LINEAR = Operator(
+    "event_linear",
+    event_linear_naive,
+    check=check_event_linear,
+    samples=imported_later("fastsnn_events.samples.event_linear"),
+)
+INPUT_MAJOR = Operator(
+    "input_major",
+    input_major_naive,
+    plain=True,
+    check=_MATRIX,
+    samples=imported_later("fastsnn_events.samples.input_major"),
+)
 
 
 def whole(t: Tensor, what: str) -> Tensor:
@@ -184,7 +189,7 @@ def input_major(weight: Tensor) -> Tensor:
     return INPUT_MAJOR(weight.device.type, weight)
 
 
-def fits(name: str, spikes: SpikeTensor, weight: Tensor, bias: Tensor | None) -> None:
+def check_fit(name: str, spikes: SpikeTensor, weight: Tensor, bias: Tensor | None) -> None:
     """Refuse weights ``[out, in]`` that do not fit the channels of the spikes, before torch does in its own words."""
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim != 2:
         raise OperandTypeError(f"{name}: weight must be float [out, in], got {shown(weight)}")
@@ -200,7 +205,7 @@ def spike_linear(spikes: SpikeTensor, weight: Tensor, bias: Tensor | None = None
     On the counts, scaled once where the scale is one number per token; the bias comes last.
     The result has the weight's type; with half-precision weights all is computed in float32 and rounded once.
     """
-    fits("linear", spikes, weight, bias)
+    check_fit("linear", spikes, weight, bias)
     kind = weight.dtype
     if kind in HALF:  # which holds neither a count beyond 256 (or 2048) nor a sum of them: rounded once, at the end
         weight, bias = weight.float(), None if bias is None else bias.float()

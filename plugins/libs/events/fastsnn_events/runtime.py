@@ -8,7 +8,7 @@ since float sums depend on their order.
 Steps are constants of the model, stored with the weights: set, or calibrated per site on data as what twice the largest
 count seen needs (one more bit of room for a bitwise code). They are never taken from a batch at run time. A token whose
 count does not fit takes the wide path: as many steps as that count needs, after the S regular ones in which it is
-silent. Its train depends on nobody else's, nothing wraps or is cut, and `report` counts such tokens; ``strict=True``
+silent. Its train depends on nobody else's, nothing is cut; `report` counts such tokens. ``strict=True``
 makes them an error instead.
 
 `replay` finds the trains without the counts: every site integrates its neuron's potential and fires
@@ -177,7 +177,7 @@ def switch_runtime(
     if steps != "auto" and (type(steps) is not int or steps < 1):
         raise FastSNNError(f'steps must be "auto" or a positive whole number, got {steps!r}')
     if steps == "auto" and (calibration is not None or chosen != kept or len(old) < len(found)):
-        table = calibrate(model, chosen, calibration_tokens(model) if calibration is None else calibration)
+        table = calibrate_steps(model, chosen, calibration_tokens(model) if calibration is None else calibration)
     else:
         table = {name: int(old[name].steps) if steps == "auto" else int(steps) for name in found}
     for name, site in found.items():
@@ -224,7 +224,7 @@ def calibration_tokens(model: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, coder: Coder, inputs: Any) -> dict[str, int]:
+def calibrate_steps(model: nn.Module, coder: Coder, inputs: Any) -> dict[str, int]:
     """Steps of every site: what `MARGIN` times the largest count on `inputs` needs, or its neuron's own bound."""
     largest = dict.fromkeys(sites(model), 0)
     training = model.training
@@ -294,7 +294,7 @@ def as_table(model: nn.Module) -> dict[str, Any] | None:
     return {"mode": mode_of(model), "coder": spec.to_table(first.coder, qualified=True), "strict": first.strict}
 
 
-def components(table: dict[str, Any]) -> list[Coder]:
+def runtime_components(table: dict[str, Any]) -> list[Coder]:
     """The components that a bundle's ``runtime`` table names."""
     return [coder_component(table["coder"])]
 

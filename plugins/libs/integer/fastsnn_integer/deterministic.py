@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_linear_scan import initial_state
+from fastsnn_modules.imported_later import imported_later
 from fastsnn_modules.operands import OperandError, Operands, check_choice, check_finite_numbers
 
 LOG2E = 1.4426950408889634
@@ -159,17 +159,6 @@ def scan_naive(
     return torch.stack(outs, 1).flatten(2, 3), torch.stack(norms, 1).flatten(2, 3), s, z
 
 
-def _samples(name: str) -> Callable[[], Any]:
-    """Inputs for the conformance kit, made when asked for."""
-
-    def make() -> Any:
-        from fastsnn_integer import samples
-
-        return getattr(samples, name)()
-
-    return make
-
-
 _UNARY = Operands("exact_unary", "x [*] float32")
 _ROWS = Operands("exact_row_sum", "x [N,D] float32")
 _ATTEND = Operands(
@@ -211,10 +200,14 @@ def check_scan(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, s: Tensor, z: Tens
     shared_heads("exact_scan", sizes["H"], sizes["G"])
 
 
-UNARY = Operator("exact_unary", unary_naive, check=check_unary, samples=_samples("unary"))
-ROW_SUM = Operator("exact_row_sum", row_sum_naive, check=check_row_sum, samples=_samples("row_sum"))
-ATTEND = Operator("exact_attend", attend_naive, check=check_attend, samples=_samples("attend"))
-SCAN = Operator("exact_scan", scan_naive, check=check_scan, samples=_samples("scan"))
+UNARY = Operator("exact_unary", unary_naive, check=check_unary, samples=imported_later("fastsnn_integer.samples.unary"))
+ROW_SUM = Operator(
+    "exact_row_sum", row_sum_naive, check=check_row_sum, samples=imported_later("fastsnn_integer.samples.row_sum")
+)
+ATTEND = Operator(
+    "exact_attend", attend_naive, check=check_attend, samples=imported_later("fastsnn_integer.samples.attend")
+)
+SCAN = Operator("exact_scan", scan_naive, check=check_scan, samples=imported_later("fastsnn_integer.samples.scan"))
 
 
 def unary(x: Tensor, form: str) -> Tensor:
@@ -249,7 +242,9 @@ def check_norm(rows: Tensor, weight: Tensor, eps: float) -> None:
     check_finite_numbers("exact_norm", eps=eps)
 
 
-NORM = Operator("exact_norm", norm_naive, plain=True, check=check_norm, samples=_samples("norms"))
+NORM = Operator(
+    "exact_norm", norm_naive, plain=True, check=check_norm, samples=imported_later("fastsnn_integer.samples.norms")
+)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -24,6 +24,7 @@ from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_events.linear import spike_sums, whole
 from fastsnn_integer.forms import FourBitForm
+from fastsnn_modules.imported_later import imported_later
 from fastsnn_modules.operands import OperandError, Operands
 
 LEVELS, MIDDLE, GROUPS = 15, 8, (32, 64, 128)
@@ -56,7 +57,7 @@ def codes_of(weight: Tensor, d: Tensor, m: Tensor) -> Tensor:
     return torch.where(d == 0, torch.where(m == 0, MIDDLE, 0).to(q.dtype).expand_as(q), q)
 
 
-def grouped(weight: Tensor, group: int) -> Tensor:
+def in_groups(weight: Tensor, group: int) -> Tensor:
     """``[out, in] -> [out, groups, group]``; the last group is filled up with its own last input."""
     short = -weight.shape[1] % group
     return F.pad(weight[:, None], (0, short), mode="replicate")[:, 0].reshape(len(weight), -1, group)
@@ -67,21 +68,21 @@ def encode_four_bits(weight: Tensor, group: int, minimum: bool) -> tuple[Tensor,
     weight = weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
         raise FastSNNError("weights must be finite to be quantised; got NaN or infinity")
-    rows = grouped(weight, group)
+    rows = in_groups(weight, group)
     d, m = grid(rows, minimum)
     codes = codes_of(rows, d, m).to(torch.uint8).reshape(len(weight), -1)[:, : weight.shape[1]]
     return codes, d[..., 0].T.contiguous(), m[..., 0].T.contiguous() if minimum else weight.new_empty(0)
 
 
 def found_grid(weight: Tensor, group: int, minimum: bool) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Codes, d and m as `encode`, whose `decode` is `weight` to the bit: w = d n, n whole and no more than 15 apart in
+    """Codes, d and m as `encode`, whose `decode_four_bits` is `weight` to the bit: w = d n, whole n at most 15 apart in
     a group (without a minimum, -8 … 7). None where there are none.
 
     d is a whole part of the smallest difference between two values of a group.
     """
     if len(weight) > 16 and found_grid(weight[:8], group, minimum) is None:
         return None  # what no one has put on a grid is told by its first rows
-    rows = grouped(weight.detach().float(), group)
+    rows = in_groups(weight.detach().float(), group)
     order = torch.cat([rows, torch.zeros_like(rows[..., :1])], -1).sort(-1).values
     steps = order.diff(dim=-1)
     step = torch.where(steps > 0, steps, torch.inf).amin(-1, keepdim=True)
@@ -100,10 +101,10 @@ def found_grid(weight: Tensor, group: int, minimum: bool) -> tuple[Tensor, Tenso
     codes = (n - low).to(torch.uint8).reshape(len(weight), -1)[:, : weight.shape[1]]
     m = (low * d)[..., 0].T.contiguous() if minimum else weight.new_empty(0, dtype=torch.float32)
     found = codes, d[..., 0].T.contiguous(), m
-    return found if torch.equal(decode(*found, group), weight.detach().float()) else None
+    return found if torch.equal(decode_four_bits(*found, group), weight.detach().float()) else None
 
 
-def decode(codes: Tensor, d: Tensor, m: Tensor, group: int) -> Tensor:
+def decode_four_bits(codes: Tensor, d: Tensor, m: Tensor, group: int) -> Tensor:
     """The weights ``[out, in]`` that codes ``[out, in]`` stand for, as GGUF has them: d q + m, or d (q - 8)."""
     wide = codes.shape[1]
     by, low = (x.T.repeat_interleave(group, 1)[:, :wide] if x.numel() else None for x in (d, m))
@@ -145,7 +146,7 @@ def combined(sums: Tensor, weight: Tensor, d: Tensor, m: Tensor | None) -> Tenso
 _PROJECT = Operands("count_project_q4", "counts [N,D] number", "packed [D,H] uint8", "d [G,O] float32")
 
 
-def check_project(counts: Tensor, packed: Tensor, d: Tensor, m: Tensor, group: int) -> None:
+def check_project_q4(counts: Tensor, packed: Tensor, d: Tensor, m: Tensor, group: int) -> None:
     """The operands of `project_naive`."""
     sizes = _PROJECT(counts, packed, d)
     if isinstance(group, bool) or not isinstance(group, int) or group < 1:
@@ -159,13 +160,13 @@ def check_project(counts: Tensor, packed: Tensor, d: Tensor, m: Tensor, group: i
         raise OperandError(f"count_project_q4: m must be empty or float32 {list(d.shape)}, got {list(m.shape)}")
 
 
-def _samples() -> Any:
-    from fastsnn_integer.samples import project_q4
-
-    return project_q4()
-
-
-PROJECT = Operator("count_project_q4", project_naive, plain=True, check=check_project, samples=_samples)
+PROJECT = Operator(
+    "count_project_q4",
+    project_naive,
+    plain=True,
+    check=check_project_q4,
+    samples=imported_later("fastsnn_integer.samples.project_q4"),
+)
 
 
 def project_four_bits(x: SpikeTensor | Tensor, layer: FourBits) -> Tensor:
@@ -219,7 +220,7 @@ class FourBits(nn.Module):
 
     def decoded(self) -> Tensor:
         """The float weights ``[out, in]`` that this stands for."""
-        return decode(unpack_codes(self.weight, self.out_features).T, self.scale, self.minimum, self.group)
+        return decode_four_bits(unpack_codes(self.weight, self.out_features).T, self.scale, self.minimum, self.group)
 
     def extra_repr(self) -> str:
         """For ``print(model)``."""
@@ -286,4 +287,4 @@ def table_rows(table: Any, ids: Tensor) -> Tensor:
     both = table.weight[:, ids % half].T
     codes = torch.where((ids >= half)[:, None], both >> 4, both & 15)
     d, m = table.scale[:, ids], table.minimum[:, ids] if table.minimum.numel() else table.minimum
-    return decode(codes, d, m, table.group)
+    return decode_four_bits(codes, d, m, table.group)

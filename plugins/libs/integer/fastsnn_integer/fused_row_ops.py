@@ -27,6 +27,7 @@ from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_events.linear import COUNT_LINEAR
 from fastsnn_integer import deterministic, reference
 from fastsnn_integer.plan_check import check_site
+from fastsnn_modules.imported_later import imported_later
 from fastsnn_modules.operands import OperandError, Operands, OperandTypeError, check_choice, check_finite_numbers, shown
 
 LARGEST = 127
@@ -64,7 +65,7 @@ class Sums:
         return y if self.matrix.bias is None else y + self.matrix.bias
 
 
-def fire(x: Tensor, site: SiteForm) -> CountRows:
+def fire_rows(x: Tensor, site: SiteForm) -> CountRows:
     """Counts of rows ``[N, D]``, made by the site's neuron itself."""
     counts, v = reference.fire(x, site)
     if bool((counts.abs() <= LARGEST).all()):
@@ -76,7 +77,7 @@ def residual_naive(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, 
     """The definition: `x` ``[N, D]`` takes in `add` in place, then counts of its norm (of itself without one)."""
     if add is not None:
         x += add.dequantised() if isinstance(add, Sums) else add
-    return fire(x if norm is None else deterministic.norm_naive(x, norm.weight, norm.eps), site)
+    return fire_rows(x if norm is None else deterministic.norm_naive(x, norm.weight, norm.eps), site)
 
 
 def hidden_naive(
@@ -90,9 +91,9 @@ def hidden_naive(
     first = deterministic.FORMS[activation]((up if gate is None else gate).dequantised())
     first = reference.shut(first, gate_threshold)
     if gate is None:
-        return fire(first, site)
+        return fire_rows(first, site)
     second = up.dequantised()
-    return fire(first * (deterministic.FORMS["relu"](second) if up_relu else second), site)
+    return fire_rows(first * (deterministic.FORMS["relu"](second) if up_relu else second), site)
 
 
 def heads_naive(
@@ -109,21 +110,10 @@ def heads_naive(
     return rows[0], rows[1], rows[2]
 
 
-def project_naive(counts: CountRows, weight: Tensor) -> Tensor:
+def project_rows_naive(counts: CountRows, weight: Tensor) -> Tensor:
     """The definition: ``counts @ weightᵀ``; in 32 bits where |c| <= 127 makes sure that they hold it, else in 64."""
     total = COUNT_LINEAR(weight.device.type, counts.counts, weight)
     return total.to(torch.int32) if weight.shape[1] < 1 << 17 else total
-
-
-def _samples(name: str) -> Any:
-    """Inputs for the conformance kit, made when asked for."""
-
-    def make() -> Any:
-        from fastsnn_integer import samples
-
-        return getattr(samples, name)()
-
-    return make
 
 
 def check_residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> None:
@@ -192,7 +182,7 @@ def check_heads(
 
 
 def check_project(counts: CountRows, weight: Tensor) -> None:
-    """The operands of `project_naive`."""
+    """The operands of `project_rows_naive`."""
     is_form("rows_project", "counts", counts, CountRows)
     Operands("rows_project", "counts [N,D] number", "weight [O,D] int8")(counts.counts, weight)
 
@@ -225,10 +215,30 @@ def check_sums_form(operator: str, name: str, s: Any, rows: int = -1, wide: int 
     return found
 
 
-RESIDUAL = Operator("rows_residual", residual_naive, plain=True, check=check_residual, samples=_samples("residual"))
-HIDDEN = Operator("rows_hidden", hidden_naive, plain=True, check=check_hidden, samples=_samples("hidden"))
-HEADS = Operator("rows_heads", heads_naive, plain=True, check=check_heads, samples=_samples("heads"))
-PROJECT = Operator("rows_project", project_naive, plain=True, check=check_project, samples=_samples("project"))
+RESIDUAL = Operator(
+    "rows_residual",
+    residual_naive,
+    plain=True,
+    check=check_residual,
+    samples=imported_later("fastsnn_integer.samples.residual"),
+)
+HIDDEN = Operator(
+    "rows_hidden",
+    hidden_naive,
+    plain=True,
+    check=check_hidden,
+    samples=imported_later("fastsnn_integer.samples.hidden"),
+)
+HEADS = Operator(
+    "rows_heads", heads_naive, plain=True, check=check_heads, samples=imported_later("fastsnn_integer.samples.heads")
+)
+PROJECT = Operator(
+    "rows_project",
+    project_rows_naive,
+    plain=True,
+    check=check_project,
+    samples=imported_later("fastsnn_integer.samples.project"),
+)
 
 
 def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> CountRows:

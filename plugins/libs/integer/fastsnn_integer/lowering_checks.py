@@ -44,7 +44,7 @@ class Mean(nn.Module):
         return SpikeTensor(counts.view(x.shape), v.view(*x.shape[:2], 1)), None
 
 
-def integer(module: nn.Module) -> Any:
+def in_integers(module: nn.Module) -> Any:
     """The module in integer arithmetic, in evaluation mode, with numbers in its vectors."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def rows() -> Tensor:
 @torch.no_grad()
 def check_neuron(component: Any, data: Any = None) -> None:
     """Counts and V of the rule, of the kernel in use, and of ``threshold(x)``, against the neuron's own."""
-    module, who, x = integer(component.build(WIDTH)), label(component), rows()
+    module, who, x = in_integers(component.build(WIDTH)), label(component), rows()
     rule = form_of(module)
     if rule is None:
         return
@@ -90,7 +90,7 @@ def check_neuron(component: Any, data: Any = None) -> None:
 @torch.no_grad()
 def check_attention(component: Any, data: Any = None) -> None:
     """A stream token by token: outputs and states of the forms against the mixer's own."""
-    mixer, who = integer(component.build_with_sites(DIMS, plain_site)), label(component)
+    mixer, who = in_integers(component.build_with_sites(DIMS, plain_site)), label(component)
     forms = form_of(mixer)
     if forms is None:
         return
@@ -126,7 +126,7 @@ def check_feedforward(component: Any, data: Any = None) -> None:
     who, x = label(component), rows()[:5]
     for neuron in (Mean, None):
         built = component.build(WIDTH, HIDDEN, lambda name, n, made=neuron: SpikeSite(made() if made else None, n))
-        layer = integer(built)
+        layer = in_integers(built)
         form = form_of(layer)
         if form is None:
             return
@@ -169,7 +169,7 @@ def steps(mixer: Any, heads: list[Heads], state: Any) -> tuple[list[Tensor], Any
 def check_constants(module: Any, run: Callable[[], Any], who: str) -> None:
     """Change every number and tensor of a module in turn: where its output follows, its form must, too."""
     before, key = run(), fingerprint(lower(module, "it"))
-    for name, change in changes(module):
+    for name, change in altered_constants(module):
         with change:
             try:
                 after = run()
@@ -193,14 +193,14 @@ def equal(a: Any, b: Any) -> bool:
     return True
 
 
-def changes(module: nn.Module) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
+def altered_constants(module: nn.Module) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
     """``(name, block in which it is another)`` of every number and tensor."""
     for where, part in module.named_modules():
         for name, value in list(vars(part).items()):
             if name.startswith("_") or name in LEFT_OUT or not isinstance(value, bool | int | float):
                 continue
             for other in others(value):
-                yield f"{where}.{name}".lstrip("."), attribute(part, name, other)
+                yield f"{where}.{name}".lstrip("."), attribute_set(part, name, other)
         for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
             for factor in (2.0, 0.5):
                 yield f"{where}.{name}".lstrip("."), scaled(tensor, factor)
@@ -216,7 +216,7 @@ def others(value: Any) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def attribute(part: Any, name: str, value: Any) -> Iterator[None]:
+def attribute_set(part: Any, name: str, value: Any) -> Iterator[None]:
     """Another value inside the block."""
     before = getattr(part, name)
     setattr(part, name, value)

@@ -45,14 +45,14 @@ def check_plan(plan: Any) -> None:
         raise OperandError(
             f"decode_step: table_scale must have {vocabulary(plan)} numbers, got {shown(plan.table_scale)}"
         )
-    _norm("norm", plan.norm, wide)
+    _check_norm("norm", plan.norm, wide)
     _site("site", plan.site, wide)
     _matrix("head", plan.head, wide, vocabulary(plan))
     for block in plan.blocks:
         a, f = block.attention, block.feedforward
         inside, hidden = q * len(a.mixers), outputs(f.up)
-        _norm(f"{block.name}.attention_norm", block.attention_norm, wide)
-        _norm(f"{block.name}.feedforward_norm", block.feedforward_norm, wide)
+        _check_norm(f"{block.name}.attention_norm", block.attention_norm, wide)
+        _check_norm(f"{block.name}.feedforward_norm", block.feedforward_norm, wide)
         for name, site, inputs in (("inner", a.inner, wide), ("outer", a.outer, inside)):
             _site(f"{block.name}.attention.{name}", site, inputs)
         for name, site, inputs in (("inner", f.inner, wide), ("hidden", f.hidden, hidden)):
@@ -68,12 +68,12 @@ def check_plan(plan: Any) -> None:
             why = f"must be [{hidden}], got {shown(least)}" if f.gate is not None else "needs a gate"
             raise OperandError(f"decode_step: {block.name}.feedforward.gate_threshold {why}")
         for name, norm in (("q_norm", a.q_norm), ("k_norm", a.k_norm)):
-            _norm(f"{block.name}.{name}", norm, size)
+            _check_norm(f"{block.name}.{name}", norm, size)
         for form in a.mixers:
             _mixer(f"{block.name}.mixers", form, wide, kv, size)
 
 
-def _norm(name: str, norm: NormForm | None, size: int) -> None:
+def _check_norm(name: str, norm: NormForm | None, size: int) -> None:
     if norm is not None and tuple(norm.weight.shape) != (size,):
         raise OperandError(f"decode_step: {name} must be [{size}], got {shown(norm.weight)}")
 
@@ -131,7 +131,7 @@ def _mixer(name: str, form: MixerForm, wide: int, kv: int, size: int) -> None:
         rank = outputs(form.gate.down)
         _matrix(f"{name}.gate.down", form.gate.down, wide, rank)
         _matrix(f"{name}.gate.up", form.gate.up, rank, kv)
-    _norm(f"{name}.norm", form.norm, size)
+    _check_norm(f"{name}.norm", form.norm, size)
 
 
 def check_start(plan: DecoderPlan, position: Any, states: Any) -> None:

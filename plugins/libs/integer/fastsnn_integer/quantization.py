@@ -97,7 +97,7 @@ def ceil_to_bf16(scale: Tensor) -> Tensor:
     return ((scale.view(torch.int32) + 0xFFFF) & -0x10000).view(torch.float32)
 
 
-def decode(codes: Tensor, scale: Tensor, group: int = 0) -> Tensor:
+def decode_levels(codes: Tensor, scale: Tensor, group: int = 0) -> Tensor:
     """codes · scale as floats, ``[…, in]``; scale ``[…, groups]``."""
     if scale.shape[-1] == 1:
         return codes.to(scale.dtype) * scale
@@ -214,7 +214,7 @@ class QuantEmbedding(Int8Weights):
     def forward(self, x: SpikeTensor | Tensor) -> Tensor:
         """Rows of the table for token ids, ``x @ tableᵀ`` for anything else."""
         if isinstance(x, Tensor) and not x.is_floating_point():
-            return decode(self.weight[x], self.scale[x], self.group)
+            return decode_levels(self.weight[x], self.scale[x], self.group)
         y, self.path = quantized_linear(x, self.weight, self.scale, self.group)
         return y
 

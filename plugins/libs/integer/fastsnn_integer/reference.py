@@ -32,6 +32,7 @@ from fastsnn_integer.decode_step import States
 from fastsnn_integer.forms import FourBitForm
 from fastsnn_integer.plan_check import check_distinct_streams, check_plan, check_start, check_token
 from fastsnn_integer.quantization import quantize_per_token, quantized_linear
+from fastsnn_modules.imported_later import imported_later
 
 STATISTICS = ("mean_abs", "max_abs", "rms")
 
@@ -73,7 +74,7 @@ def fire(x: Tensor, site: SiteForm) -> tuple[Tensor, Tensor]:
     return spikes.counts[0], spikes.scale[0]
 
 
-def product(spikes: tuple[Tensor, Tensor], matrix: MatrixForm) -> Tensor:
+def projected(spikes: tuple[Tensor, Tensor], matrix: MatrixForm) -> Tensor:
     """A projection of counts ``[N, in]``."""
     if isinstance(matrix, FourBitForm):
         m, (counts, v) = matrix, spikes
@@ -115,8 +116,8 @@ def mix(
     assert isinstance(form, LinearAttentionForm)
     gate = torch.full_like(k, -form.decay)[None] if form.decay else None
     if form.gate is not None:
-        low = quantize_per_token(product(spikes, form.gate.down))
-        logits = deterministic.unary(product(low, form.gate.up), "logsigmoid")
+        low = quantize_per_token(projected(spikes, form.gate.down))
+        logits = deterministic.unary(projected(low, form.gate.up), "logsigmoid")
         gate = (logits / form.gate.tau).clamp_min(form.gate.floor).view(1, 1, *k.shape[1:])
     q = deterministic.unary(q, form.feature) * form.query_scale
     k = deterministic.unary(k, form.feature)
@@ -129,11 +130,11 @@ def mix(
 def channels(form: FeedforwardForm, x: Tensor) -> Tensor:
     """A feed-forward layer on rows ``[N, D]``."""
     spikes = fire(x, form.inner)
-    up = product(spikes, form.up)
-    first = deterministic.unary(up if form.gate is None else product(spikes, form.gate), form.activation)
+    up = projected(spikes, form.up)
+    first = deterministic.unary(up if form.gate is None else projected(spikes, form.gate), form.activation)
     first = shut(first, form.gate_threshold)
     up = deterministic.unary(up, "relu") if form.up_relu else up
-    return product(fire(first if form.gate is None else first * up, form.hidden), form.down)
+    return projected(fire(first if form.gate is None else first * up, form.hidden), form.down)
 
 
 def shut(gates: Tensor, least: Tensor | None) -> Tensor:
@@ -195,13 +196,13 @@ class ReferenceStream:
         for i, block in enumerate(p.blocks):
             x = self.block(x, block, self.held[i])
         self.position += 1
-        return product(fire(normed(x, p.norm), p.site), p.head)[0]
+        return projected(fire(normed(x, p.norm), p.site), p.head)[0]
 
     def block(self, x: Tensor, block: BlockPlan, held: list[tuple[Tensor, Tensor]]) -> Tensor:
         """One residual block on a row ``[1, D]``; `held` takes in the token."""
         p, a, f = self.plan, block.attention, block.feedforward
         spikes = fire(normed(x, block.attention_norm), a.inner)
-        q, k, v = (product(spikes, m).view(1, -1, p.head_dim) for m in (a.q, a.k, a.v))
+        q, k, v = (projected(spikes, m).view(1, -1, p.head_dim) for m in (a.q, a.k, a.v))
         q, k = normed(q, a.q_norm), normed(k, a.k_norm)
         angles = None
         if any(isinstance(m, SoftmaxAttentionForm) and m.rotary for m in a.mixers):
@@ -211,14 +212,8 @@ class ReferenceStream:
         for m, form in enumerate(a.mixers):
             out, held[m] = mix(form, q, k, v, held[m], spikes, angles)
             outs.append(out)
-        x = x + product(fire(torch.cat(outs, -1).flatten(1), a.outer), a.out)
+        x = x + projected(fire(torch.cat(outs, -1).flatten(1), a.outer), a.out)
         return x + channels(f, normed(x, block.feedforward_norm))
-
-
-def _samples() -> Any:
-    from fastsnn_integer.samples import decode_step
-
-    return decode_step()
 
 
 def _run(make: Any, *sample: Any) -> Any:
@@ -227,7 +222,9 @@ def _run(make: Any, *sample: Any) -> Any:
     return run_decode_step(make, *sample)
 
 
-DECODE_STEP = Operator("decode_step", ReferenceStepper, plain=True, samples=_samples, run=_run)
+DECODE_STEP = Operator(
+    "decode_step", ReferenceStepper, plain=True, samples=imported_later("fastsnn_integer.samples.decode_step"), run=_run
+)
 
 
 def stepper(plan: DecoderPlan, wait: bool = True) -> tuple[str, Any]:

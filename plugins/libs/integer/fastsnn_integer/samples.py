@@ -63,12 +63,12 @@ def four_bits(seed: int, tall: int, inputs: int, bias: bool = False, minimum: bo
     return FourBitForm(pack_codes(made), d, bias_, minimum=m, group=32)
 
 
-def norm(seed: int, size: int, eps: float = 1e-5) -> NormForm:
+def sample_norm(seed: int, size: int, eps: float = 1e-5) -> NormForm:
     """A norm."""
     return NormForm(1 + 0.1 * normal(seed, size), eps)
 
 
-def sums(seed: int, rows: int, tall: int, bias: bool) -> Any:
+def sample_sums(seed: int, rows: int, tall: int, bias: bool) -> Any:
     """A projection before its scaling."""
     from fastsnn_integer.fused_row_ops import Sums
 
@@ -119,25 +119,31 @@ def scan() -> Iterator[Sample]:
 def residual() -> Iterator[Sample]:
     """Every rule behind sums, numbers and nothing; counts of 8 bits and more."""
     for i, site in enumerate(SITES.values()):
-        yield normal(i, 5, 24), sums(i, 5, 24, bool(i % 2)), norm(i, 24), site
+        yield normal(i, 5, 24), sample_sums(i, 5, 24, bool(i % 2)), sample_norm(i, 24), site
         yield normal(i, 5, 24), None, None, SiteForm(site.rule, normal(9, 24))
-        yield normal(i, 3, 24) ** 9 * 100, normal(i, 3, 24), norm(i, 24, 1e-3), site
+        yield normal(i, 3, 24) ** 9 * 100, normal(i, 3, 24), sample_norm(i, 24, 1e-3), site
 
 
 def hidden() -> Iterator[Sample]:
     """Gated and not, every activation of a feed-forward layer."""
     for i, activation in enumerate(("silu", "gelu", "gelu_tanh", "relu", "relu2")):
-        yield sums(i, 6, 41, True), sums(i + 9, 6, 41, False), activation, SITES["mean"]
-        yield sums(i, 6, 41, True), sums(i + 9, 6, 41, False), activation, SITES["mean"], normal(i, 41).abs()
-        yield sums(i, 6, 41, True), sums(i + 9, 6, 41, False), activation, SITES["mean"], None, True
-        yield sums(i, 6, 41, False), None, activation, SITES["max"]
+        yield sample_sums(i, 6, 41, True), sample_sums(i + 9, 6, 41, False), activation, SITES["mean"]
+        yield (
+            sample_sums(i, 6, 41, True),
+            sample_sums(i + 9, 6, 41, False),
+            activation,
+            SITES["mean"],
+            normal(i, 41).abs(),
+        )
+        yield sample_sums(i, 6, 41, True), sample_sums(i + 9, 6, 41, False), activation, SITES["mean"], None, True
+        yield sample_sums(i, 6, 41, False), None, activation, SITES["max"]
 
 
 def heads() -> Iterator[Sample]:
     """Norms and rotation, each on and off."""
-    q, k, v = sums(1, 9, 24, True), sums(2, 9, 12, False), sums(3, 9, 12, True)
+    q, k, v = sample_sums(1, 9, 24, True), sample_sums(2, 9, 12, False), sample_sums(3, 9, 12, True)
     angles = normal(4, 9, 3).cos(), normal(4, 9, 3).sin()
-    for by in ((None, None), (norm(5, 6), norm(6, 6, 1e-3))):
+    for by in ((None, None), (sample_norm(5, 6), sample_norm(6, 6, 1e-3))):
         for turn in (None, angles):
             yield q, k, v, 6, by, turn
 
@@ -177,7 +183,7 @@ GROUPS, SIZE, HEADS, WIDTH, VOCAB = 2, 6, 4, 24, 19
 def mixers(make: Any = matrix) -> dict[str, tuple[MixerForm, ...]]:
     """Attentions that between them use every constant of their forms."""
     gate = GateForm(make(21, 4, WIDTH), make(22, GROUPS * SIZE, 4, True), 16.0, -5.0)
-    gated = LinearAttentionForm("relu", gate=gate, query_scale=SIZE**-0.5, norm=norm(23, SIZE, 1e-3))
+    gated = LinearAttentionForm("relu", gate=gate, query_scale=SIZE**-0.5, norm=sample_norm(23, SIZE, 1e-3))
     return {
         "linear": (LinearAttentionForm("elu1", eps=1e-6),),
         "fading": (LinearAttentionForm("sigmoid", decay=0.3, query_scale=0.5, eps=1e-3),),
@@ -201,8 +207,8 @@ def block(
         mixers=forms,
         outer=sites[1],
         out=make(seed + 3, WIDTH, inside),
-        q_norm=norm(seed, SIZE, 1e-4) if gated else None,
-        k_norm=norm(seed + 1, SIZE, 1e-2) if gated else None,
+        q_norm=sample_norm(seed, SIZE, 1e-4) if gated else None,
+        k_norm=sample_norm(seed + 1, SIZE, 1e-2) if gated else None,
     )
     feedforward = FeedforwardForm(
         inner=sites[2],
@@ -213,7 +219,9 @@ def block(
         hidden=sites[3],
         down=make(seed + 6, WIDTH, hidden, True),
     )
-    return BlockPlan(f"layers.{seed}", norm(seed, WIDTH), attention, norm(seed + 1, WIDTH, 1e-2), feedforward)
+    return BlockPlan(
+        f"layers.{seed}", sample_norm(seed, WIDTH), attention, sample_norm(seed + 1, WIDTH, 1e-2), feedforward
+    )
 
 
 def angles(places: int) -> tuple[Tensor, Tensor]:
@@ -232,8 +240,8 @@ def decode_step() -> Iterator[Sample]:
         table = codes(i, WIDTH, VOCAB).T.contiguous()
         plan = DecoderPlan(
             width=WIDTH, n_heads=HEADS, n_kv_heads=GROUPS, head_dim=SIZE, table=table,
-            table_scale=normal(i, VOCAB, 1).abs(), blocks=blocks, norm=norm(i, WIDTH), site=rules[i % len(rules)],
-            head=matrix(i, VOCAB, WIDTH), angles=angles,
+            table_scale=normal(i, VOCAB, 1).abs(), blocks=blocks, norm=sample_norm(i, WIDTH),
+            site=rules[i % len(rules)], head=matrix(i, VOCAB, WIDTH), angles=angles,
         )  # fmt: skip
         states = [[sample_state(form, 4) for form in forms] for _ in blocks]
         yield plan, 4, states, [1, 5, 5, VOCAB - 1, 0]
@@ -243,7 +251,7 @@ def decode_step() -> Iterator[Sample]:
         blocks = (block(50, forms, sites, "silu", True, make), block(61, forms, sites, "relu", False, make))
         plan = DecoderPlan(
             width=WIDTH, n_heads=HEADS, n_kv_heads=GROUPS, head_dim=SIZE, table=make(7, VOCAB, WIDTH), table_scale=None,
-            blocks=blocks, norm=norm(5, WIDTH), site=SITES["int8"], head=make(8, VOCAB, WIDTH), angles=angles,
+            blocks=blocks, norm=sample_norm(5, WIDTH), site=SITES["int8"], head=make(8, VOCAB, WIDTH), angles=angles,
         )  # fmt: skip
         yield plan, 4, [[sample_state(form, 4) for form in forms] for _ in blocks], [1, 5, 5, VOCAB - 1, 0]
 

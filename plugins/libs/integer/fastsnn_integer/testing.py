@@ -17,7 +17,7 @@ from fastsnn_integer.quantization import not_batch_invariant, quantise
 from fastsnn_kit.draws import cuts
 
 
-def bits(x: Tensor, what: str, wanted: Tensor) -> None:
+def assert_equal_bits(x: Tensor, what: str, wanted: Tensor) -> None:
     """Equal shapes and equal bits."""
     assert x.shape == wanted.shape, f"{what}: shape {tuple(x.shape)} against {tuple(wanted.shape)}"
     off = int((x != wanted).sum())
@@ -30,12 +30,12 @@ def check_batch_invariance(module: Any, tokens: Tensor, who: str, cut: list[int]
     alone = torch.cat([module(row[None]) for row in tokens])
     for size in sizes:
         rows = torch.arange(size) % len(tokens)
-        bits(module(tokens[rows]), f"{who}: a batch of {size} changes bits", alone[rows])
+        assert_equal_bits(module(tokens[rows]), f"{who}: a batch of {size} changes bits", alone[rows])
     outs, state = [], None
     for piece in tokens.split(cut, 1):
         y, state = module(piece, state, return_state=True)
         outs.append(y)
-    bits(torch.cat(outs, 1), f"{who}: pieces {cut} change bits", alone)
+    assert_equal_bits(torch.cat(outs, 1), f"{who}: pieces {cut} change bits", alone)
 
 
 @torch.no_grad()
@@ -43,12 +43,14 @@ def check_event(module: Any, tokens: Tensor, who: str, coder: Any, steps: Any) -
     """The event runtime and the spike-time replay give the count runtime's bits."""
     wanted = module(tokens)
     runtime.switch_runtime(module, "event", coder, steps)
-    bits(module(tokens), f"{who}: {coder.name} trains give other bits than counts", wanted)
+    assert_equal_bits(module(tokens), f"{who}: {coder.name} trains give other bits than counts", wanted)
     if all(callable(getattr(site.neuron, "drive", None)) for site in runtime.sites(module).values()):
         found = runtime.replay(module, tokens)
-        bits(found.output, f"{who}: {coder.name} spikes found by their membranes give other bits than counts", wanted)
+        assert_equal_bits(
+            found.output, f"{who}: {coder.name} spikes found by their membranes give other bits than counts", wanted
+        )
     runtime.switch_runtime(module, "count")
-    bits(module(tokens), f"{who}: going back to counts changes bits", wanted)
+    assert_equal_bits(module(tokens), f"{who}: going back to counts changes bits", wanted)
 
 
 @torch.no_grad()
@@ -61,7 +63,9 @@ def check_fused_paths(module: Any, tokens: Tensor, who: str, prompt: int = 4, ta
     with ops.use("naive"):
         wanted, ends = module(tokens, return_state=True)
     found, state = module(tokens, return_state=True)
-    bits(found, f"{who}: {tokens.numel()} tokens at once, by kernels, give other bits than layer by layer", wanted)
+    assert_equal_bits(
+        found, f"{who}: {tokens.numel()} tokens at once, by kernels, give other bits than layer by layer", wanted
+    )
     for (name, a), (_, b) in zip(leaves(state), leaves(ends), strict=True):
         assert torch.equal(a, b), f"{who}: {tokens.numel()} tokens at once leave another state {name}"
     if not callable(getattr(module, "fast", None)):
@@ -72,9 +76,11 @@ def check_fused_paths(module: Any, tokens: Tensor, who: str, prompt: int = 4, ta
     last = tokens.shape[1] - tail
     for t in range(prompt, last):
         step = stream.step(int(tokens[0, t]))
-        bits(step, f"{who}: the fused step gives other bits than the modules at token {t}", wanted[0, t])
+        assert_equal_bits(step, f"{who}: the fused step gives other bits than the modules at token {t}", wanted[0, t])
     rest = module(tokens[:1, last:], stream.state())
-    bits(rest, f"{who}: the state of the fused step gives other bits than the modules' own", wanted[:1, last:])
+    assert_equal_bits(
+        rest, f"{who}: the state of the fused step gives other bits than the modules' own", wanted[:1, last:]
+    )
 
 
 def signed_coders() -> list[str]:

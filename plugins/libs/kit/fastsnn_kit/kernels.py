@@ -45,8 +45,8 @@ def check_operator(operator: Any, function: Any, device: str, who: str) -> None:
     for i, sample in enumerate(operator.samples()):
         seen += 1
         with torch.no_grad(), poisoned():
-            dirty(operator, function, moved(sample, device))
-            ours, theirs = moved(sample, device), moved(sample, device)
+            dirty(operator, function, moved_to(sample, device))
+            ours, theirs = moved_to(sample, device), moved_to(sample, device)
             found = operator.run(function, *ours)
             if found is NotImplemented:
                 continue  # left to the naive twin
@@ -59,7 +59,7 @@ def check_operator(operator: Any, function: Any, device: str, who: str) -> None:
 
 def check_identical(found: Any, wanted: Any, who: str) -> None:
     """Equal structure, types and bits; any NaN equals any other."""
-    ours, theirs = dict(tensors(found)), dict(tensors(wanted))
+    ours, theirs = dict(tensors_by_place(found)), dict(tensors_by_place(wanted))
     assert ours.keys() == theirs.keys(), f"{who}: gives {sorted(ours)}, wanted {sorted(theirs)}"
     for name, a in ours.items():
         b, what = theirs[name], f"{who}{name}"
@@ -75,35 +75,35 @@ def check_identical(found: Any, wanted: Any, who: str) -> None:
         assert not off, f"{what}: {int(off)} of {a.numel()} numbers differ"
 
 
-def tensors(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def tensors_by_place(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every tensor and number in a result, by its place."""
     if isinstance(value, Tensor | int | float | str | bool | type(None)):
         yield path, value
     elif isinstance(value, dict | tuple | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from tensors(item, f"{path}[{key!r}]")
+            yield from tensors_by_place(item, f"{path}[{key!r}]")
     elif attrs.has(type(value)):
         for field in attrs.fields(type(value)):
-            yield from tensors(getattr(value, field.name), f"{path}.{field.name}")
+            yield from tensors_by_place(getattr(value, field.name), f"{path}.{field.name}")
 
 
-def moved(value: Any, device: str) -> Any:
+def moved_to(value: Any, device: str) -> Any:
     """A copy on a device."""
     if isinstance(value, Tensor):
         return value.clone(memory_format=torch.preserve_format).to(device)
     if isinstance(value, torch.nn.Module):
         return copy.deepcopy(value).to(device)
     if isinstance(value, tuple | list):
-        return type(value)(moved(item, device) for item in value)
+        return type(value)(moved_to(item, device) for item in value)
     if attrs.has(type(value)):
-        parts = {f.alias: moved(getattr(value, f.name), device) for f in attrs.fields(type(value)) if f.init}
+        parts = {f.alias: moved_to(getattr(value, f.name), device) for f in attrs.fields(type(value)) if f.init}
         return type(value)(**parts)
     return value
 
 
 def dirty(operator: Any, function: Any, sample: Any) -> None:
     """Call a kernel with NaN in every float, so that whatever it keeps between calls is no use to the next one."""
-    for _, tensor in tensors(sample):
+    for _, tensor in tensors_by_place(sample):
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
             tensor.fill_(torch.nan)
     with contextlib.suppress(ValueError, OverflowError, ArithmeticError):  # refusing what is not finite is right

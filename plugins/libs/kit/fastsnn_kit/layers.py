@@ -31,13 +31,13 @@ def counts(name: str, cls: type[Component]) -> None:
 @check("neuron", "attention", "feedforward")
 def shapes(name: str, cls: type[Component]) -> None:
     """Shapes as promised, finite, for B = 0 and T = 1 too."""
-    stream(name, cls, None, lambda run, x, who, data: checks.check_shapes(run, x, who, promised(who, run, x)))
+    drawn_stream(name, cls, None, lambda run, x, who, data: checks.check_shapes(run, x, who, promised(who, run, x)))
 
 
 @check("neuron", "attention", "feedforward")
 def causal(name: str, cls: type[Component]) -> None:
     """The future does not change the past."""
-    stream(
+    drawn_stream(
         name, cls, "causal", lambda run, x, who, data: checks.check_causal(run, x, data.draw(st.integers(1, 4)), who)
     )
 
@@ -45,13 +45,13 @@ def causal(name: str, cls: type[Component]) -> None:
 @check("neuron", "attention", "feedforward")
 def deterministic(name: str, cls: type[Component]) -> None:
     """Same input, same bits."""
-    stream(name, cls, "deterministic", lambda run, x, who, data: checks.check_deterministic(run, x, who))
+    drawn_stream(name, cls, "deterministic", lambda run, x, who, data: checks.check_deterministic(run, x, who))
 
 
 @check("neuron", "attention", "feedforward")
 def streaming(name: str, cls: type[Component]) -> None:
     """Any cut with carried state gives the full pass."""
-    stream(
+    drawn_stream(
         name,
         cls,
         "streaming",
@@ -62,7 +62,7 @@ def streaming(name: str, cls: type[Component]) -> None:
 @check("neuron", "attention", "feedforward")
 def reset(name: str, cls: type[Component]) -> None:
     """A reset starts a document of its own."""
-    stream(
+    drawn_stream(
         name, cls, "streaming", lambda run, x, who, data: checks.check_reset(run, x, data.draw(st.integers(0, 4)), who)
     )
 
@@ -70,7 +70,7 @@ def reset(name: str, cls: type[Component]) -> None:
 @check("neuron", "attention", "feedforward")
 def batch(name: str, cls: type[Component]) -> None:
     """Streams of a batch do not see each other."""
-    stream(name, cls, "deterministic", lambda run, x, who, data: checks.check_batch(run, x, who))
+    drawn_stream(name, cls, "deterministic", lambda run, x, who, data: checks.check_batch(run, x, who))
 
 
 @check("neuron", "attention", "feedforward")
@@ -117,7 +117,7 @@ def promised(who: str, run: checks.Run, x: torch.Tensor) -> tuple[int, ...]:
     return (*x.shape[:2], *y.shape[2:]) if who.startswith("attention") else tuple(x.shape)
 
 
-def stream(name: str, cls: type[Component], flag: str | None, body: Callable[..., None]) -> None:
+def drawn_stream(name: str, cls: type[Component], flag: str | None, body: Callable[..., None]) -> None:
     """Run `body(run, x, who, data)` on drawn components that promise `flag`."""
 
     def go(component: Any, data: st.DataObject) -> None:

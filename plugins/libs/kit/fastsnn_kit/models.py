@@ -21,7 +21,7 @@ from fastsnn_kit.draws import cuts
 LOUD = 1e6  # times: what is silent on so much more input than it gets, lets nothing through
 
 
-def check_model(model: Any, data: st.DataObject) -> None:
+def check_network(model: Any, data: st.DataObject) -> None:
     """What the composition promises: shapes, determinism, causality, streaming, resets, batch, gradients."""
     module = generic(build(model)).double().eval()
     x, who, promises = model.example(2), checks.label(model), contract(model)
@@ -172,8 +172,8 @@ def check_bundle(model: Any) -> None:
 
 @check("model")
 def network(name: str, cls: type[Component]) -> None:
-    """The whole network: what its composition promises (see `check_model`)."""
-    each(name, cls, lambda model, data: check_model(model, data))
+    """The whole network: what its composition promises (see `check_network`)."""
+    each(name, cls, lambda model, data: check_network(model, data))
 
 
 @check("model")

@@ -30,6 +30,7 @@ from torch import Tensor
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.ops.surrogate_gradient import FORMS, derivative, thresholds
+from fastsnn_modules.imported_later import imported_later
 from fastsnn_modules.inputs import membrane_state, neuron_input
 from fastsnn_modules.operands import OperandError, Operands, check_choice, check_finite_numbers
 from fastsnn_modules.over_time import exporting, over_time
@@ -108,17 +109,6 @@ def membrane(
     return u_all
 
 
-def _samples(name: str) -> Callable[[], Any]:
-    """Inputs for the conformance kit, made when asked for."""
-
-    def make() -> Any:
-        from fastsnn_leaky import samples
-
-        return getattr(samples, name)()
-
-    return make
-
-
 _START = Operands("lif_scan", "x [B,T,D] float", "v [B,D] as x", "keep [B,T] bool or empty", "theta [] as x")
 _MARKS = Operands("lif_membrane", "x [B,T,D] float", "marks [B,M,D] as x", "keep [B,T] bool or empty", "theta [] as x")
 _BACK = Operands(
@@ -160,9 +150,15 @@ def check_backward(
         )
 
 
-FORWARD = Operator("lif_scan", forward_naive, check=check_forward, samples=_samples("forward"))
-BACKWARD = Operator("lif_scan_backward", backward_naive, check=check_backward, samples=_samples("backward"))
-MEMBRANE = Operator("lif_membrane", membrane, check=check_membrane, samples=_samples("membrane"))
+FORWARD = Operator(
+    "lif_scan", forward_naive, check=check_forward, samples=imported_later("fastsnn_leaky.samples.forward")
+)
+BACKWARD = Operator(
+    "lif_scan_backward", backward_naive, check=check_backward, samples=imported_later("fastsnn_leaky.samples.backward")
+)
+MEMBRANE = Operator(
+    "lif_membrane", membrane, check=check_membrane, samples=imported_later("fastsnn_leaky.samples.membrane")
+)
 
 
 @torch.library.custom_op("fastsnn::lif_scan", mutates_args=())
@@ -200,13 +196,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     ctx.save_for_backward(x, output[2], keep, slope, theta)
 
 
-def _backward(ctx: Any, grad_c: Tensor, grad_v: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _autograd_backward(ctx: Any, grad_c: Tensor, grad_v: Tensor, _: Tensor) -> tuple[Any, ...]:
     x, marks, keep, slope, theta = ctx.saved_tensors
     grad_x, grad_v0 = _lif_scan_backward(grad_c, grad_v, x, marks, keep, slope, theta, *ctx.rest)
     return grad_x, grad_v0, *[None] * 11
 
 
-_lif_scan.register_autograd(_backward, setup_context=_setup)
+_lif_scan.register_autograd(_autograd_backward, setup_context=_setup)
 
 
 def lif_scan(

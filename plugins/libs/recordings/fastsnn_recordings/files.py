@@ -57,7 +57,7 @@ def pieces(
 def decoded(path: Path, size: tuple[int, int], kind: str, words: int) -> Iterator[Events]:
     """Of a camera's own format."""
     with path.open("rb") as file:
-        kind = kind or format_of(file, path)
+        kind = kind or recording_format(file, path)
         if kind not in DECODERS:
             raise EventError(f"no format {kind!r}; there are {', '.join(DECODERS)} (and .npz, .npy, .h5)")
         decoder, done = DECODERS[kind](), 0
@@ -74,7 +74,7 @@ def decoded(path: Path, size: tuple[int, int], kind: str, words: int) -> Iterato
             yield Events(t, x, y, p, size)
 
 
-def format_of(file: BinaryIO, path: Path) -> str:
+def recording_format(file: BinaryIO, path: Path) -> str:
     """By its header (``% evt 3.0``) or its ending; leaves `file` behind the header."""
     text = b""
     while file.peek(1)[:1] == b"%":  # type: ignore[attr-defined]
@@ -103,7 +103,7 @@ def arrays(path: Path, size: tuple[int, int], words: int) -> Iterator[Events]:
             raise MissingError("HDF5 needs h5py: pip install h5py") from None
         try:
             with h5py.File(path, "r") as file:
-                yield from cut(columns(file.get("events", file), path), size, words)
+                yield from in_pieces(columns(file.get("events", file), path), size, words)
         except OSError as error:
             raise EventError(f"{path} is no whole HDF5 file: {error}") from None
         return
@@ -112,7 +112,7 @@ def arrays(path: Path, size: tuple[int, int], words: int) -> Iterator[Events]:
         named = {name: table[name] for name in table.files} if hasattr(table, "files") else table
     except (ValueError, OSError, EOFError) as error:
         raise EventError(f"{path} is no whole file of plain arrays: {error}") from None
-    yield from cut(columns(named, path), size, words)
+    yield from in_pieces(columns(named, path), size, words)
 
 
 def columns(table: Any, path: Path) -> list[Any]:
@@ -129,7 +129,7 @@ def columns(table: Any, path: Path) -> list[Any]:
     return found
 
 
-def cut(found: list[Any], size: tuple[int, int], words: int) -> Iterator[Events]:
+def in_pieces(found: list[Any], size: tuple[int, int], words: int) -> Iterator[Events]:
     """So many rows at a time."""
     for begin in range(0, len(found[0]), words):
         t, x, y, p = (np.asarray(column[begin : begin + words]).astype(np.int64) for column in found)

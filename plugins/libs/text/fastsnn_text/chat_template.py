@@ -43,7 +43,7 @@ class ChatTemplate:
         self.tokenizer, self.source = tokenizer, source
         self.stops: tuple[str, ...] = () if source else ("\nUser:",)
         table = {} if not source else {"default": source} if isinstance(source, str) else dict(source)
-        self.compiled = {name: compiled(text) for name, text in table.items()}
+        self.compiled = {name: compiled_template(text) for name, text in table.items()}
 
     @property
     def plain(self) -> bool:
@@ -75,7 +75,7 @@ class ChatTemplate:
         if not rows:
             raise TemplateError("a conversation needs at least one message")
         if self.plain:
-            return plain_text(rows, continue_final_message, add_generation_prompt)
+            return render_without_template(rows, continue_final_message, add_generation_prompt)
         if continue_final_message:
             add_generation_prompt = False
             if not isinstance(rows[-1].get("content"), str):
@@ -123,7 +123,7 @@ class ChatTemplate:
         return text
 
 
-def plain_text(rows: list[dict[str, Any]], open_end: bool, ask: bool) -> str:
+def render_without_template(rows: list[dict[str, Any]], open_end: bool, ask: bool) -> str:
     """The plain template."""
     lines = []
     for row in rows:
@@ -154,7 +154,7 @@ def template_of(model: Any, tokenizer: Any) -> Any:
     return next((place["chat_template"] for place in places if place.get("chat_template")), None)
 
 
-def compiled(source: Any) -> Any:
+def compiled_template(source: Any) -> Any:
     """A template; an error names what is wrong with it."""
     from jinja2 import TemplateError as Broken
 

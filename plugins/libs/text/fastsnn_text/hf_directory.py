@@ -103,10 +103,10 @@ def read_tokenizer(folder: Path, config: dict[str, Any] | None = None) -> Found 
     native, special = built
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     if isinstance(extra, dict):
-        special |= {name: content(token) for name, token in extra.items()}
+        special |= {name: token_text(token) for name, token in extra.items()}
         extra = []
     special |= {
-        key: content(value)
+        key: token_text(value)
         for key, value in settings.items()
         if key.endswith("_token") and isinstance(value, str | dict | AddedToken)
     }
@@ -114,13 +114,15 @@ def read_tokenizer(folder: Path, config: dict[str, Any] | None = None) -> Found 
     special = {key: special[key] for key in [*(k for k in NAMED if k in special), *special]}  # new ones, in this order
     add_to(native, added, special, extra)
     if kind == "Qwen2Tokenizer":
-        names = dict.fromkeys([*special.values(), *map(content, extra)])
+        names = dict.fromkeys([*special.values(), *map(token_text, extra)])
         native.add_tokens([AddedToken(name, special=True) for name in names])
     if not whole:
         frame(native, settings, special)
     native.no_padding()
     native.no_truncation()
-    return Found(native, special, template_of(folder, settings), ends_of(folder, config, native, special))
+    return Found(
+        native, special, configured_template(folder, settings), configured_ends(folder, config, native, special)
+    )
 
 
 def class_of(folder: Path, settings: dict[str, Any], config: dict[str, Any]) -> str:
@@ -202,7 +204,7 @@ def merge_text(merge: Any) -> tuple[str, str]:
     return left, right
 
 
-def content(token: Any) -> str:
+def token_text(token: Any) -> str:
     """The text of a token in any of its forms."""
     return str(token["content"] if isinstance(token, dict) else getattr(token, "content", token))
 
@@ -230,9 +232,9 @@ def added_tokens(folder: Path, settings: dict[str, Any], whole: dict[str, Any]) 
         elif key == "extra_special_tokens" and isinstance(value, list):
             value = [*(settings.get(key) or []), *(token_of(v, True) for v in value)]
         settings[key] = value
-    names = {content(settings[key]) for key in NAMED if settings.get(key)}
+    names = {token_text(settings[key]) for key in NAMED if settings.get(key)}
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-    names |= set(map(content, extra))
+    names |= set(map(token_text, extra))
     found = {}
     for name, number in table_of(folder / "added_tokens.json").items():
         found[int(number)] = AddedToken(name, normalized=name not in names, special=name in names)
@@ -247,8 +249,8 @@ def add_to(native: Native, added: list[tuple[int, AddedToken]], special: dict[st
     tokens = [token for _, token in added if repr(token) not in there]
     names = {token.content for token in native.get_added_tokens_decoder().values()} | {t.content for t in tokens}
     for token in [*special.values(), *extra]:
-        if content(token) not in names:
-            names.add(content(token))
+        if token_text(token) not in names:
+            names.add(token_text(token))
             tokens.append(token_of(token))
     native.add_tokens(tokens)
 
@@ -265,7 +267,7 @@ def frame(native: Native, settings: dict[str, Any], special: dict[str, str]) -> 
     native.post_processor = processors.TemplateProcessing(single=single, pair=both, special_tokens=tokens)
 
 
-def template_of(folder: Path, settings: dict[str, Any]) -> str | dict[str, str] | None:
+def configured_template(folder: Path, settings: dict[str, Any]) -> str | dict[str, str] | None:
     """The chat template: one, or several by name."""
     files = {}
     if (folder / "chat_template.jinja").is_file():
@@ -282,7 +284,7 @@ def template_of(folder: Path, settings: dict[str, Any]) -> str | dict[str, str] 
     return said or None
 
 
-def ends_of(folder: Path, config: dict[str, Any], native: Native, special: dict[str, str]) -> tuple[int, ...]:
+def configured_ends(folder: Path, config: dict[str, Any], native: Native, special: dict[str, str]) -> tuple[int, ...]:
     """Ids that end a text, the tokenizer's own first (it separates documents), then those of the configurations."""
     own = native.token_to_id(special["eos_token"]) if special.get("eos_token") else None
     found = [] if own is None else [own]

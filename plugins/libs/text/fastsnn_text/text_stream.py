@@ -97,3 +97,10 @@ def token_name(tokenizer: Any, token: int) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    if a[: len(b)] == b[: len(a)]:
+        return min(len(a), len(b))
+    return next(i for i, (x, y) in enumerate(zip(a, b)) if x != y)

@@ -212,11 +212,11 @@ def load_tokenizer(source: Any = "byte") -> Tokenizer:
     if not path.exists():
         raise MissingFileError(f"no tokenizer at {path}; give 'byte', a tokenizer.json, its folder, or a .model file")
     if path.suffix == ".model" and path.is_file():
-        return sentencepiece(model_file=str(path))
+        return sentencepiece_model(model_file=str(path))
     return HuggingFaceTokenizer.from_path(path)
 
 
-def sentencepiece(**source: Any) -> Tokenizer:
+def sentencepiece_model(**source: Any) -> Tokenizer:
     """A SentencePiece model (``model_file=`` or ``model_proto=``), run by the sentencepiece package."""
     try:
         from sentencepiece import SentencePieceProcessor
@@ -304,7 +304,7 @@ def tokenizer_of(model: nn.Module) -> Tokenizer:
     if says.get("kind") == "huggingface" and text:
         found = from_description(text, says)
     elif says.get("kind") == "sentencepiece" and text:
-        found = sentencepiece(model_proto=base64.b64decode(json.loads(text)["sentencepiece"]))
+        found = sentencepiece_model(model_proto=base64.b64decode(json.loads(text)["sentencepiece"]))
     elif says.get("kind") == "none":
         raise TokenizerError(
             f"this model has no tokenizer: {says.get('reason', 'it came without one')}. Give token ids, not text, "

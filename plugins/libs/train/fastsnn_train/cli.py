@@ -93,7 +93,7 @@ def fit_spec(
     torch.manual_seed(config.seed)
     model: Any = build(found.model)
     if data is None:
-        data = read_samples(model, data_config, config, quiet)
+        data = read_spec_samples(model, data_config, config, quiet)
         config = with_epochs(config, len(data.train))
     else:
         check_vocabulary(model, data.tokenizer)
@@ -105,7 +105,7 @@ def fit_spec(
     return trainer, path
 
 
-def read_samples(model: Any, data: DataConfig, config: TrainConfig, quiet: bool = False) -> SampleData:
+def read_spec_samples(model: Any, data: DataConfig, config: TrainConfig, quiet: bool = False) -> SampleData:
     """The samples of a spec."""
     return sample_data(
         model,

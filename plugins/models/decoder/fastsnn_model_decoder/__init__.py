@@ -249,7 +249,7 @@ class DecoderModule(TorchCalls):
             x = x[:, -1:]
         spikes, head = self.head_site(self.norm(x), None if state is None else state.head, reset)
         if last:
-            spikes = newest(spikes)
+            spikes = newest_token(spikes)
         if self.head is not None:
             logits = self.head(spikes)
         elif isinstance(self.embed, QuantEmbedding | Embedding4):
@@ -352,7 +352,7 @@ class DecoderModule(TorchCalls):
         return self
 
 
-def newest(x: SpikeTensor | Tensor) -> SpikeTensor | Tensor:
+def newest_token(x: SpikeTensor | Tensor) -> SpikeTensor | Tensor:
     """The last token of ``[B,T,D]``; spikes stay spikes (indexing them would give their values)."""
     if isinstance(x, Tensor):
         return x[:, -1:]

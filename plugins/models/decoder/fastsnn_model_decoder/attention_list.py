@@ -38,12 +38,12 @@ def attention_list(attention: Any, window: int | None = None) -> tuple[Attention
         raise FastSNNError("attention is an empty list; name at least one")
     try:
         found = [converter().structure(item, Attention) for item in items]
-        return tuple(found if window is None else (windowed(item, window) for item in found))
+        return tuple(found if window is None else (with_window(item, window) for item in found))
     except Faults as error:
         raise SpecError(error.problems, source="") from None
 
 
-def windowed(attention: Any, window: int) -> Any:
+def with_window(attention: Any, window: int) -> Any:
     """The same attention; every `window` of it and of the attentions inside it is `window` tokens."""
     changes: dict[str, Any] = {}
     for field in attrs.fields(type(attention)):
@@ -51,5 +51,5 @@ def windowed(attention: Any, window: int) -> Any:
         if field.name == "window":
             changes["window"] = window
         elif isinstance(value, tuple) and any(isinstance(part, Attention) for part in value):
-            changes[field.name] = tuple(windowed(part, window) for part in value)
+            changes[field.name] = tuple(with_window(part, window) for part in value)
     return attrs.evolve(attention, **changes)

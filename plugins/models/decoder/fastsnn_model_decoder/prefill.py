@@ -65,17 +65,17 @@ def prefill_blocks(
     flat = None if angles is None else tuple(a.flatten(0, 1).to(x.dtype).contiguous() for a in angles)
     for i, block in enumerate(model.layers):
         old = None if state is None else state.layers[i]
-        plan = described(block)
+        plan = lowered_block(block)
         if plan is None:
-            y, new = block(added(x, add).view(*shape, -1), old, reset, angles)
+            y, new = block(with_pending(x, add).view(*shape, -1), old, reset, angles)
             x, add = y.reshape(x.shape).contiguous(), None
         else:
             add, new = run_block(block, plan, shape, x, add, old, reset, angles, flat)
         news.append(new)
-    return added(x, add).view(*shape, -1), news
+    return with_pending(x, add).view(*shape, -1), news
 
 
-def described(block: Any) -> BlockPlan | None:
+def lowered_block(block: Any) -> BlockPlan | None:
     """A block's forms, `mixers` empty where its attention has none; None where the block runs as it is."""
     try:
         plan = lower(block, "", whole=False)
@@ -108,7 +108,7 @@ def run_block(
     counts = fused_row_ops.residual(mixed.reshape(len(x), -1), None, None, a.outer)
     add = projection_output(counts, a.out, shape)
     counts = fused_row_ops.residual(x, add, plan.feedforward_norm, f.inner)
-    counts = hidden_of(f, counts, shape)
+    counts = hidden_counts(f, counts, shape)
     state = AttentionState(before.inner, before.query, before.key, before.value, mixer, before.outer)
     return projection_output(counts, f.down, shape), BlockState(state, f.state if old is None else old.feedforward)
 
@@ -135,7 +135,7 @@ def heads_of(
     return Heads(q, k, v, spikes, *(angles if angles and layer.rotary and not turned else (None, None)))
 
 
-def hidden_of(form: FeedforwardForm, counts: CountRows, shape: tuple[int, ...]) -> CountRows:
+def hidden_counts(form: FeedforwardForm, counts: CountRows, shape: tuple[int, ...]) -> CountRows:
     """Counts of the hidden channels."""
     if counts.narrow and not any(isinstance(m, FourBitForm) for m in (form.up, form.gate)):
         gate = None if form.gate is None else project_counts(counts, form.gate)
@@ -174,6 +174,6 @@ def projection_output(counts: CountRows, matrix: MatrixForm, shape: tuple[int, .
     return wide(counts.spikes(shape), matrix).reshape(-1, outputs(matrix))
 
 
-def added(x: Tensor, add: Sums | Tensor | None) -> Tensor:
+def with_pending(x: Tensor, add: Sums | Tensor | None) -> Tensor:
     """The residual stream with nothing left to add."""
     return x if add is None else x + (add.dequantised() if isinstance(add, Sums) else add)

@@ -68,7 +68,7 @@ def fill(tree: Any, look: Callable[[Ref], Any]) -> Any:
     return tree
 
 
-def put(root: nn.Module, path: str, value: Any) -> None:
+def put_at(root: nn.Module, path: str, value: Any) -> None:
     """A module, parameter or buffer at a dotted path; containers are made on the way."""
     *above, last = path.split(".")
     for part in above:
@@ -83,7 +83,7 @@ def put(root: nn.Module, path: str, value: Any) -> None:
         root.add_module(last, value)
 
 
-def ordered(inputs: tuple[Any, ...], named: dict[str, Any], names: list[str]) -> tuple[Any, ...]:
+def in_named_order(inputs: tuple[Any, ...], named: dict[str, Any], names: list[str]) -> tuple[Any, ...]:
     """Inputs in the order of `names`, those given by name behind those given by position."""
     rest = names[len(inputs) :]
     if named.keys() - set(rest) or len(inputs) + len(named) != len(names):
@@ -100,7 +100,7 @@ class Network(nn.Module):
         self.steps, self.output, self.ranks = steps, output, ranks
         self.net = nn.Module()
         for path, value in held.items():
-            put(self.net, path, value)
+            put_at(self.net, path, value)
         self.rewire(steps, output)
 
     def rewire(self, steps: list[Step], output: Any) -> None:
@@ -152,7 +152,7 @@ class Network(nn.Module):
 
         Inputs are given by position or by name.
         """
-        inputs = ordered(inputs, named, [step.name for step in self.steps if step.kind == "input"])
+        inputs = in_named_order(inputs, named, [step.name for step in self.steps if step.kind == "input"])
         out, state = run_time_folded(self.body, cast_half(self, inputs), self.ranks, state, reset)
         return (out, state) if return_state else out
 

@@ -18,16 +18,16 @@ from fastsnn_core.errors import FastSNNError, did_you_mean
 from fastsnn_model_graph.steps import Ref, Step
 
 
-def named(where: Any, names: str) -> dict[str, Any]:
+def callables(where: Any, names: str) -> dict[str, Any]:
     """Functions of a module by name."""
     return {name: getattr(where, name) for name in names.split()}
 
 
 FUNCTIONS: dict[str, Any] = {
-    **named(operator, """add sub mul truediv floordiv mod pow neg matmul getitem eq ne lt le gt ge and_ or_ xor
+    **callables(operator, """add sub mul truediv floordiv mod pow neg matmul getitem eq ne lt le gt ge and_ or_ xor
         invert"""),
     "getattr": getattr,
-    **named(F, """relu relu6 gelu silu mish selu elu celu leaky_relu prelu hardswish hardsigmoid hardtanh softplus
+    **callables(F, """relu relu6 gelu silu mish selu elu celu leaky_relu prelu hardswish hardsigmoid hardtanh softplus
         softsign logsigmoid tanhshrink hardshrink softshrink glu threshold softmin softmax log_softmax normalize pad
         interpolate one_hot scaled_dot_product_attention linear bilinear conv1d conv2d conv3d conv_transpose1d
         conv_transpose2d conv_transpose3d layer_norm rms_norm group_norm batch_norm instance_norm local_response_norm
@@ -35,7 +35,7 @@ FUNCTIONS: dict[str, Any] = {
         adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
         adaptive_max_pool3d pixel_shuffle pixel_unshuffle channel_shuffle unfold fold grid_sample affine_grid
         cosine_similarity"""),
-    **named(torch, """cat stack flatten reshape transpose permute unsqueeze squeeze chunk split unbind mean sum amax
+    **callables(torch, """cat stack flatten reshape transpose permute unsqueeze squeeze chunk split unbind mean sum amax
         amin exp expm1 log log1p log2 sqrt rsqrt square abs sign sin cos tanh sigmoid erf clamp floor ceil round
         reciprocal maximum minimum einsum bmm addmm baddbmm where arange zeros ones full zeros_like ones_like full_like
         roll flip var std norm argmax argmin max min prod logsumexp cumsum outer tril triu gather index_select
@@ -91,7 +91,7 @@ def call_text(step: Step) -> str | None:
     if step.target == "getattr" and step.args[1] not in ATTRIBUTES:
         return None
     try:
-        args = [constant(a) for a in step.args] + [f"{k}={constant(v)}" for k, v in step.kwargs.items()]
+        args = [argument_text(a) for a in step.args] + [f"{k}={argument_text(v)}" for k, v in step.kwargs.items()]
     except CallError:
         return None
     if step.method:
@@ -99,16 +99,16 @@ def call_text(step: Step) -> str | None:
     return f"{step.target}({', '.join(args)})"
 
 
-def constant(value: Any) -> str:
+def argument_text(value: Any) -> str:
     """An argument as text."""
     if isinstance(value, Ref):
         return value.name
     if isinstance(value, slice):
-        return f"slice({', '.join(constant(v) for v in (value.start, value.stop, value.step))})"
+        return f"slice({', '.join(argument_text(v) for v in (value.start, value.stop, value.step))})"
     if isinstance(value, tuple):
-        return f"({', '.join(map(constant, value))}{',' if len(value) == 1 else ''})"
+        return f"({', '.join(map(argument_text, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, list):
-        return f"[{', '.join(map(constant, value))}]"
+        return f"[{', '.join(map(argument_text, value))}]"
     if isinstance(value, torch.dtype):
         return f"dtype({str(value).removeprefix('torch.')!r})"
     if isinstance(value, float) and not math.isfinite(value):
@@ -125,13 +125,13 @@ def parse_call(text: str, name: str) -> Step:
         raise CallError(f"{text!r} is no call; write a function of other nodes, such as add(x, y)")
     if any(k.arg is None for k in node.keywords):
         raise CallError(f"{text!r}: ** is not understood")
-    kwargs = {str(k.arg): value(k.value, text) for k in node.keywords}
-    args = [value(a, text) for a in node.args]
+    kwargs = {str(k.arg): node_value(k.value, text) for k in node.keywords}
+    args = [node_value(a, text) for a in node.args]
     if isinstance(node.func, ast.Attribute):
         method = node.func.attr
         if method not in METHODS:
             raise CallError(f"{text!r}: no method {method!r}; {did_you_mean(method, METHODS, 'methods')}")
-        return Step(name, "call", method, (value(node.func.value, text), *args), kwargs, method=True)
+        return Step(name, "call", method, (node_value(node.func.value, text), *args), kwargs, method=True)
     function = node.func.id if isinstance(node.func, ast.Name) else ""
     if function not in FUNCTIONS:
         raise CallError(f"{text!r}: no function {function!r}; {did_you_mean(function, FUNCTIONS, 'functions')}")
@@ -146,7 +146,7 @@ def arguments(text: str) -> tuple[Any, ...]:
     assert isinstance(node, ast.Call)
     if node.keywords:
         raise CallError(f"{text!r}: a layer takes no keywords")
-    return tuple(value(a, text) for a in node.args)
+    return tuple(node_value(a, text) for a in node.args)
 
 
 def parse_expression(text: str) -> ast.expr:
@@ -157,7 +157,7 @@ def parse_expression(text: str) -> ast.expr:
         raise CallError(f"{text!r} cannot be read: {error}") from None
 
 
-def value(node: ast.expr, text: str) -> Any:
+def node_value(node: ast.expr, text: str) -> Any:
     """A name, a number, a string, or a tuple, list or slice of them."""
     if isinstance(node, ast.Constant) and (
         node.value is None or node.value is ... or isinstance(node.value, bool | int | float | str)
@@ -166,13 +166,13 @@ def value(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Name):
         return Ref(node.id)
     if isinstance(node, ast.Tuple):
-        return tuple(value(item, text) for item in node.elts)
+        return tuple(node_value(item, text) for item in node.elts)
     if isinstance(node, ast.List):
-        return [value(item, text) for item in node.elts]
+        return [node_value(item, text) for item in node.elts]
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
         return -node.operand.value  # type: ignore[operator]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        inner = [value(a, text) for a in node.args]
+        inner = [node_value(a, text) for a in node.args]
         if node.func.id == "slice" and 1 <= len(inner) <= 3:
             return slice(*inner)
         if node.func.id == "dtype" and inner in ([n] for n in DTYPES):

@@ -170,7 +170,7 @@ class NirGraphModule(TorchCalls):
         now, out = fresh if state is None else state, []
         for t in range(x.shape[1]):
             if reset is not None and bool(reset[:, t].any()):
-                now = merged(reset[:, t], fresh, now)
+                now = merged_state(reset[:, t], fresh, now)
             values, now = self.step(x[:, t], now)
             out.append(values[self.spec.output])
         if out:
@@ -215,13 +215,13 @@ class NirGraphModule(TorchCalls):
         return values, new | {f"{source} (last step)": values[source] for source, _ in sorted(self.late)}
 
 
-def merged(rows: Tensor, fresh: Any, now: Any) -> Any:
+def merged_state(rows: Tensor, fresh: Any, now: Any) -> Any:
     """The state `now`, but `fresh` in the streams `rows` ``[B]``."""
     if isinstance(now, Tensor):
         return torch.where(rows.reshape(-1, *[1] * (now.ndim - 1)), fresh, now)
     if isinstance(now, dict):
-        return {key: merged(rows, fresh[key], value) for key, value in now.items()}
-    return tuple(merged(rows, f, n) for f, n in zip(fresh, now))
+        return {key: merged_state(rows, fresh[key], value) for key, value in now.items()}
+    return tuple(merged_state(rows, f, n) for f, n in zip(fresh, now))
 
 
 @hookimpl

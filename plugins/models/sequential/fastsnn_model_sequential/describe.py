@@ -72,7 +72,7 @@ def describe(module: Any) -> Layer | None:
         found = Layer(op="additive_mask", heads=module.heads, keys=module.keys)
     elif kind is spike_layers.Unflatten:
         found = Layer(op="unflatten", shape=module.shape)
-    return found or norm_layer(module) or pool(module)
+    return found or norm_layer(module) or pool_layer(module)
 
 
 def changed_instance(module: nn.Module) -> bool:
@@ -125,7 +125,7 @@ def norm_layer(module: Any) -> Layer | None:
     return None
 
 
-def pool(module: Any) -> Layer | None:
+def pool_layer(module: Any) -> Layer | None:
     """The pools of `fastsnn_conversion.spike_layers`."""
 
     def sizes(value: Any) -> tuple[int, ...]:

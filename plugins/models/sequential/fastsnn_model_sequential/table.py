@@ -47,17 +47,17 @@ class Op:
         return v
 
 
-def channels(shape: Shape, v: Any) -> int:
+def channel_axis_size(shape: Shape, v: Any) -> int:
     """Of ``[C, …]``."""
     return shape[0]
 
 
-def width(shape: Shape, v: Any) -> int:
+def last_axis_size(shape: Shape, v: Any) -> int:
     """Of ``[…, D]``."""
     return shape[-1]
 
 
-def windows(v: Any, shape: Shape) -> Shape:
+def window_sizes(v: Any, shape: Shape) -> Shape:
     """Sizes behind a sliding window."""
     dilation = getattr(v, "dilation", (1,) * len(v.kernel))
     rows = zip(shape[1:], v.kernel, v.stride, v.padding, dilation)
@@ -70,7 +70,7 @@ def widened(v: Any, shape: Shape) -> Shape:
     return (v.size, *((n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, o, d in rows))
 
 
-def convolution(cls: type[nn.Module], dims: int) -> Op:
+def convolution_kind(cls: type[nn.Module], dims: int) -> Op:
     """nn.Conv1d, nn.Conv2d."""
     takes = {"size": NEEDED, "kernel": NEEDED, "stride": (1,), "padding": (0,), "dilation": (1,)}
 
@@ -80,8 +80,8 @@ def convolution(cls: type[nn.Module], dims: int) -> Op:
     return Op(
         takes | {"groups": 1, "bias": True, "padding_mode": "zeros", "features": None},
         build,
-        lambda v, s: (v.size, *windows(v, s)),
-        channels,
+        lambda v, s: (v.size, *window_sizes(v, s)),
+        channel_axis_size,
         (dims + 1,),
         dims,
     )
@@ -95,7 +95,7 @@ def transposed(cls: type[nn.Module], dims: int) -> Op:
         return cls(v.features, v.size, v.kernel, v.stride, v.padding, v.output_padding, v.groups, v.bias, v.dilation)
 
     takes |= {"groups": 1, "bias": True, "dilation": (1,), "features": None}
-    return Op(takes, build, widened, channels, (dims + 1,), dims)
+    return Op(takes, build, widened, channel_axis_size, (dims + 1,), dims)
 
 
 def parameterless(cls: type[nn.Module], **fixed: Any) -> Op:
@@ -162,30 +162,32 @@ OPS: dict[str, Op] = {
         {"size": NEEDED, "bias": True, "features": None},
         lambda v: nn.Linear(v.features, v.size, v.bias),
         lambda v, s: (*s[:-1], v.size),
-        width,
+        last_axis_size,
     ),
-    "conv1d": convolution(nn.Conv1d, 1),
-    "conv2d": convolution(nn.Conv2d, 2),
-    "conv3d": convolution(nn.Conv3d, 3),
+    "conv1d": convolution_kind(nn.Conv1d, 1),
+    "conv2d": convolution_kind(nn.Conv2d, 2),
+    "conv3d": convolution_kind(nn.Conv3d, 3),
     "conv_transpose1d": transposed(nn.ConvTranspose1d, 1),
     "conv_transpose2d": transposed(nn.ConvTranspose2d, 2),
     "conv_transpose3d": transposed(nn.ConvTranspose3d, 3),
     "embedding": Op(
         {"features": NEEDED, "size": NEEDED}, lambda v: nn.Embedding(v.features, v.size), lambda v, s: (*s, v.size)
     ),
-    "batch_norm": Op(NORM | {"momentum": 0.1, "tracked": True}, batch_norm, features=channels),
+    "batch_norm": Op(NORM | {"momentum": 0.1, "tracked": True}, batch_norm, features=channel_axis_size),
     "layer_norm": Op(
         {"shape": None, "eps": 1e-5, "affine": True, "bias": True, "features": None},
         lambda v: nn.LayerNorm(v.shape or (v.features,), v.eps, v.affine, v.bias and v.affine),
-        features=width,
+        features=last_axis_size,
     ),
     "rms_norm": Op(
         {"eps": None, "affine": True, "features": None},
         lambda v: nn.RMSNorm(v.features, v.eps, v.affine),
-        features=width,
+        features=last_axis_size,
     ),
     "group_norm": Op(
-        {"groups": NEEDED} | NORM, lambda v: nn.GroupNorm(v.groups, v.features, v.eps, v.affine), features=channels
+        {"groups": NEEDED} | NORM,
+        lambda v: nn.GroupNorm(v.groups, v.features, v.eps, v.affine),
+        features=channel_axis_size,
     ),
     "relu": parameterless(nn.ReLU),
     "relu6": parameterless(nn.ReLU6),
@@ -214,13 +216,13 @@ OPS: dict[str, Op] = {
     "avg_pool": Op(
         {"kernel": NEEDED, "stride": None, "padding": (0,), "dims": None},
         lambda v: spike_layers.AvgPool(len(v.kernel), v.kernel, v.stride, v.padding),
-        lambda v, s: (s[0], *windows(v, s)),
+        lambda v, s: (s[0], *window_sizes(v, s)),
         ranks=(2, 3, 4),
     ),
     "max_pool": Op(
         {"kernel": NEEDED, "stride": None, "padding": (0,), "dilation": (1,), "dims": None},
         lambda v: spike_layers.MaxPool(len(v.kernel), v.kernel, v.stride, v.padding, v.dilation),
-        lambda v, s: (s[0], *windows(v, s)),
+        lambda v, s: (s[0], *window_sizes(v, s)),
         ranks=(2, 3, 4),
     ),
     "adaptive_avg_pool": Op(

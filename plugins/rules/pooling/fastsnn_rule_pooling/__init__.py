@@ -33,7 +33,7 @@ ADAPTIVE_CALLS: dict[Any, Any] = {
 }
 
 
-def sizes(value: Any, dims: int) -> tuple[int, ...]:
+def per_dimension(value: Any, dims: int) -> tuple[int, ...]:
     """One number per dimension."""
     return tuple(value) if isinstance(value, tuple | list) else (value,) * dims
 
@@ -63,12 +63,12 @@ class Pooling(Rule):
         if module.ceil_mode:
             return context.keep(module, "ceil_mode cuts windows off at the border, so they are not of one size")
         dims = {**MAX, **AVG}[type(module)]
-        kernel, padding = sizes(module.kernel_size, dims), sizes(module.padding, dims)
-        stride = sizes(module.stride if module.stride is not None else module.kernel_size, dims)
+        kernel, padding = per_dimension(module.kernel_size, dims), per_dimension(module.padding, dims)
+        stride = per_dimension(module.stride if module.stride is not None else module.kernel_size, dims)
         if type(module) in MAX:
             if module.return_indices:
                 return context.keep(module, "returns the places of the maxima as well")
-            pool: nn.Module = spike_layers.MaxPool(dims, kernel, stride, padding, sizes(module.dilation, dims))
+            pool: nn.Module = spike_layers.MaxPool(dims, kernel, stride, padding, per_dimension(module.dilation, dims))
             return context.passes(pool, "maxima of counts; exact, since a window shares one threshold")
         if getattr(module, "divisor_override", None) or (any(padding) and not module.count_include_pad):
             return context.keep(module, "windows are divided by different numbers")
@@ -80,7 +80,7 @@ class Pooling(Rule):
         if x is None:
             return context.keep(module, "the size of its input is not known; give an example")
         have = tuple(x.shape[-dims:])
-        wanted = tuple(n if m is None else m for n, m in zip(have, sizes(module.output_size, dims)))
+        wanted = tuple(n if m is None else m for n, m in zip(have, per_dimension(module.output_size, dims)))
         if any(n % m for n, m in zip(have, wanted)):
             return context.keep(module, f"windows over {have} to {wanted} are of different sizes")
         return context.passes(spike_layers.AdaptiveAvgPool(dims, wanted), "sums of counts; exact")

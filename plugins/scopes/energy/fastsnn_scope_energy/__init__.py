@@ -98,7 +98,7 @@ class Energy(Scope):
         found = tally(subject)
         size = sum({row.name: row.weights for row in found.layers.values()}.values())
         place = self.memory if self.memory != "auto" else "sram" if size <= 2**20 else "dram"
-        rows = [row_of(kind, found, place) for kind in NAMES]
+        rows = [energy_row(kind, found, place) for kind in NAMES]
         base = next(r["total"] for r in rows if r["kind"] == "matched")
         light = base - next(r["parts"]["weights"] for r in rows if r["kind"] == "matched")
         for r in rows:
@@ -117,14 +117,14 @@ class Energy(Scope):
             "state_bytes": found.state_bytes,
             "proxies": proxies(found),
             "rows": rows,
-            "break_even_silent_fraction": break_even(found, place, base),
+            "break_even_silent_fraction": break_even_sparsity(found, place, base),
         }
         data["headline"] = [
             ["energy vs bit-matched dense", f"{rows[0]['ratio']:.2f}×"],
             ["energy by events", f"{amount(rows[0]['total'])} / {found.unit}"],
         ]
-        data["tables"] = [*tables(data), constants()]
-        data["notes"] = [verdict(found, data)]
+        data["tables"] = [*tables(data), constants_table()]
+        data["notes"] = [energy_verdict(found, data)]
         data["assumptions"] = [*ASSUMPTIONS, *SOURCES]
         return data
 
@@ -136,13 +136,13 @@ class Energy(Scope):
         picture(data, figure)
 
 
-def constants() -> Data:
+def constants_table() -> Data:
     """Every constant of the account with where it comes from, as a table."""
     rows = [[what, f"{pj:g}", source] for _, pj, what, source in CONSTANTS]
     return {"title": "Constants at 45 nm, pJ", "columns": ["", "pJ", "source"], "rows": rows}
 
 
-def row_of(kind: str, found: OperationCounts, place: str, activity: float = 1.0) -> Data:
+def energy_row(kind: str, found: OperationCounts, place: str, activity: float = 1.0) -> Data:
     """Total and parts of one way to run the model, pJ per token; `activity` scales how many inputs speak."""
     wide = 2 if kind == "fp16" else 1
     weight, buffer = PJ["sram_1mb" if place == "sram" else "dram"] / 8, PJ["sram_32kb"] / 8
@@ -206,16 +206,16 @@ def proxies(found: OperationCounts) -> list[Data]:
     return [{"name": name, "total": pj / max(1, found.tokens)} for name, pj in rows]
 
 
-def break_even(found: OperationCounts, place: str, base: float) -> float | None:
+def break_even_sparsity(found: OperationCounts, place: str, base: float) -> float | None:
     """Silent fraction at which the events row equals `base`, with as many spikes per active channel; None: never."""
-    rest, full = (row_of("events", found, place, activity)["total"] for activity in (0.0, 1.0))
+    rest, full = (energy_row("events", found, place, activity)["total"] for activity in (0.0, 1.0))
     speak = sum(s.active for s in found.sites.values()) / max(1, sum(s.channels for s in found.sites.values()))
     if full <= rest or base <= rest:
         return None
     return max(0.0, 1.0 - speak * (base - rest) / (full - rest))
 
 
-def verdict(found: OperationCounts, data: Data) -> str:
+def energy_verdict(found: OperationCounts, data: Data) -> str:
     """One sentence that compares the two bars that matter."""
     silent = 1.0 - sum(s.active for s in found.sites.values()) / max(1, sum(s.channels for s in found.sites.values()))
     ratio, at = data["rows"][0]["ratio"], data["break_even_silent_fraction"]

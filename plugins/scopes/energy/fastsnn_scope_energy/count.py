@@ -28,6 +28,7 @@ from fastsnn_core.subject import Subject
 from fastsnn_events.runtime import Coding, codings
 from fastsnn_integer import deterministic
 from fastsnn_integer.quantization import QuantEmbedding
+from fastsnn_modules.site_views import bitwise_spikes
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 PRODUCTS = ("mul", "mul_", "div", "div_", "pow", "square")
@@ -88,18 +89,6 @@ class OperationCounts:
     state_bytes: int = 0
 
 
-def bits(spikes: SpikeTensor) -> Tensor:
-    """Spikes of each count under a bitwise coder, the set bits of its magnitude; of a train, its non-zero slots."""
-    if spikes.form == "dense":
-        return spikes.train.detach().abs().sum(0).long()
-    left = spikes.counts.detach().abs().round().long()
-    total = torch.zeros_like(left)
-    while bool(left.any()):
-        total += left & 1
-        left = left >> 1
-    return total
-
-
 @attrs.define(eq=False)
 class SpikeRecord:
     """What one SpikeTensor says: the site it came from, and per entry whether it spoke, its bits and its magnitude."""
@@ -157,7 +146,7 @@ class Watcher:
         if id(spikes) in self.made:
             return self.made[id(spikes)][1]
         magnitude = spikes.counts.detach().abs().round().long()
-        found = SpikeRecord(name, (magnitude != 0).long(), bits(spikes), magnitude)
+        found = SpikeRecord(name, (magnitude != 0).long(), bitwise_spikes(spikes), magnitude)
         self.made[id(spikes)] = (spikes, found)
         site = self.found.sites.setdefault(name, Site(name))
         site.channels += magnitude.numel()
@@ -332,7 +321,7 @@ def own_kernel(module: nn.Module, args: tuple[Any, ...]) -> bool:
 
 
 @contextlib.contextmanager
-def watch(model: nn.Module, watcher: Watcher) -> Iterator[None]:
+def counting_hooks(model: nn.Module, watcher: Watcher) -> Iterator[None]:
     """Hooks and modes on; all gone when the block ends."""
     handles = []
     watcher.recoded = {name: 0 for name, coding in codings(model).items() if coding.active}
@@ -362,7 +351,7 @@ def tally(subject: Subject) -> OperationCounts:
     training = model.training
     model.eval()
     try:
-        with watch(model, Watcher(model, found)):
+        with counting_hooks(model, Watcher(model, found)):
             out = model(inputs, return_state=True) if streams else model(inputs)
     finally:
         model.train(training)

@@ -74,7 +74,7 @@ def picture(data: Data, figure: Any) -> None:
     figure.set_size_inches(10, 3.6)
     left, right = figure.subplots(1, 2, width_ratios=[0.8, 1.2])
     proxies, rows = data["proxies"], data["rows"]
-    scale, unit = fit(max(p["total"] for p in proxies))
+    scale, unit = unit_for(max(p["total"] for p in proxies))
     values = [p["total"] / scale for p in proxies]
     tints = ["#0072b2" if p["name"].startswith("SOP") else "#999999" for p in proxies]
     left.barh(range(len(values)), values, color=tints, height=0.62)
@@ -83,7 +83,7 @@ def picture(data: Data, figure: Any) -> None:
     finish(
         left, [p["name"] for p in proxies], f"{unit} per {data['unit']}", "Arithmetic alone (the proxy)", max(values)
     )
-    scale, unit = fit(max(r["total"] for r in rows))
+    scale, unit = unit_for(max(r["total"] for r in rows))
     start = [0.0] * len(rows)
     for part, colour in zip(rows[0]["parts"], COLOURS):
         widths = [r["parts"][part] / scale for r in rows]
@@ -110,7 +110,7 @@ def finish(axis: Any, names: list[str], label: str, title: str, widest: float) -
         axis.spines[side].set_visible(False)
 
 
-def fit(pj: float) -> tuple[float, str]:
+def unit_for(pj: float) -> tuple[float, str]:
     """Divisor and unit that keep the largest value below a thousand."""
     scale = 1.0
     for unit in ("pJ", "nJ", "µJ"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from fastsnn_core import Scope, hookimpl, param
 from fastsnn_core.probe import Record
 from fastsnn_core.subject import Data, Subject
+from fastsnn_modules.site_views import sites_to_show
 
 __version__ = "0.1.0"
 
@@ -54,7 +54,7 @@ class Membrane(Scope):
         """Traces of the chosen sites."""
         if not subject.trace:
             return {"reason": "the model makes no spikes"}
-        names = choose(list(subject.trace), self.sites, 3)
+        names = sites_to_show(list(subject.trace), self.sites, 3)
         if not names:
             return {"reason": f"no site matches {', '.join(self.sites)}"}
         axis = "token" if subject.is_language_model else "time step"
@@ -89,7 +89,9 @@ class Membrane(Scope):
         first = theta if getattr(module, "heaviside", True) else theta / 2
         levels = [first, -first] if getattr(module, "lo", 0.0) < 0 else [first]
         kept = busiest(counts.abs().sum(0), self.channels)
-        traces = [{"channel": c, "u": plain(u[:, c]), "counts": counts[:, c].round().long().tolist()} for c in kept]
+        traces = [
+            {"channel": c, "u": six_digits(u[:, c]), "counts": counts[:, c].round().long().tolist()} for c in kept
+        ]
         return {"form": "membrane", "theta": theta, "levels": levels, "neuron": type(module).__name__, "traces": traces}
 
     def over_steps(self, record: Record, x: Tensor, counts: Tensor, labels: tuple[str, ...]) -> Data:
@@ -107,7 +109,7 @@ class Membrane(Scope):
         traces = [
             {
                 "channel": c, "x": float(x[0, t, c]), "threshold": float(scale[c]), "count": int(counts[t, c].round()),
-                "u": plain(u[:, 0, 0, c]), "spikes": spikes[:, 0, 0, c].long().tolist(),
+                "u": six_digits(u[:, 0, 0, c]), "spikes": spikes[:, 0, 0, c].long().tolist(),
             }
             for c in kept
         ]  # fmt: skip
@@ -141,7 +143,7 @@ class Membrane(Scope):
             traces.append(
                 {
                     "channel": c, "x": float(x[0, t, c]), "threshold": v, "count": int(counts[t, c].round()),
-                    "u": plain(membranes[:, 0, 0, c] * v), "spikes": train[:, 0, 0, c].long().tolist(),
+                    "u": six_digits(membranes[:, 0, 0, c] * v), "spikes": train[:, 0, 0, c].long().tolist(),
                     "levels": [0.0 if w < 0 else w * v for w in weights],
                 }
             )  # fmt: skip
@@ -172,15 +174,6 @@ class Membrane(Scope):
                 draw_steps(row, line)
 
 
-def choose(names: list[str], patterns: tuple[str, ...], most: int) -> list[str]:
-    """Names that match a pattern; without patterns `most` of them, spread evenly."""
-    if patterns:
-        return [n for n in names if any(fnmatch(n, p) for p in patterns)]
-    if len(names) <= most:
-        return names
-    return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
-
-
 def busiest(activity: Tensor, most: int) -> list[int]:
     """Channels from the most active down to the median of the active ones; the first where none is."""
     order = torch.argsort(activity, descending=True, stable=True)
@@ -190,7 +183,7 @@ def busiest(activity: Tensor, most: int) -> list[int]:
     return [int(order[round(i * (alive - 1) / 2 / max(1, most - 1))]) for i in range(most)]
 
 
-def plain(u: Tensor) -> list[float]:
+def six_digits(u: Tensor) -> list[float]:
     """Six significant digits of each value."""
     return [float(f"{v:.6g}") for v in u.double().tolist()]
 

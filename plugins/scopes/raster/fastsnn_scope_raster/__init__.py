@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
 from typing import Any, ClassVar
 
 import torch
 from attrs import frozen
 from torch import Tensor
 
-from fastsnn_core import Scope, SpikeTensor, hookimpl, param
+from fastsnn_core import Scope, hookimpl, param
 from fastsnn_core.subject import Data, Subject
+from fastsnn_modules.site_views import bitwise_spikes, sites_to_show
 
 __version__ = "0.1.0"
 
@@ -42,14 +42,14 @@ class Raster(Scope):
 
     def measure(self, subject: Subject) -> Data:
         """Counts of the chosen sites."""
-        names = choose(list(subject.trace), self.sites, 4)
+        names = sites_to_show(list(subject.trace), self.sites, 4)
         if not names:
             return {"reason": f"no site matches {', '.join(self.sites)}" if self.sites else "the model makes no spikes"}
         rows, axis = [], "token"
         for name in names:
             spikes = subject.trace[name].spikes
-            counts, axis = plane(spikes.counts, subject.is_language_model)
-            fired = plane(bits(spikes), True)[0].double().mean(1)
+            counts, axis = raster_plane(spikes.counts, subject.is_language_model)
+            fired = raster_plane(bitwise_spikes(spikes), True)[0].double().mean(1)
             kept = torch.linspace(0, counts.shape[1] - 1, min(self.channels, counts.shape[1])).round().long()
             rows.append({
                 "name": name,
@@ -143,16 +143,7 @@ def palette(largest: int) -> tuple[list[float], list[Any], list[str]]:
     return edges, [*reversed(minus), "#ffffff", *plus], [*reversed(negative), "0", *said]
 
 
-def choose(names: list[str], patterns: tuple[str, ...], most: int) -> list[str]:
-    """Names that match a pattern; without patterns `most` of them, spread evenly."""
-    if patterns:
-        return [n for n in names if any(fnmatch(n, p) for p in patterns)]
-    if len(names) <= most:
-        return names
-    return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
-
-
-def plane(counts: Tensor, tokens: bool) -> tuple[Tensor, str]:
+def raster_plane(counts: Tensor, tokens: bool) -> tuple[Tensor, str]:
     """``[X, channels]`` on the CPU, and what X is: tokens of a language model, else time steps."""
     counts = counts.detach().cpu()
     if counts.ndim == 3:
@@ -160,18 +151,6 @@ def plane(counts: Tensor, tokens: bool) -> tuple[Tensor, str]:
     if counts.ndim > 3:
         return counts[0].flatten(1).T, "position"
     return counts.reshape(-1, counts.shape[-1]), "sample"
-
-
-def bits(spikes: SpikeTensor) -> Tensor:
-    """Spikes of each count under a bitwise coder, the set bits of its magnitude; of a train, its non-zero slots."""
-    if spikes.form == "dense":
-        return spikes.train.detach().abs().sum(0)
-    left = spikes.counts.detach().abs().round().long()
-    total = torch.zeros_like(left)
-    while bool(left.any()):
-        total += left & 1
-        left = left >> 1
-    return total
 
 
 def visible_token(label: str) -> str:

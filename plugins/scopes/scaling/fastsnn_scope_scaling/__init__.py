@@ -128,7 +128,7 @@ class Scaling(Scope):
         columns = ["tokens", "state", "peak", "prefill tokens/s", "decode ms/token", "decode tokens/s"]
         cells = [
             [
-                str(r["tokens"]), human(r["state_bytes"]), human(r["peak_bytes"]),
+                str(r["tokens"]), binary_bytes(r["state_bytes"]), binary_bytes(r["peak_bytes"]),
                 f"{r['prefill_tokens_per_second']:,.0f}", f"{1e3 * r['decode_seconds']:.2f}",
                 f"{r['decode_tokens_per_second']:,.0f}",
             ]
@@ -141,9 +141,9 @@ class Scaling(Scope):
             "growth": {key: slope(first, last, key) for key in GROWING},
             "peak": "allocator" if device.type == "cuda" else "tensors alive",
             "headline": [
-                ["state per stream", human(last["state_bytes"]) + course],
-                [f"prefill (T = {last['tokens']})", f"{rate(last['prefill_tokens_per_second'])} tokens/s"],
-                ["decode", f"{rate(last['decode_tokens_per_second'])} tokens/s"],
+                ["state per stream", binary_bytes(last["state_bytes"]) + course],
+                [f"prefill (T = {last['tokens']})", f"{rate_text(last['prefill_tokens_per_second'])} tokens/s"],
+                ["decode", f"{rate_text(last['decode_tokens_per_second'])} tokens/s"],
             ],
             "tables": [{"title": "Measured", "columns": columns, "rows": cells}],
             "notes": notes,
@@ -185,7 +185,7 @@ class Scaling(Scope):
                 axis.set_xlabel("tokens T")
 
 
-def rate(value: float) -> str:
+def rate_text(value: float) -> str:
     """Tokens per second: whole numbers from ten on, two digits below."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
@@ -206,13 +206,13 @@ class Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator; storages seen first as an input belong to the caller."""
-        for t in tensors((args, kwargs)):
+        for t in nested_tensors((args, kwargs)):
             storage = t.untyped_storage()
             key = storage._cdata
             if key not in self.live and key not in self.outside:
                 self.outside[key] = weakref.ref(storage, partial(self.forget, key))
         out = func(*args, **(kwargs or {}))
-        for t in tensors(out):
+        for t in nested_tensors(out):
             self.add(t.untyped_storage())
         return out
 
@@ -235,7 +235,7 @@ class Alive(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def tensors(tree: Any) -> list[Tensor]:
+def nested_tensors(tree: Any) -> list[Tensor]:
     """Tensors in nested arguments."""
     from torch.utils._pytree import tree_leaves
 
@@ -275,7 +275,7 @@ def slope(first: Data, last: Data, key: str) -> float | None:
     return math.log(last[key] / first[key]) / math.log(last["tokens"] / first["tokens"])
 
 
-def human(size: float) -> str:
+def binary_bytes(size: float) -> str:
     """Bytes in KiB, MiB or GiB."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:

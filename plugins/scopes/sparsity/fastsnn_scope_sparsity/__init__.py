@@ -75,7 +75,7 @@ class SparsityScope(Scope):
                 ["mean |count|", f"{total.mean_count:.2f}"],
                 [f"slot sparsity (S = {total.steps})", f"{total.slot_sparsity:.1%}"],
             ],
-            "tables": [site_table(rows)],
+            "tables": [sparsity_table(rows)],
             "notes": [*(flagged or ["No site is silent, none is saturated."]), *stuck(rows)],
         }
 
@@ -84,7 +84,7 @@ class SparsityScope(Scope):
         counts = record.spikes.counts.detach().abs()
         axis = 1 if counts.ndim > 3 else counts.ndim - 1
         alive = (counts != 0).movedim(axis, 0).reshape(counts.shape[axis], -1).any(1)
-        limit = limit_of(record.module)
+        limit = stated_limit(record.module)
         found: Data = {"dead_channels": float((~alive).double().mean()), "limit": limit, "at_limit": None}
         if limit is None:
             return found | {"saturated_channels": None}
@@ -176,7 +176,7 @@ def stuck(rows: list[Data]) -> list[str]:
     return [f"Channels at their limit whenever they fire, so that what is above it is lost: {names}{more}."]
 
 
-def limit_of(module: nn.Module) -> float | None:
+def stated_limit(module: nn.Module) -> float | None:
     """The largest count a neuron allows, where it says so."""
     found = getattr(module, "hi", getattr(module, "bound", None))
     return float(found) if isinstance(found, int | float) and math.isfinite(found) else None
@@ -187,7 +187,7 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def site_table(rows: list[Data]) -> Data:
+def sparsity_table(rows: list[Data]) -> Data:
     """All numbers, one row per site; the last column only where a site is flagged."""
     columns = [
         "site", "in the spec", "silent", "spikes / channel", "slot sparsity", "S", "mean |c|", "max |c|",

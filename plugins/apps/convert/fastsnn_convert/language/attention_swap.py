@@ -58,7 +58,9 @@ def replace(dense: Any, kinds: Sequence[Attention], tokens: Tensor) -> nn.Module
     outputs: dict[int, Tensor] = {}
     handles = [
         dense.layers[i].attention.mixer.register_forward_hook(
-            lambda _m, args, out, i=i: outputs.__setitem__(i, fitted(model.layers[i].attention.mixer, args[0], out[0]))
+            lambda _m, args, out, i=i: outputs.__setitem__(
+                i, fit_norm(model.layers[i].attention.mixer, args[0], out[0])
+            )
         )
         for i in changed
     ]
@@ -69,7 +71,7 @@ def replace(dense: Any, kinds: Sequence[Attention], tokens: Tensor) -> nn.Module
     return model
 
 
-def fitted(mixer: Any, heads: Any, wanted: Tensor) -> Tensor:
+def fit_norm(mixer: Any, heads: Any, wanted: Tensor) -> Tensor:
     """Set a mixer's norm so that its output is near ``wanted [B,T,H,K]``; gives the factors ``[K]`` (or ones)."""
     norm = getattr(mixer, "norm", None)
     if not isinstance(norm, nn.RMSNorm):

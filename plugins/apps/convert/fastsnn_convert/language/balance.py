@@ -126,7 +126,7 @@ def balance(
 
 
 @torch.no_grad()
-def apply(port: Port, found: Balanced) -> None:
+def apply_balance(port: Port, found: Balanced) -> None:
     """Put factors and centre into a site's neighbours; the dense function stays what it was."""
     if port.site.centre is not None:
         for reader in port.readers:
@@ -190,7 +190,7 @@ def calibrate(
                 x, fisher = left[path]
                 centred = port.site.centre is not None
                 done = balance(x, fisher, port.site.neuron, port.tie, centred, steps=steps)
-                apply(port, done)
+                apply_balance(port, done)
                 left[path] = ((x - done.mu) / done.s, fisher * done.s.pow(2))
                 power = float(x.pow(2).sum(-1).mean()) or 1.0
                 rows.append(

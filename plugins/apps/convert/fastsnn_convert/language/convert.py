@@ -155,7 +155,7 @@ def convert_language(source: str | Path, *, neuron: Any = None, **options: Any) 
         )
     check_fields("convert", Options, options)
     o = Options(**options)
-    chosen = neuron_of(neuron, o)
+    chosen = chosen_neuron(neuron, o)
     check_text(o.calibration, "calibration")
     check_text(o.heal, "healing")
     kinds: Any = None
@@ -169,7 +169,7 @@ def convert_language(source: str | Path, *, neuron: Any = None, **options: Any) 
     if o.heal is not None and not isinstance(o.heal, torch.Tensor):
         tokens_of(o.heal, dense, "healing")  # what is wrong with it is said before the work
     sources = dense.spec
-    fit, spare = samples(dense, o)
+    fit, spare = calibration_windows(dense, o)
     costs: list[float] = []
     with Progress("reading held-out text, dense", spare.numel(), "tokens", quiet=o.quiet) as progress:
         step = lambda: progress.step(min(PIECE, spare.numel()))  # noqa: E731
@@ -177,11 +177,11 @@ def convert_language(source: str | Path, *, neuron: Any = None, **options: Any) 
     if kinds is not None:
         found, costs = place_attention(dense, kinds, o.place, fit[:4], held.first(4))
         dense = replace(dense, found, fit[:8])
-    model = spiking(dense, chosen, o)
+    model = with_neurons(dense, chosen, o)
     del dense
     made = calibrated(model, fit, o)
     history = healed(model, source, o) if o.heals else []
-    report = describe(model, source, sources, chosen, o, held, made, bool(history))
+    report = language_report(model, source, sources, chosen, o, held, made, bool(history))
     report |= {"calibrated": made.rows, "healed": history, "seconds": round(time.perf_counter() - began, 1)}
     report["tokens"] = {"fitted": fit.numel(), "measured": held.tokens.numel(), "written": o.calibration is None}
     if costs:
@@ -190,7 +190,7 @@ def convert_language(source: str | Path, *, neuron: Any = None, **options: Any) 
     return Conversion(model, report)
 
 
-def neuron_of(neuron: Any, o: Options) -> Neuron:
+def chosen_neuron(neuron: Any, o: Options) -> Neuron:
     """The neuron that name, steps, k and burst mean together; without a name adaptive_threshold, or adaptive_max."""
     if neuron is None:
         neuron = "adaptive_max" if o.steps is not None and o.k is None else "adaptive_threshold"
@@ -206,7 +206,7 @@ def neuron_of(neuron: Any, o: Options) -> Neuron:
     return found
 
 
-def samples(dense: nn.Module, o: Options) -> tuple[Tensor, Tensor]:
+def calibration_windows(dense: nn.Module, o: Options) -> tuple[Tensor, Tensor]:
     """Windows ``[N,T]`` to fit on, and others to measure on: as many as `affordable`, at least a fifth of a text."""
     large = sum(p.numel() for p in dense.parameters()) >= LARGE
     length = min(o.window, WRITTEN) if o.calibration is None and large else o.window
@@ -228,7 +228,7 @@ def samples(dense: nn.Module, o: Options) -> tuple[Tensor, Tensor]:
     return found[spare : spare + fitted], found[:spare]
 
 
-def spiking(dense: nn.Module, neuron: Neuron, o: Options) -> nn.Module:
+def with_neurons(dense: nn.Module, neuron: Neuron, o: Options) -> nn.Module:
     """The same weights with a neuron at the sites."""
     spec: Any = dense.spec
     spec = attrs.evolve(spec, neuron=neuron, sites=o.sites)
@@ -275,7 +275,7 @@ def healed(model: nn.Module, source: str | Path, o: Options) -> list[dict[str, A
     return heal(model, import_dense(source), o.heal, out=o.out, resume=o.resume, quiet=o.quiet, **settings)
 
 
-def describe(
+def language_report(
     model: Any,
     source: str | Path,
     before: Any,

@@ -13,7 +13,7 @@ from fastsnn_convert.language.output_sensitivity import PIECE
 from fastsnn_convert.language.rebuild import bypass_neurons
 
 
-def block_of(name: str) -> int:
+def block_number(name: str) -> int:
     """The number of the block that a site belongs to."""
     return int(name.split(".")[1])
 
@@ -24,7 +24,7 @@ def dense_streams(model: Any, tokens: Tensor, names: list[str]) -> dict[int, lis
 
     One entry per piece that a held-out text is read in.
     """
-    found: dict[int, list[Tensor]] = {block_of(name): [] for name in names}
+    found: dict[int, list[Tensor]] = {block_number(name): [] for name in names}
     handles = [model.layers[i].register_forward_pre_hook(lambda _m, args, i=i: found[i].append(args[0])) for i in found]
     try:
         with bypass_neurons(model):
@@ -43,7 +43,7 @@ def given(model: Any, before: dict[int, list[Tensor]], name: str) -> Iterator[No
     if not name.startswith("layers."):
         yield
         return
-    number, layers = block_of(name), model.layers
+    number, layers = block_number(name), model.layers
     left = list(before[number])
     skipped = [(layer, layer.forward) for layer in layers[:number]]
     handle = layers[number].register_forward_pre_hook(lambda _m, args: (left.pop(0), *args[1:]))

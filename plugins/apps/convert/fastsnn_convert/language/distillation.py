@@ -245,9 +245,9 @@ class Healer:
     def loss(self, tokens: Tensor, weight: float, sizes: list[Tensor]) -> tuple[Tensor, Callable[[], dict[str, float]]]:
         """The loss; and its parts, where asked for. `sizes` is filled on the way (`sized`)."""
         loud = self.change is not None and self.change.t > 0
-        with hidden(self.teacher) as theirs, sized(self.teacher, loud) as their_sizes, torch.no_grad():
+        with block_outputs(self.teacher) as theirs, sized(self.teacher, loud) as their_sizes, torch.no_grad():
             wanted = head_input(self.teacher, tokens)
-        with hidden(self.model) as mine:
+        with block_outputs(self.model) as mine:
             said = head_input(self.model, tokens)
         loss = first = mean_kl(said, head_of(self.model), wanted, head_of(self.teacher))
         if weight:
@@ -314,7 +314,7 @@ def sized(model: Any, wanted: bool) -> Any:
 
 
 @contextlib.contextmanager
-def hidden(model: Any) -> Iterator[list[Tensor]]:
+def block_outputs(model: Any) -> Iterator[list[Tensor]]:
     """Outputs ``[B,T,D]`` of the blocks while the block of code runs."""
     found: list[Tensor] = []
     layers = model.get_base_model().layers if hasattr(model, "get_base_model") else model.layers

@@ -60,10 +60,12 @@ def check_text(source: Any, what: str) -> None:
                 f"{what}: {source} is no file; give a text file, a text, a list of texts, or token ids"
             )
     elif not isinstance(source, Sequence) or not all(isinstance(text, str) for text in source) or not source:
-        raise ConversionError(f"{what}: give a text file, a text, a list of texts, or token ids, not {kind_of(source)}")
+        raise ConversionError(
+            f"{what}: give a text file, a text, a list of texts, or token ids, not {kind_in_words(source)}"
+        )
 
 
-def kind_of(source: Any) -> str:
+def kind_in_words(source: Any) -> str:
     """How a value of a wrong kind is called in an error."""
     return f"{type(source).__name__} {str(source)[:40]!r}"
 

@@ -100,7 +100,7 @@ class HfConfig:
         return SourceError(f"{self.path}: {what}; supported: {possible}")
 
 
-def spec_of(checkpoint: Checkpoint) -> Decoder:
+def spec_of_config(checkpoint: Checkpoint) -> Decoder:
     """The dense `Decoder` that a directory's config.json describes."""
     s = HfConfig(checkpoint.described_in, checkpoint.config)
     c, kind = s.table, s.table.get("model_type")
@@ -143,7 +143,7 @@ def spec_of(checkpoint: Checkpoint) -> Decoder:
                 bias=bool(c.get("mlp_bias", False)) and family.mlp_bias,
             ),
             tied=bool(c.get("tie_word_embeddings", False)),
-            rope=rope(s, c, family),
+            rope=rope_of_config(s, c, family),
             norm=family.norm,
             norm_eps=s.number(c, family.norm_eps, 1e-6 if family.norm == "rms" else 1e-5),
             qkv_bias=both if family.qkv_bias is None else family.qkv_bias,
@@ -183,7 +183,7 @@ def attentions(s: HfConfig, family: Family, layers: int) -> tuple[Attention, ...
     return (table[kinds[0]],) if len(set(kinds)) == 1 else tuple(table[kind] for kind in kinds)
 
 
-def rope(s: HfConfig, c: dict[str, Any], family: Family) -> Rope:
+def rope_of_config(s: HfConfig, c: dict[str, Any], family: Family) -> Rope:
     """Rotary positions from ``rope_parameters`` (new form) or ``rope_theta`` and ``rope_scaling`` (old form)."""
     table = c.get("rope_parameters") or c.get("rope_scaling") or {}
     if not isinstance(table, dict) or any(isinstance(v, dict) for v in table.values()):
@@ -305,7 +305,7 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
     there is one.
     """
     checkpoint: Any = open_source(source)
-    spec = spec_of(checkpoint)
+    spec = spec_of_config(checkpoint)
     if spec.tied and own_head(checkpoint, spec):
         spec = attrs.evolve(spec, tied=False)
     model = without_weights(spec)

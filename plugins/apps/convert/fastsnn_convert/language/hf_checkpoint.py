@@ -126,7 +126,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise SourceError(f"{path} is missing{instead(folder)}; {SUPPORTED}")
-    config = read_json(path)
+    config = read_hf_json(path)
     if not isinstance(config, dict):
         raise SourceError(f"{path} holds a {type(config).__name__}, not a table of settings")
     return config
@@ -145,7 +145,7 @@ def instead(folder: Path) -> str:
     return ""
 
 
-def read_json(path: Path) -> Any:
+def read_hf_json(path: Path) -> Any:
     """A JSON file, or an error that names it."""
     refuse_pointer(path)
     try:
@@ -164,7 +164,7 @@ def refuse_pointer(path: Path) -> None:
 def read_entries(folder: Path, kinds: dict[str, torch.dtype] = TYPES) -> dict[str, Entry]:
     """Every tensor of the directory: of the one file, else by the index (the order in which transformers looks)."""
     if (folder / SINGLE).is_file():
-        return header(folder / SINGLE, kinds)
+        return checked_header(folder / SINGLE, kinds)
     if (folder / INDEX).is_file():
         return from_index(folder, kinds)
     found = sorted(p.name for p in folder.iterdir() if p.is_file())
@@ -181,7 +181,7 @@ def read_entries(folder: Path, kinds: dict[str, torch.dtype] = TYPES) -> dict[st
 def from_index(folder: Path, kinds: dict[str, torch.dtype]) -> dict[str, Entry]:
     """The tensors that an index maps to shards; a shard that is absent, outside, or lacks one is an error."""
     path = folder / INDEX
-    index = read_json(path)
+    index = read_hf_json(path)
     table = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(table, dict) or not table or not all(isinstance(v, str) for v in table.values()):
         raise SourceError(f"{path} has no weight_map from tensor names to files")
@@ -197,7 +197,7 @@ def from_index(folder: Path, kinds: dict[str, torch.dtype]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for name in names:
         shard = folder / name
-        found = header(shard, kinds)
+        found = checked_header(shard, kinds)
         wanted = {tensor for tensor, where in table.items() if where == name}
         if odd := sorted(wanted - set(found)):
             raise SourceError(f"{shard} does not hold {odd[0]}, which {path.name} says it does: a mismatched shard")
@@ -207,7 +207,7 @@ def from_index(folder: Path, kinds: dict[str, torch.dtype]) -> dict[str, Entry]:
     return entries
 
 
-def header(path: Path, kinds: dict[str, torch.dtype]) -> dict[str, Entry]:
+def checked_header(path: Path, kinds: dict[str, torch.dtype]) -> dict[str, Entry]:
     """Every tensor of a safetensors file, in a type that can be converted."""
     refuse_pointer(path)
     found = {}

@@ -90,16 +90,16 @@ def sensitivities(
         angles = model.angles(torch.arange(tokens.shape[1])[None].expand(rows, -1)) if model.rotary else None
         with torch.no_grad(), dense(model):
             x = embedded = model.embed(tokens)
-            x = numbers(model.embed_site(x)[0])
+            x = values_of(model.embed_site(x)[0])
             inputs = []
             for layer in model.layers:
                 inputs.append(x)
-                x = torch.cat([run(layer, piece, angles) for piece in x.split(rows)])
+                x = torch.cat([block_output(layer, piece, angles) for piece in x.split(rows)])
                 step()
         with torch.enable_grad(), dense(model):
             leaf = x.requires_grad_()
             y = model.norm(leaf)
-            at_head = score(model, y.detach().flatten(0, 1), generator).view_as(y)
+            at_head = score_gradient(model, y.detach().flatten(0, 1), generator).view_as(y)
             (gradient,) = torch.autograd.grad((y * at_head).sum(), leaf)  # grad(y, leaf, at_head) imports sympy
         at_end = {"head_site": seen(y.detach(), at_head, pick)} if model.head_site.neuron is not None else {}
         yield Seen(None, at_end, x.detach()[:rows], angles, squared(gradient))
@@ -107,7 +107,7 @@ def sensitivities(
             x = inputs.pop()
             found, gradient = through(model.layers[i], x, gradient, angles, rows, pick, spiking)
             named = {f"layers.{i}.{path}": s for path, s in found.items()}
-            yield Seen(i, named, x[:rows], rows_of(angles, len(x[:rows])), squared(gradient))
+            yield Seen(i, named, x[:rows], angle_rows(angles, len(x[:rows])), squared(gradient))
             step()
         if model.embed_site.neuron is not None:
             yield Seen(None, {"embed_site": seen(embedded, gradient, pick)}, x[:rows], angles, None)
@@ -117,12 +117,12 @@ def sensitivities(
         model.train(training)
 
 
-def run(layer: Any, x: Tensor, angles: Any) -> Tensor:
+def block_output(layer: Any, x: Tensor, angles: Any) -> Tensor:
     """A block's output for some rows."""
-    return layer(x, None, None, rows_of(angles, len(x)))[0]
+    return layer(x, None, None, angle_rows(angles, len(x)))[0]
 
 
-def rows_of(angles: Any, rows: int) -> Any:
+def angle_rows(angles: Any, rows: int) -> Any:
     """Angles of as many rows."""
     return None if angles is None else tuple(t[:rows] for t in angles)
 
@@ -152,7 +152,7 @@ def through(
         try:
             with torch.enable_grad(), contextlib.nullcontext() if spiking else passing(layer, at):
                 leaf = piece.detach().requires_grad_()
-                y = run(layer, leaf, angles)
+                y = block_output(layer, leaf, angles)
                 grads = torch.autograd.grad((y * out).sum(), [leaf, *inputs.values()])  # as above
         finally:
             for handle in handles:
@@ -167,7 +167,7 @@ def through(
     return {path: Sensitivity(torch.cat(found[path]), squares[path] / count) for path in at}, torch.cat(before)
 
 
-def numbers(x: Any) -> Tensor:
+def values_of(x: Any) -> Tensor:
     """The values of spikes; numbers as they are."""
     return x.value() if isinstance(x, SpikeTensor) else x
 
@@ -197,7 +197,7 @@ def kept(path: str, inputs: dict[str, Tensor]) -> Any:
 
 
 @torch.no_grad()
-def score(model: Any, y: Tensor, generator: torch.Generator) -> Tensor:
+def score_gradient(model: Any, y: Tensor, generator: torch.Generator) -> Tensor:
     """∂ log p(token) / ∂y ``[n,D]`` of the head's input ``[n,D]``, for tokens drawn from p."""
     weight = (model.embed if model.head is None else model.head).weight
     out = torch.empty_like(y)

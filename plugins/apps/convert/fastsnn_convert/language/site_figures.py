@@ -33,7 +33,7 @@ def rows_of(model: Any, replaced: Sequence[int] = ()) -> list[dict[str, Any]]:
     for i, layer in enumerate(model.layers):
         a, f, name = layer.attention, layer.feedforward, f"layers.{i}"
         found.append(part(f"{name}.attention_norm", [layer.attention_norm], None, "on numbers"))
-        found.append(spiking(f"{name}.attention.q, k, v", [a.q, a.k, a.v], at, f"{name}.attention.inner"))
+        found.append(projection_row(f"{name}.attention.q, k, v", [a.q, a.k, a.v], at, f"{name}.attention.inner"))
         for which in ("q", "k", "v"):
             if at[path := f"{name}.attention.{which}_site"].neuron is not None:
                 found.append(part(path, [], path, "spikes of the heads' vectors"))
@@ -41,15 +41,15 @@ def rows_of(model: Any, replaced: Sequence[int] = ()) -> list[dict[str, Any]]:
         if i in replaced:
             mixer |= {"status": "approximated", "note": "in place of the source's attention; projections inherited"}
         found.append(mixer)
-        found.append(spiking(f"{name}.attention.out", [a.out], at, f"{name}.attention.outer"))
+        found.append(projection_row(f"{name}.attention.out", [a.out], at, f"{name}.attention.outer"))
         found.append(part(f"{name}.feedforward_norm", [layer.feedforward_norm], None, "on numbers"))
         first = [m for m in (getattr(f, "gate", None), getattr(f, "up", None)) if m is not None]
         names = "gate, up" if len(first) == 2 else "up"
-        found.append(spiking(f"{name}.feedforward.{names}", first, at, f"{name}.feedforward.inner"))
-        found.append(spiking(f"{name}.feedforward.down", [f.down], at, f"{name}.feedforward.hidden"))
+        found.append(projection_row(f"{name}.feedforward.{names}", first, at, f"{name}.feedforward.inner"))
+        found.append(projection_row(f"{name}.feedforward.down", [f.down], at, f"{name}.feedforward.hidden"))
     found.append(part("norm", [model.norm], None, "on numbers"))
     if model.head is not None or at["head_site"].neuron is not None:
-        found.append(spiking("head", [model.head or model.embed], at, "head_site"))
+        found.append(projection_row("head", [model.head or model.embed], at, "head_site"))
     return found
 
 
@@ -61,7 +61,7 @@ def part(name: str, modules: list[nn.Module], site: str | None, note: str) -> di
     return row(name, kind, "converted" if site else "kept", "decoder", note, parameters=size, site=site)
 
 
-def spiking(name: str, modules: list[nn.Module], at: dict[str, SpikeSite], site: str) -> dict[str, Any]:
+def projection_row(name: str, modules: list[nn.Module], at: dict[str, SpikeSite], site: str) -> dict[str, Any]:
     """A row of projections behind a site, which may have no neuron."""
     on = at[site].neuron is not None
     return part(name, modules, site if on else None, "reads spikes" if on else "on numbers")

@@ -49,10 +49,10 @@ def lsq_gradients(model: nn.Module) -> Iterator[None]:
     """While the block runs gradients pass through the thresholds of every site's neuron that has such a rule."""
     handles = []
     for site in sites(model).values():
-        if follows(site.neuron):
+        if follows_input(site.neuron):
             held: list[Tensor] = []
             handles.append(site.neuron.register_forward_pre_hook(before(held)))
-            handles.append(site.neuron.register_forward_hook(after(held)))
+            handles.append(site.neuron.register_forward_hook(with_gradients(held)))
     try:
         yield
     finally:
@@ -60,7 +60,7 @@ def lsq_gradients(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def follows(neuron: Any) -> bool:
+def follows_input(neuron: Any) -> bool:
     """Does this neuron's threshold follow its input, and is every count passed straight through?"""
     straight = getattr(neuron, "derivative", None) is None and not getattr(neuron, "sparser", False)
     learnt = any(p.requires_grad for p in neuron.parameters())  # k or clip: their gradient is the neuron's own
@@ -81,7 +81,7 @@ def before(held: list[Tensor]) -> Any:
     return hook
 
 
-def after(held: list[Tensor]) -> Any:
+def with_gradients(held: list[Tensor]) -> Any:
     """The same spikes with gradients."""
 
     def hook(neuron: Any, _: Any, out: tuple[SpikeTensor, Any]) -> tuple[SpikeTensor, Any] | None:

@@ -26,7 +26,7 @@ PROJECTIONS = (
 
 
 @contextlib.contextmanager
-def replay(model: nn.Module, coder: Coder | str = "bitwise") -> Iterator[dict[str, int]]:
+def replay_by_slots(model: nn.Module, coder: Coder | str = "bitwise") -> Iterator[dict[str, int]]:
     """Inside the block every projection that reads spikes works slot by slot, as a spiking machine would:
 
         y = V · Σ_s w_s (W train_s) + b

@@ -64,7 +64,7 @@ def out_of_place(traced: Traced, example: Sequence[Tensor]) -> None:
                 for n, v in values.items()
                 if n != step.name and last.get(n, -1) > i and any(shares(t, u) for u in tensors_in(v))
             ]
-            if not (isinstance(value, Tensor) and same(value, t)):
+            if not (isinstance(value, Tensor) and same_tensor(value, t)):
                 if later:
                     raise ConversionError(
                         f"{said(step)} changes its input in place, which is read again later; write it out of place"
@@ -79,7 +79,7 @@ def out_of_place(traced: Traced, example: Sequence[Tensor]) -> None:
                 steps.append(copied)
                 current = remapped(step, names | {name: copied.name})
             for n in later:
-                if not (isinstance(values[n], Tensor) and same(values[n], t)):
+                if not (isinstance(values[n], Tensor) and same_tensor(values[n], t)):
                     raise ConversionError(
                         f"{said(step)} works in place on a view of {n!r}, which is read again later; write it "
                         "out of place"
@@ -121,7 +121,7 @@ def shares(a: Tensor, b: Tensor) -> bool:
     return bool(a.numel() and b.numel()) and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def same(a: Tensor, b: Tensor) -> bool:
+def same_tensor(a: Tensor, b: Tensor) -> bool:
     """The same tensor, perhaps under two names."""
     return shares(a, b) and a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 

@@ -48,7 +48,7 @@ FIELDS: dict[Any, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def arguments(module: Any) -> tuple[str, dict[str, Any]] | None:
+def call_arguments(module: Any) -> tuple[str, dict[str, Any]] | None:
     """The function that a module calls, and its keyword arguments beside the input."""
     kind = type(module)
     if kind in FIELDS:
@@ -75,7 +75,7 @@ def arguments(module: Any) -> tuple[str, dict[str, Any]] | None:
 def as_call(step: Step, held: Callable[[str], Any]) -> Step | None:
     """A module step as a call step, or None where the module has no such form."""
     module = held(step.target)
-    if changed_instance(module) or (found := arguments(module)) is None or step.kwargs:
+    if changed_instance(module) or (found := call_arguments(module)) is None or step.kwargs:
         return None
     name, kwargs = found
     return attrs.evolve(step, kind="call", target=name, kwargs=kwargs, function=FUNCTIONS[name], method=False)

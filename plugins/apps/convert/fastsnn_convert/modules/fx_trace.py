@@ -227,7 +227,7 @@ def trace(model: nn.Module, call: Call, rules: Sequence[Rule]) -> Traced:
             "own (it is then kept intact and listed), or convert with functional=False: then only modules are "
             "replaced, not function calls, and the network cannot be saved as a bundle"
         )
-    return tidy(steps_of(graph, shell, tracer.opaque))
+    return tidy_names(steps_of_graph(graph, shell, tracer.opaque))
 
 
 def bare(path: str) -> str:
@@ -247,7 +247,7 @@ def again(path: str, number: int) -> str:
     return f"{above}{dot}{'n' if last.isdigit() else ''}{last}_{number}"
 
 
-def steps_of(graph: fx.Graph, shell: nn.Module, opaque: dict[str, str]) -> Traced:
+def steps_of_graph(graph: fx.Graph, shell: nn.Module, opaque: dict[str, str]) -> Traced:
     """An fx graph as steps, one for one."""
     found = Traced([], {}, None, {bare(p): why for p, why in opaque.items()}, {})
     calls: dict[str, int] = {}
@@ -313,7 +313,7 @@ def plain_tree(tree: Any) -> Any:
     return tree
 
 
-def tidy(traced: Traced) -> Traced:
+def tidy_names(traced: Traced) -> Traced:
     """Names without the shell's prefix."""
     names: dict[str, str] = {}
     taken = {step.name for step in traced.steps}

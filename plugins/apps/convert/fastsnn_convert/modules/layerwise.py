@@ -71,7 +71,7 @@ class Tracks:
 
     def __init__(self, network: Network, data: Sequence[Tensor], settings: ThresholdSettings) -> None:
         self.network, self.settings = network, settings
-        self.data = some(network, data)
+        self.data = samples_in_memory(network, data)
         self.chunks = list(zip(*(x.split(CHUNK) for x in self.data)))
         self.users: dict[str, list[Step]] = {}
         self.times: dict[str, int] = {}
@@ -102,7 +102,7 @@ class Tracks:
                     check_finite(step.target, x0)
                     tune(self, step.target, site, x, x0, self.readers(step.name))
                     dense[step.name], spiking[step.name] = x0, [site(piece) for piece in x]
-                    self.figures[step.target] = measured(site, spiking[step.name], x0)
+                    self.figures[step.target] = measured_site(site, spiking[step.name], x0)
                 else:
                     together = all(dense[source] is spiking[source] for source in step.sources())
                     dense[step.name] = self.taken(step, dense)
@@ -155,7 +155,7 @@ class Tracks:
         return whole[torch.linspace(0, len(whole) - 1, count).long()]
 
 
-def some(network: Network, data: Sequence[Tensor]) -> list[Tensor]:
+def samples_in_memory(network: Network, data: Sequence[Tensor]) -> list[Tensor]:
     """As many samples as fit the memory that live values may take: every value of one sample, at its widest step."""
     live, most, sizes = 0, 1, dict[str, int]()
 
@@ -183,7 +183,7 @@ def shared_weights(network: Network) -> set[str]:
     return {path for paths in owners.values() if len(paths) > 1 for path in paths}
 
 
-def measured(site: TimeFoldedSite, spikes: Sequence[Any], x0: Sequence[Tensor]) -> Figures:
+def measured_site(site: TimeFoldedSite, spikes: Sequence[Any], x0: Sequence[Tensor]) -> Figures:
     """The site's figures over all chunks; its rounding alone on the first."""
     count = sum(piece.numel() for piece in x0)
     mean = sum(float(piece.sum(dtype=torch.float64)) for piece in x0) / max(count, 1)
@@ -295,7 +295,7 @@ def save_steps(tracks: Tracks, sites: Mapping[str, TimeFoldedSite]) -> dict[str,
             for steps in range(1, (settings.steps or 1) + 1):
                 set_neuron(site, limited(whole[name], levels(steps, settings.code)))
                 choose_threshold(tracks, name, site, x, x0, readers)
-                if measured(site, [site(piece) for piece in x[:1]], x0[:1]).errors()[0] <= bound:
+                if measured_site(site, [site(piece) for piece in x[:1]], x0[:1]).errors()[0] <= bound:
                     break
 
         tracks.figures.clear()

@@ -30,7 +30,7 @@ def as_calls(network: Network) -> Network:
     return network
 
 
-def layers_of(network: Network) -> tuple[dict[str, Layer], list[str]]:
+def layers_of_modules(network: Network) -> tuple[dict[str, Layer], list[str]]:
     """The layer of every module, and the modules that have none."""
     found: dict[str, Layer] = {}
     missing = []
@@ -45,7 +45,7 @@ def layers_of(network: Network) -> tuple[dict[str, Layer], list[str]]:
     return found, missing
 
 
-def chain(network: Network) -> list[Step] | None:
+def chained_steps(network: Network) -> list[Step] | None:
     """The module steps of a network that is one after the other, or None."""
     first, *rest = network.steps
     if first.kind != "input" or not rest:
@@ -61,7 +61,7 @@ def chain(network: Network) -> list[Step] | None:
 
 def obstacles(network: Network) -> list[str]:
     """Why a network cannot be written as a spec: every part that has no form in it; empty when it can."""
-    says = layers_of(network)[1]
+    says = layers_of_modules(network)[1]
     for step in network.steps:
         if step.kind == "call" and call_text(step) is None:
             says.append(f"call {step.target}")
@@ -85,15 +85,15 @@ def sayable(output: Any) -> bool:
 
 def module_with_spec(network: Network, inputs: Sequence[Tensor]) -> nn.Module:
     """The network as a module that carries its spec, over the same modules (not copies); see `obstacles` first."""
-    layers = layers_of(network)[0]
-    steps = chain(network)
+    layers = layers_of_modules(network)[0]
+    steps = chained_steps(network)
     if steps is not None and len(inputs) == 1:
         spec = Sequential(input=tuple(inputs[0].shape[1:]), layers=tuple(layers[s.target] for s in steps))
         with torch.random.fork_rng(devices=[]):
             chained = SequentialModule(spec)
         chained.layers = nn.ModuleList(network.held(s.target) for s in steps)
         return finished(chained)
-    nodes = tuple(node(network, step, layers) for step in network.steps if step.kind != "input")
+    nodes = tuple(step_node(network, step, layers) for step in network.steps if step.kind != "input")
     names = [step.name for step in network.steps if step.kind == "input"]
     tokens = {step.args[0].name: layers[step.target].features for step in network.steps if embeds(step, layers)}
     given = tuple(
@@ -120,7 +120,7 @@ def embeds(step: Step, layers: dict[str, Layer]) -> bool:
     return step.kind == "module" and step.target in layers and layers[step.target].op == "embedding"
 
 
-def node(network: Network, step: Step, layers: dict[str, Layer]) -> Node:
+def step_node(network: Network, step: Step, layers: dict[str, Layer]) -> Node:
     """A step as a node."""
     path = step.target if step.kind != "call" and step.target != step.name else None
     if step.kind == "call":

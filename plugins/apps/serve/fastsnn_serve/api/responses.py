@@ -36,7 +36,7 @@ RESPONSES_HARMLESS: dict[str, tuple[Any, ...]] = {
 def response(body: Any, context: RequestContext) -> tuple[CompletionRequest, dict[str, Any]]:
     """``(request, what the response object says back)`` of a body of ``/v1/responses``."""
     fields = Fields(body)
-    asked: dict[str, Any] = {"messages": messages(fields)}
+    asked: dict[str, Any] = {"messages": input_messages(fields)}
     said = {"instructions": fields.left.get("instructions")}
     if (text := fields.text("instructions")) is not None:
         asked["messages"] = [{"role": "system", "content": text}, *asked["messages"]]
@@ -68,7 +68,7 @@ def response(body: Any, context: RequestContext) -> tuple[CompletionRequest, dic
     return wanted, said
 
 
-def messages(fields: Fields) -> list[dict[str, Any]]:
+def input_messages(fields: Fields) -> list[dict[str, Any]]:
     """`input`: a text, or a list of messages."""
     given = fields.take("input")
     if isinstance(given, str):

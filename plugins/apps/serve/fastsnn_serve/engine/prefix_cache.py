@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.state import nbytes, tree_map
+from fastsnn_text.text_stream import common_prefix
 
 ID_BYTES = 8
 
@@ -58,13 +59,6 @@ def worth_keeping(k: int, n: int) -> bool:
     return k == n or k & (k - 1) == 0 or k % spacing == 0
 
 
-def common(a: Any, b: Any) -> int:
-    """How many tokens two sequences begin with alike."""
-    if a[: len(b)] == b[: len(a)]:
-        return min(len(a), len(b))
-    return next(i for i, (x, y) in enumerate(zip(a, b)) if x != y)
-
-
 class PrefixCache:
     """Snapshots under a budget of bytes; the least recently used goes first. Not locked: one thread owns it."""
 
@@ -83,7 +77,7 @@ class PrefixCache:
             child = node.children.get(ids[at])
             if child is None:
                 break
-            same = common(child.ids, ids[at:])
+            same = common_prefix(child.ids, ids[at:])
             at += same
             if same < len(child.ids):
                 break
@@ -144,7 +138,7 @@ class PrefixCache:
                 child = PrefixNode(ids[at:], node)
                 node.children[ids[at]] = child
                 self.nbytes += ID_BYTES * len(child.ids)
-            elif (same := common(child.ids, ids[at:])) < len(child.ids):
+            elif (same := common_prefix(child.ids, ids[at:])) < len(child.ids):
                 child = self.split(child, same)
             at, node = at + len(child.ids), child
         return node

@@ -112,7 +112,7 @@ class Server(Endpoints):
             yield
             await run_in_threadpool(self.engine.close)
 
-        handlers: dict[Any, Any] = {HTTPException: refused, Exception: broken}
+        handlers: dict[Any, Any] = {HTTPException: starlette_refusal, Exception: broken}
         made = Starlette(routes=self.routes(), lifespan=lifespan, exception_handlers=handlers, middleware=around)
         made.state.engine, made.state.plain_chat = self.engine, self.context.template.plain
         return made
@@ -246,7 +246,7 @@ class Server(Endpoints):
         return PlainTextResponse(self.engine.metrics.render(), media_type="text/plain; version=0.0.4")
 
 
-async def refused(request: Request, error: HTTPException) -> Response:
+async def starlette_refusal(request: Request, error: HTTPException) -> Response:
     """Starlette's own refusals (unknown path, wrong method) in OpenAI's form."""
     message = {404: f"no such path: {request.url.path}", 405: f"{request.url.path} does not take {request.method}"}
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)

@@ -135,12 +135,12 @@ class Fields:
                 close = difflib.get_close_matches(name, [*self.known, *harmless], 1)
                 help = f"; did you mean {close[0]}?" if close else ""
                 raise Invalid(f"{self.path(name)}: no such field here{help}", self.path(name), "unknown_parameter")
-            if not any(same(value, ok) for ok in harmless[name]):
+            if not any(same_json(value, ok) for ok in harmless[name]):
                 only = " or ".join(map(excerpt, harmless[name]))
                 only = f"; only {only} is accepted" if only else ""
                 raise Invalid(f"{self.path(name)} is not supported{only}", self.path(name), "unsupported_parameter")
 
 
-def same(value: Any, other: Any) -> bool:
+def same_json(value: Any, other: Any) -> bool:
     """Equal as JSON: 0 is 0.0, but no false."""
     return value == other and isinstance(value, bool) == isinstance(other, bool)

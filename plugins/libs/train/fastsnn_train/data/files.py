@@ -96,7 +96,7 @@ def read_documents(file: File, field: str, omitted: Omitted) -> Iterator[Documen
             return
         with open_decompressed(file.path, file.member) as stream:
             if form == "text":
-                yield from read_text(stream, str(file), omitted)
+                yield from read_delimited(stream, str(file), omitted)
             elif form == "json":
                 yield from rows_of_json(stream, file, field, omitted)
             else:
@@ -105,7 +105,7 @@ def read_documents(file: File, field: str, omitted: Omitted) -> Iterator[Documen
         raise DataError(f"{file} cannot be read: {error.strerror}") from None
 
 
-def read_text(stream: IO[bytes], where: str, omitted: Omitted) -> Iterator[str]:
+def read_delimited(stream: IO[bytes], where: str, omitted: Omitted) -> Iterator[str]:
     """Texts between ``<|endoftext|>``, without blank ones."""
     parts: list[str] = []
     carry = ""  # an end mark may be cut by a chunk's end

@@ -151,7 +151,7 @@ def by_config(configs: list[dict[str, Any]], names: list[str], folder: Path) -> 
         rows = [{"split": split, "path": path} for split, path in files.items()]
     for row in rows if rows is not None else [{"split": "train", "path": files}]:
         patterns = row["path"] if isinstance(row["path"], list) else [row["path"]]
-        fitting = [name for name in names if any(matches(name, str(pattern)) for pattern in patterns)]
+        fitting = [name for name in names if any(matches_pattern(name, str(pattern)) for pattern in patterns)]
         if not fitting:
             raise DataError(
                 f"{folder / 'README.md'} names {name_list(patterns)} as split {row['split']}; there is no such file"
@@ -161,7 +161,7 @@ def by_config(configs: list[dict[str, Any]], names: list[str], folder: Path) -> 
     return found | ({"": rest} if rest else {})
 
 
-def matches(name: str, pattern: str) -> bool:
+def matches_pattern(name: str, pattern: str) -> bool:
     """Does a path in the folder match a pattern, ``*`` within a folder and ``**`` across folders?"""
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     parts = re.findall(r"\*\*/|\*\*|\*|\?|\[[^]]+\]|.", pattern.removeprefix("./"))

@@ -88,7 +88,7 @@ class RowReader:
     def built(self, values: list[Any], place: str) -> Document | None:
         """A document of the values of the chosen columns."""
         if is_chat(values[0]):
-            turns = [messages(value, f"{place}: field {name!r}") for name, value in zip(self.form, values)]
+            turns = [role_messages(value, f"{place}: field {name!r}") for name, value in zip(self.form, values)]
             found = tuple(message for turn in turns for message in turn)
             if not found:
                 self.omitted.empty += 1
@@ -129,7 +129,7 @@ def is_chat(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value)
 
 
-def messages(value: Any, where: str) -> list[dict[str, Any]]:
+def role_messages(value: Any, where: str) -> list[dict[str, Any]]:
     """Messages with a role and a content each; ShareGPT's from and value are read as these."""
     if isinstance(value, Mapping):
         columns = {name: list(rows) for name, rows in value.items() if isinstance(rows, list | tuple)}

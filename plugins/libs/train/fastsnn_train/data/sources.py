@@ -54,10 +54,10 @@ def documents(source: Any, field: str = "text", streaming: bool = False) -> Corp
         return from_objects(source, field)
     text = str(source)
     if text.startswith("builtin:"):
-        return builtin(text.removeprefix("builtin:"))
+        return builtin_text(text.removeprefix("builtin:"))
     path = Path(text).expanduser()
     if is_there(path):
-        return from_path(path, field)
+        return texts_from_path(path, field)
     if re.search(r"[*?\[]", text):
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
         if not found:
@@ -78,7 +78,7 @@ def is_there(path: Path) -> bool:
         return False
 
 
-def builtin(name: str) -> Corpus:
+def builtin_text(name: str) -> Corpus:
     """``builtin:pydoc``: the prose of Python's own documentation topics, on every machine that has Python."""
     if name != "pydoc":
         raise DataError(f"no built-in corpus {name!r}; there is builtin:pydoc")
@@ -91,7 +91,7 @@ def builtin(name: str) -> Corpus:
 # -- files --------------------------------------------------------------------------------------------------------
 
 
-def from_path(path: Path, field: str) -> Corpus:
+def texts_from_path(path: Path, field: str) -> Corpus:
     """A file, or a folder as the `datasets` library resolves it (`fastsnn_train.data.folders`)."""
     if path.is_file():
         if path.suffix.lower() == ".zip" and not format_of(path.name):
@@ -255,7 +255,7 @@ def from_name(name: str, field: str, streaming: bool = False) -> Corpus:
     else:
         for folder in sorted(Path(root).iterdir()) if Path(root).is_dir() else ():
             if folder.is_dir() and squeeze(folder.name) in {squeeze(part) for part in name.split("/")}:
-                return from_path(folder, field)
+                return texts_from_path(folder, field)
         tried.append(f"FASTSNN_DATA={root} has no folder for it")
     raise DataError(f"no dataset {name!r}: " + "; ".join(tried) + ". Give a file, a folder, or builtin:pydoc")
 

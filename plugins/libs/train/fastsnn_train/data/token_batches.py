@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastsnn_modules.token_ids import check_token_ids
 from fastsnn_train.data.documents import DataError, name_list
+from fastsnn_train.data.sources import first_line
 
 log = logging.getLogger("fastsnn")
 IGNORE = -100
@@ -82,7 +83,7 @@ def columns_of(item: Any, where: str) -> dict[str, Tensor]:
         return columns | ({"labels": integers(item[1], f"{where}, labels")} if len(item) == 2 else {})
     return (
         {"ids": integers(item, where)}
-        if not ragged(item)
+        if not ragged_rows(item)
         else padded([{"ids": integers(r, where)} for r in item], where)
     )
 
@@ -99,7 +100,7 @@ def of_mapping(item: Any, where: str) -> dict[str, Tensor]:
     for key in item.keys():  # noqa: SIM118 (a BatchEncoding iterates otherwise)
         value = item[key]
         if key == name:
-            rows = [integers(r, f"{where}, {key}") for r in value] if ragged(value) else None
+            rows = [integers(r, f"{where}, {key}") for r in value] if ragged_rows(value) else None
             columns["ids"] = torch.nn.utils.rnn.pad_sequence(rows, True) if rows else integers(value, f"{where}, {key}")
         elif value is None or key in HARMLESS:
             continue
@@ -134,7 +135,7 @@ def is_matrix(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray) and value.ndim == 2
 
 
-def ragged(value: Any) -> bool:
+def ragged_rows(value: Any) -> bool:
     """A list of sequences of different lengths."""
     if (
         not isinstance(value, list)
@@ -154,7 +155,7 @@ def integers(value: Any, where: str) -> Tensor:
     try:
         found = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{where}: expected token ids, got {type(value).__name__} ({first(error)})") from None
+        raise DataError(f"{where}: expected token ids, got {type(value).__name__} ({first_line(error)})") from None
     if found.ndim not in (1, 2) or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         shown = f"{found.dtype} {tuple(found.shape)}"
         raise DataError(f"{where} must be token ids [B, T] with T >= 2 (or a sequence [T]), got {shown}")
@@ -167,11 +168,6 @@ def binary(value: Any, where: str) -> Tensor:
     if found.ndim not in (1, 2) or not bool(((found == 0) | (found == 1)).all()):
         raise DataError(f"{where} must hold a 0 or 1 for every token, got {found.dtype} {tuple(found.shape)}")
     return found.bool()
-
-
-def first(error: Exception) -> str:
-    """The first line of an error."""
-    return (str(error).splitlines() or [repr(error)])[0]
 
 
 def padded(rows: list[dict[str, Tensor]], where: str) -> dict[str, Tensor]:
@@ -204,7 +200,7 @@ def assembled(columns: dict[str, Tensor], where: str, vocab_size: int | None) ->
     counts = torch.ones_like(ids, dtype=torch.bool)
     if "labels" in columns:
         labels = columns["labels"] if mask is None else torch.where(mask, columns["labels"], IGNORE)
-        ids, counts = labelled(ids, labels, where)  # under padding stands what a collator left there: no target
+        ids, counts = split_labels(ids, labels, where)  # under padding stands what a collator left there: no target
         if ids.shape[1] > columns["ids"].shape[1] and mask is not None:
             mask = torch.cat([mask, mask[:, -1:]], 1)
         check_token_ids(ids, vocab_size, f"{where}, labels")
@@ -233,7 +229,7 @@ def assembled(columns: dict[str, Tensor], where: str, vocab_size: int | None) ->
     return tokens, reset if bool(reset.any()) else None
 
 
-def labelled(ids: Tensor, labels: Tensor, where: str) -> tuple[Tensor, Tensor]:
+def split_labels(ids: Tensor, labels: Tensor, where: str) -> tuple[Tensor, Tensor]:
     """Ids and which of them are targets. Labels stand at their own token, or one place before it (shifted targets)."""
     counts = labels != IGNORE
     if bool((labels[:, 1:] == ids[:, 1:])[counts[:, 1:]].all()):

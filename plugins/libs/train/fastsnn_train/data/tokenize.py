@@ -19,13 +19,14 @@ import numpy as np
 from fastsnn_core.errors import ProcessError
 from fastsnn_core.files import beside
 from fastsnn_text import Tokenizer
+from fastsnn_text.text_stream import common_prefix
 from fastsnn_train.data.documents import Chat, DataError, Document, Spans, identity, plain_text
 from fastsnn_train.data.token_batches import INSIDE
 
 SPLIT = 1 << 20  # characters encoded at a time
 
 
-def width(tokenizer: Tokenizer) -> type[np.generic]:
+def token_type(tokenizer: Tokenizer) -> type[np.generic]:
     """The integer type that holds a token."""
     return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
 
@@ -38,7 +39,7 @@ def tokenized(document: Document, tokenizer: Tokenizer) -> np.ndarray:
     if isinstance(document, str):
         pieces = [tokenizer.encode(document[begin : begin + SPLIT]) for begin in range(0, len(document), SPLIT)]
         tail = [] if tokenizer.end is None else [tokenizer.end]
-        return np.asarray([*itertools.chain.from_iterable(pieces), *tail], dtype=width(tokenizer))
+        return np.asarray([*itertools.chain.from_iterable(pieces), *tail], dtype=token_type(tokenizer))
     parts = document.parts if isinstance(document, Spans) else chat_parts(document, tokenizer)
     text = "".join(part for part, _ in parts)
     ids = tokenizer.encode(text)
@@ -47,7 +48,7 @@ def tokenized(document: Document, tokenizer: Tokenizer) -> np.ndarray:
     begin, before = 0, ""
     for part, learnt in parts:
         before += part
-        end = len(ids) if before == text else common(ids, tokenizer.encode(before))
+        end = len(ids) if before == text else common_prefix(ids, tokenizer.encode(before))
         context[begin:end] |= not learnt
         begin = max(begin, end)
     if tokenizer.end is not None:
@@ -55,11 +56,6 @@ def tokenized(document: Document, tokenizer: Tokenizer) -> np.ndarray:
             marked, context = np.append(marked, np.int32(tokenizer.end)), np.append(context, False)
         marked[:-1][marked[:-1] == tokenizer.end] |= INSIDE  # a turn's end is no document's end
     return np.where(context, ~marked, marked)
-
-
-def common(ids: list[int], prefix: list[int]) -> int:
-    """How many tokens two lists begin with alike."""
-    return next((n for n, (a, b) in enumerate(zip(ids, prefix)) if a != b), min(len(ids), len(prefix)))
 
 
 def chat_parts(chat: Chat, tokenizer: Tokenizer) -> tuple[tuple[str, bool], ...]:
@@ -81,9 +77,9 @@ def encoded(texts: Iterable[Document], tokenizer: Tokenizer, workers: int = 1) -
     if workers == 1:
         yield from (tokenized(text, tokenizer) for text in texts)
         return
-    with pool(tokenizer, workers) as ends:
+    with worker_pool(tokenizer, workers) as ends:
         given = 0
-        for group in grouped(texts):
+        for group in document_groups(texts):
             end = ends[given % workers]
             if given >= workers:  # a worker is given a group only while it waits for one, so no pipe can fill up
                 yield from receive(end)
@@ -93,7 +89,7 @@ def encoded(texts: Iterable[Document], tokenizer: Tokenizer, workers: int = 1) -
             yield from receive(ends[place % workers])
 
 
-def grouped(texts: Iterable[Document]) -> Iterator[list[Document]]:
+def document_groups(texts: Iterable[Document]) -> Iterator[list[Document]]:
     """Documents in groups of about `SPLIT` characters: what one task of a worker is."""
     group: list[Document] = []
     size = 0
@@ -108,7 +104,7 @@ def grouped(texts: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 @contextlib.contextmanager
-def pool(tokenizer: Tokenizer, workers: int) -> Iterator[list[Connection]]:
+def worker_pool(tokenizer: Tokenizer, workers: int) -> Iterator[list[Connection]]:
     """Worker processes that know the tokenizer, one pipe to each; on Linux they are forked, since they only tokenise.
 
     No thread or lock stands between (an executor's would be copied in whatever state a fork finds them).
@@ -123,7 +119,7 @@ def pool(tokenizer: Tokenizer, workers: int) -> Iterator[list[Connection]]:
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forking with threads
             for _ in range(workers):
                 mine, other = context.Pipe()
-                process = context.Process(target=serve, args=(other, tokenizer), daemon=True)
+                process = context.Process(target=serve_worker, args=(other, tokenizer), daemon=True)
                 process.start()
                 other.close()
                 ends.append(mine)
@@ -140,7 +136,7 @@ def pool(tokenizer: Tokenizer, workers: int) -> Iterator[list[Connection]]:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-def serve(end: Connection, tokenizer: Tokenizer) -> None:
+def serve_worker(end: Connection, tokenizer: Tokenizer) -> None:
     """A worker: a group of documents in, their tokens (or the error they gave) out, until the other side is gone."""
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
@@ -174,7 +170,7 @@ def encode_documents(texts: Iterable[Document], tokenizer: Tokenizer, workers: i
             yield text
 
     pieces = list(encoded(counted(), tokenizer, workers))
-    return (np.concatenate(pieces) if pieces else np.zeros(0, width(tokenizer))), characters
+    return (np.concatenate(pieces) if pieces else np.zeros(0, token_type(tokenizer))), characters
 
 
 def cached(

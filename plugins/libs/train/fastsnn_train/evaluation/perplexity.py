@@ -59,10 +59,10 @@ def evaluate_text(
         if carry:
             head = [] if first is None else [first]
             stream = torch.cat([torch.tensor(head, dtype=ids.dtype), ids])
-            totals, counts = read_stream(model, stream, seq_len, device, tally, quiet)
+            totals, counts = stream_nats(model, stream, seq_len, device, tally, quiet)
             text_bytes = bytes_of(tokenizer, ids if start else ids[1:])
         else:
-            windows = windows_of(len(ids), seq_len, stride, start)
+            windows = scored_windows(len(ids), seq_len, stride, start)
             totals, counts = read_windows(model, ids, windows, first, batch, device, tally, quiet)
             if stride is None:
                 text_bytes = sum(bytes_of(tokenizer, ids[w.scored : w.end]) for w in windows)
@@ -102,7 +102,7 @@ class ScoredWindow:
     end: int
 
 
-def windows_of(n: int, seq_len: int, stride: int | None, start: bool) -> list[ScoredWindow]:
+def scored_windows(n: int, seq_len: int, stride: int | None, start: bool) -> list[ScoredWindow]:
     """Windows over n tokens: each token is scored by the first window that has it, unless it begins that window."""
     body = seq_len - 1 if start else seq_len
     step, found, before = min(stride or body, body), [], 0
@@ -148,7 +148,7 @@ def read_windows(
     return totals, counts
 
 
-def read_stream(
+def stream_nats(
     model: nn.Module, ids: Tensor, size: int, device: torch.device, tally: SpikeTotals, quiet: bool
 ) -> tuple[list[float], list[int]]:
     """Nats and tokens of each piece of one stream, the state carried."""

@@ -144,15 +144,17 @@ def recall(
             row = []
             for d, depth in enumerate(places):
                 rng = np.random.default_rng([seed, n, d])
-                found = [sample(make, rng, tokenizer, hay, n, depth, options) for _ in range(samples)]
-                scores = [s for begin in range(0, samples, batch) for s in score(model, found[begin : begin + batch])]
+                found = [recall_sample(make, rng, tokenizer, hay, n, depth, options) for _ in range(samples)]
+                scores = [
+                    s for begin in range(0, samples, batch) for s in recall_score(model, found[begin : begin + batch])
+                ]
                 row.append(sum(scores) / len(scores))
                 progress.step(note=f"{n} tokens")
             table.append(tuple(row))
     return Recall(task_name(task), tuple(lengths), places, tuple(table), samples)
 
 
-def sample(
+def recall_sample(
     make: Callable[..., Question],
     rng: np.random.Generator,
     tokenizer: Tokenizer,
@@ -176,7 +178,7 @@ def sample(
 
 
 @torch.inference_mode()
-def score(model: nn.Module, rows: list[tuple[Ids, list[slice]]]) -> list[float]:
+def recall_score(model: nn.Module, rows: list[tuple[Ids, list[slice]]]) -> list[float]:
     """Share of right answers of each text; all but the end is read in chunks, with the state carried."""
     tokens = torch.tensor([ids for ids, _ in rows], device=next(model.parameters()).device)
     tail = min(a.start for _, answers in rows for a in answers) - 1

@@ -106,7 +106,7 @@ def read_tensors(path: Path, like: Tensors) -> Tensors:
                 for file in sorted(path / n for n in files if n.endswith(".safetensors") and "/" not in n)
                 for name, t in load_file(file).items()
             }
-        return {name: sharded_like(t, like.get(name)) for name, t in tensors.items()}
+        return {name: shard_like(t, like.get(name)) for name, t in tensors.items()}
     import torch.distributed.checkpoint as dcp
 
     reader = dcp.HuggingFaceStorageReader(str(path / SHARDS))
@@ -127,7 +127,7 @@ def read_tensors(path: Path, like: Tensors) -> Tensors:
     }
 
 
-def sharded_like(tensor: Tensor, like: Tensor | None) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor | None) -> Tensor:
     """`tensor` in shards where `like` is; else as it is."""
     if like is None or not is_sharded(like) or tensor.shape != like.shape:
         return tensor

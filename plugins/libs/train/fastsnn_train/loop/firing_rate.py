@@ -43,7 +43,7 @@ def watch(model: nn.Module, *, health: bool, rates: bool) -> Iterator[SpikeObser
             if health:
                 seen.health.setdefault(name, []).append(health_of(spikes, module))
             if rates and torch.is_grad_enabled():
-                seen.rates[name] = rate(args[0], spikes.counts, module)
+                seen.rates[name] = firing_rate(args[0], spikes.counts, module)
 
         return hook
 
@@ -58,7 +58,7 @@ def watch(model: nn.Module, *, health: bool, rates: bool) -> Iterator[SpikeObser
             handle.remove()
 
 
-def rate(x: Tensor, counts: Tensor, neuron: nn.Module) -> Tensor:
+def firing_rate(x: Tensor, counts: Tensor, neuron: nn.Module) -> Tensor:
     """Mean |count|, with a gradient through the surrogate also where a channel is silent.
 
     d|c| would be 0 at c = 0; there the sign of the input is taken, so that a silent channel can be pulled up. Neurons
@@ -126,13 +126,13 @@ class Rescue:
             neuron: Any = model.get_submodule(name).neuron
 
             def hook(module: Any, args: tuple[Any, ...], name: str = name) -> None:
-                old = constant(module)
+                old = threshold_text(module)
                 module.calibrate_(args[0])
                 for tensor in (*module.parameters(), *module.buffers()):
                     share(tensor)
                 says.append(
                     f"{name} was silent or saturated for {self.patience} log steps: its threshold was set from the "
-                    f"current batch{old and f', {old} → {constant(module)}'}"
+                    f"current batch{old and f', {old} → {threshold_text(module)}'}"
                 )
 
             handles.append(neuron.register_forward_pre_hook(hook))
@@ -144,7 +144,7 @@ class Rescue:
         return says
 
 
-def constant(neuron: nn.Module) -> str:
+def threshold_text(neuron: nn.Module) -> str:
     """The threshold of a neuron in words; nothing where it has none by that name."""
     theta = getattr(neuron, "theta", None)
     return f"{float(theta.detach().mean()):.4g}" if isinstance(theta, Tensor) else ""

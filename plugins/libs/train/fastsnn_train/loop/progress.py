@@ -30,21 +30,21 @@ class TrainingProgress:
     def update(self, step: int, row: dict[str, Any]) -> None:
         """Move to `step`; `row` is the newest log row."""
         self.known |= row
-        self.bar.update(step, facts(self.known))
+        self.bar.update(step, progress_facts(self.known))
 
     def log(self, row: dict[str, Any]) -> None:
         """A log row: a line where there is no bar, with the time to go."""
         if not self.bar.terminal:
             left = self.bar.left()
             to_go = f"  {progress.clock(left)} left" if left else ""
-            self.say(f"{self.bar.title} {row['step']:>6}/{self.bar.total} {self.bar.unit} {facts(row)}{to_go}")
+            self.say(f"{self.bar.title} {row['step']:>6}/{self.bar.total} {self.bar.unit} {progress_facts(row)}{to_go}")
 
     def say(self, text: str) -> None:
         """A line that stays."""
         self.bar.say(text)
 
 
-def facts(row: dict[str, Any]) -> str:
+def progress_facts(row: dict[str, Any]) -> str:
     """``loss 2.345  1234 tok/s  silent 31 %``."""
     parts = [f"step {row['steps']}"] if "steps" in row else []
     parts += [f"loss {row['loss']:.3f}"] if "loss" in row else []

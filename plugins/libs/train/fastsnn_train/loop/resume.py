@@ -41,7 +41,7 @@ def save_checkpoint(trainer: Trainer, folder: Path) -> Path:
 def stand_at_checkpoint(trainer: Trainer, batches: BatchSource, resume: bool) -> None:
     """Stand where the newest whole checkpoint stood, or at the start; then the batches, then the random state."""
     folder = trainer.folder
-    picked = trainer.world.lead(lambda: newest(trainer, folder, resume)) if folder is not None else None
+    picked = trainer.world.lead(lambda: newest_checkpoint(trainer, folder, resume)) if folder is not None else None
     if picked is None:  # a loader that shuffles must shuffle the same way in every process
         position, tensors = batches.position() if trainer.world.size > 1 else ({}, {})
         batches.begin(trainer.step, trainer.world.first(position), tensors)
@@ -59,7 +59,7 @@ def stand_at_checkpoint(trainer: Trainer, batches: BatchSource, resume: bool) ->
     randomness.restore(state["random"][min(trainer.world.rank, len(state["random"]) - 1)])
 
 
-def newest(trainer: Trainer, folder: Path, resume: bool) -> tuple[Path, dict[str, Any]] | None:
+def newest_checkpoint(trainer: Trainer, folder: Path, resume: bool) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to go on from, and its state; a fresh start moves an earlier run's checkpoints aside."""
     checkpoint.tidy(folder)
     if not resume:
@@ -73,7 +73,7 @@ def newest(trainer: Trainer, folder: Path, resume: bool) -> tuple[Path, dict[str
         log.warning("nothing to resume under %s; starting afresh", folder)
         return None
     path, state = picked
-    if changed := changes(state["config"], trainer.config):
+    if changed := changed_settings(state["config"], trainer.config):
         log.warning("resuming %s with other settings: %s", path.name, ", ".join(changed))
     now = trainer.batches.fingerprint() if trainer.batches is not None else state["data"]
     if state["data"] != now:
@@ -83,7 +83,7 @@ def newest(trainer: Trainer, folder: Path, resume: bool) -> tuple[Path, dict[str
     return picked
 
 
-def changes(then: dict[str, Any], config: TrainConfig) -> list[str]:
+def changed_settings(then: dict[str, Any], config: TrainConfig) -> list[str]:
     """Settings that differ from a checkpoint's and change what is learnt."""
     now = section_table(config)
     return [k for k, v in now.items() if k in then and then[k] != v and k not in BESIDE_QUALITY]

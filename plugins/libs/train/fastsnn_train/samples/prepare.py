@@ -61,7 +61,7 @@ def sample_sets(source: Any, x: str = "", y: str = "") -> Sets:
         path = Path(source).expanduser()
         if isinstance(source, str) and not path.exists() and not path.suffix and not source.startswith((".", "/", "~")):
             return read_named(source, lambda found: sample_sets(found, x, y))
-        return from_path(path, x, y)
+        return samples_from_path(path, x, y)
     if type(source).__module__.split(".")[0] == "datasets":
         if not isinstance(source, Mapping):
             return {"train": hub_table(source, x, y)}
@@ -95,7 +95,7 @@ def split_names(sets: Sets) -> Sets:
     return {"train": sets["train"]} | ({"test": sets[other]} if other else {})
 
 
-def from_path(path: Path, x: str, y: str) -> Sets:
+def samples_from_path(path: Path, x: str, y: str) -> Sets:
     """Samples of a file or folder."""
     if not path.exists():
         raise DataError(f"{path} is not there")
@@ -115,7 +115,7 @@ def from_path(path: Path, x: str, y: str) -> Sets:
         return sample_sets(load_from_disk(str(path)), x, y)
     files = {p.stem: p for p in sorted(path.iterdir()) if p.suffix in (".csv", ".tsv", ".parquet", ".npz")}
     if "train" in files:
-        return split_names({name: from_path(p, x, y)["train"] for name, p in files.items()})
+        return split_names({name: samples_from_path(p, x, y)["train"] for name, p in files.items()})
     if holds_images(path) or any(holds_images(p) for p in path.iterdir() if p.is_dir()):
         return image_folders(path)
     raise DataError(

@@ -64,11 +64,11 @@ class SampleSet:
         """Inputs ``[B, …]`` float32 and targets ``[B, …]`` of some samples; ragged shapes are an error."""
         if not callable(self.inputs) and self.targets is not None:
             rows = np.array([self.of(i) for i in index])
-            return values(self.inputs[rows]), torch.from_numpy(np.ascontiguousarray(self.targets[rows]))
+            return scaled_values(self.inputs[rows]), torch.from_numpy(np.ascontiguousarray(self.targets[rows]))
         found, wanted = [], []
         for i in index:
             x, y = self.item(i)
-            found.append(values(sample_array(x, self.name(i))))
+            found.append(scaled_values(sample_array(x, self.name(i))))
             wanted.append(torch.from_numpy(np.array(sample_array(y, f"{self.name(i)}, target"))))
             for what, rows_ in (("", found), (", target", wanted)):
                 if rows_[-1].shape != rows_[0].shape:
@@ -133,7 +133,7 @@ def sample_array(value: Any, name: str) -> np.ndarray:
     return found
 
 
-def values(table: np.ndarray) -> Tensor:
+def scaled_values(table: np.ndarray) -> Tensor:
     """float32; bytes become value / 255."""
     found = torch.from_numpy(np.array(table))  # a copy: a picture's own memory may not be written to
     if found.dtype == torch.uint8:

@@ -54,7 +54,7 @@ def read_series(path: Path, y: str = "") -> SampleSet:
     if not features:
         raise DataError(f"{path} has no column of numbers beside {target!r}")
     grid = np.stack([cells(columns[name], name, path) for name in features], 1)
-    labels = labelled(columns[target], path)
+    labels = class_labels(columns[target], path)
     if group is None:
         return SampleSet(grid[:, :, None], labels[0], len(grid), path.name, labels[1])
     order, starts = np.unique(np.asarray(columns[group]), return_index=True)
@@ -66,10 +66,12 @@ def read_series(path: Path, y: str = "") -> SampleSet:
         series.append(grid[rows])
         own = labels[0][rows]
         wanted.append(own if (own != own[0]).any() else own[:1])
-    return ragged(series, wanted, path.name, labels[1])
+    return ragged_series(series, wanted, path.name, labels[1])
 
 
-def ragged(series: list[np.ndarray], wanted: list[np.ndarray], where: str, classes: tuple[str, ...]) -> SampleSet:
+def ragged_series(
+    series: list[np.ndarray], wanted: list[np.ndarray], where: str, classes: tuple[str, ...]
+) -> SampleSet:
     """Series ``[T_i, D]``, each with one target or one for every step."""
     if all(len(row) == 1 for row in wanted):
         targets: np.ndarray | None = np.concatenate(wanted)
@@ -97,7 +99,7 @@ def cells(column_: list[Any], name: str, path: Path) -> np.ndarray:
         raise
 
 
-def labelled(column_: list[Any], path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+def class_labels(column_: list[Any], path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     """Whole numbers, numbers, or names."""
     for n, cell in enumerate(column_):
         if cell is None or cell == "":
@@ -124,10 +126,10 @@ def hub_table(data: Any, x: str = "", y: str = "", where: str = "the dataset") -
         if len({row.shape for row in rows}) > 1:
             return SampleSet(lambda i: rows[i], labels, len(rows), where, classes)
         return SampleSet(stacked(rows, where), labels, len(rows), where, classes)
-    return SampleSet(lambda i: value(data[i], inputs), labels, len(data), where, classes)
+    return SampleSet(lambda i: cell_value(data[i], inputs), labels, len(data), where, classes)
 
 
-def value(row: Mapping[str, Any], name: str) -> Any:
+def cell_value(row: Mapping[str, Any], name: str) -> Any:
     """A cell: an image, an audio array, numbers."""
     found = row[name]
     if hasattr(found, "get_all_samples"):  # an audio decoder

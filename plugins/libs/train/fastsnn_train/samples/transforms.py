@@ -37,7 +37,7 @@ class Transforms:
     def augmented(self, x: Tensor, draw: np.random.Generator) -> Tensor:
         """A training batch ``[B, …]``, changed."""
         if self.affine:
-            x = moved(x, self.affine, draw)
+            x = moved_images(x, self.affine, draw)
         for change in self.changes:
             x = change(x, draw)
         return x
@@ -69,7 +69,7 @@ def transforms(given: str | Sequence[Any]) -> Transforms:
     return Transforms(length, affine, tuple(changes))
 
 
-def moved(x: Tensor, how: dict[str, float], draw: np.random.Generator) -> Tensor:
+def moved_images(x: Tensor, how: dict[str, float], draw: np.random.Generator) -> Tensor:
     """Images ``[B, …, C, H, W]`` shifted (pixels), rotated (degrees), zoomed (share), at most so far; 0 comes in."""
     if x.ndim < 4:
         raise DataError(f"shift, rotate and zoom are for images [B, C, H, W], got {list(x.shape)}")
