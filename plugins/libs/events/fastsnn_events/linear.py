@@ -203,8 +203,8 @@ def spike_linear(spikes: SpikeTensor, weight: Tensor, bias: Tensor | None = None
     """``F.linear`` of spikes ``[…, in]`` with `weight` ``[out, in]`` and `bias` ``[out]``: values ``[…, out]``.
 
     On the counts, scaled once where the scale is one number per token; the bias comes last.
-    The result has the weight's type; with half-precision weights all is computed in float32 and rounded once. `OperandError` (a type: `OperandTypeError`):
-    weights or a bias that do not fit the spikes.
+    The result has the weight's type; with half-precision weights all is computed in float32 and rounded once.
+    `OperandError` (of a type: `OperandTypeError`): weights or a bias that do not fit the spikes.
     """
     check_fit("linear", spikes, weight, bias)
     kind = weight.dtype
