@@ -14,6 +14,7 @@ SHARED = {
     "as_table": "what a spec, or a library's part of a bundle, writes",
     "build": "a model of its spec; what `serve run` calls for an application of its arguments",
     "check": "the verb, and what files a check of the conformance kit",
+    "components": "of a kind, drawn for a test; those that a library's part of a bundle names",
     "dumps": "to text, as json.dumps: spec (TOML of a spec), toml (of a table), strict_json",
     "evaluate": "the verb, and what it calls",
     "input_major": "an operator, and the kernel that implements it",

@@ -137,7 +137,7 @@ def test_an_inline_plugin_called_like_a_module_shadows_nothing(tmp_path, capsys)
 
 
 def test_every_verb_has_its_sentence_and_nothing_is_imported():
-    code = "import sys, fastsnn_core.cli as c; print(c.usage()); print([m for m in sys.argv if m in sys.modules])"
+    code = "import sys, fastsnn_core.cli as c; print(c.usage_text()); print([m for m in sys.argv if m in sys.modules])"
     heavy = ["torch", "numpy", "matplotlib", "fastsnn_train", "fastsnn_serve", "fastsnn_convert"]
     text = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True).stdout
     assert text.endswith("\n[]\n")

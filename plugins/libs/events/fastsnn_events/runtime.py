@@ -294,7 +294,7 @@ def as_table(model: nn.Module) -> dict[str, Any] | None:
     return {"mode": mode_of(model), "coder": spec.to_table(first.coder, qualified=True), "strict": first.strict}
 
 
-def runtime_components(table: dict[str, Any]) -> list[Coder]:
+def components(table: dict[str, Any]) -> list[Coder]:
     """The components that a bundle's ``runtime`` table names."""
     return [coder_component(table["coder"])]
 

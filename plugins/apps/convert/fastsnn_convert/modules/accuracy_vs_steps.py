@@ -19,7 +19,9 @@ from fastsnn_conversion.context import ConversionError
 from fastsnn_convert.modules import convert_module
 from fastsnn_convert.result import Conversion
 from fastsnn_core import Coder, SpikeTensor, create
+from fastsnn_core.moved import renamed
 
+__getattr__ = renamed(__name__, {"replay": "replay_by_slots"})
 PROJECTIONS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
