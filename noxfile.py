@@ -108,7 +108,7 @@ def rivals(session: nox.Session) -> None:
     Without their requirements, which bring another torch.
     """
     ours = ["fastsnn-exporter-nir", "fastsnn-toolkits", "fastsnn-neurobench", "fastsnn-convert", "fastsnn-kit"]
-    editable(session, local(ours), *TESTING, "pbr", "loguru")
+    editable(session, local(ours), *TESTING, "pbr", "loguru", "matplotlib")  # pylab: sinabs imports it
     theirs = ["snntorch==1.0.0", "norse==1.1.0", "spikingjelly==2.0.0", "sinabs==3.1.3", "neurobench==2.3.0"]
     session.install("--no-deps", "nirtorch==2.6", *theirs)
     tested = ["plugins/exporters/nir", "plugins/apps/toolkits", "plugins/apps/neurobench"]
@@ -128,10 +128,14 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def clients(session: nox.Session) -> None:
-    """The server as LangChain and LiteLLM meet it; their libraries are large."""
-    editable(session, local(["fastsnn-serve", "fastsnn-kernel-numba", "fastsnn-kit"]), *TESTING, "openai", "psutil")
-    install(session, "langchain-openai", "litellm", "lm-eval[api]", "transformers")
+    """The server as LangChain and LiteLLM meet it, bundles as TRL and PEFT do; their libraries are large."""
+    ours = ["fastsnn-serve", "fastsnn-kernel-numba", "fastsnn-hf", "fastsnn-kit"]
+    editable(session, local(ours), *TESTING, "openai", "psutil")
+    install(
+        session, "langchain-openai", "litellm", "lm-eval[api]", "transformers", "trl>=1.16,<2", "peft", "accelerate"
+    )
     tests = [f"plugins/apps/serve/test_{name}.py" for name in ("foreign_clients", "lm_eval")]
+    tests.append("plugins/apps/hf/test_fastsnn_hf.py")
     session.run("pytest", "-q", "-m", "slow or not slow", *tests, *session.posargs, env=STRICT)
 
 

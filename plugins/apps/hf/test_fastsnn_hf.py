@@ -185,6 +185,67 @@ def test_loss_training_checkpointing_and_accelerate(tmp_path):
     assert float(wrapped(input_ids=ids, labels=ids).loss) < float(loss)
 
 
+def test_packed_texts_compute_what_each_computes_alone():
+    hf = FastSNNForCausalLM(*config_and(made())).eval()
+    a, b = torch.randint(0, 256, (1, 5)), torch.randint(0, 256, (1, 4))
+    ids, places = torch.cat([a, b], 1), torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3]])
+    ends, which = torch.tensor([0, 5, 9]), torch.tensor([[0] * 5 + [1] * 4])
+    with torch.no_grad():
+        packed = hf(ids, position_ids=places, cu_seq_lens_q=ends, max_length_q=5, seq_idx=which).logits
+        torch.testing.assert_close(packed, torch.cat([hf(a).logits, hf(b).logits], 1))
+        assert not torch.allclose(packed, hf(ids).logits), "without positions the second text goes on from the first"
+        with pytest.raises(FastSNNError, match="cu_seq_lens_q"):
+            hf(ids, position_ids=places, cu_seq_lens_q=torch.tensor([0, 4, 9]))
+        with pytest.raises(FastSNNError, match="seq_idx"):
+            hf(ids, position_ids=places, seq_idx=torch.zeros(1, 9, dtype=torch.int64))
+        with pytest.raises(FastSNNError, match="need position_ids"):
+            hf(ids, seq_idx=which)
+        with pytest.raises(FastSNNError, match="encoder_outputs"):
+            hf(ids, encoder_outputs=ids)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_last_hidden_states_and_the_output_embeddings_make_the_logits(tied):
+    hf = FastSNNForCausalLM(*config_and(made(tied=tied))).eval()
+    ids = torch.randint(0, 256, (2, 9))
+    with torch.no_grad():
+        body, head = hf.base_model, hf.get_output_embeddings()
+        hidden = body(ids, use_cache=False).last_hidden_state
+        assert hidden.shape == (2, 9, hf.config.hidden_size)
+        assert body.layers is hf.model.layers
+        wanted = hf(ids).logits
+        torch.testing.assert_close(torch.nn.functional.linear(hidden, head.weight, head.bias), wanted)
+        torch.testing.assert_close(head(hidden), wanted)
+    assert not {n for n, _ in hf.named_parameters() if not n.startswith("model.")}, "the body is no second network"
+
+
+@pytest.mark.parametrize("how", ["text", "completion", "packed", "messages", "lora"])
+def test_trl_fine_tunes(tmp_path, how):
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    path = bundle.save(made(), tmp_path / "m.snn")
+    hf, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}"
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "good day"}]
+    row = {"completion": {"prompt": "Say hi.", "completion": " hi there"}, "messages": {"messages": said}}
+    rows = datasets.Dataset.from_list([row.get(how, {"text": "the cat sat on the mat."})] * 32)
+    more = {"packing": True, "max_length": 64} if how == "packed" else {}
+    arguments = trl.SFTConfig(
+        str(tmp_path / "out"), max_steps=6, learning_rate=3e-3, per_device_train_batch_size=4, report_to=[],
+        use_cpu=True, bf16=False, logging_steps=1, save_steps=6, disable_tqdm=True, **more,
+    )  # fmt: skip
+    if how == "lora":
+        peft = pytest.importorskip("peft")
+        more = {"peft_config": peft.LoraConfig(r=4, target_modules=["q", "v", "up"], task_type="CAUSAL_LM")}
+    trainer = trl.SFTTrainer(
+        model=hf, args=arguments, train_dataset=rows, processing_class=tokenizer,
+        **(more if how == "lora" else {}),
+    )  # fmt: skip
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    assert (tmp_path / "out" / "checkpoint-6").is_dir()
+
+
 def config_and(model):
     table = of_table(bundle.config(model), model.meta)
     table.pop("architectures")
@@ -308,7 +369,7 @@ def test_lm_evals_hf_type_measures_the_model_itself(saved):
 
 def test_the_table_of_show_is_found_by_trying_and_in_the_page(tmp_path):
     rows, text = capabilities.show_hf()
-    assert [r["verdict"] for r in rows] == ["exact"] * 7 + ["refused"] * 6
+    assert [r["verdict"] for r in rows] == ["exact"] * 9 + ["refused"] * 6
     page = Path(__file__).resolve().parents[3] / "docs" / "interop.md"
     assert text in page.read_text(encoding="utf-8"), "docs/interop.md has another table:\n" + text
     assert capabilities.show_hf(str(bundle.save(made(), tmp_path / "m.snn")))[0] == {"refused": []}

@@ -96,6 +96,21 @@ class Cases:
         wanted = torch.nn.functional.cross_entropy(self.own(IDS)[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
         return compared(self.model(IDS, labels=IDS).loss, wanted, 1e-5, "loss")
 
+    def packed(self) -> tuple[str, str]:
+        """Two texts in one row."""
+        both, places = torch.cat([IDS, IDS], 1), torch.arange(IDS.shape[1]).repeat(2)[None]
+        return compared(
+            self.model(both, position_ids=places).logits[:, IDS.shape[1] :],
+            self.own(IDS),
+            1e-5,
+            "the second text's logits",
+        )
+
+    def body(self) -> tuple[str, str]:
+        """What TRL computes its losses of."""
+        hidden = self.model.base_model(IDS).last_hidden_state
+        return compared(self.model.get_output_embeddings()(hidden), self.own(IDS), 1e-5, "head(last hidden states)")
+
     def table(self) -> dict[str, Callable[[], tuple[str, str]]]:
         """By what they show."""
         from fastsnn_hf.modeling import FastSNNForCausalLM
@@ -112,9 +127,13 @@ class Cases:
             "generate, with and without a cache": self.generate,
             "save_pretrained": self.directory,
             "labels (the loss that Trainer takes)": self.loss,
+            "position_ids that start again (packing, SFTTrainer)": self.packed,
+            "base_model, get_output_embeddings": self.body,
             "cache.crop (assisted generation)": lambda: refusal_of(lambda: cache().past_key_values.crop(1)),
             "holes in the attention mask": lambda: refusal_of(lambda: self.model(IDS, attention_mask=two)),
-            "hidden states, attention maps": lambda: refusal_of(lambda: self.model(IDS, output_hidden_states=True)),
+            "hidden states of every layer, attention maps": lambda: refusal_of(
+                lambda: self.model(IDS, output_hidden_states=True)
+            ),
             "inputs_embeds": lambda: refusal_of(lambda: self.model(inputs_embeds=torch.zeros(1, 2, 16))),
             "another vocabulary": lambda: refusal_of(lambda: self.model.resize_token_embeddings(300)),
             "quantisers of transformers": lambda: refusal_of(

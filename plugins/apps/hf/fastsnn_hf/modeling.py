@@ -13,15 +13,18 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from fastsnn_core import bundle as bundles
 from fastsnn_core.errors import ArgumentError, FastSNNError
 from fastsnn_hf import directory
+from fastsnn_hf.body import Body, TiedHead
 from fastsnn_hf.cache import FastSNNCache
 from fastsnn_hf.configuration import FastSNNConfig, bundle_at
-from fastsnn_hf.padding import read_mask
+from fastsnn_hf.padding import PACKED, check_packing, read_mask, read_positions
 
 IGNORED = {
     "low_cpu_mem_usage", "trust_remote_code", "attn_implementation", "use_safetensors", "weights_only", "_from_auto",
     "_from_pipeline", "_commit_hash", "code_revision", "adapter_name", "output_loading_info", "max_memory",
     "offload_folder", "tp_plan", "gguf_file", "name_or_path", "_fast_init", "use_cache",
 }  # fmt: skip
+PASSED_OVER = {"cache_position", "token_type_ids"}
+"""What transformers passes to every model, and says nothing that ids and positions do not say."""
 HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -71,8 +74,10 @@ class FastSNNForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.embed
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The head; None where it is the embedding's own weight."""
-        return self.model.head
+        """The head, or the embedding it is tied to; None where that is quantised."""
+        if self.model.head is not None:
+            return self.model.head
+        return None if self.model.spec.quant else TiedHead(self.model)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """Refused unless nothing changes."""
@@ -80,6 +85,54 @@ class FastSNNForCausalLM(PreTrainedModel, GenerationMixin):
         if size in (None, self.config.vocab_size):
             return self.model.embed
         raise FastSNNError(f"the vocabulary of {self.config.vocab_size} cannot be resized to {size}: its spec is fixed")
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The network without its head (`fastsnn_hf.body.Body`)."""
+        return Body(self)
+
+    def read(  # the arguments are those of transformers' causal models
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: FastSNNCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        last: bool = False,
+        head: bool = True,
+        **more: Any,
+    ) -> tuple[Any, FastSNNCache | None]:
+        """``(logits [B,T,V], cache)``; without `head` the last hidden states ``[B,T,D]``; with `last` T is 1."""
+        if input_ids is None or inputs_embeds is not None:
+            raise ArgumentError("a FastSNN model takes input_ids; inputs_embeds are not supported")
+        if output_attentions or output_hidden_states:
+            raise ArgumentError(
+                "a FastSNN model gives no attention maps or hidden states here; fastsnn_core.probe.probe(model.model) "
+                "does"
+            )
+        if unknown := sorted(k for k, v in more.items() if v is not None and k not in PASSED_OVER | PACKED):
+            raise ArgumentError(f"a FastSNN model takes no {', '.join(unknown)}")
+        shape = (input_ids.shape[0], input_ids.shape[1])
+        if packed := {k: v for k, v in more.items() if k in PACKED and v is not None}:
+            check_packing(position_ids, shape, packed)
+        cache = self.cache_of(past_key_values)
+        seen, ended = (0, None) if cache is None else (cache.seen, cache.ended)
+        reset, ended = read_mask(attention_mask, shape, seen, ended)
+        starts = read_positions(position_ids, attention_mask, shape[1])
+        if starts is not None:
+            reset = starts.expand(shape) if reset is None else reset | starts
+        wants = (self.config.use_cache and not self.training) if use_cache is None else use_cache
+        state = None if cache is None else cache.state
+        found = self.model(input_ids, state, reset=reset, return_state=bool(wants), last=last, head=head)
+        if not wants:
+            return found, None
+        out, after = found
+        return out, (FastSNNCache() if cache is None else cache).put(after, shape[1], ended)
 
     def forward(  # the arguments are those of transformers' causal models
         self,
@@ -97,33 +150,20 @@ class FastSNNForCausalLM(PreTrainedModel, GenerationMixin):
         **more: Any,
     ) -> Any:
         """Logits, and the loss of `labels` where they are given; see the class."""
-        if input_ids is None or inputs_embeds is not None:
-            raise ArgumentError("a FastSNN model takes input_ids; inputs_embeds are not supported")
-        if output_attentions or output_hidden_states:
-            raise ArgumentError(
-                "a FastSNN model gives no attention maps or hidden states here; fastsnn_core.probe.probe(model.model) "
-                "does"
-            )
-        cache = self.cache_of(past_key_values)
-        seen = 0 if cache is None else cache.seen
-        reset, ended = read_mask(
-            attention_mask, (input_ids.shape[0], input_ids.shape[1]), seen, None if cache is None else cache.ended
-        )
-        self.check_positions(position_ids, attention_mask, input_ids.shape[1])
-        wants = (self.config.use_cache and not self.training and labels is None) if use_cache is None else use_cache
+        items = {k: more.pop(k) for k in ("num_items_in_batch", "shift_labels", "ignore_index") if k in more}
         last = labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1
-        state = None if cache is None else cache.state
-        found = self.model(input_ids, state, reset=reset, return_state=bool(wants), last=last)
-        logits, after = found if wants else (found, None)
-        if wants:
-            cache = (FastSNNCache() if cache is None else cache).put(after, input_ids.shape[1], ended)
+        if use_cache is None and labels is not None:
+            use_cache = False
+        logits, cache = self.read(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
+            output_attentions, output_hidden_states, last=last, **more,
+        )  # fmt: skip
         loss = None
         if labels is not None:
-            items = {k: v for k, v in more.items() if k in ("num_items_in_batch", "shift_labels", "ignore_index")}
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **items)
         if not last and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             logits = logits[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
-        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache if wants else None)
+        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
         return out.to_tuple() if return_dict is False else out
 
     def cache_of(self, given: Any) -> FastSNNCache | None:
@@ -134,20 +174,6 @@ class FastSNNForCausalLM(PreTrainedModel, GenerationMixin):
             f"past_key_values must be a fastsnn_hf.FastSNNCache (or left out), got {type(given).__name__}: "
             "a spiking model's state is not keys and values alone"
         )
-
-    def check_positions(self, given: Tensor | None, mask: Tensor | None, tokens: int) -> None:
-        """Positions count from each text's first token; others are refused rather than ignored."""
-        if given is None or given.ndim != 2:
-            return
-        steps = given[:, 1:] - given[:, :-1]
-        jumps = steps != 1
-        if mask is not None and mask.ndim == 2 and mask.shape[1] >= tokens:
-            here = mask[:, -tokens:] != 0
-            jumps &= here[:, 1:] & here[:, :-1]
-        if bool(jumps.any()):
-            raise ArgumentError(
-                "position_ids must count up from each text's first token: a stream cannot skip positions"
-            )
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, config: Any = None, **options: Any) -> Any:  # type: ignore[override]

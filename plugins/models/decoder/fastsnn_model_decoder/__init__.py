@@ -210,9 +210,13 @@ class DecoderModule(TorchCalls):
         reset: Tensor | None = None,
         return_state: bool = False,
         last: bool = False,
+        head: bool = True,
         **named: Any,
     ) -> Any:
         """Logits of ``tokens [B,T]``; `reset` ``[B,T]`` marks first tokens of documents, `last` wants only the last.
+
+        Without `head`, what the head reads in place of the logits: the last hidden states ``[B,T,D]``, as spikes where
+        the head has a site.
 
         ``model(input_ids=ids, attention_mask=mask)`` is the same call in transformers' names, for texts without
         padding, or padded on the right (`fastsnn_modules.inputs.named_tokens`).
@@ -247,9 +251,14 @@ class DecoderModule(TorchCalls):
             news.append(new)
         if fused and last and prefill.by_row(self.head_site):
             x = x[:, -1:]
-        spikes, head = self.head_site(self.norm(x), None if state is None else state.head, reset)
+        spikes, at_head = self.head_site(self.norm(x), None if state is None else state.head, reset)
         if last:
             spikes = newest_token(spikes)
+        out = self.logits(spikes) if head else spikes
+        return (out, DecoderState(position, embed, tuple(news), at_head)) if return_state else out
+
+    def logits(self, spikes: SpikeTensor | Tensor) -> Tensor:
+        """W h + b of last hidden states ``[B,T,D]``; W is the head, or the embedding it is tied to."""
         if self.head is not None:
             logits = self.head(spikes)
         elif isinstance(self.embed, QuantEmbedding | Embedding4):
@@ -258,8 +267,7 @@ class DecoderModule(TorchCalls):
             logits = row_linear(spikes, self.embed.weight)
         else:
             logits = F.linear(spikes, self.embed.weight)
-        logits = logits if self.tied_bias is None else logits + self.tied_bias.to(logits.dtype)
-        return (logits, DecoderState(position, embed, tuple(news), head)) if return_state else logits
+        return logits if self.tied_bias is None else logits + self.tied_bias.to(logits.dtype)
 
     def fast(self, state: DecoderState | None, wait: bool = True, room: int = 0) -> FastStream | None:
         """A stream that goes on from `state` in the fused step, with the same logits; None where that cannot be.
