@@ -14,6 +14,8 @@ class Body(nn.Module):
     A view: it holds no parameters of its own, and every other attribute is the network's.
     """
 
+    whole: Any
+
     def __init__(self, whole: Any) -> None:
         super().__init__()
         object.__setattr__(self, "whole", whole)  # not a submodule: `whole` holds the network already
@@ -31,6 +33,8 @@ class Body(nn.Module):
 
 class TiedHead(nn.Module):
     """The embedding as the head: ``weight [V,D]`` and ``bias [V]`` (or None) are the network's own."""
+
+    network: Any
 
     def __init__(self, network: Any) -> None:
         super().__init__()

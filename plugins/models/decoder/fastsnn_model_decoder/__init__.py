@@ -257,7 +257,7 @@ class DecoderModule(TorchCalls):
         out = self.logits(spikes) if head else spikes
         return (out, DecoderState(position, embed, tuple(news), at_head)) if return_state else out
 
-    def logits(self, spikes: SpikeTensor | Tensor) -> Tensor:
+    def logits(self, spikes: Any) -> Tensor:
         """W h + b of last hidden states ``[B,T,D]``; W is the head, or the embedding it is tied to."""
         if self.head is not None:
             logits = self.head(spikes)
