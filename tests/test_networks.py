@@ -18,6 +18,8 @@ SMALL = {
     "snn-mlp": {"input": (6,), "widths": (8,)},
     "snn-recurrent": {"input": (6,), "widths": (8,)},
     "snn-conv": {"input": (2, 8, 8), "widths": (4, 4), "hidden": 8},
+    "snn-resnet18": {"input": (2, 8, 8), "widths": (4, 6), "depths": (1, 2)},
+    "spikformer-tiny": {"input": (2, 8, 8), "width": 8, "heads": 2},
 }
 
 
@@ -33,6 +35,49 @@ def test_a_preset_takes_samples_with_and_without_time(arch, tmp_path):
     torch.testing.assert_close(model.runtime("event", calibration=x)(x), y)
     coded = FastSNN.build(arch=arch, classes=3, time_steps=5, coder="rate", **SMALL[arch]).eval()
     assert coded(x).shape == (2, 5, 3)
+
+
+DEEP = [("snn-resnet18", {}), ("snn-resnet18", {"block": "ms", "tdbn": True}), ("spikformer-tiny", {})]
+
+
+@pytest.mark.parametrize(("arch", "more"), DEEP)
+def test_a_deep_preset_learns_streams_and_folds(arch, more, tmp_path):
+    torch.manual_seed(0)
+    model = FastSNN.build(arch=arch, classes=3, time_steps=3, **SMALL[arch], **more)
+    y = np.arange(96) % 3
+    x = np.random.default_rng(0).normal(size=(96, 2, 8, 8)).astype("float32") * 0.3
+    x[np.arange(96), 0, y] += 2.0  # a bright row says which class
+    trainer = FastSNN.fit(model, (x, y), max_steps=30, batch_size=32, lr=0.01, log_every=1, quiet=True)
+    losses = [row["loss"] for row in trainer.history]
+    assert losses[-1] < 0.6 * losses[0]
+    assert trainer.history[-1]["accuracy"] > 0.8
+    model = trainer.model.eval()
+    film = torch.from_numpy(x[:12]).view(2, 6, 2, 8, 8)
+    whole, state, rows = model(film), None, []
+    for piece in film.split([1, 3, 2], 1):
+        out, state = model(piece, state, return_state=True)
+        rows.append(out)
+    torch.testing.assert_close(torch.cat(rows, 1), whole)
+    assert not torch.allclose(rows[1], model(film[:, 1:4]))  # there is a state to carry
+    bundle.save(model, tmp_path / "m.snn")
+    assert torch.equal(bundle.load(tmp_path / "m.snn")(film), whole)
+    lean = model.double().folded()
+    assert "batch_norm" in str(model.spec)
+    assert "batch_norm" not in str(lean.spec)
+    torch.testing.assert_close(lean(film.double()), model(film.double()))
+    bundle.save(lean, tmp_path / "lean.snn")
+    assert torch.equal(bundle.load(tmp_path / "lean.snn")(film.double()), lean(film.double()))
+
+
+def test_what_deep_presets_refuse():
+    for given, says in (
+        ({"arch": "snn-resnet18", "input": (6,)}, "takes images"),
+        ({"arch": "snn-resnet18", "block": "basic"}, "'sew' .adds spikes. or 'ms'"),
+        ({"arch": "snn-resnet18", "widths": (4,), "depths": (1, 1)}, "different numbers of stages"),
+        ({"arch": "spikformer-tiny", "width": 10, "heads": 4}, "10 channels cannot be shared evenly by 4 heads"),
+    ):
+        with pytest.raises(FastSNNError, match=says):
+            FastSNN.build(**given)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastsnn_core import build, create, spec
+from fastsnn_core import SpikeTensor, build, create, spec
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.testing import conformance
 from fastsnn_leaky.neurons import Leaky
@@ -25,7 +25,15 @@ class Leaks(type(NEURON)):
         return Leaky(beta=0.7, threshold=0.5, lo=-4.0, hi=4.0)
 
 
+class Fires(type(NEURON)):
+    """Binary spikes of a fixed threshold, of core alone."""
+
+    def build(self, features):
+        return Leaky(beta=0.5, threshold=1.0, lo=0.0, hi=1.0, heaviside=True, default=("atan", 2.0), fixed=True)
+
+
 LEAKS = Leaks()
+FIRES = Fires()
 LAYERS = {
     "linear": ({"size": 5}, (2, 6)),
     "conv1d": ({"size": 5, "kernel": (3,), "stride": (2,), "padding": (1,)}, (2, 9)),
@@ -55,6 +63,16 @@ LAYERS = {
     "repeat": ({"steps": 3}, (4,)),
     "encode": ({"steps": 3, "coder": create("coder", "rate")}, (4,)),
     "difference": ({"coder": create("coder", "delta")}, (4,)),
+    "td_batch_norm": ({"alpha": 0.5, "threshold": 2.0}, (3, 4)),
+    "residual": (
+        {
+            "part": Sequential(input=(3, 4), layers=(Layer(op="spikes", neuron=FIRES),)),
+            "shortcut": Sequential(input=(3, 4), layers=(Layer(op="spikes", neuron=FIRES),)),
+            "how": "iand",
+        },
+        (3, 4),
+    ),
+    "spiking_attention": ({"heads": 2, "neuron": FIRES, "scale": 0.5}, (6, 2, 2)),
     "part": ({"part": Sequential(input=(6,), layers=(Layer(op="linear", size=2),))}, (6,)),
 }
 
@@ -216,3 +234,109 @@ def test_a_leaky_integrator_reads_out():
     torch.testing.assert_close(model(x), torch.stack(rows, 1))
     first, state = model(x[:, :4], return_state=True)
     torch.testing.assert_close(torch.cat([first, model(x[:, 4:], state)], 1), model(x))
+
+
+def test_a_residual_joins_spikes_as_counts():
+    torch.manual_seed(0)
+    spikes = Layer(op="spikes", neuron=FIRES)
+    part = Sequential(input=(5,), layers=(Layer(op="linear", size=5), spikes))
+    x = torch.rand(4, 7, 5) * 3
+    for how, join in {"add": lambda f, s: f + s, "and": lambda f, s: f * s, "iand": lambda f, s: (1 - f) * s}.items():
+        model = Sequential(input=(5,), layers=(spikes, Layer(op="residual", part=part, how=how))).build().eval()
+        seen = []
+        model.layers[1].register_forward_hook(lambda m, i, o, seen=seen: seen.append((i[0], o)))
+        y = model(x)
+        before, joined = seen[0]
+        assert isinstance(joined, SpikeTensor)
+        branch = model.layers[1].part(before.value().view(4, 7, 5))
+        assert torch.equal(y, join(branch, before.value().view(4, 7, 5)))
+        numbers = Sequential(input=(5,), layers=(Layer(op="residual", part=part, how=how),))
+        if how == "add":
+            model = numbers.build().eval()
+            torch.testing.assert_close(model(x), model.layers[0].part(x) + x)
+        else:
+            with pytest.raises(FastSNNError, match="joins spikes of one threshold"):
+                numbers.build()
+    wrong = Sequential(input=(5,), layers=(Layer(op="linear", size=4),))
+    with pytest.raises(FastSNNError, match=r"makes \[4\] out of \[5\], its shortcut \[5\]"):
+        Sequential(input=(5,), layers=(Layer(op="residual", part=wrong),))
+    with pytest.raises(FastSNNError, match=r"the part takes \[5\], but \[6\] comes in"):
+        Sequential(input=(6,), layers=(Layer(op="residual", part=part),))
+
+
+def fire(memory, name, x):
+    u = 0.5 * memory[name] + x
+    memory[name] = u - (u >= 1).float()
+    return (u >= 1).float()
+
+
+def project(ssa, memory, name, z):
+    z = ssa.linears[name](z)
+    return fire(memory, name, ssa.norms[name](z.transpose(1, 2)).transpose(1, 2))
+
+
+def test_spiking_attention_is_its_definition():
+    torch.manual_seed(0)
+    for places in ((2,), (5, 4)):  # fewer and more than channels of a head
+        layer = Layer(op="spiking_attention", heads=2, neuron=FIRES, scale=0.5)
+        model = Sequential(input=(6, *places), layers=(layer,)).build().eval()
+        ssa = model.layers[0]
+        for norm in ssa.norms.values():
+            torch.nn.init.uniform_(norm.weight, 1.0, 4.0)
+            torch.nn.init.uniform_(norm.bias, 0.5, 1.2)
+        x = torch.rand(3, 4, 6, *places) * 2
+        rows = x.flatten(3).transpose(2, 3)  # [B, T, L, C]
+
+        memory = {name: torch.zeros(1) for name in ("query", "key", "value", "mixed", "out")}
+        active = []
+        for t in range(4):
+            q, k, v = (project(ssa, memory, n, rows[:, t]).unflatten(-1, (2, 3)) for n in ("query", "key", "value"))
+            mixed = 0.5 * torch.einsum("nlhd,nmhd,nmhe->nlhe", q, k, v).flatten(2)
+            spikes = fire(memory, "mixed", mixed)
+            active.append(float(spikes.mean()))
+            wanted = project(ssa, memory, "out", spikes).transpose(1, 2).reshape(3, 6, *places)
+            assert torch.equal(model(x)[:, t], wanted)
+        assert 0 < sum(active) < 4
+
+
+def test_a_threshold_dependent_norm_has_the_deviation_of_the_threshold():
+    layer = Layer(op="td_batch_norm", alpha=0.5, threshold=4.0)
+    model = Sequential(input=(3, 5), layers=(layer,)).build().train()
+    y = model(torch.randn(16, 6, 3, 5) * 7 + 2)
+    torch.testing.assert_close(y.std((0, 1, 3), unbiased=False), torch.full((3,), 2.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(y.mean((0, 1, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+
+
+def test_a_fixed_dropout_drops_the_same_at_every_step():
+    torch.manual_seed(0)
+    model = Sequential(input=(40,), layers=(Layer(op="dropout", p=0.25, fixed=True),)).build().train()
+    x = torch.ones(2, 6, 40)
+    y, state = model(x, return_state=True)
+    assert torch.equal(y, y[:, :1].expand_as(y))
+    assert not torch.equal(y[0], y[1])
+    assert {round(v, 4) for v in y.unique().tolist()} == {0.0, 1.3333}
+    assert torch.equal(model(x, state), y)  # the stream goes on with its mask
+    assert not torch.equal(model(x), y)
+    assert torch.equal(model.eval()(x), x)
+
+
+def test_batch_norms_fold_through_pools_and_only_where_they_may():
+    torch.manual_seed(0)
+    layers = [Layer(op="conv2d", size=3, kernel=(3,)), Layer(op="max_pool", kernel=(2,))]
+    layers += [Layer(op="batch_norm"), Layer(op="relu"), Layer(op="batch_norm"), Layer(op="flatten")]
+    model = Sequential(input=(2, 8, 8), layers=(*layers, Layer(op="linear", size=4))).build().double()
+    for _ in range(5):
+        model(torch.randn(9, 2, 8, 8).double())
+    x = torch.randn(4, 2, 8, 8).double()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    lean = model.folded()
+    assert [layer.op for layer in lean.spec.layers] == [
+        "conv2d", "max_pool", "identity", "relu", "batch_norm", "flatten", "linear",
+    ]  # fmt: skip
+    torch.testing.assert_close(lean(x), model.eval()(x))
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    with torch.no_grad():
+        model.layers[2].weight[1] = -1.0  # then the largest is the smallest
+    again = model.folded()
+    assert again.spec.layers[2].op == "batch_norm"
+    torch.testing.assert_close(again(x), model(x))

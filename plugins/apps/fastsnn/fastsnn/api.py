@@ -41,16 +41,16 @@ class FastSNN:
     @staticmethod
     @typed
     def build(arch: str = "snn-tiny", attn: Any = "hybrid_alt", neuron: Any = None, **changes: Any) -> nn.Module:
-        """A fresh model from a preset: of language, or (snn-mlp, snn-conv, snn-recurrent) over time.
+        """A fresh model from a preset: of language, or (snn-mlp, snn-conv, snn-recurrent …) over time.
 
         `arch`: snn-tiny, snn-small, snn-base, snn-large. `attn`: hybrid_alt (gated linear and sliding-window layers
         in turn), hybrid (linear ∥ sliding window), linear, gla, sliding_window, softmax, or a list for the layers.
         `neuron`: any installed neuron by name, table or component. `changes` are the decoder's parameters (vocab_size,
         d_model, n_layers, n_heads, d_ff, sites …) and ``window``.
 
-        snn-mlp, snn-conv and snn-recurrent take ``input`` (shape of one sample: (1, 28, 28)), ``classes``,
-        ``time_steps``, ``coder``, ``widths`` …; their `neuron` is lif (recurrent_lif) unless given, and they give one
-        value per class at every step.
+        snn-mlp, snn-conv, snn-recurrent, snn-resnet18 and spikformer-tiny take ``input`` (shape of one sample:
+        (1, 28, 28)), ``classes``, ``time_steps``, ``coder``, ``widths`` …; their `neuron` is lif (recurrent_lif) unless
+        given, and they give one value per class at every step.
         """
         from fastsnn.presets import model_spec
         from fastsnn_core import build as build_component

@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fastsnn.deep_networks import images_only, resnet, spikformer
 from fastsnn_console.typed import typed
 from fastsnn_core import Coder, Model, Neuron
-from fastsnn_core.errors import ArgumentError, FastSNNError, check_options
+from fastsnn_core.errors import ArgumentError, check_options
 from fastsnn_core.spec import from_table, to_table
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "snn-mlp": {"widths": (512, 256), "dropout": 0.1},
     "snn-recurrent": {"widths": (128,), "dropout": 0.1, "tau": 10.0},
     "snn-conv": {"widths": (32, 64), "hidden": 256, "dropout": 0.2},
-}
+    "snn-resnet18": {
+        "widths": (64, 128, 256, 512), "depths": (2, 2, 2, 2), "block": "sew", "tdbn": False, "dropout": 0.0,
+    },
+    "spikformer-tiny": {"width": 64, "depth": 2, "heads": 4, "ratio": 2, "dropout": 0.0},
+}  # fmt: skip
 """What each preset's own parameters are, and their defaults."""
+CELLS: dict[str, dict[str, Any]] = {
+    "snn-recurrent": {"kind": "recurrent_lif", "tau": 5.0},
+    "snn-resnet18": {"kind": "lif", "fixed": True},
+    "spikformer-tiny": {"kind": "lif", "fixed": True},
+}
+"""Neurons of presets that are not `lif` as it is: spikes that are added want one threshold."""
 COMMON = ("input", "classes", "time_steps", "coder")
 Layers = list[dict[str, Any]]
 
@@ -46,7 +57,7 @@ def network_spec(
         if number < 1:
             raise ArgumentError(f"{name} is a whole number of at least 1, got {number!r}")
     if neuron is None:
-        neuron = {"kind": "recurrent_lif", "tau": 5.0} if arch == "snn-recurrent" else {"kind": "lif"}
+        neuron = CELLS.get(arch, {"kind": "lif"})
     cell = structure({"kind": neuron} if isinstance(neuron, str) else neuron, Neuron)
     spikes = {"op": "spikes", "neuron": to_table(cell)}
     begin: Layers = [{"op": "repeat", "steps": time_steps}]
@@ -54,7 +65,10 @@ def network_spec(
     if coder is not None:
         written = structure({"kind": coder} if isinstance(coder, str) else coder, Coder)
         front, begin = [{"op": "encode", "steps": time_steps, "coder": to_table(written)}], []
-    build: Any = {"snn-mlp": mlp, "snn-conv": conv, "snn-recurrent": mlp}[arch]
+    builders: dict[str, Any] = {
+        "snn-mlp": mlp, "snn-conv": conv, "snn-recurrent": mlp, "snn-resnet18": resnet, "spikformer-tiny": spikformer,
+    }  # fmt: skip
+    build = builders[arch]
     how = known | changes
     last: Layers = [{"op": "linear", "size": classes}]
     if tau := how.pop("tau", None):
@@ -86,8 +100,7 @@ def conv(
 
     Pools stand in front of the spikes: a quarter of the neurons, and every spike is an event of a convolution.
     """
-    if len(shape) != 3:
-        raise FastSNNError(f"snn-conv takes images [C, H, W], got input = {list(shape)}; for [D] there is snn-mlp")
+    images_only("snn-conv", shape)
     layers: Layers = []
     for n, width in enumerate(widths):
         layers += [{"op": "conv2d", "size": width, "kernel": [3], "padding": [1], "bias": False}]

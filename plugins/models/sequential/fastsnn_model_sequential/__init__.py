@@ -112,6 +112,12 @@ class SequentialModule(TorchCalls, Switchable, nn.Module):
             raise FastSNNError(says) from None
         return (out, state) if return_state else out
 
+    def folded(self) -> SequentialModule:
+        """A copy for inference, with batch norms folded into the layers before them (see `fold_batch_norms`)."""
+        from fastsnn_model_sequential.folding import fold_batch_norms
+
+        return fold_batch_norms(self)
+
 
 @torch.no_grad()
 def fit_thresholds(network: nn.Module, x: Tensor | tuple[Tensor, ...]) -> None:

@@ -9,8 +9,17 @@ from torch import nn
 from fastsnn_conversion import spike_layers
 from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core import Model
+from fastsnn_model_sequential.blocks import Residual, SpikingAttention
 from fastsnn_model_sequential.layer import Layer
-from fastsnn_model_sequential.modules import AnyRankBatchNorm, LeakyReadout, TimeBegins, TimeDifference, TimeMean
+from fastsnn_model_sequential.modules import (
+    AnyRankBatchNorm,
+    LeakyReadout,
+    ThresholdBatchNorm,
+    TimeBegins,
+    TimeDifference,
+    TimeFixedDropout,
+    TimeMean,
+)
 
 PLAIN: dict[type[nn.Module], str] = {
     nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SELU: "selu", nn.SiLU: "silu", nn.Mish: "mish", nn.Hardswish: "hardswish",
@@ -40,6 +49,14 @@ def describe(module: Any) -> Layer | None:
         return Layer(op="encode" if more else "repeat", steps=module.steps, **more)
     if kind is LeakyReadout:
         return Layer(op="integrate", tau=float(module.tau), learn=module.learn)
+    if kind is Residual:
+        specs = [getattr(m, "spec", None) for m in (module.part, module.shortcut)]
+        return Layer(op="residual", part=specs[0], shortcut=specs[1], how=module.how)
+    if kind is SpikingAttention:
+        return Layer(
+            op="spiking_attention", features=module.features, heads=module.heads, neuron=module.component,
+            scale=module.scale, norms=module.normed,
+        )  # fmt: skip
     if kind is TimeDifference:
         return Layer(op="difference", coder=module.coder)
     if kind in PLAIN:
@@ -63,6 +80,8 @@ def describe(module: Any) -> Layer | None:
         found = Layer(op="softmax" if kind is nn.Softmax else "log_softmax")
     elif kind is nn.PReLU:
         found = Layer(op="prelu", features=module.num_parameters)
+    elif kind is TimeFixedDropout:
+        found = Layer(op="dropout", p=float(module.p), fixed=True) if module.p < 1 else None
     elif kind in (nn.Dropout, spike_layers.Dropout):
         found = Layer(op="dropout", p=float(module.p)) if module.p < 1 else None
     elif kind in (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
@@ -113,6 +132,11 @@ def norm_layer(module: Any) -> Layer | None:
         more: dict[str, Any] = {} if module.momentum == 0.1 else {"momentum": float(module.momentum)}
         more |= {} if module.running_mean is not None else {"tracked": False}
         return Layer(op="batch_norm", features=module.num_features, eps=module.eps, affine=module.affine, **more)
+    if kind is ThresholdBatchNorm:
+        return Layer(
+            op="td_batch_norm", features=module.num_features, eps=module.eps, alpha=module.alpha,
+            threshold=module.threshold, momentum=module.momentum,
+        )  # fmt: skip
     if kind is nn.LayerNorm:
         shape, affine, bias = tuple(module.normalized_shape), module.elementwise_affine, module.bias is not None
         return Layer(op="layer_norm", features=shape[-1], shape=shape, eps=module.eps, affine=affine, bias=bias)

@@ -9,10 +9,11 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from fastsnn_conversion.spike_layers import Dropout
 from fastsnn_conversion.time_folding import running_pass
 from fastsnn_core.component import Coder
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.spike_tensor import densify
+from fastsnn_core.spike_tensor import SpikeTensor, densify
 from fastsnn_leaky.decay import decayed, decayed_in_order
 
 
@@ -24,6 +25,54 @@ class AnyRankBatchNorm(nn.BatchNorm1d):
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
             raise FastSNNError(f"batch norm needs [N, C, …], got {tuple(input.shape)}")
+
+
+class ThresholdBatchNorm(AnyRankBatchNorm):
+    """tdBN: γ (x - μ) / √(σ² + ε) + β with γ = α θ at first, μ and σ per channel over batch, steps and places.
+
+    `alpha` is 1 in a chain and 1/√n where n branches are added, `threshold` θ that of the neurons behind it: inputs
+    of standard deviation α θ neither silence nor saturate a deep network. Zheng et al. 2021 (arXiv 2011.05280).
+    """
+
+    def __init__(self, features: int, eps: float, momentum: float, alpha: float, threshold: float) -> None:
+        self.alpha, self.threshold = alpha, threshold
+        super().__init__(features, eps, momentum)
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return f"{super().extra_repr()}, alpha={self.alpha:g}, threshold={self.threshold:g}"
+
+    def reset_parameters(self) -> None:
+        """γ = α θ, β = 0."""
+        super().reset_parameters()
+        nn.init.constant_(self.weight, self.alpha * self.threshold)
+
+
+class TimeFixedDropout(Dropout):
+    """Dropout with one mask for all steps of a sequence: ``[B·T, …]``; state: the mask ``[B, …]``, while training.
+
+    A channel that is dropped for one step and not for the next tells a membrane, which averages over steps, little.
+    """
+
+    keeps_state = True
+
+    def __init__(self, p: float) -> None:
+        super().__init__(p)
+        self.label = ""
+
+    def forward(self, input: Any) -> Any:
+        """Drops the same channels of a sequence at every step, in training."""
+        stream = running_pass()
+        if not self.training or not self.p or stream is None or not stream.timed:
+            return super().forward(input)
+        steps, mask = (stream.batch, stream.time), stream.old.get(self.label)
+        if mask is None:
+            mask = torch.rand(stream.batch, *input.shape[1:], device=input.device) >= self.p
+        stream.new[self.label] = mask
+        keep = mask[:, None].expand(*steps, *input.shape[1:]).flatten(0, 1)
+        if isinstance(input, SpikeTensor):
+            return SpikeTensor(input.counts * keep, input.scale / (1.0 - self.p))
+        return input * keep / (1.0 - self.p)
 
 
 class TimeMean(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -12,7 +13,15 @@ from torch import nn
 from fastsnn_conversion import spike_layers
 from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core.errors import FastSNNError
-from fastsnn_model_sequential.modules import LeakyReadout, TimeBegins, TimeDifference, TimeMean
+from fastsnn_model_sequential.blocks import Residual, SpikingAttention
+from fastsnn_model_sequential.modules import (
+    LeakyReadout,
+    ThresholdBatchNorm,
+    TimeBegins,
+    TimeDifference,
+    TimeFixedDropout,
+    TimeMean,
+)
 
 Shape = tuple[int, ...]
 NEEDED = attrs.NOTHING
@@ -135,6 +144,11 @@ def inside(v: Any, shape: Shape) -> Shape:
     """Behind a network of its own: what it says, or what comes out when it is run."""
     import torch
 
+    if callable(shapes := getattr(v.part, "shapes", None)):
+        if v.part.input != shape:
+            raise FastSNNError(f"the part takes {list(v.part.input)}, but {list(shape)} comes in")
+        return tuple(shapes()[-1])
+
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         return tuple(v.part.build().eval()(torch.zeros(1, *shape)).shape[1:])
 
@@ -156,6 +170,23 @@ def nested_network(v: Any) -> nn.Module:
     return build(v.part)
 
 
+def residual(v: Any) -> nn.Module:
+    """A branch and its shortcut."""
+    from fastsnn_core import build
+
+    return Residual(build(v.part), None if v.shortcut is None else build(v.shortcut), v.how)
+
+
+def joined(v: Any, shape: Shape) -> Shape:
+    """Behind a residual: branch and shortcut have one shape."""
+    out = inside(v, shape)
+    beside = shape if v.shortcut is None else inside(SimpleNamespace(part=v.shortcut), shape)
+    if out != beside:
+        says = f"the branch of the residual makes {list(out)} out of {list(shape)}, its shortcut {list(beside)}"
+        raise FastSNNError(says)
+    return out
+
+
 NORM = {"eps": 1e-5, "affine": True, "features": None}
 OPS: dict[str, Op] = {
     "linear": Op(
@@ -174,6 +205,11 @@ OPS: dict[str, Op] = {
         {"features": NEEDED, "size": NEEDED}, lambda v: nn.Embedding(v.features, v.size), lambda v, s: (*s, v.size)
     ),
     "batch_norm": Op(NORM | {"momentum": 0.1, "tracked": True}, batch_norm, features=channel_axis_size),
+    "td_batch_norm": Op(
+        {"eps": 1e-5, "momentum": 0.1, "alpha": 1.0, "threshold": 1.0, "features": None},
+        lambda v: ThresholdBatchNorm(v.features, v.eps, v.momentum, v.alpha, v.threshold),
+        features=channel_axis_size,
+    ),
     "layer_norm": Op(
         {"shape": None, "eps": 1e-5, "affine": True, "bias": True, "features": None},
         lambda v: nn.LayerNorm(v.shape or (v.features,), v.eps, v.affine, v.bias and v.affine),
@@ -230,7 +266,9 @@ OPS: dict[str, Op] = {
     ),
     "flatten": Op({}, lambda v: spike_layers.Flatten(), lambda v, s: (math.prod(s),)),
     "unflatten": Op({"shape": NEEDED}, lambda v: spike_layers.Unflatten(v.shape), unflattened, ranks=(1,)),
-    "dropout": Op({"p": 0.5}, lambda v: spike_layers.Dropout(v.p)),
+    "dropout": Op(
+        {"p": 0.5, "fixed": False}, lambda v: TimeFixedDropout(v.p) if v.fixed else spike_layers.Dropout(v.p)
+    ),
     "channel_dropout": Op({"p": 0.5, "dims": 2}, lambda v: getattr(nn, f"Dropout{v.dims}d")(v.p)),
     "additive_mask": Op({"heads": NEEDED, "keys": False}, lambda v: spike_layers.AdditiveMask(v.heads, v.keys)),
     "identity": parameterless(nn.Identity),
@@ -241,4 +279,11 @@ OPS: dict[str, Op] = {
     "difference": Op({"coder": NEEDED}, lambda v: TimeDifference(v.coder)),
     "encode": Op({"steps": NEEDED, "coder": NEEDED}, lambda v: TimeBegins(v.steps, v.coder)),
     "part": Op({"part": NEEDED}, nested_network, inside),
+    "residual": Op({"part": NEEDED, "shortcut": None, "how": "add"}, residual, joined),
+    "spiking_attention": Op(
+        {"heads": NEEDED, "neuron": NEEDED, "scale": 0.25, "norms": True, "features": None},
+        lambda v: SpikingAttention(v.features, v.heads, v.neuron, v.scale, v.norms),
+        features=channel_axis_size,
+        ranks=(2, 3, 4),
+    ),
 }
