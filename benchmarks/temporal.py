@@ -2,12 +2,15 @@
 
     python benchmarks/temporal.py learn [--arch snn-conv] [--data ../shared/data/mnist] [--epochs 3] [--json out.json]
     python benchmarks/temporal.py step [--times 4 25] [--peers snntorch spikingjelly] [--json …]
+    python benchmarks/temporal.py memory [--times 4 16 64 256 1024] [--json …]
 
 ``learn`` trains a preset (direct coding; shifts of 1 pixel and turns of 8 degrees) and prints the test accuracy, the
 processor seconds of all threads and the spikes of one inference. ``step`` takes forward and backward of one network, a
 convolution, a leaky neuron, a pool, a hidden layer and a readout, on the same weights and batch, here and in each peer
 that is installed (multi-step SpikingJelly, snnTorch step by step); first it checks that spikes and gradients agree.
-Rounds are interleaved, and the ratio is the median over rounds.
+Rounds are interleaved, and the ratio is the median over rounds. ``memory`` takes training steps of two hidden layers
+over T steps, whole and by each way that keeps less, each in a process of its own: what autograd keeps at most (of
+checkpoint_time without the segment that runs again), and how much the process grew.
 """
 
 from __future__ import annotations
@@ -178,9 +181,78 @@ def step(opts: argparse.Namespace) -> dict[str, Any]:
     return {"batch": BATCH, "rows": rows, "threads": torch.get_num_threads()}
 
 
+# -- memory over time ------------------------------------------------------------------------------------------------
+
+WAYS: dict[str, dict[str, Any]] = {
+    "whole": {}, "checkpoint_time 32": {"checkpoint_time": 32}, "tbptt 32": {"tbptt": 32},
+    "sltt": {"online": "sltt"}, "ottt": {"online": "ottt"},
+}  # fmt: skip
+
+
+class Held:
+    """A tensor that autograd keeps; counts bytes while it lives."""
+
+    now = peak = 0
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+        Held.now += self.size
+        Held.peak = max(Held.peak, Held.now)
+
+    def __del__(self) -> None:
+        Held.now -= self.size
+
+
+def resident(key: str) -> int:
+    """Bytes of this process, now (VmRSS) or at most (VmHWM)."""
+    rows = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(row for row in rows if row.startswith(key)).split()[1])
+
+
+def two_steps(steps: int, way: str) -> tuple[int, int, float]:
+    """Of training steps: most bytes that autograd kept, the process's growth, and seconds of the second step."""
+    from fastsnn_core import create
+    from fastsnn_model_sequential import Layer, Sequential
+    from fastsnn_train.config import TrainConfig
+    from fastsnn_train.loop.optimizer_step import OptimizerStep
+    from fastsnn_train.loop.parallel import World
+    from fastsnn_train.samples.task import SampleTask
+
+    torch.set_num_threads(1)
+    spikes = Layer(op="spikes", neuron=create("neuron", "lif", fixed=True))
+    hidden = (Layer(op="linear", size=256), spikes)
+    model = Sequential(input=(64,), layers=(*hidden, *hidden, Layer(op="linear", size=10))).build()
+    step = OptimizerStep(model, TrainConfig(precision="fp32", **WAYS[way]), World())
+    step.task = SampleTask("classification", create("objective", "cross_entropy", readout="step"))
+    x, y = torch.randn(32, steps, 64), torch.arange(32) % 10
+    step.take(x[:, :1], y, 0, look=False, leaving=False)
+    before = resident("VmRSS")
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        step.take(x, y, 1, look=False, leaving=False)
+    begin = time.process_time()
+    step.take(x, y, 2, look=False, leaving=False)
+    return Held.peak, resident("VmHWM") - before, time.process_time() - begin
+
+
+def memory(opts: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory of a training step by T and way."""
+    from multiprocessing import get_context
+
+    rows = []
+    for way in WAYS:
+        for steps in opts.times:
+            with get_context("spawn").Pool(1) as pool:
+                kept, grown, seconds = pool.apply(two_steps, (steps, way))
+            rows.append({"way": way, "T": steps, "kept_mb": kept / 1e6, "grown_mb": grown / 1e6, "seconds": seconds})
+            print(
+                f"{way:<20} T {steps:>5}  kept {kept / 1e6:9.2f} MB  process + {grown / 1e6:8.1f} MB  {seconds:7.3f} s"
+            )
+    return {"batch": 32, "widths": [64, 256, 256, 10], "rows": rows}
+
+
 def main() -> int:
     args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    args.add_argument("what", choices=("learn", "step"))
+    args.add_argument("what", choices=("learn", "step", "memory"))
     args.add_argument("--arch", default="snn-conv")
     args.add_argument("--data", default="../shared/data/mnist")
     args.add_argument("--epochs", type=float, default=3.0)
@@ -189,12 +261,13 @@ def main() -> int:
     args.add_argument("--lr", type=float, default=2e-3)
     args.add_argument("--seed", type=int, default=0)
     args.add_argument("--transforms", nargs="*", default=["shift:1", "rotate:8"])
-    args.add_argument("--times", type=int, nargs="+", default=[4, 25], help="T of step")
+    args.add_argument("--times", type=int, nargs="+", help="T of step (4, 25) and memory (4 … 1024)")
     args.add_argument("--peers", nargs="*", default=sorted(PEERS), choices=sorted(PEERS))
     args.add_argument("--rounds", type=int, default=5)
     args.add_argument("--json")
     opts = args.parse_args()
-    found = learn(opts) if opts.what == "learn" else step(opts)
+    opts.times = opts.times or ([4, 16, 64, 256, 1024] if opts.what == "memory" else [4, 25])
+    found = {"learn": learn, "step": step, "memory": memory}[opts.what](opts)
     print(json.dumps(found))
     if opts.json:
         Path(opts.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -13,14 +13,14 @@ Layers = list[dict[str, Any]]
 LARGE = 128  # pixels: from here on the stem shrinks images by four, as for ImageNet
 
 
-def chain(shape: Sequence[int], layers: Layers) -> dict[str, Any]:
+def nested_table(shape: Sequence[int], layers: Layers) -> dict[str, Any]:
     """A `sequential` of its own, as a table."""
     return {"kind": "sequential", "input": list(shape), "layers": layers}
 
 
 def shape_behind(shape: Sequence[int], layers: Layers) -> tuple[int, ...]:
     """Of one sample."""
-    found: Any = from_table({"fastsnn": 1, "model": chain(shape, layers)}).model
+    found: Any = from_table({"fastsnn": 1, "model": nested_table(shape, layers)}).model
     return tuple(found.shapes()[-1])
 
 
@@ -76,10 +76,10 @@ def resnet(
             stride = 2 if stage and not n else 1
             first, second = convolved(width, 3, norm(), stride), convolved(width, 3, norm(added if not sew else 1.0))
             branch = [*first, spikes, *second, spikes] if sew else [spikes, *first, spikes, *second]
-            table: dict[str, Any] = {"op": "residual", "part": chain(now, branch)}
+            table: dict[str, Any] = {"op": "residual", "part": nested_table(now, branch)}
             if stride > 1 or now[0] != width:
                 beside = convolved(width, 1, norm(added if not sew else 1.0), stride)
-                table["shortcut"] = chain(now, [*beside, spikes] if sew else [spikes, *beside])
+                table["shortcut"] = nested_table(now, [*beside, spikes] if sew else [spikes, *beside])
             layers.append(table)
             now = shape_behind(now, branch)
     layers += [] if sew else [spikes]
@@ -107,10 +107,10 @@ def spikformer(
     norm, pool = {"op": "batch_norm"}, {"op": "max_pool", "kernel": [2]}
     layers: Layers = [*convolved(width // 2, 3, norm), *begin, spikes, pool, *convolved(width, 3, norm), spikes, pool]
     now = shape_behind(shape, layers)
-    layers.append({"op": "residual", "part": chain(now, [*convolved(width, 3, norm), spikes])})
+    layers.append({"op": "residual", "part": nested_table(now, [*convolved(width, 3, norm), spikes])})
     attention = {"op": "spiking_attention", "heads": heads, "neuron": spikes["neuron"]}
     mlp = [*convolved(ratio * width, 1, norm), spikes, *convolved(width, 1, norm), spikes]
     for _ in range(depth):
-        layers += [{"op": "residual", "part": chain(now, [attention])}, {"op": "residual", "part": chain(now, mlp)}]
+        layers += [{"op": "residual", "part": nested_table(now, part)} for part in ([attention], mlp)]
     layers += [{"op": "adaptive_avg_pool", "shape": [1, 1]}, {"op": "flatten"}]
     return layers + ([{"op": "dropout", "p": dropout, "fixed": True}] if dropout else [])

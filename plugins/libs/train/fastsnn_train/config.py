@@ -21,7 +21,7 @@ BESIDE_QUALITY = (
         "trackers",
         "bundle",
     ),
-    *("accumulate", "checkpointing", "compile", "parallel"),
+    *("accumulate", "checkpointing", "checkpoint_time", "compile", "parallel"),
 )
 """Settings of a run that may change between a stop and its resumption without changing what is learnt."""
 
@@ -88,6 +88,15 @@ class TrainConfig:
         doc="auto: bf16 on a GPU that has it, else fp32; fp16 scales its loss on CUDA only",
     )
     checkpointing: bool = param(False, doc="recompute each block in the backward pass: less memory, a third more work")
+    checkpoint_time: int = param(
+        0, ge=0, unit="steps", doc="of samples over time kept at once, others run again: the same gradients; 0: all"
+    )
+    tbptt: int = param(0, ge=0, unit="steps", doc="after which gradients and losses are cut, states go on; 0: never")
+    online: str = param(
+        "none",
+        choices=("none", "sltt", "ottt"),
+        doc="every step learns for itself: from its input (sltt), or from its input's trace (ottt)",
+    )
     compile: bool = param(False, doc="torch.compile: minutes at first, then faster steps; one process only")
     parallel: str = param(
         "none",
@@ -125,6 +134,13 @@ class TrainConfig:
             )
         if self.bundle == "ema" and not self.ema:
             raise FastSNNError("bundle = 'ema' needs an average of the weights; set ema, such as ema = 0.999")
+        over_time = [n for n in ("checkpoint_time", "tbptt") if getattr(self, n)] + ["online"] * (self.online != "none")
+        if len(over_time) > 1:
+            raise FastSNNError(f"{' and '.join(over_time)} cut time in ways that exclude each other; take one")
+        if over_time and (self.compile or self.parallel != "none"):
+            raise FastSNNError(f"{over_time[0]} works on one process and without compile")
+        if self.checkpoint_time and (self.rate_weight or self.l1):
+            raise FastSNNError("checkpoint_time runs steps again and works without rate_weight and l1; tbptt has both")
         if self.compile and (self.parallel != "none" or self.rate_weight or self.l1):
             raise FastSNNError("compile works on one process and without a firing band (rate_weight) or l1")
 

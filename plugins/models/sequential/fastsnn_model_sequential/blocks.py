@@ -15,7 +15,7 @@ from fastsnn_core.spike_tensor import SpikeTensor, densify
 from fastsnn_model_sequential.modules import AnyRankBatchNorm
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """y = f(x) + s(x), or of spikes f(x) ∧ s(x), ¬f(x) ∧ s(x);  s the identity where there is no `shortcut`.
 
     ``[N, …] -> [N, …]``. A branch that ends in spikes makes the spike-element-wise block of SEW-ResNet (Fang et al.
@@ -38,9 +38,9 @@ class Residual(nn.Module):
 
     def forward(self, x: Any) -> Any:
         """The branch, joined with the shortcut."""
-        found = run(self.part, x)
-        beside = x if self.shortcut is None else run(self.shortcut, x)
-        if isinstance(found, SpikeTensor) and isinstance(beside, SpikeTensor) and one_threshold(found, beside):
+        found = run_nested(self.part, x)
+        beside = x if self.shortcut is None else run_nested(self.shortcut, x)
+        if isinstance(found, SpikeTensor) and isinstance(beside, SpikeTensor) and share_one_threshold(found, beside):
             return SpikeTensor(joined_counts(counts_of(found), counts_of(beside), self.how), found.scale)
         if self.how != "add":
             raise FastSNNError(
@@ -50,13 +50,13 @@ class Residual(nn.Module):
         return densify(found) + densify(beside)
 
 
-def run(network: nn.Module, x: Any) -> Any:
+def run_nested(network: nn.Module, x: Any) -> Any:
     """A nested network of spikes or numbers: its layers, which see spikes as such."""
     body: Any = getattr(network, "body", None)
     return network(densify(x)) if body is None else body(x)
 
 
-def one_threshold(a: SpikeTensor, b: SpikeTensor) -> bool:
+def share_one_threshold(a: SpikeTensor, b: SpikeTensor) -> bool:
     """Do both count in one threshold, a constant?"""
     if a.scale.numel() != 1 or b.scale.numel() != 1 or a.scale.requires_grad or b.scale.requires_grad:
         return False

@@ -9,7 +9,7 @@ from torch import nn
 from fastsnn_conversion import spike_layers
 from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core import Model
-from fastsnn_model_sequential.blocks import Residual, SpikingAttention
+from fastsnn_model_sequential.blocks import ResidualBlock, SpikingAttention
 from fastsnn_model_sequential.layer import Layer
 from fastsnn_model_sequential.modules import (
     AnyRankBatchNorm,
@@ -49,7 +49,7 @@ def describe(module: Any) -> Layer | None:
         return Layer(op="encode" if more else "repeat", steps=module.steps, **more)
     if kind is LeakyReadout:
         return Layer(op="integrate", tau=float(module.tau), learn=module.learn)
-    if kind is Residual:
+    if kind is ResidualBlock:
         specs = [getattr(m, "spec", None) for m in (module.part, module.shortcut)]
         return Layer(op="residual", part=specs[0], shortcut=specs[1], how=module.how)
     if kind is SpikingAttention:

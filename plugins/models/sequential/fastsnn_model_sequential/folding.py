@@ -11,7 +11,7 @@ from torch import nn
 from fastsnn_conversion.norm_folding import affine, fold_back
 from fastsnn_conversion.spike_layers import AvgPool, MaxPool
 from fastsnn_core.site import SpikeSite
-from fastsnn_model_sequential.blocks import Residual, SpikingAttention
+from fastsnn_model_sequential.blocks import ResidualBlock, SpikingAttention
 from fastsnn_model_sequential.layer import Layer
 
 
@@ -45,7 +45,7 @@ def folded_spec(network: Any) -> Any:
             if at >= 0 and fold_back(module, network.layers[at]):
                 network.layers[i], layers[i] = nn.Identity(), Layer(op="identity")
                 layers[at] = attrs.evolve(layers[at], bias=True)
-        elif isinstance(module, Residual):
+        elif isinstance(module, ResidualBlock):
             nested = {n: folded_spec(m) for n in ("part", "shortcut") if hasattr(m := getattr(module, n), "layers")}
             layers[i] = attrs.evolve(layers[i], **nested)
         elif isinstance(module, SpikingAttention) and module.normed:

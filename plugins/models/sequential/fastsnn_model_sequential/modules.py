@@ -96,6 +96,8 @@ class TimeBegins(nn.Module):
     batch while training, and is the same at every call in evaluation.
     """
 
+    begins_time = True
+
     def __init__(self, steps: int, coder: Coder | None = None) -> None:
         super().__init__()
         self.steps, self.coder = steps, coder
@@ -113,13 +115,16 @@ class TimeBegins(nn.Module):
         if stream is None or stream.timed:
             return x
         stream.begin(self.steps)
+        return x.repeat_interleave(self.steps, 0) if self.coder is None else self.show(x).flatten(0, 1)
+
+    def show(self, x: Tensor) -> Tensor:
+        """What the network sees of ``x [B, …]`` at every step, ``[B, T, …]``."""
         if self.coder is None:
-            return x.repeat_interleave(self.steps, 0)
+            return x[:, None].expand(-1, self.steps, *x.shape[1:])
         coder: Any = self.coder
         if self.training and hasattr(coder, "seed"):
             coder = attrs.evolve(coder, seed=int(torch.randint(1 << 31, ())))
-        train = coder.encode(x, self.steps).train.to(x.dtype)
-        return train.transpose(0, 1).flatten(0, 1)
+        return coder.encode(x, self.steps).train.to(x.dtype).transpose(0, 1)
 
 
 class TimeDifference(nn.Module):

@@ -13,7 +13,7 @@ from torch import nn
 from fastsnn_conversion import spike_layers
 from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core.errors import FastSNNError
-from fastsnn_model_sequential.blocks import Residual, SpikingAttention
+from fastsnn_model_sequential.blocks import ResidualBlock, SpikingAttention
 from fastsnn_model_sequential.modules import (
     LeakyReadout,
     ThresholdBatchNorm,
@@ -170,14 +170,14 @@ def nested_network(v: Any) -> nn.Module:
     return build(v.part)
 
 
-def residual(v: Any) -> nn.Module:
+def residual_block(v: Any) -> nn.Module:
     """A branch and its shortcut."""
     from fastsnn_core import build
 
-    return Residual(build(v.part), None if v.shortcut is None else build(v.shortcut), v.how)
+    return ResidualBlock(build(v.part), None if v.shortcut is None else build(v.shortcut), v.how)
 
 
-def joined(v: Any, shape: Shape) -> Shape:
+def joined_shape(v: Any, shape: Shape) -> Shape:
     """Behind a residual: branch and shortcut have one shape."""
     out = inside(v, shape)
     beside = shape if v.shortcut is None else inside(SimpleNamespace(part=v.shortcut), shape)
@@ -279,7 +279,7 @@ OPS: dict[str, Op] = {
     "difference": Op({"coder": NEEDED}, lambda v: TimeDifference(v.coder)),
     "encode": Op({"steps": NEEDED, "coder": NEEDED}, lambda v: TimeBegins(v.steps, v.coder)),
     "part": Op({"part": NEEDED}, nested_network, inside),
-    "residual": Op({"part": NEEDED, "shortcut": None, "how": "add"}, residual, joined),
+    "residual": Op({"part": NEEDED, "shortcut": None, "how": "add"}, residual_block, joined_shape),
     "spiking_attention": Op(
         {"heads": NEEDED, "neuron": NEEDED, "scale": 0.25, "norms": True, "features": None},
         lambda v: SpikingAttention(v.features, v.heads, v.neuron, v.scale, v.norms),

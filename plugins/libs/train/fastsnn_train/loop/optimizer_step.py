@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -21,6 +21,7 @@ from fastsnn_train.loop.health import gradient_norms
 from fastsnn_train.loop.optim import PositiveThresholds, WeightAverage, learning_rate, optimizer, set_rate
 from fastsnn_train.loop.parallel import DistributedModel, World
 from fastsnn_train.loop.task import LanguageTask
+from fastsnn_train.samples.segments import in_segments, segment_losses
 
 log = logging.getLogger("fastsnn")
 
@@ -162,15 +163,31 @@ class OptimizerStep:
         for i, (piece, cut) in enumerate(zip(pieces, cuts)):
             share = len(piece) / len(rows)
             with self.network.piece(last=i + 1 == len(pieces)):
-                with self.autocast():
-                    loss = self.loss(piece, cut, eager, *mean_of)
-                penalty = self.penalty(*watched, step, loss)
-                # where some tokens are context, pieces have other numbers of targets: their sums are added
-                total = (loss + penalty) * share if self.targets is None else loss + penalty * share
-                (total if self.scaler is None else self.scaler.scale(total)).backward()
-            found = torch.stack([loss.detach(), penalty.detach()]).double()
-            totals += found * share if self.targets is None else found * found.new_tensor([1.0, share])
+                for loss, of_time in self.losses(piece, cut, eager, *mean_of):
+                    penalty = self.penalty(*watched, step, loss) * of_time
+                    # where some tokens are context, pieces have other numbers of targets: their sums are added
+                    total = (loss + penalty) * share if self.targets is None else loss + penalty * share
+                    (total if self.scaler is None else self.scaler.scale(total)).backward()
+                    found = torch.stack([loss.detach(), penalty.detach()]).double()
+                    totals += found * share if self.targets is None else found * found.new_tensor([1.0, share])
+                    del loss, penalty, total  # and with them what a segment kept for its gradients
         return tuple(totals.tolist())
+
+    def losses(
+        self, piece: Tensor, cut: Tensor | None, eager: bool, *in_all: float | None
+    ) -> Iterator[tuple[Tensor, float]]:
+        """``(loss, share of time)`` of a piece: one loss, or one after the other where time is cut into segments."""
+        if not in_segments(self.config):
+            with self.autocast():
+                loss = self.loss(piece, cut, eager, *in_all)
+            yield loss, 1.0
+        elif isinstance(self.task, LanguageTask):
+            raise FastSNNError(
+                "checkpoint_time, tbptt and online cut samples over time; a language model has `checkpointing`, and "
+                "seq_len says how far its gradients go"
+            )
+        else:
+            yield from segment_losses(self.task, self, piece, cut, in_all[0] if in_all else None)
 
     @torch.no_grad()
     def update(self, norm: float, step: int) -> None:
