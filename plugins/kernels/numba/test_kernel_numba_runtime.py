@@ -86,7 +86,7 @@ def test_a_compilation_that_fails_is_said_and_tried_again(uncompiled, monkeypatc
         tries.append(1)
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(kernel, "compile_step", full)
+    monkeypatch.setattr(kernel, "make", full)
     with pytest.raises(NotYet, match="being compiled"):
         NumbaStepper(uncompiled, wait=False)
     assert not kernel.step_is_compiled()  # asked again: begins in the background
@@ -100,7 +100,7 @@ def test_a_compilation_that_fails_is_said_and_tried_again(uncompiled, monkeypatc
     assert not kernel.step_is_compiled()
     kernel._making[-1].join()
     assert len(tries) == 2
-    monkeypatch.setattr(kernel, "compile_step", lambda: None)
+    monkeypatch.setattr(kernel, "make", lambda: None)
     assert not kernel.step_is_compiled()
     kernel._making[-1].join()
     assert kernel.compile_error() == ""
@@ -108,7 +108,7 @@ def test_a_compilation_that_fails_is_said_and_tried_again(uncompiled, monkeypatc
 
 def test_one_thread_compiles_at_a_time(uncompiled, monkeypatch):
     gate, begun = threading.Event(), []
-    monkeypatch.setattr(kernel, "compile_step", lambda: (begun.append(1), gate.wait(10)))
+    monkeypatch.setattr(kernel, "make", lambda: (begun.append(1), gate.wait(10)))
     for _ in range(5):
         assert not kernel.step_is_compiled()
         time.sleep(0.01)

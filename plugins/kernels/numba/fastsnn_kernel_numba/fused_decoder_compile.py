@@ -78,16 +78,16 @@ def compile_error() -> str:
     return _failed[-1][1] if _failed else ""
 
 
-def compile_step() -> None:
+def make() -> None:
     """Compile the step, or load it."""
     walk_address()
     _step.parallel.compile((types.int64,) * 3)
 
 
 def _make_or_say() -> None:
-    """`compile_step`, with what goes wrong kept for `compile_error`."""
+    """`make`, with what goes wrong kept for `compile_error`."""
     try:
-        compile_step()
+        make()
     except Exception as error:
         _failed[:] = [(time.monotonic(), f"{type(error).__name__}: {error}")]
         log.warning("compiling the fused decoding step failed (%s); tokens go through the model's own layers", error)
