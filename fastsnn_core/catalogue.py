@@ -1,8 +1,10 @@
 """Names of the first-party components, so that an error can say what to ``pip install``; a test keeps it true."""
 
+NEURONS = """adaptive_max adaptive_threshold alif axonal_delay eif ilif izhikevich lateral_lif lif lif_sint plif qif
+recurrent_lif refractory_lif synaptic"""
 FIRST_PARTY: dict[str, tuple[str, ...]] = {
     "surrogate": ("atan", "fast_sigmoid", "identity", "triangle", "window"),
-    "neuron": tuple(str.split("adaptive_max adaptive_threshold alif ilif lif lif_sint plif recurrent_lif synaptic")),
+    "neuron": tuple(NEURONS.split()),
     "coder": ("binary", "bitwise", "delta", "latency", "rate", "ternary", "twos_complement"),
     "attention": ("gla", "hybrid", "linear", "sliding_window", "softmax"),
     "feedforward": ("pulse",),
@@ -12,10 +14,10 @@ FIRST_PARTY: dict[str, tuple[str, ...]] = {
     "scope": ("energy", "membrane", "paths", "raster", "scaling", "sparsity"),
     "kernel": ("numba", "triton"),
     "tracker": ("early_stopping", "jsonl", "tensorboard"),
-    "objective": ("cross_entropy", "first_spike", "mean_squared", "spike_count"),
+    "objective": ("cross_entropy", "first_spike", "mean_squared", "spike_count", "van_rossum"),
 }
 
-VERBS: dict[str, str] = {
+VERBS: dict[str, str] = {  # of the first-party apps, and what brings each
     "chat": "fastsnn-text",
     "completion": "fastsnn-console",
     "convert": "fastsnn-convert",
@@ -35,7 +37,5 @@ VERBS: dict[str, str] = {
     "test": "fastsnn-kit",
     "tune": "fastsnn-tune",
 }
-"""Verbs of the first-party apps, and what brings each."""
 
-KIT = dict.fromkeys(FIRST_PARTY, "fastsnn-kit") | {"coder": "fastsnn-events"}
-"""What brings the conformance checks of what a kind does."""
+KIT = dict.fromkeys(FIRST_PARTY, "fastsnn-kit") | {"coder": "fastsnn-events"}  # what checks a kind
