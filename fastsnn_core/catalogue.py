@@ -17,25 +17,10 @@ FIRST_PARTY: dict[str, tuple[str, ...]] = {
     "objective": ("cross_entropy", "first_spike", "mean_squared", "spike_count", "van_rossum"),
 }
 
-VERBS: dict[str, str] = {  # of the first-party apps, and what brings each
-    "chat": "fastsnn-text",
-    "completion": "fastsnn-console",
-    "convert": "fastsnn-convert",
-    "doctor": "fastsnn-doctor",
-    "eval": "fastsnn-train",
-    "export": "fastsnn",
-    "extend": "fastsnn-train",
-    "fit": "fastsnn-train",
-    "generate": "fastsnn",
-    "heal": "fastsnn-convert",
-    "lm-eval": "fastsnn-lm-eval",
-    "new-plugin": "fastsnn-author",
-    "run": "fastsnn",
-    "scope": "fastsnn-scope",
-    "serve": "fastsnn-serve",
-    "show": "fastsnn-author",
-    "test": "fastsnn-kit",
-    "tune": "fastsnn-tune",
-}
+_VERBS = """chat fastsnn-text, completion fastsnn-console, convert fastsnn-convert, doctor fastsnn-doctor,
+eval fastsnn-train, export fastsnn, extend fastsnn-train, fit fastsnn-train, generate fastsnn, heal fastsnn-convert,
+lm-eval fastsnn-lm-eval, new-plugin fastsnn-author, run fastsnn, scope fastsnn-scope, serve fastsnn-serve,
+show fastsnn-author, test fastsnn-kit, tune fastsnn-tune"""
+VERBS: dict[str, str] = dict(str.split(row) for row in _VERBS.split(","))  # of the first-party apps, what brings each
 
 KIT = dict.fromkeys(FIRST_PARTY, "fastsnn-kit") | {"coder": "fastsnn-events"}  # what checks a kind

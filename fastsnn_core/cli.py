@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from fastsnn_core.errors import FastSNNError, UserError, did_you_mean
 
 Verb = Callable[[list[str]], int]
 EXIT_BUG, EXIT_USER, EXIT_INTERRUPT = 1, 2, 130
+SILENCE = 1.0  # seconds until a verb that is starting says so
 BUG = """fastsnn: this is a bug of FastSNN or of a plugin, not a mistake of yours.
 Please report it with the lines above, the command, and: {}"""
 
@@ -49,8 +51,8 @@ def plugins(argv: list[str]) -> int:
             args.error("--no-load does not know what a plugin offers, so it does not go with --kind")
     if not opts.no_load:
         import torch  # noqa: F401  - not to be counted as the first plugin's own time
-    rows = list(found.installed() if opts.no_load else found.registry().plugins)
-    rows = [r for r in rows if opts.kind is None or opts.kind in r.offers]
+    every = found.installed() if opts.no_load else found.registry().plugins
+    rows = [r for r in every if opts.kind in (None, *r.offers)]
     if opts.json:
         print(json.dumps([r.as_json() for r in rows], indent=2))
         return 0
@@ -202,15 +204,28 @@ def run_words(words: list[str]) -> int:
 
         print(f"fastsnn-core {__version__}")
         return 0
-    return int(verb(words[0])(words[1:]) or 0)
+    notice = notice_of_start(words)
+    try:
+        return int(verb(words[0])(words[1:]) or 0)
+    finally:
+        notice.cancel()
+
+
+def notice_of_start(words: list[str]) -> threading.Timer:
+    """A line after a second of silence, where torch is not imported yet: imports take long, and compilers longer."""
+    says = f"fastsnn {words[0]}: starting (importing PyTorch and plugins; a first run compiles kernels, too)"
+    timer = threading.Timer(SILENCE, lambda: StderrHandler.write(says))
+    timer.daemon, quiet = True, os.environ.get("FASTSNN_QUIET", "0") not in ("", "0")
+    if not (quiet or "torch" in sys.modules or {"--quiet", "--json"} & {*words}):
+        timer.start()
+    return timer
 
 
 def verb(name: str) -> Verb:
     """The function behind a verb; an unknown one says what there is, and what to install for a first-party one."""
     if name in OWN:
         return OWN[name]
-    points = added()
-    if name in points:
+    if name in (points := added()):
         return points[name].load()
     from fastsnn_core.catalogue import VERBS
 

@@ -167,3 +167,45 @@ def test_the_catalogue_of_verbs_is_what_the_plugins_declare():
         project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
         found |= dict.fromkeys(project.get("entry-points", {}).get("fastsnn1.commands", {}), project["name"])
     assert found == VERBS
+
+
+STARTS = """
+import sys, threading
+from fastsnn_core import cli
+
+said = threading.Event()
+cli.SILENCE = 0.0
+cli.StderrHandler.write = staticmethod(lambda text: (print(text), said.set()))
+
+class Waits:
+    '''The heavy import does not begin before the notice stands on the console.'''
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("notice first" if said.wait(float(sys.argv[1])) else "import first")
+            raise SystemExit
+        return None
+
+sys.meta_path.insert(0, Waits())
+cli.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "wait", "wanted"),
+    [
+        (["plugins", "--json"], "0.5", "import first"),
+        (["plugins"], "120", "fastsnn plugins: starting (importing PyTorch and plugins; a first run compiles kernels"),
+    ],
+)
+def test_a_verb_says_that_it_starts_before_the_heavy_imports(words, wait, wanted):
+    done = subprocess.run([sys.executable, "-c", STARTS, wait, *words], capture_output=True, text=True, timeout=300)
+    assert done.stdout.startswith(wanted), done
+    assert ("notice first" in done.stdout) == (wait == "120")
+
+
+def test_a_verb_whose_imports_are_done_says_nothing_of_its_start(monkeypatch):
+    import torch  # noqa: F401
+
+    monkeypatch.setattr(cli, "SILENCE", 0.0)
+    notice = cli.notice_of_start(["check"])
+    assert not notice.is_alive()

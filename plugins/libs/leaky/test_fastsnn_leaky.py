@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -134,3 +137,15 @@ def test_a_leaky_sum_in_order_has_the_same_bits_however_it_is_cut():
     for cut in (1, 6, 31, 63):
         first = decayed_in_order(x[:, :cut], start, beta)
         assert torch.equal(torch.cat([first, decayed_in_order(x[:, cut:], first[:, -1], beta)], 1), whole)
+
+
+def test_a_scan_and_its_gradient_import_no_compiler():
+    body = (
+        "import sys, torch\n"
+        "from fastsnn_leaky.scan import lif_scan\n"
+        "x = torch.ones(1, 3, 2, requires_grad=True)\n"
+        "lif_scan(x, beta=0.5, lo=-7.0, hi=7.0)[0].sum().backward()\n"
+        "print(x.grad.shape, [name for name in ('sympy', 'torch._dynamo') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "torch.Size([1, 3, 2]) []", done

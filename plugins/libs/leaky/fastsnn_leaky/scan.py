@@ -161,22 +161,32 @@ MEMBRANE = Operator(
 )
 
 
-@torch.library.custom_op("fastsnn::lif_scan", mutates_args=())
-def _lif_scan(
+def _register_scan_op(name: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """``torch.ops.fastsnn.name``, which torch's compiler keeps whole.
+
+    `torch.library.custom_op` makes the same and imports the compiler at its first call: seconds, where nothing is
+    compiled.
+    """
+    schema, op = torch.library.infer_schema(function, mutates_args=()), f"fastsnn::{name}"
+    torch.library.define(op, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(op, "CompositeExplicitAutograd", function)
+    torch.library.register_fake(op, fake)
+    return getattr(torch.ops.fastsnn, name).default
+
+
+def _scan_forward_op(
     x: Tensor, v: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
     beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return FORWARD(x.device.type, x.contiguous(), v.contiguous(), keep, theta, beta, lo, hi, heaviside, hard)
 
 
-@_lif_scan.register_fake
-def _(x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, form, alpha, attached=False):  # type: ignore[no-untyped-def]
+def _scan_shapes(x: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     marks = x.new_empty(x.shape[0], -(-x.shape[1] // CHECKPOINT), x.shape[2])
     return torch.empty_like(x), torch.empty_like(v), marks
 
 
-@torch.library.custom_op("fastsnn::lif_scan_backward", mutates_args=())
-def _lif_scan_backward(
+def _scan_gradient_op(
     grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
     beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -186,9 +196,12 @@ def _lif_scan_backward(
     )  # fmt: skip
 
 
-@_lif_scan_backward.register_fake
-def _(grad_c, grad_v, x, *rest):  # type: ignore[no-untyped-def]
+def _scan_gradient_shapes(grad_c: Tensor, grad_v: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(grad_v)
+
+
+_lif_scan = _register_scan_op("lif_scan", _scan_forward_op, _scan_shapes)
+_lif_scan_backward = _register_scan_op("lif_scan_backward", _scan_gradient_op, _scan_gradient_shapes)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -202,7 +215,7 @@ def _autograd_backward(ctx: Any, grad_c: Tensor, grad_v: Tensor, _: Tensor) -> t
     return grad_x, grad_v0, *[None] * 11
 
 
-_lif_scan.register_autograd(_autograd_backward, setup_context=_setup)
+torch.library.register_autograd("fastsnn::lif_scan", _autograd_backward, setup_context=_setup)
 
 
 def lif_scan(

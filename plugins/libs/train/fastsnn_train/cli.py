@@ -11,6 +11,7 @@ import attrs
 
 from fastsnn_console import targets
 from fastsnn_console.arguments import Parser, number
+from fastsnn_console.progress import Progress
 from fastsnn_core import build, bundle, spec
 from fastsnn_core.component import bounds_of, fields
 from fastsnn_core.errors import UserError
@@ -88,10 +89,11 @@ def fit_spec(
         config = attrs.evolve(config, max_steps=steps, epochs=0.0)
     world = join_group(config.parallel)
     data: Any = None
-    if data_config.task == "language":
-        data = read_data(data_config, out, resume, world)
-    torch.manual_seed(config.seed)
-    model: Any = build(found.model)
+    with Progress("reading the data and building the model", quiet=quiet or not world.leader):
+        if data_config.task == "language":
+            data = read_data(data_config, out, resume, world)
+        torch.manual_seed(config.seed)
+        model: Any = build(found.model)
     if data is None:
         data = read_spec_samples(model, data_config, config, quiet)
         config = with_epochs(config, len(data.train))
