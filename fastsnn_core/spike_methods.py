@@ -17,19 +17,18 @@ spikes: ``s.rearrange(lambda t: t[:, -1:])``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from fastsnn_core.errors import ArgumentError
 
-_POINTS = "data_ptr storage untyped_storage const_data_ptr share_memory_ __dlpack__"
+_POINTS = "data_ptr storage untyped_storage const_data_ptr share_memory_"
 _UNARY = "neg pos abs invert eq ne lt le gt ge bool int float complex index contains"
 _BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
 _CHEAP = "layout is_cuda is_cpu is_meta is_sparse is_quantized is_mps is_xpu is_sparse_csr is_mkldnn is_ipu is_xla"
 POINTERS, BINARY, CHEAP = (frozenset(row.split()) for row in (_POINTS, _BINARY, _CHEAP))
-COPIES = frozenset({"clone", "contiguous", "cpu", "cuda", "detach", "pin_memory"})
+COPIES = frozenset({"clone", "contiguous", "cpu", "cuda", "detach", "ipu", "pin_memory", "xpu"})
 DUNDERS = (
     *(f"__{side}{word}__" for word in sorted(BINARY) for side in ("", "r")),
     *(f"__{word}__" for word in _UNARY.split()),
@@ -83,7 +82,7 @@ def _as_value(name: str) -> Callable[..., Any]:
 
 def _copied(name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._with(lambda t: getattr(t, name)(*args, **kwargs))
+        return self._elsewhere(lambda: self._with(lambda t: getattr(t, name)(*args, **kwargs)))
 
     return method
 
@@ -100,25 +99,15 @@ def in_place(name: str) -> bool:
     return name in AUGMENTED or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
-def _cheap(name: str, spikes: Any) -> Any:
-    return getattr(spikes._data, name)
-
-
-def _of_value(name: str, spikes: Any) -> Any:
-    return getattr(spikes.value(), name)
-
-
 def add_tensor_methods(cls: type) -> None:
     """Give `cls` every public method and property of `torch.Tensor` that it has not, by the table above."""
     own = {name for base in cls.__mro__[:-1] for name in vars(base)}
     names = [n for n in dir(Tensor) if not n.startswith("_")]
-    for name in (*names, *DUNDERS, *AUGMENTED, "__getitem__", "__setitem__", "__dlpack__"):
-        if name in own:
-            continue
+    for name in {*names, *DUNDERS, *AUGMENTED, "__getitem__", "__setitem__", "__dlpack__", "__dlpack_device__"} - own:
         if name in CHEAP:
-            made: Any = property(partial(_cheap, name))
+            made: Any = property(lambda s, n=name: getattr(s._data, n))
         elif not callable(getattr(Tensor, name, None)) and not name.startswith("__"):
-            made = property(partial(_of_value, name))
+            made = property(lambda s, n=name: getattr(s.value(), n))
         else:
             kind = _copied if name in COPIES else _refused if in_place(name) or name in POINTERS else _as_value
             made = kind(name)

@@ -193,11 +193,18 @@ class SpikeTensor(Views):
             new._index = None if self._index is None else self._index.to(new._data.device)
         return new
 
+    @staticmethod
+    def _elsewhere(move: Callable[[], Any]) -> Any:
+        try:
+            return move()
+        except (AssertionError, RuntimeError) as error:  # torch, of a device that is not there
+            raise ArgumentError(f"spikes cannot go there: {str(error).splitlines()[0]}") from None
+
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """As `Tensor.to`: another device, and another type of the value. Counts and scale keep theirs, so that nothing
         rounds or wraps; an integer type gives the value itself, as an ordinary tensor."""
         args = densify(args)
-        wanted = torch.empty((), dtype=self.dtype, device=self.device).to(*args, **kwargs)
+        wanted = self._elsewhere(lambda: torch.empty((), dtype=self.dtype, device=self.device).to(*args, **kwargs))
         if not wanted.is_floating_point():
             return self.value().to(*args, **kwargs)
         keys = {k: v for k, v in kwargs.items() if k in ("non_blocking", "copy")}

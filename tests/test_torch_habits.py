@@ -218,6 +218,19 @@ def test_components_take_lists_and_say_what_they_miss():
         create("model", "sequential", layers=3)
 
 
+def test_a_decoders_own_word_for_attention_is_taken():
+    from fastsnn import FastSNN
+
+    size = {"d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 48, "vocab_size": 257}
+    wanted = FastSNN.build(attn="gla", **size).spec
+    assert (
+        FastSNN.build(attention="gla", **size).spec == FastSNN.build(attention=[{"kind": "gla"}], **size).spec == wanted
+    )
+    for word in ("kind", "name"):
+        with pytest.raises(FastSNNError, match=f"a model has no parameter '{word}'"):
+            FastSNN.build(**{word: "decoder"})
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
 def test_a_missing_device_is_said_in_words_and_nothing_moves(model):
     from fastsnn import FastSNN

@@ -44,15 +44,18 @@ def derivative(u: Tensor, form: str, alpha: float, first: float, last: float) ->
 class _Count(torch.autograd.Function):
     """Forward `count`, backward ``grad · derivative(u)``."""
 
+    generate_vmap_rule = True  # for torch.func
+
     @staticmethod
-    def forward(
-        ctx: Any, u: Tensor, lo: float, hi: float, heaviside: bool, slope: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        ctx.save_for_backward(u)
-        ctx.slope = slope
+    def forward(u: Tensor, lo: float, hi: float, heaviside: bool, slope: Callable[[Tensor], Tensor]) -> Tensor:
         return (
             torch.where(u >= 1, 1.0, torch.where(u < 1, 0.0, u)).to(u.dtype) if heaviside else u.clamp(lo, hi).round()
         )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.slope = inputs[4]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

@@ -46,7 +46,7 @@ class FastSNN:
         `arch`: snn-tiny, snn-small, snn-base, snn-large. `attn`: hybrid_alt (gated linear and sliding-window layers
         in turn), hybrid (linear ∥ sliding window), linear, gla, sliding_window, softmax, or a list for the layers.
         `neuron`: any installed neuron by name, table or component. `changes` are the decoder's parameters (vocab_size,
-        d_model, n_layers, n_heads, d_ff, sites …) and ``window``.
+        d_model, n_layers, n_heads, d_ff, sites …; ``attention`` is the same as `attn`) and ``window``.
 
         snn-mlp, snn-conv, snn-recurrent, snn-resnet18 and spikformer-tiny take ``input`` (shape of one sample:
         (1, 28, 28)), ``classes``, ``time_steps``, ``coder``, ``widths`` …; their `neuron` is lif (recurrent_lif) unless

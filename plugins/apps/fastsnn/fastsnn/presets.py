@@ -31,8 +31,13 @@ def structure(value: Any, kind: type[Component]) -> Any:
 def model_spec(arch: str = "snn-tiny", attn: Any = "hybrid_alt", neuron: Any = None, **changes: Any) -> Model:
     """The decoder that a preset means; `changes` are the decoder's own parameters, and ``window``.
 
+    ``attention``, the decoder's own name of `attn`, is taken as that. Errors (FastSNNError): no such arch, a parameter
+    that it has not, a value out of range.
+
     The presets of networks over time (`fastsnn.networks`) have parameters of their own.
     """
+    if taken := sorted({"kind", "name"} & changes.keys()):
+        raise FastSNNError(f"a model has no parameter {taken[0]!r}; what is built is chosen with arch, attn and neuron")
     if arch in NETWORKS:
         return network_spec(arch, neuron, **changes)
     if arch not in ARCHS:
@@ -41,7 +46,7 @@ def model_spec(arch: str = "snn-tiny", attn: Any = "hybrid_alt", neuron: Any = N
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise FastSNNError(f"no arch {arch!r}; {hint}there are {', '.join(known)}")
     neuron = "adaptive_threshold" if neuron is None else neuron
-    window = changes.pop("window", None)
+    window, attn = changes.pop("window", None), changes.pop("attention", attn)
     if "feedforward" in changes:
         from fastsnn_core import Feedforward
 

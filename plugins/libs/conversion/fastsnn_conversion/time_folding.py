@@ -35,9 +35,9 @@ class TimeFoldedPass:
 
     batch: int
     time: int
-    reset: Tensor | None = None
-    old: Mapping[str, Any] = attrs.field(factory=dict)
-    new: dict[str, Any] = attrs.field(factory=dict)
+    reset: Tensor | None
+    old: Mapping[str, Any]
+    new: dict[str, Any]  # no factory: torch.compile cannot follow the one that attrs writes
     pooled: bool = False
     timed: bool = True
 
@@ -83,7 +83,7 @@ def run_time_folded(
     check_state_kind("the network", state, Mapping, "the mapping from sites to states that the last call gave")
     belongs("the network", state, b)
     check_reset_mask("the network", reset, b, t, inputs[0].device)
-    stream = TimeFoldedPass(b, t, reset, state or {}, timed=timed)
+    stream = TimeFoldedPass(b, t, reset, state or {}, {}, timed=timed)
     token = _running.set(stream)
     try:
         out = body(*(x.reshape(b * t, *x.shape[2:]) if timed else x for x in inputs))
@@ -144,7 +144,7 @@ class TimeFoldedSite(SpikeSite):
             raise FastSNNError(
                 f"site {self.label!r} spikes over {self.channels} dimensions, got shape {tuple(x.shape)}"
             )
-        stream = running_pass() or TimeFoldedPass(len(x), 1)
+        stream = running_pass() or TimeFoldedPass(len(x), 1, None, {}, {})
         fold = TimeFold(x.shape, stream.batch, stream.time, self.channels)
         old, reset = stream.old.get(self.label), stream.reset
         if reset is not None and fold.places > 1:

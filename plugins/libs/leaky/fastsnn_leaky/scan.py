@@ -218,6 +218,23 @@ def _autograd_backward(ctx: Any, grad_c: Tensor, grad_v: Tensor, _: Tensor) -> t
 torch.library.register_autograd("fastsnn::lif_scan", _autograd_backward, setup_context=_setup)
 
 
+class _TransformedScan(torch.autograd.Function):
+    """The same gradient for torch.func (grad, vjp, jacrev, vmap), which does not see that of a registered operator."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _lif_scan(*inputs)  # type: ignore[no-any-return]
+
+    setup_context = staticmethod(_setup)
+    backward = staticmethod(_autograd_backward)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise FastSNNError("lif_scan has no forward-mode derivative (jvp, jacfwd); take torch.func.vjp, grad or jacrev")
+
+
 def lif_scan(
     x: Tensor,
     v: Tensor | None = None,
@@ -265,7 +282,8 @@ def lif_scan(
             marks = _lif_scan(x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, 0, 0.0)[2]
             u = MEMBRANE(x.device.type, x, marks, keep, theta, beta, lo, hi, heaviside, hard)
             slope = surrogate(u, *thresholds(lo, hi, heaviside)).contiguous()
-    counts, v, _ = _lif_scan(
+    scan = _TransformedScan.apply if torch._C._are_functorch_transforms_active() else _lif_scan
+    counts, v, _ = scan(  # type: ignore[no-untyped-call]
         x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, FORMS.index(form), alpha, attached
     )
     return counts, v

@@ -18,6 +18,8 @@ Source: Yang et al. 2023 (GLA, arXiv 2312.06635), written anew.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -116,7 +118,8 @@ def linear_scan(
     check_linear_scan(q, k, v, log_g, state, reset)
     if chunk is not None and chunk < 1:
         raise OperandError(f"linear_scan: a chunk has at least 1 token, got {chunk}")
-    with torch.autocast(q.device.type, enabled=False):
+    plain = contextlib.nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False)
+    with plain:
         if q.dtype in (torch.bfloat16, torch.float16):
             q, k, v = q.float(), k.float(), v.float()
             log_g = None if log_g is None else log_g.float()

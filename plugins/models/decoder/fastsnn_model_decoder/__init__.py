@@ -221,9 +221,9 @@ class DecoderModule(TorchCalls):
         ``model(input_ids=ids, attention_mask=mask)`` is the same call in transformers' names, for texts without
         padding, or padded on the right (`fastsnn_modules.inputs.named_tokens`).
         """
+        refuse_trace(self, tokens)
         if named or tokens is None:
             tokens = named_tokens(tokens, named, carries=return_state or state is not None)
-        refuse_trace(self)
         tokens = token_input(tokens, self.spec.vocab_size)
         if not getattr(state, "deferred", False):  # one whose parts arrive later is checked part by part
             check_state_kind("decoder", state, DecoderState, "the one that return_state=True gave")

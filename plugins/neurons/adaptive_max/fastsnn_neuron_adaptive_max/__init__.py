@@ -44,10 +44,16 @@ class AdaptiveMax(Neuron):
 class Held(torch.autograd.Function):
     """round(held), with the gradient of u: straight-through, also where a count is clamped."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, u: Tensor, held: Tensor) -> Tensor:
+    def forward(u: Tensor, held: Tensor) -> Tensor:
         """Counts."""
         return held.round()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing is kept."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -61,11 +61,17 @@ class AdaptiveThreshold(Neuron):
 class StraightThroughRound(torch.autograd.Function):
     """round(x / V), with the gradient of x / V: the ordinary case in half the passes over memory."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, v: Tensor) -> Tensor:
+    def forward(x: Tensor, v: Tensor) -> Tensor:
         """Counts."""
-        ctx.save_for_backward(v)
         return (x / v).round_()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """V is kept."""
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -39,10 +39,16 @@ class FirstSpike(Objective):
 class StraightThroughClamp(torch.autograd.Function):
     """Counts cut to [0, 1] whose gradient passes the cut, so that neither a silent nor a busy neuron is lost."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: object, counts: Tensor) -> Tensor:
+    def forward(counts: Tensor) -> Tensor:
         """At most one spike a step counts."""
         return counts.clamp(0.0, 1.0)
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Nothing is kept."""
 
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> Tensor:
