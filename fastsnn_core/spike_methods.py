@@ -105,9 +105,9 @@ def add_tensor_methods(cls: type) -> None:
     names = [n for n in dir(Tensor) if not n.startswith("_")]
     for name in {*names, *DUNDERS, *AUGMENTED, "__getitem__", "__setitem__", "__dlpack__", "__dlpack_device__"} - own:
         if name in CHEAP:
-            made: Any = property(lambda s, n=name: getattr(s._data, n))
+            made: Any = property(lambda s, n=name: getattr(s._data, n))  # type: ignore[misc]
         elif not callable(getattr(Tensor, name, None)) and not name.startswith("__"):
-            made = property(lambda s, n=name: getattr(s.value(), n))
+            made = property(lambda s, n=name: getattr(s.value(), n))  # type: ignore[misc]
         else:
             kind = _copied if name in COPIES else _refused if in_place(name) or name in POINTERS else _as_value
             made = kind(name)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -192,6 +193,38 @@ def test_a_tutorials_module_and_its_state_dict():
         state, spec=spec, names={"fc1": "layers.0", "fc2": "layers.2"}, neuron="adaptive_threshold", measure=False
     )
     assert done.model is not None
+
+
+def test_calibration_is_an_example_that_both_are_run_on():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), Leaky(0.9), nn.Flatten(), nn.Linear(48, 4), Leaky(0.8))
+    given = torch.rand(5, 1, 6, 6) * 3
+    done = convert(net, calibration=given)
+    assert "on inputs of five sizes and on calibration" in json.dumps(done.report)
+    assert done.model.spec.input == (1, 6, 6)
+    for wrong, says in (
+        (given[0, 0, 0], "example .or calibration. must be inputs"),
+        (given[:0], "calibration must be"),
+    ):
+        with pytest.raises(ConversionError, match=says):
+            convert(net, calibration=wrong)
+    with pytest.raises(ConversionError, match=r"calibration must be inputs .* one step, got"):
+        convert(net, example=given, calibration=torch.rand(2, 1, 7, 6))
+
+
+def test_what_differs_on_the_calibration_alone_is_refused():
+    class Clipped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), Leaky(0.9)
+
+        def forward(self, x):
+            return self.b(self.a(x) * (1 if x.abs().max() < 1000 else -1))
+
+    torch.manual_seed(0)
+    assert convert(Clipped()).model is not None
+    with pytest.raises(ConversionError, match="computes something else"):
+        convert(Clipped(), calibration=torch.rand(3, 4) * 2000)
 
 
 def test_what_computes_something_else_is_refused():

@@ -154,6 +154,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"},
     },
     "gpt-neox": {"tokenizer_config.json": {"tokenizer_class": "GPTNeoXTokenizerFast"} | NAMES},
+    "cohere": {"tokenizer_config.json": {"tokenizer_class": "CohereTokenizer"} | NAMES},
+    "cohere-own": {"tokenizer_config.json": {"tokenizer_class": "CohereTokenizerFast", "add_prefix_space": True}},
+    "codegen": {"tokenizer_config.json": {"tokenizer_class": "CodeGenTokenizer"} | NAMES},
+    "qwen3-5": {"tokenizer_config.json": {"tokenizer_class": "Qwen3_5Tokenizer"} | NAMES},
     "class-in-config": {"config.json": {"model_type": "llama", "tokenizer_class": "GPT2Tokenizer", "eos_token_id": 2}},
     "new-names": {
         "tokenizer_config.json": {"pad_token": "<|pad|>", "mask_token": "[M]", "unk_token": "<unk>"}
@@ -183,7 +187,8 @@ def test_vocab_and_merges(tmp_path: Path, settings: str, family: str) -> None:
 @pytest.mark.parametrize(
     "more", [{}, {"tokenizer_class": "LlamaTokenizer"}, {"tokenizer_class": "LlamaTokenizerFast", "legacy": True},
              {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False, "add_bos_token": False},
-             {"tokenizer_class": "CodeLlamaTokenizer"},
+             {"tokenizer_class": "CodeLlamaTokenizer"}, {"tokenizer_class": "GemmaTokenizer"},
+             {"tokenizer_class": "GemmaTokenizerFast", "pad_token": "<pad>", "add_bos_token": True},
              {"tokenizer_class": "CodeLlamaTokenizerFast", "add_prefix_space": False}],
 )  # fmt: skip
 def test_a_sentencepiece_tokenizer_json(tmp_path: Path, more: dict[str, Any], family: str) -> None:

@@ -17,10 +17,11 @@ ALLOWED = 1e-3
 
 
 @torch.no_grad()
-def same(source: nn.Module, parts: list[nn.Module], model: Any, carries: bool) -> str:
+def same(source: nn.Module, parts: list[nn.Module], model: Any, carries: bool, given: Tensor | None = None) -> str:
     """A sentence for the report; `carries`: cells take their state and give it back (Norse).
 
-    A module with a forward of its own is run itself, otherwise its layers one after the other. Stimuli are of several
+    A module with a forward of its own is run itself, otherwise its layers one after the other. `given` ``[B, T, …]`` is
+    a stimulus more. The others are of several
     sizes, from such that hardly a neuron spikes to such that most do: all must agree.
     """
     try:
@@ -31,8 +32,8 @@ def same(source: nn.Module, parts: list[nn.Module], model: Any, carries: bool) -
         ) from None
     own = type(source).__name__ not in BOXES
     alike, counted, rates = 1.0, 0, list[float]()
-    for level in LEVELS:
-        x = torch.rand(STREAMS, STEPS, *model.spec.input, generator=torch.Generator().manual_seed(5)) * level
+    noise = torch.rand(STREAMS, STEPS, *model.spec.input, generator=torch.Generator().manual_seed(5))
+    for x in [*(noise * level for level in LEVELS), *([] if given is None else [given])]:
         wanted, x = own_run(fresh[0], x, model) if own else (by_hand(fresh[1], x, carries), x)
         found = model(x)
         if wanted.shape != found.shape:
@@ -51,12 +52,26 @@ def same(source: nn.Module, parts: list[nn.Module], model: Any, carries: bool) -
             )
         alike, counted = min(alike, share), counted + wanted.numel()
         rates.append(float((wanted != 0).float().mean()))
+    what = "inputs of five sizes" + ("" if given is None else " and on calibration")
     if not any(rates):
-        return f"run beside the original on inputs of five sizes: both silent at all of {counted} outputs"
+        return f"run beside the original on {what}: both silent at all of {counted} outputs"
     return (
-        f"run beside the original: {alike:.2%} of {counted} outputs equal, on inputs of five sizes; "
+        f"run beside the original: {alike:.2%} of {counted} outputs equal, on {what}; "
         f"{min(rates):.0%} to {max(rates):.0%} of them not 0"
     )
+
+
+def over_steps(inputs: Tensor, model: Any) -> Tensor:
+    """The first of `inputs` ``[B, …]``, held for all steps: a stimulus ``[B, T, …]`` in the weights' type.
+
+    Errors: `ConversionError` where a sample has another shape than the network reads.
+    """
+    if tuple(inputs.shape[1:]) != tuple(model.spec.input) or not len(inputs):
+        raise ConversionError(
+            f"calibration must be inputs {['B', *model.spec.input]} of one step, got {list(inputs.shape)}"
+        )
+    some = inputs[:STREAMS].detach().cpu().to(next(model.parameters()).dtype)
+    return some[:, None].expand(-1, STEPS, *some.shape[1:]).contiguous()
 
 
 def cleared(modules: Any) -> None:

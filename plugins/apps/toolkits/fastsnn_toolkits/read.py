@@ -16,16 +16,18 @@ from fastsnn_toolkits.rows import SCALED, Row, chain, layer_of, toolkit_of, torc
 FIRST = ("linear", "conv1d", "conv2d", "conv3d")
 
 
-def read_toolkit_network(source: Any, example: Any = None) -> tuple[Any, list[dict[str, str]]]:
+def read_toolkit_network(source: Any, example: Any = None, calibration: Any = None) -> tuple[Any, list[dict[str, str]]]:
     """``(model, rows of the report)`` of a module built of a toolkit's neurons, or of a state dict of snnTorch.
 
-    `example` is an input ``[B, …]`` of one step; where a linear layer comes first it is not needed. The layers are
+    `example` is an input ``[B, …]`` of one step; where a linear layer comes first it is not needed. Nothing is
+    fitted: `calibration`, inputs of the same kind, is an example that both are run on, too. The layers are
     those that are registered, in that order; a module with a forward of its own is taken only if it computes what they
     compute. Input and output of the model are ``[B, T, …]``. snnTorch and SpikingJelly become a `sequential`, Norse a
     `nir_graph`. Thresholds become 1, and what is in front is divided by them: spikes are equal up to rounding of
     membranes that lie on their threshold. Errors: `ConversionError` names a layer or neuron without an equal here, or
     the first step at which the two differ.
     """
+    example = calibration if example is None else example
     if isinstance(source, dict):
         rows = snntorch_neurons.rows_of_state(source)
         model = sequential(rows, shape_of(example, rows))
@@ -42,7 +44,8 @@ def read_toolkit_network(source: Any, example: Any = None) -> tuple[Any, list[di
         rows = [toolkit_row(name, module) for name, module in parts]
         model, said = sequential(rows, shape_of(example, rows)), []
         said = reported(rows)
-    rate = compare.same(source, [m for _, m in parts], model, "norse" in tools)
+    given = None if calibration is None else compare.over_steps(calibration, model)
+    rate = compare.same(source, [m for _, m in parts], model, "norse" in tools, given)
     said[-1]["note"] = f"{said[-1]['note']}; {rate}".removeprefix("; ")
     return model, said
 
@@ -67,7 +70,7 @@ def example_shape(example: Any) -> tuple[int, ...] | None:
     if example is None:
         return None
     if not isinstance(example, Tensor) or example.ndim < 2:
-        raise ConversionError("example must be an input [B, …] of one step, as a tensor")
+        raise ConversionError("example (or calibration) must be inputs [B, …] of one step, as a tensor")
     return tuple(int(n) for n in example.shape[1:])
 
 

@@ -225,7 +225,7 @@ class _TransformedScan(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _lif_scan(*inputs)  # type: ignore[no-any-return]
+        return _lif_scan(*inputs)
 
     setup_context = staticmethod(_setup)
     backward = staticmethod(_autograd_backward)
@@ -283,7 +283,5 @@ def lif_scan(
             u = MEMBRANE(x.device.type, x, marks, keep, theta, beta, lo, hi, heaviside, hard)
             slope = surrogate(u, *thresholds(lo, hi, heaviside)).contiguous()
     scan = _TransformedScan.apply if torch._C._are_functorch_transforms_active() else _lif_scan
-    counts, v, _ = scan(  # type: ignore[no-untyped-call]
-        x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, FORMS.index(form), alpha, attached
-    )
+    counts, v, _ = scan(x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, FORMS.index(form), alpha, attached)
     return counts, v

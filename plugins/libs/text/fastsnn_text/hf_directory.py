@@ -24,6 +24,7 @@ from tokenizers import Tokenizer as Native
 
 from fastsnn_core.moved import renamed
 from fastsnn_text import tokenizer_recipes as recipes
+from fastsnn_text.tokenizer_classes import UNREAD
 from fastsnn_text.tokenizer_recipes import TokenizerError
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -36,6 +37,11 @@ DEFAULTS: dict[str, dict[str, str]] = {
     "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
     "GPTNeoXTokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
     | {"pad_token": "<|padding|>"},
+    "CodeGenTokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
+    "Qwen3_5Tokenizer": dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"),
+    "CohereTokenizer": {f"{name}_token": f"<{name.upper()}>" for name in ("unk", "pad", "cls", "sep")}
+    | {"bos_token": "<BOS_TOKEN>", "eos_token": "<|END_OF_TURN_TOKEN|>", "mask_token": "<MASK_TOKEN>"},
+    "GemmaTokenizer": {f"{name}_token": f"<{name}>" for name in ("unk", "bos", "eos", "pad", "mask")},
     "CodeLlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     | {f"{name}_token": f"▁<{name[:3].upper()}>" for name in ("prefix", "middle", "suffix")}
     | {"eot_token": "▁<EOT>", "fill_token": "<FILL_ME>"},
@@ -113,7 +119,7 @@ def read_tokenizer(folder: Path, config: dict[str, Any] | None = None) -> Found 
     special = {key: value for key, value in special.items() if settings.get(key, value) is not None}
     special = {key: special[key] for key in [*(k for k in NAMED if k in special), *special]}  # new ones, in this order
     add_to(native, added, special, extra)
-    if kind == "Qwen2Tokenizer":
+    if kind in ("Qwen2Tokenizer", "CohereTokenizer"):
         names = dict.fromkeys([*special.values(), *map(token_text, extra)])
         native.add_tokens([AddedToken(name, special=True) for name in names])
     if not whole:
@@ -152,11 +158,20 @@ def native_of(
             return recipes.llama(vocab, merges, True if space is None else space, legacy)
         if kind == "CodeLlamaTokenizer":
             return recipes.code_llama(vocab, merges, space is not False)
-        known = {"Qwen2Tokenizer": recipes.qwen2, "GPTNeoXTokenizer": recipes.gpt_neox}
+        if kind == "GemmaTokenizer":
+            return recipes.gemma(vocab, merges, token_text(settings.get("unk_token") or special["unk_token"]))
+        known = {"Qwen2Tokenizer": recipes.qwen2, "GPTNeoXTokenizer": recipes.gpt_neox,
+                 "Qwen3_5Tokenizer": recipes.qwen3_5, "CohereTokenizer": recipes.cohere}  # fmt: skip
         return known.get(kind, recipes.gpt2)(vocab, merges, bool(space))
 
     if whole:
         path = folder / "tokenizer.json"
+        if kind in UNREAD:
+            raise TokenizerError(
+                f"{folder}: transformers makes a {kind} of the vocabulary in tokenizer.json, with a way of splitting "
+                "of its own that is not read here. Where the file is meant as it is, tokenizer_config.json should say "
+                '"tokenizer_class": "PreTrainedTokenizerFast"'
+            )
         try:
             file = Native.from_str(json.dumps(whole))
         except Exception as error:  # the native library raises a bare Exception
@@ -165,7 +180,8 @@ def native_of(
         if kind not in DEFAULTS or model.get("type", "BPE") != "BPE":
             return file, {}
         native = build(model["vocab"], [merge_text(merge) for merge in model.get("merges", [])])
-        native.post_processor = file.post_processor
+        if kind != "GPTNeoXTokenizer":  # which adds no tokens, whatever the file says
+            native.post_processor = file.post_processor
         return native, special
     words, rules, model_file = folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.model"
     if kind in ("GPT2Tokenizer", "Qwen2Tokenizer") and words.is_file() and rules.is_file():

@@ -19,6 +19,10 @@ from fastsnn_core.errors import FastSNNError, MissingError
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN3_5_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 SPACE = "▁"  # what SentencePiece writes for a space
 CONTROL, USER_DEFINED = 3, 4  # types of SentencePiece pieces
 
@@ -50,6 +54,31 @@ def qwen2(vocab: Mapping[str, int], merges: Merges, add_prefix_space: bool = Fal
     """Byte-level BPE with Qwen2's splitting pattern (every digit alone) over text in Unicode's form NFC."""
     native = split_bytes(gpt2(vocab, merges), QWEN2_SPLIT, add_prefix_space)
     native.normalizer = normalizers.NFC()
+    return native
+
+
+def qwen3_5(vocab: Mapping[str, int], merges: Merges, add_prefix_space: bool = False) -> Native:
+    """Qwen2's, whose words may hold combining marks."""
+    native = split_bytes(gpt2(vocab, merges), QWEN3_5_SPLIT, add_prefix_space)
+    native.normalizer = normalizers.NFC()
+    return native
+
+
+def cohere(vocab: Mapping[str, int], merges: Merges, add_prefix_space: bool = False) -> Native:
+    """GPT-2's byte-level BPE over text in Unicode's form NFC, every digit alone."""
+    native = gpt_neox(vocab, merges, add_prefix_space)
+    native.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space),
+    ])  # fmt: skip
+    return native
+
+
+def gemma(vocab: Mapping[str, int], merges: Merges, unknown: str = "<unk>") -> Native:
+    """SentencePiece BPE with bytes for unknown characters, and no space before the text."""
+    native = Native(BPE(vocab=dict(vocab), merges=list(merges), fuse_unk=True, unk_token=unknown, byte_fallback=True))
+    native.normalizer = normalizers.Replace(" ", SPACE)
+    native.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    native.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     return native
 
 
