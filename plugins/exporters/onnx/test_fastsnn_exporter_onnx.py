@@ -89,6 +89,45 @@ def test_an_image_network_over_time(tmp_path):
     torch.testing.assert_close(again(x), model(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [{"kind": "linear"}, {"kind": "linear", "decay": 0.1}, {"kind": "gla"}], ids=str)
+def test_linear_attention_as_the_runtimes_operator_or_as_scan(kind, tmp_path):
+    import onnx
+
+    model, x = network(attention=[kind], n_kv_heads=2), torch.randint(0, 37, (3, 40))
+    wanted = model(x)
+    for written, domain in (("scan", ""), ("com.microsoft", "com.microsoft")):
+        path = Onnx(linear_attention=written).export(model, tmp_path / f"{written}.onnx")
+        domains = {node.op_type: node.domain for node in onnx.load(path).graph.node}
+        assert domains.get("LinearAttention") == (domain or None)
+        assert ("Scan" in domains) == (written == "scan")
+        again = Onnx().load(path)
+        first, state = again(x[:, :23], return_state=True)
+        torch.testing.assert_close(torch.cat([first, again(x[:, 23:], state)], 1), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_runtime_without_the_operator_is_said(tmp_path, monkeypatch, caplog):
+    import onnxruntime
+
+    from fastsnn_exporter_onnx import linear_attention
+
+    def missing(*_, **__):
+        raise RuntimeError("no such operator")
+
+    assert linear_attention.runtime_has_operator()
+    linear_attention.runtime_has_operator.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(onnxruntime, "InferenceSession", missing)
+        assert not linear_attention.runtime_has_operator()
+    model = network(attention=[{"kind": "gla"}], n_layers=1)
+    with pytest.raises(FastSNNError, match="linear_attention = scan"):
+        Onnx(linear_attention="com.microsoft").export(model, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+    with caplog.at_level("WARNING", "fastsnn"):
+        Onnx().export(model, tmp_path / "m.onnx")
+    assert "Scan" in caplog.text
+    linear_attention.runtime_has_operator.cache_clear()
+
+
 def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     """Planted: the state is dropped on the way into the file."""
     forward = graph.WithState.forward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import beside
 
 __version__ = "0.1.0"
+log = logging.getLogger("fastsnn")
 LARGEST = 2 * 10**9  # bytes of weights: a file of protobuf ends at 2 GiB
 
 
@@ -21,8 +23,9 @@ class Onnx(Exporter):
 
     Inputs are ``tokens [B,T]`` (or ``input [B,T,*shape]``) and one ``past.NAME`` for every tensor of the model's state;
     outputs are ``logits`` (or ``output``) and ``present.NAME``. A stream begins with zeros, whose growing dimensions
-    are 0 long: the file's metadata says which (``fastsnn.state``). Loops over time (neurons, linear attention) are
-    ONNX' standard Scan. What was written is run by ONNX Runtime, whole and in pieces, beside the model before the file
+    are 0 long: the file's metadata says which (``fastsnn.state``). Loops over time (neurons) are ONNX' standard Scan,
+    and so is linear attention where the installed ONNX Runtime has no operator of its own for it, which a warning says.
+    What was written is run by ONNX Runtime, whole and in pieces, beside the model before the file
     is put in its place; a difference beyond `tolerance` of the largest output is an error. Counts are rounded: a number
     that lies between two counts to the last bit may fall on the other side elsewhere. W8A bundles keep their INT8
     weights (`fastsnn_exporter_onnx.int8`): projections are exact, and outputs may differ by `int8_tolerance`.
@@ -37,6 +40,13 @@ class Onnx(Exporter):
         1e-2, gt=0.0, unit="of the largest output", doc="W8A bundles: the difference beyond which nothing is written"
     )
     opset: int = param(20, ge=18, le=23, doc="version of ONNX' operators", draw=(20,))
+
+    linear_attention: str = param(
+        "auto",
+        choices=("auto", "scan", "com.microsoft"),
+        doc="linear attention: ONNX' Scan, ONNX Runtime's own operator (faster prompts), or that where it is there",
+        draw=("auto", "scan"),
+    )
 
     def unsupported(self, model: Any) -> list[str]:
         """Reasons that can be told without writing."""
@@ -55,15 +65,23 @@ class Onnx(Exporter):
     def export(self, model: Any, path: Any) -> Path:
         """Write, run beside the model, and only then put the file in its place."""
         from fastsnn_exporter_onnx import graph, int8
+        from fastsnn_exporter_onnx.linear_attention import runtime_has_operator, written_as_operator
 
         if reasons := self.unsupported(model):
             raise FastSNNError("; ".join(reasons))
         path, whole = Path(path), getattr(model.spec, "quant", None) is not None
-        with beside(path) as scratch:
+        operator = self.linear_attention != "scan" and runtime_has_operator()
+        if self.linear_attention == "com.microsoft" and not operator:
+            raise FastSNNError(
+                "onnx: the installed ONNX Runtime has no com.microsoft.LinearAttention; use linear_attention = scan"
+            )
+        with beside(path) as scratch, written_as_operator(operator) as met:
             graph.write_onnx(int8.written_as_floats(model) if whole else model, scratch, self.opset)
             if whole and not int8.store_as_int8(scratch):
                 raise FastSNNError("onnx: none of the INT8 weights was found in the graph")
             graph.compare_outputs(model, scratch, self.int8_tolerance if whole else self.tolerance)
+        if met and not operator and self.linear_attention == "auto":
+            log.warning("onnx: this ONNX Runtime has no operator for linear attention; it is written as a loop (Scan)")
         return path
 
     def load(self, path: Any) -> Any:

@@ -15,13 +15,16 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spec import converter
 
 SOFTMAX = [{"kind": "softmax"}]
+LINEAR = [{"kind": "linear", "decay": 0.1}]
 CASES: dict[str, dict[str, Any]] = {
     "softmax, adaptive_threshold": {"attention": SOFTMAX},
     "sliding window, lif_sint": {
         "attention": [{"kind": "sliding_window", "window": 3}], "neuron": {"kind": "lif_sint"},
     },
-    "linear attention (as Scan)": {"attention": [{"kind": "linear", "decay": 0.1}]},
-    "gla (as Scan)": {"attention": [{"kind": "gla"}]},
+    "linear attention, as Scan": {"attention": LINEAR, "written": "scan"},
+    "linear attention, as com.microsoft.LinearAttention": {"attention": LINEAR, "written": "com.microsoft"},
+    "gla, as Scan": {"attention": [{"kind": "gla"}], "written": "scan"},
+    "gla, as com.microsoft.LinearAttention": {"attention": [{"kind": "gla"}], "written": "com.microsoft"},
     "dead zones, top, smallest thresholds": {
         "attention": SOFTMAX, "neuron": {"kind": "adaptive_threshold", "top": 5, "dead_zone": 0.7, "v_min": 0.05},
     },
@@ -44,8 +47,8 @@ def judged_onnx(fields: dict[str, Any]) -> tuple[str, str]:
     """``(verdict, note)`` of a small model."""
     from fastsnn_exporter_onnx import Onnx
 
-    exporter, fields = Onnx(), dict(fields)
-    quant = fields.pop("quant", None)
+    fields = dict(fields)
+    exporter, quant = Onnx(linear_attention=fields.pop("written", "auto")), fields.pop("quant", None)
     if fields.get("kind") == "module":
         return "refused", exporter.unsupported(torch.nn.Linear(2, 2))[0]
     table = {"kind": "decoder"} | fields

@@ -19,6 +19,8 @@ Source: Yang et al. 2023 (GLA, arXiv 2312.06635), written anew.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -31,6 +33,9 @@ __version__ = "0.1.0"
 
 MIN_LOG_GATE = -5.0
 State = tuple[Tensor, Tensor]
+GraphForm = Callable[[Tensor, Tensor, Tensor, Tensor | None, State], tuple[Tensor, Tensor, State]]
+GRAPH_FORM: ContextVar[GraphForm | None] = ContextVar("linear_scan.graph_form", default=None)
+"""What stands for `linear_scan` in an exported graph, where its runtime has an operator; a loop over time for None."""
 
 
 _OPERANDS = Operands(
@@ -124,7 +129,7 @@ def linear_scan(
             q, k, v = q.float(), k.float(), v.float()
             log_g = None if log_g is None else log_g.float()
         if exporting(q) and reset is None:
-            return _in_a_graph(q, k, v, log_g, initial_state(q, k, v, state))
+            return (GRAPH_FORM.get() or linear_scan_loop)(q, k, v, log_g, initial_state(q, k, v, state))
         if q.shape[1] <= 1:
             return linear_step(q, k, v, log_g, state, reset)
         return _chunked(
@@ -132,8 +137,10 @@ def linear_scan(
         )
 
 
-def _in_a_graph(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: State) -> tuple[Tensor, Tensor, State]:
-    """The definition as a loop of an exported graph, for any T."""
+def linear_scan_loop(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: State
+) -> tuple[Tensor, Tensor, State]:
+    """The definition as one loop of an exported graph, for any T; operands and results are those of `linear_scan`."""
     shared = q.shape[2] // k.shape[2]
     gates = () if log_g is None else (log_g.exp(),)
 
