@@ -93,7 +93,7 @@ def test_an_image_network_over_time(tmp_path):
 def test_linear_attention_as_the_runtimes_operator_or_as_scan(kind, tmp_path):
     import onnx
 
-    model, x = network(attention=[kind], n_kv_heads=2), torch.randint(0, 37, (3, 40))
+    model, x = network(attention=[kind], n_kv_heads=2, n_layers=1), torch.randint(0, 37, (3, 40))
     wanted = model(x)
     for written, domain in (("scan", ""), ("com.microsoft", "com.microsoft")):
         path = Onnx(linear_attention=written).export(model, tmp_path / f"{written}.onnx")

@@ -45,7 +45,7 @@ class Onnx(Exporter):
         "auto",
         choices=("auto", "scan", "com.microsoft"),
         doc="linear attention: ONNX' Scan, ONNX Runtime's own operator (faster prompts), or that where it is there",
-        draw=("auto", "scan"),
+        draw=("auto",),
     )
 
     def unsupported(self, model: Any) -> list[str]:
