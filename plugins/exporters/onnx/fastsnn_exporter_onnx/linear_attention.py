@@ -70,15 +70,15 @@ def runtime_has_operator() -> bool:
 
     names = {"q": [1, 1, 2], "k": [1, 1, 2], "v": [1, 1, 2], "past": [1, 1, 2, 2], "g": [1, 1, 2]}
     made = {"o": [1, 1, 2], "present": [1, 1, 2, 2]}
-    rows = [
+    read, given = (
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in table.items()] for table in (names, made)
-    ]
+    )
     node = helper.make_node(
         "LinearAttention", list(names), list(made), domain="com.microsoft", q_num_heads=1, kv_num_heads=1,
         update_rule="gated",
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(helper.make_graph([node], "g", *rows), opset_imports=opsets, ir_version=9)
+    model = helper.make_model(helper.make_graph([node], "g", read, given), opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
