@@ -179,8 +179,8 @@ def test_local_tasks_run_offline_from_the_command(model, tmp_path, capsys, monke
 def test_the_command_is_there_without_the_harness_and_says_what_to_install(tmp_path):
     code = (
         "import sys; sys.modules['lm_eval'] = None\n"
-        "from fastsnn_lm_eval.cli import evaluate\n"
-        "try: evaluate('x', ['y'])\n"
+        "from fastsnn_lm_eval.cli import evaluate_tasks\n"
+        "try: evaluate_tasks('x', ['y'])\n"
         "except ImportError as error: print(error)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
