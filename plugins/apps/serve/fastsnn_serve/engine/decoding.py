@@ -1,4 +1,4 @@
-"""What happens to a stream in a round: a chunk of its prompt, its first token, a step or drafted ones, its end."""
+"""One round of a stream: a prefill chunk, the first token, a decode step (plain or speculative), and its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOG = logging.getLogger("fastsnn.serve")
 
 
 class DecodeLoop:
-    """Steps streams with a runner and emits their deltas; `speculate` tokens are drafted at a time, 0: none."""
+    """Runs decode steps of streams and emits their deltas; `speculate` tokens are drafted per step (0: none)."""
 
     def __init__(
         self, runner: PrefillRunner, tokenizer: Tokenizer, ends: frozenset[int], metrics: Metrics, turns: Any,
@@ -31,7 +31,7 @@ class DecodeLoop:
         self.speculate, self.draft = speculate, draft
 
     def decode(self, streams: list[Stream]) -> None:
-        """One token of each, or several that were drafted; an error ends its stream and no other."""
+        """One decode step of every stream, speculative where it has drafts; an error ends only its own stream."""
         drafted = [(stream, self.drafts(stream)) for stream in streams]
         plain = [stream for stream, drafts in drafted if not drafts]
         for stream, drafts in drafted:
@@ -43,7 +43,7 @@ class DecodeLoop:
                     stream.emit(CompletionDelta(error=error))
         try:
             results = self.runner.step_many(plain)
-        except Exception as error:  # of a kernel that runs all of them at once
+        except Exception as error:  # from the kernel that runs the whole batch
             results = [error] * len(plain)
         for stream, found in zip(plain, results, strict=True):
             try:
@@ -57,7 +57,7 @@ class DecodeLoop:
                 stream.emit(CompletionDelta(error=error))
 
     def drafts(self, stream: Stream) -> list[int]:
-        """Tokens that may come next, at most as many as the stream may still take after one more."""
+        """Draft tokens for the next step: at most `speculate`, and one fewer than `max_tokens` leaves."""
         if not self.speculate or stream.params.spikes:
             return []
         if stream.lookup is None:
@@ -66,7 +66,7 @@ class DecodeLoop:
         return stream.lookup.propose(stream.ids, most, self.runner.chunk)
 
     def accept(self, stream: Stream, drafts: list[int]) -> None:
-        """Read the drafts in one pass and take tokens as long as they are the stream's own choices."""
+        """Verify the drafts in one forward pass: accept tokens while the stream's own sampler picks the same ones."""
         logits, before, after = self.runner.read_drafts(stream, drafts)
         last, begun, stream.read = stream.ids[-1], len(stream.ids), -1
         self.metrics.add("fastsnn_draft_tokens_total", len(drafts))
@@ -85,7 +85,7 @@ class DecodeLoop:
             stream.state = self.runner.resume([last, *stream.ids[begun : begun + i]], before, stream.tokens)
 
     def turn(self, stream: Stream) -> None:
-        """One chunk of the stream's prompt; an error ends this stream and no other."""
+        """Prefill one chunk of the stream's prompt, or start decoding; an error ends only this stream."""
         prompt = stream.prompt
         try:
             if not prompt.ready:
@@ -100,9 +100,9 @@ class DecodeLoop:
             stream.emit(CompletionDelta(error=error))
 
     def begin(self, stream: Stream) -> None:
-        """Take over the prompt's end and emit the first token."""
+        """Start decoding from the state after the prompt and emit the first token."""
         prompt = stream.prompt
-        state = prompt.state if prompt.users == 1 else copied(prompt.state)  # the last one takes it as it is
+        state = prompt.state if prompt.users == 1 else copied(prompt.state)  # the last user needs no copy
         stream.state = self.runner.begin(state, stream.tokens) if stream.params.max_tokens > 1 else state
         stream.logits = prompt.logits
         stream.release_prompt()
@@ -114,18 +114,18 @@ class DecodeLoop:
             stream.emit(CompletionDelta(finish="length"))
 
     def pick(self, stream: Stream) -> None:
-        """Take a token and emit what it adds to the text."""
+        """Sample a token and emit the text it adds."""
         assert stream.logits is not None
         logits, params = stream.logits[0, -1], stream.params
         try:
             token = stream.sampler.pick(logits)
-        except Stuck:  # what is asked for leaves no token at all
+        except Stuck:  # grammar and logit bias leave no possible token
             self.finish(stream, "stop")
             return
         scored = None if params.logprobs is None else scores(logits[None], [token], params.logprobs)[0]
         if params.rank:
             stream.logprob += float(logits.float().log_softmax(-1)[token])
-        if token in self.ends:  # no part of the text, but clients that score look for one more token
+        if token in self.ends:  # not part of the text, but its log-probability is reported
             self.finish(stream, "stop", end=scored)
             return
         now = time.perf_counter()
@@ -152,14 +152,14 @@ class DecodeLoop:
     def finish(
         self, stream: Stream, reason: str, text: str = "", tokens: tuple[Scored, ...] = (), end: Scored | None = None
     ) -> None:
-        """Say what was held back, too, and the scored end token."""
+        """Emit the text held back for stop strings, the scored end token, and the finish reason."""
         self.remember(stream)
         more, others, stopped = stream.detokenizer.close()
         last = () if end is None or stopped else (end._replace(offset=stream.detokenizer.said),)
         stream.emit(CompletionDelta(text + more, (*tokens, *others, *last), "stop" if stopped else reason))
 
     def remember(self, stream: Stream) -> None:
-        """Keep an ended turn for the next one: its state now (exact models), or what to read when nobody waits."""
+        """Cache a finished turn: its state now (exact models), else queue its tokens for a prefill when idle."""
         if not self.runner.cache.budget or not stream.ids:
             return
         if self.runner.exact and stream.read >= 0:
@@ -168,7 +168,7 @@ class DecodeLoop:
             self.turns.append((stream.prompt.ids + stream.ids, len(stream.ids)))
 
     def keep_turn(self, ids: list[int], new: int) -> None:
-        """With nobody waiting: put states of an ended turn into the cache, a chunk at a time."""
+        """When idle: prefill one chunk of a finished turn into the prefix cache."""
         try:
             if self.runner.keep_turn(ids, new):
                 self.turns.append((ids, new))

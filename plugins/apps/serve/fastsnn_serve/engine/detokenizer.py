@@ -1,4 +1,4 @@
-"""Tokens in, text out: stop strings, characters that span tokens, and each token's place in the text."""
+"""Incremental detokenization: stop strings, characters that span tokens, and each token's offset in the text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from fastsnn_text import TextStream, Tokenizer
 from fastsnn_text.generate import cut, overlap
 
-FLOOR = -9999.0  # stands for a probability of zero: JSON knows no infinity
+FLOOR = -9999.0  # reported for a probability of zero: JSON has no infinity
 
 
 class Scored(NamedTuple):
-    """A token, its log-probability (None for a prompt's first), the likeliest ones there, and its place in the text."""
+    """A token, its log-probability (None for a prompt's first), the top alternatives, its character offset."""
 
     token: int
     logprob: float | None
@@ -25,7 +25,7 @@ class Scored(NamedTuple):
 
 
 def scores(logits: Tensor, tokens: list[int], top: int) -> list[Scored]:
-    """Each token under its row of logits ``[N,V]``, with the `top` likeliest beside it, before any temperature."""
+    """Log-probability of each token under its row of logits ``[N,V]``, and the `top` likeliest, before temperature."""
     logprobs = logits.float().log_softmax(-1)
     best = logprobs.topk(min(top, logprobs.shape[-1]))
     chosen = logprobs.gather(-1, best.indices.new_tensor(tokens)[:, None])[:, 0].tolist()
@@ -37,14 +37,15 @@ def scores(logits: Tensor, tokens: list[int], top: int) -> list[Scored]:
 
 
 def finite_or_floor(value: float) -> float:
-    """`value`, or the floor where it is no finite number."""
+    """`value`, or `FLOOR` if it is not finite."""
     return value if math.isfinite(value) else FLOOR
 
 
 class Detokenizer:
-    """Releases text as soon as no stop string can begin in it; `begun` characters (an echoed prompt) stand before it.
+    """Streams text, holding back only what could be the start of a stop string.
 
-    It gives what `fastsnn_text.generate_text` gives: with the same tokens and stop strings, the same text.
+    Offsets start at `begun`, the length of an echoed prompt. For the same tokens and stop strings the text is that of
+    `fastsnn_text.generate_text`.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Detokenizer:
         self.tokens: deque[Scored] = deque()
 
     def push(self, token: int, scored: Scored | None) -> tuple[str, tuple[Scored, ...], bool]:
-        """``(text, its tokens, whether a stop string ended it)``; `scored` is None where nobody asked."""
+        """Add a token: ``(new text, its tokens, stop string found)``; `scored` is None without log-probabilities."""
         if scored is not None:
             self.tokens.append(scored._replace(offset=self.said + len(self.held)))
         held, stopped = cut(self.held + self.stream.push(token), self.stops)
@@ -65,7 +66,7 @@ class Detokenizer:
         return *self.release(held[:safe], held[safe:]), False
 
     def close(self) -> tuple[str, tuple[Scored, ...], bool]:
-        """What was held back, once no more tokens come."""
+        """Return the text held back, after the last token."""
         held, stopped = cut(self.held + self.stream.close(), self.stops)
         text, tokens = self.release(held, "")
         if not stopped:
@@ -73,7 +74,7 @@ class Detokenizer:
         return text, tokens, stopped
 
     def release(self, text: str, held: str) -> tuple[str, tuple[Scored, ...]]:
-        """Release `text`, hold `held` back: the text with the tokens that begin in what has been released."""
+        """Release `text` and hold `held` back; returns the text and the tokens that start in released text."""
         self.said, self.held = self.said + len(text), held
         out = []
         while self.tokens and self.tokens[0].offset < self.said:
@@ -82,7 +83,7 @@ class Detokenizer:
 
 
 def token_offsets(tokenizer: Tokenizer, tokens: list[Scored]) -> tuple[Scored, ...]:
-    """A prompt's tokens with their places in its text."""
+    """A prompt's tokens with their character offsets in its text."""
     stream, at, out = TextStream(tokenizer), 0, []
     for scored in tokens:
         out.append(scored._replace(offset=at))

@@ -1,4 +1,4 @@
-"""Embeddings: the mean over tokens of the last hidden state, after the final norm."""
+"""Text embeddings: the last hidden state after the final norm, averaged over tokens."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fastsnn_serve.engine.prefill_runner import PrefillRunner
 
 
 class NoHiddenState(FastSNNError):
-    """The model does not say where its last hidden state is."""
+    """The model has no `norm` module, so its last hidden state is unknown."""
 
 
 def final_norm(model: nn.Module) -> nn.Module:
-    """The module that gives the last hidden state ``[B,T,D]``."""
+    """The final norm, whose output is the last hidden state ``[B,T,D]``; raises `NoHiddenState` without one."""
     found = getattr(model, "norm", None)
     if not isinstance(found, nn.Module):
         raise NoHiddenState(f"{type(model).__name__} has no final norm, so no last hidden state to take a mean of")
@@ -25,7 +25,7 @@ def final_norm(model: nn.Module) -> nn.Module:
 
 
 def embed(texts: list[list[int]], runner: PrefillRunner) -> Iterator[Any]:
-    """A job of the engine: a vector ``[D]`` for each list of ids, read a chunk at a time."""
+    """Engine job: one embedding ``[D]`` per list of token ids, prefilled chunk by chunk; yields the list at the end."""
     norm = final_norm(runner.model)
     out = []
     for ids in texts:

@@ -1,12 +1,12 @@
-"""The engine: one thread owns the model and gives every running stream a step in each round.
+"""The engine: continuous batching in one thread that owns the model.
 
-    running = [a, b, c]      one round: one step of a, b and c together; a chunk of a prompt each; then newcomers join
+    one round:  admit waiting streams; one decode step of every decoding stream; one prefill chunk of every other stream
 
-Streams of a W8A model share one pass over its weights (``model.step_many``): sums of whole numbers are exact, so their
-bits are those of each stream alone. Streams of a float model take turns: a float batch rounds differently, and rounding
-decides spikes. Either way a stream's tokens are exactly those of
-``fastsnn_text.generate_ids(model, prompt, max_tokens, sampling, stop=ends, chunk=chunk)``, whoever else is served and
-whoever joins or leaves. With linear and windowed attention a stream's state has one size from first token to last.
+A W8A model decodes streams as one batch (``model.step_many``): integer sums are exact, so the result is bit for bit
+that of each stream alone. A float model decodes streams one after the other, because a batch rounds differently and
+rounding can change spikes. Either way the tokens of a stream are exactly those of
+``fastsnn_text.generate_ids(model, prompt, max_tokens, sampling, stop=ends, chunk=chunk)``, whatever else is being
+served. With linear and windowed attention the state of a stream has a constant size.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LOG = logging.getLogger("fastsnn.serve")
 
 
 class Refused(Exception):
-    """The engine takes no such work. `reason` is "busy", "closed", "too_many" or "too_long"."""
+    """The engine rejects a request; `reason` is "busy", "closed", "late", "too_many" or "too_long"."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -48,15 +48,15 @@ class Refused(Exception):
 
 
 class Engine:
-    """Serves `model`: up to `max_streams` at once, `max_waiting` more in a queue; prompts are read `chunk` by `chunk`.
+    """Serves `model`: `max_streams` run at once, `max_waiting` more queue; prefill is in chunks of `chunk` tokens.
 
-    `cache_bytes` bounds the prefix cache (0: none). `state_bytes` bounds the states of all running streams; by default
-    half of the memory that is free at the start. Only softmax layers, whose state grows, come near it: a request whose
-    prompt and max_tokens could not fit is refused, others wait until there is room. `max_model_len` bounds prompt and
-    max_tokens together; by default it is what the model was made for, where that is known (0: no bound).
-    `max_seconds` bounds the time from a request to its end (0: no bound): what is written by then is the answer, what
-    still waits is refused. `speculate` tokens are drafted and read at once, from n-grams of the stream or by the model
-    `draft`; what is written stays the same.
+    `cache_bytes` bounds the prefix cache (0: none). `state_bytes` bounds the states of all running streams (default:
+    half of the memory free at the start); a request whose prompt and max_tokens could never fit is rejected, others
+    wait for room. It matters for softmax layers, whose KV cache grows. `max_model_len` bounds prompt plus max_tokens;
+    by default it is the model's own maximum, if known (0: no bound). `max_seconds` bounds the time from request to
+    completion (0: no bound): a running stream then ends with what it has generated, a waiting one is rejected.
+    `speculate` turns on speculative decoding with that many draft tokens, from n-grams of the stream or from the
+    model `draft`; the output does not change.
     """
 
     @typed
@@ -95,7 +95,7 @@ class Engine:
         self.waiting: deque[Stream] = deque()
         self.jobs: deque[tuple[Iterator[Any], Future[Any]]] = deque()
         self.running: list[Stream] = []
-        self.turns: deque[tuple[list[int], int]] = deque(maxlen=32)  # ended turns whose states are worth keeping
+        self.turns: deque[tuple[list[int], int]] = deque(maxlen=32)  # finished turns to cache when idle
         draft = None if draft is None else draft.eval()
         self.decoder = DecodeLoop(self.runner, self.tokenizer, self.ends, self.metrics, self.turns, speculate, draft)
         self.wake = threading.Condition()
@@ -114,7 +114,7 @@ class Engine:
     # -- from any thread -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread (again, after `close`); nothing where it runs: a model has one owner."""
+        """Start the thread (also after `close`); does nothing if it runs: one thread owns a model."""
         with self.wake:
             if self.thread is None or not self.thread.is_alive():
                 self.closing, self.draining, self.failure = False, False, ""
@@ -122,13 +122,13 @@ class Engine:
                 self.thread.start()
 
     def stop(self) -> None:
-        """Ask the thread to end after its current step; every stream gets an error."""
+        """Stop the thread after its current round; every unfinished stream gets an error."""
         with self.wake:
             self.closing = True
             self.wake.notify()
 
     def close(self, timeout: float | None = 30.0) -> None:
-        """`stop`, and wait; a thread that has not ended by then stays the model's owner."""
+        """`stop`, then wait `timeout` seconds; a thread still running after that keeps the model."""
         self.stop()
         if self.thread is not None and self.thread is not threading.current_thread():
             self.thread.join(timeout)
@@ -138,7 +138,7 @@ class Engine:
                 self.thread = None
 
     def drain(self, timeout: float) -> bool:
-        """Take no more work, and wait until every stream has ended; False where that takes longer."""
+        """Reject new requests and wait up to `timeout` seconds for all streams to end; False if some have not."""
         self.draining = True
         end = time.monotonic() + timeout
         while (self.running or self.waiting) and self.alive and time.monotonic() < end:
@@ -147,11 +147,11 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Can work be done? True before the first request, too."""
+        """Is the engine usable? True also before the first request starts its thread."""
         return not self.closing and not self.failure
 
     def refuse_closed(self) -> None:
-        """Refuse where no work is taken any more."""
+        """Raise `Refused` if the engine is stopped, failed or draining."""
         if not self.alive or self.draining:
             raise Refused("closed", self.failure or "the server is shutting down")
 
@@ -160,13 +160,13 @@ class Engine:
         return sum(getattr(s.state, "nbytes", None) or nbytes(s.state) for s in tuple(self.running))
 
     def check_length(self, tokens: int, asks: str) -> None:
-        """Refuse what is longer than the model was made for."""
+        """Raise `Refused` if `tokens` exceeds `max_model_len`."""
         if self.max_model_len is not None and tokens > self.max_model_len:
             says = f"{asks} are {tokens} tokens together; this model was made for {self.max_model_len}"
             raise Refused("too_long", f"{says} (the server's max_model_len)")
 
     def submit(self, streams: list[Stream]) -> None:
-        """Queue all of `streams` or refuse them all."""
+        """Admission control: queue all of `streams`, or raise `Refused` and queue none."""
         for stream in streams:
             stream.need = self.sizes.need(stream.tokens)
             asks = f"prompt ({len(stream.prompt.ids)}) and max_tokens ({stream.params.max_tokens})"
@@ -182,7 +182,7 @@ class Engine:
             raise Refused("too_many", f"{len(streams)} completions in one request; this server takes {most} at once")
         self.refuse_closed()
         self.start()
-        with self.wake:  # asked again where nobody can stop between the question and the queue
+        with self.wake:  # checked again under the lock: it may have been stopped meanwhile
             self.refuse_closed()
             if len(self.waiting) + len(self.running) + len(streams) > most:
                 raise Refused("busy", f"the queue is full ({most} streams run or wait); try again later")
@@ -192,7 +192,7 @@ class Engine:
             self.wake.notify()
 
     def cancel(self, streams: list[Stream]) -> None:
-        """Drop streams: waiting ones at once, running ones after their step."""
+        """Cancel streams: waiting ones at once, running ones at the end of the round."""
         with self.wake:
             for stream in streams:
                 if not stream.done and not stream.cancelled:
@@ -204,9 +204,9 @@ class Engine:
             self.wake.notify()
 
     def ask(self, work: Callable[[PrefillRunner], Iterator[Any]]) -> Future[Any]:
-        """Have the engine's thread run `work` between rounds, one step of the iterator at a time: its last value.
+        """Run `work` on the engine's thread, one `next` per round; the future gets the first value that is not None.
 
-        A future that is cancelled ends it.
+        Cancelling the future ends the job; raises `Refused` if the engine is closed or its job queue is full.
         """
         future: Future[Any] = Future()
         self.refuse_closed()
@@ -222,7 +222,7 @@ class Engine:
     # -- the engine's own thread ---------------------------------------------------------------------------------
 
     def work(self) -> None:
-        """Rounds, until closed."""
+        """The thread's main function: rounds until closed."""
         try:
             with torch.inference_mode():
                 while self.round():
@@ -242,7 +242,7 @@ class Engine:
                 stream.end()
 
     def round(self) -> bool:
-        """Let newcomers in and step every stream once; without any, keep an ended turn; False once closed."""
+        """Admit waiting streams and step every running one; if idle, cache a finished turn. False once closed."""
         with self.wake:
             while not (self.closing or self.running or self.waiting or self.turns or self.jobs):
                 self.wake.wait()
@@ -268,7 +268,7 @@ class Engine:
         return True
 
     def admit(self) -> None:
-        """First come, first served, while there is a place and memory for the whole stream; what is late is refused."""
+        """Admit in order of arrival while a slot and memory for the whole stream are free; reject expired requests."""
         now = time.perf_counter()
         for stream in [s for s in self.waiting if now > s.deadline]:
             self.waiting.remove(stream)
@@ -283,11 +283,11 @@ class Engine:
             self.running.append(self.waiting.popleft())
 
     def decode(self, streams: list[Stream]) -> None:
-        """One token of each, or several that were drafted."""
+        """One decode step of every stream, speculative where it has drafts."""
         self.decoder.decode(streams)
 
     def work_on(self, work: Iterator[Any], future: Future[Any]) -> None:
-        """One step of a job; its last value or its error is the future's; a future that was cancelled ends it."""
+        """One `next` of the first job; a value that is not None, or an error, completes its future and ends the job."""
         try:
             value = None if future.cancelled() else next(work)
             if value is None and not future.cancelled():

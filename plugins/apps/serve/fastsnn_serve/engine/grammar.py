@@ -1,7 +1,7 @@
-"""Texts that must follow a JSON Schema: which tokens may come next, by llguidance.
+"""Constrained decoding to a JSON Schema: a mask over the vocabulary at every step, computed by llguidance.
 
-llguidance walks the grammar over the bytes of tokens, so any tokenizer serves; it is an optional dependency, imported
-where a request first needs it.
+llguidance matches the grammar against token bytes, so it works with any tokenizer. It is an optional dependency,
+imported by the first request that needs it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 from fastsnn_core.errors import FastSNNError, MissingError
 from fastsnn_text import Tokenizer, ends_of, token_bytes
 
-SPACES = r"[ \n]{0,24}"  # between JSON's tokens: a small model would write spaces for ever
+SPACES = r"[ \n]{0,24}"  # between JSON tokens; bounded, or a small model may never stop writing spaces
 
 
 class GrammarError(FastSNNError):
-    """A schema that cannot be followed."""
+    """The schema is invalid, or the text cannot follow it."""
 
 
 class Vocabulary:
-    """The tokens' bytes, as llguidance wants them; ends are special, one is made up where there is none."""
+    """The vocabulary as llguidance expects it: token bytes; end tokens are special, one is added if there is none."""
 
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
         self.tokenizer = tokenizer
@@ -43,32 +43,32 @@ class Vocabulary:
         self.ends, self.eos_token_id, self.bos_token_id = list(ends), ends[0], None
 
     def __call__(self, text: str) -> list[int]:
-        """Ids of a text."""
+        """Token ids of `text`."""
         if not isinstance(text, str):
             raise TypeError("a text")
         return self.tokenizer.encode(text)
 
 
 class Grammar:
-    """A compiled grammar; every stream walks it with a matcher of its own."""
+    """A compiled grammar, shared by streams; each stream has its own `Matcher`."""
 
     def __init__(self, first: Any, size: int, words: int) -> None:
         self.first, self.size, self.words = first, size, words
 
     def matcher(self) -> Matcher:
-        """One that stands at the beginning."""
+        """A new matcher in the start state."""
         return Matcher(self.first.deep_copy(), self.size, self.words)
 
 
 class Matcher:
-    """Where a stream stands in its grammar."""
+    """Parser state of one stream."""
 
     def __init__(self, inner: Any, size: int, words: int) -> None:
         self.inner, self.size = inner, size
         self.words = np.zeros(words, dtype=np.int32)
 
     def allowed(self) -> Tensor:
-        """``[V]`` of bool: which tokens may follow."""
+        """Boolean mask ``[V]`` of the tokens allowed next; raises `GrammarError`."""
         self.inner.unsafe_compute_mask_ptr(self.words.ctypes.data, self.words.nbytes)
         if self.inner.is_error():
             raise GrammarError(f"the grammar could not be followed: {self.inner.get_error()}")
@@ -76,18 +76,18 @@ class Matcher:
         return torch.from_numpy(bits.astype(bool))
 
     def take(self, token: int) -> None:
-        """Go on by a token."""
+        """Advance by `token`; raises `GrammarError` if it is not allowed here."""
         if not self.inner.consume_token(token):
             raise GrammarError(f"token {token} is none that the grammar takes here")
 
     @property
     def complete(self) -> bool:
-        """May nothing but an end follow?"""
+        """Is the grammar complete, so that only an end token may follow?"""
         return bool(self.inner.is_stopped())
 
 
 class Grammars:
-    """Grammars over one tokenizer; the vocabulary is read at the first request that needs it."""
+    """Compiles and caches grammars for one tokenizer; its vocabulary is converted at the first request."""
 
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
         self.tokenizer, self.size = tokenizer, size
@@ -95,7 +95,7 @@ class Grammars:
         self.native = lru_cache(1)(self.make_native)
 
     def make_native(self) -> Any:
-        """llguidance's form of the vocabulary."""
+        """The vocabulary as an llguidance tokenizer; raises `MissingError` without llguidance."""
         try:
             from llguidance import LLTokenizer, TokenizerWrapper
         except ImportError:
@@ -106,11 +106,11 @@ class Grammars:
         return LLTokenizer(TokenizerWrapper(words), n_vocab=len(words.tokens), eos_token=words.ends)
 
     def schema(self, schema: dict[str, Any] | bool) -> Grammar:
-        """The grammar of JSON that follows `schema`."""
+        """The grammar of JSON texts that conform to `schema`; raises `GrammarError` for an invalid one."""
         return self.of_schema(json.dumps(schema))
 
     def compiled(self, schema: str) -> Grammar:
-        """The grammar of a schema's text."""
+        """Compile a schema given as JSON text; raises `GrammarError`."""
         native = self.native()
         from llguidance import LLMatcher
 

@@ -1,4 +1,4 @@
-"""Running the model over a stream: prompts in chunks with the prefix cache, single steps, a look at the spikes."""
+"""Runs the model: chunked prefill with the prefix cache, decode steps, and sampled spike statistics."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fastsnn_serve.engine.spike_view import SpikeView
 from fastsnn_serve.engine.streams import Prompt, Stream
 from fastsnn_serve.metrics import Metrics
 
-SAMPLE_EVERY = 64  # decoding steps between two looks at the spikes
-FORK = 16  # tokens beyond a snapshot that prompts must share for one to be taken where they part
+SAMPLE_EVERY = 64  # decode steps between two samples of spike statistics
+FORK = 16  # a snapshot is taken where prompts diverge only if they share this many tokens beyond the last one
 
 
 class PrefillRunner:
-    """The model and its prefix cache, for the engine's thread alone; prompts are cut at multiples of `chunk`.
+    """The model and its prefix cache, used by the engine's thread only; prefill chunks end at multiples of `chunk`.
 
-    `exact`: a reading has the same bits wherever it is cut (integer arithmetic throughout).
+    `exact`: the result has the same bits however a prompt is split into chunks (integer arithmetic throughout).
     """
 
     def __init__(self, model: nn.Module, device: torch.device, chunk: int, cache_bytes: int, metrics: Metrics) -> None:
@@ -36,20 +36,20 @@ class PrefillRunner:
         self.apart = why_apart(model)
 
     def run(self, ids: list[int], state: Any, last: bool = True) -> tuple[Tensor, Any]:
-        """``(logits [1,T or 1,V], state)`` of the model."""
+        """Forward pass: ``(logits [1,T,V], new state)``; with `last` only the last token's logits, ``[1,1,V]``."""
         return self.model(torch.tensor([ids], device=self.device), state, return_state=True, last=last)
 
     def begin(self, state: Any, room: int) -> Any:
-        """The state in the form that steps are fastest in: a fused stream where the model has one, with its logits.
+        """The state in its fastest form for decode steps: a fused one if the model supports it, else unchanged.
 
-        It gets room for `room` tokens, no more and no less.
+        Its caches are allocated for `room` tokens.
         """
         fast = getattr(self.model, "fast", None)
         fused = None if fast is None else fast(state, wait=False, **({"room": room} if self.roomy else {}))
         return state if fused is None else fused
 
     def step(self, stream: Stream, look: bool) -> tuple[Tensor, Any]:
-        """One recurrent step; `look`: the spikes are looked at, which fused steps do not show."""
+        """One decode step; `look` records spike statistics, which needs the unfused path."""
         token, state = stream.ids[-1], stream.state
         fused = hasattr(state, "step")
         if not look:
@@ -59,18 +59,18 @@ class PrefillRunner:
         stream.spikes = view if stream.params.spikes else None
         self.metrics.add("fastsnn_spike_channels_total", view.channels)
         self.metrics.add("fastsnn_spike_channels_silent_total", view.silent)
-        return logits, self.begin(after, stream.tokens)  # also where the fused step was still being compiled
+        return logits, self.begin(after, stream.tokens)  # also retries the fused form, which may have been compiling
 
     def looks(self, stream: Stream) -> bool:
-        """Are the spikes of this step looked at? Now and then, and where the stream asks for it."""
+        """Does this step record spikes? Every `SAMPLE_EVERY` steps, and every ``params.spikes`` tokens of a stream."""
         sampled, self.steps = self.steps % SAMPLE_EVERY == 0, self.steps + 1
         every = stream.params.spikes
         return sampled or bool(every and len(stream.ids) % every == 0)
 
     def step_many(self, streams: list[Stream]) -> list[Any]:
-        """``(logits, state)`` of a step of each stream, or the error that ends it.
+        """One decode step of each stream: its ``(logits [1,1,V], state)``, or the exception that ends it.
 
-        Fused streams share a pass over the weights, with the bits they have alone; the others take turns.
+        Fused streams run as one batch, bit for bit as they would alone; the others run one after the other.
         """
         out: list[Any] = [None] * len(streams)
         together = []
@@ -90,7 +90,7 @@ class PrefillRunner:
         model: Any = self.model
         try:
             found = model.step_many(states, [streams[i].ids[-1] for i in together])
-        except Exception as error:  # of the step itself, so all of them are lost
+        except Exception as error:  # the batched step itself failed, so every stream in it ends
             found = [error] * len(together)
         for i, state, logits in zip(together, states, found, strict=True):
             out[i] = logits if isinstance(logits, Exception) else (logits[None, None], state)
@@ -99,19 +99,19 @@ class PrefillRunner:
         return out
 
     def read_drafts(self, stream: Stream, drafts: list[int]) -> tuple[Tensor, Any, Any]:
-        """``(logits [1,k+1,V], state before, state after)`` of the newest token and `drafts`, read in one pass."""
+        """``(logits [1,k+1,V], state before, state after)`` of one forward pass over the last token and k `drafts`."""
         before = stream.state.state() if hasattr(stream.state, "step") else stream.state
         logits, after = self.run([stream.ids[-1], *drafts], copied(before), last=False)
         return logits, before, after
 
     def resume(self, ids: list[int], before: Any, room: int) -> Any:
-        """The state after `ids` from `before`, in the form that steps are fastest in."""
+        """Run `ids` from the state `before`; the resulting state in its fastest form (see `begin`)."""
         return self.begin(self.run(ids, copied(before))[1], room)
 
     def prefill(self, prompt: Prompt, go_on: bool) -> None:
-        """The prompt's next chunk; before the first a look into the cache, unless its own log-probabilities are wanted.
+        """Prefill the prompt's next chunk; the first call looks in the prefix cache, unless the prompt is to be scored.
 
-        `go_on`: tokens follow, so the logits after its last token must be exact.
+        `go_on`: tokens will be generated, so the logits after the last token must be those of an unscored prefill.
         """
         if prompt.at == 0 and prompt.score is None and self.cache.budget:
             self.metrics.add("fastsnn_prefix_cache_queries_total")
@@ -130,14 +130,14 @@ class PrefillRunner:
         if prompt.score is not None:
             before = copied(before)
             self.score(prompt, end)
-        if prompt.score is None or (go_on and end == len(prompt.ids)):  # the head rounds by its rows: once more for one
+        if prompt.score is None or (go_on and end == len(prompt.ids)):  # scoring's rows round differently: run again
             prompt.logits, prompt.state = self.run(prompt.ids[begin:end], before)
         prompt.at = end
         if self.cache.budget:
             self.keep(prompt, exact=prompt.score is None or go_on)
 
     def score(self, prompt: Prompt, end: int) -> None:
-        """Read up to `end` and score each token under the logits before it."""
+        """Prefill up to `end` and record the log-probability of each prompt token given those before it."""
         begin, before = prompt.at, prompt.logits
         logits, prompt.state = self.run(prompt.ids[begin:end], prompt.state, last=False)
         if before is None:
@@ -148,7 +148,7 @@ class PrefillRunner:
         prompt.logits = logits[:, -1:].clone()
 
     def keep(self, prompt: Prompt, exact: bool) -> None:
-        """Cache the state reached, where it is worth it; at the prompt's end the next logits too, if they are exact."""
+        """Cache the current state at selected chunk boundaries; at the prompt's end with the next logits, if exact."""
         ids, end = prompt.ids, prompt.at
         whole = end == len(ids)
         if whole and exact:
@@ -157,16 +157,16 @@ class PrefillRunner:
             self.cache.put(ids[:end], prompt.state)
 
     def keep_end(self, stream: Stream) -> None:
-        """Of an exact model: cache the state that an answer ended with; the newest token may not be read yet."""
+        """Exact models: cache the final state of a completion, which may not include its newest token yet."""
         if stream.read:
             state = stream.state.state() if hasattr(stream.state, "step") else stream.state
             self.cache.put(stream.prompt.ids + stream.ids[: stream.read], state)
 
     def keep_turn(self, ids: list[int], new: int) -> bool:
-        """Read one chunk of an ended turn as a later prompt would, and cache the state there; True while more is left.
+        """Prefill one chunk of a finished turn and cache the state after it; True while chunks remain.
 
-        `new` of the tokens were generated step by step. Steps and chunks of a float model round differently, so the
-        state they were generated with cannot stand in for a reading of them.
+        `new` of the tokens were generated. Decode steps and prefill of a float model round differently, so the decode
+        state cannot replace the prefill state of the same tokens.
         """
         goal = len(ids) // self.chunk * self.chunk
         at, hit = self.cache.find(ids[:goal])
@@ -178,7 +178,7 @@ class PrefillRunner:
 
 
 def why_apart(model: nn.Module) -> str:
-    """Why streams of this model take turns; "" where one pass over the weights can serve several."""
+    """Why streams of this model cannot be decoded as a batch; "" if they can."""
     if not callable(getattr(model, "step_many", None)):
         return f"{type(model).__name__} has no step of several streams"
     try:

@@ -1,14 +1,14 @@
-"""The prefix cache: states of streams after known tokens, so that a shared beginning is read only once.
+"""The prefix cache: snapshots of the state after token prefixes, so that a shared prefix is prefilled only once.
 
-A radix tree over token ids: an edge carries the tokens between two places where prompts part or a state is kept. A
-state is a snapshot that nobody writes into; who resumes from it works on a copy. What is resumed is bit for bit what a
-fresh reading would have computed:
+A radix tree over token ids; nodes are places where prompts diverge or a snapshot is stored. Snapshots are immutable:
+resuming works on a copy. A resumed prompt gets bit for bit the result of a prefill from scratch:
 
-- *exact* models (integer arithmetic): a reading has the same bits wherever it is cut, so a snapshot of any length
-  serves every prompt that goes on from it; where a prompt parts from a known one, a snapshot is taken for the third.
-- float models: rounding depends on how a prompt is cut, and rounding decides spikes. Every prompt is cut at multiples
-  of one chunk length, cached or not, and only snapshots at such a place serve others; one at a prompt's end serves the
-  very same prompt.
+- *exact* models (integer arithmetic): the result does not depend on how a prompt is split into chunks, so a snapshot of
+  any length serves every prompt it is a prefix of. Where a prompt diverges from a cached one, a snapshot is taken for
+  later prompts.
+- float models: rounding depends on the chunk boundaries and can change spikes. Every prompt, cached or not, is split at
+  multiples of one chunk length, and only snapshots at these boundaries serve other prompts; a snapshot at the end of a
+  prompt serves only the identical prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ID_BYTES = 8
 
 @attrs.frozen(eq=False)
 class Snapshot:
-    """A state, the next token's logits where they are known, and the bytes of both."""
+    """A state, the next token's logits ``[1,1,V]`` if known, and the size of both in bytes."""
 
     state: Any
     logits: Tensor | None
@@ -37,7 +37,7 @@ class Snapshot:
 
 
 class PrefixNode:
-    """A place in the tree: the tokens from its parent to it, and perhaps the state there."""
+    """A node of the radix tree: the tokens on the edge from its parent, and possibly a snapshot."""
 
     __slots__ = ("children", "ids", "length", "parent", "snapshot")
 
@@ -49,29 +49,27 @@ class PrefixNode:
 
 
 def copied(state: Any) -> Any:
-    """A state that shares no memory with `state` (a model may write into its own), with the same strides."""
+    """A deep copy of `state` with the same strides; needed because a model may update its state in place."""
     return tree_map(torch.Tensor.clone, state)
 
 
 def worth_keeping(k: int, n: int) -> bool:
-    """Is boundary k of n kept? The last, every power of two, and about eight to sixteen evenly spaced ones."""
+    """Is boundary k of n cached? The last, every power of two, and about eight to sixteen evenly spaced ones."""
     spacing = 1 << max(0, n.bit_length() - 4)
     return k == n or k & (k - 1) == 0 or k % spacing == 0
 
 
 class PrefixCache:
-    """Snapshots under a budget of bytes; the least recently used goes first. Not locked: one thread owns it."""
+    """Snapshots within a budget in bytes, with LRU eviction. Not thread-safe: only the engine's thread uses it."""
 
     def __init__(self, budget: int, chunk: int, exact: bool = False) -> None:
         self.budget, self.chunk, self.exact = budget, chunk, exact
         self.root = PrefixNode(array("q"), None)
-        self.recent: OrderedDict[PrefixNode, None] = (
-            OrderedDict()
-        )  # nodes with a snapshot, the least recently used first
+        self.recent: OrderedDict[PrefixNode, None] = OrderedDict()  # nodes with a snapshot, least recently used first
         self.nbytes = 0
 
     def walk(self, ids: array[int]) -> tuple[list[PrefixNode], int]:
-        """The nodes that `ids` go through whole, and how many tokens of `ids` the tree knows."""
+        """The nodes on the path of `ids` whose edges match completely, and the number of tokens matched."""
         node, at, path = self.root, 0, list[PrefixNode]()
         while at < len(ids):
             child = node.children.get(ids[at])
@@ -86,9 +84,9 @@ class PrefixCache:
         return path, at
 
     def find(self, ids: list[int]) -> tuple[int, Snapshot | None]:
-        """``(tokens, snapshot)`` of the longest usable prefix of `ids`; ``(0, None)`` where there is none.
+        """``(tokens, snapshot)`` of the longest usable prefix of `ids`; ``(0, None)`` if there is none.
 
-        All of `ids` counts only where the snapshot knows the logits that follow.
+        A match of all of `ids` is usable only if the snapshot has the next token's logits.
         """
         path, _ = self.walk(array("q", ids))
         for node in reversed(path):
@@ -102,16 +100,16 @@ class PrefixCache:
         return 0, None
 
     def shared(self, ids: list[int]) -> int:
-        """How many tokens `ids` share with what was kept, a snapshot there or not."""
+        """Length of the longest prefix of `ids` in the tree, with or without a snapshot there."""
         return self.walk(array("q", ids))[1]
 
     def holds(self, ids: list[int]) -> bool:
-        """Is there a snapshot after just these tokens?"""
+        """Is there a snapshot after exactly `ids`?"""
         path, _ = self.walk(array("q", ids))
         return bool(path) and path[-1].length == len(ids) and path[-1].snapshot is not None
 
     def put(self, ids: list[int], state: Any, logits: Tensor | None = None) -> bool:
-        """Keep a copy of the state after `ids`; what alone is larger than the budget is not kept: False."""
+        """Store a copy of the state after `ids`; False, storing nothing, if it alone exceeds the budget."""
         size = nbytes(state) + (0 if logits is None else nbytes(logits))
         if size + ID_BYTES * len(ids) > self.budget:
             return False
@@ -130,7 +128,7 @@ class PrefixCache:
         return True
 
     def place(self, ids: array[int]) -> PrefixNode:
-        """The node after `ids`, made where there is none."""
+        """The node for `ids`, created if missing."""
         node, at = self.root, 0
         while at < len(ids):
             child = node.children.get(ids[at])
@@ -144,7 +142,7 @@ class PrefixCache:
         return node
 
     def split(self, below: PrefixNode, at: int) -> PrefixNode:
-        """A node in the middle of an edge."""
+        """Split the edge to `below` after `at` tokens; returns the new node in between."""
         assert below.parent is not None
         middle = PrefixNode(below.ids[:at], below.parent)
         below.parent.children[below.ids[0]] = middle
@@ -153,7 +151,7 @@ class PrefixCache:
         return middle
 
     def drop(self, node: PrefixNode) -> None:
-        """Forget a snapshot, and the tokens that lead to no other."""
+        """Evict a snapshot and prune the branches that lead to no other."""
         del self.recent[node]
         assert node.snapshot is not None
         self.nbytes -= node.snapshot.nbytes

@@ -1,13 +1,13 @@
-"""Which token a stream takes: penalties, biases, a grammar's mask and min_p, then `fastsnn_text.Sampling`.
+"""Sampling: penalties, logit bias, grammar mask and min_p, then `fastsnn_text.Sampling` (temperature, top-k, top-p).
 
     l  the model's logits [V];  n_i  how often token i was generated;  m = max_j l_j after everything above it
     l_i ← l_i / r  where l_i > 0, else l_i · r         token i in the prompt or generated    (repetition penalty r)
     l_i ← l_i − f·n_i − p·[n_i > 0]                    (frequency penalty f, presence penalty p)
     l_i ← l_i + b_i                                    (logit bias)
-    l_i ← −∞                                           where the grammar takes no i, and for ends before `min_tokens`
-    l_i ← −∞                                           where l_i < m + T log(min_p): less than min_p of the likeliest
+    l_i ← −∞                                           if the grammar forbids i, and for end tokens before `min_tokens`
+    l_i ← −∞                                           if l_i < m + T log(min_p): below min_p of the likeliest
 
-Log-probabilities that clients see are the model's own, before all of this.
+The log-probabilities returned to clients are those of the unmodified logits.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from fastsnn_text import Sampling
 
 @attrs.frozen
 class Adjustments:
-    """What is done to logits before a token is taken; the defaults do nothing.
+    """Changes to the logits before sampling; the defaults change nothing.
 
-    `forbid_ends` is the number of tokens before which no end token is taken (-1: none ever).
+    `forbid_ends`: end tokens are masked until this many tokens are generated (-1: always, "ignore_eos").
     """
 
     presence: float = 0.0
@@ -40,11 +40,11 @@ class Adjustments:
 
 
 class Stuck(Exception):
-    """No token may follow: what the grammar still takes is forbidden otherwise."""
+    """No token is possible: grammar, bias and forbidden end tokens together mask the whole vocabulary."""
 
 
 class Sampler:
-    """The choices of one stream: its random numbers, what it has taken, where it is in its grammar."""
+    """Sampler of one stream: its random generator, token counts and grammar state."""
 
     def __init__(
         self, sampling: Sampling, adjust: Adjustments, grammar: Any, prompt: Collection[int], ends: Collection[int]
@@ -57,7 +57,7 @@ class Sampler:
         self.plain = adjust == Adjustments() and grammar is None
 
     def pick(self, logits: Tensor) -> int:
-        """A token from logits ``[V]``; `Stuck` where none may follow."""
+        """Sample a token id from logits ``[V]``; raises `Stuck` if every token is masked."""
         if not self.plain:
             logits = self.adjusted(logits.float().cpu().clone())
         token = self.sampling.pick(logits, self.generator)
@@ -69,11 +69,11 @@ class Sampler:
 
     @property
     def complete(self) -> bool:
-        """Has the grammar come to its end, so that nothing but an end token could follow?"""
+        """Is the grammar complete, so that only an end token could follow?"""
         return self.matcher is not None and self.matcher.complete
 
     def adjusted(self, logits: Tensor) -> Tensor:
-        """`logits`, changed in place."""
+        """Apply the adjustments to `logits [V]` in place; raises `Stuck` if every token is masked."""
         adjust = self.adjust
         if adjust.repetition != 1 and (seen := sorted(self.prompt | self.counts.keys())):
             rows = torch.tensor(seen)

@@ -1,8 +1,8 @@
-"""Sessions in files: the state after a text, saved by one server and gone on from by another.
+"""Session files: the state after a text, saved by one server and restored by the same or another one.
 
-``NAME.safetensors`` holds the token ids, every tensor of the state and, where known, the next token's logits. Its key
-says which server may take it up: SHA-256 of the model's weights and spec, the arithmetic, the chat template and,
-for float models, where prompts are cut. Files are written beside and renamed, so a full disk loses nothing.
+``NAME.safetensors`` holds the token ids, every tensor of the state and, if known, the next token's logits. Its metadata
+must match the restoring server: SHA-256 of the model's weights and spec, the arithmetic, the chat template and, for
+float models, device type, torch version and chunk length. Files are written atomically (temporary file, then rename).
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ FORMAT = "fastsnn session 1"
 
 
 class SessionError(FastSNNError):
-    """A session that cannot be saved or taken up here."""
+    """The session cannot be saved or restored."""
 
 
 class Sessions:
-    """The folder of session files of one server."""
+    """A server's folder of session files."""
 
     def __init__(self, folder: Path, model: Any, template: Any, chunk: int) -> None:
         self.folder, self.model, self.template, self.chunk = folder, model, template, chunk
 
     def path(self, name: str) -> Path:
-        """The file of a session."""
+        """The file of a session; raises `SessionError` for an invalid name."""
         if not NAME.fullmatch(name):
             raise SessionError("a session's name is 1 to 100 letters, digits, '.', '_' and '-', the first no '.'")
         return self.folder / f"{name}.safetensors"
 
     def names(self) -> list[str]:
-        """Sessions that are here."""
+        """Names of the saved sessions, sorted."""
         return sorted(p.stem for p in self.folder.glob("*.safetensors") if NAME.fullmatch(p.stem))
 
     @cached_property
     def weights(self) -> str:
-        """SHA-256 of the model: its spec, and every tensor with its name."""
+        """SHA-256 of the model: its spec, and every tensor with name, dtype and shape."""
         digest = hashlib.sha256()
         if hasattr(self.model, "spec"):
             digest.update(repr(self.model.spec).encode())
@@ -60,13 +60,13 @@ class Sessions:
         return digest.hexdigest()
 
     def key(self, exact: bool, device: torch.device) -> dict[str, str]:
-        """What must agree between the server that saved and the one that goes on."""
+        """Metadata that must be equal for the server that saves and the one that restores."""
         arithmetic = "integer" if exact else f"float on {device.type}, torch {torch.__version__}, cut at {self.chunk}"
         template = hashlib.sha256(json.dumps(self.template).encode()).hexdigest()
         return {"model": self.weights, "arithmetic": arithmetic, "template": template}
 
     def save(self, name: str, ids: list[int], runner: PrefillRunner) -> Iterator[Any]:
-        """A job of the engine: read what is not known yet, a chunk at a time, then write the file; its token count."""
+        """Engine job: prefill what is not cached, chunk by chunk, and write the file; yields name, tokens, bytes."""
         from safetensors.torch import save as to_bytes
 
         path, prompt = self.path(name), Prompt(ids)
@@ -84,7 +84,7 @@ class Sessions:
         yield {"name": name, "tokens": len(ids), "bytes": path.stat().st_size}
 
     def restore(self, name: str, runner: PrefillRunner) -> Iterator[Any]:
-        """A job of the engine: put a file's state into the prefix cache; its token count."""
+        """Engine job: load a file's state into the prefix cache; yields name, tokens, bytes; raises `SessionError`."""
         path = self.path(name)
         if not path.is_file():
             raise SessionError(f"no session {name!r} here; there are: {', '.join(self.names()) or 'none'}")
@@ -107,7 +107,7 @@ class Sessions:
 
 
 def read_session(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file."""
+    """Tensors and metadata of a session file; raises `SessionError` if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:

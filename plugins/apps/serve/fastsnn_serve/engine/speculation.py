@@ -1,14 +1,14 @@
-"""Exact speculation: likely tokens are drafted, read in one pass, and taken only where the stream takes them anyway.
+"""Speculative decoding with unchanged output: draft tokens are verified in one forward pass.
 
-    draft d_1 … d_k;  the model reads (last token, d_1 … d_k) at once: logits l_0 … l_k, the bits of single steps
-    i = 0, 1, …:  x = the stream's own choice under l_i;  x is the next token;  go on while x = d_{i+1}
+    draft d_1 … d_k;  one forward pass over (last token, d_1 … d_k): logits l_0 … l_k, bit for bit those of decode steps
+    for i = 0, 1, …:  sample x from l_i;  x is the next token;  continue while x = d_{i+1}
 
-Each x is chosen by the stream's own random numbers, penalties and grammar, so the text is, token for token, the one
-without drafts, sampled or greedy. Where the drafts are left, the state before them is taken up again and what was
-accepted is replayed. Only exact models (integer arithmetic) can do it: a float reading of several tokens rounds
-differently from single steps.
+Each x is sampled with the stream's own generator, penalties and grammar, so the output is, token for token, the one
+without drafts, sampled or greedy. At the first rejected draft the state before the drafts is restored and the accepted
+tokens are replayed. Only exact models (integer arithmetic) support this: in floats a pass over several tokens rounds
+differently from single decode steps.
 
-Drafts come from what the stream has already read (n-grams: "prompt lookup") or from a small model that reads along.
+Drafts come from n-grams of the stream ("prompt lookup decoding") or from a small draft model.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from fastsnn_core.errors import ArgumentError
 from fastsnn_serve.engine.prefix_cache import copied
 
-GRAMS = (4, 3, 2)  # tokens of a context that is looked up, the longest first
-PATIENCE = 32  # single steps at most after drafts that were of no use
+GRAMS = (4, 3, 2)  # n-gram lengths looked up, longest first
+PATIENCE = 32  # upper bound of the back-off: plain decode steps after rejected drafts
 
 
 class Lookup:
-    """Where each n-gram of a growing text ended last."""
+    """Index of a growing text: the position after the latest occurrence of each n-gram."""
 
     def __init__(self, ids: list[int]) -> None:
         self.ids: list[int] = []
@@ -34,7 +34,7 @@ class Lookup:
         self.extend(ids)
 
     def extend(self, ids: list[int]) -> None:
-        """Note more tokens; the newest n-gram is noted when it has a successor."""
+        """Append tokens; an n-gram is indexed once it has a successor."""
         for token in ids:
             for n in GRAMS:
                 if len(self.ids) >= n:
@@ -42,7 +42,7 @@ class Lookup:
             self.ids.append(token)
 
     def draft(self, most: int) -> list[int]:
-        """What followed the longest known context; nothing where none is known."""
+        """Up to `most` tokens that followed the latest occurrence of the longest known n-gram; [] without one."""
         for n in GRAMS:
             if len(self.ids) >= n and (place := self.places.get(tuple(self.ids[-n:]))) is not None:
                 return self.ids[place : place + most]
@@ -50,18 +50,18 @@ class Lookup:
 
 
 class DraftRunner:
-    """A draft model that reads a stream along and goes on greedily from there."""
+    """A draft model that follows a stream and proposes its greedy continuation."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.read, self.state = model, 0, None
         self.device = next(model.parameters()).device
 
     def run(self, ids: list[int], state: Any) -> tuple[Tensor, Any]:
-        """The draft model."""
+        """Forward pass of the draft model: ``(logits [1,1,V], state)``."""
         return self.model(torch.tensor([ids], device=self.device), state, return_state=True, last=True)
 
     def draft(self, ids: list[int], most: int, chunk: int) -> list[int]:
-        """`most` likely tokens after `ids`."""
+        """Greedy continuation of `ids` by `most` tokens; new tokens are prefilled in chunks of `chunk`."""
         logits: Any = None
         while self.read < len(ids):
             piece = ids[self.read : self.read + chunk]
@@ -75,7 +75,7 @@ class DraftRunner:
 
 
 class Drafts:
-    """Of one stream: its lookup or its reader, and how many steps to wait after drafts that were of no use."""
+    """Draft source of one stream, with exponential back-off after drafts that were all rejected."""
 
     def __init__(self, ids: list[int], model: nn.Module | None) -> None:
         self.ids, self.known = ids, len(ids)
@@ -83,7 +83,7 @@ class Drafts:
         self.wait, self.failures = 0, 0
 
     def propose(self, new: list[int], most: int, chunk: int) -> list[int]:
-        """Tokens that may follow the prompt and the answer `new`."""
+        """At most `most` draft tokens after the prompt and the completion `new`; [] while backing off."""
         if self.wait:
             self.wait -= 1
             return []
@@ -96,13 +96,13 @@ class Drafts:
         return self.source.draft(most)
 
     def told(self, accepted: int) -> None:
-        """How many of the drafted tokens were taken."""
+        """Report how many draft tokens were accepted; sets the back-off."""
         self.failures = 0 if accepted else self.failures + 1
         self.wait = 0 if accepted else min(PATIENCE, 1 << self.failures)
 
 
 def check_draft(model: nn.Module, draft: nn.Module | None, vocab: int, exact: bool, length: int) -> None:
-    """Refuse speculation that would change what is written, or drafts in other tokens."""
+    """Raise `ArgumentError` if speculation would change the output, or the draft model has another vocabulary size."""
     if not length:
         if draft is not None:
             raise ArgumentError("a draft model needs speculate, the number of tokens to draft (--speculate 4)")

@@ -1,4 +1,4 @@
-"""What the layers did at a token: the share of their channels that were silent, the weight bytes not read for it."""
+"""Spike statistics of a decode step: silent channels per layer, and weight bytes that sparsity lets it skip."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fastsnn_core.spike_tensor import SpikeTensor
 
 
 class SpikeView:
-    """Watches a model while a ``with`` block runs it over the tokens of one stream.
+    """Context manager that records spike statistics of a model through forward hooks.
 
-    `layers`: per spiking module ``[name, channels, silent channels]``, in the order they ran; `weight_bytes` of all
-    matrices that a token reads whole, and `silent_bytes` of the rows that silent inputs leave unread.
+    `layers`: ``(name, channels, silent channels)`` of each spiking module, in order of execution. `weight_bytes`: size
+    of all weight matrices used; `silent_bytes`: the part of it that is multiplied by inputs without a spike.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -33,12 +33,12 @@ class SpikeView:
         self.stack.close()
 
     def see(self, name: str, record: Record) -> None:
-        """One spiking module's output."""
+        """Record the output of a spiking module."""
         counts = record.spikes.counts
         self.layers.append((name, counts.numel(), int((counts == 0).sum())))
 
     def weigh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """The bytes of a matrix, and of its rows whose input is silent."""
+        """Add the bytes of a weight matrix, and of the part whose inputs are silent."""
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or weight.ndim != 2 or isinstance(module, nn.Embedding) or not args:
             return
@@ -49,7 +49,7 @@ class SpikeView:
 
     @property
     def channels(self) -> int:
-        """Of all layers."""
+        """Channels of all layers."""
         return sum(n for _, n, _ in self.layers)
 
     @property
@@ -58,7 +58,7 @@ class SpikeView:
         return sum(silent for _, _, silent in self.layers)
 
     def json(self) -> dict[str, Any]:
-        """For a client: shares per layer, and bytes."""
+        """The JSON sent to clients: silent fractions (0 to 1) and bytes."""
         return {
             "layers": [{"name": name, "silent": round(silent / max(1, n), 4)} for name, n, silent in self.layers],
             "silent_fraction": round(self.silent / max(1, self.channels), 4),

@@ -1,4 +1,4 @@
-"""Memory of a stream's state (constant except for softmax layers), and free memory."""
+"""Memory of a stream's state (constant, except for the KV cache of softmax layers), and free memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fastsnn_core.lowering import Unsupported, lower
 from fastsnn_core.moved import renamed
 from fastsnn_core.state import nbytes
 
-BLOCK = 64  # tokens of a block of a fused stream's cache
-UNKNOWN = 2 << 30  # where the platform does not say how much memory is free
+BLOCK = 64  # tokens per block of a fused stream's KV cache
+UNKNOWN = 2 << 30  # assumed if the platform does not report free memory
 
 
 @attrs.frozen
 class StateSizes:
-    """Vocabulary, bytes of a state after its first token, bytes that each further token adds (0: constant), and the
-    tokens of a block, which caches are made of."""
+    """Vocabulary size, bytes of a state after one token, bytes added per further token (0: constant size), and tokens
+    per block in which caches are allocated."""
 
     vocab: int
     base: int
@@ -29,11 +29,11 @@ class StateSizes:
     block: int = 1
 
     def need(self, tokens: int) -> float:
-        """Upper bound of the memory of a stream of so many tokens, in bytes."""
+        """Upper bound of the state of a stream of `tokens` tokens, in bytes."""
         return self.base + self.growth * (-(-tokens // self.block) * self.block - 1)
 
     def room(self, budget: float) -> int | None:
-        """Tokens whose state fits `budget`; None where the state does not grow."""
+        """Number of tokens whose state fits `budget` bytes; None if the state has constant size."""
         if not self.growth:
             return None
         return max(0, 1 + int((budget - self.base) // self.growth)) // self.block * self.block
@@ -41,7 +41,7 @@ class StateSizes:
 
 @torch.inference_mode()
 def measure_state(model: nn.Module, device: torch.device) -> StateSizes:
-    """Measured by running the model on a few tokens; this also checks the signature of its forward pass."""
+    """State sizes, measured on 33 tokens; raises `ArgumentError` if the forward pass has another signature."""
     blank = torch.zeros(1, 33, dtype=torch.long, device=device)
     try:
         logits, state = model(blank[:, :1], None, return_state=True, last=True)
@@ -66,7 +66,7 @@ def has_fused_form(model: nn.Module) -> bool:
 
 
 def available(device: torch.device) -> int:
-    """Bytes free for states on `device`: CUDA's answer, or what the system or the container has left."""
+    """Free memory on `device` in bytes: as CUDA reports it, else the smaller of system and container (cgroup)."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     info, found = Path("/proc/meminfo"), []

@@ -1,4 +1,4 @@
-"""Work of the engine: a prompt in prefill, and the streams that continue from its end."""
+"""The engine's units of work: prompts in prefill, and the streams (completions) decoded from them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ LOG = logging.getLogger("fastsnn.serve")
 class SamplingParams:
     """How each completion of a request is sampled and ended.
 
-    `logprobs`: alternatives beside each token, or None. `grammar`: what its text must follow
-    (`fastsnn_serve.engine.grammar`). `rank`: its log-probability is summed up, to choose the best of several. `spikes`:
-    every so many tokens the spikes are looked at (0: never).
+    `logprobs`: number of alternatives reported per token, or None. `grammar`: constraint on the text
+    (`fastsnn_serve.engine.grammar`). `rank`: sum the log-probability, for best-of-n. `spikes`: interval in tokens at
+    which spike statistics are recorded (0: never).
     """
 
     sampling: Sampling
@@ -39,9 +39,9 @@ class SamplingParams:
 
 @attrs.frozen
 class CompletionDelta:
-    """The next part of a completion. `finish` is "stop" or "length" at its end; `error` ends it too.
+    """The next part of a completion. The last one has `finish`, "stop" or "length", or an `error`.
 
-    `spikes`: what the layers did at its token, where that was asked for.
+    `spikes`: the spike statistics of its token, if requested.
     """
 
     text: str = ""
@@ -59,7 +59,7 @@ class Prompt:
 
     def __init__(self, ids: list[int], *, echo: str | None = None, score: int | None = None) -> None:
         self.ids, self.echo, self.score = ids, echo, score
-        self.at, self.cached, self.fork = 0, 0, 0  # fork: where a snapshot is taken for others
+        self.at, self.cached, self.fork = 0, 0, 0  # fork: where prompts diverge, so a snapshot is taken
         self.state: Any = None
         self.logits: Tensor | None = None
         self.scored: list[Scored] = []
@@ -72,7 +72,7 @@ class Prompt:
 
 
 class Stream:
-    """One completion: its own state, random stream and text. `listener` gets its deltas, from the engine's thread."""
+    """One completion: its state, random generator and text. `listener` is called with deltas on the engine's thread."""
 
     def __init__(
         self, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer, listener: Callable[[CompletionDelta], None]
@@ -80,15 +80,15 @@ class Stream:
         self.prompt, self.params, self.listener = prompt, params, listener
         self.tokenizer = tokenizer
         self.sampler = Sampler(params.sampling, params.adjust, params.grammar, prompt.ids, ends_of(tokenizer))
-        self.logprob = 0.0  # summed up, where `params.rank`
+        self.logprob = 0.0  # sum over generated tokens, if `params.rank`
         self.spikes: Any = None  # of the newest step
-        self.lookup: Any = None  # the n-grams read so far, where tokens are drafted
+        self.lookup: Any = None  # source of draft tokens, if speculating
         self.deadline = float("inf")
         self.detokenizer = Detokenizer(tokenizer, params.stops, len(prompt.echo or ""), prompt.ids)
         self.state: Any = None
         self.logits: Tensor | None = None
         self.ids: list[int] = []
-        self.read = 0  # how many of them the state has read; -1: it stands elsewhere
+        self.read = 0  # generated tokens the state includes; -1: unknown, after a speculative step
         self.begun = self.cancelled = False
         self.ending: CompletionDelta | None = None
         self.submitted = self.last_token_at = time.perf_counter()
@@ -97,7 +97,7 @@ class Stream:
 
     @property
     def tokens(self) -> int:
-        """Tokens of prompt and answer at most."""
+        """Maximum length: prompt plus max_tokens."""
         return len(self.prompt.ids) + self.params.max_tokens
 
     @property
@@ -113,9 +113,7 @@ class Stream:
             self.notify(delta)
 
     def end(self) -> None:
-        """Emit the final delta and release the stream: its place is free by then, so a client can send its next
-        request.
-        """
+        """Emit the final delta and release the stream; its slot is free by then for the client's next request."""
         if self.ending is not None:
             self.notify(self.ending)
         self.release()
