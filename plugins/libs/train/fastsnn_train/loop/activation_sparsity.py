@@ -1,9 +1,9 @@
-"""Sparsity as something trained: an L1 term on what stands in front of chosen spike sites, and how much stays unread.
+"""Activation sparsity: an L1 penalty on the inputs of chosen spike sites, and statistics of skipped weights.
 
-    loss + l1 · ramp(step) · Σ_s [silent_s < target] mean|x_s| / S      x_s the numbers that enter site s, one of S
+    loss + l1 · ramp(step) · Σ_s [silent_s < target] mean|x_s| / S      x_s: input of site s, S: number of sites
 
-A ReLU gate and a small L1 make nearly all hidden channels silent at no loss (Sakana's TwELL, arXiv 2603.23198; ramps as
-in ProSparse, arXiv 2402.13516). Sites that are silent enough feel nothing.
+A ReLU gate and a small L1 silence nearly all hidden channels without raising the loss (Sakana's TwELL, arXiv
+2603.23198; ramps as in ProSparse, arXiv 2402.13516). Sites that have reached the target sparsity are not penalized.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from fastsnn_core.spike_tensor import SpikeTensor
 
 @attrs.define
 class ActivationSparsity:
-    """Of the last forward pass: mean magnitudes with a gradient, silent shares by site, and bytes by matrix."""
+    """Statistics of the last forward pass: differentiable mean |x| and silent fraction by site, reads by matrix."""
 
     magnitudes: dict[str, Tensor] = attrs.field(factory=dict)
     silent: dict[str, float] = attrs.field(factory=dict)
-    reads: dict[str, tuple[float, float]] = attrs.field(factory=dict)  # weights of a matrix, and how many were silent
+    reads: dict[str, tuple[float, float]] = attrs.field(factory=dict)  # weights, and how many met a 0
 
     def penalty(self, target: float) -> Tensor | None:
-        """Mean over sites of mean |x|, of those that are less silent than `target` (0: of all)."""
+        """Sum of mean |x| over sites with a silent fraction below `target` (0: all), divided by the number of sites."""
         some = [x for name, x in self.magnitudes.items() if not target or self.silent[name] < target]
         return torch.stack(some).sum() / len(self.magnitudes) if some else None
 
     def row(self) -> dict[str, Any]:
-        """What a log row says: silent shares by site, and of all weights a token reads."""
+        """Columns of the log: silent fraction by site, and fraction of all weights that met a zero input."""
         found: dict[str, Any] = {"silent_sites": dict(self.silent)} if self.silent else {}
         if total := sum(n for n, _ in self.reads.values()):
             found["silent_bytes"] = sum(s for _, s in self.reads.values()) / total
@@ -42,13 +42,13 @@ class ActivationSparsity:
 
 
 def silent_share(x: Any) -> float:
-    """Share of a site's output, spikes or numbers, that is 0."""
+    """Fraction of zeros in a site's output (spikes or a tensor)."""
     values = x.counts if isinstance(x, SpikeTensor) else x
     return float((values.detach() == 0).float().mean()) if values.numel() else 0.0
 
 
 def chosen_sites(model: nn.Module, names: tuple[str, ...]) -> dict[str, SpikeSite]:
-    """Spike sites by path, of those names (`SpikeSite.name`, such as ``ffn_hidden``)."""
+    """Spike sites by module path whose `SpikeSite.name` (such as ``ffn_hidden``) is in `names`."""
     return {path: m for path, m in model.named_modules() if isinstance(m, SpikeSite) and m.name in names}
 
 
@@ -56,9 +56,9 @@ def chosen_sites(model: nn.Module, names: tuple[str, ...]) -> dict[str, SpikeSit
 def record_activations(
     model: nn.Module, names: tuple[str, ...], *, magnitudes: bool, reads: bool
 ) -> Iterator[ActivationSparsity]:
-    """Look at the sites of these names, and at every matrix with `reads`, while the block runs.
+    """Record the sites called `names`, and with `reads` every linear layer, through forward hooks.
 
-    The hooks must stay until after the backward pass, as those of `firing_rate.watch`.
+    The hooks must stay until after the backward pass, like those of `firing_rate.watch`.
     """
     seen, handles = ActivationSparsity(), []
 
@@ -97,6 +97,6 @@ def record_activations(
 
 
 def ramp(step: int, share: float, steps: int) -> float:
-    """How much of the term counts at a step (from 0): rises linearly over the first `share` of the steps."""
+    """Weight of the penalty at a step (from 0): rises linearly to 1 over the first `share` of the steps."""
     last = share * steps
     return 1.0 if step >= last else (step + 1) / (last + 1)

@@ -1,4 +1,4 @@
-"""Around the loop: trackers that follow a run without endangering it, and signals that end it in good order."""
+"""Tracker callbacks whose errors do not stop a run, and a signal handler for a clean stop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("fastsnn")
 
 
 class TrackerCallbacks:
-    """The sessions of a run's trackers; a context manager. One that raises is left out from then on, with a warning."""
+    """Context manager for a run's tracker sessions; one that raises is dropped from then on, with a warning."""
 
     def __init__(self, trackers: tuple[Tracker, ...], run: Run) -> None:
         self.trackers, self.run = trackers, run
@@ -34,15 +34,15 @@ class TrackerCallbacks:
         self.each(lambda session: session.end(error))
 
     def log(self, row: Row) -> None:
-        """A row of the log."""
+        """Pass a log row to every session."""
         self.each(lambda session: session.log(dict(row)))
 
     def saved(self, path: Path) -> None:
-        """A checkpoint."""
+        """Tell every session that a checkpoint was written to `path`."""
         self.each(lambda session: session.saved(path))
 
     def each(self, call: Callable[[Session], Any]) -> None:
-        """Call every session that has not failed."""
+        """Apply `call` to every session that has not failed; drop those that fail now."""
         for name, session in list(self.sessions.items()):
             try:
                 call(session)
@@ -70,7 +70,7 @@ class InterruptGuard:
             signal.signal(sort, handler if handler is not None else signal.SIG_DFL)
 
     def note(self, sort: int, frame: FrameType | None) -> None:
-        """A signal came."""
+        """The signal handler; raises `KeyboardInterrupt` at the second signal."""
         if self.asked:
             raise KeyboardInterrupt
         self.asked = signal.Signals(sort).name

@@ -1,13 +1,13 @@
-"""Checkpoints: everything a run needs to go on bit for bit, written beside and renamed, never half.
+"""Checkpoints: everything needed to resume a run bit for bit, written atomically (temporary folder, then rename).
 
 checkpoints/step-000100/
-    model.safetensors        parameters and buffers         (or shards/: the same tensors, every process its own part,
-    optimizer.safetensors    AdamW's moments and counts      written by torch.distributed.checkpoint as safetensors)
-    ema.safetensors          the averaged weights, if any
+    model.safetensors        parameters and buffers         (or shards/: the same tensors, sharded by process,
+    optimizer.safetensors    AdamW's moments and step counts written by torch.distributed.checkpoint as safetensors)
+    ema.safetensors          moving average of the weights, if enabled
     history.jsonl            the rows of the log so far
-    state.json               step, configuration, random states, data position, sizes and sha256 of all files, a seal
+    state.json               step, configuration, RNG states, data position, size and SHA-256 of every file, seal
 
-No pickle. `pick` returns the newest checkpoint whose every file is whole; damaged ones are set aside and named.
+No pickle. `pick` returns the newest checkpoint whose files all verify; damaged newer ones are renamed and reported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Tensors = dict[str, Tensor]
 
 
 class CheckpointError(FastSNNError):
-    """A checkpoint that cannot be used: names the file and what is possible."""
+    """The checkpoint is damaged or belongs to another model; the message names the file."""
 
 
 def save(
@@ -49,7 +49,7 @@ def save(
     spare: set[int],
     keep: int,
 ) -> Path:
-    """Write the checkpoint of ``state["step"]``; then drop all but the newest `keep` and the steps in `spare`."""
+    """Write the checkpoint of ``state["step"]``; then delete all but the newest `keep` and the steps in `spare`."""
     path = folder / step_folder(state["step"])
     if any(is_sharded(t) for t in tensors.values()):
         shards = Path(world.first(str(folder / f".{path.name}.shards.part")))
@@ -77,14 +77,14 @@ def save(
 
 
 def save_whole(scratch: Path, tensors: Tensors) -> None:
-    """One safetensors file per part."""
+    """Write one safetensors file per part (model, optimizer, ema, feed)."""
     for part in sorted({name.partition("/")[0] for name in tensors}):
         mine = {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{part}/")}
         save_file({n: t.detach().cpu().contiguous() for n, t in mine.items()}, scratch / f"{part}.safetensors")
 
 
 def save_shards(folder: Path, tensors: Tensors, world: World) -> None:
-    """Every process writes its own shards."""
+    """Write this process's shards; a collective, so every process must call it."""
     import torch.distributed.checkpoint as dcp
 
     if world.leader:
@@ -97,7 +97,7 @@ def save_shards(folder: Path, tensors: Tensors, world: World) -> None:
 
 
 def read_tensors(path: Path, like: Tensors) -> Tensors:
-    """The tensors of a checkpoint, each sharded as its namesake in `like` is, whatever wrote them."""
+    """Load a checkpoint's tensors, sharded like those of the same name in `like`, however they were saved."""
     files = read_json(path / STATE)["files"]
     if not any(name.startswith(f"{SHARDS}/") for name in files):
         with reading_tensors():
@@ -119,7 +119,7 @@ def read_tensors(path: Path, like: Tensors) -> Tensors:
         else:
             rows[name] = torch.zeros(meta.size, dtype=meta.properties.dtype)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process reads them all
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a single process reads all shards
         alone = not torch.distributed.is_initialized()
         dcp.load(rows, storage_reader=dcp.HuggingFaceStorageReader(str(path / SHARDS)), no_dist=alone)
     return {
@@ -128,7 +128,7 @@ def read_tensors(path: Path, like: Tensors) -> Tensors:
 
 
 def shard_like(tensor: Tensor, like: Tensor | None) -> Tensor:
-    """`tensor` in shards where `like` is; else as it is."""
+    """`tensor`, sharded like `like` if that is a DTensor of the same shape."""
     if like is None or not is_sharded(like) or tensor.shape != like.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -137,12 +137,12 @@ def shard_like(tensor: Tensor, like: Tensor | None) -> Tensor:
 
 
 def step_folder(step: int) -> str:
-    """``step-000100``."""
+    """Folder name of a step, such as ``step-000100``."""
     return f"step-{step:06d}"
 
 
 def step_of(path: Path) -> int:
-    """100 of ``step-000100``."""
+    """The step of a checkpoint folder: 100 for ``step-000100``."""
     return int(path.name.rpartition("-")[2])
 
 
@@ -154,7 +154,7 @@ def found(folder: Path) -> list[Path]:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a killed process left: half-written scratch goes, a folder that was being replaced comes back."""
+    """Clean up after a killed process: delete incomplete folders, restore one whose replacement was interrupted."""
     for path in folder.glob(".step-*") if folder.is_dir() else ():
         target = folder / path.name[1:].split(".")[0]
         if path.name.endswith(".old") and not target.exists():
@@ -164,7 +164,7 @@ def tidy(folder: Path) -> None:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """state.json of a checkpoint whose every file is whole; `CheckpointError` names the first that is not."""
+    """Check size and SHA-256 of every file; returns state.json, or raises `CheckpointError` for the first bad file."""
     try:
         check_listed(path, path / STATE)
         state = read_json(path / STATE)
@@ -174,10 +174,9 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def pick(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and its state; None where there is none at all.
+    """The newest intact checkpoint and its state; None if there is no checkpoint at all.
 
-    Damaged newer ones are renamed to ``damaged-step-…`` and the warning says which one is taken instead; where none is
-    whole, the error names them all.
+    Damaged newer ones are renamed to ``damaged-step-…`` with a warning; raises `CheckpointError` if all are damaged.
     """
     bad: list[str] = []
     for path in reversed(found(folder)):
@@ -206,12 +205,12 @@ def free_path(path: Path) -> Path:
 
 
 def history(path: Path) -> list[dict[str, Any]]:
-    """The rows of a checkpoint's log."""
+    """The log rows stored in a checkpoint."""
     return [json.loads(line) for line in (path / HISTORY).read_text(encoding="utf-8").splitlines()]
 
 
 def flush(path: Path) -> None:
-    """Force a file, or a folder and all that is in it, to the disk: renaming alone does not survive a power cut."""
+    """fsync a file, or a folder and everything in it: a rename alone does not survive a power failure."""
     for item in (*path.rglob("*"), path) if path.is_dir() else (path,):
         if item.is_dir() and os.name == "nt":
             continue

@@ -1,4 +1,4 @@
-"""Training that is about spikes: the firing band, the way from dense values to spikes, and the rescue of dead sites."""
+"""Spike-specific training: firing-rate penalty, gradual blend from dense values to spikes, rescue of dead sites."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from fastsnn_train.loop.health import SiteHealth, health_of, limit_of
 
 @attrs.define
 class SpikeObservations:
-    """What the spiking modules did in the last forward pass, by site: health, and rates that carry a gradient."""
+    """Statistics of the last forward pass by spiking module: health, and differentiable firing rates."""
 
     health: dict[str, list[SiteHealth]] = attrs.field(factory=dict)
     rates: dict[str, Tensor] = attrs.field(factory=dict)
 
     def means(self) -> dict[str, SiteHealth]:
-        """Health by site, averaged over the pieces of a batch."""
+        """Health by site, averaged over the micro-batches of a batch."""
         return {name: SiteHealth.mean(rows) for name, rows in self.health.items()}
 
 
 @contextlib.contextmanager
 def watch(model: nn.Module, *, health: bool, rates: bool) -> Iterator[SpikeObservations]:
-    """Look at every spiking module while the block runs; keeps numbers, never activations.
+    """Record statistics of every spiking module through forward hooks; no activations are stored.
 
-    The hooks must stay until after the backward pass: with activation checkpointing blocks are run again there, and
-    must do what they did before.
+    The hooks must stay until after the backward pass: activation checkpointing reruns blocks there, and the rerun must
+    match the first forward pass.
     """
     seen, handles = SpikeObservations(), []
 
@@ -61,8 +61,8 @@ def watch(model: nn.Module, *, health: bool, rates: bool) -> Iterator[SpikeObser
 def firing_rate(x: Tensor, counts: Tensor, neuron: nn.Module) -> Tensor:
     """Mean |count|, with a gradient through the surrogate also where a channel is silent.
 
-    d|c| would be 0 at c = 0; there the sign of the input is taken, so that a silent channel can be pulled up. Neurons
-    without negative counts are pulled up by +1.
+    The derivative of |c| is 0 at c = 0; there the sign of the input replaces it, so that a silent channel still gets a
+    gradient. For neurons without negative counts the sign is always +1.
     """
     if getattr(neuron, "lo", -1.0) >= 0:
         return counts.mean()
@@ -77,14 +77,14 @@ def band_penalty(rates: dict[str, Tensor], low: float, high: float) -> Tensor:
 
 
 def blend_at(step: int, share: float, steps: int) -> float:
-    """How much of a site's output is spikes at a step (from 0): rises linearly over the first `share` of the steps."""
+    """Blend factor at a step (from 0): rises linearly to 1 over the first `share` of the steps."""
     last = share * steps
     return 1.0 if step >= last else (step + 1) / (last + 1)
 
 
 @contextlib.contextmanager
 def blended(model: nn.Module, blend: float) -> Iterator[None]:
-    """Every spike site mixes ``(1 - blend) x + blend · spikes`` while the block runs; afterwards only spikes pass."""
+    """Make every spike site output ``(1 - blend) x + blend · spikes`` while the block runs; resets blend to 1 after."""
     found = sites(model).values() if blend < 1.0 else ()
     for site in found:
         site.blend = blend
@@ -97,17 +97,17 @@ def blended(model: nn.Module, blend: float) -> Iterator[None]:
 
 @attrs.define
 class Rescue:
-    """Sets thresholds anew at sites that stay silent or saturated for `patience` log steps.
+    """Recalibrates thresholds of sites that stay silent or saturated for `patience` log steps (0: off).
 
-    `streak` counts by site; it is part of a checkpoint. Only neurons with a threshold of their own (``calibrate_``) can
-    be helped; for the others the complaint says what to change.
+    `streak` counts those log steps by site and is saved in checkpoints. Only neurons with ``calibrate_`` can be
+    recalibrated; for the others the warning says what to change.
     """
 
     patience: int
     streak: dict[str, int] = attrs.field(factory=dict)
 
     def due(self, found: dict[str, SiteHealth], model: nn.Module) -> list[str]:
-        """Sites whose time is up."""
+        """Update `streak`; returns the sites to recalibrate now."""
         neurons = {name: site.neuron for name, site in sites(model).items()}
         bad = {name: h.state(limit_of(neurons[name])) for name, h in found.items() if name in neurons}
         self.streak = {name: self.streak.get(name, 0) + 1 for name, state in bad.items() if state}
@@ -120,7 +120,7 @@ class Rescue:
     def help(
         self, names: list[str], model: nn.Module, run: Callable[[], Any], share: Callable[[Tensor], Any]
     ) -> list[str]:
-        """Recalibrate `names` on what `run()` sends through them, averaged by `share`; what was done, in words."""
+        """Recalibrate `names` on the inputs of one `run()`, averaged over processes (`share`); returns messages."""
         says, handles = [], []
         for name in names:
             neuron: Any = model.get_submodule(name).neuron
@@ -145,6 +145,6 @@ class Rescue:
 
 
 def threshold_text(neuron: nn.Module) -> str:
-    """The threshold of a neuron in words; nothing where it has none by that name."""
+    """Mean of a neuron's threshold ``theta`` as text; "" if it has none."""
     theta = getattr(neuron, "theta", None)
     return f"{float(theta.detach().mean()):.4g}" if isinstance(theta, Tensor) else ""

@@ -1,4 +1,4 @@
-"""How the spikes and the gradients are doing, site by site and block by block, and what to do about it."""
+"""Diagnostics: silent and saturated spike sites, vanishing and exploding gradients, non-finite outputs."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ VANISHING, EXPLODING = 1e-4, 1e2
 
 @attrs.frozen
 class SiteHealth:
-    """Share of silent channels, mean |count|, and which share of the others is at the neuron's limit."""
+    """Fraction of counts that are 0, mean |count|, and fraction of the nonzero counts at the neuron's limit."""
 
     silent: float
     mean_count: float
     saturated: float
 
     def state(self, limit: float) -> str:
-        """``silent``, ``saturated``, or nothing where all is well. A binary neuron is never saturated."""
+        """``silent``, ``saturated`` or "" if neither. A binary neuron (limit 1) is never saturated."""
         if self.silent > SILENT:
             return "silent"
         return "saturated" if self.saturated > SATURATED and limit > 1 else ""
 
     @classmethod
     def mean(cls, rows: list[SiteHealth]) -> SiteHealth:
-        """Of the pieces of a batch."""
+        """Mean over the micro-batches of a batch."""
         return cls(*(sum(column) / len(rows) for column in zip(*map(attrs.astuple, rows))))
 
 
 @torch.no_grad()
 def health_of(spikes: SpikeTensor, module: nn.Module) -> SiteHealth:
-    """One module's health; only sums, so that it is cheap enough for training."""
+    """Health of one spiking module; uses only reductions, so it is cheap enough for training."""
     counts, limit = spikes.counts.detach().abs(), limit_of(module)
     silent = float((counts == 0).float().mean())
     at_limit = float((counts >= limit).float().mean()) / max(1.0 - silent, 1e-9) if math.isfinite(limit) else 0.0
@@ -47,7 +47,7 @@ def health_of(spikes: SpikeTensor, module: nn.Module) -> SiteHealth:
 
 
 def limit_of(module: nn.Module | None) -> float:
-    """Largest count a neuron can give."""
+    """Largest spike count the neuron can emit; infinity if unbounded."""
     return float(getattr(module, "hi", getattr(module, "bound", math.inf)))
 
 
@@ -60,7 +60,7 @@ def shared(found: dict[str, SiteHealth], world: World, device: torch.device) -> 
 
 
 def firing(found: dict[str, SiteHealth]) -> dict[str, float]:
-    """Means over sites: what the log and the progress bar show."""
+    """Means over sites, for the log and the progress bar."""
     if not found:
         return {}
     n = len(found)
@@ -71,7 +71,7 @@ def firing(found: dict[str, SiteHealth]) -> dict[str, float]:
 
 
 def complaints(found: dict[str, SiteHealth], modules: dict[str, nn.Module]) -> dict[str, str]:
-    """What is wrong with which site, with the fix in the message."""
+    """Warnings by site, each with a suggested fix."""
     says = {}
     for name, h in found.items():
         module = modules.get(name)
@@ -86,10 +86,10 @@ def complaints(found: dict[str, SiteHealth], modules: dict[str, nn.Module]) -> d
 
 
 def gradient_norms(model: nn.Module) -> tuple[dict[str, float], float]:
-    """Norm of the gradient by block, and of all of it: one transfer from the device, one sum over processes.
+    """Gradient norm per block and in total, with one device transfer and one all-reduce.
 
-    Squares are summed in float64 and norms rounded once, to float32: clipping is by the same number however many shards
-    the gradients lie in (a last bit of it would reach every weight, and a weight's last bit becomes a whole count).
+    Squares are summed in float64 and norms rounded once to float32, so that clipping does not depend on the number of
+    shards (a difference in the last bit would reach every weight, and from there change spike counts).
     """
     blocks: dict[str, list[Tensor]] = {}
     for name, p in model.named_parameters():
@@ -112,14 +112,14 @@ def gradient_norms(model: nn.Module) -> tuple[dict[str, float], float]:
 
 
 def block_of(name: str) -> str:
-    """``layers.3.attention.q.weight`` belongs to ``layers.3``, ``embed.weight`` to ``embed``."""
+    """Block of a parameter: ``layers.3`` for ``layers.3.attention.q.weight``, ``embed`` for ``embed.weight``."""
     parts = name.split(".")
     depth = next((i + 1 for i, part in enumerate(parts) if part.isdigit()), 1)
     return ".".join(parts[:depth])
 
 
 def gradient_complaints(norms: dict[str, float]) -> dict[str, str]:
-    """Blocks whose gradient is out of proportion to the median block's."""
+    """Warnings for blocks whose gradient norm is far below or above the median block's."""
     known = sorted(norms.values())
     middle = known[len(known) // 2] if known else 0.0
     says = {}
@@ -136,9 +136,9 @@ def gradient_complaints(norms: dict[str, float]) -> dict[str, str]:
 
 
 def first_bad(model: nn.Module, run: Any) -> str:
-    """Name of the first module whose output is not finite when `run()` is called, for the message of a stopped run.
+    """Find the first module with a non-finite output during `run()`; returns a text for the error message.
 
-    Where every output is finite, the last parameter (the first in the backward pass) whose gradient is not.
+    If every output is finite, it names the last parameter (first in the backward pass) with a non-finite gradient.
     """
     bad: list[str] = []
     handles = []

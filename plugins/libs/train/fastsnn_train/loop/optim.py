@@ -1,4 +1,4 @@
-"""The optimiser and its schedule: AdamW with decoupled decay on matrices, warm-up, then cosine, WSD or constant."""
+"""AdamW, parameter groups, learning-rate schedule (warm-up, then cosine, WSD or constant) and EMA of the weights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ RATE, WIDTH = 3e-3, 256
 
 
 def with_learning_rate(config: TrainConfig, model: nn.Module) -> TrainConfig:
-    """`config` with a learning rate: where it says 0, 3e-3, falling with one over the width of models wider than 256.
+    """`config` with ``lr = 0`` replaced by the default ``3e-3 · min(1, 256 / d_model)``.
 
-    One over the width is what keeps the change of a hidden layer's outputs per step as it is (Yang et al. 2022,
-    arXiv 2203.03466). A model without a spec that says ``d_model`` gets 3e-3.
+    Scaling by 1/width keeps the change of hidden activations per step independent of the width (muP, Yang et al. 2022,
+    arXiv 2203.03466). A model whose spec has no ``d_model`` gets 3e-3.
     """
     if config.lr:
         return config
@@ -32,10 +32,11 @@ def with_learning_rate(config: TrainConfig, model: nn.Module) -> TrainConfig:
 def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); weight decay on tensors of two or more dimensions only.
 
-    What neurons learn (k, θ) has a group of its own, without decay, at ``neuron_lr`` times the rate.
+    Neuron parameters (k, θ) have their own group, without decay, at ``neuron_lr`` times the learning rate. Raises
+    `FastSNNError` without a trainable parameter.
 
-    torch's fused kernel, where rows are whole vectors: on a CPU it takes what is left over at a tensor's end number
-    by number, which may round otherwise, so that a shard could end up a last bit away from the whole.
+    On a CPU the fused kernel is used only for matrices with a multiple of 16 columns: it processes the remainder of a
+    tensor in scalar code, which may round differently, so that a shard could differ from the whole in the last bit.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -56,30 +57,30 @@ def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its share of `rate`."""
+    """Set the learning rate of every parameter group to `rate` times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("share", 1.0)
 
 
 def neuron_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """What the neurons at the spike sites learn: thresholds, k."""
+    """Trainable parameters of the neurons at the spike sites, such as thresholds."""
     found = {id(p): p for site in sites(model).values() for p in site.parameters() if p.requires_grad}
     return list(found.values())
 
 
 class PositiveThresholds:
-    """Keeps learnt thresholds positive: a number may at most halve in one step, so it never reaches zero."""
+    """Keeps trainable scalar thresholds positive: one step can at most halve them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.kept = [p for p in neuron_parameters(model) if p.ndim == 0]
 
     def before(self) -> list[Tensor]:
-        """The numbers before a step."""
+        """Copies of the thresholds before a step."""
         return [p.detach().clone() for p in self.kept]
 
     @torch.no_grad()
     def after(self, before: list[Tensor]) -> None:
-        """Undo what went too far."""
+        """Limit each threshold to at least half of its value before the step."""
         for p, old in zip(self.kept, before):
             p.copy_(torch.where(old > 0, torch.maximum(p, old / 2), p))
 
@@ -87,7 +88,7 @@ class PositiveThresholds:
 class WeightAverage:
     """An exponential moving average of the weights: ``a ← d a + (1 - d) w``, d rising to `decay` over the first steps.
 
-    ``d = min(decay, (1 + n) / (10 + n))`` after n steps, so that the first weights do not linger.
+    ``d = min(decay, (1 + n) / (10 + n))`` after n steps, so that the initial weights are soon forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -96,14 +97,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` steps."""
+        """Update the average with the current weights, those after `step` steps."""
         share = 1.0 - min(self.decay, (1 + step) / (10 + step))
         for name, p in self.model.named_parameters():
             self.weights[name].lerp_(p.detach(), share)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the model's weights and the average: evaluate between two calls."""
+        """Swap the model's weights with the average; call it again after evaluation to swap back."""
         for name, p in self.model.named_parameters():
             held = p.detach().clone()
             p.copy_(self.weights[name])
@@ -111,9 +112,10 @@ class WeightAverage:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of a step (from 0): linear warm-up to `lr`, then the schedule, ending at ``final · lr``.
+    """Learning rate of a step (from 0): linear warm-up to `lr`, then the schedule, ending at ``final · lr``.
 
-    wsd keeps the peak until the last fifth and falls linearly there (Hu et al. 2024, arXiv 2404.06395).
+    WSD keeps the peak, then decays linearly over the last 20 % of the steps after warm-up
+    (Hu et al. 2024, arXiv 2404.06395).
     """
     warm = max(1, round(config.warmup * config.max_steps))
     if step < warm and config.warmup:
@@ -129,7 +131,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def parameter_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """``{what}/{parameter}`` to tensor: AdamW's moments and step counts by name."""
+    """AdamW's moments and step counts, keyed by ``{what}/{parameter name}``."""
     names = {id(p): n for n, p in model.named_parameters()}
     return {
         f"{what}/{names[id(p)]}": value

@@ -1,4 +1,4 @@
-"""One optimiser step: pieces forward and backward; gradients met, checked, clipped; weights, thresholds, averages."""
+"""One optimizer step: gradient accumulation, gradient reduction and clipping, parameter update, EMA."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ log = logging.getLogger("fastsnn")
 
 
 class NotFinite(ArithmeticError):
-    """A loss or gradient norm that is no number; nothing has been changed."""
+    """Loss or gradient norm is not finite; raised before any parameter changes."""
 
 
 @attrs.frozen(eq=False)
 class Outcome:
-    """What a step did: loss in nats per token, penalty (firing band, L1), gradient norms (of blocks, of all), spikes.
+    """Result of a step: loss (nats per token), penalty (firing band, L1), gradient norms (blocks, total), spikes.
 
-    `leaving` says that some process was asked to stop; `skipped` that fp16's gradients overflowed and were dropped.
+    `leaving`: some process got a signal to stop. `skipped`: fp16 gradients overflowed, so the update was skipped.
     """
 
     loss: float
@@ -48,7 +48,7 @@ class Outcome:
 
 
 class OptimizerStep:
-    """Holds what a step changes: the network, the optimiser, the loss scaler, the average of the weights."""
+    """The objects a step updates: model, optimizer, gradient scaler and the EMA of the weights."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, world: World) -> None:
         self.model, self.config, self.world = model, config, world
@@ -75,26 +75,26 @@ class OptimizerStep:
                 self.scaler = torch.amp.GradScaler("cuda")
             else:
                 log.warning("precision fp16 on %s runs without loss scaling, which is for CUDA", self.device.type)
-        self.targets: float | None = None  # of the whole batch, over processes; None where every token is one
+        self.targets: float | None = None  # targets in the global batch; None if every token is one
         self.compiled: Callable[..., Tensor] | None = torch.compile(model, dynamic=False) if config.compile else None
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return next(self.model.parameters()).device
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision of the configuration."""
+        """Autocast context for the configured precision."""
         return torch.autocast(self.device.type, self.kind) if self.kind else contextlib.nullcontext()
 
     def forward(self, tokens: Tensor, reset: Tensor | None, eager: bool) -> Tensor:
-        """Logits; compiled where that was asked for, unless hooks must see inside (`eager`)."""
+        """Logits ``[B,T,V]``; uses the compiled model if there is one, except with `eager`, where hooks must run."""
         if self.compiled is None or eager:
             return self.network(tokens, reset)
         try:
             return self.compiled(tokens, reset=reset) if reset is not None else self.compiled(tokens)
         except Exception as error:
-            logits = self.network(tokens, reset)  # an error of the model itself comes again, and is raised
+            logits = self.network(tokens, reset)  # an error of the model itself is raised here again
             self.compiled = None
             log.warning("torch.compile failed, going on without it: %s", (str(error) or repr(error)).splitlines()[0])
             return logits
@@ -102,9 +102,9 @@ class OptimizerStep:
     def loss(
         self, tokens: Tensor, reset: Tensor | None, eager: bool = True, targets_in_all: float | None = None
     ) -> Tensor:
-        """The task's mean loss of a piece of a batch; next-token cross-entropy in nats of ``tokens [B,T+1]`` at first.
+        """The task's mean loss of a micro-batch; by default next-token cross-entropy of ``tokens [B,T+1]`` in nats.
 
-        With `targets_in_all` it is the sum over this process's targets, divided by that.
+        With `targets_in_all` it is the sum over this process's targets, divided by that number.
         """
         return self.task.loss(self, tokens, reset, eager, targets_in_all)
 
@@ -138,7 +138,7 @@ class OptimizerStep:
         return Outcome(loss, penalty, blocks, norm, seen, sparse, some > 0, skipped)
 
     def penalty(self, seen: SpikeObservations, sparse: ActivationSparsity, step: int, like: Tensor) -> Tensor:
-        """What the last forward pass pays for rates outside the firing band, and for activations that are not 0."""
+        """Regularization terms of the last forward pass: firing-rate band penalty and L1 on activations."""
         config, penalty = self.config, like.new_zeros(())
         if seen.rates:
             penalty = penalty + float(config.rate_weight) * band_penalty(seen.rates, config.rate_low, config.rate_high)
@@ -154,7 +154,7 @@ class OptimizerStep:
         step: int,
         eager: bool,
     ) -> tuple[float, float]:
-        """Gradients of this process's rows, piece by piece; their mean loss and penalty."""
+        """Gradient accumulation over the micro-batches of this process's rows; their mean loss and penalty."""
         config = self.config
         pieces = rows.chunk(config.accumulate)
         mean_of = () if self.targets is None else (self.targets,)
@@ -165,18 +165,18 @@ class OptimizerStep:
             with self.network.piece(last=i + 1 == len(pieces)):
                 for loss, of_time in self.losses(piece, cut, eager, *mean_of):
                     penalty = self.penalty(*watched, step, loss) * of_time
-                    # where some tokens are context, pieces have other numbers of targets: their sums are added
+                    # with context tokens masked, micro-batches differ in targets: losses are sums over a common count
                     total = (loss + penalty) * share if self.targets is None else loss + penalty * share
                     (total if self.scaler is None else self.scaler.scale(total)).backward()
                     found = torch.stack([loss.detach(), penalty.detach()]).double()
                     totals += found * share if self.targets is None else found * found.new_tensor([1.0, share])
-                    del loss, penalty, total  # and with them what a segment kept for its gradients
+                    del loss, penalty, total  # frees the graph of the segment
         return tuple(totals.tolist())
 
     def losses(
         self, piece: Tensor, cut: Tensor | None, eager: bool, *in_all: float | None
     ) -> Iterator[tuple[Tensor, float]]:
-        """``(loss, share of time)`` of a piece: one loss, or one after the other where time is cut into segments."""
+        """``(loss, share of time)`` of a micro-batch: one pair, or one per segment where time is cut (TBPTT)."""
         if not in_segments(self.config):
             with self.autocast():
                 loss = self.loss(piece, cut, eager, *in_all)
@@ -191,7 +191,7 @@ class OptimizerStep:
 
     @torch.no_grad()
     def update(self, norm: float, step: int) -> None:
-        """Clip, step, keep thresholds positive, average."""
+        """Clip gradients, step the optimizer, keep thresholds positive, update the EMA."""
         clip = self.config.clip
         if clip and clip < norm < math.inf:
             for p in self.model.parameters():
@@ -210,7 +210,7 @@ class OptimizerStep:
 
 
 def precision(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """The type autocast uses; None for none. ``auto`` is bf16 on a GPU that has it, else float32."""
+    """The autocast dtype, None for float32. ``auto`` is bf16 on a GPU that supports it, else float32."""
     wanted = config.precision
     if wanted == "auto":
         wanted = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

@@ -1,12 +1,12 @@
-"""More than one process: who they are, what they share, and how gradients meet.
+"""Distributed training: process group, sharding and gradient reduction.
 
 Started by ``torchrun --nproc-per-node N -m fastsnn fit spec.toml --out DIR``. Every process sees the same global batch:
 
 - ``ddp``: each takes ``batch_size / N`` rows; gradients are averaged.
-- ``fsdp``: the same, and parameters, gradients and moments live in N shards (FSDP2, ``fully_shard`` per block).
-- ``sequence``: each takes ``T / N`` tokens of every row; states are handed on (`fastsnn_train.loop.sequence`).
+- ``fsdp``: also shards parameters, gradients and optimizer states over N processes (FSDP2, ``fully_shard`` per block).
+- ``sequence``: each takes ``T / N`` tokens of every row and passes its state on (`fastsnn_train.loop.sequence`).
 
-One process trains as if nothing had been asked for, so one spec serves a laptop and a cluster.
+With a single process the setting has no effect, so one spec serves a laptop and a cluster.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fastsnn_core.errors import FastSNNError
 
 @attrs.frozen
 class World:
-    """This process among its `size` fellows; `kind` says what they share."""
+    """Rank and world size of this process; `kind` is the kind of parallelism."""
 
     kind: str = "none"
     rank: int = 0
@@ -37,11 +37,11 @@ class World:
 
     @property
     def leader(self) -> bool:
-        """Does this process log and write?"""
+        """Is this rank 0, which logs and writes files?"""
         return self.rank == 0
 
     def rows(self, tokens: Tensor) -> Tensor:
-        """This process's rows of a global batch."""
+        """This process's rows ``[B/N, …]`` of a global batch ``[B, …]``; `FastSNNError` if N does not divide B."""
         if self.size == 1 or self.kind == "sequence":
             return tokens
         if len(tokens) % self.size:
@@ -57,13 +57,13 @@ class World:
         return (table / self.size).tolist()
 
     def average_(self, tensor: Tensor) -> None:
-        """Make `tensor` the mean of every process's."""
+        """Replace `tensor` in place by its mean over all processes."""
         if self.size > 1:
             dist.all_reduce(tensor)
             tensor.div_(self.size)
 
     def first(self, value: Any) -> Any:
-        """The leader's `value`, on every process."""
+        """Broadcast rank 0's `value` to every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -71,7 +71,7 @@ class World:
         return box[0]
 
     def lead(self, act: Callable[[], Any]) -> Any:
-        """What the leader's ``act()`` returns, on every process; an error it raises is raised on all of them."""
+        """Run ``act()`` on rank 0 and broadcast its result; an exception it raises is raised on every process."""
         result, error = None, None
         if self.leader:
             try:
@@ -86,7 +86,7 @@ class World:
         return result
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's `value`, in order of rank."""
+        """The `value` of every process, ordered by rank."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -94,13 +94,13 @@ class World:
         return found
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Barrier: wait for every process."""
         if self.size > 1:
             dist.barrier()
 
 
 def join_group(kind: str) -> World:
-    """The world torchrun made, or a world of one."""
+    """Join torchrun's process group; size 1 without torchrun. `FastSNNError`: kind "none" with N > 1."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
@@ -109,7 +109,7 @@ def join_group(kind: str) -> World:
             f"{size} processes were started; say what they share with [train] parallel = 'ddp' or 'fsdp'"
         )
     if not dist.is_initialized():
-        import torch.distributed.nn.functional  # now: imported later, defaults of its functions hold the group
+        import torch.distributed.nn.functional  # imported after init, its default arguments would hold the group
 
         cuda = torch.cuda.is_available()
         if cuda:
@@ -119,29 +119,29 @@ def join_group(kind: str) -> World:
 
 
 def leave_group(world: World) -> None:
-    """Give up what `join` opened, when every process is here and nothing that trained is held any more.
+    """Destroy the process group after a barrier; call it once model and optimizer are no longer referenced.
 
-    What still holds the group keeps its threads, and a process that ends while one of them lets go of a tensor aborts
-    (SIGABRT, "terminate called without an active exception").
+    Remaining references keep the group's threads alive, and a process that exits while one of them frees a tensor
+    aborts (SIGABRT, "terminate called without an active exception").
     """
     if world.size > 1 and dist.is_initialized():
         from torch.distributed import tensor
 
         world.wait()
-        with contextlib.suppress(ImportError, AttributeError):  # private names, which another torch may not have
+        with contextlib.suppress(ImportError, AttributeError):  # private names, absent in some versions of torch
             from torch.distributed.tensor import _redistribute, debug
 
-            debug._clear_sharding_prop_cache()  # all these caches of DTensor hold meshes, which hold groups
+            debug._clear_sharding_prop_cache()  # these DTensor caches hold meshes, which hold process groups
             _redistribute.clear_redistribute_planner_cache()
         for kept in gc.get_objects():
             if isinstance(kept, functools._lru_cache_wrapper) and str(kept.__module__).startswith(tensor.__name__):
                 kept.cache_clear()
-        gc.collect()  # DDP's reducer is in cycles
+        gc.collect()  # DDP's reducer is part of reference cycles
         dist.destroy_process_group()
 
 
 class DistributedModel:
-    """A model as the training step calls it: ``network(tokens, reset)``, gradients met after the last piece."""
+    """The model wrapped for distributed training; gradients are reduced after the last micro-batch."""
 
     def __init__(self, model: nn.Module, world: World) -> None:
         self.model, self.world = model, world
@@ -163,7 +163,7 @@ class DistributedModel:
             form(model)
 
     def __call__(self, tokens: Tensor, reset: Tensor | None) -> Tensor:
-        """Logits of ``tokens [B,T]``; in a sequence world, of this process's share of T."""
+        """Logits ``[B,T,V]`` of ``tokens [B,T]``; with sequence parallelism only of this process's T/N tokens."""
         if self.world.kind == "sequence":
             from fastsnn_train.loop.sequence import sequence_parallel
 
@@ -171,7 +171,7 @@ class DistributedModel:
         return self.called(tokens, reset=reset) if reset is not None else self.called(tokens)
 
     def share(self, tokens: Tensor) -> Tensor:
-        """The columns of ``[B,T]`` this process works on."""
+        """The columns of ``[B,T]`` that this process computes; raises `FastSNNError` if N does not divide T."""
         if self.world.kind != "sequence":
             return tokens
         if tokens.shape[1] % self.world.size:
@@ -180,7 +180,7 @@ class DistributedModel:
 
     @contextlib.contextmanager
     def piece(self, last: bool) -> Iterator[None]:
-        """Around one piece of an accumulated batch: gradients travel with the last one only."""
+        """Context of one micro-batch under gradient accumulation: gradients are reduced with the last one only."""
         if self.world.kind == "fsdp":
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         hold = self.world.kind == "ddp" and not last
@@ -188,14 +188,14 @@ class DistributedModel:
             yield
 
     def rest(self) -> None:
-        """After a forward pass without a backward: FSDP's root would keep its parameters gathered."""
+        """Reshard FSDP parameters after a forward pass without a backward pass, which would leave them gathered."""
         if self.world.kind == "fsdp":
             for module in self.model.modules():
                 if hasattr(module, "reshard"):
                     module.reshard()  # type: ignore[operator]
 
     def meet(self) -> None:
-        """Average what neither DDP nor FSDP did: all of it in a sequence world, numbers without a shard under FSDP."""
+        """Average the gradients that DDP or FSDP did not: all with sequence parallelism, scalars under FSDP."""
         if self.world.size == 1 or self.world.kind == "ddp":
             return
         left = [p.grad for p in self.model.parameters() if p.grad is not None and not is_sharded(p)]
@@ -204,10 +204,10 @@ class DistributedModel:
 
 
 def shard(model: nn.Module) -> None:
-    """FSDP2 on every block of every ModuleList and on the rest; single numbers (thresholds) stay whole."""
+    """Apply FSDP2 to every block of every ModuleList and to the rest; scalars (thresholds) are not sharded."""
     from torch.distributed.fsdp import fully_shard
 
-    # states hold views of what came before; no layer changes anything in place
+    # states hold views of earlier tensors; no layer modifies them in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     whole = {p for p in model.parameters() if p.ndim == 0}
     for stack in [m for m in model.modules() if isinstance(m, nn.ModuleList)]:
@@ -218,18 +218,18 @@ def shard(model: nn.Module) -> None:
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Is it a DTensor?"""
+    """Is it a sharded tensor (DTensor)?"""
     return hasattr(tensor, "full_tensor")
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole of a (possibly sharded) tensor; every process must ask."""
+    """Gather a possibly sharded tensor; a collective, so every process must call it."""
     shards: Any = tensor
     return shards.full_tensor() if is_sharded(tensor) else tensor
 
 
 def whole_model(model: nn.Module) -> nn.Module:
-    """`model` as it is, or an ordinary copy of a sharded one with the same spec, tokenizer and meta."""
+    """`model` itself, or an unsharded copy of a sharded one with the same spec, tokenizer and meta."""
     if not any(is_sharded(p) for p in model.parameters()):
         return model
     from fastsnn_core import build

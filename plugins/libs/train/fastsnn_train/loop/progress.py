@@ -1,4 +1,4 @@
-"""Progress of training: loss, tokens per second, silent fraction and time left on a terminal; plain lines elsewhere."""
+"""Training progress: a bar with loss, tokens/s, silent fraction and time left on a terminal; plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fastsnn_core.moved import renamed
 
 
 class TrainingProgress:
-    """A context manager; `update` after every step, `log` for a log row, `say` for a line that stays."""
+    """Context manager for the progress display: `update` after every step, `log` per log row, `say` for a message."""
 
     def __init__(
         self, total: int, start: int = 0, label: str = "training", quiet: bool = False, *, unit: str = ""
     ) -> None:
         self.bar = progress.Progress(label, total, unit, start=start, quiet=quiet, delay=0.0, lines=False)
-        self.known: dict[str, Any] = {}  # the newest of every fact, so that the bar does not flicker
+        self.known: dict[str, Any] = {}  # latest value of every metric, so that the bar does not flicker
 
     def __enter__(self) -> TrainingProgress:
         self.bar.__enter__()
@@ -33,19 +33,19 @@ class TrainingProgress:
         self.bar.update(step, progress_facts(self.known))
 
     def log(self, row: dict[str, Any]) -> None:
-        """A log row: a line where there is no bar, with the time to go."""
+        """Print a log row with the remaining time, if there is no bar."""
         if not self.bar.terminal:
             left = self.bar.left()
             to_go = f"  {progress.clock(left)} left" if left else ""
             self.say(f"{self.bar.title} {row['step']:>6}/{self.bar.total} {self.bar.unit} {progress_facts(row)}{to_go}")
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a message above the bar."""
         self.bar.say(text)
 
 
 def progress_facts(row: dict[str, Any]) -> str:
-    """``loss 2.345  1234 tok/s  silent 31 %``."""
+    """Metrics as text, such as ``loss 2.345  1,234 tok/s  silent 31%``."""
     parts = [f"step {row['steps']}"] if "steps" in row else []
     parts += [f"loss {row['loss']:.3f}"] if "loss" in row else []
     if "held_out" in row:

@@ -1,4 +1,4 @@
-"""The random state of a process as plain data, and random streams that do not disturb each other."""
+"""Saving and restoring RNG state, and random streams that are independent of the global generators."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ State = dict[str, Any]
 
 
 def capture() -> State:
-    """torch's, NumPy's and Python's global generators, as JSON data."""
+    """State of the global generators of torch (CPU and CUDA), NumPy and Python, as JSON data."""
     kind, keys, place, has, gauss = np.random.get_state()
     version, inner, following = random.getstate()
     found = {
@@ -29,7 +29,7 @@ def capture() -> State:
 
 
 def restore(state: State) -> None:
-    """Put the generators back where `capture` found them."""
+    """Restore the global generators to a state returned by `capture`."""
     torch.set_rng_state(torch.from_numpy(array_of_text(state["torch"], np.uint8)))
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, array_of_text(keys, np.uint32), *rest))
@@ -40,7 +40,7 @@ def restore(state: State) -> None:
 
 
 def text_of_array(numbers: np.ndarray) -> str:
-    """An array's bytes."""
+    """An array's bytes in base64."""
     return base64.b64encode(numbers.tobytes()).decode()
 
 
@@ -50,14 +50,14 @@ def array_of_text(written: str, kind: Any) -> np.ndarray:
 
 
 class RandomStream:
-    """A random stream of its own: what runs inside `draw` takes its numbers from here, and leaves the rest alone."""
+    """An independent random stream: code inside `draw` uses it, and the global generators are left unchanged."""
 
     def __init__(self, state: State | None = None) -> None:
         self.state = state or capture()
 
     @contextlib.contextmanager
     def draw(self) -> Iterator[None]:
-        """The global generators are this stream's while the block runs."""
+        """Make the global generators continue this stream while the block runs; restore them afterwards."""
         outer = capture()
         restore(self.state)
         try:

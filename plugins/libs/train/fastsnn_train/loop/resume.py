@@ -1,4 +1,4 @@
-"""A run on disk: what a checkpoint keeps of a `Trainer`, and how a trainer takes it up again."""
+"""Saves a `Trainer` to a checkpoint and restores it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("fastsnn")
 
 
 def save_checkpoint(trainer: Trainer, folder: Path) -> Path:
-    """Write a checkpoint of the trainer's step."""
+    """Write a checkpoint of the trainer's current step; returns its folder."""
     position, tensors = trainer.batches.position() if trainer.batches else ({}, {})
     scaler = trainer.stepper.scaler
     state = {
@@ -39,10 +39,10 @@ def save_checkpoint(trainer: Trainer, folder: Path) -> Path:
 
 
 def stand_at_checkpoint(trainer: Trainer, batches: BatchSource, resume: bool) -> None:
-    """Stand where the newest whole checkpoint stood, or at the start; then the batches, then the random state."""
+    """Restore trainer, data position and RNG state from the newest intact checkpoint, or start from the beginning."""
     folder = trainer.folder
     picked = trainer.world.lead(lambda: newest_checkpoint(trainer, folder, resume)) if folder is not None else None
-    if picked is None:  # a loader that shuffles must shuffle the same way in every process
+    if picked is None:  # a shuffling loader must use the same order in every process
         position, tensors = batches.position() if trainer.world.size > 1 else ({}, {})
         batches.begin(trainer.step, trainer.world.first(position), tensors)
         return
@@ -60,7 +60,7 @@ def stand_at_checkpoint(trainer: Trainer, batches: BatchSource, resume: bool) ->
 
 
 def newest_checkpoint(trainer: Trainer, folder: Path, resume: bool) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to go on from, and its state; a fresh start moves an earlier run's checkpoints aside."""
+    """The checkpoint to resume from and its state; without `resume`, checkpoints of an earlier run are moved aside."""
     checkpoint.tidy(folder)
     if not resume:
         if checkpoint.found(folder) and not trainer.step:
@@ -84,12 +84,12 @@ def newest_checkpoint(trainer: Trainer, folder: Path, resume: bool) -> tuple[Pat
 
 
 def changed_settings(then: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Settings that differ from a checkpoint's and change what is learnt."""
+    """Names of settings that differ from the checkpoint's and affect the result of training."""
     now = section_table(config)
     return [k for k, v in now.items() if k in then and then[k] != v and k not in BESIDE_QUALITY]
 
 
 def model_table(trainer: Trainer) -> dict[str, Any]:
-    """The model's specification as plain data; empty for a network without one."""
+    """The model's spec as plain data; empty for a model without one."""
     spec = getattr(trainer.model, "spec", None)
     return {} if spec is None else section_table(spec)

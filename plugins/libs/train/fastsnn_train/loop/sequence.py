@@ -1,12 +1,11 @@
-"""Sequence parallelism: each process reads its share of the tokens, states are handed on layer by layer.
+"""Sequence parallelism: each process computes a share of the tokens and passes its states on, layer by layer.
 
-Process r works on tokens ``[r T/N, (r+1) T/N)`` of every row. Its layer l needs what layer l of process r-1 left
-behind, a state of constant size (linear attention's sums, a window's last keys), and nothing else: so process r runs
-layer l while process r-1 runs layer l+1, and after N-1 layers all are busy. The backward pass goes the other way, the
-gradient of each handed state travelling back. Activations of T tokens are spread over N processes; the result is that
-of one process reading all of T (Sun et al. 2024, LASP, arXiv 2404.02882, hand on linear-attention states likewise) up
-to the order in which floats are added, and, bit for bit on a CPU, that of one reading the same shares
-(`sequence_shares`).
+Process r computes tokens ``[r T/N, (r+1) T/N)`` of every row. Its layer l needs only the final state of layer l of
+process r-1, which has constant size (sums of linear attention, the last keys and values of a window). So process r runs
+layer l while process r-1 runs layer l+1: a pipeline, full after N-1 layers. In the backward pass the gradients of these
+states are sent back. Activations of T tokens are distributed over N processes. The result equals that of one
+process up to the order of float additions, and, bit for bit on a CPU, that of `sequence_shares`. The same scheme for
+linear attention: Sun et al. 2024, LASP, arXiv 2404.02882.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ _forms: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
 
 def sequence_parallel(model: nn.Module, tokens: Tensor, *, reset: Tensor | None = None) -> Tensor:
-    """Logits ``[B, T/N, V]`` of this process's share of ``tokens [B,T]``, which every process is given whole.
+    """Logits ``[B, T/N, V]`` of this process's share; every process gets the full ``tokens [B,T]``.
 
-    With gradients on, every process must call ``backward`` on a loss of its share; the weights' gradients are then the
-    shares' and are to be summed (or averaged, for losses that are means).
+    With gradients enabled, every process must call ``backward`` on the loss of its share; weight gradients must then be
+    summed over processes (averaged, for mean losses). Raises `FastSNNError` if N does not divide T.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
     if tokens.shape[1] % size:
@@ -51,10 +50,10 @@ def sequence_parallel(model: nn.Module, tokens: Tensor, *, reset: Tensor | None 
 
 
 def sequence_shares(model: nn.Module, tokens: Tensor, size: int, *, reset: Tensor | None = None) -> list[Tensor]:
-    """What `size` processes of `sequence_parallel` compute, in one: logits ``[B, T/N, V]`` of every share.
+    """Single-process reference of `sequence_parallel`: logits ``[B, T/N, V]`` of each of `size` shares.
 
-    States are handed from share to share with their gradients. Each share sees the weights through views of its own, so
-    that a weight's gradient is the sum of the shares' whole gradients, as where processes meet.
+    States pass from share to share with gradients. Each share uses its own views of the weights, so that a weight's
+    gradient is a sum of per-share gradients, as in an all-reduce. Raises `FastSNNError` if N does not divide T.
     """
     if tokens.shape[1] % size:
         raise FastSNNError(f"{tokens.shape[1]} tokens cannot be cut evenly into {size} shares")
@@ -69,7 +68,7 @@ def sequence_shares(model: nn.Module, tokens: Tensor, size: int, *, reset: Tenso
 
 
 def units(model: nn.Module) -> list[nn.Module]:
-    """What carries state, in the order it runs: ``(x, state, …) -> (y, state)`` each."""
+    """Modules with state in order of execution, each ``(x, state, …) -> (y, state)``; `ArgumentError` if unknown."""
     try:
         return [model.embed_site, *model.layers, model.head_site]  # type: ignore[list-item, misc]
     except AttributeError as error:
@@ -78,7 +77,7 @@ def units(model: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def form(model: nn.Module) -> list[Any]:
-    """The structure of every unit's state, learnt once from one token."""
+    """Structure of each unit's state, found once by running the model on one token."""
     if model not in _forms:
         device = next(model.parameters()).device
         _, state = model(torch.zeros(1, 1, dtype=torch.long, device=device), return_state=True)
@@ -87,7 +86,7 @@ def form(model: nn.Module) -> list[Any]:
 
 
 def document_offset(tokens: Tensor, reset: Tensor | None, place: int) -> Tensor:
-    """How far into its document each row is at token `place` ``[B]``."""
+    """Tokens since the last document start of each row at token `place`: ``[B]``."""
     if reset is None:
         return torch.full((len(tokens),), place, device=tokens.device)
     places = torch.arange(place, device=tokens.device)
@@ -96,29 +95,29 @@ def document_offset(tokens: Tensor, reset: Tensor | None, place: int) -> Tensor:
 
 
 class Link:
-    """The two neighbours of a process during one forward and backward pass."""
+    """Communication with the previous and next process during one forward and backward pass."""
 
     def __init__(self, rank: int, size: int, forms: list[Any]) -> None:
         self.before = rank - 1 if rank else None
         self.after = rank + 1 if rank + 1 < size else None
         self.forms = forms
-        self.received: list[Tensor] = []  # one per unit that handed something on, so that each is gone back through
+        self.received: list[Tensor] = []  # one per unit that received a state, so that backward visits each
         self.open = 0
         self.pending: list[tuple[Any, Tensor]] = []
 
     def send(self, tensor: Tensor, to: int, tag: int) -> None:
-        """Start sending; `wait` ends it."""
+        """Start an asynchronous send; `wait` completes it."""
         tensor = tensor.contiguous()
         self.pending.append((dist.isend(tensor, to, tag=tag), tensor))
 
     def wait(self) -> None:
-        """Until all that was sent has left."""
+        """Wait for all pending sends."""
         for work, _ in self.pending:
             work.wait()
         self.pending.clear()
 
     def pass_on(self, unit: int) -> Any:
-        """A forward hook: the unit's new state goes to the next process, and its gradient will come back."""
+        """Forward hook that sends the unit's new state to the next process, which returns its gradient in backward."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             y, state = output
@@ -136,7 +135,7 @@ class Link:
         return hook
 
     def take(self, unit: int, like: Tensor) -> Any:
-        """The state the previous process's unit left behind."""
+        """Receive the state of this unit from the previous process."""
         known = [t for _, t in leaves(self.forms[unit])]
         if not known or self.before is None:
             return self.forms[unit]
@@ -159,15 +158,15 @@ class Link:
 
 
 def shapes_and_types(tensors: list[Tensor]) -> Tensor:
-    """Type and shape of each tensor."""
+    """Dtype index, number of dimensions and shape of each tensor: int64 ``[tensors, 2 + DIMS]``."""
     rows = [[DTYPES.index(t.dtype), t.ndim, *t.shape, *[0] * (DIMS - t.ndim)] for t in tensors]
     return torch.tensor(rows, dtype=torch.int64, device=tensors[0].device)
 
 
 class Handed:
-    """A stream's state whose parts arrive when the model asks for them."""
+    """A model state whose parts are received when the model accesses them."""
 
-    deferred = True  # the decoder does not look at all of it at once
+    deferred = True  # tells the decoder not to access all parts up front
 
     def __init__(self, link: Link, position: Tensor) -> None:
         self.link, self.position = link, position
@@ -192,18 +191,18 @@ class Handed:
 
 
 class Give(torch.autograd.Function):
-    """Hands `y` through; in the backward pass the gradients of the states that were sent arrive."""
+    """Identity on `y`; its backward receives the gradients of the states that were sent."""
 
     @staticmethod
     def forward(ctx: Any, link: Link, unit: int, y: Tensor, *sent: Tensor) -> Tensor:
-        """`y`, as it is."""
+        """`y`, unchanged."""
         ctx.link, ctx.unit = link, unit
         ctx.like = [(t.shape, t.dtype, t.device) for t in sent]
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """Gradients of what was sent, from the next process."""
+        """Receive the gradients of the sent states from the next process."""
         found = []
         for shape, dtype, device in ctx.like:
             found.append(torch.empty(shape, dtype=dtype, device=device))
@@ -212,17 +211,17 @@ class Give(torch.autograd.Function):
 
 
 class Take(torch.autograd.Function):
-    """Received states; in the backward pass their gradients go back to where they came from."""
+    """Identity on received states; its backward sends their gradients to the previous process."""
 
     @staticmethod
     def forward(ctx: Any, link: Link, unit: int, root: Tensor, *received: Tensor) -> tuple[Tensor, ...]:
-        """The received states, as they are."""
+        """The received states, unchanged."""
         ctx.link, ctx.unit = link, unit
         return tuple(t.view_as(t) for t in received)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        """Send their gradients back."""
+        """Send the gradients to the previous process."""
         link: Link = ctx.link
         for grad in grads:
             link.send(grad, link.before or 0, 2 * ctx.unit + 1)
@@ -233,11 +232,11 @@ class Take(torch.autograd.Function):
 
 
 class Tie(torch.autograd.Function):
-    """Hands the logits through and makes the backward pass visit every received state, used or not."""
+    """Identity on the logits that makes backward visit every received state, used or not."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, *received: Tensor) -> Tensor:
-        """The logits, as they are."""
+        """The logits, unchanged."""
         ctx.save_for_backward(*received)
         return logits.view_as(logits)
 

@@ -1,4 +1,4 @@
-"""The tensors of a run by name: out of a model, its optimiser and its average, and back in."""
+"""Collects the tensors of a run (model, optimizer states, EMA) by name, and loads them back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastsnn_train.loop.optim import WeightAverage, parameter_states
 
 
 def model_tensors(model: nn.Module) -> Tensors:
-    """Parameters and persistent buffers, each once."""
+    """Parameters and persistent buffers by name; tied tensors appear once."""
     found: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         found.setdefault(id(tensor), (name, tensor))
@@ -20,14 +20,14 @@ def model_tensors(model: nn.Module) -> Tensors:
 
 
 def take(model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> Tensors:
-    """Everything a checkpoint holds of a run, as it is now (not copied)."""
+    """All tensors of a checkpoint: model, optimizer states and EMA. They are references, not copies."""
     tensors = {f"model/{name}": t.detach() for name, t in model_tensors(model).items()}
     tensors |= {f"optimizer/{name}": t for name, t in parameter_states(model, optimizer).items()}
     return tensors | ({f"ema/{name}": t for name, t in average.weights.items()} if average else {})
 
 
 def sharded_like(model: nn.Module) -> Tensors:
-    """The tensor each name of a checkpoint is sharded like: moments and averages go with their parameter."""
+    """A tensor with the sharding of each tensor of a checkpoint; moments and EMA are sharded like the parameter."""
     table = {f"model/{name}": t.detach() for name, t in model_tensors(model).items()}
     for name, p in model.named_parameters():
         table |= {f"{part}/{name}": p.detach() for part in ("ema", "optimizer/exp_avg", "optimizer/exp_avg_sq")}
@@ -37,7 +37,7 @@ def sharded_like(model: nn.Module) -> Tensors:
 
 @torch.no_grad()
 def put_model(model: nn.Module, tensors: Tensors, where: Any, part: str = "model") -> None:
-    """Copy the weights in; every missing, unknown or misshapen name is an error."""
+    """Load the weights in place; raises `CheckpointError` for missing or unknown names and wrong shapes."""
     known = model_tensors(model) if part == "model" else dict(model.named_parameters())
     mine = {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{part}/")}
     odd = sorted(set(known) ^ set(mine)) + [n for n in known if n in mine and known[n].shape != mine[n].shape]
@@ -52,7 +52,7 @@ def put_model(model: nn.Module, tensors: Tensors, where: Any, part: str = "model
 def put(
     model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None, tensors: Tensors, where: Any
 ) -> None:
-    """The inverse of `take`."""
+    """Load model, optimizer states and EMA in place: the inverse of `take`; raises `CheckpointError`."""
     put_model(model, tensors, where)
     for name, p in model.named_parameters():
         row = {what: tensors.get(f"optimizer/{what}/{name}") for what in ("step", "exp_avg", "exp_avg_sq")}

@@ -1,4 +1,4 @@
-"""What a batch means to the trainer: its loss, its size, how it is evaluated. Here: language modelling."""
+"""A task defines the loss, the size and the evaluation of a batch for the trainer; here language modelling."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ Batch = tuple[Tensor, Tensor | None]
 
 
 class LanguageTask:
-    """Next-token cross-entropy of marked tokens ``[B, T+1]`` with document starts ``[B, T]``, in nats per token."""
+    """Next-token cross-entropy in nats per token, of ``tokens [B, T+1]`` with document starts ``reset [B, T]``."""
 
     unit = "tokens"
     columns = ("tokens", "reset")
 
     def size(self, batch: Batch) -> int:
-        """Tokens that are predicted."""
+        """Number of predicted tokens."""
         return batch[0][:, 1:].numel()
 
     def weight(self, batch: Batch) -> float | None:
-        """What the loss of a batch is divided by, where that is not the number of its rows."""
+        """Number of targets, which the summed loss is divided by; None if every token is a target."""
         return scored(batch[0])
 
     def batches(self, data: Any, config: TrainConfig, model: nn.Module) -> BatchSource:
@@ -45,7 +45,7 @@ class LanguageTask:
     def loss(
         self, step: OptimizerStep, tokens: Tensor, reset: Tensor | None, eager: bool, in_all: float | None
     ) -> Tensor:
-        """Mean over the targets; with `in_all` their sum, divided by that."""
+        """Mean cross-entropy over the targets; with `in_all` the sum divided by `in_all`."""
         logits = step.forward(ids_of(tokens[:, :-1]), reset, eager)
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
         targets = step.network.share(targets_of(tokens[:, 1:]))
@@ -55,11 +55,11 @@ class LanguageTask:
         return total / in_all
 
     def judge(self, trainer: Trainer, held_out: Any) -> dict[str, Any]:
-        """Columns of the log about held-out data; ``held_out`` is what is to become small."""
+        """Held-out metrics for the log; ``held_out`` is the one to minimize."""
         return {"held_out": trainer.evaluate(held_out)["nats_per_token"]}
 
     def evaluate(self, trainer: Trainer, held_out: Packed) -> dict[str, Any]:
-        """Held-out figures on the first `eval_sequences` sequences; processes share them where they come out even."""
+        """Metrics on the first `eval_sequences` held-out sequences, split over the processes if they divide evenly."""
         world = trainer.world
         n, size = min(len(held_out), trainer.config.eval_sequences), world.size
         if n % size == 0 and size > 1:

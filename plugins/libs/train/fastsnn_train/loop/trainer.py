@@ -1,4 +1,4 @@
-"""The training loop: batches in, a trained model out, everything it did in `history`, resumable bit for bit."""
+"""The training loop: trains a model on batches, logs to `history`, and resumes from checkpoints bit for bit."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ log = logging.getLogger("fastsnn")
 
 
 class TrainingError(FastSNNError, RuntimeError):
-    """Training cannot go on: the message says at which step, where, and what was saved."""
+    """Training stopped at a non-finite loss or gradient: names the step, the module and the saved batch."""
 
 
 class Trainer:
     """Trains a language model on token batches, or any network on labelled samples (`SampleData`).
 
     ``Trainer(model, TrainConfig(max_steps=10)).fit(batches)`` with any iterable of token ids ``[B, T]``, or a `Data`,
-    `Packed` or `Streamed` corpus. With `out`, checkpoints go to ``out/checkpoints`` and ``fit(…, resume=True)`` goes on
-    from the last one, bit for bit on a CPU. `history` has a row per ``log_every`` steps and per evaluation.
+    `Packed` or `Streamed` corpus. With `out`, checkpoints go to ``out/checkpoints`` and ``fit(…, resume=True)`` resumes
+    from the newest one, bit for bit on a CPU. `history` has a row per ``log_every`` steps and per evaluation.
     """
 
     @typed
@@ -73,32 +73,32 @@ class Trainer:
 
     @property
     def task(self) -> Any:
-        """What a batch means: a `LanguageTask` or a `SampleTask`."""
+        """Defines loss and evaluation of a batch: a `LanguageTask` or a `SampleTask`."""
         return self.stepper.task
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return self.stepper.device
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW."""
+        """The AdamW optimizer."""
         return self.stepper.optimizer
 
     @property
     def folder(self) -> Path | None:
-        """Where checkpoints go."""
+        """The checkpoint folder, ``out/checkpoints``; None without `out`."""
         return None if self.out is None else self.out / "checkpoints"
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The row of the best evaluation so far."""
+        """The `history` row with the lowest held-out loss; None before the first evaluation."""
         rows = [row for row in self.history if "held_out" in row]
         return min(rows, key=lambda row: row["held_out"]) if rows else None
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision of the configuration."""
+        """Autocast context for the configured precision."""
         return self.stepper.autocast()
 
     # -- a run ---------------------------------------------------------------------------------------------------
@@ -110,9 +110,9 @@ class Trainer:
         *,
         resume: bool = False,
     ) -> Trainer:
-        """Train until ``config.max_steps``, or until the data or a tracker ends it; returns the trainer.
+        """Train until ``config.max_steps``, the end of the data, or a stop by a tracker; returns the trainer.
 
-        SIGINT and SIGTERM end it after the current step, with a checkpoint, as a `KeyboardInterrupt`.
+        On SIGINT or SIGTERM it finishes the step, saves a checkpoint and raises `KeyboardInterrupt`.
         """
         if isinstance(data, Data | SampleData):
             self.data, held_out = data, held_out or data.held_out
@@ -152,7 +152,7 @@ class Trainer:
         progress: TrainingProgress,
         callbacks: TrackerCallbacks,
     ) -> bool:
-        """Step after step; True where all processes agreed to leave early because one got a signal."""
+        """Run training steps; True if all processes stopped early because one of them got a signal."""
         config, seen, clock, leave = self.config, 0, time.perf_counter(), False
         while self.step < config.max_steps and not run.stopping and not leave:
             batch = batches.next()
@@ -184,7 +184,7 @@ class Trainer:
         return leave
 
     def is_due(self, judged: bool) -> bool:
-        """Is a checkpoint to be written: every so many steps, and at the best evaluation?"""
+        """Is a checkpoint due: every `checkpoint_every` steps, and at a new best evaluation?"""
         if self.out is None:
             return False
         every = self.config.checkpoint_every
@@ -193,7 +193,7 @@ class Trainer:
     def train_step(
         self, tokens: Tensor, reset: Tensor | None = None, *, look: bool = False, leaving: bool = False
     ) -> Outcome:
-        """One optimiser step on ``tokens [B, T+1]``; a loss that is no number stops the run with `TrainingError`."""
+        """One optimizer step on ``tokens [B, T+1]``; raises `TrainingError` if loss or gradient is not finite."""
         try:
             outcome = self.stepper.take(tokens, reset, self.step, look=look, leaving=leaving)
         except NotFinite as error:
@@ -202,12 +202,12 @@ class Trainer:
         return outcome
 
     def own_rows(self, tokens: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """This process's part of a batch, on the device."""
+        """This process's rows of a global batch, on its device."""
         marks = None if reset is None else self.world.rows(reset).to(self.device)
         return self.world.rows(tokens).to(self.device), marks
 
     def stop(self, what: str, tokens: Tensor, reset: Tensor | None) -> TrainingError:
-        """Save the batch, name the layer; the error to raise."""
+        """Save the offending batch and find the module; returns the error to raise."""
         rows, marks = self.own_rows(tokens, reset)
         with self.autocast():
             where = health.first_bad(self.model, lambda: self.stepper.loss(rows, marks))
@@ -230,7 +230,7 @@ class Trainer:
     def describe(
         self, outcome: Outcome, batch: tuple[Tensor, Tensor | None], progress: TrainingProgress
     ) -> dict[str, Any]:
-        """A log row's facts about a step; complains once of each site or block, and rescues sites that are due."""
+        """Metrics of a step for the log; warns once per spike site or block, and recalibrates sites due for rescue."""
         row: dict[str, Any] = {"lr": learning_rate(self.step - 1, self.config)}
         self.last_health = found = health.shared(outcome.seen.means(), self.world, self.device)
         row |= health.firing(found) | {"gradient_norm": outcome.norm, "gradient": outcome.blocks}
@@ -253,7 +253,7 @@ class Trainer:
         return row | ({"flags": sorted(says)} if says else {})
 
     def judge(self, held_out: Any) -> dict[str, float]:
-        """Held-out loss and what else the task measures, and the loss of the averaged weights too."""
+        """Held-out loss and the task's other metrics; with EMA also the held-out loss of the averaged weights."""
         row = self.task.judge(self, held_out)
         if self.stepper.average is not None:
             self.stepper.average.swap()
@@ -264,17 +264,17 @@ class Trainer:
         return row
 
     def evaluate(self, held_out: Any) -> dict[str, Any]:
-        """The task's figures of held-out data."""
+        """The task's metrics on held-out data."""
         return self.task.evaluate(self, held_out)
 
     def record_row(self, row: dict[str, Any], progress: TrainingProgress, callbacks: TrackerCallbacks) -> None:
-        """A row into the history, to the trackers and onto the screen."""
+        """Append a row to `history` and pass it to the trackers and the progress display."""
         self.history.append(row)
         callbacks.log(row)
         progress.log(row)
 
     def finish(self, held_out: Any) -> None:
-        """Leave the model whole, with the weights asked for, in evaluation mode, and say in its meta what was done."""
+        """Gather shards, load the weights that ``config.bundle`` names, record the run in `meta`, set eval mode."""
         if self.config.bundle == "ema" and self.stepper.average is not None:
             self.stepper.average.swap()
         best = self.best
@@ -297,7 +297,7 @@ class Trainer:
         self.model.eval()
 
     def save(self, callbacks: TrackerCallbacks | None = None) -> Path | None:
-        """Write a checkpoint of this step under ``out/checkpoints``; None without `out`, or where it stands already."""
+        """Write a checkpoint under ``out/checkpoints``; None without `out` or if this step is already saved."""
         if self.folder is None or self.kept == (self.step, len(self.history)):
             return None
         path = save_checkpoint(self, self.folder)
