@@ -1,4 +1,4 @@
-"""Held-out figures of a packed corpus, and loss by position."""
+"""Held-out metrics of a packed corpus, and loss by position."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fastsnn_train.evaluation.perplexity import EvaluationError, evaluate_text
 def evaluate(
     model: nn.Module, data: Packed, *, max_sequences: int | None = None, batch: int = 8, spikes: bool = True
 ) -> dict[str, Any]:
-    """Held-out figures over (the first `max_sequences`) blocks of a packed corpus; spikes are those of the first."""
+    """Perplexity on the first `max_sequences` blocks of a packed corpus; spike statistics of the first batch only."""
     device = next(model.parameters()).device
     tally = SpikeTotals()
     totals, counts = [], []
@@ -52,9 +52,9 @@ def evaluate(
 
 @torch.no_grad()
 def position_nats(model: nn.Module, data: Packed, max_sequences: int = 16, chunk: int = 2048) -> np.ndarray:
-    """Nats ``[n, T]`` of the first blocks of a corpus, read in chunks with the state carried: memory does not grow.
+    """Loss in nats ``[n, T]`` of the first blocks, computed in chunks with the state carried over: constant memory.
 
-    Tokens that are context only are NaN.
+    Tokens without a loss are NaN.
     """
     device = next(model.parameters()).device
     rows = []
@@ -75,12 +75,12 @@ def position_nats(model: nn.Module, data: Packed, max_sequences: int = 16, chunk
 
 
 def by_position(model: nn.Module, data: Packed, edges: list[int], max_sequences: int = 16) -> list[dict[str, Any]]:
-    """Mean nats per token in buckets of position ``[edge_i, edge_{i+1})``: do late tokens profit from early ones?"""
+    """Mean nats per token in buckets of position ``[edge_i, edge_{i+1})``."""
     return buckets(position_nats(model, data, max_sequences), edges)
 
 
 def buckets(table: np.ndarray, edges: list[int]) -> list[dict[str, Any]]:
-    """A table of nats ``[n, T]`` in buckets of position; those without a scored token are left out."""
+    """Means of a loss table ``[n, T]`` in buckets of position; buckets without a scored token are left out."""
     found = []
     for low, high in itertools.pairwise(edges):
         piece = table[:, low:high]

@@ -74,9 +74,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def standard_error(totals: Sequence[float], counts: Sequence[int]) -> float | None:
-    """Standard error of a mean over tokens, from sums and numbers of tokens by window; None for less than two windows.
+    """Standard error of a mean over tokens, from sums and token counts per window; None for fewer than two windows.
 
-    Windows, not tokens, are taken as independent: ``sqrt(W / (W - 1) · Σ (L_i - m n_i)²) / Σ n_i``, the error of a
+    Windows, not tokens, are assumed independent: ``sqrt(W / (W - 1) · Σ (L_i - m n_i)²) / Σ n_i``, the error of a
     ratio of sums. Perplexity ``exp(m)`` has about ``exp(m)`` times this error.
     """
     n, windows = sum(counts), len(totals)
@@ -104,9 +104,9 @@ def perplexity_figures(totals: Sequence[float], counts: Sequence[int]) -> dict[s
 
 @torch.no_grad()
 def nats(model: nn.Module, tokens: Tensor, reset: Tensor | None = None) -> Tensor:
-    """Cross-entropy of each predicted token ``[B,T]`` of ``tokens [B,T+1]``; 0 where a token is context only.
+    """Cross-entropy ``[B,T]`` of the predicted tokens of ``tokens [B,T+1]``; 0 for tokens without a loss.
 
-    Where the logits would take more than 128 MB, a model that carries a state reads the sequences in pieces.
+    If the logits would take more than 128 MB, a model with state is run in chunks.
     """
     ids, targets = ids_of(tokens[:, :-1]), targets_of(tokens[:, 1:])
     length, piece = ids.shape[1], piece_length(model, len(tokens))
@@ -122,14 +122,14 @@ def nats(model: nn.Module, tokens: Tensor, reset: Tensor | None = None) -> Tenso
 
 
 def rows_at_once(model: nn.Module, most: int, length: int) -> int:
-    """How many sequences of `length` tokens to read together: at most `most`, at least one."""
+    """Batch size for sequences of `length` tokens: at most `most`, at least one."""
     return max(1, min(most, LOGITS // max(1, length * (vocabulary_of(model) or 1))))
 
 
 def piece_length(model: nn.Module, rows: int) -> int:
-    """How many tokens of `rows` sequences a model may read at once: at least 64, for speed."""
+    """Chunk length in tokens for `rows` sequences: at least 64, for speed."""
     if not isinstance(getattr(model, "spec", None), Model):
-        return 1 << 62  # nothing says that it carries a state
+        return 1 << 62  # the model does not declare that it carries a state
     return max(LEAST, LOGITS // (max(1, rows) * (vocabulary_of(model) or 1)))
 
 

@@ -1,4 +1,4 @@
-"""Perplexity, bits per byte and sparsity on a text: in windows read afresh, in overlapping ones, or as one stream."""
+"""Perplexity, bits per byte and sparsity on a text: in separate windows, sliding windows, or as one stream."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fastsnn_train.evaluation.figures import (
 
 
 class EvaluationError(FastSNNError):
-    """An evaluation that cannot be made as it was asked for."""
+    """The evaluation is impossible with these settings."""
 
 
 def evaluate_text(
@@ -44,10 +44,10 @@ def evaluate_text(
 
     Without `stride` windows do not overlap, and the first token of each is not scored; with `start` each window begins
     with the tokenizer's start token and all its other tokens are scored. With `stride` < seq_len windows overlap, and
-    every token but the first of the text is scored once, by the first window that has it. With `carry` the state goes
-    on from window to window: one stream, of which all tokens but the first are scored. Every spiking site is measured
-    on every window, and nothing of a window is kept; at most `batch` windows are read at once, fewer where the
-    vocabulary is large.
+    every token but the first of the text is scored once, by the first window that contains it. With `carry` the state
+    is carried from window to window: one stream, in which all tokens but the first are scored. Spike statistics cover
+    every window; no activations are kept. At most `batch` windows form a batch, fewer for a large vocabulary. Raises
+    `EvaluationError` for settings that do not fit together or the text.
     """
     tokenizer, device = tokenizer_of(model), next(model.parameters()).device
     ids = torch.tensor(tokenizer.encode(text), dtype=torch.long)
@@ -73,7 +73,7 @@ def evaluate_text(
 
 
 def check_evaluation(ids: Tensor, seq_len: int, no_start: bool, stride: int | None, carry: bool, batch: int) -> None:
-    """Refuse what cannot be evaluated."""
+    """Raise `EvaluationError` for invalid settings."""
     if seq_len < 2:
         raise EvaluationError(f"seq_len must be at least 2 tokens (one to read, one to predict), got {seq_len}")
     if batch < 1:
@@ -95,7 +95,7 @@ def bytes_of(tokenizer: Any, ids: Tensor) -> int:
 
 @attrs.frozen
 class ScoredWindow:
-    """Tokens ``begin … end - 1`` of a text; those from `scored` on count."""
+    """Tokens ``begin … end - 1`` of a text; those from index `scored` on have a loss."""
 
     begin: int
     scored: int
@@ -127,7 +127,7 @@ def read_windows(
     tally: SpikeTotals,
     quiet: bool,
 ) -> tuple[list[float], list[int]]:
-    """Nats and scored tokens of each window; windows of one length are read together."""
+    """Loss in nats and number of scored tokens of each window; windows of equal length are batched."""
     longest = max(w.end - w.begin for w in windows)
     batch = rows_at_once(model, batch, longest)
     totals, counts = [], []
@@ -151,7 +151,7 @@ def read_windows(
 def stream_nats(
     model: nn.Module, ids: Tensor, size: int, device: torch.device, tally: SpikeTotals, quiet: bool
 ) -> tuple[list[float], list[int]]:
-    """Nats and tokens of each piece of one stream, the state carried."""
+    """Loss in nats and number of tokens of each chunk of one stream, with the state carried over."""
     totals, counts, state = [], [], None
     size = min(size, piece_length(model, 1))
     pieces = range(0, len(ids) - 1, size)

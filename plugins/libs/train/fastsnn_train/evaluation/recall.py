@@ -1,7 +1,7 @@
-"""Recall by depth and length: a fact is stored somewhere in a long text and asked for at its end.
+"""Recall by depth and length: a fact is placed in a long text and queried at its end.
 
-Perplexity says little about memory: most tokens can be told from their neighbours. Two tasks, both as text through the
-model's own tokenizer, so that any language model takes them:
+Perplexity says little about memory: most tokens can be predicted from nearby ones. Two tasks, as text for the model's
+own tokenizer, so that they work with any language model:
 
 - *passkey*: one number in a sentence of its own (Mohtashami & Jaggi 2023, arXiv 2305.16300); all of it must come back.
 - *mqar*: several key-value pairs stored together, all asked for in another order (multi-query associative recall,
@@ -32,7 +32,7 @@ from fastsnn_train.evaluation.figures import evaluating
 
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 CHUNK = 1024
-"""Tokens read at once: memory does not grow with the length."""
+"""Chunk length in tokens, so that memory does not grow with the text."""
 
 Ids = list[int]
 
@@ -122,7 +122,7 @@ def recall(
     quiet: bool = False,
     **options: Any,
 ) -> Recall:
-    """Accuracy of `samples` texts for every length and depth (a number of depths is spread from 0 to 1).
+    """Accuracy of `samples` texts for every length and depth (an integer `depths` is spaced evenly from 0 to 1).
 
     `filler` is the text around the fact, cut anywhere and repeated; a few plain sentences by default. A length too
     short for fact and question is an error that says how long it must be. `task` may be a function like `passkey`.

@@ -1,9 +1,9 @@
-"""Longer context: a trained model goes on to longer documents, in stages, and the proof of what it gained comes back.
+"""Context extension: continues training on longer documents in stages, with an evaluation before and after.
 
-A fixed sliding window never sees an unseen distance and the linear state never an unseen position; what fails on long
-inputs is that states leave the distribution they were trained in (Buitrago & Gu 2025, arXiv 2507.02782). Reading
-documents of the new length in chunks of the old one, with the state carried over and detached, mends that with the
-memory of short-sequence training. The other ways are in `fastsnn_train.extend.step` and `fastsnn_train.extend.decay`.
+A fixed sliding window contains no untrained distance and the linear state has no positions; what fails on long inputs
+is that states leave the distribution seen in training (Buitrago & Gu 2025, arXiv 2507.02782). Training on documents of
+the new length in chunks of the old one, with the state carried over and detached, corrects that with the memory of
+short-sequence training. The other modes are in `fastsnn_train.extend.step` and `fastsnn_train.extend.decay`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ MODES = ("carry", "long", "pass", "decay")
 ROPES = ("none", "yarn", "ntk")
 Task = str | Callable[..., Question]
 CHECKS = 8
-"""How often a stage looks at the short-context loss."""
+"""Evaluations of the short-context loss per stage."""
 
 
 @attrs.frozen
 class ExtensionSettings:
-    """What `extend_context` was asked for."""
+    """Settings of `extend_context`."""
 
     mode: str = attrs.field(default="carry", validator=checked(attrs.validators.in_(MODES)))
     lr: float = 3e-4
@@ -82,27 +82,27 @@ def extend_context(
     resume: bool = False,
     quiet: bool | None = None,
 ) -> Extension:
-    """Train `model` on to `new_seq_len` tokens of context, or through a list of lengths; returns the proof.
+    """Extend the context of `model` to `new_seq_len` tokens, or through a list of lengths; returns the evaluation.
 
-    `mode`: "carry" reads long documents in chunks, state carried and gradients cut; "long" keeps all gradients; "pass"
-    starts short sequences from the states of others, where there are no long documents; "decay" trains nothing and
-    calibrates how fast linear layers forget. `max_steps` counts each stage's steps. The optimiser and its state are
-    the trainer's; the rate is a tenth of its peak unless given. `short_share` of the steps read short sequences.
+    `mode`: "carry" trains on long documents in chunks with the state carried over and gradients cut (truncated BPTT);
+    "long" backpropagates through whole documents; "pass" starts short sequences from the final states of others, for
+    corpora without long documents; "decay" trains nothing and calibrates the decay of linear layers. `max_steps` is per
+    stage. Optimizer and its state are the trainer's; the peak learning rate defaults to a tenth of the trainer's. A
+    fraction `short_share` of the steps uses short sequences.
 
-    The held-out loss at the old length may get at most `gate` worse (0.02 is 2 %; None: it may do what it likes): a
-    stage that ends worse goes back to its last good weights, or stops at once with ``on_gate="stop"``, and the result
-    says so. `rope` ("yarn", "ntk") and `window` (tokens) are for softmax layers and windows that grow.
+    The held-out loss at the old length may increase by at most the fraction `gate` (0.02: 2 %; None: no limit). A stage
+    that ends above it restores its last good weights; ``on_gate="stop"`` also ends the stage early. The result says so.
+    `rope` ("yarn", "ntk") and `window` (tokens) are for softmax layers and windows that grow.
 
-    Where the trainer has a folder, checkpoints go to ``out/extending`` whenever that loss is found good, eight times a
-    stage; with `resume` a killed extension goes on from the newest.
+    If the trainer has a folder, a checkpoint is written to ``out/extending`` whenever that loss is within the limit; it
+    is checked eight times per stage. With `resume` an interrupted extension continues from the newest one.
 
-    The result is plain data: loss by position and recall by depth and length, before and after (`recall` names tasks or
-    is functions that make one, `filler` is the text around the fact: `fastsnn_train.evaluation.recall`); `history`
-    has the steps,
-    ``.report(folder)`` writes JSON and heat maps. Milestones go into the model's meta, and so into its bundle.
+    The result is plain data: loss by position and recall by depth and length, before and after. `recall` takes task
+    names or functions that create a task, `filler` the text around the fact (`fastsnn_train.evaluation.recall`).
+    `history` has the steps; ``.report(folder)`` writes JSON and heat maps. Milestones are stored in the model's meta.
 
-    Errors (FastSNNError): no language model, no packed corpus, several processes, lengths that do not rise beyond the
-    present one, another number of `max_steps`, documents too short for `mode`.
+    Errors (FastSNNError): no language model, no packed corpus, several processes, lengths that do not increase beyond
+    the current one, a list of `max_steps` of another length, documents too short for `mode`.
     """
     if not isinstance(data or trainer.data, Data | None):
         raise FastSNNError("extend_context is for language models; this trainer learnt labelled samples")
@@ -176,7 +176,7 @@ def extend_context(
 
 
 class ExtensionProbe:
-    """Measures a model the same way before, between and after."""
+    """Runs the same evaluation before, during and after an extension."""
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class ExtensionProbe:
         self.edges = sorted({0, old // 2, *(old << i for i in range(30) if old << i < new), new})
 
     def short(self) -> float:
-        """Held-out nats per token at the old length."""
+        """Held-out loss at the old length, in nats per token."""
         with self.trainer.autocast():
             n = self.trainer.config.eval_sequences
             return float(evaluate(self.model, self.held, max_sequences=n, spikes=False)["nats_per_token"])
@@ -210,7 +210,7 @@ class ExtensionProbe:
             return {"positions": buckets(table, self.edges), "recall": found}
 
     def recall(self, task: Task) -> Recall | str:
-        """Recall at every length that fits the task, or why there is none."""
+        """Recall at every length that is long enough for the task, or the reason why it cannot be measured."""
         try:
             tokenizer_of(self.model)
         except ValueError as error:
@@ -239,7 +239,7 @@ def run_stage(
     record: ExtensionCheckpoints,
     quiet: bool,
 ) -> dict[str, Any]:
-    """One stage, or what is left of it: what became of it. Its log rows go into the record."""
+    """Run or resume one stage; returns its result and adds its log rows to `record`."""
     old, first, history = data.train.seq_len, record.facts["first"], record.history
     stage: dict[str, Any] = record.under_way or {"to": length, "kept_step": 0, "gate_broken": False, "checks": []}
     if plan.mode == "decay":
@@ -280,7 +280,7 @@ def run_stage(
 
 
 def held_out(data: Data, length: int) -> Packed:
-    """Held-out tokens in blocks of `length`, or the training tokens where too few are held out."""
+    """Held-out tokens in blocks of `length`; the training tokens if fewer than one block is held out."""
     held = data.held_out
     source = held if held is not None and len(held.tokens) > length else data.train
     return source.with_length(length)

@@ -1,7 +1,7 @@
-"""Longer context without training: how fast each linear layer forgets, found by trying (zeroth order).
+"""Longer context without training: calibrates the decay of each linear layer by zeroth-order search.
 
-States that were trained on short sequences leave their distribution on long ones; forgetting faster keeps them there,
-at the price of what lies far back. Each layer has one number, a factor on its decay; no gradient is needed. After
+On long sequences, states leave the distribution seen in training; faster decay prevents that, at the cost of distant
+tokens. Each layer has one parameter, a factor on its decay; no gradient is needed. After
 MambaExtend (Azizi et al. 2025, ICLR) and, for scaling the decay itself, arXiv 2509.19633.
 """
 
@@ -25,7 +25,7 @@ GRID = (0.5, 2.0, 4.0, 8.0, 16.0)
 
 @attrs.frozen
 class DecayCalibration:
-    """Factors on every layer's decay (1 where it has none), and mean nats before and after: early and late tokens."""
+    """Decay factor of every layer (1 without decay), and mean loss (early tokens, late tokens) before and after."""
 
     scales: tuple[float, ...]
     before: tuple[float, float]
@@ -36,10 +36,10 @@ class DecayCalibration:
 def calibrate_decay(
     model: nn.Module, data: Any, *, original: int, gate: float | None = 0.02, sequences: int = 4, rounds: int = 1
 ) -> DecayCalibration:
-    """Set the decays of `model` so that tokens behind `original` are predicted best on blocks of `data`.
+    """Choose the decay factors of `model` that minimize the loss of tokens after position `original` in `data`.
 
-    A setting counts only where the first `original` tokens get at most `gate` worse (None: any). The best stays in the
-    model and in its spec; where nothing helps, nothing changes.
+    Candidates that raise the loss of the first `original` tokens by more than the fraction `gate` are rejected (None: none is).
+    The best, which may be no change, is applied to model and spec. Raises `FastSNNError` if no layer has a decay.
     """
     spec: Any = model.spec
     rows = layer_attentions(spec) if hasattr(spec, "attention") else []
@@ -77,7 +77,7 @@ def calibrate_decay(
 
 
 def faster(attention: Any, scale: float, length: int) -> Any:
-    """An attention (or its branches) that forgets by `scale` faster, where it can."""
+    """An attention (or its branches) with its decay multiplied by `scale`, if it has one."""
     if scale == 1.0:
         return attention
     return changed(attention, lambda p: p.forgetting(scale, length) if hasattr(p, "forgetting") else p)

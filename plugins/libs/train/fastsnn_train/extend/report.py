@@ -1,4 +1,4 @@
-"""The proof that `extend_context` returns: plain data, and its pictures."""
+"""The result of `extend_context`: plain data, and plots of it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from fastsnn_train.evaluation.recall import Recall, draw_heat_map
 
 
 class Extension(dict[str, Any]):
-    """What was done and what came of it, as JSON data.
+    """Result of a context extension, as JSON data.
 
     Keys: mode, from, to, steps, seconds, plan, stages, short (loss at the old length), before and after (loss by
-    position), recall (by task: before and after), history. ``.report(folder)`` writes it down and draws it.
+    position), recall (by task: before and after), history. ``.report(folder)`` writes JSON and plots.
     """
 
     grids: dict[str, tuple[Recall, Recall]]
 
     @classmethod
     def of(cls, facts: dict[str, Any], before: dict[str, Recall | str], after: dict[str, Recall | str]) -> Extension:
-        """With recall before and after, or the reason why there is none."""
+        """Build the result with recall before and after, or the reason why it was not measured."""
         found = cls(facts)
         found.grids = {}
         rows: dict[str, Any] = {}

@@ -1,7 +1,7 @@
-"""What changes in a trained model when its context grows: rotary frequencies, windows, decays; in place, reversibly.
+"""Changes RoPE frequencies, windows and decays of a trained model for a longer context; in place and reversible.
 
-The network keeps its parameters (an optimiser goes on as it was) and its `spec` says what it is now, so bundles carry
-the change.
+Parameters stay the same objects, so the optimizer state remains valid. `spec` is updated, so bundles include the
+change.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def adopt(model: nn.Module, spec: Any) -> None:
 
 
 def shaped(spec: Any, *, original: int, length: int, rope: str, window: int) -> Any:
-    """`spec` for contexts of `length`, trained at `original` tokens: larger windows, rescaled rotary positions.
+    """`spec` for contexts of `length`, trained at `original` tokens: larger windows, RoPE scaling.
 
-    Rescaling is refused where it does nothing: a fixed window only ever sees distances it was trained on. ntk: base
+    Raises `FastSNNError` for scaling without effect: a fixed window contains only distances seen in training. ntk: base
     theta · factor^(K / (K - 2)) (Peng et al. 2023, arXiv 2309.00071, of which yarn is the other form).
     """
     if not window and rope == "none":

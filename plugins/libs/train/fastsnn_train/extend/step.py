@@ -1,4 +1,4 @@
-"""One step of training on longer contexts, in each of its ways: carry, long, pass; and steps on short sequences."""
+"""Training steps of context extension in the modes carry, long and pass, and steps on short sequences."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from fastsnn_train.loop.optim import set_rate
 from fastsnn_train.loop.trainer import Trainer, TrainingError
 
 FRESH = 8
-"""One of so many sequences starts with an empty state when states are passed."""
+"""In mode pass, one of this many sequences starts from an empty state."""
 
 
 class StageRunner:
-    """Takes the steps of one stage.
+    """Runs the training steps of one stage.
 
-    - carry: documents of the new length in chunks of the old one, state carried and gradients cut (truncated
-      backpropagation through time): the memory of short sequences.
-    - long: whole documents, gradients and all.
+    - carry: documents of the new length in chunks of the old one, state carried over and gradients cut (truncated
+      backpropagation through time), with the memory of short sequences.
+    - long: full backpropagation through whole documents.
     - pass: sequences of the old length that start from the final state of another one, for corpora without long
-      documents; after as many as make up the new length, and for one row in eight, an empty state.
+      documents; the state is reset once it has seen the new length, and at random for one row in eight.
 
-    Every step reads about as many tokens as one of the training before. A share of the steps, evenly spread, reads
-    short sequences as they were.
+    A step uses about as many tokens as in the original training. A share of the steps, evenly spread, uses short
+    sequences as in the original training.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class StageRunner:
         self.mode, self.short_share = mode, short_share
         self.chunks = -(-long.seq_len // short.seq_len)
         self.rows = max(1, trainer.config.batch_size // self.chunks)
-        self.seed = trainer.config.seed + 1  # another order than the training before
+        self.seed = trainer.config.seed + 1  # another order than in the original training
         self.passed: Any = None
         self.age: Tensor | None = None
 
     def take(self, step: int, rate: float) -> tuple[float, bool]:
-        """Step `step` of the stage; its loss in nats per token, and whether it read short sequences."""
+        """Run one step; returns its loss in nats per token and whether it used short sequences."""
         stepper = self.trainer.stepper
         set_rate(stepper.optimizer, rate)
         self.model.train()
@@ -67,7 +67,7 @@ class StageRunner:
         return loss, brief
 
     def piece(self, tokens: Tensor, reset: Tensor | None, state: Any, share: float) -> tuple[float, Any]:
-        """Gradients of ``tokens [B,T+1]`` after `state`, weighted by `share`; their loss, and the state behind them."""
+        """Backward pass of ``tokens [B,T+1]`` from `state`; returns the loss times `share`, and the detached state."""
         stepper, config = self.trainer.stepper, self.trainer.config
         with (
             watch(self.model, health=False, rates=config.rate_weight > 0) as seen,
@@ -76,31 +76,31 @@ class StageRunner:
             with stepper.autocast():
                 logits, state = self.model(ids_of(tokens[:, :-1]), state, reset=reset, return_state=True)
             targets = targets_of(tokens[:, 1:])
-            if not bool((targets >= 0).any()):  # context only: nothing to learn, but a state to carry
+            if not bool((targets >= 0).any()):  # no targets: only the state is updated
                 return 0.0, detach(state)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-            penalty = stepper.penalty(seen, sparse, config.max_steps, loss)  # risen long ago
+            penalty = stepper.penalty(seen, sparse, config.max_steps, loss)  # warm-up of the penalty is over
             total = (loss + penalty) * share
             (total if stepper.scaler is None else stepper.scaler.scale(total)).backward()
         return float(loss.detach()) * share, detach(state)
 
     def batch(self, data: Any, step: int, rows: int) -> tuple[Tensor, Tensor | None]:
-        """Tokens ``[rows, T+1]`` and where documents start."""
+        """Tokens ``[rows, T+1]`` and document starts ``[rows, T]``."""
         tokens = data.batch(step, rows, self.seed).to(self.trainer.device)
         return tokens, data.resets(tokens[:, :-1])
 
     def brief(self, step: int) -> float:
-        """Short sequences, as in the training before."""
+        """A step on short sequences, as in the original training."""
         tokens, reset = self.batch(self.short, step, self.trainer.config.batch_size)
         return self.piece(tokens, reset, None, 1.0)[0]
 
     def long_step(self, step: int) -> float:
-        """Whole documents."""
+        """Mode long: full backpropagation through sequences of the new length."""
         tokens, reset = self.batch(self.long, step, self.rows)
         return self.piece(tokens, reset, None, 1.0)[0]
 
     def carry_step(self, step: int) -> float:
-        """Whole documents, chunk by chunk."""
+        """Mode carry: sequences of the new length, chunk by chunk, with the state carried over."""
         tokens, resets = self.batch(self.long, step, self.rows)
         length, size, state, total = tokens.shape[1] - 1, self.short.seq_len, None, 0.0
         for begin in range(0, length, size):
@@ -111,7 +111,7 @@ class StageRunner:
         return total
 
     def pass_step(self, step: int) -> float:
-        """Short sequences behind the states that others left; documents that end inside them do not clear these."""
+        """Mode pass: short sequences from the final states of others; document ends do not reset the state."""
         tokens = self.short.batch(step, self.trainer.config.batch_size, self.seed).to(self.trainer.device)
         n = len(tokens)
         age = torch.zeros(n, dtype=torch.long) if self.age is None else self.age
@@ -129,7 +129,7 @@ class StageRunner:
 
 
 def deep_share(data: Any, old: int) -> float:
-    """Share of the tokens that lie deeper than `old` tokens in their document; 1 where documents do not end."""
+    """Fraction of tokens more than `old` tokens into their document; 1 if documents have no end token."""
     tokens = getattr(data, "tokens", None)
     if tokens is None or data.end is None or not data.documents:
         return 1.0

@@ -1,8 +1,8 @@
-"""An extension on disk: ``extending/`` beside the run's checkpoints, written whenever short contexts are found good.
+"""Checkpoints of a context extension, in ``extending/``; written when the short-context loss is within its limit.
 
-A checkpoint holds weights, moments, averages, what was measured before the first step, and the stages and log rows so
-far. The batches of a stage are a function of its step, so an extension that is killed goes on from there as if it had
-not been (with ``mode="pass"`` from empty states instead of passed ones).
+A checkpoint holds weights, optimizer states, EMA, the evaluation before the first step, and stages and log rows so far.
+The batches of a stage are a function of its step, so an interrupted extension resumes exactly (with ``mode="pass"``
+from empty states instead of passed ones).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Proof = dict[str, Any]
 
 
 class ExtensionCheckpoints:
-    """What an extension has done: `stages` finished, and the one under way from step `begun`."""
+    """Progress of an extension: finished `stages`, and the current one in `under_way`."""
 
     def __init__(self, model: nn.Module, trainer: Trainer, asked: dict[str, Any], resume: bool) -> None:
         self.model, self.trainer, self.asked = model, trainer, asked
@@ -48,7 +48,7 @@ class ExtensionCheckpoints:
             self.folder.rename(checkpoint.free_path(self.folder.with_name("extending-1")))
 
     def take_up(self, path: Any, state: dict[str, Any]) -> None:
-        """Stand where a checkpoint stood; another one's settings are an error."""
+        """Restore a checkpoint; raises `FastSNNError` if it was written with other settings."""
         if odd := [k for k, v in self.asked.items() if state["asked"].get(k) != v]:
             raise FastSNNError(
                 f"{path} was begun with other settings ({', '.join(odd)}); start afresh, or ask for the same"
@@ -60,7 +60,7 @@ class ExtensionCheckpoints:
         self.total, self.history = state["step"], checkpoint.history(path)
 
     def save(self, stage: dict[str, Any]) -> None:
-        """Write down that `stage` has come to its `kept_step`."""
+        """Write a checkpoint of `stage` at its `kept_step`."""
         self.total += 1
         self.under_way = copy.deepcopy(stage)
         if self.folder is None:
@@ -76,19 +76,19 @@ class ExtensionCheckpoints:
         checkpoint.save(self.folder, tensors, state, self.history, self.trainer.world, set(), self.trainer.config.keep)
 
     def close(self, stage: dict[str, Any]) -> None:
-        """A stage is over."""
+        """Record `stage` as finished."""
         self.stages.append(stage)
         self.under_way = None
 
 
 def copy_tensors(model: nn.Module, trainer: Trainer) -> checkpoint.Tensors:
-    """A copy of weights, moments and averages."""
+    """A copy of weights, optimizer states and EMA."""
     found = snapshot.take(model, trainer.optimizer, trainer.stepper.average)
     return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
 def restore_tensors(model: nn.Module, trainer: Trainer, tensors: dict[str, torch.Tensor], where: Any) -> None:
-    """Weights, moments and averages as they were; moments that did not exist then go."""
+    """Restore weights, optimizer states and EMA; optimizer states missing in `tensors` are removed."""
     trainer.optimizer.state.clear()
     snapshot.put(model, trainer.optimizer, trainer.stepper.average, tensors, where)
 
