@@ -38,8 +38,9 @@ def calibrate_decay(
 ) -> DecayCalibration:
     """Choose the decay factors of `model` that minimize the loss of tokens after position `original` in `data`.
 
-    Candidates that raise the loss of the first `original` tokens by more than the fraction `gate` are rejected (None: none is).
-    The best, which may be no change, is applied to model and spec. Raises `FastSNNError` if no layer has a decay.
+    Candidates that raise the loss of the first `original` tokens by more than the fraction `gate` are rejected (None:
+    none is). The best, which may be no change, is applied to the model and its spec. Raises `FastSNNError` if no layer
+    has a decay.
     """
     spec: Any = model.spec
     rows = layer_attentions(spec) if hasattr(spec, "attention") else []
