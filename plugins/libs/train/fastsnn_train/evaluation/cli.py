@@ -98,7 +98,7 @@ def evaluate(argv: list[str]) -> int:
 
 
 def check_request(args: Parser, opts: Any) -> None:
-    """What can be refused before the model is loaded is refused then."""
+    """Reject invalid options before the model is loaded."""
     if opts.text is None and opts.data is None and not opts.recall and not opts.prompt:
         args.error("say what to evaluate: --text FILE, --data SAMPLES, --recall passkey,mqar or --prompt TEXT")
     if opts.data is None and (opts.task or opts.input or opts.target):
@@ -122,7 +122,7 @@ def check_request(args: Parser, opts: Any) -> None:
 
 
 def of_samples(model: Any, opts: Any, quiet: bool) -> dict[str, Any]:
-    """Figures of labelled samples: the test samples of --data where it has some, else all of it.
+    """Metrics on labelled samples: the test split of --data if it has one, else all of it.
 
     The objective is the one the model was trained with.
     """
@@ -134,7 +134,7 @@ def of_samples(model: Any, opts: Any, quiet: bool) -> dict[str, Any]:
 
 
 def part_of(text: str, opts: Any) -> str:
-    """The share of a text that is asked for."""
+    """The part of the text selected by the options."""
     found = text[int(len(text) * opts.low) : int(len(text) * opts.high)]
     if not found:
         raise UserError(f"--text {opts.text} is empty")
@@ -142,7 +142,7 @@ def part_of(text: str, opts: Any) -> str:
 
 
 def result_text(result: dict[str, Any], grids: dict[str, Recall]) -> str:
-    """The result for people: perplexity with its error first, figures to five digits."""
+    """The result as text: perplexity with its standard error first, numbers to five digits."""
     plain = {k: v for k, v in result.items() if k not in (*HIDDEN, "confusion")}
     lines = [f"{k}: {v:.5g}" if isinstance(v, float) else f"{k}: {v}" for k, v in plain.items()]
     if "perplexity" in result:

@@ -4,11 +4,11 @@ Perplexity says little about memory: most tokens can be predicted from nearby on
 own tokenizer, so that they work with any language model:
 
 - *passkey*: one number in a sentence of its own (Mohtashami & Jaggi 2023, arXiv 2305.16300); all of it must come back.
-- *mqar*: several key-value pairs stored together, all asked for in another order (multi-query associative recall,
+- *mqar*: several key-value pairs stored together, all queried in another order (multi-query associative recall,
   Arora et al. 2023, arXiv 2312.04927); each answer counts.
 
-An answer is right where the model's most likely token is the true one at every place, given the true ones before it:
-that is what greedy generation would say.
+An answer is correct if the model's most likely token is the true one at every position, given the true ones before it,
+which is the result of greedy decoding.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def passkey(rng: np.random.Generator, encode: Callable[[str], Ids], digits: int 
 
 
 def mqar(rng: np.random.Generator, encode: Callable[[str], Ids], pairs: int = 4) -> Question:
-    """`pairs` capital letters, each with a digit: stored as ``#K7``, asked for as ``?K`` in another order."""
+    """`pairs` capital letters, each with a digit: stored as ``#K7``, queried as ``?K`` in another order."""
     keys = rng.choice(list(string.ascii_uppercase), pairs, replace=False)
     values = rng.choice(list(string.digits), pairs)
     fact = [i for k, v in zip(keys, values) for i in (*encode("#"), *encode(k), *encode(v))]
