@@ -23,7 +23,7 @@ IGNORED = {
     "_from_pipeline", "_commit_hash", "code_revision", "adapter_name", "output_loading_info", "max_memory",
     "offload_folder", "tp_plan", "gguf_file", "name_or_path", "_fast_init", "use_cache",
 }  # fmt: skip
-PASSED_OVER = {"cache_position", "token_type_ids"}
+PASSED_OVER = {"cache_position", "token_type_ids", "return_dict"}
 """What transformers passes to every model, and says nothing that ids and positions do not say."""
 HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -91,26 +91,22 @@ class FastSNNForCausalLM(PreTrainedModel, GenerationMixin):
         """The network without its head (`fastsnn_hf.body.Body`)."""
         return Body(self)
 
-    def read(  # the arguments are those of transformers' causal models
+    def read(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: FastSNNCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         *,
+        use_cache: bool | None = None,
         last: bool = False,
         head: bool = True,
         **more: Any,
     ) -> tuple[Any, FastSNNCache | None]:
         """``(logits [B,T,V], cache)``; without `head` the last hidden states ``[B,T,D]``; with `last` T is 1."""
-        if input_ids is None or inputs_embeds is not None:
+        if input_ids is None or more.pop("inputs_embeds", None) is not None:
             raise ArgumentError("a FastSNN model takes input_ids; inputs_embeds are not supported")
-        if output_attentions or output_hidden_states:
+        if any(more.pop(name, None) for name in ("output_attentions", "output_hidden_states")):
             raise ArgumentError(
                 "a FastSNN model gives no attention maps or hidden states here; fastsnn_core.probe.probe(model.model) "
                 "does"
@@ -155,8 +151,9 @@ class FastSNNForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache is None and labels is not None:
             use_cache = False
         logits, cache = self.read(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache,
-            output_attentions, output_hidden_states, last=last, **more,
+            input_ids, attention_mask, position_ids, past_key_values, use_cache=use_cache, last=last,
+            inputs_embeds=inputs_embeds, output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states, **more,
         )  # fmt: skip
         loss = None
         if labels is not None:

@@ -3,7 +3,7 @@
     S_t = exp(g_t) S_{t-1} + k_tᵀ v_t,   o_t = q_t S_t      with v = [v, 1]: then S = [S, z] and o = [o, n]
 
 The operator knows no normaliser: a channel of ones beside the values makes it the last column of S and of o.
-Source: the operator's schema in ONNX Runtime 1.31.
+Source: the operator's schema in ONNX Runtime 1.32.
 """
 
 from __future__ import annotations
