@@ -13,11 +13,12 @@ import textwrap
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from fastsnn_core import spec, toml
 from fastsnn_core.testing import strategies
+from fastsnn_core.testing.conformance import quick
 from fastsnn_kit import models
 
 EXAMPLES = int(os.environ.get("FASTSNN_COMPOSITIONS", "220"))
@@ -32,14 +33,14 @@ def through_toml(table):
         reject()
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(quick, max_examples=EXAMPLES)
 @given(table=strategies.component_tables("model"), data=st.data())
 def test_every_composition_keeps_its_promises(table, data):
     torch.manual_seed(0)
     models.check_network(through_toml(table), data)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(quick, max_examples=30)
 @given(table=strategies.component_tables("model"))
 def test_every_composition_survives_its_bundle(table):
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fastsnn_core.catalogue import KIT
@@ -29,7 +29,8 @@ from fastsnn_core.testing import strategies
 Check = Callable[[str, type[Component]], None]
 FILED: dict[str, dict[str, Check]] = {kind: {} for kind in KINDS}
 """Checks filed so far, by kind and name; `CHECKS` is the same with those of every library that is installed."""
-quick = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+PHASES = set(Phase) - {Phase.explain}  # explaining a failure would run hundreds of examples more: minutes
+quick = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
 
 
 def check(*kinds: str) -> Callable[[Check], Check]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -32,8 +33,9 @@ def torchrun(*words, processes=2):
         f"--nproc-per-node={processes}",
         *map(str, words),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    how = os.environ | {"PYTHONFAULTHANDLER": "1"}  # what a process was doing when it aborted
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=how)
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
