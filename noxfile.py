@@ -39,6 +39,13 @@ def local(names: list[str]) -> list[Path]:
     return list(found.values())
 
 
+def needed_by_tests(name: str) -> list[str]:
+    """What the extra `testing` of a first-party distribution names."""
+    (folder, *_) = local([name])
+    wanted = project(folder).get("optional-dependencies", {}).get("testing", [])
+    return [re.split(r"[\[<>=~! ]", requirement)[0] for requirement in wanted]
+
+
 def install(session: nox.Session, *what: str) -> None:
     session.install("-c", "constraints.txt", "torch==2.13.0", "flit_core>=3.11,<5")
     session.install("-c", "constraints.txt", *what)
@@ -71,12 +78,8 @@ def plugin(session: nox.Session, name: str) -> None:
 
     What its tests alone need of ours stands in the pyproject's extra `testing`.
     """
-    folders = local([name])
-    tested = [
-        re.split(r"[\[<>=~! ]", d)[0] for d in project(folders[0]).get("optional-dependencies", {}).get("testing", [])
-    ]
-    editable(session, local([name, "fastsnn-kit", *tested]), *TESTING)
-    session.run("pytest", str(folders[0]), "-q", *session.posargs, env=STRICT)
+    editable(session, local([name, "fastsnn-kit", *needed_by_tests(name)]), *TESTING)
+    session.run("pytest", str(local([name])[0]), "-q", *session.posargs, env=STRICT)
 
 
 @nox.session
@@ -130,6 +133,7 @@ def slow(session: nox.Session) -> None:
 def clients(session: nox.Session) -> None:
     """The server as LangChain and LiteLLM meet it, bundles as TRL and PEFT do; their libraries are large."""
     ours = ["fastsnn-serve", "fastsnn-kernel-numba", "fastsnn-hf", "fastsnn-kit"]
+    ours += [*needed_by_tests("fastsnn-serve"), *needed_by_tests("fastsnn-hf")]
     editable(session, local(ours), *TESTING, "openai", "psutil")
     install(
         session, "langchain-openai", "litellm", "lm-eval[api]", "transformers", "trl>=1.16,<2", "peft", "accelerate"

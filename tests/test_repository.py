@@ -15,6 +15,7 @@ import fastsnn_core
 from fastsnn_core import hookspecs
 from fastsnn_core.catalogue import FIRST_PARTY
 from fastsnn_core.component import KINDS
+from fastsnn_core.plugins import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGINS = sorted(p.parent for p in ROOT.glob("plugins/*/*/pyproject.toml"))
@@ -100,6 +101,40 @@ def test_a_plugin_is_whole_and_declares_what_it_imports(folder):
     assert used <= declared | lazy, (
         f"{folder.name} imports {sorted(used - declared)} without naming it in its pyproject"
     )
+
+
+def reached(names: set[str]) -> set[str]:
+    """First-party distributions that an installation of `names` brings."""
+    folders = {project(folder)["project"]["name"]: folder for folder in [*PLUGINS, *CONTRIB]}
+    found: set[str] = set()
+    while todo := {name for name in names if name in folders} - found:
+        found |= todo
+        rows = [row for name in todo for row in project(folders[name])["project"]["dependencies"]]
+        names = {re.match(r"[A-Za-z0-9_-]+", row)[0].lower() for row in rows}
+    return found
+
+
+def components_named(path: Path) -> set[str]:
+    """Modules of the components that a file makes by name: ``create("kind", "name")``."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "create" and len(node.args) > 1:
+            kind, name = (getattr(arg, "value", None) for arg in node.args[:2])
+            hits = registry().components.get(str(kind), {}).get(str(name), [])
+            found |= {cls.__module__.split(".")[0] for _, cls in hits}
+    return found
+
+
+@pytest.mark.parametrize("folder", [*PLUGINS, *CONTRIB], ids=lambda p: p.name)
+def test_what_tests_use_is_declared(folder):
+    """A plugin's tests run with core, the kit and what its pyproject names, its extras included."""
+    modules = {
+        project(f)["tool"]["flit"]["module"]["name"]: project(f)["project"]["name"] for f in [*PLUGINS, *CONTRIB]
+    }
+    there = reached(needs(folder) | {project(folder)["project"]["name"], "fastsnn-kit"})
+    for path in folder.rglob("test_*.py"):
+        used = {modules[name] for name in imports(path) | components_named(path) if name in modules}
+        assert used <= there, f"{path.name} uses {used - there}; name them in the extra 'testing'"
 
 
 def test_types_are_checked_in_every_distribution():
