@@ -18,6 +18,8 @@ TABLE = {
     "lif_scan": "lif_scan.forward",
     "lif_scan_backward": "lif_scan.backward",
     "lif_membrane": "lif_scan.membrane",
+    "cell_scan": "cell_scan.forward_cells",
+    "cell_scan_backward": "cell_scan.backward_cells",
     "count_linear": "integer_linear.count_linear",
     "count_project": "integer_linear.count_project",
     "count_project_q4": "four_bit_linear.product_of_four_bits",

@@ -1,7 +1,12 @@
-"""`Cell`: neurons whose time loop depends on their own spikes, a loop over T in torch whose gradient is autograd's.
+"""`Cell`: neurons whose time loop depends on their own spikes; a cell says what one step does, once, in torch.
 
-A cell says what one step does; the loop, resets, the surrogate, the states and their checks are here. Everything is in
-units of the threshold θ: u = 1 is where a spike is. State: a tuple of tensors ``[B,D]``, zeros at first.
+The loop, resets, the surrogate, the states and their checks are here. Everything is in units of the threshold θ: u = 1
+is where a spike is. State: a tuple of tensors ``[B,D]``, zeros at first.
+
+Where a kernel set has `cell_scan` (`numba` on CPU), the step is written down once a call (`cell_tape`), and its scan
+and its gradient are compiled. A step that does what has no row operation (a matrix product), or that torch's compiler,
+torch.func or an export looks at, is a loop over T in torch whose gradient is autograd's; `ops.paths` and
+`ops.dispatch.reasons` say which, and why. So a step must have no effect but its results.
 """
 
 from __future__ import annotations
@@ -13,10 +18,13 @@ from torch import Tensor, nn
 
 from fastsnn_core import ops
 from fastsnn_core.component import Surrogate
+from fastsnn_core.ops.dispatch import kernels, record_path
 from fastsnn_core.ops.surrogate_gradient import derivative
-from fastsnn_core.site import keeping_float32
+from fastsnn_core.site import FULL, keeping_float32
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.state import StateError, belongs
+from fastsnn_leaky.cell_scan import CELL_SCAN, cell_scan
+from fastsnn_leaky.cell_tape import NotTraceable, Traced, programs_of, record_step
 from fastsnn_modules.inputs import check_state_kind, check_state_tensor, neuron_input
 from fastsnn_modules.operands import OperandError, OperandTypeError
 from fastsnn_modules.over_time import exporting, over_time
@@ -63,6 +71,8 @@ class Cell(nn.Module):
 
     def spike(self, u: Tensor) -> Tensor:
         """1[u >= 1], with the surrogate's gradient."""
+        if isinstance(u, Traced):
+            return u.spike(self.derivative)
         return ops.count(u, 0.0, 1.0, heaviside=True, slope=self.derivative)
 
     def derivative(self, u: Tensor) -> Tensor:
@@ -104,6 +114,8 @@ class Cell(nn.Module):
 
             row, (u, s) = over_time(token, row, (scaled,))
             return u, s, row
+        if (found := self.compiled(scaled, row, reset)) is not None:
+            return found
         for t in range(x.shape[1]):
             if reset is not None:
                 row = tuple(torch.where(reset[:, t, None], torch.zeros_like(s), s) for s in row)
@@ -112,6 +124,11 @@ class Cell(nn.Module):
             spikes.append(s)
         empty = x.new_zeros(x.shape[0], 0, x.shape[2])
         return (torch.stack(seen, 1), torch.stack(spikes, 1), row) if seen else (empty, empty, row)
+
+    def compiled(self, x: Tensor, row: Row, reset: Tensor | None) -> tuple[Tensor, Tensor, Row] | None:
+        """What `walk` gives of `x` in thresholds, by `compiled_steps`; None where it is to be the loop."""
+        found = compiled_steps(self.step, x, row, reset)
+        return None if found is None else (*found[0], found[1])
 
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[SpikeTensor, Row]:
         """Spikes of `x` and the state to carry on with."""
@@ -130,3 +147,36 @@ class Cell(nn.Module):
     def drive(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Tensor, float]:
         """Potentials as they are counted, and the level of the spike."""
         return self.potential(x, state, reset).clamp(0.0, 1.0), 1.0
+
+
+def compiled_steps(step: Any, x: Tensor, row: Row, reset: Tensor | None) -> tuple[Tensor, Row] | None:
+    """Results ``[O,B,T,D]`` and the last state of ``step(x_t, row) -> (*outs, row)`` by `cell_scan`; None: the loop.
+
+    The way that was taken, and why, is recorded as that of the operator ``cell_scan``.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        why = "torch's compiler or torch.func looks at the loop"
+    elif not any(CELL_SCAN.name in table and x.device.type in devices for _, devices, table in kernels()):
+        why = f"no compiled kernel for {x.device.type}"
+    elif x.dtype not in FULL or any(s.dtype != x.dtype for s in row) or not x.numel():
+        why = "not float32 or float64 throughout, or empty"
+    else:
+        try:
+            tape, outs, new = record_step(step, x[:, 0], len(row))
+        except NotTraceable as error:
+            why = str(error)
+        else:
+            programs = programs_of(tuple(tape.entries), outs, new, tape.double)
+            found, last = cell_scan(x, list(row), tape.operands, reset, programs)
+            return found, tuple(last)
+    record_path("cell_scan", "loop", why)
+    return None
+
+
+def channels_shifted(s: Tensor, by: int) -> Tensor:
+    """Channel i of a row ``[B,D]`` is what channel i + `by` was; 0 beyond the ends."""
+    if isinstance(s, Traced):
+        return s.shifted(by)
+    by = max(-s.shape[1], min(by, s.shape[1]))
+    pad = (0, by) if by > 0 else (-by, 0)
+    return nn.functional.pad(s[:, by:] if by > 0 else s[:, :by], pad)

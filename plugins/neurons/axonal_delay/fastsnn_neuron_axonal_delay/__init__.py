@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 
 from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
-from fastsnn_leaky.cells import Cell, Row
+from fastsnn_leaky.cells import Cell, Row, compiled_steps
 
 __version__ = "0.1.0"
 
@@ -54,18 +56,54 @@ class DelayedCell(Cell):
         else:
             self.register_buffer("delay", delay)
 
+    def membrane_step(self, x: Tensor, row: Row) -> tuple[Tensor, Row]:
+        """u of one token, and the membrane after it, before any delay."""
+        u = self.beta * row[0] + x
+        return u, (u - (u.detach() >= 1).to(u.dtype),)
+
+    def late(self, at: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+        """u a delay ago, of ``at(k)``: u of k tokens ago, ``k [D]`` in 0 … `longest`."""
+        d = self.delay.clamp(0, self.longest).to(like.dtype)
+        k = d.detach().round().long()
+        late = at(k)
+        if torch.is_grad_enabled() and self.delay.requires_grad:
+            ahead, behind = (at((k + n).clamp(0, self.longest)) for n in (-1, 1))
+            late = late + (d - d.detach()) * ((behind - ahead) / 2).detach()
+        return late
+
     def step(self, x: Tensor, row: Row) -> tuple[Tensor, Tensor, Row]:
         """One token."""
         v, *before = row
-        u = self.beta * v + x
+        u, (v,) = self.membrane_step(x, (v,))
         line = torch.stack([u, *before])  # u_t, u_{t-1} … [K+1,B,D]
-        d = self.delay.clamp(0, self.longest).to(u.dtype)
-        k = d.detach().round().long().expand(1, *u.shape)
-        late = line.gather(0, k)[0]
-        if torch.is_grad_enabled() and self.delay.requires_grad:
-            ahead, behind = (line.gather(0, (k + n).clamp(0, self.longest))[0] for n in (-1, 1))
-            late = late + (d - d.detach()) * ((behind - ahead) / 2).detach()
-        return late, self.spike(late), (u - (u.detach() >= 1).to(u.dtype), u, *before[:-1])
+        late = self.late(lambda k: line.gather(0, k.expand(1, *u.shape))[0], u)
+        return late, self.spike(late), (v, u, *before[:-1])
+
+    def compiled(self, x: Tensor, row: Row, reset: Tensor | None) -> tuple[Tensor, Tensor, Row] | None:
+        """The membrane by the scan; delays and spikes of all tokens at once."""
+        v, *before = row
+        found = compiled_steps(self.membrane_step, x, (v,), reset)
+        if found is None:
+            return None
+        (u,), (v,) = found
+        steps, longest = x.shape[1], self.longest
+        line = torch.cat([torch.stack(before[::-1], 1), u], 1)  # [B,K+T,D]: u_t stands at K + t
+        now = torch.arange(steps, device=x.device)
+        begun = torch.full_like(now, -longest).expand(x.shape[:2])  # the first token of the document of each, [B,T]
+        if reset is not None:
+            begun = torch.where(reset, now, begun).cummax(1).values
+
+        def at(k: Tensor) -> Tensor:
+            then = now[:, None] - k
+            found = line.gather(1, (longest + then).expand(u.shape))
+            return found if reset is None else torch.where(then >= begun[:, :, None], found, torch.zeros_like(found))
+
+        late = self.late(at, u)
+        held = [line[:, longest + steps - 1 - k] for k in range(longest)]
+        if reset is not None:
+            fresh = [(steps - 1 - k >= begun[:, -1])[:, None] for k in range(longest)]
+            held = [torch.where(f, h, torch.zeros_like(h)) for f, h in zip(fresh, held)]
+        return late, self.spike(late), (v, *held)
 
 
 @hookimpl

@@ -7,7 +7,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
-from fastsnn_leaky.cells import Cell, Row
+from fastsnn_leaky.cells import Cell, Row, channels_shifted
 
 __version__ = "0.1.0"
 
@@ -63,8 +63,7 @@ class LateralCell(Cell):
             return g * (s.sum(1, keepdim=True) - s)
         total = torch.zeros_like(s)
         for k in range(1, min(self.reach, s.shape[1] - 1) + 1):
-            left, right = nn.functional.pad(s[:, k:], (0, k)), nn.functional.pad(s[:, :-k], (k, 0))
-            total = total + g[k - 1] * (left + right)
+            total = total + g[k - 1] * (channels_shifted(s, k) + channels_shifted(s, -k))
         return total
 
     def step(self, x: Tensor, row: Row) -> tuple[Tensor, Tensor, Row]:

@@ -1,0 +1,342 @@
+"""`record_step`: what a cell's step computes, written down once as a list of row operations, and its adjoint.
+
+A `Traced` stands for a row ``[B,D]`` of the step: arithmetic, comparisons, `torch.where` and what else is listed here
+append a row to a `Tape`. Real tensors that meet one (weights, constants) become operands ``[D]`` of the program, whose
+gradients autograd takes on from there. `programs` makes of a tape what the scan runs: the step, the step of the state
+alone, and the step backwards, by reverse accumulation over the rows. Anything else raises `NotTraceable`, and the cell
+is run as the loop that it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsnn_core.errors import FastSNNError
+from fastsnn_leaky.cell_program import lowered_program
+
+Entry = tuple[Any, ...]
+
+
+class NotTraceable(FastSNNError):
+    """A step does something that has no row operation; the message says what."""
+
+
+class Tape:
+    """The rows of a step in order; equal rows stand once."""
+
+    def __init__(self, double: bool = False) -> None:
+        self.double = double
+        self.entries: list[Entry] = []
+        self.place: dict[Entry, int] = {}
+        self.operands: list[Tensor] = []  # real tensors, [D] or one number
+        self.inputs = 0
+
+    def add(self, *entry: Any) -> int:
+        """The number of a row."""
+        if entry not in self.place:
+            self.place[entry] = len(self.entries)
+            self.entries.append(entry)
+        return self.place[entry]
+
+    def input(self) -> int:
+        """The next input."""
+        self.inputs += 1
+        return self.add("in", self.inputs - 1)
+
+    def constant(self, value: float) -> int:
+        """A number."""
+        return self.add("const", float(value))
+
+    def apply(self, name: str, *of: int) -> int:
+        """One of `CODES` on rows; `shift` takes a number of channels."""
+        return self.add(name, *of)
+
+
+class Traced:
+    """A row ``[B,D]`` of a step that is being written down."""
+
+    def __init__(self, tape: Tape, row: int, like: Tensor) -> None:
+        self.tape, self.row, self.like = tape, row, like
+
+    def __bool__(self) -> bool:
+        raise NotTraceable("a step asks for the value of a row")
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotTraceable(f"a step takes .{name} of a row")
+
+    @property
+    def shape(self) -> torch.Size:
+        """``[B,D]``."""
+        return self.like.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the input."""
+        return self.like.dtype
+
+    def new(self, name: str, *others: Any) -> Traced:
+        """The row that an operation on this one and on others gives."""
+        return Traced(self.tape, self.tape.apply(name, self.row, *(self.number(o) for o in others)), self.like)
+
+    def number(self, value: Any) -> int:
+        """The row of a number, of a real tensor or of another traced row."""
+        if isinstance(value, Traced):
+            return value.row
+        if isinstance(value, Tensor):
+            return self.operand(value)
+        if isinstance(value, bool | int | float):
+            return self.tape.constant(value)
+        raise NotTraceable(f"a step puts a {type(value).__name__} beside a row")
+
+    def operand(self, value: Tensor) -> int:
+        """The row of a real tensor: one number, or one for each channel."""
+        held = self.tape.operands
+        for i, known in enumerate(held):
+            if known is value:
+                return self.tape.add("param", i)
+        wide = self.like.shape[1]
+        if value.dtype != self.dtype or not (value.numel() == 1 or value.shape in ((wide,), (1, wide))):
+            raise NotTraceable(f"a step puts a tensor {list(value.shape)} of {value.dtype} beside a row")
+        held.append(value)
+        return self.tape.add("param", len(held) - 1)
+
+    def reversed_new(self, name: str, other: Any) -> Traced:
+        """The same with the other operand first."""
+        return Traced(self.tape, self.tape.apply(name, self.number(other), self.row), self.like)
+
+    def __add__(self, other: Any) -> Traced:
+        return self.new("add", other)
+
+    def __sub__(self, other: Any) -> Traced:
+        return self.new("sub", other)
+
+    def __rsub__(self, other: Any) -> Traced:
+        return self.reversed_new("sub", other)
+
+    def __mul__(self, other: Any) -> Traced:
+        return self.new("mul", other)
+
+    def __truediv__(self, other: Any) -> Traced:
+        return self.new("div", other)
+
+    def __rtruediv__(self, other: Any) -> Traced:
+        return self.reversed_new("div", other)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __neg__(self) -> Traced:
+        return self.new("neg")
+
+    def __abs__(self) -> Traced:
+        return self.new("abs")
+
+    def __pow__(self, power: Any) -> Traced:
+        if power != 2:
+            raise NotTraceable(f"a step takes a row to the power {power}")
+        return self * self
+
+    def __lt__(self, other: Any) -> Traced:
+        return self.new("lt", other)
+
+    def __le__(self, other: Any) -> Traced:
+        return self.new("le", other)
+
+    def __gt__(self, other: Any) -> Traced:
+        return self.reversed_new("lt", other)
+
+    def __ge__(self, other: Any) -> Traced:
+        return self.reversed_new("le", other)
+
+    def abs(self) -> Traced:
+        """Magnitude."""
+        return self.new("abs")
+
+    def exp(self) -> Traced:
+        """e^row, as `cell_program` defines it."""
+        return self.new("exp")
+
+    def sigmoid(self) -> Traced:
+        """1 / (1 + e^-row)."""
+        return 1 / (1 + (-self).exp())
+
+    def square(self) -> Traced:
+        """The row times itself."""
+        return self * self
+
+    def clamp_min(self, low: float) -> Traced:
+        """At least `low`; NaN stays."""
+        return self.new("max", low)
+
+    def clamp_max(self, high: float) -> Traced:
+        """At most `high`; NaN stays."""
+        return self.new("min", high)
+
+    def clamp(self, low: float, high: float) -> Traced:
+        """Between both; NaN stays."""
+        return self.clamp_min(low).clamp_max(high)
+
+    def detach(self) -> Traced:
+        """The same without a gradient."""
+        return self.new("stop")
+
+    def to(self, dtype: torch.dtype) -> Traced:
+        """The same: all rows have one type, and a comparison is 0 or 1."""
+        if dtype != self.dtype:
+            raise NotTraceable(f"a step makes a row {dtype}")
+        return self
+
+    def sum(self, dim: int, keepdim: bool = False) -> Traced:
+        """The sum over channels, beside every channel."""
+        if dim not in (1, -1) or not keepdim:
+            raise NotTraceable("a step sums over something else than channels, or without keepdim")
+        return self.new("sum")
+
+    def shifted(self, by: int) -> Traced:
+        """Channel i is what channel i + by was, 0 beyond the ends."""
+        return Traced(self.tape, self.tape.apply("shift", self.row, by), self.like)
+
+    def spike(self, slope: Callable[[Any], Any]) -> Traced:
+        """1[row >= 1]; NaN stays. ``slope(row)`` stands in for the derivative."""
+        gradient = slope(self.detach())
+        return Traced(self.tape, self.tape.apply("step", self.row, self.number(gradient)), self.like)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Functions of torch, and methods of a real tensor beside a row."""
+        name = getattr(function, "__name__", str(function))
+        known = FUNCTIONS.get(name.strip("_"))
+        if known is None or kwargs:
+            raise NotTraceable(f"a step calls {name}")
+        return known(*args)
+
+
+def _where_rows(condition: Any, yes: Any, no: Any) -> Traced:
+    if not isinstance(condition, Traced):
+        raise NotTraceable("a step chooses by a real tensor")
+    tape, row = condition.tape, condition
+    return Traced(tape, tape.apply("where", row.row, row.number(yes), row.number(no)), row.like)
+
+
+def _binary_rows(name: str, swapped: bool = False) -> Callable[[Any, Any], Traced]:
+    def apply(a: Any, b: Any) -> Traced:
+        a, b = (b, a) if swapped else (a, b)
+        row = a if isinstance(a, Traced) else b
+        return Traced(row.tape, row.tape.apply(name, row.number(a), row.number(b)), row.like)
+
+    return apply
+
+
+def _constant_row(value: float) -> Callable[..., Traced]:
+    return lambda row: Traced(row.tape, row.tape.constant(value), row.like)
+
+
+FUNCTIONS: dict[str, Callable[..., Traced]] = {
+    "where": _where_rows,
+    "zeros_like": _constant_row(0.0),
+    "ones_like": _constant_row(1.0),
+    "full_like": lambda row, value: Traced(row.tape, row.tape.constant(value), row.like),
+    "exp": lambda row: row.exp(),
+    "abs": lambda row: row.abs(),
+    "sigmoid": lambda row: row.sigmoid(),
+    **{name: _binary_rows(name) for name in ("add", "sub", "mul", "div", "lt", "le")},
+    "radd": _binary_rows("add"), "rmul": _binary_rows("mul"), "rsub": _binary_rows("sub", True),
+    "truediv": _binary_rows("div"), "true_divide": _binary_rows("div"), "rtruediv": _binary_rows("div", True),
+    "rdiv": _binary_rows("div", True), "gt": _binary_rows("lt", True), "ge": _binary_rows("le", True),
+}  # fmt: skip
+
+
+def record_step(step: Callable[..., Any], x: Tensor, states: int) -> tuple[Tape, tuple[int, ...], tuple[int, ...]]:
+    """The tape of ``step(x, row) -> (*outs, new row)``, its outs and its new states; `x` ``[B,D]`` gives the sizes.
+
+    Raises `NotTraceable`.
+    """
+    tape = Tape(x.dtype == torch.float64)
+    rows = [Traced(tape, tape.input(), x) for _ in range(1 + states)]
+    try:
+        *outs, new = step(rows[0], tuple(rows[1:]))
+        return tape, tuple(rows[0].number(o) for o in outs), tuple(rows[0].number(s) for s in new)
+    except (TypeError, AttributeError) as error:
+        raise NotTraceable(f"a step cannot be written down: {error}") from error
+
+
+class Programs:
+    """What a scan runs: the step, the step of the state alone, the step backwards; and its real operands."""
+
+    def __init__(self, entries: Sequence[Entry], outs: Sequence[int], new: Sequence[int], double: bool) -> None:
+        operands = sum(entry[0] == "param" for entry in entries)
+        inputs = [i for i, entry in enumerate(entries) if entry[0] == "in"]
+        given = [*inputs, *(entries.index(("param", i)) for i in range(operands))]
+        self.states = len(new)
+        self.forward = lowered_program(entries, given, [*outs, *new], double)
+        self.advance = lowered_program(entries, given, list(new), double)
+        tape = Tape(double)
+        tape.inputs = len(inputs)
+        for entry in entries:
+            tape.add(*entry)
+        seeds = [tape.input() for _ in (*outs, *new)]
+        found = _adjoint(tape, list(entries), dict(_summed(tape, zip((*outs, *new), seeds))))
+        zero = tape.constant(0.0)
+        self.backward = lowered_program(tape.entries, [*given, *seeds], [found.get(i, zero) for i in given], double)
+
+
+def _summed(tape: Tape, pairs: Any) -> dict[int, int]:
+    total: dict[int, int] = {}
+    for row, gradient in pairs:
+        total[row] = tape.apply("add", total[row], gradient) if row in total else gradient
+    return total
+
+
+def _adjoint(tape: Tape, entries: list[Entry], found: dict[int, int]) -> dict[int, int]:
+    """Gradients of all rows from those of some, appended to the tape: reverse accumulation."""
+    apply, constant = tape.apply, tape.constant
+
+    def give(row: int, gradient: int) -> None:
+        if entries[row][0] != "const":
+            found[row] = apply("add", found[row], gradient) if row in found else gradient
+
+    for row in reversed(range(len(entries))):
+        if row not in found:
+            continue
+        g, (name, *of) = found[row], entries[row]
+        if name in ("add", "sub"):
+            give(of[0], g)
+            give(of[1], g if name == "add" else apply("neg", g))
+        elif name == "mul":
+            give(of[0], apply("mul", g, of[1]))
+            give(of[1], apply("mul", g, of[0]))
+        elif name == "div":
+            give(of[0], apply("div", g, of[1]))
+            give(of[1], apply("neg", apply("div", apply("mul", g, row), of[1])))
+        elif name == "neg":
+            give(of[0], apply("neg", g))
+        elif name == "abs":
+            zero = constant(0.0)
+            signed = apply("where", apply("lt", of[0], zero), apply("neg", g), zero)
+            give(of[0], apply("where", apply("lt", zero, of[0]), g, signed))
+        elif name == "exp":
+            give(of[0], apply("mul", g, row))
+        elif name in ("max", "min"):
+            inside = apply("le", *(of if name == "min" else of[::-1]))
+            give(of[0], apply("where", inside, g, constant(0.0)))
+            give(of[1], apply("where", inside, constant(0.0), g))
+        elif name == "where":
+            give(of[1], apply("where", of[0], g, constant(0.0)))
+            give(of[2], apply("where", of[0], constant(0.0), g))
+        elif name == "step":
+            give(of[0], apply("mul", g, of[1]))
+        elif name == "sum":
+            give(of[0], apply("sum", g))
+        elif name == "shift":
+            give(of[0], apply("shift", g, -of[1]))
+    return found
+
+
+@lru_cache(maxsize=512)
+def programs_of(entries: tuple[Entry, ...], outs: tuple[int, ...], new: tuple[int, ...], double: bool) -> Programs:
+    """The programs of a tape; those of equal tapes are made once."""
+    return Programs(entries, outs, new, double)
