@@ -7,11 +7,11 @@
     pow2         2^a of an integer a
     sum, shift   over the channels of a row, in order and in double; channel i + k at i, 0 beyond the ends
 
-These are few, because each is a loop that a kernel compiles. `Rows` makes of them what else a step has: negative,
-magnitude, maximum and minimum (a where it is NaN), step (1[a >= 1], NaN stays NaN).
+These are few, because each is a loop that a kernel compiles. `ProgramRows` makes of them what else a step has:
+negative, magnitude, maximum and minimum (a where it is NaN), step (1[a >= 1], NaN stays NaN).
 
-e^x is a polynomial of these (`Rows.exponential`): x = n ln 2 + r, Taylor's series of e^r, times 2^n; x clamped to where
-it is a normal number; within 2 units in the last place. So a kernel and the twin in torch give the same bits.
+e^x is a polynomial of these (`ProgramRows.exponential`): x = n ln 2 + r, Taylor's series of e^r, times 2^n; x clamped
+to where it is a normal number; within 2 units in the last place. So a kernel and the twin in torch give the same bits.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Program:
         return any(row[0] in ACROSS for row in self.code)
 
 
-class Rows:
+class ProgramRows:
     """Operations on the rows of a program that is being made; equal rows stand once."""
 
     def __init__(self, double: bool) -> None:
@@ -120,7 +120,8 @@ class Rows:
 
 
 WRITTEN_OUT: dict[str, Callable[..., int]] = {
-    "max": Rows.maximum, "min": Rows.minimum, "neg": Rows.negative, "abs": Rows.magnitude, "exp": Rows.exponential,
+    "max": ProgramRows.maximum, "min": ProgramRows.minimum, "neg": ProgramRows.negative, "abs": ProgramRows.magnitude,
+    "exp": ProgramRows.exponential,
 }  # fmt: skip
 
 
@@ -128,7 +129,7 @@ def lowered_program(
     entries: Sequence[tuple[Any, ...]], given: Sequence[int], outs: Sequence[int], double: bool
 ) -> Program:
     """The program that computes rows `outs` of a tape from rows `given`; what nobody needs is left out."""
-    rows = Rows(double)
+    rows = ProgramRows(double)
     at: dict[int, int] = {}
     for i, (name, *of) in enumerate(entries):
         if name in ("in", "param"):
@@ -155,7 +156,7 @@ def lowered_program(
 
 
 def _allocated(rows: list[tuple[Any, ...]], inputs: int, ends: list[int]) -> Program:
-    """Rows that somebody needs, in registers that are used again when nobody needs what is in them."""
+    """ProgramRows that somebody needs, in registers that are used again when nobody needs what is in them."""
     needed, last = set(ends), dict[int, int]()
     for i in reversed(range(len(rows))):
         if i in needed:

@@ -45,7 +45,7 @@ def _shifted_rows(a: Tensor, by: int) -> Tensor:
     return out
 
 
-def _row_sum(a: Tensor) -> Tensor:
+def _channel_sum(a: Tensor) -> Tensor:
     total = a.double().cumsum(1)[:, -1:] if a.shape[1] else a.double()
     return total.to(a.dtype).expand_as(a)
 
@@ -61,7 +61,7 @@ ROWS: dict[str, Callable[..., Tensor]] = {
     "le": lambda a, b, c: (a <= b).to(a.dtype),
     "where": lambda a, b, c: torch.where(a != 0, b, c),
     "pow2": lambda a, b, c: _power_of_two_rows(a),
-    "sum": lambda a, b, c: _row_sum(a),
+    "sum": lambda a, b, c: _channel_sum(a),
 }
 
 

@@ -1,10 +1,10 @@
 """`record_step`: what a cell's step computes, written down once as a list of row operations, and its adjoint.
 
-A `Traced` stands for a row ``[B,D]`` of the step: arithmetic, comparisons, `torch.where` and what else is listed here
-append a row to a `Tape`. Real tensors that meet one (weights, constants) become operands ``[D]`` of the program, whose
-gradients autograd takes on from there. `programs` makes of a tape what the scan runs: the step, the step of the state
-alone, and the step backwards, by reverse accumulation over the rows. Anything else raises `NotTraceable`, and the cell
-is run as the loop that it is.
+A `TracedRow` stands for a row ``[B,D]`` of the step: arithmetic, comparisons, `torch.where` and what else is listed
+here append a row to a `Tape`. Real tensors that meet one (weights, constants) become operands ``[D]`` of the program,
+whose gradients autograd takes on from there. `programs_of` makes of a tape what the scan runs: the step, the step of
+the state alone, and the step backwards, by reverse accumulation over the rows. Anything else raises `NotTraceable`, and
+the cell is run as the loop that it is.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Tape:
         return self.add(name, *of)
 
 
-class Traced:
+class TracedRow:
     """A row ``[B,D]`` of a step that is being written down."""
 
     def __init__(self, tape: Tape, row: int, like: Tensor) -> None:
@@ -79,13 +79,13 @@ class Traced:
         """Of the input."""
         return self.like.dtype
 
-    def new(self, name: str, *others: Any) -> Traced:
+    def new(self, name: str, *others: Any) -> TracedRow:
         """The row that an operation on this one and on others gives."""
-        return Traced(self.tape, self.tape.apply(name, self.row, *(self.number(o) for o in others)), self.like)
+        return TracedRow(self.tape, self.tape.apply(name, self.row, *(self.number(o) for o in others)), self.like)
 
     def number(self, value: Any) -> int:
         """The row of a number, of a real tensor or of another traced row."""
-        if isinstance(value, Traced):
+        if isinstance(value, TracedRow):
             return value.row
         if isinstance(value, Tensor):
             return self.operand(value)
@@ -105,105 +105,105 @@ class Traced:
         held.append(value)
         return self.tape.add("param", len(held) - 1)
 
-    def reversed_new(self, name: str, other: Any) -> Traced:
+    def reversed_new(self, name: str, other: Any) -> TracedRow:
         """The same with the other operand first."""
-        return Traced(self.tape, self.tape.apply(name, self.number(other), self.row), self.like)
+        return TracedRow(self.tape, self.tape.apply(name, self.number(other), self.row), self.like)
 
-    def __add__(self, other: Any) -> Traced:
+    def __add__(self, other: Any) -> TracedRow:
         return self.new("add", other)
 
-    def __sub__(self, other: Any) -> Traced:
+    def __sub__(self, other: Any) -> TracedRow:
         return self.new("sub", other)
 
-    def __rsub__(self, other: Any) -> Traced:
+    def __rsub__(self, other: Any) -> TracedRow:
         return self.reversed_new("sub", other)
 
-    def __mul__(self, other: Any) -> Traced:
+    def __mul__(self, other: Any) -> TracedRow:
         return self.new("mul", other)
 
-    def __truediv__(self, other: Any) -> Traced:
+    def __truediv__(self, other: Any) -> TracedRow:
         return self.new("div", other)
 
-    def __rtruediv__(self, other: Any) -> Traced:
+    def __rtruediv__(self, other: Any) -> TracedRow:
         return self.reversed_new("div", other)
 
     __radd__, __rmul__ = __add__, __mul__
 
-    def __neg__(self) -> Traced:
+    def __neg__(self) -> TracedRow:
         return self.new("neg")
 
-    def __abs__(self) -> Traced:
+    def __abs__(self) -> TracedRow:
         return self.new("abs")
 
-    def __pow__(self, power: Any) -> Traced:
+    def __pow__(self, power: Any) -> TracedRow:
         if power != 2:
             raise NotTraceable(f"a step takes a row to the power {power}")
         return self * self
 
-    def __lt__(self, other: Any) -> Traced:
+    def __lt__(self, other: Any) -> TracedRow:
         return self.new("lt", other)
 
-    def __le__(self, other: Any) -> Traced:
+    def __le__(self, other: Any) -> TracedRow:
         return self.new("le", other)
 
-    def __gt__(self, other: Any) -> Traced:
+    def __gt__(self, other: Any) -> TracedRow:
         return self.reversed_new("lt", other)
 
-    def __ge__(self, other: Any) -> Traced:
+    def __ge__(self, other: Any) -> TracedRow:
         return self.reversed_new("le", other)
 
-    def abs(self) -> Traced:
+    def abs(self) -> TracedRow:
         """Magnitude."""
         return self.new("abs")
 
-    def exp(self) -> Traced:
+    def exp(self) -> TracedRow:
         """e^row, as `cell_program` defines it."""
         return self.new("exp")
 
-    def sigmoid(self) -> Traced:
+    def sigmoid(self) -> TracedRow:
         """1 / (1 + e^-row)."""
         return 1 / (1 + (-self).exp())
 
-    def square(self) -> Traced:
+    def square(self) -> TracedRow:
         """The row times itself."""
         return self * self
 
-    def clamp_min(self, low: float) -> Traced:
+    def clamp_min(self, low: float) -> TracedRow:
         """At least `low`; NaN stays."""
         return self.new("max", low)
 
-    def clamp_max(self, high: float) -> Traced:
+    def clamp_max(self, high: float) -> TracedRow:
         """At most `high`; NaN stays."""
         return self.new("min", high)
 
-    def clamp(self, low: float, high: float) -> Traced:
+    def clamp(self, low: float, high: float) -> TracedRow:
         """Between both; NaN stays."""
         return self.clamp_min(low).clamp_max(high)
 
-    def detach(self) -> Traced:
+    def detach(self) -> TracedRow:
         """The same without a gradient."""
         return self.new("stop")
 
-    def to(self, dtype: torch.dtype) -> Traced:
+    def to(self, dtype: torch.dtype) -> TracedRow:
         """The same: all rows have one type, and a comparison is 0 or 1."""
         if dtype != self.dtype:
             raise NotTraceable(f"a step makes a row {dtype}")
         return self
 
-    def sum(self, dim: int, keepdim: bool = False) -> Traced:
+    def sum(self, dim: int, keepdim: bool = False) -> TracedRow:
         """The sum over channels, beside every channel."""
         if dim not in (1, -1) or not keepdim:
             raise NotTraceable("a step sums over something else than channels, or without keepdim")
         return self.new("sum")
 
-    def shifted(self, by: int) -> Traced:
+    def shifted(self, by: int) -> TracedRow:
         """Channel i is what channel i + by was, 0 beyond the ends."""
-        return Traced(self.tape, self.tape.apply("shift", self.row, by), self.like)
+        return TracedRow(self.tape, self.tape.apply("shift", self.row, by), self.like)
 
-    def spike(self, slope: Callable[[Any], Any]) -> Traced:
+    def spike(self, slope: Callable[[Any], Any]) -> TracedRow:
         """1[row >= 1]; NaN stays. ``slope(row)`` stands in for the derivative."""
         gradient = slope(self.detach())
-        return Traced(self.tape, self.tape.apply("step", self.row, self.number(gradient)), self.like)
+        return TracedRow(self.tape, self.tape.apply("step", self.row, self.number(gradient)), self.like)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -215,31 +215,31 @@ class Traced:
         return known(*args)
 
 
-def _where_rows(condition: Any, yes: Any, no: Any) -> Traced:
-    if not isinstance(condition, Traced):
+def _where_rows(condition: Any, yes: Any, no: Any) -> TracedRow:
+    if not isinstance(condition, TracedRow):
         raise NotTraceable("a step chooses by a real tensor")
     tape, row = condition.tape, condition
-    return Traced(tape, tape.apply("where", row.row, row.number(yes), row.number(no)), row.like)
+    return TracedRow(tape, tape.apply("where", row.row, row.number(yes), row.number(no)), row.like)
 
 
-def _binary_rows(name: str, swapped: bool = False) -> Callable[[Any, Any], Traced]:
-    def apply(a: Any, b: Any) -> Traced:
+def _binary_rows(name: str, swapped: bool = False) -> Callable[[Any, Any], TracedRow]:
+    def apply(a: Any, b: Any) -> TracedRow:
         a, b = (b, a) if swapped else (a, b)
-        row = a if isinstance(a, Traced) else b
-        return Traced(row.tape, row.tape.apply(name, row.number(a), row.number(b)), row.like)
+        row = a if isinstance(a, TracedRow) else b
+        return TracedRow(row.tape, row.tape.apply(name, row.number(a), row.number(b)), row.like)
 
     return apply
 
 
-def _constant_row(value: float) -> Callable[..., Traced]:
-    return lambda row: Traced(row.tape, row.tape.constant(value), row.like)
+def _constant_row(value: float) -> Callable[..., TracedRow]:
+    return lambda row: TracedRow(row.tape, row.tape.constant(value), row.like)
 
 
-FUNCTIONS: dict[str, Callable[..., Traced]] = {
+FUNCTIONS: dict[str, Callable[..., TracedRow]] = {
     "where": _where_rows,
     "zeros_like": _constant_row(0.0),
     "ones_like": _constant_row(1.0),
-    "full_like": lambda row, value: Traced(row.tape, row.tape.constant(value), row.like),
+    "full_like": lambda row, value: TracedRow(row.tape, row.tape.constant(value), row.like),
     "exp": lambda row: row.exp(),
     "abs": lambda row: row.abs(),
     "sigmoid": lambda row: row.sigmoid(),
@@ -256,7 +256,7 @@ def record_step(step: Callable[..., Any], x: Tensor, states: int) -> tuple[Tape,
     Raises `NotTraceable`.
     """
     tape = Tape(x.dtype == torch.float64)
-    rows = [Traced(tape, tape.input(), x) for _ in range(1 + states)]
+    rows = [TracedRow(tape, tape.input(), x) for _ in range(1 + states)]
     try:
         *outs, new = step(rows[0], tuple(rows[1:]))
         return tape, tuple(rows[0].number(o) for o in outs), tuple(rows[0].number(s) for s in new)

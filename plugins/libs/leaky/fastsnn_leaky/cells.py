@@ -24,7 +24,7 @@ from fastsnn_core.site import FULL, keeping_float32
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.state import StateError, belongs
 from fastsnn_leaky.cell_scan import CELL_SCAN, cell_scan
-from fastsnn_leaky.cell_tape import NotTraceable, Traced, programs_of, record_step
+from fastsnn_leaky.cell_tape import NotTraceable, TracedRow, programs_of, record_step
 from fastsnn_modules.inputs import check_state_kind, check_state_tensor, neuron_input
 from fastsnn_modules.operands import OperandError, OperandTypeError
 from fastsnn_modules.over_time import exporting, over_time
@@ -71,7 +71,7 @@ class Cell(nn.Module):
 
     def spike(self, u: Tensor) -> Tensor:
         """1[u >= 1], with the surrogate's gradient."""
-        if isinstance(u, Traced):
+        if isinstance(u, TracedRow):
             return u.spike(self.derivative)
         return ops.count(u, 0.0, 1.0, heaviside=True, slope=self.derivative)
 
@@ -175,7 +175,7 @@ def compiled_steps(step: Any, x: Tensor, row: Row, reset: Tensor | None) -> tupl
 
 def channels_shifted(s: Tensor, by: int) -> Tensor:
     """Channel i of a row ``[B,D]`` is what channel i + `by` was; 0 beyond the ends."""
-    if isinstance(s, Traced):
+    if isinstance(s, TracedRow):
         return s.shifted(by)
     by = max(-s.shape[1], min(by, s.shape[1]))
     pad = (0, by) if by > 0 else (-by, 0)

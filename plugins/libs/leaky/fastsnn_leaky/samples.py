@@ -49,12 +49,12 @@ def backward() -> Iterator[Sample]:
 
 def cells() -> Iterator[tuple[Any, ...]]:
     """``(x, states, operands, keep, programs)``: a step with every row operation, each channel alone or not."""
-    from fastsnn_leaky.cell_tape import Traced, programs_of, record_step
+    from fastsnn_leaky.cell_tape import TracedRow, programs_of, record_step
 
-    def triangle(u: Traced) -> Any:
+    def triangle(u: TracedRow) -> Any:
         return (1 - abs(u - 1) / 2).clamp_min(0.0)
 
-    def step(x: Traced, row: tuple[Any, ...], w: Any, across: bool) -> Any:
+    def step(x: TracedRow, row: tuple[Any, ...], w: Any, across: bool) -> Any:
         v, a = row
         u = (v / 2 + w * x + 0.1 * (x - v).clamp(-2.0, 1.5).exp()).clamp_max(3.0)
         if across:
