@@ -12,6 +12,7 @@ from fastsnn_model_sequential import Layer, Sequential
 from fastsnn_train import TrainConfig, Trainer, sample_data
 from fastsnn_train.loop.optimizer_step import OptimizerStep
 from fastsnn_train.loop.parallel import World
+from fastsnn_train.samples import online, segments
 from fastsnn_train.samples.task import SampleTask
 
 LIF = create("neuron", "lif", fixed=True)
@@ -26,10 +27,10 @@ def network(*more, width=5, hidden=12, classes=3, neuron=LIF):
     return Sequential(input=(width,), layers=layers).build().double().train()
 
 
-def gradients(model, x, y, objective=OBJECTIVE, kind="classification", **settings):
+def gradients(model, x, y, objective=OBJECTIVE, kind="classification", weights=None, **settings):
     """Of one training step's loss; and that loss."""
     step = OptimizerStep(model, TrainConfig(precision="fp32", **settings), World())
-    step.task = SampleTask(kind, objective)
+    step.task = SampleTask(kind, objective, weights=weights)
     step.targets = step.task.weight((x, y))
     from fastsnn_train.loop.activation_sparsity import record_activations
     from fastsnn_train.loop.firing_rate import watch
@@ -124,6 +125,50 @@ def test_an_online_rule_is_its_formula(rule):
     for a, b in zip(found, wanted):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
     assert "forward" not in vars(model.layers[0])  # as it was
+
+
+def readout(neuron=LIF, **more):
+    """A network with a convolution, neurons, and a leaky readout that learns its leak."""
+    torch.manual_seed(0)
+    layers = (
+        Layer(op="conv1d", size=4, kernel=(3,), padding=(1,)), Layer(op="spikes", neuron=neuron),
+        Layer(op="dropout", p=0.3, fixed=True), Layer(op="flatten"), Layer(op="linear", size=6),
+        Layer(op="spikes", neuron=neuron), Layer(op="linear", size=3), Layer(op="integrate", tau=3.0, learn=True),
+    )  # fmt: skip
+    return Sequential(input=(2, 5), layers=layers).build().double().train()
+
+
+NEURONS = [("lif", {}), ("lif", {"hard_reset": True}), ("lif", {"learn_threshold": True}), ("ilif", {}),
+           ("lif", {"convention": "snntorch"}), ("alif", {}), ("plif", {}), ("synaptic", {})]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", ["sltt", "ottt"])
+@pytest.mark.parametrize(("name", "how"), NEURONS)
+@pytest.mark.parametrize("kind", ["classification", "weighted", "labelling"])
+def test_steps_of_an_online_rule_in_one_pass_are_steps_by_themselves(rule, name, how, kind, monkeypatch):
+    if rule == "ottt" and name in ("alif", "plif", "synaptic"):
+        pytest.skip("no single leak")
+    x, y = torch.randn(4, 40, 2, 5).double(), torch.arange(4) % 3
+    y = torch.randint(0, 3, (4, 40)) if kind == "labelling" else y
+    task = "labelling" if kind == "labelling" else "classification"
+    found = []
+    for steps in (1, 16):
+        monkeypatch.setattr(segments, "STEPS", steps)
+        model = readout(create("neuron", name, **({"fixed": True} if name != "ilif" else {}), **how))
+        weights = torch.tensor([1.0, 2.0, 5.0]) if kind == "weighted" else None
+        found.append(gradients(model, x, y, STEPWISE, task, weights, online=rule))
+        assert not any("forward" in vars(m) for m in model.modules())
+    (alone, loss), (joined, same) = found
+    assert same == pytest.approx(loss, rel=1e-9)
+    for a, b in zip(joined, alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+
+
+def test_a_state_that_nobody_knows_is_never_joined():
+    model, (x, _) = network(), samples(steps=9)
+    assert online.can_be_joined(model, model(x, return_state=True)[1])
+    assert not online.can_be_joined(model, {"of_another": torch.zeros(4, 3)})
+    assert not online.can_be_joined(model, (torch.zeros(4, 3),))
 
 
 class Held:

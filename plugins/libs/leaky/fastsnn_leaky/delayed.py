@@ -28,6 +28,7 @@ from fastsnn_modules.inputs import membrane_state, neuron_input
 class DelayedLeaky(Leaky):
     """``(x, m, reset) -> (SpikeTensor, m)``; see the module's equation."""
 
+    within_step: Any = None  # learning online goes step by step
     clears_input = False  # the reset to zero takes what came in with it, as in snnTorch's Synaptic
 
     def walk(self, x: Tensor, state: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:

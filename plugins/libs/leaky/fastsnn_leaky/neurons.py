@@ -15,12 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastsnn_core import ops
 from fastsnn_core.component import Surrogate
+from fastsnn_core.ops.surrogate_gradient import derivative, thresholds
 from fastsnn_core.site import keeping_float32
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_leaky.scan import lif_scan
 from fastsnn_modules.inputs import membrane_state, neuron_input
 from fastsnn_modules.shown import constants
+
+
+class _OwnInput(torch.autograd.Function):
+    """The potential u, whose gradient is that of this token's input; the membrane before it is a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, u: Tensor) -> Tensor:
+        return u.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 class Leaky(nn.Module):
@@ -88,6 +102,24 @@ class Leaky(nn.Module):
             heaviside=self.heaviside, hard=self.hard, attached=self.attached, surrogate=self.slope,
         )  # fmt: skip
         return SpikeTensor(counts, theta), v
+
+    def within_step(
+        self, x: Tensor, state: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[SpikeTensor, Tensor]:
+        """What `forward` gives, with the gradient of every token's own input alone: for rules that learn online."""
+        u, theta = self.potential(x, state, reset), self.theta.to(x.dtype)
+        if not u.shape[1]:
+            return self(x, state, reset)
+
+        def slope(u: Tensor) -> Tensor:
+            ends = thresholds(self.lo, self.hi, self.heaviside)
+            return self.slope(u, *ends) if callable(self.slope) else derivative(u, *self.slope, *ends)
+
+        counts = ops.count(
+            _OwnInput.apply(self.weighed(x) / theta, u), self.lo, self.hi, heaviside=self.heaviside, slope=slope
+        )
+        last, c = u[:, -1], counts[:, -1].detach()
+        return SpikeTensor(counts, theta), torch.where(c != 0, torch.zeros_like(last), last) if self.hard else last - c
 
     @torch.no_grad()
     def dial_(self, name: str, value: float) -> None:

@@ -60,6 +60,10 @@ class TimeFixedDropout(Dropout):
         super().__init__(p)
         self.label = ""
 
+    def within_step(self, input: Any) -> Any:
+        """`forward`: a mask has no gradient over time."""
+        return type(self).forward(self, input)
+
     def forward(self, input: Any) -> Any:
         """Drops the same channels of a sequence at every step, in training."""
         stream = running_pass()
@@ -200,3 +204,21 @@ class LeakyReadout(nn.Module):
         found = total((1 - beta) * signal, start, beta, stream.reset)
         stream.new[self.label] = found[:, -1]
         return found.flatten(0, 1)
+
+    def within_step(self, x: Tensor) -> Tensor:
+        """What `forward` gives, with the gradient of every step's own input alone: for rules that learn online."""
+        with torch.no_grad():
+            found = type(self).forward(self, x)
+        stream, x = running_pass(), densify(x)
+        if stream is None or not stream.timed:
+            return x
+        signal, rows = (z.reshape(stream.batch, stream.time, *z.shape[1:]) for z in (x, found))
+        start = stream.old.get(self.label)
+        before = torch.cat(
+            [torch.zeros_like(rows[:, :1]) if start is None else start.detach()[:, None], rows[:, :-1]], 1
+        )
+        if stream.reset is not None:
+            marks = stream.reset.reshape(*stream.reset.shape, *[1] * (signal.ndim - 2))
+            before = torch.where(marks, torch.zeros_like(before), before)
+        beta = self.logit.to(x.dtype).sigmoid()
+        return (beta * before + (1 - beta) * signal).flatten(0, 1)

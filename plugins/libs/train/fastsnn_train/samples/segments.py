@@ -3,40 +3,36 @@
     whole             ∂L/∂W through all T steps; memory grows with T
     checkpoint_time   the same gradients; N steps at a time are kept, the others run again in the backward pass
     tbptt             L = Σ_k (n_k / T) L_k over segments k of n_k steps; states go on, gradients stop between segments
-    online = "sltt"   segments of one step: ∂L_t/∂W = Σ δ_t s_tᵀ, with no path through time (Meng et al. 2023,
-                      arXiv 2302.14311)
-    online = "ottt"   ∂L_t/∂W = Σ δ_t â_tᵀ, â_t = λ â_{t-1} + s_t, the input's trace with the leak λ of the neuron
-                      behind (Xiao et al. 2022, arXiv 2210.04195)
+    online            each step's loss, with no path through time: `fastsnn_train.samples.online`
 
 With `tbptt` and `online` the loss is taken and differentiated segment by segment, so nothing of a segment is kept when
-it is over, and batch norms use the statistics of each segment.
+it is over, and batch norms use the statistics of each segment. An online rule's gradients are those of single steps;
+`STEPS` of them are computed together where every module says how (`online.can_be_joined`).
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.site import SpikeSite
-from fastsnn_core.spike_tensor import densify
 from fastsnn_core.state import tree_map
 from fastsnn_train.config import TrainConfig
+from fastsnn_train.samples.online import can_be_joined, traced, within_steps
 
 if TYPE_CHECKING:
     from fastsnn_train.loop.optimizer_step import OptimizerStep
     from fastsnn_train.samples.task import SampleTask
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+STEPS = 16
+"""Steps of an online rule that are computed together."""
 
 
 def in_segments(config: TrainConfig) -> bool:
@@ -62,20 +58,34 @@ def segment_losses(
             else:
                 yield (rows * weights).sum() / (weights.sum() if in_all is None else in_all), 1.0
         return
-    length = config.tbptt or 1
     every_step = task.kind == "labelling"
     if every_step and in_all is None:
         in_all = float(task.weighing(y.flatten()).sum())
-    around: AbstractContextManager[Any] = traced(model) if config.online == "ottt" else nullcontext()
-    state = None
-    with around:
-        for begin in range(0, times, length):
+    online, state, begin = config.online != "none", None, 0
+    length = 1 if online else config.tbptt
+    with ExitStack() as around:
+        if config.online == "ottt":
+            around.enter_context(traced(model, len(x)))
+        while begin < times:
             piece = x[:, begin : begin + length]
             share = piece.shape[1] / times
             with step.autocast():
                 out, state = segment_outputs(task, model, piece, state)
-                rows, weights = task.rows(out, y[:, begin : begin + length] if every_step else y)
-                loss = rows.mean() if weights is None else (rows * weights).sum() / (in_all or weights.sum())
+                if every_step:
+                    rows, weights = task.rows(out, y[:, begin : begin + length])
+                elif online:  # the loss of every step
+                    rows, weights = task.rows(out.flatten(0, 1)[:, None], y.repeat_interleave(out.shape[1], 0))
+                else:
+                    rows, weights = task.rows(out, y)
+                if weights is None:
+                    loss = rows.mean()
+                else:
+                    repeats = out.shape[1] if online and not every_step else 1
+                    loss = (rows * weights).sum() / (in_all * repeats if in_all else weights.sum())
+            begin += length
+            if online and begin == 1 and can_be_joined(model, state):
+                length = STEPS
+                around.enter_context(within_steps(model))
             state = tree_map(torch.Tensor.detach, state)
             yield loss if every_step else loss * share, share
 
@@ -134,52 +144,3 @@ def checkpointed(run: Callable[[Tensor, Any], tuple[Tensor, Any]], model: nn.Mod
         out, state = checkpoint(run, piece, state, use_reentrant=False)
         outs.append(out)
     return torch.cat(outs, 1)
-
-
-# -- OTTT: weights learn from traces of their input --------------------------------------------------------------
-
-
-@contextmanager
-def traced(model: nn.Module) -> Iterator[None]:
-    """Inside the block the gradient of every projection's weights is that of its input's trace."""
-    traces: dict[nn.Module, Tensor] = {}
-    found = [(module, leak) for module, leak in leaks(model)]
-    for module, leak in found:
-        module.forward = partial(forward_traced, module, traces, leak)
-    try:
-        yield
-    finally:
-        for module, _ in found:
-            del module.forward
-
-
-def leaks(model: nn.Module) -> Iterator[tuple[Any, float]]:
-    """Projections and the leak of the neuron, or the leaky readout, that each one drives; 0 where there is none."""
-    waiting: list[nn.Module] = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            waiting.append(module)
-        elif isinstance(module, TRANSPOSED):
-            raise FastSNNError(f"online = 'ottt' has no traces for {type(module).__name__} ({name}); take 'sltt'")
-        elif isinstance(module, SpikeSite) and module.neuron is not None:
-            beta = getattr(module.neuron, "beta", None)
-            if not isinstance(beta, float):
-                kind = type(module.neuron).__name__
-                raise FastSNNError(f"online = 'ottt' needs neurons with one leak (lif); {name} is a {kind}")
-            yield from ((m, beta) for m in waiting)
-            waiting = []
-        elif getattr(module, "keeps_state", False) and isinstance(logit := getattr(module, "logit", None), Tensor):
-            yield from ((m, float(logit.detach().sigmoid())) for m in waiting)
-            waiting = []
-    yield from ((m, 0.0) for m in waiting)
-
-
-def forward_traced(module: Any, traces: dict[nn.Module, Tensor], leak: float, x: Any) -> Tensor:
-    """W s + b, whose gradient is Wᵀ δ to s and δ âᵀ to W."""
-    s = densify(x)
-    trace = s.detach() if module not in traces else s.detach() + leak * traces[module]
-    traces[module] = trace
-    apply = F.linear if isinstance(module, nn.Linear) else module._conv_forward
-    bias = None if module.bias is None else module.bias.detach()
-    learning = apply(trace, module.weight, module.bias)
-    return apply(s, module.weight.detach(), bias) + (learning - learning.detach())
