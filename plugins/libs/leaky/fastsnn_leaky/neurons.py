@@ -112,8 +112,11 @@ class Leaky(nn.Module):
             return self(x, state, reset)
 
         def slope(u: Tensor) -> Tensor:
-            ends = thresholds(self.lo, self.hi, self.heaviside)
-            return self.slope(u, *ends) if callable(self.slope) else derivative(u, *self.slope, *ends)
+            first, last = thresholds(self.lo, self.hi, self.heaviside)
+            if callable(self.slope):
+                return self.slope(u, first, last)
+            form, alpha = self.slope
+            return derivative(u, form, alpha, first, last)
 
         counts = ops.count(
             _OwnInput.apply(self.weighed(x) / theta, u), self.lo, self.hi, heaviside=self.heaviside, slope=slope
