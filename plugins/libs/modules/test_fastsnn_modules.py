@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from fastsnn_core.state import StateError
-from fastsnn_modules.inputs import membrane_state, neuron_input, token_input
+from fastsnn_modules.inputs import TokenError, check_token_ids, membrane_state, neuron_input, token_input
 from fastsnn_modules.operands import OperandError, Operands, OperandTypeError
 from fastsnn_modules.shown import constants
-from fastsnn_modules.token_ids import TokenError, check_token_ids
 
 SCAN = Operands("scan", "x [B,T,D] float", "v [B,D] as x", "keep [B,T] bool or empty")
 

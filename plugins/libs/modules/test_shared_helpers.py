@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastsnn_core import SpikeTensor
-from fastsnn_modules.imported_later import imported_later, kernel_later
+from fastsnn_modules.operands import imported_later, kernel_later
 from fastsnn_modules.site_views import bitwise_spikes, sites_to_show
 
 

@@ -39,6 +39,7 @@ def flip(path):
         ("history.jsonl", flip, "history.jsonl is altered"),
         ("state.json", truncate, "state.json is damaged"),
         ("model.safetensors", lambda path: path.unlink(), "model.safetensors is missing"),
+        ("weights.safetensors", lambda path: path.write_bytes(b"mine"), "weights.safetensors is no part of it"),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_an_older_whole_one_taken(file, harm, says, run, make, packed, caplog):

@@ -268,7 +268,7 @@ def as_named_table(value: Any) -> Any:
 
 def learns_samples(model: nn.Module, task: str, dataset: Any) -> bool:
     """Labelled samples, or language? What `task` says; else samples, unless the model reads tokens."""
-    from fastsnn_modules.token_ids import vocabulary_of
+    from fastsnn_modules.inputs import vocabulary_of
 
     if task:
         return task != "language"

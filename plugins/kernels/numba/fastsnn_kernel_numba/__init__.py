@@ -10,7 +10,7 @@ from attrs import frozen
 
 from fastsnn_core import Kernel, hookimpl
 from fastsnn_kernel_numba import moved as moved
-from fastsnn_modules.imported_later import kernel_later
+from fastsnn_modules.operands import kernel_later
 
 __version__ = "0.1.0"
 

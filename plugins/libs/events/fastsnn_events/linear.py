@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.spike_tensor import SpikeTensor
-from fastsnn_modules.imported_later import imported_later
-from fastsnn_modules.operands import HALF, OperandError, Operands, OperandTypeError, shown
+from fastsnn_modules.operands import HALF, OperandError, Operands, OperandTypeError, imported_later, shown
 
 
 def count_linear_naive(counts: Tensor, weight: Tensor) -> Tensor:

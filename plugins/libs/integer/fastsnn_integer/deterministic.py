@@ -24,8 +24,7 @@ from torch.nn import functional as F
 
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_linear_scan import initial_state
-from fastsnn_modules.imported_later import imported_later
-from fastsnn_modules.operands import OperandError, Operands, check_choice, check_finite_numbers
+from fastsnn_modules.operands import OperandError, Operands, check_choice, check_finite_numbers, imported_later
 
 LOG2E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440054690581e-4  # ln 2 = high + low; high has 9 bits

@@ -24,8 +24,7 @@ from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_events.linear import spike_sums, whole
 from fastsnn_integer.forms import FourBitForm
-from fastsnn_modules.imported_later import imported_later
-from fastsnn_modules.operands import OperandError, Operands
+from fastsnn_modules.operands import OperandError, Operands, imported_later
 
 LEVELS, MIDDLE, GROUPS = 15, 8, (32, 64, 128)
 

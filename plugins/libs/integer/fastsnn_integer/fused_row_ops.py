@@ -27,8 +27,15 @@ from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_events.linear import COUNT_LINEAR
 from fastsnn_integer import deterministic, reference
 from fastsnn_integer.plan_check import check_site
-from fastsnn_modules.imported_later import imported_later
-from fastsnn_modules.operands import OperandError, Operands, OperandTypeError, check_choice, check_finite_numbers, shown
+from fastsnn_modules.operands import (
+    OperandError,
+    Operands,
+    OperandTypeError,
+    check_choice,
+    check_finite_numbers,
+    imported_later,
+    shown,
+)
 
 LARGEST = 127
 

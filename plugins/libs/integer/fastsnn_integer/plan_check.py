@@ -20,8 +20,8 @@ from fastsnn_core.lowering import (
 )
 from fastsnn_core.state import StateError
 from fastsnn_integer.forms import FourBitForm, outputs, vocabulary
+from fastsnn_modules.inputs import TokenError
 from fastsnn_modules.operands import FULL, OperandError, OperandTypeError, check_choice, check_finite_numbers, shown
-from fastsnn_modules.token_ids import TokenError
 
 STATISTICS = ("mean_abs", "rms", "max_abs")
 

@@ -32,7 +32,7 @@ from fastsnn_integer.decode_step import States
 from fastsnn_integer.forms import FourBitForm
 from fastsnn_integer.plan_check import check_distinct_streams, check_plan, check_start, check_token
 from fastsnn_integer.quantization import quantize_per_token, quantized_linear
-from fastsnn_modules.imported_later import imported_later
+from fastsnn_modules.operands import imported_later
 
 STATISTICS = ("mean_abs", "max_abs", "rms")
 

@@ -30,9 +30,8 @@ from torch import Tensor
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.ops.surrogate_gradient import FORMS, derivative, thresholds
-from fastsnn_modules.imported_later import imported_later
 from fastsnn_modules.inputs import membrane_state, neuron_input
-from fastsnn_modules.operands import OperandError, Operands, check_choice, check_finite_numbers
+from fastsnn_modules.operands import OperandError, Operands, check_choice, check_finite_numbers, imported_later
 from fastsnn_modules.over_time import exporting, over_time
 
 CHECKPOINT = 128

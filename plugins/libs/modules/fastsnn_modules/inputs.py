@@ -9,15 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastsnn_core.errors import ArgumentError
+from fastsnn_core.errors import ArgumentError, FastSNNError, UserError
 from fastsnn_core.moved import renamed
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.state import StateError as StateError
 from fastsnn_core.state import belongs as belongs
 from fastsnn_modules.operands import HALF, OperandError, OperandTypeError, shown
-from fastsnn_modules.token_ids import TokenError, check_token_ids
+
+
+class TokenError(FastSNNError, IndexError):
+    """Token ids that the model has no row for, or that are no ids."""
 
 
 def no_train(who: str, x: Any) -> Any:
@@ -160,6 +163,62 @@ def token_input(tokens: Any, vocab_size: int) -> Tensor:
         hint = "; a batch of one is ids[None]" if tokens.ndim == 1 else ""
         raise TokenError(f"tokens: expected [B, T], got shape {list(tokens.shape)}{hint}")
     return tokens if tokens.dtype in (torch.int32, torch.int64) else tokens.long()
+
+
+def check_token_ids(tokens: Any, vocab_size: int | None, where: str = "tokens") -> Tensor:
+    """`tokens`, if all are ids in 0 … `vocab_size` - 1 (None: any size); else `TokenError` names the first that is not.
+
+    Values are looked at on the CPU only: on another device that would make the host wait.
+    """
+    if not isinstance(tokens, Tensor):
+        raise TokenError(f"{where}: expected token ids [B, T] as a tensor of integers, got {type(tokens).__name__}")
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise TokenError(f"{where}: token ids are integers, got {tokens.dtype}")
+    if tokens.device.type != "cpu" or not tokens.numel() or torch.compiler.is_compiling():
+        return tokens
+    low, high = (int(v) for v in tokens.aminmax())
+    if low < 0 or (vocab_size is not None and high >= vocab_size):
+        wrong = (tokens < 0) if low < 0 else (tokens >= (vocab_size or 0))
+        place = tuple(int(i) for i in wrong.nonzero()[0])
+        names = ("row", "position") if len(place) == 2 else ("index",) * len(place)
+        at = ", ".join(f"{name} {i}" for name, i in zip(names, place))
+        size = "" if vocab_size is None else f" the model's vocabulary of {vocab_size} tokens (0 … {vocab_size - 1})"
+        what = f"is outside{size}" if size else "is negative"
+        raise TokenError(f"{where}: token id {int(tokens[place])}{at and f' at {at}'} {what}")
+    return tokens
+
+
+def vocabulary_of(model: nn.Module) -> int | None:
+    """How many tokens a language model knows, by its spec or its first embedding; None where neither says."""
+    size = getattr(getattr(model, "spec", None), "vocab_size", None)
+    if size is None:
+        size = next((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), None)
+    return size
+
+
+def refuse_trace(model: nn.Module, tokens: Any = None) -> None:
+    """Refuse tracers of a model whose path depends on its inputs' lengths, and `torch.vmap` over its `tokens`.
+
+    Errors: `UserError`, which names what to take instead.
+    """
+    if isinstance(tokens, torch.fx.Proxy):
+        raise UserError(
+            f"torch.fx.symbolic_trace does not read {type(model).__name__}: its path depends on what it reads. Take "
+            "torch.export, or fastsnn export MODEL.snn FILE --to onnx"
+        )
+    functorch = torch._C._functorch
+    while isinstance(tokens, Tensor) and functorch.is_gradtrackingtensor(tokens):
+        tokens = functorch.get_unwrapped(tokens)
+    if isinstance(tokens, Tensor) and functorch.is_batchedtensor(tokens):
+        raise UserError(
+            f"torch.vmap over the tokens of {type(model).__name__}: their values are checked, and vmap hides them. It "
+            "takes a batch [B, T] itself; gradients per sample: one call of torch.func.grad per sample"
+        )
+    if torch.jit.is_tracing():
+        raise UserError(
+            f"torch.jit.trace keeps the path of one input's length, and {type(model).__name__} takes another for a "
+            "prompt than for a token. Take torch.export, or fastsnn export MODEL.snn FILE --to onnx"
+        )
 
 
 __getattr__ = renamed(__name__, {"check_reset": "check_reset_mask", "like": "check_state_kind"})

@@ -11,9 +11,10 @@ allows 1 besides; ``…`` any dimensions in front; ``[*]`` any shape), and its t
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
@@ -190,6 +191,32 @@ def guarded(operator: str) -> Any:
         return checked
 
     return wrap
+
+
+def imported_later(path: str) -> Callable[..., Any]:
+    """The function at ``package.module.function``, whose module is imported when it is first called."""
+    module, _, name = path.rpartition(".")
+
+    def call(*args: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args)
+
+    return call
+
+
+def kernel_later(path: str) -> Callable[..., Any]:
+    """`imported_later` for an operator's kernel: ``unchecked`` is the one that takes operands as checked already."""
+    module, _, name = path.rpartition(".")
+    found: list[Callable[..., Any]] = []
+
+    def unchecked(*args: Any) -> Any:
+        if not found:
+            function = getattr(importlib.import_module(module), name)
+            found.append(getattr(function, "unchecked", function))
+        return found[0](*args)
+
+    call = imported_later(path)
+    call.unchecked = unchecked  # type: ignore[attr-defined]  # dispatch looks for it on the function
+    return call
 
 
 __getattr__ = renamed(__name__, {"chosen": "check_choice", "finite": "check_finite_numbers"})

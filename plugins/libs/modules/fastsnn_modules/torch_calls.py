@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastsnn_core.errors import UserError
 
@@ -50,28 +50,3 @@ def check_device(device: Any) -> None:
         from fastsnn_console import arguments
 
         arguments.device(name)
-
-
-def refuse_trace(model: nn.Module, tokens: Any = None) -> None:
-    """Refuse tracers of a model whose path depends on its inputs' lengths, and `torch.vmap` over its `tokens`.
-
-    Errors: `UserError`, which names what to take instead.
-    """
-    if isinstance(tokens, torch.fx.Proxy):
-        raise UserError(
-            f"torch.fx.symbolic_trace does not read {type(model).__name__}: its path depends on what it reads. Take "
-            "torch.export, or fastsnn export MODEL.snn FILE --to onnx"
-        )
-    functorch = torch._C._functorch
-    while isinstance(tokens, Tensor) and functorch.is_gradtrackingtensor(tokens):
-        tokens = functorch.get_unwrapped(tokens)
-    if isinstance(tokens, Tensor) and functorch.is_batchedtensor(tokens):
-        raise UserError(
-            f"torch.vmap over the tokens of {type(model).__name__}: their values are checked, and vmap hides them. It "
-            "takes a batch [B, T] itself; gradients per sample: one call of torch.func.grad per sample"
-        )
-    if torch.jit.is_tracing():
-        raise UserError(
-            f"torch.jit.trace keeps the path of one input's length, and {type(model).__name__} takes another for a "
-            "prompt than for a token. Take torch.export, or fastsnn export MODEL.snn FILE --to onnx"
-        )

@@ -35,9 +35,17 @@ from fastsnn_model_decoder import prefill
 from fastsnn_model_decoder.fused_decode import FastStream, start_stream, step_many
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, init_thresholds, initialise
 from fastsnn_model_decoder.rope import BLOCK, Rope
-from fastsnn_modules.inputs import StateError, belongs, check_reset_mask, check_state_kind, named_tokens, token_input
+from fastsnn_modules.inputs import (
+    StateError,
+    belongs,
+    check_reset_mask,
+    check_state_kind,
+    named_tokens,
+    refuse_trace,
+    token_input,
+)
 from fastsnn_modules.shown import model_html
-from fastsnn_modules.torch_calls import TorchCalls, refuse_trace
+from fastsnn_modules.torch_calls import TorchCalls
 
 __version__ = "0.1.0"
 moved.add("fastsnn_model_decoder", {"fast": "fused_decode"})

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
+from torch import Tensor
 
 from fastsnn_core.errors import ArgumentError, FastSNNError
 from fastsnn_core.lowering import Unsupported, lower
 from fastsnn_events import input_major
-from fastsnn_events.runtime import Coding
 from fastsnn_integer.decode_step import fingerprint
 from fastsnn_integer.forms import gate_first
 from fastsnn_integer.reference import DECODE_STEP, stepper
+from fastsnn_model_decoder.layers import refuse_hooks
 
 
 class FastStream:
@@ -64,19 +63,6 @@ def step_many(streams: Sequence[FastStream], tokens: Sequence[int]) -> list[Tens
         for i, logits in zip(some, made.step_many([streams[i].stream for i in some], [tokens[i] for i in some])):
             out[i] = logits
     return out
-
-
-def refuse_hooks(model: nn.Module) -> None:
-    """Refuse what a fused step would leave out: hooks that watch modules, trains that must fit, training."""
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        raise Unsupported("a hook on every module is registered, which a fused step would pass by")
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise Unsupported("it has a hook, which a fused step would pass by", name or "the model")
-        if isinstance(module, Coding) and module.active and module.strict:
-            raise Unsupported("strict coding checks every count against its steps", name)
-    if model.training:
-        raise Unsupported("the model is in training mode")
 
 
 def make_contiguous(model: Any) -> None:

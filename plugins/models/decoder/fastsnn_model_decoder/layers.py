@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from fastsnn_core import Attention, Dims, Feedforward, Heads, SpikeSite
 from fastsnn_core.lowering import AttentionForm, BlockPlan, MixerForm, SoftmaxAttentionForm, Unsupported, lower
+from fastsnn_events.runtime import Coding
 
 Site = Callable[[str, int], SpikeSite]
 Angles = tuple[Tensor, Tensor] | None
@@ -208,3 +210,16 @@ def init_thresholds(model: nn.Module, vocab_size: int) -> None:
             model(tokens)
     for handle in handles:
         handle.remove()
+
+
+def refuse_hooks(model: nn.Module) -> None:
+    """Refuse what kernels of whole blocks would leave out: hooks on modules, strict coding, training."""
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        raise Unsupported("a hook on every module is registered, which a fused step would pass by")
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise Unsupported("it has a hook, which a fused step would pass by", name or "the model")
+        if isinstance(module, Coding) and module.active and module.strict:
+            raise Unsupported("strict coding checks every count against its steps", name)
+    if model.training:
+        raise Unsupported("the model is in training mode")

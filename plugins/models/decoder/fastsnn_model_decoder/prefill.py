@@ -28,8 +28,7 @@ from fastsnn_integer import deterministic, fused_row_ops
 from fastsnn_integer.forms import FourBitForm, outputs
 from fastsnn_integer.fused_row_ops import CountRows, Sums
 from fastsnn_integer.reference import shut
-from fastsnn_model_decoder.fused_decode import refuse_hooks
-from fastsnn_model_decoder.layers import Angles, AttentionState, BlockState
+from fastsnn_model_decoder.layers import Angles, AttentionState, BlockState, refuse_hooks
 
 LEAST = 32  # tokens; fewer go through the modules
 

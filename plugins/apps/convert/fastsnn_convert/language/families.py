@@ -18,8 +18,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from fastsnn_convert.language.channel_order import in_our_terms
-from fastsnn_convert.language.hf_checkpoint import Checkpoint, SourceError
+from fastsnn_convert.language.hf_checkpoint import Checkpoint, SourceError, in_our_terms
 from fastsnn_convert.language.int4_checkpoint import open_directory
 from fastsnn_convert.language.without_weights import with_memory, without_weights
 from fastsnn_core import Attention, Feedforward, create

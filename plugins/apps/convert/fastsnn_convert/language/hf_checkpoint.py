@@ -20,6 +20,7 @@ from fastsnn_convert.pickles import PICKLES
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.files import reading_tensors
 from fastsnn_core.moved import renamed
+from fastsnn_model_decoder import Decoder
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 POINTER = b"version https://git-lfs"
@@ -226,6 +227,20 @@ def opened(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise SourceError(f"{path} is damaged, cut off, or no safetensors file: {error}; {SUPPORTED}") from None
+
+
+@torch.no_grad()
+def in_our_terms(name: str, parameter: Tensor, spec: Decoder, norm_offset: float) -> None:
+    """A parameter of ours, which holds what the file has, becomes what we mean, in place.
+
+    `norm_offset` is what the file's norms are less than their gains; q and k have the turning channels first there.
+    """
+    if norm_offset and name.endswith("norm.weight"):
+        parameter.add_(norm_offset)
+    if spec.rope.share < 1.0 and name.rpartition(".")[0].endswith((".attention.q", ".attention.k")):
+        width = spec.dims.head_dim
+        heads = parameter.view(-1, width, *parameter.shape[1:])
+        heads.copy_(heads[:, spec.rope.order(width)].clone())
 
 
 __getattr__ = renamed(__name__, {"CheckpointError": "SourceError"})

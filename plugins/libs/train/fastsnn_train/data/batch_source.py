@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.errors import ArgumentError
-from fastsnn_modules.token_ids import check_token_ids
+from fastsnn_modules.inputs import check_token_ids
 from fastsnn_train.config import TrainConfig
 from fastsnn_train.data.packing import Packed
 from fastsnn_train.data.streaming import Streamed

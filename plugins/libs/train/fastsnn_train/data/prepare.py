@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fastsnn_core.errors import ArgumentError
-from fastsnn_modules.token_ids import check_token_ids, vocabulary_of
+from fastsnn_modules.inputs import check_token_ids, vocabulary_of
 from fastsnn_text import attach, tokenizer_of
 from fastsnn_train.data.documents import Chat, DataError, Spans
 from fastsnn_train.data.packing import Data, Packed, load_data

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsnn_modules.token_ids import check_token_ids
+from fastsnn_modules.inputs import check_token_ids
 from fastsnn_train.data.documents import DataError, name_list
 from fastsnn_train.data.sources import first_line
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fastsnn_core import Model
 from fastsnn_core.moved import renamed
 from fastsnn_core.probe import Record, Trace
-from fastsnn_modules.token_ids import vocabulary_of
+from fastsnn_modules.inputs import vocabulary_of
 from fastsnn_train.data.token_batches import IGNORE, ids_of, targets_of
 
 LOGITS = 1 << 25

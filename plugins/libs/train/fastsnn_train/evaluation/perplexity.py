@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastsnn_console.progress import Progress
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.probe import probe
-from fastsnn_modules.token_ids import check_token_ids, vocabulary_of
+from fastsnn_modules.inputs import check_token_ids, vocabulary_of
 from fastsnn_text import tokenizer_of
 from fastsnn_train.evaluation.figures import (
     SpikeTotals,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastsnn_modules.token_ids import vocabulary_of
+from fastsnn_modules.inputs import vocabulary_of
 from fastsnn_train.config import TrainConfig
 from fastsnn_train.data.batch_source import BatchSource, batch_source
 from fastsnn_train.data.packing import Packed
