@@ -26,8 +26,7 @@ from fastsnn_core.ops.dispatch import Operator
 from fastsnn_leaky.cell_program import NAMES, Program
 from fastsnn_leaky.cell_tape import Programs
 from fastsnn_leaky.scan import CHECKPOINT
-from fastsnn_modules.imported_later import imported_later
-from fastsnn_modules.operands import OperandError, Operands
+from fastsnn_modules.operands import OperandError, Operands, imported_later
 
 
 def _power_of_two_rows(n: Tensor) -> Tensor:
