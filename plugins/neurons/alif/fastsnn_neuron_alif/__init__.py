@@ -5,8 +5,9 @@ from __future__ import annotations
 from attrs import frozen
 from torch import Tensor
 
-from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
+from fastsnn_core import Neuron, Surrogate, hookimpl, param
 from fastsnn_leaky.cells import Cell, Row
+from fastsnn_leaky.parameters import fixed_param, surrogate_slot, threshold_param
 
 __version__ = "0.1.0"
 
@@ -24,11 +25,9 @@ class Alif(Neuron):
     tau: float = param(5.0, gt=1.0, le=1e4, unit="tokens", doc="membrane time constant")
     tau_adaptation: float = param(50.0, gt=1.0, le=1e5, unit="tokens", doc="time constant of the threshold")
     lift: float = param(0.2, ge=0.0, le=100.0, unit="thresholds", doc="by which a spike lifts the threshold")
-    threshold: float = param(
-        1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one spike", draw=(0.5, 1.0)
-    )
-    fixed: bool = param(False, doc="θ is `threshold` as it is given: data do not set it")
-    surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")
+    threshold: float = threshold_param()
+    fixed: bool = fixed_param()
+    surrogate: Surrogate | None = surrogate_slot()
 
     def build(self, features: int) -> AdaptiveCell:
         """The module for `features` channels."""

@@ -8,8 +8,9 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
+from fastsnn_core import Neuron, Surrogate, hookimpl, param
 from fastsnn_leaky.cells import Cell, Row, compiled_steps
+from fastsnn_leaky.parameters import fixed_param, surrogate_slot, threshold_param
 
 __version__ = "0.1.0"
 
@@ -28,11 +29,9 @@ class AxonalDelay(Neuron):
     tau: float = param(2.0, gt=1.0, le=1e4, unit="tokens", doc="membrane time constant")
     longest: int = param(4, ge=1, le=64, unit="tokens", doc="the longest delay", draw=(1, 3))
     learn: bool = param(True, doc="train the delays")
-    threshold: float = param(
-        1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one spike", draw=(0.5, 1.0)
-    )
-    fixed: bool = param(False, doc="θ is `threshold` as it is given: data do not set it")
-    surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")
+    threshold: float = threshold_param()
+    fixed: bool = fixed_param()
+    surrogate: Surrogate | None = surrogate_slot()
 
     def build(self, features: int) -> DelayedCell:
         """The module for `features` channels."""

@@ -6,8 +6,9 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
+from fastsnn_core import Neuron, Surrogate, hookimpl, param
 from fastsnn_leaky.cells import Cell, Row
+from fastsnn_leaky.parameters import fixed_param, surrogate_slot, threshold_param
 
 __version__ = "0.1.0"
 
@@ -34,11 +35,9 @@ class Izhikevich(Neuron):
     d: float = param(8.0, ge=-100.0, le=100.0, unit="mV/ms", doc="by which a spike lifts w", draw=(2.0, 8.0))
     current: float = param(15.0, ge=0.0, le=1e3, unit="mV/ms", doc="I of an input of one threshold", draw=(5.0, 30.0))
     dt: float = param(1.0, gt=0.0, le=2.0, unit="ms", doc="time of one token", draw=(0.5, 1.0))
-    threshold: float = param(
-        1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one spike", draw=(0.5, 1.0)
-    )
-    fixed: bool = param(False, doc="θ is `threshold` as it is given: data do not set it")
-    surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")
+    threshold: float = threshold_param()
+    fixed: bool = fixed_param()
+    surrogate: Surrogate | None = surrogate_slot()
 
     def build(self, features: int) -> IzhikevichCell:
         """The module for `features` channels."""

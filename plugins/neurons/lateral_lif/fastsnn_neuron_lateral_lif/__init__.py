@@ -6,8 +6,9 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
+from fastsnn_core import Neuron, Surrogate, hookimpl, param
 from fastsnn_leaky.cells import Cell, Row, channels_shifted
+from fastsnn_leaky.parameters import fixed_param, surrogate_slot, threshold_param
 
 __version__ = "0.1.0"
 
@@ -28,11 +29,9 @@ class LateralLif(Neuron):
     strength: float = param(0.2, ge=-10.0, le=10.0, unit="θ", doc="g at first; below 0 excites", draw=(0.0, 0.5))
     reach: int = param(0, ge=0, le=1000, unit="channels", doc="how far inhibition goes; 0: to all", draw=(0, 2))
     learn: bool = param(True, doc="train g")
-    threshold: float = param(
-        1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one spike", draw=(0.5, 1.0)
-    )
-    fixed: bool = param(False, doc="θ is `threshold` as it is given: data do not set it")
-    surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")
+    threshold: float = threshold_param()
+    fixed: bool = fixed_param()
+    surrogate: Surrogate | None = surrogate_slot()
 
     def build(self, features: int) -> LateralCell:
         """The module for `features` channels."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
+from fastsnn_core import Neuron, Surrogate, hookimpl, param
 from fastsnn_leaky import DelayedLeaky, Leaky
+from fastsnn_leaky.parameters import fixed_param, surrogate_slot, threshold_param
 
 __version__ = "0.1.0"
 
@@ -31,18 +32,16 @@ class Lif(Neuron):
 
     name = "lif"
     tau: float = param(2.0, gt=1.0, le=1e4, unit="tokens", doc="membrane time constant")
-    threshold: float = param(
-        1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one spike", draw=(0.5, 1.0)
-    )
+    threshold: float = threshold_param()
     hard_reset: bool = param(False, doc="set the membrane to 0 after a spike instead of subtracting θ")
     reset_delay: bool = param(False, doc="reset one token later and fire above θ only, as snnTorch's Leaky does")
     convention: str = param(
         "fastsnn", choices=("fastsnn", "snntorch", "spikingjelly"), doc="whose neuron this is, spike for spike"
     )
     leaky: bool = param(True, doc="false: β = 1, nothing leaks and tau is not used (integrate and fire)")
-    fixed: bool = param(False, doc="θ is `threshold` as it is given: data do not set it")
+    fixed: bool = fixed_param()
     learn_threshold: bool = param(False, doc="train θ")
-    surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")
+    surrogate: Surrogate | None = surrogate_slot()
 
     def build(self, features: int) -> Leaky:
         """The module for `features` channels."""

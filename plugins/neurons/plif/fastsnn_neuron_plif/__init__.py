@@ -8,8 +8,9 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
+from fastsnn_core import Neuron, Surrogate, hookimpl, param
 from fastsnn_leaky.cells import Cell, Row
+from fastsnn_leaky.parameters import fixed_param, surrogate_slot, threshold_param
 
 __version__ = "0.1.0"
 
@@ -26,14 +27,12 @@ class Plif(Neuron):
 
     name = "plif"
     tau: float = param(2.0, gt=1.0, le=1e4, unit="tokens", doc="membrane time constant at first")
-    threshold: float = param(
-        1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one spike", draw=(0.5, 1.0)
-    )
-    fixed: bool = param(False, doc="θ is `threshold` as it is given: data do not set it")
+    threshold: float = threshold_param()
+    fixed: bool = fixed_param()
     hard_reset: bool = param(True, doc="set the membrane to 0 after a spike instead of subtracting θ")
     decay_input: bool = param(True, doc="the input is weighed by k, so that a constant one is reached by the membrane")
     per_channel: bool = param(False, doc="a time constant for each channel, not one for the layer")
-    surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")
+    surrogate: Surrogate | None = surrogate_slot()
 
     def build(self, features: int) -> ParametricCell:
         """The module for `features` channels."""

@@ -6,8 +6,9 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
+from fastsnn_core import Neuron, Surrogate, hookimpl, param
 from fastsnn_leaky.cells import Cell, Row
+from fastsnn_leaky.parameters import fixed_param, surrogate_slot, threshold_param
 
 __version__ = "0.1.0"
 
@@ -27,11 +28,9 @@ class Qif(Neuron):
     a: float = param(1.0, ge=0.0, le=10.0, unit="1/θ", doc="how steep the parabola is", draw=(0.0, 1.0))
     critical: float = param(0.8, gt=0.0, lt=1.0, unit="θ", doc="v_c, above which the membrane rises by itself")
     floor: float = param(1.0, gt=0.0, le=100.0, unit="θ", doc="how far below rest the membrane may go", draw=(0.5, 2.0))
-    threshold: float = param(
-        1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one spike", draw=(0.5, 1.0)
-    )
-    fixed: bool = param(False, doc="θ is `threshold` as it is given: data do not set it")
-    surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")
+    threshold: float = threshold_param()
+    fixed: bool = fixed_param()
+    surrogate: Surrogate | None = surrogate_slot()
 
     def build(self, features: int) -> QuadraticCell:
         """The module for `features` channels."""

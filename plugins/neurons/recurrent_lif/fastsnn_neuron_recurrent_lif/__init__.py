@@ -6,8 +6,9 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
+from fastsnn_core import Neuron, Surrogate, hookimpl, param
 from fastsnn_leaky.cells import Cell, Row
+from fastsnn_leaky.parameters import fixed_param, surrogate_slot, threshold_param
 
 __version__ = "0.1.0"
 
@@ -25,14 +26,12 @@ class RecurrentLif(Neuron):
 
     name = "recurrent_lif"
     tau: float = param(2.0, gt=1.0, le=1e4, unit="tokens", doc="membrane time constant")
-    threshold: float = param(
-        1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one spike", draw=(0.5, 1.0)
-    )
-    fixed: bool = param(False, doc="θ is `threshold` as it is given: data do not set it")
+    threshold: float = threshold_param()
+    fixed: bool = fixed_param()
     hard_reset: bool = param(False, doc="set the membrane to 0 after a spike instead of subtracting θ")
     scale: float = param(0.5, ge=0.0, le=10.0, doc="of the recurrent weights at first", draw=(0.0, 0.5))
     convention: str = param("fastsnn", choices=("fastsnn", "snntorch"), doc="whose neuron this is, spike for spike")
-    surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")
+    surrogate: Surrogate | None = surrogate_slot()
 
     def build(self, features: int) -> RecurrentCell:
         """The module for `features` channels."""

@@ -6,8 +6,9 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
+from fastsnn_core import Neuron, Surrogate, hookimpl, param
 from fastsnn_leaky.cells import Cell, Row
+from fastsnn_leaky.parameters import fixed_param, surrogate_slot, threshold_param
 
 __version__ = "0.1.0"
 
@@ -25,11 +26,9 @@ class RefractoryLif(Neuron):
     name = "refractory_lif"
     tau: float = param(2.0, gt=1.0, le=1e4, unit="tokens", doc="membrane time constant")
     period: int = param(2, ge=0, le=1000, unit="tokens", doc="for which a neuron rests after a spike", draw=(0, 3))
-    threshold: float = param(
-        1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one spike", draw=(0.5, 1.0)
-    )
-    fixed: bool = param(False, doc="θ is `threshold` as it is given: data do not set it")
-    surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")
+    threshold: float = threshold_param()
+    fixed: bool = fixed_param()
+    surrogate: Surrogate | None = surrogate_slot()
 
     def build(self, features: int) -> RefractoryCell:
         """The module for `features` channels."""

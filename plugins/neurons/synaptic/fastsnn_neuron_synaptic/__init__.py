@@ -7,11 +7,12 @@ from typing import Any
 from attrs import frozen
 from torch import Tensor, nn
 
-from fastsnn_core import Neuron, Surrogate, hookimpl, param, slot
+from fastsnn_core import Neuron, Surrogate, hookimpl, param
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.state import StateError, belongs
 from fastsnn_leaky import DelayedLeaky, Leaky
 from fastsnn_leaky.decay import decayed, decayed_in_order
+from fastsnn_leaky.parameters import fixed_param, surrogate_slot, threshold_param
 from fastsnn_modules.inputs import check_state_kind, membrane_state, neuron_input
 
 __version__ = "0.1.0"
@@ -31,13 +32,11 @@ class Synaptic(Neuron):
     name = "synaptic"
     tau_synapse: float = param(2.0, gt=1.0, le=1e4, unit="tokens", doc="time constant of the current")
     tau: float = param(2.0, gt=1.0, le=1e4, unit="tokens", doc="membrane time constant")
-    threshold: float = param(
-        1.0, gt=0.0, le=1e4, unit="mean |x| once calibrated", doc="θ, the height of one spike", draw=(0.5, 1.0)
-    )
-    fixed: bool = param(False, doc="θ is `threshold` as it is given: data do not set it")
+    threshold: float = threshold_param()
+    fixed: bool = fixed_param()
     hard_reset: bool = param(False, doc="set the membrane to 0 after a spike instead of subtracting θ")
     convention: str = param("fastsnn", choices=("fastsnn", "snntorch"), doc="whose neuron this is, spike for spike")
-    surrogate: Surrogate | None = slot(Surrogate, doc="gradient of the spike; arctangent when left out")
+    surrogate: Surrogate | None = surrogate_slot()
 
     def build(self, features: int) -> SynapticCell:
         """The module for `features` channels."""
