@@ -3,6 +3,7 @@
     python benchmarks/temporal.py learn [--arch snn-conv] [--data ../shared/data/mnist] [--epochs 3] [--json out.json]
     python benchmarks/temporal.py step [--times 4 25] [--peers snntorch spikingjelly] [--json …]
     python benchmarks/temporal.py memory [--times 4 16 64 256 1024] [--json …]
+    python benchmarks/temporal.py online [--steps 32] [--json …]
 
 ``learn`` trains a preset (direct coding; shifts of 1 pixel and turns of 8 degrees) and prints the test accuracy, the
 processor seconds of all threads and the spikes of one inference. ``step`` takes forward and backward of one network, a
@@ -10,7 +11,8 @@ convolution, a leaky neuron, a pool, a hidden layer and a readout, on the same w
 that is installed (multi-step SpikingJelly, snnTorch step by step); first it checks that spikes and gradients agree.
 Rounds are interleaved, and the ratio is the median over rounds. ``memory`` takes training steps of two hidden layers
 over T steps, whole and by each way that keeps less, each in a process of its own: what autograd keeps at most (of
-checkpoint_time without the segment that runs again), and how much the process grew.
+checkpoint_time without the segment that runs again), and how much the process grew. ``online`` trains one
+network on one set of series by backpropagation through time and by each online rule.
 """
 
 from __future__ import annotations
@@ -250,13 +252,39 @@ def memory(opts: argparse.Namespace) -> dict[str, Any]:
     return {"batch": 32, "widths": [64, 256, 256, 10], "rows": rows}
 
 
+# -- online rules ----------------------------------------------------------------------------------------------------
+
+
+def online(opts: argparse.Namespace) -> dict[str, Any]:
+    """Accuracy of one network on one set of series, trained through time and by each online rule."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(1200) % 4
+    phase = torch.arange(opts.steps)[None] * (0.2 + 0.15 * y[:, None])
+    waves = torch.stack([phase.sin(), phase.cos()], 2) + 0.3 * torch.randn(1200, opts.steps, 2, generator=generator)
+    rows = []
+    for way in ("none", "sltt", "ottt"):
+        torch.manual_seed(opts.seed)
+        model = FastSNN.build(
+            arch="snn-recurrent", input=(2,), classes=4, widths=(64, 64), neuron="lif", tau=0, dropout=0.0
+        )
+        begin = time.process_time()
+        run = FastSNN.fit(
+            model, (waves.numpy(), y.numpy()), max_steps=300, batch_size=64, lr=5e-3, online=way, seed=opts.seed,
+            objective={"kind": "cross_entropy", "readout": "step"}, trackers=(), quiet=True,
+        )  # fmt: skip
+        row = {"online": way, "accuracy": run.history[-1]["accuracy"], "seconds": time.process_time() - begin}
+        rows.append(row)
+        print(f"{way:<6} accuracy {row['accuracy']:.4f}  {row['seconds']:.1f} processor seconds")
+    return {"steps": opts.steps, "rows": rows}
+
+
 def main() -> int:
     args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    args.add_argument("what", choices=("learn", "step", "memory"))
+    args.add_argument("what", choices=("learn", "step", "memory", "online"))
     args.add_argument("--arch", default="snn-conv")
     args.add_argument("--data", default="../shared/data/mnist")
     args.add_argument("--epochs", type=float, default=3.0)
-    args.add_argument("--steps", type=int, default=4, help="T of learn")
+    args.add_argument("--steps", type=int, help="T of learn (4), online (32)")
     args.add_argument("--batch", type=int, default=64)
     args.add_argument("--lr", type=float, default=2e-3)
     args.add_argument("--seed", type=int, default=0)
@@ -266,8 +294,9 @@ def main() -> int:
     args.add_argument("--rounds", type=int, default=5)
     args.add_argument("--json")
     opts = args.parse_args()
+    opts.steps = opts.steps or (32 if opts.what == "online" else 4)
     opts.times = opts.times or ([4, 16, 64, 256, 1024] if opts.what == "memory" else [4, 25])
-    found = {"learn": learn, "step": step, "memory": memory}[opts.what](opts)
+    found = {"learn": learn, "step": step, "memory": memory, "online": online}[opts.what](opts)
     print(json.dumps(found))
     if opts.json:
         Path(opts.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
