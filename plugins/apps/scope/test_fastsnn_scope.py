@@ -12,10 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastsnn_console import progress
 from fastsnn_core import Model, Scope, SpikeSite, build, param
 from fastsnn_leaky.neurons import Leaky
 from fastsnn_scope import Scoped, report, scope
 from fastsnn_scope.command import main
+
+KEYWORDS = progress.Progress.__init__.__kwdefaults__
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -169,6 +172,17 @@ def test_a_failing_scope_costs_its_own_panel_only(model, tmp_path, how, says):
     panels = json.loads((out / "report.json").read_text(encoding="utf-8"))["scopes"]
     assert "error" in panels["bad"]
     assert "error" not in panels["good"]
+
+
+def test_a_slow_report_says_what_is_being_measured(model, monkeypatch, capsys):
+    monkeypatch.delenv("FASTSNN_QUIET", raising=False)
+    monkeypatch.setattr(progress, "TICK", 0.01)
+    monkeypatch.setattr(progress.Progress.__init__, "__kwdefaults__", {**KEYWORDS, "delay": 0.001})
+    found = scope(model)
+    found.data()
+    said = capsys.readouterr().err
+    total = len(found.scopes) + 5
+    assert f"measuring: {total}/{total} parts in " in said
 
 
 def test_other_files_of_the_folder_are_left_alone(model, tmp_path):

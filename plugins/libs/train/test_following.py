@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 
 import attrs
@@ -216,3 +217,17 @@ def test_the_command_lists_every_setting(capsys):
     for section in (DataConfig, TrainConfig):
         assert all(f"\n  {field.name} = " in said for field in attrs.fields(section))
     assert '  schedule = "cosine"  what follows warm-up (one of ' in said
+
+
+def test_the_command_prints_figures_to_five_digits(tmp_path, monkeypatch, capsys):
+    from fastsnn_train.cli import fit
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("to be or not to be " * 60)
+    (tmp_path / "spec.toml").write_text(SPEC)
+    assert fit(["spec.toml", "--out", "run", "--quiet"]) == 0
+    said = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert said["steps"] == "4"
+    assert {"loss", "lr"} <= said.keys()
+    floats = [value for value in said.values() if re.fullmatch(r"[\d.e+-]+", value)]
+    assert all(len(value.split("e")[0].replace(".", "").lstrip("-0")) <= 5 for value in floats), said

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_console import targets
+from fastsnn_console.progress import Progress
 from fastsnn_console.typed import typed
 from fastsnn_core import Scope, create
 from fastsnn_core.errors import FastSNNError
@@ -93,26 +94,38 @@ class Scoped:
         if self.found is None:
             from fastsnn_core.bundle import training_environment
 
-            subject, model = self.subject, self.model
-            faults: list[str] = []
-            self.found = {
-                "format": FORMAT,
-                "created": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-                "model": model_facts(model),
-                "input": self.about,
-                "quality": quality.headline(model, self.inputs, self.about),
-                "cells": isolated("the map of sites", lambda: self.map_of(subject), faults) or {"reason": "see above"},
-                "divergence": isolated("the pass without spikes", lambda: divergence(model, self.inputs), faults),
-                "scopes": {s.name: measured(s, subject) for s in self.scopes},
-                "speed": isolated("timing layers", self.timed, faults),
-                "probes": isolated("timing the probes", lambda: probe_cost(model, self.inputs), faults),
-                "confusion": self.confusion,
-                "parent": quality.conversion_of(model).get("quality"),
-                "conversion": quality.conversion_table(model),
-                "tuned": curve.tuned(model),
-                "environment": training_environment() | {"threads": torch.get_num_threads()},
-                "faults": faults,
-            }
+            model, faults = self.model, list[str]()
+            with Progress("measuring", len(self.scopes) + 5, "parts") as progress:
+
+                def part(what: str, call: Callable[[], Any]) -> Any:
+                    """One part under a note in the bar."""
+                    progress.update(progress.done, what)
+                    found = call()
+                    progress.step(note=what)
+                    return found
+
+                def guarded(what: str, call: Callable[[], Any]) -> Any:
+                    return part(what, lambda: isolated(what, call, faults))
+
+                subject = part("the spikes", lambda: self.subject)
+                self.found = {
+                    "format": FORMAT,
+                    "created": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+                    "model": model_facts(model),
+                    "input": self.about,
+                    "quality": quality.headline(model, self.inputs, self.about),
+                    "cells": guarded("the map of sites", lambda: self.map_of(subject)) or {"reason": "see above"},
+                    "divergence": guarded("the pass without spikes", lambda: divergence(model, self.inputs)),
+                    "scopes": {s.name: part(s.name, partial(measured, s, subject)) for s in self.scopes},
+                    "speed": guarded("timing layers", self.timed),
+                    "probes": guarded("timing the probes", lambda: probe_cost(model, self.inputs)),
+                    "confusion": self.confusion,
+                    "parent": quality.conversion_of(model).get("quality"),
+                    "conversion": quality.conversion_table(model),
+                    "tuned": curve.tuned(model),
+                    "environment": training_environment() | {"threads": torch.get_num_threads()},
+                    "faults": faults,
+                }
             self.found |= {"lost": quality.lost(model), "advice": quality.advice(model, self.found["scopes"])}
             self.found["saved"] = tiles(self.found)
         return self.found

@@ -15,6 +15,13 @@ def markdown_table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(str(r[n]).replace("|", "/") for n in names) + " |" for r in rows])
 
 
+def figure_lines(figures: dict[str, Any]) -> list[str]:
+    """A line ``name: value`` for each figure, floats to five significant digits."""
+    return [
+        f"{name}: {value:.5g}" if isinstance(value, float) else f"{name}: {value}" for name, value in figures.items()
+    ]
+
+
 def capability_rows(
     title: str, cases: Mapping[str, Callable[[], tuple[str, str]]], only: Iterable[str] | None = None
 ) -> list[dict[str, str]]:

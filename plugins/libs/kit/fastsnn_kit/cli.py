@@ -20,7 +20,7 @@ def test(argv: list[str]) -> int:
 
     names = [plugin.name for plugin in installed()]
     for name in opts.plugin:
-        choice(name, names, "fastsnn test")
+        choice(name, names, "test")
     chosen = [f"--fastsnn={name}" for name in opts.plugin]
     quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis and the kit are imported already
     return int(pytest.main(["--pyargs", "fastsnn_core.testing", "-q", *quiet, *chosen, *rest]))

@@ -12,6 +12,7 @@ import attrs
 from fastsnn_console import targets
 from fastsnn_console.arguments import Parser, number
 from fastsnn_console.progress import Progress
+from fastsnn_console.tables import figure_lines
 from fastsnn_core import build, bundle, spec
 from fastsnn_core.component import bounds_of, fields
 from fastsnn_core.errors import UserError
@@ -55,8 +56,8 @@ def fit(argv: list[str]) -> int:
         last |= row
     result = {"bundle": str(path), "steps": trainer.step} | {k: v for k, v in last.items() if k != "step"}
     if trainer.world.leader:
-        lines = [f"{k}: {v}" for k, v in result.items() if not isinstance(v, dict)]
-        print(json.dumps(result) if opts.json else "\n".join(lines))
+        plain = {k: v for k, v in result.items() if not isinstance(v, dict)}
+        print(json.dumps(result) if opts.json else "\n".join(figure_lines(plain)))
     world = trainer.world
     del trainer
     leave_group(world)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastsnn_console import targets
 from fastsnn_console.arguments import Parser, choice, comma_separated, device, number
+from fastsnn_console.tables import figure_lines
 from fastsnn_core import bundle
 from fastsnn_core.errors import UserError
 from fastsnn_text import Sampling, attach, generate_text, load_tokenizer
@@ -144,7 +145,7 @@ def part_of(text: str, opts: Any) -> str:
 def result_text(result: dict[str, Any], grids: dict[str, Recall]) -> str:
     """The result as text: perplexity with its standard error first, numbers to five digits."""
     plain = {k: v for k, v in result.items() if k not in (*HIDDEN, "confusion")}
-    lines = [f"{k}: {v:.5g}" if isinstance(v, float) else f"{k}: {v}" for k, v in plain.items()]
+    lines = figure_lines(plain)
     if "perplexity" in result:
         error = result["perplexity_error"]
         windows = f"{result['windows']} window{'s' * (result['windows'] > 1)}, {result['tokens']:,} tokens"
