@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import signal
 import socket
+import sys
 import threading
 import time
 
@@ -73,20 +73,23 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-AGAIN, MOST = 0.005, 60  # seconds until an alarm that came in a callback of gc comes again; that an end may take
+AGAIN, MOST = 0.005, 60  # seconds until a Ctrl-C that Python lost is pressed again; that an end may take
 
 
-def press_ctrl_c(_, frame):
-    """SIGINT; a little later where Python is collecting garbage: what a callback of gc raises is lost (Hypothesis)."""
-    callbacks = [getattr(c, "__code__", None) for c in gc.callbacks]
-    while frame is not None:
-        if frame.f_code in callbacks:
-            signal.setitimer(signal.ITIMER_REAL, AGAIN)
-            return
-        frame = frame.f_back
+def press_ctrl_c(*_):
+    """SIGINT."""
     signal.signal(signal.SIGALRM, too_late)
     signal.setitimer(signal.ITIMER_REAL, MOST)
     signal.raise_signal(signal.SIGINT)
+
+
+def press_again(lost):
+    """What is raised in a finaliser or a callback of gc or a weakref is lost: a user would press once more."""
+    if lost.exc_type is KeyboardInterrupt:
+        signal.signal(signal.SIGALRM, press_ctrl_c)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def too_late(*_):
@@ -96,6 +99,7 @@ def too_late(*_):
 def run(words, after=None):
     """Exit status of a verb that is interrupted after so many seconds, and how long it took."""
     old = signal.signal(signal.SIGALRM, press_ctrl_c)
+    hook, sys.unraisablehook = sys.unraisablehook, press_again
     ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     began = time.perf_counter()
     try:
@@ -108,6 +112,7 @@ def run(words, after=None):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
         signal.signal(signal.SIGINT, ctrl_c)
+        sys.unraisablehook = hook
     return code, time.perf_counter() - began
 
 
@@ -168,6 +173,24 @@ def test_serving_ends_and_frees_its_port(place, capsys):
         with socket.socket() as again:
             again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             again.bind(("127.0.0.1", port))
+
+
+def test_a_ctrl_c_that_a_finaliser_swallows_is_pressed_again(monkeypatch):
+    class Slow:
+        def __del__(self):
+            time.sleep(0.5)
+
+    def long(words):
+        del words[:]
+        Slow()
+        for _ in range(600):
+            time.sleep(0.01)
+
+    monkeypatch.setattr(cli, "main", long)
+    began = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        run([], 0.1)
+    assert 0.1 < time.perf_counter() - began < 3
 
 
 def when_it_answers(port):
