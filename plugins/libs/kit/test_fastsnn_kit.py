@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,14 @@ def test_a_tracker_that_writes_elsewhere_or_stops_a_good_run_is_found():
         check_tracker(Stray)
     with pytest.raises(AssertionError, match="stopped a run whose loss falls: I am tired"):
         check_tracker(Stops)
+
+
+def test_a_file_that_is_not_installed_is_checked(tmp_path):
+    neuron = Path(__file__).parents[2] / "neurons" / "ilif" / "fastsnn_neuron_ilif" / "__init__.py"
+    (tmp_path / "acme_trial.py").write_text(neuron.read_text(encoding="utf-8"), encoding="utf-8")
+    command = [sys.executable, "-m", "fastsnn_core", "-p", str(tmp_path / "acme_trial.py"), "test"]
+    done = subprocess.run([*command, "acme_trial", "-k", "documented"], capture_output=True, text=True, check=False)
+    assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout + done.stderr
+    done = subprocess.run([*command, "acme_tral"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "did you mean 'acme_trial'" in done.stderr
