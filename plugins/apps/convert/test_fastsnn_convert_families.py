@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastsnn_convert.language.families import import_dense
+from fastsnn_convert.language.families import FAMILIES, import_dense
 from fastsnn_text import TokenizerError, tokenizer_of
 
 BASE: dict[str, Any] = {
@@ -184,3 +184,11 @@ def test_a_head_of_its_own_counts_whatever_the_config_says(transformers: Any, tm
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert import_dense(tmp_path).spec.tied
+
+
+def test_the_page_names_the_families_that_are_read() -> None:
+    page = Path(__file__).parents[3] / "docs" / "convert.md"
+    if not page.is_file():
+        pytest.skip("docs/ is not beside this distribution")
+    named = page.read_text(encoding="utf-8").partition("Families: ")[2].partition(";")[0]
+    assert set(named.replace("`", "").split(", ")) == set(FAMILIES)
