@@ -14,9 +14,10 @@ from fastsnn_core import bundle
 from fastsnn_train import Data, TrainConfig, Trainer, extend_context
 from fastsnn_train.cli import fit
 from fastsnn_train.data.streaming import Streamed
-from fastsnn_train.evaluation.recall import mqar, recall
+from fastsnn_train.evaluation.recall import Recall, mqar, recall
 from fastsnn_train.extend.cli import extend
 from fastsnn_train.extend.decay import calibrate_decay
+from fastsnn_train.extend.report import Extension
 from fastsnn_train.extend.reshape import adopt, layer_attentions, shaped
 from fastsnn_train.extend.step import FRESH, StageRunner, deep_share
 from fastsnn_train.loop.parallel import World
@@ -102,7 +103,7 @@ def test_stages_carry_the_optimiser_and_leave_milestones(make, data, tmp_path):
     names = {"extension.json", "positions.png", "recall-mqar.png"}
     assert {p.name for p in folder.iterdir()} == names
     assert json.loads((folder / "extension.json").read_text())["to"] == 48
-    assert "mqar at 48 tokens" in str(found)
+    assert "mqar: 0% at every length" in str(found)
     again = bundle.load(bundle.save(model, tmp_path / "m.snn"))
     assert again.meta["milestones"][-1]["to"] == 48
 
@@ -367,3 +368,18 @@ def test_a_killed_extension_goes_on_as_if_it_had_not_been(make, data, mode, tmp_
 
 def take_all(trainer):
     return take(trainer.model, trainer.optimizer, trainer.stepper.average)
+
+
+def test_recall_that_was_never_there_is_one_sentence():
+    def grid(task, *accuracy):
+        return Recall(task, (16, 32), (0.0,), tuple((a,) for a in accuracy), 4)
+
+    facts = {"mode": "carry", "from": 16, "to": 32, "steps": 1, "seconds": 1.0, "before": [], "after": []}
+    facts["short"] = {"before": 1.0, "after": 1.0, "worse": 0.0}
+    before = {"passkey": grid("passkey", 0.0, 0.0), "mqar": grid("mqar", 0.0, 0.0), "kv": grid("kv", 0.5, 0.0)}
+    after = before | {"mqar": grid("mqar", 0.0, 0.25)}
+    lines = str(Extension.of(facts, before, after)).splitlines()
+    assert "mqar at 32 tokens: 0% → 25%" in lines
+    assert "kv at 16 tokens: 50% → 50%" in lines
+    assert [line for line in lines if "passkey" in line] == [lines[-1]]
+    assert lines[-1].startswith("passkey: 0% at every length, before and after")

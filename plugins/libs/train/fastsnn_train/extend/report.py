@@ -46,8 +46,17 @@ class Extension(dict[str, Any]):
         lines.append(
             f"at {self['from']} tokens  nats {short['before']:.4f} → {short['after']:.4f} ({short['worse']:+.1%})"
         )
+        lost = []
         for task, (old, new) in self.grids.items():
-            lines += [f"{task} at {n} tokens: {old.at(n):.0%} → {new.at(n):.0%}" for n in old.lengths]
+            if any(old.at(n) or new.at(n) for n in old.lengths):
+                lines += [f"{task} at {n} tokens: {old.at(n):.0%} → {new.at(n):.0%}" for n in old.lengths]
+            else:
+                lost.append(task)
+        if lost:
+            lines.append(
+                f"{', '.join(lost)}: 0% at every length, before and after: the model has not learnt to recall, so these "
+                "tests say nothing about its context; the perplexities above do"
+            )
         return "\n".join(lines)
 
     def report(self, folder: str | Path) -> Path:
