@@ -54,8 +54,8 @@ class Extension(dict[str, Any]):
                 lost.append(task)
         if lost:
             lines.append(
-                f"{', '.join(lost)}: 0% at every length, before and after: the model has not learnt to recall, so these "
-                "tests say nothing about its context; the perplexities above do"
+                f"{', '.join(lost)}: 0% at every length, before and after: the model has not learnt to recall, so "
+                "these tests say nothing about its context; the perplexities above do"
             )
         return "\n".join(lines)
 
