@@ -99,7 +99,11 @@ for name, operator in sorted(ops.registered().items()):
     for _ in range(budget):
         drawn, chance = draw.choice(samples), draw.choice([0.15, 0.4])
         kept = 1 if name == "decode_step" else 0  # the plan is what modules say of themselves, not an operand
-        sample = (*drawn[:kept], *changed(drawn[kept:], chance))
+        try:
+            sample = (*drawn[:kept], *changed(drawn[kept:], chance))
+        except FastSNNError:  # what says what it must be when it is made, as a cell's program does
+            refused += 1
+            continue
         for function in (*ways.get(name, []), "operator"):
             print(name, flush=True, file=sys.stderr)
             mine, theirs = copied(sample), copied(sample)

@@ -295,6 +295,7 @@ def test_every_operator_is_here():
         "rows_heads",
         "rows_project",
     }  # plugins/kernels/numba/test_kernel_rows.py
+    elsewhere |= {"cell_scan", "cell_scan_backward"}  # plugins/kernels/numba/test_kernel_cells.py
     elsewhere.add("count_project_q4")  # plugins/exporters/w4a
     assert set(ops.OPERATORS) - elsewhere <= here
     assert scan.FORWARD.name in here

@@ -11,10 +11,11 @@ from torch import nn
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import paths, reasons
 from fastsnn_leaky import cells
-from fastsnn_leaky.cell_program import CODES, lowered_program
+from fastsnn_leaky.cell_program import CODES, Program, lowered_program
 from fastsnn_leaky.cell_scan import CELL_SCAN, CELL_SCAN_BACKWARD, run_program
 from fastsnn_leaky.cell_tape import NotTraceable, programs_of, record_step
 from fastsnn_leaky.cells import Cell, channels_shifted
+from fastsnn_modules.operands import OperandError
 
 
 class Everything(Cell):
@@ -163,3 +164,26 @@ def test_a_second_derivative_is_refused():
     (first,) = torch.autograd.grad((cell(x)[0].counts ** 2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"code": ((0, 9, 0, 1, 0),)},  # writes beyond the registers
+        {"code": ((0, 0, 0, 1, 0),)},  # writes an input
+        {"code": ((99, 3, 0, 1, 0),)},  # no such instruction
+        {"code": ((0, 3, 0, 4, 0),)},  # reads what nothing was written to
+        {"code": ((11, 3, 0, 2**40, 0),)},  # shifts by more than an index holds
+        {"code": ((0, 3, 0),)},
+        {"outs": (4,)},
+        {"outs": (0,)},
+        {"registers": 10**6},
+        {"constants": ("x",)},
+        {"inputs": 1.5},
+    ],
+)
+def test_a_program_that_would_write_elsewhere_is_refused(change):
+    good = {"code": ((0, 3, 0, 1, 0),), "constants": (1.0,), "inputs": 2, "registers": 5, "outs": (3,)}
+    Program(**good)
+    with pytest.raises(OperandError):
+        Program(**(good | change))

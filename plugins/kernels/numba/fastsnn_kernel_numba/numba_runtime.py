@@ -34,6 +34,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from fastsnn_kernel_numba import compile_notice
+from fastsnn_modules.operands import OperandTypeError
 
 log = logging.getLogger("fastsnn")
 _notice = compile_notice.listen_for_compilation()
@@ -246,5 +247,8 @@ def scratch(name: str, numbers: int, dtype: Any) -> Any:
 
 
 def flat(t: Tensor) -> Any:
-    """A contiguous tensor as a one-dimensional NumPy array on the same memory."""
-    return (t.detach() if t.requires_grad else t).numpy().reshape(-1)
+    """A contiguous tensor as a one-dimensional NumPy array on the same memory; `OperandTypeError` where it is none."""
+    try:
+        return (t.detach() if t.requires_grad else t).numpy().reshape(-1)
+    except TypeError:
+        raise OperandTypeError(f"numba: kernels read numbers on the CPU, got {t.dtype} on {t.device}") from None

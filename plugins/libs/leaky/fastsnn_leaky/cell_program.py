@@ -24,6 +24,8 @@ from typing import Any
 import attrs
 import numpy as np
 
+from fastsnn_modules.operands import OperandError
+
 NAMES = ("add", "sub", "mul", "div", "copy", "muladd", "lt", "le", "where", "pow2", "sum", "shift")
 CODES = {name: code for code, name in enumerate(NAMES)}
 ACROSS = (CODES["sum"], CODES["shift"])  # these need whole rows
@@ -31,6 +33,7 @@ LOG2E = 1.4426950408889634
 LN2 = {False: (0.693359375, -2.12194440054690581e-4), True: (0.693147180369123816490, 1.90821492927058770002e-10)}
 NORMAL = {False: (-87.0, 88.0), True: (-708.0, 709.0)}
 TO_WHOLE = {False: 1.5 * 2.0**23, True: 1.5 * 2.0**52}  # adding and taking it rounds half to even
+MOST = 4096  # registers of a program
 TERMS = {False: 7, True: 13}  # |r| <= ln2 / 2: the next term is below half a unit in the last place
 
 
@@ -46,6 +49,27 @@ class Program:
     inputs: int
     registers: int
     outs: tuple[int, ...]
+
+    def __attrs_post_init__(self) -> None:
+        """Kernels write and read where a program says, so nothing else than this is one; `OperandError`."""
+        numbers = (self.inputs, self.registers, *self.outs, *(n for row in self.code for n in row))
+        if any(type(n) is not int for n in numbers) or any(type(v) is not float for v in self.constants):
+            raise OperandError("a program holds whole numbers, and floats as its constants")
+        given = self.inputs + len(self.constants)
+        if self.inputs < 1 or not given <= self.registers <= MOST:
+            raise OperandError(f"a program has 1 input or more and {given} to {MOST} registers, not {self.registers}")
+        known = set(range(given))
+        for row in self.code:
+            code, to, *of = row if len(row) == 5 else (-1, 0, 0, 0, 0)
+            if not 0 <= code < len(NAMES) or not given <= to < self.registers:
+                raise OperandError(f"{row} is no instruction (code, to, a, b, c) on {self.registers} registers")
+            if code == CODES["shift"]:
+                of = of[:1] if abs(of[1]) < 2**31 else [-1]
+            if not known.issuperset(of) or to in of:
+                raise OperandError(f"{row} reads a register that nothing was written to, or its own")
+            known.add(to)
+        if not known.issuperset(self.outs) or any(out < self.inputs for out in self.outs):
+            raise OperandError(f"results {self.outs}: each is a register that was written, and no input's")
 
     @cached_property
     def packed(self) -> Any:
