@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import socket
 import sys
@@ -83,13 +84,13 @@ def press_ctrl_c(*_):
     signal.raise_signal(signal.SIGINT)
 
 
-def press_again(lost):
+def press_again(other, lost):
     """What is raised in a finaliser or a callback of gc or a weakref is lost: a user would press once more."""
     if lost.exc_type is KeyboardInterrupt:
         signal.signal(signal.SIGALRM, press_ctrl_c)
         signal.setitimer(signal.ITIMER_REAL, AGAIN)
     else:
-        sys.__unraisablehook__(lost)
+        other(lost)
 
 
 def too_late(*_):
@@ -99,7 +100,8 @@ def too_late(*_):
 def run(words, after=None):
     """Exit status of a verb that is interrupted after so many seconds, and how long it took."""
     old = signal.signal(signal.SIGALRM, press_ctrl_c)
-    hook, sys.unraisablehook = sys.unraisablehook, press_again
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(press_again, hook)
     ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     began = time.perf_counter()
     try:

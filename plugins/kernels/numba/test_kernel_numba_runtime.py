@@ -172,3 +172,13 @@ def test_compiled_files_know_where_the_named_tuples_of_their_arguments_are(monke
     monkeypatch.setattr(numba_runtime, "_digests", {})
     monkeypatch.setattr(numba_runtime, "argument_types", lambda: "elsewhere.Workspace")
     assert numba_runtime.code_digest(fused_decoder_compile._walk) != before
+
+
+def test_memory_whose_lease_was_interrupted_says_nothing(monkeypatch):
+    from fastsnn_kernel_numba import buffer_pool
+
+    said = []
+    monkeypatch.setattr("sys.unraisablehook", said.append)
+    half = buffer_pool._Lease.__new__(buffer_pool._Lease)  # Ctrl-C before the first line of __init__
+    del half
+    assert not said

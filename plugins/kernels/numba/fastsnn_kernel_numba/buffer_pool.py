@@ -34,6 +34,8 @@ class _Lease:
         self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": where, "version": 3}
 
     def __del__(self) -> None:
+        if not hasattr(self, "size"):  # interrupted while it was made
+            return
         if self.size + sum(size * len(kept) for size, kept in list(_free.items())) > KEEP:
             _free.clear()
         if self.size <= KEEP:
