@@ -152,15 +152,16 @@ def test_steps_of_an_online_rule_in_one_pass_are_steps_by_themselves(rule, name,
     y = torch.randint(0, 3, (4, 40)) if kind == "labelling" else y
     task = "labelling" if kind == "labelling" else "classification"
     found = []
-    for steps in (1, 16):
-        monkeypatch.setattr(segments, "STEPS", steps)
+    for joined in (False, True):
+        way = online.can_be_joined if joined else lambda model, state: False  # the modules' own forward, step by step
+        monkeypatch.setattr(segments, "can_be_joined", way)
         model = readout(create("neuron", name, **({"fixed": True} if name != "ilif" else {}), **how))
         weights = torch.tensor([1.0, 2.0, 5.0]) if kind == "weighted" else None
         found.append(gradients(model, x, y, STEPWISE, task, weights, online=rule))
         assert not any("forward" in vars(m) for m in model.modules())
-    (alone, loss), (joined, same) = found
+    (alone, loss), (at_once, same) = found
     assert same == pytest.approx(loss, rel=1e-9)
-    for a, b in zip(joined, alone, strict=True):
+    for a, b in zip(at_once, alone, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
 
 

@@ -155,8 +155,11 @@ def check_project_q4(counts: Tensor, packed: Tensor, d: Tensor, m: Tensor, group
             f"count_project_q4: {sizes['D']} inputs in groups of {group} and {sizes['O']} outputs do not go with d "
             f"{list(d.shape)} and bytes {list(packed.shape)}"
         )
-    if m.numel() and (m.shape != d.shape or m.dtype != torch.float32):
-        raise OperandError(f"count_project_q4: m must be empty or float32 {list(d.shape)}, got {list(m.shape)}")
+    if m.numel() and (m.shape != d.shape or m.dtype != torch.float32 or m.device != d.device):
+        raise OperandError(
+            f"count_project_q4: m must be empty or float32 {list(d.shape)} on {d.device}, "
+            f"got {m.dtype} {list(m.shape)} on {m.device}"
+        )
 
 
 PROJECT = Operator(

@@ -69,7 +69,10 @@ def backward_naive(
     beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The definition of the backward: gradients of x and of the initial v. `slope` replaces the form where given."""
-    u_all, first = membrane(x, marks, keep, theta, beta, lo, hi, heaviside, hard), thresholds(lo, hi, heaviside)
+    first, pieces = thresholds(lo, hi, heaviside), zip(x.split(CHECKPOINT, 1), marks.split(1, 1))
+    kept = keep.split(CHECKPOINT, 1) if len(keep) else [keep] * marks.shape[1]
+    rows = [membrane(z, v, k, theta, beta, lo, hi, heaviside, hard) for (z, v), k in zip(pieces, kept)]
+    u_all = torch.cat(rows, 1) if rows else x
     s = slope if slope.numel() else derivative(u_all, FORMS[form], alpha, *first)
     grad_x, carry = torch.empty_like(x), grad_v
     for t in reversed(range(x.shape[1])):
