@@ -33,11 +33,8 @@ from fastsnn_core.component import Component, Model, parts
 from fastsnn_core.files import beside, reading_tensors
 from fastsnn_core.plugins import registry
 from fastsnn_core.sealed_folder import BundleError as BundleError
-from fastsnn_core.sealed_folder import check_listed as check_listed
-from fastsnn_core.sealed_folder import digest as digest
-from fastsnn_core.sealed_folder import dump as dump
-from fastsnn_core.sealed_folder import read_json as read_json
-from fastsnn_core.sealed_folder import sealed as sealed
+from fastsnn_core.sealed_folder import check_listed, digest, dump, read_json, sealed
+from fastsnn_core.versions import installed_version, other_versions
 
 log = logging.getLogger("fastsnn")
 FORMAT, PACKED_FORMAT = 1, 2
@@ -66,18 +63,14 @@ def training_environment() -> dict[str, str]:
     """Where a model was made."""
     from fastsnn_core import __version__
 
-    return {
-        "fastsnn-core": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-    }
+    found = {"fastsnn-core": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    return found | {"platform": platform.platform()}
 
 
 def distributions_of(spec: Component) -> dict[str, str]:
-    """Distributions, with versions, that the spec's components come from."""
+    """Core and the distributions that the spec's components come from, with versions."""
     found = (registry().distribution(part) for part in parts(spec))
-    return dict(sorted({hit for hit in found if hit}))
+    return dict(sorted({("fastsnn-core", installed_version("fastsnn-core")), *(hit for hit in found if hit)}))
 
 
 def config(model: nn.Module) -> dict[str, Any]:
@@ -270,7 +263,7 @@ def prepare(model: nn.Module, path: Path, table: dict[str, Any]) -> None:
 
 def missing(wanted: dict[str, str]) -> list[str]:
     """Distributions of a bundle that are not installed, ready to paste after ``pip install``."""
-    have = {p.distribution for p in registry().plugins if p.status == "ok"}
+    have = {"fastsnn-core", *(p.distribution for p in registry().plugins if p.status == "ok")}
     return [f"'{name}>={version}'" for name, version in wanted.items() if name not in have]
 
 
@@ -287,6 +280,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     import safetensors.torch
 
     (table, meta), path = verify(path), Path(path)
+    if others := other_versions(table.get("distributions", {})):
+        log.warning("%s was made by %s; if it behaves differently here, install those versions", path, others)
     model = uninitialized(path, table)
     try:
         with reading_tensors():

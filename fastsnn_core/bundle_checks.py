@@ -17,8 +17,8 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.moved import former
 
 TABLES = ("_forward_hooks", "_forward_pre_hooks")
-INSIDE = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
-INSIDE |= {"AveragedModel": "module"}
+PARALLEL = ("DataParallel", "DistributedDataParallel", "AveragedModel")
+INSIDE = dict.fromkeys(PARALLEL, "module") | {"OptimizedModule": "_orig_mod"}
 
 
 class NotSavableError(FastSNNError):
@@ -104,9 +104,7 @@ def refuse_other_shapes(mine: dict[str, tuple[int, ...]], theirs: dict[str, tupl
     """Refuse a model whose tensors are not those that its spec builds."""
     says = [f"{name} is not in what the spec builds" for name in mine if name not in theirs]
     says += [f"{name} of the spec is not in the model" for name in theirs if name not in mine]
-    says += [
-        f"{n} has shape {mine[n]}, the spec says {theirs[n]}" for n in mine if n in theirs and mine[n] != theirs[n]
-    ]
+    says += [f"{n} has shape {s}, the spec says {theirs[n]}" for n, s in mine.items() if theirs.get(n, s) != s]
     if says:
         more = f" (and {len(says) - 3} more)" if len(says) > 3 else ""
         raise NotSavableError(

@@ -33,8 +33,9 @@ Please report it with the lines above, the command, and: {}"""
 
 
 def plugins(argv: list[str]) -> int:
-    """List plugins: name, distribution, version, status, and what each offers or why it is not loaded."""
+    """List plugins: name, distribution, version, whether it fits this core, status, what it offers or why it fails."""
     from fastsnn_core import plugins as found
+    from fastsnn_core.versions import fits_core
 
     args = Parser("plugins", plugins.__doc__)
     args.add_argument("--kind", help="only plugins that offer this kind")
@@ -54,16 +55,16 @@ def plugins(argv: list[str]) -> int:
     every = found.installed() if opts.no_load else found.registry().plugins
     rows = [r for r in every if opts.kind in (None, *r.offers)]
     if opts.json:
-        print(json.dumps([r.as_json() for r in rows], indent=2))
+        print(json.dumps([r.as_json() | {"fits_core": fits_core(r.distribution)} for r in rows], indent=2))
         return 0
-    table = [("name", "distribution", "version", "status", "ms", "offers")]
+    table = [("name", "distribution", "version", "fits core", "status", "ms", "offers")]
     for r in rows:
         offers = r.error or "; ".join(f"{kind} {', '.join(names)}" for kind, names in sorted(r.offers.items()))
         offers += f"{': ' * bool(offers)}{one_line_summary(r.distribution)}" if not r.error else ""
-        table.append((r.name, r.distribution, r.version, r.status, f"{r.ms:g}", offers))
-    widths = [max(len(row[i]) for row in table) for i in range(5)]
+        table.append((r.name, r.distribution, r.version, fits_core(r.distribution), r.status, f"{r.ms:g}", offers))
+    widths = [max(len(row[i]) for row in table) for i in range(6)]
     for row in table:
-        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths)) + "  " + row[5])
+        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths)) + "  " + row[6])
     return 0
 
 
@@ -259,12 +260,10 @@ def is_ours(path: Path) -> bool:
 
 def versions_for_reports() -> str:
     """What a report of a bug should say, without importing anything heavy."""
-    from fastsnn_core import __version__
+    from fastsnn_core.versions import installed_version
 
-    found = [f"fastsnn-core {__version__}", f"Python {platform.python_version()}", platform.platform()]
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        found.insert(1, f"torch {importlib.metadata.version('torch')}")
-    return ", ".join(found)
+    found = [f"{name} {version}" for name in ("fastsnn-core", "torch") if (version := installed_version(name))]
+    return ", ".join([*found, f"Python {platform.python_version()}", platform.platform()])
 
 
 class StderrHandler(logging.Handler):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Union
 
@@ -107,17 +107,8 @@ def checked(*validators: Any) -> Any:
     return run
 
 
-def hints(cls: Any) -> dict[str, Any]:
-    """Resolved annotations of an attrs class."""
-    return _hints(cls)
-
-
-_hints = cache(typing.get_type_hints)
-
-
-def fields(cls: Any) -> tuple[attrs.Attribute[Any], ...]:
-    """The parameters of a component class."""
-    return attrs.fields(cls)
+hints: Callable[[Any], dict[str, Any]] = cache(typing.get_type_hints)  # resolved annotations of an attrs class
+fields: Callable[[Any], tuple[attrs.Attribute[Any], ...]] = attrs.fields  # the parameters of a component class
 
 
 def bounds_of(field: attrs.Attribute[Any]) -> Bounds:

@@ -43,9 +43,8 @@ class SpecError(FastSNNError):
     """All problems of a spec: ``file:line: path: message``, the source line and help for each."""
 
     def __init__(self, problems: list[Problem], text: str = "", source: str = "spec") -> None:
-        self.problems = sorted(
-            ((line_of(text, p.path), p) for p in problems), key=lambda hit: (hit[0] or 0, str(hit[1].path))
-        )
+        found = [(line_of(text, p.path), p) for p in problems]
+        self.problems = sorted(found, key=lambda hit: (hit[0] or 0, str(hit[1].path)))
         rows = []
         for line, p in self.problems:
             where = f"{source}:{line}: " if line else f"{source}: " if source else ""
@@ -264,21 +263,14 @@ def from_table(data: dict[str, Any], text: str = "", source: str = "spec") -> Sp
 
 def unmet(requires: dict[str, Any]) -> list[Problem]:
     """Requirements (``acme-neurons = ">=0.3,<2"``) that this environment does not meet."""
-    from fastsnn_core.versions import satisfies
+    from fastsnn_core.versions import installed_version, satisfies
 
     problems = []
     for name, wanted in requires.items():
-        try:
-            have = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            problems.append(Problem(("requires", name), f"{name} is not installed", f"pip install '{name}{wanted}'"))
-            continue
-        if not isinstance(wanted, str) or satisfies(have, wanted) is not True:
-            problems.append(
-                Problem(
-                    ("requires", name), f"{name} {have} does not satisfy {wanted!r}", f"pip install '{name}{wanted}'"
-                )
-            )
+        have = installed_version(name)
+        if not have or not isinstance(wanted, str) or satisfies(have, wanted) is not True:
+            says = f"{name} {have} does not satisfy {wanted!r}" if have else f"{name} is not installed"
+            problems.append(Problem(("requires", name), says, f"pip install '{name}{wanted}'"))
     return problems
 
 

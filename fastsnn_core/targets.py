@@ -61,9 +61,8 @@ def read_text(path: str | Path, option: str = "") -> str:
     try:
         return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise FileError(
-            f"{option_text(path, option)} is no UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
-        ) from None
+        at = f"byte {error.start} is 0x{error.object[error.start]:02x}"
+        raise FileError(f"{option_text(path, option)} is no UTF-8 text: {at}") from None
 
 
 def is_bundle(path: Path) -> bool:

@@ -34,18 +34,15 @@ def key(name: str) -> str:
 
 def string(text: str) -> str:
     """A basic string."""
-    return (
-        '"' + "".join(ESCAPES.get(c) or (f"\\u{ord(c):04x}" if ord(c) < 32 or c == "\x7f" else c) for c in text) + '"'
-    )
+    safe = (ESCAPES.get(c) or (f"\\u{ord(c):04x}" if ord(c) < 32 or c == "\x7f" else c) for c in text)
+    return f'"{"".join(safe)}"'
 
 
 def toml_value(v: Any, wrap: int = 10**9) -> str:
     """One value, inline; a list longer than `wrap` characters takes a line per item."""
     if isinstance(v, bool):
         return "true" if v else "false"
-    if isinstance(v, int):
-        return str(v)
-    if isinstance(v, float):
+    if isinstance(v, int | float):
         return repr(v)
     if isinstance(v, str):
         return string(v)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -68,7 +69,7 @@ def test_round_trip_is_byte_identical(path, tmp_path):
 def test_config_is_filled_qualified_and_says_what_it_needs(path):
     config = json.loads((path / "config.json").read_text())
     assert config["model"] == {"kind": "acme/toy", "width": 3}
-    assert config["distributions"] == {"acme-toys": "1.2.3"}
+    assert config["distributions"] == {"acme-toys": "1.2.3", "fastsnn-core": importlib.metadata.version("fastsnn-core")}
     assert (config["fastsnn"], config["bundle"], config["tied"]) == (1, 1, {"1.weight": "0.weight"})
 
 
@@ -116,6 +117,18 @@ def test_a_missing_plugin_says_what_to_install(path):
     rewrite(path, lambda c: (c["model"].update(kind="gone/net"), c["distributions"].update({"gone-nets": "0.4"})))
     with pytest.raises(BundleError, match=r"pip install 'gone-nets>=0.4'"):
         load(path)
+
+
+def test_a_bundle_of_other_versions_says_so_in_one_sentence(path, caplog):
+    load(path)
+    assert caplog.messages == []
+    made = {"fastsnn-core": "0.0.7", "numpy": "0.1", "gone-nets": "2.0"}  # what is not installed is no other version
+    rewrite(path, lambda c: c["distributions"].update(made))
+    assert load(path).spec == Toy()
+    core, numpy = map(importlib.metadata.version, ("fastsnn-core", "numpy"))
+    (said,) = caplog.messages
+    others = f"fastsnn-core 0.0.7 (here {core}), numpy 0.1 (here {numpy})"
+    assert said == f"{path} was made by {others}; if it behaves differently here, install those versions"
 
 
 def test_a_newer_format_says_so(path):

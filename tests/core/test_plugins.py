@@ -38,11 +38,12 @@ BAD = {
 def site(tmp_path):
     """A folder of fake distributions to put on the path."""
 
-    def add(name, code, group="fastsnn1"):
+    def add(name, code, group="fastsnn1", needs=""):
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(code))
         info = tmp_path / f"acme_{name}-1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: acme-{name}\nVersion: 1.0\n")
+        says = f"Metadata-Version: 2.1\nName: acme-{name}\nVersion: 1.0\n"
+        (info / "METADATA").write_text(says + (f"Requires-Dist: {needs}\n" if needs else ""))
         (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {name}\n")
         return tmp_path
 
@@ -78,6 +79,21 @@ def test_metadata_alone_works_when_everything_is_broken(site):
     assert done.returncode == 0
     assert done.stderr == ""
     assert {"exits": "found"}.items() <= {r["name"]: r["status"] for r in json.loads(done.stdout)}.items()
+
+
+def test_the_table_says_which_plugins_fit_this_core(site):
+    site("silent", GOOD)
+    site("older", GOOD, needs="fastsnn_core>=99,<100")
+    folder = site("fits", GOOD, needs="fastsnn-core>=0.1,<1")
+    rows = json.loads(fastsnn(folder, "plugins", "--no-load", "--json").stdout)
+    found = {r["name"]: r["fits_core"] for r in rows}
+    assert {"silent": "?", "older": "no: needs <100,>=99", "fits": "yes"}.items() <= found.items()
+    ours = [r for r in rows if r["distribution"].startswith("fastsnn-")]
+    assert {r["fits_core"] for r in ours} <= {"yes"}
+    table = fastsnn(folder, "plugins", "--no-load").stdout.splitlines()
+    assert table[0].split()[:5] == ["name", "distribution", "version", "fits", "core"]
+    (row,) = (line.split() for line in table if line.startswith("older "))
+    assert row[:5] == ["older", "acme-older", "1.0", "no:", "needs"]
 
 
 def test_disable_strict_and_other_api(site):
