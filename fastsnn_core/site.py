@@ -42,7 +42,7 @@ class SpikeSite(nn.Module):
     """``(x [B,T,D], state, reset) -> (SpikeTensor, state)``; without a neuron the numbers pass as they are.
 
     `blend` in [0, 1] mixes in the dense value while spikes are warmed up: ``(1 - blend) x + blend · spikes``; at 1
-    (the default) only spikes pass. `coding` writes the counts as a spike train (`fastsnn_events.runtime`); without it
+    (the default) only spikes pass. `coding` writes the counts as a spike train (`fastsnn_events.coding`); without it
     they leave as counts. A `centred` site first takes a constant off every channel (``x - centre``, trained or set from
     data): what a channel always carries needs no spikes, and the biases behind the site make up for it.
     """

@@ -15,7 +15,7 @@ from fastsnn_core.component import KINDS
 from fastsnn_core.probe import probe
 from fastsnn_core.spec import converter
 from fastsnn_core.testing import strategies
-from fastsnn_events import runtime
+from fastsnn_events import coding, runtime
 from fastsnn_integer import deterministic, fused_row_ops, testing
 from fastsnn_integer.quantization import Quant, QuantEmbedding, QuantLinear, quantise
 from fastsnn_kit.draws import cuts
@@ -199,7 +199,7 @@ def test_wide_counts_are_whole_counted_and_nobody_elses(coder):
         counts = site.neuron(x)[0].counts
         assert torch.equal(together.counts.float(), counts)
         tally = runtime.report(site)[""]
-        limit = runtime.most(make("coder", **coder), 3)
+        limit = coding.most(make("coder", **coder), 3)
         assert tally["wide"] == int((counts.abs().amax(-1) > limit).sum()) > 0
         assert tally["largest"] == int(counts.abs().max())
         assert tally["extra_steps"] > 0

@@ -289,8 +289,9 @@ def test_a_lost_hook_would_be_seen(tmp_path, monkeypatch):
 
     monkeypatch.setattr(prepare, "hooks_outside", dropped)
     assert check([("conv", "hook")], False, torch.float32, tmp_path).startswith("refused: the traced network gives")
-    from fastsnn_convert.modules import rule_engine
+    from fastsnn_convert.modules import rule_engine, traced_check
 
-    monkeypatch.setattr(rule_engine, "check_same", lambda *args: None)
+    for module in (rule_engine, traced_check):
+        monkeypatch.setattr(module, "check_same", lambda *args: None)
     with pytest.raises(AssertionError, match="off"):
         check([("conv", "hook")], False, torch.float32, tmp_path)

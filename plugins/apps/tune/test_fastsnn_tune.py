@@ -17,8 +17,9 @@ from fastsnn_text import attach, load_tokenizer
 from fastsnn_tune import dial_path, tune
 from fastsnn_tune.cli import main
 from fastsnn_tune.dial import DialSetting, dial_settings, set_dials, silent_channels, value_of, values_for
+from fastsnn_tune.dial_order import DialStep, by_price, costs, merged_ladder
 from fastsnn_tune.dial_path import DialPath, better, least_passing, stopping_place
-from fastsnn_tune.search import DialStep, by_price, costs, merged_ladder, tuning_windows
+from fastsnn_tune.search import tuning_windows
 
 TEXT = "A neuron keeps what it hears, leaks a little, and speaks only when it must. " * 12
 SMALL = {"seq_len": 32, "calibration_tokens": 128, "held_out_tokens": 96, "points": 3, "decode_tokens": 0}
@@ -245,13 +246,13 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_a_large_decoder_is_tuned_by_estimates_from_one_backward_pass(monkeypatch):
-    from fastsnn_tune import estimated, search
+    from fastsnn_tune import dial_order, estimated, search
 
     net = model(n_layers=2)
     _, chosen, _, _ = tuning_windows(net, TEXT, 32, 512, 96)
     names = dict.fromkeys(sites(net), "dead_zone")
     monkeypatch.setattr(estimated, "LARGE", 1)
-    estimates, found = search.dial_steps(net, names, chosen), sites(net)
+    estimates, found = dial_order.dial_steps(net, names, chosen), sites(net)
     assert [steps[0].site for steps in estimates] == list(names)
     with torch.no_grad():
         before = net(chosen[:, :-1]).log_softmax(-1)
@@ -263,6 +264,7 @@ def test_a_large_decoder_is_tuned_by_estimates_from_one_backward_pass(monkeypatc
             divergence = float((before.exp() * (before - after)).sum(-1).mean())
             assert 0.5 < sum(s.nats for s in steps) / divergence < 2, steps[0].site
     monkeypatch.setattr(search, "loss", counted := Counted(search.loss))
+    monkeypatch.setattr("fastsnn_tune.dial_order.loss", counted)
     monkeypatch.setattr("fastsnn_tune.dial_path.loss", counted)
     tuned = quick(net, silent=0.5)
     assert 0.45 <= tuned.after.silent_fraction <= 0.75

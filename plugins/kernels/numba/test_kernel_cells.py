@@ -11,8 +11,9 @@ from fastsnn_core import create, ops
 from fastsnn_core.plugins import registry
 from fastsnn_kit.kernels import check_identical
 from fastsnn_leaky import cells
+from fastsnn_leaky.cell_adjoint import programs_of
 from fastsnn_leaky.cell_scan import CELL_SCAN, CELL_SCAN_BACKWARD
-from fastsnn_leaky.cell_tape import programs_of, record_step
+from fastsnn_leaky.cell_tape import record_step
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -11,9 +11,10 @@ from torch import nn
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import paths, reasons
 from fastsnn_leaky import cells
+from fastsnn_leaky.cell_adjoint import programs_of
 from fastsnn_leaky.cell_program import CODES, Program, lowered_program
 from fastsnn_leaky.cell_scan import CELL_SCAN, CELL_SCAN_BACKWARD, run_program
-from fastsnn_leaky.cell_tape import NotTraceable, programs_of, record_step
+from fastsnn_leaky.cell_tape import NotTraceable, record_step
 from fastsnn_leaky.cells import Cell, channels_shifted
 from fastsnn_modules.operands import OperandError
 

@@ -1,6 +1,6 @@
 """Estimated cost of each site's dial in a large decoder: for all sites from one backward pass.
 
-In a small model each site's dial is set alone and the cost is measured (`fastsnn_tune.search.dial_steps`); a
+In a small model each site's dial is set alone and the cost is measured (`fastsnn_tune.dial_order.dial_steps`); a
 model of 120 sites and 135 million parameters would be read hundreds of times for it. Here the cost of a value is
 ½ Σ_i F_i E[δ_i²], with δ what the site passes on there less what it passes on now, and F the Fisher information of its
 channels with all spikes as they are (`fastsnn_convert.language.output_sensitivity`).

@@ -7,7 +7,7 @@ from fastsnn_core.lazy import lazy
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Coding": ".runtime",
+    "Coding": ".coding",
     "Switchable": ".runtime",
     "count_linear": ".linear",
     "event_linear": ".linear",

@@ -4,7 +4,7 @@ For each stream b and token t, with S states, P operands (constants and weights,
 
     r_{t-1} = keep_t · r_{t-1}        (o_t, r_t) = step(x_t, r_{t-1}, operands)
 
-Backward, with the adjoint of the step as a program of its own (`cell_tape.Programs`), from the last token to the first:
+Backward, from the last token to the first, with the adjoint of the step as a program (`cell_adjoint.Programs`):
 
     (∂x_t, λ_{t-1}, ∂p) = adjoint(x_t, r_{t-1}, operands, ∂o_t, λ_t)      λ_{t-1} = keep_t · λ_{t-1}
 
@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastsnn_core.ops.dispatch import Operator
+from fastsnn_leaky.cell_adjoint import Programs
 from fastsnn_leaky.cell_program import NAMES, Program
-from fastsnn_leaky.cell_tape import Programs
 from fastsnn_leaky.scan import CHECKPOINT
 from fastsnn_modules.operands import OperandError, Operands, imported_later
 

@@ -1,23 +1,20 @@
-"""`record_step`: what a cell's step computes, written down once as a list of row operations, and its adjoint.
+"""`record_step`: what a cell's step computes, written down once as a list of row operations.
 
 A `TracedRow` stands for a row ``[B,D]`` of the step: arithmetic, comparisons, `torch.where` and what else is listed
 here append a row to a `Tape`. Real tensors that meet one (weights, constants) become operands ``[D]`` of the program,
-whose gradients autograd takes on from there. `programs_of` makes of a tape what the scan runs: the step, the step of
-the state alone, and the step backwards, by reverse accumulation over the rows. Anything else raises `NotTraceable`, and
-the cell is run as the loop that it is.
+whose gradients autograd takes on from there. `cell_adjoint.programs_of` makes of a tape what the scan runs. Anything
+else raises `NotTraceable`, and the cell is run as the loop that it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError
-from fastsnn_leaky.cell_program import lowered_program
 
 Entry = tuple[Any, ...]
 
@@ -262,81 +259,3 @@ def record_step(step: Callable[..., Any], x: Tensor, states: int) -> tuple[Tape,
         return tape, tuple(rows[0].number(o) for o in outs), tuple(rows[0].number(s) for s in new)
     except (TypeError, AttributeError) as error:
         raise NotTraceable(f"a step cannot be written down: {error}") from error
-
-
-class Programs:
-    """What a scan runs: the step, the step of the state alone, the step backwards; and its real operands."""
-
-    def __init__(self, entries: Sequence[Entry], outs: Sequence[int], new: Sequence[int], double: bool) -> None:
-        operands = sum(entry[0] == "param" for entry in entries)
-        inputs = [i for i, entry in enumerate(entries) if entry[0] == "in"]
-        given = [*inputs, *(entries.index(("param", i)) for i in range(operands))]
-        self.states = len(new)
-        self.forward = lowered_program(entries, given, [*outs, *new], double)
-        self.advance = lowered_program(entries, given, list(new), double)
-        tape = Tape(double)
-        tape.inputs = len(inputs)
-        for entry in entries:
-            tape.add(*entry)
-        seeds = [tape.input() for _ in (*outs, *new)]
-        found = _adjoint(tape, list(entries), dict(_summed(tape, zip((*outs, *new), seeds))))
-        zero = tape.constant(0.0)
-        self.backward = lowered_program(tape.entries, [*given, *seeds], [found.get(i, zero) for i in given], double)
-
-
-def _summed(tape: Tape, pairs: Any) -> dict[int, int]:
-    total: dict[int, int] = {}
-    for row, gradient in pairs:
-        total[row] = tape.apply("add", total[row], gradient) if row in total else gradient
-    return total
-
-
-def _adjoint(tape: Tape, entries: list[Entry], found: dict[int, int]) -> dict[int, int]:
-    """Gradients of all rows from those of some, appended to the tape: reverse accumulation."""
-    apply, constant = tape.apply, tape.constant
-
-    def give(row: int, gradient: int) -> None:
-        if entries[row][0] != "const":
-            found[row] = apply("add", found[row], gradient) if row in found else gradient
-
-    for row in reversed(range(len(entries))):
-        if row not in found:
-            continue
-        g, (name, *of) = found[row], entries[row]
-        if name in ("add", "sub"):
-            give(of[0], g)
-            give(of[1], g if name == "add" else apply("neg", g))
-        elif name == "mul":
-            give(of[0], apply("mul", g, of[1]))
-            give(of[1], apply("mul", g, of[0]))
-        elif name == "div":
-            give(of[0], apply("div", g, of[1]))
-            give(of[1], apply("neg", apply("div", apply("mul", g, row), of[1])))
-        elif name == "neg":
-            give(of[0], apply("neg", g))
-        elif name == "abs":
-            zero = constant(0.0)
-            signed = apply("where", apply("lt", of[0], zero), apply("neg", g), zero)
-            give(of[0], apply("where", apply("lt", zero, of[0]), g, signed))
-        elif name == "exp":
-            give(of[0], apply("mul", g, row))
-        elif name in ("max", "min"):
-            inside = apply("le", *(of if name == "min" else of[::-1]))
-            give(of[0], apply("where", inside, g, constant(0.0)))
-            give(of[1], apply("where", inside, constant(0.0), g))
-        elif name == "where":
-            give(of[1], apply("where", of[0], g, constant(0.0)))
-            give(of[2], apply("where", of[0], constant(0.0), g))
-        elif name == "step":
-            give(of[0], apply("mul", g, of[1]))
-        elif name == "sum":
-            give(of[0], apply("sum", g))
-        elif name == "shift":
-            give(of[0], apply("shift", g, -of[1]))
-    return found
-
-
-@lru_cache(maxsize=512)
-def programs_of(entries: tuple[Entry, ...], outs: tuple[int, ...], new: tuple[int, ...], double: bool) -> Programs:
-    """The programs of a tape; those of equal tapes are made once."""
-    return Programs(entries, outs, new, double)

@@ -23,8 +23,9 @@ from fastsnn_core.ops.surrogate_gradient import derivative
 from fastsnn_core.site import FULL, keeping_float32
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.state import StateError, belongs
+from fastsnn_leaky.cell_adjoint import programs_of
 from fastsnn_leaky.cell_scan import CELL_SCAN, cell_scan
-from fastsnn_leaky.cell_tape import NotTraceable, TracedRow, programs_of, record_step
+from fastsnn_leaky.cell_tape import NotTraceable, TracedRow, record_step
 from fastsnn_modules.inputs import check_state_kind, check_state_tensor, neuron_input
 from fastsnn_modules.operands import OperandError, OperandTypeError
 from fastsnn_modules.over_time import exporting, over_time

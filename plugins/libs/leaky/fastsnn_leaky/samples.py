@@ -49,7 +49,8 @@ def backward() -> Iterator[Sample]:
 
 def cells() -> Iterator[tuple[Any, ...]]:
     """``(x, states, operands, keep, programs)``: a step with every row operation, each channel alone or not."""
-    from fastsnn_leaky.cell_tape import TracedRow, programs_of, record_step
+    from fastsnn_leaky.cell_adjoint import programs_of
+    from fastsnn_leaky.cell_tape import TracedRow, record_step
 
     def triangle(u: TracedRow) -> Any:
         return (1 - abs(u - 1) / 2).clamp_min(0.0)

@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_module
 
 from fastsnn_core import Attention, Dims, Feedforward, Heads, SpikeSite
 from fastsnn_core.lowering import AttentionForm, BlockPlan, MixerForm, SoftmaxAttentionForm, Unsupported, lower
-from fastsnn_events.runtime import Coding
+from fastsnn_events.coding import Coding
 
 Site = Callable[[str, int], SpikeSite]
 Angles = tuple[Tensor, Tensor] | None

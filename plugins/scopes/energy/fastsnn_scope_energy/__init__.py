@@ -9,7 +9,8 @@ from attrs import frozen
 
 from fastsnn_core import Scope, hookimpl, param
 from fastsnn_core.subject import Data, Subject
-from fastsnn_scope_energy.count import LayerCost, OperationCounts, Site, tally
+from fastsnn_scope_energy.count import tally
+from fastsnn_scope_energy.operation_counts import LayerCost, OperationCounts, Site
 from fastsnn_scope_energy.picture import amount, picture, tables
 
 __version__ = "0.1.0"

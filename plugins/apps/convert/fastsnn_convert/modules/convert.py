@@ -15,12 +15,15 @@ from fastsnn_conversion.time_folding import TimeFoldedSite, cast_half, name_stat
 from fastsnn_convert import output_distance
 from fastsnn_convert.modules import layerwise, site_report
 from fastsnn_convert.modules.comparison import CalibrationData, check_rebuilt, compare
+from fastsnn_convert.modules.hooked_modules import INNER
 from fastsnn_convert.modules.inputs import Call, as_inputs, check_batch_first, to_float32
 from fastsnn_convert.modules.output_regression import distil
-from fastsnn_convert.modules.prepare import INNER, check_source, check_tensors, prepared
-from fastsnn_convert.modules.rule_engine import ConversionInProgress, Maker, all_rules, plan, reference_output, walked
+from fastsnn_convert.modules.prepare import check_source, check_tensors, prepared
+from fastsnn_convert.modules.rule_engine import ConversionInProgress, all_rules, plan, walked
+from fastsnn_convert.modules.site_placement import Maker
 from fastsnn_convert.modules.site_thresholds import ThresholdSettings, tune_in_place
 from fastsnn_convert.modules.to_spec import as_calls, module_with_spec, obstacles, site_modules
+from fastsnn_convert.modules.traced_check import reference_output
 from fastsnn_convert.neurons import component, levels
 from fastsnn_convert.report import Report, row
 from fastsnn_convert.result import Conversion, refuse_bundle

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastsnn_conversion.context import ConversionError
-from fastsnn_convert.modules.fx_trace import Traced, remapped
+from fastsnn_convert.modules.graph_steps import Traced, remapped
 from fastsnn_core import Rule
 from fastsnn_model_graph import Network, Ref, Step
 from fastsnn_model_graph.steps import fill, refs

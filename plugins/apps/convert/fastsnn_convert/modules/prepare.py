@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,14 +23,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from fastsnn_conversion.context import ConversionError
+from fastsnn_convert.modules.hooked_modules import drop_observers, hooks_outside
 from fastsnn_convert.modules.inputs import HALF
 from fastsnn_core.bundle_checks import unwrapped
-from fastsnn_modules.hooks import watching
 
-HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
-    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
-)  # fmt: skip
 REMOVABLE = (WeightNorm, SpectralNorm, BasePruningMethod)
 HARMLESS = frozenset((
     "__init__", "__module__", "__doc__", "__qualname__", "__dict__", "__weakref__", "__repr__", "__annotations__",
@@ -49,7 +45,6 @@ PEERS = {  # modules of other libraries that hold spiking neurons, and which neu
     "norse.torch.module.lif": "LIFBox is kind = 'lif' with tau = 1/(dt·tau_mem_inv), its inputs divided by tau",
     "sinabs.layers.lif": "LIF(tau_mem) is kind = 'lif' with tau = 1/(1 - exp(-1/tau_mem)), its inputs divided by tau",
 }
-INNER, BASE = "_hooked_", "_base_"  # path segments that a network's names do not show
 
 
 def prepared(model: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> nn.Module:
@@ -262,67 +257,3 @@ def check_tensors(model: nn.Module) -> None:
                 f"{name} holds {bad} of {tensor.numel()} values that are NaN or infinite; the checkpoint is damaged, "
                 "or training diverged"
             )
-
-
-# -- hooks -----------------------------------------------------------------------------------------------------------
-
-
-class WithHooks(nn.Module):
-    """``inner`` with its forward hooks around it, as a module that is traced into."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.training = inner.training
-        for name in HOOKS:
-            self.__dict__[name], inner.__dict__[name] = inner.__dict__[name], type(inner.__dict__[name])()
-        self.add_module(INNER, inner)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__(INNER), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The inner module; hooks run around it by torch."""
-        return self.get_submodule(INNER)(*args, **kwargs)
-
-
-def hooks_outside(module: nn.Module) -> nn.Module:
-    """A module without hooks of its own; those it had stand around it."""
-    for name in ("_backward_hooks", "_backward_pre_hooks"):
-        module.__dict__[name] = type(module.__dict__[name])()
-    return WithHooks(module) if module._forward_hooks or module._forward_pre_hooks else module
-
-
-def hooked(model: nn.Module) -> Iterator[WithHooks]:
-    """Every module of a tree that stands for one with hooks."""
-    return (m for m in model.modules() if isinstance(m, WithHooks))
-
-
-def drop_observers(model: nn.Module, run: Callable[[nn.Module], Any]) -> None:
-    """Run once, and take hooks away that returned nothing new and changed nothing in place (recorders, printers)."""
-    wrappers = list(hooked(model))
-    if not wrappers:
-        return
-    quiet: dict[Any, bool] = {}
-    kept: dict[tuple[int, str, int], Any] = {}
-    for wrapper in wrappers:
-        for table in ("_forward_hooks", "_forward_pre_hooks"):
-            for key, hook in list(wrapper.__dict__[table].items()):
-                where = (id(wrapper), table, key)
-                kept[where] = hook
-                wrapper.__dict__[table][key] = watching(hook, quiet, where)
-    try:
-        run(model)
-    finally:
-        for wrapper in wrappers:
-            for table in ("_forward_hooks", "_forward_pre_hooks"):
-                for key in list(wrapper.__dict__[table]):
-                    where = (id(wrapper), table, key)
-                    if quiet.get(where, False):
-                        del wrapper.__dict__[table][key]
-                        for more in ("_with_kwargs", "_always_called"):
-                            wrapper.__dict__.get(table + more, {}).pop(key, None)
-                    else:
-                        wrapper.__dict__[table][key] = kept[where]

@@ -12,22 +12,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import attrs
-import torch
 from torch import Tensor, nn
 
 from fastsnn_conversion import spike_layers
-from fastsnn_conversion.context import Context, ConversionError, Replacement, channels_of
+from fastsnn_conversion.context import Context, ConversionError, Replacement
 from fastsnn_conversion.time_folding import TimeFoldedSite
-from fastsnn_convert.modules.functional_form import does_not_run, lift_calls, out_of_place
-from fastsnn_convert.modules.fx_trace import Traced, best_rule, lowered, remapped, trace
-from fastsnn_convert.modules.inputs import HALF, Call, to_float32
+from fastsnn_convert.modules.functional_form import lift_calls, out_of_place
+from fastsnn_convert.modules.fx_trace import best_rule, lowered, trace
+from fastsnn_convert.modules.graph_steps import Traced
+from fastsnn_convert.modules.inputs import Call, to_float32
 from fastsnn_convert.modules.prepare import prepared
+from fastsnn_convert.modules.site_placement import Maker, insert_sites, readers
+from fastsnn_convert.modules.traced_check import check_same, check_turned, not_first, reference_output, run_dense
 from fastsnn_convert.neurons import component
-from fastsnn_convert.output_distance import output_tensors
 from fastsnn_core import Neuron, Rule
 from fastsnn_core.plugins import classes
 from fastsnn_model_graph import Network, Ref, Step
-from fastsnn_model_graph.steps import refs, run_all
+from fastsnn_model_graph.steps import refs
 
 COVERAGES = ("projections", "activations")
 
@@ -98,107 +99,7 @@ def plan(
     )
 
 
-@torch.no_grad()
-def reference_output(model: nn.Module, call: Call, example: Sequence[Tensor]) -> Any:
-    """What the model itself gives in evaluation mode, on copies of the inputs (it may change them in place)."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        return call(model, [x.clone() for x in example])
-    except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) for x in example)
-        raise ConversionError(f"the model does not run on an example of shape {shapes}: {error}") from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def run_dense(dense: Network, inputs: tuple[Tensor, ...], samples: dict[str, Any], opaque: Mapping[str, str]) -> Any:
-    """One pass over the traced network, every value put into `samples`."""
-    at = [""]
-
-    def see(step: Step, value: Any) -> None:
-        samples[step.name], at[0] = value, step.name
-
-    try:
-        return run_all(dense, tuple(x.clone() for x in inputs), see)
-    except Exception as error:
-        raise does_not_run(f"behind {at[0]!r}", error, opaque) from error
-
-
-def check_same(name: str, wanted: Any, got: Any, example: Sequence[Tensor]) -> None:
-    """The traced network must give what the model gives; it does not where tracing froze something that varies."""
-    half = any(a.dtype in HALF for a in output_tensors(wanted)) or any(x.dtype in HALF for x in example)
-    relative = 0.05 if half else 1e-3
-    mine, theirs = ([t for t in output_tensors(tree) if t.is_floating_point()] for tree in (got, wanted))
-    good = len(mine) == len(theirs)
-    for a, b in zip(theirs, mine):
-        a, b = a.double(), b.double()
-        top = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 0.0
-        far = 0.1 * relative * (max(1e-6, top) if half else max(1.0, top))
-        good = good and a.shape == b.shape and torch.allclose(a, b, rtol=relative, atol=far, equal_nan=True)
-    if not good:
-        raise ConversionError(
-            f"the traced network gives another output than {name}: something in its forward is random, or depends on "
-            "more than its inputs. Make it a module of its own, or use functional=False"
-        )
-
-
-def check_turned(
-    model: nn.Module, call: Call, dense: Network, example: tuple[Tensor, ...], opaque: Mapping[str, str]
-) -> None:
-    """The same on other samples: a hook may have kept values of the first ones, and tracing takes them for constants.
-
-    The samples come in the other order, at twice their size where they are numbers.
-    """
-    other = tuple(x.flip(0) * (2 if x.is_floating_point() else 1) for x in example)
-    try:
-        wanted = reference_output(model, call, other)
-    except ConversionError:
-        return  # not every module takes any numbers
-    check_same(type(model).__name__, wanted, run_dense(dense, to_float32(other), {}, opaque), other)
-
-
-def not_first(dense: Network, inputs: tuple[Tensor, ...], samples: Mapping[str, Any]) -> dict[str, str]:
-    """Values whose dimension 0 is not the batch but another one is, with their shapes: seen by one sample more."""
-    found: dict[str, str] = {}
-
-    def see(step: Step, value: Any) -> None:
-        before = samples.get(step.name)
-        if isinstance(value, Tensor) and isinstance(before, Tensor) and value.ndim == before.ndim:
-            moved = [i for i, (a, b) in enumerate(zip(before.shape, value.shape)) if a != b]
-            if moved and moved[0]:
-                found[step.name] = str(list(before.shape))
-
-    try:
-        run_all(dense, tuple(torch.cat([x, x[:1]]) for x in inputs), see)
-    except Exception:
-        return {}  # takes one size of batch only
-    return found
-
-
-@attrs.frozen
-class Maker:
-    """Makes spike sites of one kind of neuron."""
-
-    kind: Neuron
-    fallback: int
-
-    def __call__(self, features: int, channels: int) -> TimeFoldedSite:
-        """A site over groups of `channels` dimensions, `features` wide (the fallback where nobody knows)."""
-        return TimeFoldedSite.of(self.kind, features or self.fallback, channels)
-
-
 # -- rules, from the output backwards --------------------------------------------------------------------------------
-
-
-def readers(steps: Sequence[Step]) -> dict[str, list[Step]]:
-    """Who reads each value."""
-    found: dict[str, list[Step]] = {}
-    for step in steps:
-        for source in dict.fromkeys(step.sources()):
-            found.setdefault(source, []).append(step)
-    return found
 
 
 def decide(
@@ -320,79 +221,3 @@ def walked(
         setattr(module, name, new)
     note = f"kept: torch.fx cannot see through {why}; {done} of its modules are converted where they stand"
     return Replacement(module, "converted" if done else "kept", note if why else "", "no", {"inside": done})
-
-
-# -- sites -----------------------------------------------------------------------------------------------------------
-
-
-def insert_sites(
-    traced: Traced,
-    found: Mapping[str, tuple[Replacement, str]],
-    samples: Mapping[str, Any],
-    maker: Maker,
-    coverage: str,
-) -> tuple[list[Step], dict[str, tuple[str, TimeFoldedSite]]]:
-    """New steps with site steps between them, and ``{site: (the step it serves, the site)}``."""
-    reads = readers(traced.steps)
-    spiking: set[str] = set()
-    names: dict[str, str] = {}
-    plain: dict[str, str] = {}  # what readers of numbers read instead of spikes
-    steps: list[Step] = []
-    sites: dict[str, tuple[str, TimeFoldedSite]] = {}
-    in_front: dict[str, str] = {}
-
-    def says(step: Step) -> str:
-        return found[step.name][0].spikes if step.name in found else "no"
-
-    def group(value: str, reader: Step | None = None) -> int:
-        """Trailing dimensions that share a threshold where `value` is spiked for those who read it."""
-        whole = samples[value].ndim - 1
-        best = 1
-        for step in reads.get(value, ()) if reader is None else (reader,):
-            if says(step) == "in":
-                best = max(best, min(whole, channels_of(found[step.name][0].module)))
-            elif isinstance(found[step.name][0].module if step.name in found else None, spike_layers.Flatten):
-                best = whole
-            elif says(step) == "pass":
-                best = max(best, min(whole, group(step.name)))
-        return best
-
-    def site(value: str, channels: int, served: str) -> str:
-        name, taken = f"{value}_spikes", {s.name for s in (*traced.steps, *steps)}
-        while name in taken or name in sites:
-            name += "_"
-        features = int(torch.Size(samples[value].shape[samples[value].ndim - channels :]).numel())
-        sites[name] = (served, maker(features, channels))
-        steps.append(Step(name, "module", name, (Ref(names.get(value, value)),)))
-        return name
-
-    for step in traced.steps:
-        source = step.args[0].name if step.args and isinstance(step.args[0], Ref) else ""
-        if says(step) == "pass" and type(found[step.name][0].module) is nn.Identity:  # folded away: nothing is left
-            names[step.name] = names.get(source, source)
-            plain[step.name] = plain.get(source, names[step.name])
-            spiking |= {step.name} & {step.name if source in spiking else ""}
-            continue
-        if says(step) == "in" and source not in spiking and coverage == "projections":
-            if source not in in_front:
-                in_front[source] = site(source, group(source, step), step.name)
-            new = remapped(step, names | {source: in_front[source]})
-        else:
-            new = remapped(step, names if says(step) in ("in", "pass") else names | plain)
-        steps.append(new)
-        if says(step) == "out" and isinstance(samples[step.name], Tensor):
-            names[step.name] = site(step.name, group(step.name), step.name)
-            if coverage == "projections":
-                plain[step.name] = step.name
-            spiking.add(step.name)
-        elif says(step) == "made" or (says(step) == "pass" and source in spiking):
-            spiking.add(step.name)
-    traced.output = rename_output(traced.output, names | plain)
-    return steps, sites
-
-
-def rename_output(output: Any, names: Mapping[str, str]) -> Any:
-    """The output with values replaced by their spikes."""
-    from fastsnn_model_graph.steps import fill
-
-    return fill(output, lambda ref: Ref(names.get(ref.name, ref.name)))
