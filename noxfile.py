@@ -145,11 +145,12 @@ def clients(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff: rules and format; codespell: spelling of sources and pages (tests misspell on purpose)."""
+    """Ruff: rules and format; codespell: spelling of sources and pages (tests misspell on purpose); prose."""
     session.install("ruff==0.17.6", "codespell==2.4.3")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("codespell")
+    session.run("python", "tests/prose.py")
 
 
 @nox.session
