@@ -163,11 +163,12 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Every code block of README, docs and the plugins' READMEs; then the site, its gallery run, its links checked."""
-    editable(session, PLUGINS, *TESTING, "mkdocs-material>=9,<10", "mkdocstrings[python]>=0.30")
+    editable(session, PLUGINS, *TESTING, "openai", "mkdocs-material>=9,<10", "mkdocstrings[python]>=0.30")
     session.run("pytest", "-q", "tests/test_documents.py", *session.posargs, env=STRICT)
     session.run("python", "docs/make_site.py", env={"FASTSNN_QUIET": "1", "OMP_NUM_THREADS": "1"})
     session.run("mkdocs", "build", "--strict", "-f", "build/site/mkdocs.yml")
-    session.log("the site: build/site/html/index.html")
+    session.run("python", "docs/make_site.py", "--check", "build/site/html")
+    session.log("the site: python -m http.server -d build/site/html")
 
 
 @nox.session

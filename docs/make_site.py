@@ -145,7 +145,9 @@ def plugins(known: dict[str, str]) -> dict[str, Nav]:
 
 
 def notes(known: dict[str, str]) -> Nav:
-    """benchmarks/NOTES.md, a page per section."""
+    """benchmarks/NOTES.md, a page per section, each with the figure that `notes_figures` draws of its numbers."""
+    import notes_figures
+
     text = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")
     first, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
     rows: Nav = [("What was measured, and what failed", "notes/index.md")]
@@ -153,7 +155,10 @@ def notes(known: dict[str, str]) -> Nav:
     for n, section in enumerate(sections, 1):
         head, _, body = section.partition("\n")
         page = f"notes/{n:02d}.md"
-        write(page, relink(f"# {head}\n{body}", "benchmarks/NOTES.md", page, known))
+        notes_figures.draw(section, PAGES / f"notes/{n:02d}.png")
+        says = notes_figures.picture_of(section).says
+        figure = f"\n![{says}]({n:02d}.png)\n\n*{says}*\n"
+        write(page, relink(f"# {head}\n{figure}{body}", "benchmarks/NOTES.md", page, known))
         rows.append((head.replace("`", ""), page))
         listed.append(f"- [{head}]({n:02d}.md)")
     write(
@@ -220,5 +225,17 @@ def run(figures: Path) -> None:
         os.chdir(here)
 
 
+def outside(folder: Path) -> list[str]:
+    """Scripts, styles, fonts and pictures that pages of a built site fetch from elsewhere: there should be none."""
+    tag = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
+    named = re.compile(r"rel=[\"']?(?:canonical|edit|alternate|next|prev)")
+    pages = sorted(folder.rglob("*.html"))
+    return [
+        f"{p.relative_to(folder)}: {t}" for p in pages for t in tag.findall(p.read_text("utf-8")) if not named.search(t)
+    ]
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--check"]:
+        raise SystemExit("\n".join(outside(Path(sys.argv[2]))[:5]) or None)
     main(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None)

@@ -6,7 +6,7 @@
 
 Any module that makes spikes (numbers in, a SpikeTensor or a tuple that starts with one out) is recorded, whoever wrote
 it; modules that only pass spikes on (a pool, a flatten) or hand out what a part of them made are not, so that no spike
-is counted twice.
+is counted twice. torch's own modules do one or the other, so they get no hook.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def probe(model: nn.Module, each: Callable[[str, Record], None] | None = None) -
             within = (m for key, m in makers.items() if not name or key == name or key.startswith(f"{name}."))
             if is_spikes(output) and not passes_on and all(m is module for m in within):
                 spikes = output if isinstance(output, SpikeTensor) else output[0]
-                put(name, Record(args[0].detach(), spikes.detach(), module))
+                x, s = args[0], spikes.detach() if spikes.requires_grad else spikes
+                put(name, Record(x.detach() if x.requires_grad else x, s, module))
 
         return hook
 
@@ -83,10 +84,11 @@ def probe(model: nn.Module, each: Callable[[str, Record], None] | None = None) -
         return hook
 
     for name, module in model.named_modules():
-        if not isinstance(module, SpikeSite):  # a site repeats what its neuron says
+        if isinstance(module, SpikeSite):  # a site repeats what its neuron says
+            if module.coding is not None:  # in the event runtime the site's spikes are those of its train
+                handles.append(module.coding.register_forward_hook(recode(name)))
+        elif not type(module).__module__.startswith("torch.nn.modules.") or "forward" in vars(module):
             handles.append(module.register_forward_hook(watch(name.removesuffix(".neuron"))))
-        elif module.coding is not None:  # in the event runtime the site's spikes are those of its train
-            handles.append(module.coding.register_forward_hook(recode(name)))
     try:
         yield trace
         flush()

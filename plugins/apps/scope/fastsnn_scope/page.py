@@ -17,6 +17,7 @@ from fastsnn_core.subject import Data
 from fastsnn_scope.cells import Arrays
 from fastsnn_scope.curve import curve_svg, curve_table
 from fastsnn_scope.payload import payload
+from fastsnn_scope.speed import says_cost
 
 Row = list[str]
 
@@ -109,7 +110,7 @@ def cost(found: Data) -> str:
         return ""
     both = f"{probes['on_ms']:.3g} ms watched, {probes['off_ms']:.3g} ms not"
     return (
-        f'<p class="foot">What looking costs: a pass takes {both} ({probes["share"]:+.1%}, the fastest of '
+        f'<p class="foot">What looking costs: a pass takes {both} ({says_cost(probes)}, the fastest of '
         f"{probes['runs']}). Without a report there are no probes.</p>"
     )
 

@@ -14,6 +14,7 @@ from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_core.subject import Data, observe
 
 STEPS, WARM, PATIENCE = 12, 8, 2.0
+LIMIT = 0.10  # of a pass, that looking may cost
 SLOW = 1.0
 """Seconds of a pass from which on a single one of each kind is timed."""
 
@@ -160,4 +161,11 @@ def probe_cost(model: nn.Module, inputs: Tensor) -> Data:
     finally:
         model.train(training)
     off, on = 1e3 * min(plain), 1e3 * min(watched)
-    return {"off_ms": round(off, 3), "on_ms": round(on, 3), "share": round(on / off - 1.0, 4), "runs": len(plain)}
+    found = {"off_ms": round(off, 3), "on_ms": round(on, 3), "share": round(on / off - 1.0, 4), "runs": len(plain)}
+    return found | {"limit": LIMIT}
+
+
+def says_cost(cost: Data) -> str:
+    """``+2.1 %, within the bound of 10 %``: of what `probe_cost` found."""
+    kept = "within" if cost["share"] <= cost["limit"] else "over"
+    return f"{cost['share']:+.1%}, {kept} the bound of {cost['limit']:.0%}"

@@ -1,0 +1,76 @@
+"""Pages that are made: NOTES with a figure a section, the map of conversions from JSON, how to cite."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import make_site  # noqa: E402
+import notes_figures  # noqa: E402
+
+import fastsnn_core  # noqa: E402
+
+NOTES = notes_figures.NOTES.read_text(encoding="utf-8")
+SECTIONS = notes_figures.sections(NOTES)
+
+
+def test_every_section_of_the_notes_is_a_page_with_its_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_site, "PAGES", tmp_path)
+    rows = make_site.notes(make_site.targets())
+    assert len(rows) == len(SECTIONS) + 2
+    for n in range(1, len(SECTIONS) + 1):
+        page, picture = tmp_path / f"notes/{n:02d}.md", tmp_path / f"notes/{n:02d}.png"
+        assert f"]({picture.name})" in page.read_text(encoding="utf-8")
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert picture.stat().st_size > 5000, f"{page}: nothing is drawn"
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.partition("\n")[0][:40])
+def test_a_figure_says_what_its_section_says(section):
+    labels, series, values = notes_figures.figures_of(section)
+    assert len(values) == len(series)
+    assert {len(row) for row in values} == {len(labels)}
+    drawn = [v for row in values for v in row if v is not None]
+    assert len(drawn) >= 3
+    stand = {float(x) for x in re.findall(r"-?\d+(?:\.\d+)?", section)}
+    assert set(drawn) <= stand
+    assert notes_figures.picture_of(section).says.endswith(".")
+
+
+def test_every_figure_has_its_section_and_a_number_that_is_gone_is_an_error():
+    for start in notes_figures.PICTURES:
+        assert sum(s.startswith(start) for s in SECTIONS) == 1, start
+    with pytest.raises(KeyError, match="no figure for the section 'Something new'"):
+        notes_figures.picture_of("Something new\n\ntext")
+    (kill,) = (s for s in SECTIONS if s.startswith("Kill and resume"))
+    with pytest.raises(ValueError, match="'20 of 20' does not stand there"):
+        notes_figures.figures_of(kill.replace("20 of 20", "19 of 20"))
+
+
+def test_what_a_page_fetches_from_elsewhere_is_found(tmp_path):
+    bare = '<a href="https://example.org">out</a><script src="assets/a.js"></script><link rel=canonical href="https://a.b">'
+    (tmp_path / "good.html").write_text(bare)
+    (tmp_path / "deep").mkdir()
+    assert make_site.outside(tmp_path) == []
+    (tmp_path / "deep/bad.html").write_text('<p><script async src="https://cdn.example.org/shim"></script>')
+    (tmp_path / "deep/worse.html").write_text("<link rel=stylesheet href=//fonts.example.org/css>")
+    found = make_site.outside(tmp_path)
+    assert [row.partition(":")[0] for row in found] == ["deep/bad.html", "deep/worse.html"]
+
+
+def test_how_to_cite_names_the_version():
+    text = (ROOT / "docs" / "cite.md").read_text(encoding="utf-8")
+    assert f"version = {{{fastsnn_core.__version__}}}" in text
+    assert "CITATION.cff" in text
+
+
+def test_the_glossary_is_in_order_and_says_each_word_once():
+    rows = re.findall(r"^\| ([^|]+) \| ", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    words = [row.lower() for row in rows if row not in ("word", "---")]
+    assert words == sorted(set(words))
+    assert len(words) >= 25
