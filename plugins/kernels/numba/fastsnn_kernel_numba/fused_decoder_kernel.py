@@ -11,6 +11,8 @@ Everything is written so that each piece occurs once (compiling took a minute be
 
 from __future__ import annotations
 
+import numpy as np
+
 from fastsnn_kernel_numba.array_views import view
 from fastsnn_kernel_numba.deterministic import F, _apply, _dot, _dots, _half_of, _norm_row, _update_state
 from fastsnn_kernel_numba.fused_decoder_four_bits import _accumulate_four_bits, _embed_four_bits
@@ -38,7 +40,7 @@ from fastsnn_kernel_numba.fused_decoder_work import _work
 from fastsnn_kernel_numba.gemm_events import U
 from fastsnn_kernel_numba.layout import CALL, FLOAT, INT, PLACES, STATE, STREAM
 from fastsnn_kernel_numba.numba_runtime import compile
-from fastsnn_kernel_numba.spin_barrier import finish_task, next_task, wait_for_tasks
+from fastsnn_kernel_numba.spin_barrier import decide, decision, finish_task, next_task, wait_for_tasks
 
 INTO_HEADS, INTO_OUT, INTO_HIDDEN, INTO_DOWN, STAGES = range(5)  # projections of a block, and how many
 BLOCK = 512  # hidden channels per task
@@ -188,21 +190,28 @@ def _activate(w, layer, t):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _gate_first(w, c, layer, last_task, phase, worker):  # type: ignore[no-untyped-def]
-    """Behind the gates of a row: how many are open decides whether `up` is computed behind those only; next phase."""
-    row = w.layers[layer]
-    up, blocks, opened = w.matrices[row.up], (row.hidden + BLOCK - 1) // BLOCK, 0
-    t = next_task(w.sync, phase)
-    while t < blocks:
-        w.opens[t] = _open_gates(w, layer, t * BLOCK, min(BLOCK, row.hidden - t * BLOCK))
-        finish_task(w.sync, phase)
-        t = next_task(w.sync, phase)
-    wait_for_tasks(w.sync, phase, blocks)
-    phase += 1
+def _few_open(w, c, row, blocks):  # type: ignore[no-untyped-def]
+    """Do so few gates stand open that `up` is computed behind those only?"""
+    up, opened = w.matrices[row.up], 0
     for t in range(blocks):
         opened += w.opens[t]
     few = opened * up.inputs * c.open_cost < w.row[0].events * up.outputs
-    few = few and w.row[0].small != 0 and w.threshold[0] <= row.up_limit
+    return few and w.row[0].small != 0 and w.threshold[0] <= row.up_limit
+
+
+@compile
+def _gate_first(w, c, layer, last_task, phase, worker):  # type: ignore[no-untyped-def]
+    """Behind the gates of a row: how many are open decides whether `up` is computed behind those only; next phase."""
+    row = w.layers[layer]
+    blocks = (row.hidden + BLOCK - 1) // BLOCK
+    t = next_task(w.sync, phase)
+    while t < blocks:
+        w.opens[t] = _open_gates(w, layer, t * BLOCK, min(BLOCK, row.hidden - t * BLOCK))
+        if finish_task(w.sync, phase) == blocks - 1:
+            decide(w.sync, phase, np.int64(_few_open(w, c, row, blocks)))
+        t = next_task(w.sync, phase)
+    few = decision(w.sync, phase, blocks)
+    phase += 1
     if not few:
         _projection_phase(w, phase, row.up_task, last_task, worker, c.widest, -1)
         phase += 1

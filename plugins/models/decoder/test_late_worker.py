@@ -1,0 +1,64 @@
+"""A worker that the system held up for the whole of a step, and comes when all is done, changes nothing.
+
+Workers of the fused step share out its tasks and never wait for one that has not come. One that comes late reads what
+later stages have left behind: it must count the phases as the others did, or it does work that is none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+pytest.importorskip("numba")
+pytest.importorskip("fastsnn_kernel_numba")
+
+from test_step_many import MODELS, VOCAB, network
+
+from fastsnn_kernel_numba import fused_decoder_compile as compiled
+
+STEPS = 36
+SHARED = ("sync", "ways")  # counters: of drawn tasks, and of ways taken (compared below)
+GATES = {
+    "most gates shut": {"feedforward": {"kind": "pulse", "activation": "silu", "gate_threshold": 9.0}, "d_ff": 1100},
+    "some gates shut": {"feedforward": {"kind": "pulse", "activation": "relu2"}, "d_ff": 1100, "d_model": 40},
+}
+
+
+def contents(stepper):
+    works = [stepper.work, *(stepper.batch.works if stepper.batch else ())]
+    return [{name: getattr(w, name).tobytes() for name in w._fields if name not in SHARED} for w in works]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", [*MODELS, *GATES])
+@torch.inference_mode()
+def test_a_late_worker_finds_nothing_to_do(name, rows, monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = network(**(MODELS | GATES)[name])
+        prompts = [torch.randint(0, VOCAB, (1, 3 + i)) for i in range(rows)]
+        streams = [model.fast(model(p, return_state=True)[1]) for p in prompts]
+        stepper, late = streams[0].made, []
+        walk = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(stepper.walk)
+
+        def one_after_the_other(address, call):
+            walk(call, 0)
+            left, ways = contents(stepper), stepper.work.ways.copy()
+            walk(call, 1)
+            late.append(ways.reshape(-1, 2))
+            for was, now in zip(left, contents(stepper), strict=True):
+                assert not [field for field in was if was[field] != now[field]]
+            assert (stepper.work.ways == ways).all()
+
+        monkeypatch.setattr(compiled, "_step", one_after_the_other)
+        for step in range(STEPS):  # what a weight behind an open gate costs is swept, so that layers decide differently
+            stepper.call[0]["open_cost"] = 0.02 * 1.25**step
+            assert not any(isinstance(y, Exception) for y in model.step_many(streams, [step] * rows))
+        assert len(late) == STEPS
+        if name == "some gates shut" and rows == 1:
+            assert (late[-1].sum(0) > 0).all()  # both ways were taken
+    finally:
+        torch.set_num_threads(before)
