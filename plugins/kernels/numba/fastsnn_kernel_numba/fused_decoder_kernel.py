@@ -40,7 +40,7 @@ from fastsnn_kernel_numba.fused_decoder_work import _work
 from fastsnn_kernel_numba.gemm_events import U
 from fastsnn_kernel_numba.layout import CALL, FLOAT, INT, PLACES, STATE, STREAM
 from fastsnn_kernel_numba.numba_runtime import compile
-from fastsnn_kernel_numba.spin_barrier import decide, decision, finish_task, next_task, wait_for_tasks
+from fastsnn_kernel_numba.spin_barrier import choice_of_phase, finish_task, keep_choice, next_task, wait_for_tasks
 
 INTO_HEADS, INTO_OUT, INTO_HIDDEN, INTO_DOWN, STAGES = range(5)  # projections of a block, and how many
 BLOCK = 512  # hidden channels per task
@@ -208,9 +208,9 @@ def _gate_first(w, c, layer, last_task, phase, worker):  # type: ignore[no-untyp
     while t < blocks:
         w.opens[t] = _open_gates(w, layer, t * BLOCK, min(BLOCK, row.hidden - t * BLOCK))
         if finish_task(w.sync, phase) == blocks - 1:
-            decide(w.sync, phase, np.int64(_few_open(w, c, row, blocks)))
+            keep_choice(w.sync, phase, np.int64(_few_open(w, c, row, blocks)))
         t = next_task(w.sync, phase)
-    few = decision(w.sync, phase, blocks)
+    few = choice_of_phase(w.sync, phase, blocks)
     phase += 1
     if not few:
         _projection_phase(w, phase, row.up_task, last_task, worker, c.widest, -1)
