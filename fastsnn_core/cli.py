@@ -28,6 +28,7 @@ from fastsnn_core.errors import FastSNNError, UserError, did_you_mean
 Verb = Callable[[list[str]], int]
 EXIT_BUG, EXIT_USER, EXIT_INTERRUPT = 1, 2, 130
 SILENCE = 1.0  # seconds until a verb that is starting says so
+_decided: list[str] = []  # verbs that said so, or chose not to
 BUG = """fastsnn: this is a bug of FastSNN or of a plugin, not a mistake of yours.
 Please report it with the lines above, the command, and: {}"""
 
@@ -212,13 +213,17 @@ def run_words(words: list[str]) -> int:
         notice.cancel()
 
 
-def notice_of_start(words: list[str]) -> threading.Timer:
-    """A line after a second of silence, where torch is not imported yet: imports take long, and compilers longer."""
-    says = f"fastsnn {words[0]}: starting (importing PyTorch and plugins; a first run compiles kernels, too)"
+def notice_of_start(words: list[str], program: str = "fastsnn") -> threading.Timer:
+    """A line after a second of silence, where torch is not imported yet: imports take long, and compilers longer.
+
+    The first call of a process decides; what a verb calls in its turn says nothing.
+    """
+    says = f"{program} {words[0]}: starting (importing PyTorch and plugins; a first run compiles kernels, too)"
     timer = threading.Timer(SILENCE, lambda: StderrHandler.write(says))
     timer.daemon, quiet = True, os.environ.get("FASTSNN_QUIET", "0") not in ("", "0")
-    if not (quiet or "torch" in sys.modules or {"--quiet", "--json"} & {*words}):
+    if not (quiet or _decided or "torch" in sys.modules or {"--quiet", "--json"} & {*words}):
         timer.start()
+    _decided.append(words[0])
     return timer
 
 

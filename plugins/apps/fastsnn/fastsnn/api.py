@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from fastsnn_console import targets
+from fastsnn_console.starting import starting
 from fastsnn_console.typed import check_fields, typed
 from fastsnn_core import Exporter, Model, Neuron, create
 from fastsnn_core.errors import ArgumentError, FastSNNError, check_options, did_you_mean
@@ -39,6 +40,7 @@ class FastSNN:
     """
 
     @staticmethod
+    @starting("build")
     @typed
     def build(arch: str = "snn-tiny", attn: Any = "hybrid_alt", neuron: Any = None, **changes: Any) -> nn.Module:
         """A fresh model from a preset: of language, or (snn-mlp, snn-conv, snn-recurrent …) over time.
@@ -58,6 +60,7 @@ class FastSNN:
         return build_component(model_spec(arch, attn, neuron, **changes))
 
     @staticmethod
+    @starting("from_spec")
     @typed
     def from_spec(source: str | Path | Model | specs.Spec) -> nn.Module:
         """A fresh model from a TOML file, TOML text, or a component."""
@@ -77,6 +80,7 @@ class FastSNN:
         return model
 
     @staticmethod
+    @starting("load")
     @typed
     def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         """The model of a bundle, verified."""
@@ -86,6 +90,7 @@ class FastSNN:
         return bundle.load(path, arguments.device(str(device)))
 
     @staticmethod
+    @starting("fit")
     @typed
     def fit(
         model: nn.Module,
@@ -164,6 +169,7 @@ class FastSNN:
         return Trainer(model, config, out=out, quiet=quiet).fit(samples, resume=resume)
 
     @staticmethod
+    @starting("extend_context")
     @typed
     def extend_context(
         model: nn.Module, trainer: Any, new_seq_len: int | tuple[int, ...], max_steps: int = 100, **settings: Any
@@ -178,6 +184,7 @@ class FastSNN:
         return extend_context(model, trainer, new_seq_len=new_seq_len, max_steps=max_steps, **settings)
 
     @staticmethod
+    @starting("convert")
     @typed
     def convert(source: Any, **options: Any) -> Any:
         """A trained network (Hugging Face directory, module, weights and spec) as a spiking one, with a report."""
@@ -186,6 +193,7 @@ class FastSNN:
         return convert(source, **options)
 
     @staticmethod
+    @starting("scope")
     @typed
     def scope(model: nn.Module, **options: Any) -> Any:
         """What the model's spikes do: ``FastSNN.scope(model).report("runs/exp")`` writes page, pictures and numbers."""
@@ -196,6 +204,7 @@ class FastSNN:
         return scope(model, **options)
 
     @staticmethod
+    @starting("export")
     @typed
     def export(model: nn.Module, path: str | Path, to: str = "snn", **options: Any) -> Path:
         """Write `model`: as a ``.snn`` bundle, or through an installed exporter (`to`).
@@ -222,6 +231,7 @@ class FastSNN:
         return Path(exporter.export(model, path))
 
     @staticmethod
+    @starting("serve")
     @typed
     def serve(path: str | Path, port: int = 8000, **options: Any) -> Any:
         """Serve a bundle over the OpenAI API until stopped (``block=False``: a handle, ``.url``, ``.close()``)."""
@@ -230,6 +240,7 @@ class FastSNN:
         return serve(path, port=port, **options)
 
     @staticmethod
+    @starting("generate")
     def generate(model: nn.Module | str | Path, prompt: str | list[int], max_tokens: int = 128, **settings: Any) -> str:
         """Text after `prompt`, a text or ids. `settings`: temperature (0 is greedy), top_p, top_k, seed, stop."""
         return "".join(FastSNN.stream(model, prompt, max_tokens, **settings))
@@ -239,8 +250,9 @@ class FastSNN:
         model: nn.Module | str | Path, prompt: str | list[int], max_tokens: int = 128, **settings: Any
     ) -> Iterator[str]:
         """`generate`, piece by piece; `prompt` may be a list of token ids."""
-        from fastsnn_text import Sampling, generate_text
-        from fastsnn_text.generate import stop_texts
+        with starting("stream"):
+            from fastsnn_text import Sampling, generate_text
+            from fastsnn_text.generate import stop_texts
 
         ids = isinstance(prompt, list) and prompt and all(type(i) is int for i in prompt)
         if not isinstance(prompt, str) and not ids:
