@@ -20,7 +20,15 @@ from torch.nn import functional as F
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.spike_tensor import SpikeTensor
-from fastsnn_modules.operands import HALF, OperandError, Operands, OperandTypeError, imported_later, shown
+from fastsnn_modules.operands import (
+    HALF,
+    OperandError,
+    Operands,
+    OperandTypeError,
+    check_room,
+    imported_later,
+    shown,
+)
 
 
 def count_linear_naive(counts: Tensor, weight: Tensor) -> Tensor:
@@ -87,6 +95,7 @@ def check_event_linear(index: Tensor, weights: Tensor, rows: int, weight: Tensor
     sizes = _EVENTS(index, weights, weight)
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
         raise OperandTypeError(f"event_linear: rows must be a number of rows, got {rows!r}")
+    check_room("event_linear", "sums", rows, sizes["O"])
     room = rows * sizes["D"]
     if index.numel() and index.device.type != "meta":
         low, high = (int(n) for n in torch.aminmax(index))

@@ -24,7 +24,7 @@ from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_events.linear import spike_sums, whole
 from fastsnn_integer.forms import FourBitForm
-from fastsnn_modules.operands import OperandError, Operands, imported_later
+from fastsnn_modules.operands import OperandError, Operands, imported_later, shown, with_every_tensor
 
 LEVELS, MIDDLE, GROUPS = 15, 8, (32, 64, 128)
 
@@ -155,18 +155,15 @@ def check_project_q4(counts: Tensor, packed: Tensor, d: Tensor, m: Tensor, group
             f"count_project_q4: {sizes['D']} inputs in groups of {group} and {sizes['O']} outputs do not go with d "
             f"{list(d.shape)} and bytes {list(packed.shape)}"
         )
-    if m.numel() and (m.shape != d.shape or m.dtype != torch.float32 or m.device != d.device):
-        raise OperandError(
-            f"count_project_q4: m must be empty or float32 {list(d.shape)} on {d.device}, "
-            f"got {m.dtype} {list(m.shape)} on {m.device}"
-        )
+    if m.dtype != torch.float32 or (m.numel() and m.shape != d.shape):
+        raise OperandError(f"count_project_q4: m must be float32, empty or {list(d.shape)}; got {shown(m)}")
 
 
 PROJECT = Operator(
     "count_project_q4",
     project_naive,
     plain=True,
-    check=check_project_q4,
+    check=with_every_tensor("count_project_q4", check_project_q4),
     samples=imported_later("fastsnn_integer.samples.project_q4"),
 )
 

@@ -35,6 +35,7 @@ from fastsnn_modules.operands import (
     check_finite_numbers,
     imported_later,
     shown,
+    with_every_tensor,
 )
 
 LARGEST = 127
@@ -226,24 +227,28 @@ RESIDUAL = Operator(
     "rows_residual",
     residual_naive,
     plain=True,
-    check=check_residual,
+    check=with_every_tensor("rows_residual", check_residual),
     samples=imported_later("fastsnn_integer.samples.residual"),
 )
 HIDDEN = Operator(
     "rows_hidden",
     hidden_naive,
     plain=True,
-    check=check_hidden,
+    check=with_every_tensor("rows_hidden", check_hidden),
     samples=imported_later("fastsnn_integer.samples.hidden"),
 )
 HEADS = Operator(
-    "rows_heads", heads_naive, plain=True, check=check_heads, samples=imported_later("fastsnn_integer.samples.heads")
+    "rows_heads",
+    heads_naive,
+    plain=True,
+    check=with_every_tensor("rows_heads", check_heads),
+    samples=imported_later("fastsnn_integer.samples.heads"),
 )
 PROJECT = Operator(
     "rows_project",
     project_rows_naive,
     plain=True,
-    check=check_project,
+    check=with_every_tensor("rows_project", check_project),
     samples=imported_later("fastsnn_integer.samples.project"),
 )
 

@@ -12,12 +12,15 @@ allows 1 besides; ``…`` any dimensions in front; ``[*]`` any shape), and its t
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
+import os
 import re
-from collections.abc import Callable, Iterable
-from functools import wraps
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, wraps
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -154,6 +157,64 @@ class Operands:
             if first != name and letter in letters:
                 return f"{first} {self.form(letters)} is {list(t.shape)}"
         return f"of {name} itself"
+
+
+def tensors_of(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """``(name, tensor)`` of every tensor in an operand: in the fields of forms and in tuples, too."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, tuple | list):
+        for i, part in enumerate(value):
+            yield from tensors_of(part, f"{name}[{i}]")
+    elif attrs.has(type(value)):
+        for field in attrs.fields(type(value)):
+            yield from tensors_of(getattr(value, field.name), f"{name}.{field.name}")
+
+
+def with_every_tensor(operator: str, check: Callable[..., Any]) -> Callable[..., Any]:
+    """`check`, after a look at every tensor that is given, those inside forms as well: ordinary ones of one device.
+
+    For operators whose operands are forms, of which a row of `Operands` sees one part at a time.
+    """
+    names = list(inspect.signature(check).parameters)
+
+    def checked(*operands: Any) -> Any:
+        first: tuple[str, Tensor] | None = None
+        for name, t in tensors_of(operands, ""):
+            at, _, rest = name[1:].partition("]")
+            name = names[int(at)] + rest
+            if t.layout is not torch.strided or t.is_quantized or t.is_complex() or t.is_neg():
+                raise OperandTypeError(f"{operator}: {name} must be an ordinary (strided, real) tensor, got {shown(t)}")
+            first = first or (name, t)
+            if t.device != first[1].device:
+                raise OperandTypeError(
+                    f"{operator}: {name} is on {t.device} and {first[0]} on {first[1].device}; move one of them"
+                )
+        return check(*operands)
+
+    return checked
+
+
+def check_room(operator: str, what: str, *sizes: int, bytes_each: int = 8) -> None:
+    """Refuse a result that this machine's memory cannot hold, before anything asks for it.
+
+    `sizes` are its dimensions; tensors that are given have proved their own, numbers have not.
+    """
+    wanted, room = math.prod(sizes) * bytes_each, memory()
+    if wanted > room:
+        raise OperandError(
+            f"{operator}: {what} of {' × '.join(map(str, sizes))} numbers are {wanted / 1e9:,.0f} GB; "
+            f"this machine has {room / 1e9:,.0f}"
+        )
+
+
+@cache
+def memory() -> int:
+    """Bytes of this machine's memory; 2^48 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 2**48
 
 
 def check_finite_numbers(operator: str, **numbers: Any) -> None:
