@@ -71,9 +71,11 @@ def test_every_tensor_of_every_operand_is_looked_at(name: str) -> None:
                 if what == "of another device" and len(at) == 1:
                     continue
                 spoiled = replaced(sample, place, change)
-                with pytest.raises(FastSNNError, match=r"\w"):
+                try:
                     operator.check(*spoiled)
-                    pytest.fail(f"{place} {what} is let in")
+                except FastSNNError:
+                    continue
+                pytest.fail(f"{place} {what} is let in")
 
 
 def test_a_result_that_no_memory_holds_is_refused_by_its_size() -> None:
