@@ -214,10 +214,7 @@ def run_words(words: list[str]) -> int:
 
 
 def notice_of_start(words: list[str], program: str = "fastsnn") -> threading.Timer:
-    """A line after a second of silence, where torch is not imported yet: imports take long, and compilers longer.
-
-    The first call of a process decides; what a verb calls in its turn says nothing.
-    """
+    """A line after a second of silence, where torch is not imported yet; the first call of a process decides."""
     says = f"{program} {words[0]}: starting (importing PyTorch and plugins; a first run compiles kernels, too)"
     timer = threading.Timer(SILENCE, lambda: StderrHandler.write(says))
     timer.daemon, quiet = True, os.environ.get("FASTSNN_QUIET", "0") not in ("", "0")

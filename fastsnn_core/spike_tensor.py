@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.data._utils.collate import default_collate, default_collate_fn_map
 
 from fastsnn_core.errors import ArgumentError, FastSNNError
 from fastsnn_core.spike_methods import COPIES, add_tensor_methods, compact, densify, in_place, no_such_method, summary
@@ -242,4 +243,5 @@ class SpikeTensor(Views):
         return func(*densify(args), **densify(kwargs))
 
 
+default_collate_fn_map[SpikeTensor] = lambda batch, **_: functions().get(default_collate, torch.stack)(batch)
 add_tensor_methods(SpikeTensor)

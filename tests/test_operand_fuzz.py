@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fastsnn_core import ops
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.lowering import SiteForm, SpikeRule
+from fastsnn_integer.plan_check import check_site
 from fastsnn_modules.operands import OperandError
 
 
@@ -83,3 +85,11 @@ def test_a_result_that_no_memory_holds_is_refused_by_its_size() -> None:
     matrix = torch.ones(70, 3, dtype=torch.int8)
     with pytest.raises(OperandError, match=r"event_linear: sums of 1000000000 × 70 numbers are 560 GB; this machine"):
         ops.registered()["event_linear"]("cpu", index, weights, 10**9, matrix)
+
+
+def test_a_burst_goes_with_the_maximum_only() -> None:
+    """Seeds 12 and 15 of the fuzz: with a mean the naive twin let channels burst and the kernel did not."""
+    for statistic in ("mean_abs", "rms"):
+        with pytest.raises(OperandError, match=f"burst = 1 goes with statistic max_abs, not {statistic}"):
+            check_site("site", SiteForm(SpikeRule(statistic, burst=1)), 4)
+    check_site("site", SiteForm(SpikeRule("max_abs", burst=1)), 4)

@@ -163,3 +163,14 @@ def test_spikes_become_tensors_wherever_torch_asks_for_one() -> None:
     spikes = SpikeTensor(torch.tensor([[1.0, 2.0], [0.0, -1.0]]), torch.tensor(0.5))
     for made in (torch.tensor(spikes), torch.as_tensor(spikes), torch.from_dlpack(spikes), torch.asarray(spikes)):
         assert torch.equal(made, spikes.value())
+
+
+def test_transforms_that_refuse_spikes_take_their_value() -> None:
+    """They look for `Tensor` before they ask an argument anything: an error and never other numbers."""
+    spikes = SpikeTensor(torch.tensor([[1.0, 2.0], [0.0, -3.0]]), torch.tensor([[0.5], [0.25]]))
+    for transform in (torch.vmap, torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
+        with pytest.raises((ValueError, RuntimeError), match="SpikeTensor"):
+            transform(torch.sum)(spikes)
+    assert torch.vmap(torch.sum)(spikes.value()).tolist() == [1.5, -0.75]
+    inside = torch.func.grad(lambda x: (SpikeTensor(x, spikes.scale) * x).sum())(spikes.counts)
+    assert torch.equal(inside, 2 * spikes.value())

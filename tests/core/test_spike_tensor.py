@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fastsnn_core import SpikeTensor, ops
+from fastsnn_core.errors import FastSNNError
 
 
 def example() -> SpikeTensor:
@@ -103,3 +104,21 @@ def test_the_smallest_integers_have_a_magnitude():
     assert SpikeTensor(torch.tensor([-(2**31)], dtype=torch.int32)).largest() == 2**31
     found = SpikeTensor(torch.tensor([[-128, 3]], dtype=torch.int8)).sparsity()
     assert (found.largest, found.mean_count) == (128, 65.5)
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.tensor([[0.5], [0.25]]), torch.rand(3) + 0.5])
+def test_a_loader_makes_batches_of_spikes(scale):
+    from torch.utils.data import DataLoader, default_collate
+
+    rows = [SpikeTensor(torch.randint(-3, 4, (2, 3)), scale * (i + 1)) for i in range(4)]
+    batch, labels = next(iter(DataLoader([(s, i) for i, s in enumerate(rows)], batch_size=4)))
+    assert isinstance(batch, SpikeTensor)
+    assert labels.tolist() == [0, 1, 2, 3]
+    assert torch.equal(batch.counts, torch.stack([s.counts for s in rows]))
+    assert torch.equal(batch.value(), torch.stack([s.value() for s in rows]))
+    assert batch.scale.numel() == 4 * scale.numel()  # not one for each channel where one for each token was
+    train = SpikeTensor.from_train(torch.ones(2, 2, 3, dtype=torch.int8), torch.tensor([1, 2]))
+    mixed = default_collate([rows[0], train])  # another form, and another shape of scale
+    assert torch.equal(mixed.value(), torch.stack([rows[0].value(), train.value()]))
+    with pytest.raises(FastSNNError, match=r"shapes \(2, 3\), \(4,\) do not make a batch; pad or cut them"):
+        default_collate([rows[0], SpikeTensor(torch.ones(4))])

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.site import HALF
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_events.linear import spike_linear
@@ -44,5 +46,15 @@ def spike_conv(
     return (out if bias is None else out + bias.reshape(-1, *[1] * (weight.ndim - 2))).to(kind)
 
 
-FUNCTIONS = {torch.nn.functional.linear: spike_linear} | {f: partial(spike_conv, f) for f in CONVOLUTIONS}
+def collated(batch: list[SpikeTensor]) -> SpikeTensor:
+    """Spikes of one shape as a batch of spikes, ``[…] × B -> [B, …]``; errors: FastSNNError for several shapes."""
+    if len(shapes := sorted({tuple(s.shape) for s in batch})) > 1:
+        raise FastSNNError(f"spikes of shapes {', '.join(map(str, shapes))} do not make a batch; pad or cut them")
+    scales = [s.scale.reshape([1] * (s.ndim - s.scale.ndim) + list(s.scale.shape)) for s in batch]
+    scales = scales if len({s.shape for s in scales}) == 1 else [s.expand(batch[0].shape) for s in scales]
+    return batch[0].like(torch.stack([s.counts for s in batch]), torch.stack(scales))
+
+
+FUNCTIONS: dict[Any, Callable[..., Any]] = {torch.nn.functional.linear: spike_linear, default_collate: collated}
+FUNCTIONS |= {f: partial(spike_conv, f) for f in CONVOLUTIONS}
 """What torch's functions do with a SpikeTensor (the entry point of ``fastsnn1.functions``)."""

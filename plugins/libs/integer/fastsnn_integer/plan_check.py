@@ -88,6 +88,8 @@ def check_site(who: str, site: Any, size: int) -> None:
     check_finite_numbers(who, **{name: getattr(rule, name) for name in names})
     if isinstance(rule.burst, bool) or not isinstance(rule.burst, int) or not 0 <= rule.burst < max(1, size):
         raise OperandError(f"{who}: burst must be a number of channels below {size}, got {rule.burst!r}")
+    if rule.burst and rule.statistic != "max_abs":  # it is what the maximum leaves out: nothing defines it for a mean
+        raise OperandError(f"{who}: burst = {rule.burst} goes with statistic max_abs, not {rule.statistic}")
     if rule.divisor <= 0 or rule.bound <= 0 or rule.v_min > rule.v_max:
         raise OperandError(f"{who}: a divisor and a bound above 0 and v_min <= v_max are wanted, got {rule}")
     c = site.centre

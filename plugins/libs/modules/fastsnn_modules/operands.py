@@ -159,16 +159,16 @@ class Operands:
         return f"of {name} itself"
 
 
-def tensors_of(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+def tensors_inside(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     """``(name, tensor)`` of every tensor in an operand: in the fields of forms and in tuples, too."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, tuple | list):
         for i, part in enumerate(value):
-            yield from tensors_of(part, f"{name}[{i}]")
+            yield from tensors_inside(part, f"{name}[{i}]")
     elif attrs.has(type(value)):
         for field in attrs.fields(type(value)):
-            yield from tensors_of(getattr(value, field.name), f"{name}.{field.name}")
+            yield from tensors_inside(getattr(value, field.name), f"{name}.{field.name}")
 
 
 def with_every_tensor(operator: str, check: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,7 +180,7 @@ def with_every_tensor(operator: str, check: Callable[..., Any]) -> Callable[...,
 
     def checked(*operands: Any) -> Any:
         first: tuple[str, Tensor] | None = None
-        for name, t in tensors_of(operands, ""):
+        for name, t in tensors_inside(operands, ""):
             at, _, rest = name[1:].partition("]")
             name = names[int(at)] + rest
             if t.layout is not torch.strided or t.is_quantized or t.is_complex() or t.is_neg():
@@ -200,7 +200,7 @@ def check_room(operator: str, what: str, *sizes: int, bytes_each: int = 8) -> No
 
     `sizes` are its dimensions; tensors that are given have proved their own, numbers have not.
     """
-    wanted, room = math.prod(sizes) * bytes_each, memory()
+    wanted, room = math.prod(sizes) * bytes_each, bytes_of_memory()
     if wanted > room:
         raise OperandError(
             f"{operator}: {what} of {' × '.join(map(str, sizes))} numbers are {wanted / 1e9:,.0f} GB; "
@@ -209,7 +209,7 @@ def check_room(operator: str, what: str, *sizes: int, bytes_each: int = 8) -> No
 
 
 @cache
-def memory() -> int:
+def bytes_of_memory() -> int:
     """Bytes of this machine's memory; 2^48 where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 from torch import nn
 
-from fastsnn_core.errors import UserError
+from fastsnn_core.errors import FastSNNError, UserError
+from fastsnn_modules.state_dicts import check_is_state_dict, misfit
 
 
 class TorchCalls(nn.Module):
-    """A base of models: a missing device and TorchScript are refused in words, before anything is changed."""
+    """A base of models: a missing device, a wrong state dict and TorchScript are refused in words."""
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """`nn.Module.to`; errors: `UserError` where there is no such device (it names those that there are)."""
@@ -32,6 +34,17 @@ class TorchCalls(nn.Module):
         """`nn.Module.ipu`; errors: `UserError` where there is no such device (it names those that there are)."""
         check_device("ipu" if device is None else f"ipu:{device}" if isinstance(device, int) else device)
         return super().ipu(device)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """`nn.Module.load_state_dict`; errors: `StateDictError` (which names and sizes do not fit, and what they come
+        from), `ArgumentError` for what is no state dict."""
+        check_is_state_dict(self, state_dict)
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except FastSNNError:
+            raise
+        except RuntimeError as error:  # torch's, which lists names and not what they come from
+            raise misfit(self, state_dict) from error
 
     def __prepare_scriptable__(self) -> Any:
         """Called by `torch.jit.script`. Errors: `UserError`, always."""
