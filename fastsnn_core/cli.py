@@ -145,10 +145,9 @@ def usage_text() -> str:
     lines = ["usage: fastsnn [-p FILE] [--traceback] [--version] VERB …", "", "Spiking networks out of plugins."]
     if says:
         lines += ["", *(f"  {verb:<{wide}} {text}".rstrip() for verb, text in says.items())]
-    lines += ["", "plugins and specs:"]
-    lines += [f"  {verb:<{wide}} {(function.__doc__ or '').splitlines()[0]}" for verb, function in OWN.items()]
+    own = [f"  {verb:<{wide}} {(function.__doc__ or '').splitlines()[0]}" for verb, function in OWN.items()]
+    lines += ["", "plugins and specs:", *own, ""]
     lines += [
-        "",
         "  -p FILE      load an inline plugin from a Python file first",
         "  --traceback  show where in the code a mistake was noticed (also: FASTSNN_TRACEBACK=1)",
         "  fastsnn VERB --help says more of a verb.",

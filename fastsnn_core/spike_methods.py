@@ -10,9 +10,8 @@ a TypeError          in-place methods and `POINTERS`: spikes are values, and the
                      message says what to write instead
 ===================  ===============================================================================================
 
-``F.linear`` and the convolutions run on the counts (`fastsnn_events`); a `DataLoader` makes batches of spikes.
-`torch.vmap` and `torch.func.grad` take ``s.value()``. To index or reshape and keep spikes:
-``s.rearrange(lambda t: t[:, -1:])``.
+``F.linear`` and the convolutions run on the counts (`fastsnn_events`); a `DataLoader` batches spikes; `torch.vmap` is
+given ``s.value()``. To index or reshape and keep spikes: ``s.rearrange(lambda t: t[:, -1:])``.
 """
 
 from __future__ import annotations
