@@ -50,7 +50,7 @@ def any_tensor(given: Mapping[Any, Any]) -> bool:
     return any(isinstance(value, Tensor) for value in given.values())
 
 
-def listed(words: list[str]) -> str:
+def first_names(words: list[str]) -> str:
     """The first few, and how many more."""
     more = f" (and {len(words) - MOST} more)" if len(words) > MOST else ""
     return ", ".join(words[:MOST]) + more
@@ -68,7 +68,7 @@ def misfit(model: nn.Module, given: Mapping[str, Any]) -> StateDictError:
     ]
     strange = [f"{n} is a {type(given[n]).__name__}" for n in wanted if n in given and not isinstance(given[n], Tensor)]
     says = [
-        f"{what}: {listed(names)}"
+        f"{what}: {first_names(names)}"
         for what, names in (
             ("missing", missing),
             ("not in this model", unknown),
