@@ -62,7 +62,7 @@ def changed(value, chance):
             },
         )
     if isinstance(value, (tuple, list)):
-        return type(value)(changed(v, chance) for v in value)
+        return getattr(value, "_make", type(value))(changed(v, chance) for v in value)
     if isinstance(value, bool) or value is None or draw.random() > chance:
         return value
     if isinstance(value, int):
@@ -84,7 +84,7 @@ def copied(value):
                 if f.init and not callable(getattr(value, f.name)) and f.name.lstrip("_") == f.name
             },
         )
-    return type(value)(copied(v) for v in value) if isinstance(value, (tuple, list)) else value
+    return getattr(value, "_make", type(value))(map(copied, value)) if isinstance(value, (tuple, list)) else value
 
 
 ways = {}

@@ -265,6 +265,28 @@ def test_a_class_name_means_one_thing():
     assert SHARED_CLASS_NAMES.keys() <= twice.keys()
 
 
+LONG_SIGNATURES = {
+    "_scan_gradient_op": "a torch operator, whose schema has no records",
+    "forward_kernel": "a Triton kernel, called by name",
+    "backward_kernel": "a Triton kernel, called by name",
+}
+
+
+def test_no_function_takes_15_arguments_by_position():
+    """What belongs together is a record: `LifRule`, a row of `layout.py`. Triton has none, so its kernels get names."""
+    found = {}
+    for path in TRACKED:
+        parts = path.relative_to(ROOT).parts
+        if path.suffix != ".py" or parts[0] not in ("fastsnn_core", "plugins", "contrib") or "test" in path.name:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                found[node.name] = max(found.get(node.name, 0), len(node.args.posonlyargs) + len(node.args.args))
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript) and "triton" in parts:
+                assert len(node.args) < 15, f"{path}:{node.lineno}: give a kernel its arguments by name"
+    assert {name for name, n in found.items() if n >= 15} == set(LONG_SIGNATURES)
+
+
 def test_every_hook_is_documented():
     assert set(hookspecs.HOOKS) == {hookspecs.hook_of(kind) for kind in KINDS}
     for name in hookspecs.HOOKS:

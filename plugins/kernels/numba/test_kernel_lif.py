@@ -50,7 +50,7 @@ def cases(draw):
     theta = torch.tensor(draw(st.sampled_from([1.0, 0.37, 3.1])), dtype=kind)
     beta = draw(st.sampled_from([0.5, 0.0, 0.9, 1 / 3]))
     v = torch.randn(b, d, dtype=kind)
-    return x, v, keep, theta, (beta, lo, hi, draw(st.booleans()), draw(st.booleans()))
+    return x, v, keep, theta, scan.LifRule(beta, lo, hi, draw(st.booleans()), draw(st.booleans()))
 
 
 def numba(operator):
@@ -63,12 +63,12 @@ def numba(operator):
 @given(cases())
 def test_forward_and_membrane(case):
     x, v, keep, theta, rest = case
-    right = scan.forward_naive(x, v, keep, theta, *rest)
-    for a, b in zip(right, numba(scan.FORWARD)(x, v, keep, theta, *rest), strict=True):
+    right = scan.forward_naive(x, v, keep, theta, rest)
+    for a, b in zip(right, numba(scan.FORWARD)(x, v, keep, theta, rest), strict=True):
         assert same(a, b)
     if x.shape[1]:
-        right = scan.membrane(x, v[:, None], keep, theta, *rest)
-        assert same(right, numba(scan.MEMBRANE)(x, v[:, None], keep, theta, *rest))
+        right = scan.membrane(x, v[:, None], keep, theta, rest)
+        assert same(right, numba(scan.MEMBRANE)(x, v[:, None], keep, theta, rest))
 
 
 @quick
@@ -81,7 +81,7 @@ def test_forward_and_membrane(case):
 )
 def test_backward(case, form, custom, layout, attached):
     x, v, keep, theta, rest = case
-    marks = scan.forward_naive(x, v, keep, theta, *rest)[2]
+    marks = scan.forward_naive(x, v, keep, theta, rest)[2]
     grad = torch.randn_like(x)
     if layout == 1:
         grad = grad.new_ones(()).expand(x.shape)
@@ -92,7 +92,7 @@ def test_backward(case, form, custom, layout, attached):
     elif layout == 4:
         grad = grad.transpose(0, 2).contiguous().transpose(0, 2)
     slope = torch.rand_like(x) if custom else x.new_empty(0)
-    args = (grad, torch.randn_like(v), x, marks, keep, slope, theta, *rest, *form, attached)
+    args = (grad, torch.randn_like(v), x, marks, keep, slope, theta, rest, scan.SurrogateForm(*form, attached))
     for a, b in zip(scan.backward_naive(*args), numba(scan.BACKWARD)(*args), strict=True):
         assert same(a, b)
 
@@ -102,9 +102,19 @@ def test_backward(case, form, custom, layout, attached):
 @pytest.mark.parametrize("attached", [True, False])
 def test_closed_forms_round_as_the_twin_does(form, heaviside, attached):
     x, v, theta = torch.randn(2, 130, 40) * 3, torch.randn(2, 40), torch.tensor(0.9)
-    rest = (0.7, -1.0, 2.0, heaviside, False)
-    marks = scan.forward_naive(x, v, EMPTY, theta, *rest)[2]
-    args = (torch.randn_like(x), torch.randn_like(v), x, marks, EMPTY, x.new_empty(0), theta, *rest, *form, attached)
+    rest = scan.LifRule(0.7, -1.0, 2.0, heaviside)
+    marks = scan.forward_naive(x, v, EMPTY, theta, rest)[2]
+    args = (
+        torch.randn_like(x),
+        torch.randn_like(v),
+        x,
+        marks,
+        EMPTY,
+        x.new_empty(0),
+        theta,
+        rest,
+        scan.SurrogateForm(*form, attached),
+    )
     for a, b in zip(scan.backward_naive(*args), numba(scan.BACKWARD)(*args), strict=True):
         assert same(a, b)
 
@@ -112,9 +122,9 @@ def test_closed_forms_round_as_the_twin_does(form, heaviside, attached):
 @pytest.mark.parametrize("heaviside", [True, False])
 def test_a_nan_that_resets_to_zero_passes_no_gradient_on(heaviside):
     x, v, theta = torch.full((1, 1, 1), torch.nan), torch.ones(1, 1), torch.tensor(1.0)
-    rest = (0.5, 0.0, 1.0, heaviside)
+    rest = scan.LifRule(0.5, 0.0, 1.0, heaviside, True)
     marks, empty = v[:, None], x.new_empty(0)
-    args = (torch.full_like(x, 2.0), torch.full_like(v, 3.0), x, marks, EMPTY, empty, theta, *rest, True, 0, 0.0, False)
+    args = (torch.full_like(x, 2.0), torch.full_like(v, 3.0), x, marks, EMPTY, empty, theta, rest, scan.SurrogateForm())
     for function in (scan.backward_naive, numba(scan.BACKWARD)):
         grad_x, grad_v = function(*args)  # c = NaN, so v was set to 0 and only c's gradient arrives
         assert grad_x.item() == 2.0

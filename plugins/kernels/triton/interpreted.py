@@ -35,22 +35,22 @@ def scans() -> None:
         keep = torch.rand(b, t) > 0.2 if n % 2 else EMPTY
         lo, hi = [(0.0, 1.0), (-2.0, 4.0), (float("-inf"), float("inf"))][n % 3]
         theta = torch.tensor([1.0, 0.37][n % 2], dtype=dtype)
-        rest = (1 / 3, lo, hi, heaviside, hard)
-        right, found = naive.forward_naive(x, v, keep, theta, *rest), lif.forward(x, v, keep, theta, *rest)
+        rule = naive.LifRule(1 / 3, lo, hi, heaviside, hard)
+        right, found = naive.forward_naive(x, v, keep, theta, rule), lif.forward(x, v, keep, theta, rule)
         assert all(same(a, b) for a, b in zip(right, found, strict=True)), ("forward", n)
         marks = right[2]
         if t:
-            a, b_ = naive.membrane(x, marks, keep, theta, *rest), lif.membrane(x, marks, keep, theta, *rest)
+            a, b_ = naive.membrane(x, marks, keep, theta, rule), lif.membrane(x, marks, keep, theta, rule)
             assert same(a, b_), ("membrane", n)
         grads = torch.randn(b, t, d, dtype=dtype), torch.randn(b, d, dtype=dtype)
         form = [(0, 0.0), (1, 0.5), (2, 2.0)][n % 3]
         for attached in (False, True)[: 1 if hard else 2]:
             slope = torch.rand(b, t, d, dtype=dtype) if n % 4 == 3 else torch.empty(0, dtype=dtype)
-            words = (*grads, x, marks, keep, slope, theta, *rest, *form, attached)
+            words = (*grads, x, marks, keep, slope, theta, rule, naive.SurrogateForm(*form, attached))
             right, found = naive.backward_naive(*words), lif.backward(*words)
             assert all(same(a, b) for a, b in zip(right, found, strict=True)), ("backward", n, attached)
     halves = torch.zeros(1, 1, 1, dtype=torch.bfloat16)
-    assert lif.forward(halves, halves[0], EMPTY, halves[0, 0, 0], *rest) is NotImplemented
+    assert lif.forward(halves, halves[0], EMPTY, halves[0, 0, 0], rule) is NotImplemented
 
 
 def products() -> None:

@@ -119,13 +119,14 @@ def _begin_registers(r, base, width, first, constants):  # type: ignore[no-untyp
 
 
 @Threaded
-def _cell_walk(x, states, operands, keep, grad, first, second, sizes, outs, last, marks, grad_p, seen, r, nw):  # type: ignore[no-untyped-def]
+def _cell_walk(x, states, operands, keep, grad, programs, sizes, outs, last, marks, grad_p, seen, r, nw):  # type: ignore[no-untyped-def]
     """Both ways, so that the instructions are compiled into one function.
 
-    Forward: `first` is the step, `outs` are its results; states begin as `states`, end in `last` and leave marks.
-    Backward: `first` is the step of the state alone, `second` its adjoint; `outs` is the gradient of x, `last` the
-    states' gradient on its way.
+    Forward: the first of the two `programs` is the step, `outs` are its results; states begin as `states`, end in
+    `last` and leave marks. Backward: the first is the step of the state alone, the second its adjoint; `outs` is the
+    gradient of x, `last` the states' gradient on its way.
     """
+    first, second = programs
     batch, steps, wide, width, count, held, results, room, every, backward = sizes
     blocks, pieces = (wide + width - 1) // width, (steps + every - 1) // every
     tasks, given = batch * blocks, 1 + count + held
@@ -234,7 +235,7 @@ def forward_cells(
         width, room = _block(x, (program,))
         none, how = _nothing_like(x), _packed(program, x.dtype)
         sizes = (batch, steps, wide, width, count, len(operands), results, room, CHECKPOINT, 0)
-        given = flat(x), flat(states), flat(operands), flat(keep), none, how, how
+        given = flat(x), flat(states), flat(operands), flat(keep), none, (how, how)
         r = np.empty(workers() * room, none.dtype)
         _cell_walk(*given, sizes, flat(outs), flat(last), flat(marks), none, none, r)
     return outs, last, marks
@@ -255,9 +256,9 @@ def backward_cells(
     if x.numel():
         width, room = _block(x, (advance, adjoint))
         sizes = (batch, steps, wide, width, count, held, len(grad), room, CHECKPOINT, 1)
-        none, hows = _nothing_like(x), [_packed(p, x.dtype) for p in (advance, adjoint)]
+        none, programs = _nothing_like(x), (_packed(advance, x.dtype), _packed(adjoint, x.dtype))
         seen, r = (np.empty(workers() * numbers, none.dtype) for numbers in (CHECKPOINT * count * width, room))
-        given = flat(x), none, flat(operands), flat(keep), flat(grad), *hows
+        given = flat(x), none, flat(operands), flat(keep), flat(grad), programs
         _cell_walk(*given, sizes, flat(grad_x), flat(carry), flat(marks), flat(grad_p), seen, r)
     else:
         grad_p.zero_()

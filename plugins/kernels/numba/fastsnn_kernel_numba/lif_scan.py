@@ -18,7 +18,7 @@ from torch import Tensor
 from fastsnn_core.ops.surrogate_gradient import thresholds
 from fastsnn_kernel_numba.buffer_pool import empty
 from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, prefetch, workers
-from fastsnn_leaky.scan import CHECKPOINT
+from fastsnn_leaky.scan import CHECKPOINT, LifRule, SurrogateForm
 from fastsnn_modules.operands import guarded
 
 U = np.uint64  # unsigned indices: Numba adds no wrap-around test to them, so LLVM vectorises the loops
@@ -26,6 +26,7 @@ ROW, L2_BLOCK = 1 << 14, 1 << 19  # bytes of a row of x that one task reads, and
 AHEAD = 2  # rows asked for in advance
 TYPES = (torch.float32, torch.float64)
 IDENTITY, WINDOW, ATAN, SLOPE = range(4)
+NO_GRADIENT = SurrogateForm()
 
 
 class LifConstants(NamedTuple):
@@ -48,14 +49,15 @@ class LifConstants(NamedTuple):
 
 
 def rounded_constants(
-    dtype: torch.dtype, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool,
-    alpha: float = 0.0, attached: bool = False,
-) -> LifConstants:  # fmt: skip
+    dtype: torch.dtype, theta: Tensor, rule: LifRule, surrogate: SurrogateForm = NO_GRADIENT
+) -> LifConstants:
     """Computed in double as Python does, and then rounded once to the type of x."""
-    first, last = thresholds(lo, hi, heaviside)
-    numbers = (beta, float(theta), lo, hi, first, last, alpha, math.pi / 2 * alpha, alpha / 2, 0.0, 1.0)
+    first, last = thresholds(rule.lo, rule.hi, rule.heaviside)
+    alpha = surrogate.alpha
+    numbers = (rule.beta, float(theta), rule.lo, rule.hi, first, last, alpha, math.pi / 2 * alpha, alpha / 2, 0.0, 1.0)
     kind = np.float32 if dtype == torch.float32 else np.float64
-    return LifConstants(*(kind(number) for number in numbers), bool(heaviside), bool(hard), bool(attached))
+    how = rule.heaviside, rule.hard, surrogate.attached
+    return LifConstants(*(kind(number) for number in numbers), *map(bool, how))
 
 
 @compile
@@ -227,9 +229,7 @@ def _width(shape: torch.Size, itemsize: int, most: int) -> int:
 
 
 @guarded("lif_scan")
-def forward(
-    x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, rule: LifRule) -> tuple[Tensor, Tensor, Tensor]:
     """Twin of `fastsnn_leaky.scan.forward_naive`."""
     if x.dtype not in TYPES:
         return NotImplemented
@@ -237,7 +237,7 @@ def forward(
     counts, v_last = empty(x.shape, x.dtype), torch.empty_like(v)
     marks = empty((batch, -(-steps // CHECKPOINT), wide), x.dtype)
     if v.numel():
-        k = rounded_constants(x.dtype, theta, beta, lo, hi, heaviside, hard)
+        k = rounded_constants(x.dtype, theta, rule)
         width = _width(x.shape, x.itemsize, ROW)
         outs = flat(counts), flat(v_last), flat(marks)
         _forward(flat(x), flat(v), flat(keep), k, (*x.shape, CHECKPOINT), width, *outs)
@@ -246,15 +246,14 @@ def forward(
 
 @guarded("lif_membrane")
 def membrane(
-    x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor,
-    beta: float, lo: float, hi: float, heaviside: bool, hard: bool,
+    x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor, rule: LifRule,
 ) -> Tensor:  # fmt: skip
     """Twin of `fastsnn_leaky.scan.membrane`."""
     if x.dtype not in TYPES:
         return NotImplemented
     u = empty(x.shape, x.dtype)
     if x.numel():
-        k = rounded_constants(x.dtype, theta, beta, lo, hi, heaviside, hard)
+        k = rounded_constants(x.dtype, theta, rule)
         v = marks[:, 0].clone(memory_format=torch.contiguous_format)
         width = _width(x.shape, x.itemsize, ROW)
         _membrane(flat(x), flat(v), flat(keep), k, (*x.shape, CHECKPOINT), width, flat(u))
@@ -264,18 +263,18 @@ def membrane(
 @guarded("lif_scan_backward")
 def backward(
     grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
-    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
+    rule: LifRule, surrogate: SurrogateForm,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Twin of `fastsnn_leaky.scan.backward_naive`; an expanded gradient is read as one row."""
     if x.dtype not in TYPES:
         return NotImplemented
     grad_x, carry = empty(x.shape, x.dtype), grad_v.clone(memory_format=torch.contiguous_format)
     if x.numel():
-        k = rounded_constants(x.dtype, theta, beta, lo, hi, heaviside, hard, alpha, attached)
+        k = rounded_constants(x.dtype, theta, rule, surrogate)
         width = _width(x.shape, x.itemsize, L2_BLOCK // CHECKPOINT)
         us = torch.empty(workers() * CHECKPOINT * width, dtype=x.dtype)
         vs = torch.empty(workers() * 2 * width, dtype=x.dtype)
-        form = SLOPE if slope.numel() else form
+        form = SLOPE if slope.numel() else surrogate.form
         given = _strided_rows(grad_c), flat(carry), flat(x), flat(marks), flat(keep), flat(slope)
         _backward_kernel(*given, k, form, (*x.shape, CHECKPOINT), width, flat(grad_x), flat(us), flat(vs))
     return grad_x, carry

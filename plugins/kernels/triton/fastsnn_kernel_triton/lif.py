@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastsnn_core.ops.surrogate_gradient import FORMS, derivative, thresholds
-from fastsnn_leaky.scan import CHECKPOINT
+from fastsnn_leaky.scan import CHECKPOINT, LifRule, SurrogateForm
 from fastsnn_modules.operands import guarded
 
 BLOCK = 128
@@ -100,9 +100,9 @@ def backward_kernel(
     tl.store(grad_v0 + row * width + cols, carry, mask=mine)
 
 
-def scalar_tensors(x: Tensor, *values: float) -> tuple[Tensor, ...]:
-    """One-number tensors in the type of x: a float argument of a kernel would be rounded to float32."""
-    return tuple(torch.tensor(value, dtype=x.dtype, device=x.device) for value in values)
+def scalar_tensors(x: Tensor, rule: LifRule) -> dict[str, Tensor]:
+    """β, lo and hi as one-number tensors in the type of x: a kernel's float argument would be rounded to float32."""
+    return {name: x.new_tensor(getattr(rule, name)) for name in ("beta", "lo", "hi")}
 
 
 def supported(x: Tensor) -> bool:
@@ -111,8 +111,7 @@ def supported(x: Tensor) -> bool:
 
 
 def forward_pass(
-    x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool,
-    membrane: bool,
+    x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, rule: LifRule, membrane: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """One forward pass: (counts or u, final v, checkpoints)."""
     b, t, d = x.shape
@@ -122,49 +121,50 @@ def forward_pass(
     if b and d:
         grid = (b, triton.cdiv(d, BLOCK))
         forward_kernel[grid](
-            x, v, keep.to(torch.uint8).contiguous(), theta, out, v_out, marks, t, d, *scalar_tensors(x, beta, lo, hi),
-            len(keep) > 0, heaviside, hard, CHECKPOINT, BLOCK, membrane, **AS_WRITTEN,
+            x=x, v0=v, keep=keep.to(torch.uint8).contiguous(), theta=theta, counts=out, v_out=v_out, marks=marks,
+            steps=t, width=d, **scalar_tensors(x, rule), HAS_KEEP=len(keep) > 0, HEAVISIDE=rule.heaviside,
+            HARD=rule.hard, EVERY=CHECKPOINT, SIZE=BLOCK, MEMBRANE=membrane, **AS_WRITTEN,
         )  # fmt: skip
     return out, v_out, marks
 
 
 @guarded("lif_scan")
-def forward(
-    x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, rule: LifRule) -> tuple[Tensor, Tensor, Tensor]:
     """As `fastsnn_leaky.scan.forward_naive`."""
-    return forward_pass(x, v, keep, theta, beta, lo, hi, heaviside, hard, False) if supported(x) else NotImplemented
+    return forward_pass(x, v, keep, theta, rule, False) if supported(x) else NotImplemented
 
 
 @guarded("lif_membrane")
 def membrane(
-    x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool,
-    hard: bool,
+    x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor, rule: LifRule,
 ) -> Tensor:  # fmt: skip
     """As `fastsnn_leaky.scan.membrane`."""
     if not supported(x):
         return NotImplemented
     first = marks[:, 0].contiguous() if marks.shape[1] else x.new_zeros(x.shape[0], x.shape[2])
-    return forward_pass(x, first, keep, theta, beta, lo, hi, heaviside, hard, True)[0]
+    return forward_pass(x, first, keep, theta, rule, True)[0]
 
 
 @guarded("lif_scan_backward")
 def backward(
     grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
-    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
+    rule: LifRule, surrogate: SurrogateForm,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As `fastsnn_leaky.scan.backward_naive`."""
     if not supported(x):
         return NotImplemented
     b, t, d = x.shape
-    u = membrane(x, marks, keep, theta, beta, lo, hi, heaviside, hard)
-    s = slope if slope.numel() else derivative(u, FORMS[form], alpha, *thresholds(lo, hi, heaviside))
+    u = membrane(x, marks, keep, theta, rule)
+    first = thresholds(rule.lo, rule.hi, rule.heaviside)
+    s = slope if slope.numel() else derivative(u, FORMS[surrogate.form], surrogate.alpha, *first)
     grad_v = grad_v.contiguous()
     grad_x, grad_v0 = torch.empty_like(u), torch.empty_like(grad_v)
     if b and d:
         grid = (b, triton.cdiv(d, BLOCK))
         backward_kernel[grid](
-            grad_c.contiguous(), grad_v, u, s.contiguous(), keep.to(torch.uint8).contiguous(), theta, grad_x, grad_v0,
-            t, d, *scalar_tensors(x, beta, lo, hi), len(keep) > 0, heaviside, hard, attached, BLOCK, **AS_WRITTEN,
+            grad_c=grad_c.contiguous(), grad_v=grad_v, u_all=u, slope=s.contiguous(),
+            keep=keep.to(torch.uint8).contiguous(), theta=theta, grad_x=grad_x, grad_v0=grad_v0, steps=t, width=d,
+            **scalar_tensors(x, rule), HAS_KEEP=len(keep) > 0, HEAVISIDE=rule.heaviside, HARD=rule.hard,
+            ATTACHED=surrogate.attached, SIZE=BLOCK, **AS_WRITTEN,
         )  # fmt: skip
     return grad_x, grad_v0

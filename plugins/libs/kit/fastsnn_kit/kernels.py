@@ -94,7 +94,7 @@ def moved_to(value: Any, device: str) -> Any:
     if isinstance(value, torch.nn.Module):
         return copy.deepcopy(value).to(device)
     if isinstance(value, tuple | list):
-        return type(value)(moved_to(item, device) for item in value)
+        return getattr(value, "_make", type(value))(moved_to(item, device) for item in value)
     if attrs.has(type(value)):
         parts = {f.alias: moved_to(getattr(value, f.name), device) for f in attrs.fields(type(value)) if f.init}
         return type(value)(**parts)

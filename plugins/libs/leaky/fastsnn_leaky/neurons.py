@@ -139,7 +139,7 @@ class Leaky(nn.Module):
         keep = x.new_empty(0, 0, dtype=torch.bool) if reset is None else ~reset
         return scan.MEMBRANE(
             x.device.type, x.contiguous(), v[:, None], keep, self.theta.detach().to(x.dtype),
-            self.beta, self.lo, self.hi, self.heaviside, self.hard,
+            scan.LifRule(self.beta, self.lo, self.hi, self.heaviside, self.hard),
         )  # fmt: skip
 
     def membrane(self, x: Tensor, state: Tensor | None = None) -> Tensor:

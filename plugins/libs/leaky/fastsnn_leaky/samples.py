@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from fastsnn_leaky.scan import LifRule, SurrogateForm, forward_naive
+
 Sample = tuple[Any, ...]
-RULES = ((0.5, -2.0, 2.0, False, False), (0.9, 0.0, 1.0, True, True), (0.0, 0.0, float("inf"), False, False))
+RULES = LifRule(0.5, -2.0, 2.0), LifRule(0.9, 0.0, 1.0, True, True), LifRule(0.0, 0.0, float("inf"))
 
 
 def scans() -> Iterator[tuple[Any, ...]]:
@@ -24,27 +26,25 @@ def scans() -> Iterator[tuple[Any, ...]]:
 def forward() -> Iterator[Sample]:
     """Of ``lif_scan``."""
     for x, v, keep, theta, rule in scans():
-        yield x, v, keep, theta, *rule
-        yield x.double(), v.double(), keep, theta.double(), *rule
+        yield x, v, keep, theta, rule
+        yield x.double(), v.double(), keep, theta.double(), rule
 
 
 def membrane() -> Iterator[Sample]:
     """Of ``lif_membrane``."""
     for x, v, keep, theta, rule in scans():
-        yield x, v[:, None], keep, theta, *rule
+        yield x, v[:, None], keep, theta, rule
 
 
 def backward() -> Iterator[Sample]:
     """Of ``lif_scan_backward``, with every closed form of the surrogate and a table of slopes."""
-    from fastsnn_leaky.scan import forward_naive
-
     for i, (x, v, keep, theta, rule) in enumerate(scans()):
-        marks = forward_naive(x, v, keep, theta, *rule)[2]
+        marks = forward_naive(x, v, keep, theta, rule)[2]
         draw = torch.Generator().manual_seed(i)
         grad, end = torch.randn(x.shape, generator=draw), torch.randn(v.shape, generator=draw)
         slope = torch.rand(x.shape, generator=draw) if i % 2 else x.new_empty(0)
         form = ((0, 0.0), (1, 0.5), (2, 2.0))[i % 3]
-        yield grad, end, x, marks, keep, slope, theta, *rule, *form, bool(i % 2)
+        yield grad, end, x, marks, keep, slope, theta, rule, SurrogateForm(*form, bool(i % 2))
 
 
 def cells() -> Iterator[tuple[Any, ...]]:

@@ -22,7 +22,7 @@ as much as the whole scan.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,77 +37,83 @@ from fastsnn_modules.over_time import exporting, over_time
 CHECKPOINT = 128
 
 
+class LifRule(NamedTuple):
+    """How a leaky neuron counts: β; the range lo … hi of a count, or 1[u >= 1] in its place; a hard reset."""
+
+    beta: float
+    lo: float
+    hi: float
+    heaviside: bool = False
+    hard: bool = False
+
+
+class SurrogateForm(NamedTuple):
+    """The derivative of a count: its place in `surrogate_gradient.FORMS`, its parameter; a gradient through resets."""
+
+    form: int = 0
+    alpha: float = 0.0
+    attached: bool = False
+
+
 def step(u: Tensor) -> Tensor:
     """1[u >= 1]; NaN stays NaN, so that it is seen and not counted as silence."""
     return torch.where(u >= 1, 1.0, torch.where(u < 1, 0.0, u)).to(u.dtype)
 
 
-def advance(
-    v: Tensor, x: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
-) -> tuple[Tensor, Tensor]:
+def count_and_reset(u: Tensor, rule: LifRule) -> tuple[Tensor, Tensor]:
+    """The count of u, and the membrane after it."""
+    c = step(u) if rule.heaviside else u.clamp(rule.lo, rule.hi).round()
+    return c, torch.where(c != 0, torch.zeros_like(u), u) if rule.hard else u - c
+
+
+def advance(v: Tensor, x: Tensor, rule: LifRule) -> tuple[Tensor, Tensor]:
     """One token: counts and the membrane after it, ``[B,D]``, of v and of x in units of the threshold."""
-    u = beta * v + x
-    c = step(u) if heaviside else u.clamp(lo, hi).round()
-    return c, torch.where(c != 0, torch.zeros_like(u), u) if hard else u - c
+    return count_and_reset(rule.beta * v + x, rule)
 
 
-def forward_naive(
-    x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward_naive(x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, rule: LifRule) -> tuple[Tensor, Tensor, Tensor]:
     """The definition, a Python loop over T: counts ``[B,T,D]``, final v ``[B,D]``, checkpoints ``[B,⌈T/128⌉,D]``."""
     counts, marks = torch.empty_like(x), []
     for t in range(x.shape[1]):
         if t % CHECKPOINT == 0:
             marks.append(v)
         v = v if not len(keep) else torch.where(keep[:, t, None], v, torch.zeros_like(v))
-        counts[:, t], v = advance(v, x[:, t] / theta, beta, lo, hi, heaviside, hard)
+        counts[:, t], v = advance(v, x[:, t] / theta, rule)
     return counts, v.clone(), torch.stack(marks, 1) if marks else x.new_empty(x.shape[0], 0, x.shape[2])
 
 
 def backward_naive(
     grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
-    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
+    rule: LifRule, surrogate: SurrogateForm,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The definition of the backward: gradients of x and of the initial v. `slope` replaces the form where given."""
-    first, pieces = thresholds(lo, hi, heaviside), zip(x.split(CHECKPOINT, 1), marks.split(1, 1))
+    first, pieces = thresholds(rule.lo, rule.hi, rule.heaviside), zip(x.split(CHECKPOINT, 1), marks.split(1, 1))
     kept = keep.split(CHECKPOINT, 1) if len(keep) else [keep] * marks.shape[1]
-    rows = [membrane(z, v, k, theta, beta, lo, hi, heaviside, hard) for (z, v), k in zip(pieces, kept)]
+    rows = [membrane(z, v, k, theta, rule) for (z, v), k in zip(pieces, kept)]
     u_all = torch.cat(rows, 1) if rows else x
-    s = slope if slope.numel() else derivative(u_all, FORMS[form], alpha, *first)
+    s = slope if slope.numel() else derivative(u_all, FORMS[surrogate.form], surrogate.alpha, *first)
     grad_x, carry = torch.empty_like(x), grad_v
     for t in reversed(range(x.shape[1])):
         u = u_all[:, t]
-        fired = (step(u) if heaviside else u.clamp(lo, hi).round()) != 0  # NaN, too: its v was set to 0
-        through = torch.where(fired, torch.zeros_like(carry), carry) if hard else carry
-        grad = grad_c[:, t] - through if attached else grad_c[:, t]
+        fired = count_and_reset(u, rule)[0] != 0  # NaN, too: its v was set to 0
+        through = torch.where(fired, torch.zeros_like(carry), carry) if rule.hard else carry
+        grad = grad_c[:, t] - through if surrogate.attached else grad_c[:, t]
         grad_u = grad * s[:, t] + through
         grad_x[:, t] = grad_u / theta
-        carry = beta * grad_u
+        carry = rule.beta * grad_u
         carry = carry if not len(keep) else torch.where(keep[:, t, None], carry, torch.zeros_like(carry))
     return grad_x, carry.clone()
 
 
-def membrane(
-    x: Tensor,
-    marks: Tensor,
-    keep: Tensor,
-    theta: Tensor,
-    beta: float,
-    lo: float,
-    hi: float,
-    heaviside: bool,
-    hard: bool,
-) -> Tensor:
+def membrane(x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor, rule: LifRule) -> Tensor:
     """u ``[B,T,D]`` recomputed from the checkpoints: what a custom surrogate and SpikeScope look at."""
     u_all = torch.empty_like(x)
     v = marks[:, 0] if marks.shape[1] else None
     for t in range(x.shape[1]):
         assert v is not None
         v = v if not len(keep) else torch.where(keep[:, t, None], v, torch.zeros_like(v))
-        u = beta * v + x[:, t] / theta
-        c = step(u) if heaviside else u.clamp(lo, hi).round()
-        v = torch.where(c != 0, torch.zeros_like(u), u) if hard else u - c
-        u_all[:, t] = u
+        u_all[:, t] = u = rule.beta * v + x[:, t] / theta
+        v = count_and_reset(u, rule)[1]
     return u_all
 
 
@@ -119,33 +125,30 @@ _BACK = Operands(
 )  # fmt: skip
 
 
-def check_forward(
-    x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool, hard: bool
-) -> None:
+def check_forward(x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, rule: LifRule) -> None:
     """The operands of `forward_naive`."""
     _START(x, v, keep, theta)
-    check_finite_numbers("lif_scan", beta=beta, lo=lo, hi=hi)
+    check_finite_numbers("lif_scan", beta=rule.beta, lo=rule.lo, hi=rule.hi)
 
 
 def check_membrane(
-    x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor, beta: float, lo: float, hi: float, heaviside: bool,
-    hard: bool,
+    x: Tensor, marks: Tensor, keep: Tensor, theta: Tensor, rule: LifRule,
 ) -> None:  # fmt: skip
     """The operands of `membrane`, which needs the first checkpoint."""
     sizes = _MARKS(x, marks, keep, theta)
-    check_finite_numbers("lif_membrane", beta=beta, lo=lo, hi=hi)
+    check_finite_numbers("lif_membrane", beta=rule.beta, lo=rule.lo, hi=rule.hi)
     if sizes["T"] and not sizes["M"]:
         raise OperandError("lif_membrane: marks is empty; it must hold the membrane that x starts from")
 
 
 def check_backward(
     grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
-    beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
+    rule: LifRule, surrogate: SurrogateForm,
 ) -> None:  # fmt: skip
     """The operands of `backward_naive`."""
     sizes = _BACK(x, grad_c, grad_v, marks, keep, slope, theta)
-    check_finite_numbers("lif_scan_backward", beta=beta, lo=lo, hi=hi, alpha=alpha)
-    check_choice("lif_scan_backward", "form", form, range(len(FORMS)))
+    check_finite_numbers("lif_scan_backward", beta=rule.beta, lo=rule.lo, hi=rule.hi, alpha=surrogate.alpha)
+    check_choice("lif_scan_backward", "form", surrogate.form, range(len(FORMS)))
     if sizes["M"] != -(-sizes["T"] // CHECKPOINT):
         raise OperandError(
             f"lif_scan_backward: marks holds {sizes['M']} checkpoints; {sizes['T']} tokens have one every {CHECKPOINT}"
@@ -176,11 +179,14 @@ def _register_scan_op(name: str, function: Callable[..., Any], fake: Callable[..
     return getattr(torch.ops.fastsnn, name).default
 
 
+# torch's schemas have no records, so these two take the fields of a rule and of a surrogate one by one.
+
+
 def _scan_forward_op(
     x: Tensor, v: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
     beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return FORWARD(x.device.type, x.contiguous(), v.contiguous(), keep, theta, beta, lo, hi, heaviside, hard)
+    return FORWARD(x.device.type, x.contiguous(), v.contiguous(), keep, theta, LifRule(beta, lo, hi, heaviside, hard))
 
 
 def _scan_shapes(x: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,10 +198,9 @@ def _scan_gradient_op(
     grad_c: Tensor, grad_v: Tensor, x: Tensor, marks: Tensor, keep: Tensor, slope: Tensor, theta: Tensor,
     beta: float, lo: float, hi: float, heaviside: bool, hard: bool, form: int, alpha: float, attached: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return BACKWARD(
-        x.device.type, grad_c, grad_v.contiguous(), x.contiguous(), marks, keep, slope.contiguous(), theta,
-        beta, lo, hi, heaviside, hard, form, alpha, attached,
-    )  # fmt: skip
+    rule, surrogate = LifRule(beta, lo, hi, heaviside, hard), SurrogateForm(form, alpha, attached)
+    given = grad_c, grad_v.contiguous(), x.contiguous(), marks, keep, slope.contiguous()
+    return BACKWARD(x.device.type, *given, theta, rule, surrogate)
 
 
 def _scan_gradient_shapes(grad_c: Tensor, grad_v: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -269,10 +274,11 @@ def lif_scan(
     if scale is not None and (scale.numel() != 1 or (scale.requires_grad and torch.is_grad_enabled())):
         x, scale = x / scale, None  # a threshold that is learnt, or one per channel, gets its gradient from autograd
     theta = x.new_ones(()) if scale is None else scale.detach().reshape(()).to(x.dtype)
+    rule = LifRule(beta, lo, hi, heaviside, hard)
     if exporting(x) and reset is None:
 
         def row(old: tuple[Tensor, ...], now: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-            c, new = advance(old[0], now[0] / theta, beta, lo, hi, heaviside, hard)
+            c, new = advance(old[0], now[0] / theta, rule)
             return (new,), (c,)
 
         (v,), (counts,) = over_time(row, (v,), (x,))
@@ -281,9 +287,9 @@ def lif_scan(
     form, alpha = ("identity", 0.0) if callable(surrogate) else surrogate
     if callable(surrogate) and torch.is_grad_enabled() and (x.requires_grad or v.requires_grad):
         with torch.no_grad():
-            marks = _lif_scan(x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, 0, 0.0)[2]
-            u = MEMBRANE(x.device.type, x, marks, keep, theta, beta, lo, hi, heaviside, hard)
+            marks = _lif_scan(x, v, keep, slope, theta, *rule, 0, 0.0)[2]
+            u = MEMBRANE(x.device.type, x, marks, keep, theta, rule)
             slope = surrogate(u, *thresholds(lo, hi, heaviside)).contiguous()
     scan = _TransformedScan.apply if torch._C._are_functorch_transforms_active() else _lif_scan
-    counts, v, _ = scan(x, v, keep, slope, theta, beta, lo, hi, heaviside, hard, FORMS.index(form), alpha, attached)
+    counts, v, _ = scan(x, v, keep, slope, theta, *rule, FORMS.index(form), alpha, attached)
     return counts, v
