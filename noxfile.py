@@ -190,10 +190,21 @@ def build(session: nox.Session) -> None:
     session.run("fastsnn", "plugins", env=STRICT)
 
 
+SUPPORTED = [("3.11", "lowest"), ("3.11", "highest"), ("3.13", "highest")]  # Python, versions of what is not ours
+
+
 @nox.session
-def release(session: nox.Session) -> None:
-    """Every wheel and sdist, checked; then `fastsnn` from wheels alone in an empty environment, and the README."""
-    session.install("flit_core>=3.12,<5", "twine", "check-wheel-contents")
+@nox.parametrize(("version", "bounds"), [nox.param(*pair, id="-".join(pair)) for pair in SUPPORTED])
+def release(session: nox.Session, version: str, bounds: str) -> None:
+    """Every wheel and sdist, checked; then `fastsnn` from wheels alone in an empty environment, and the README.
+
+    Once with the lowest versions of all dependencies that the pyproject files take (torch is held by constraints.txt:
+    a looser one brings gigabytes of another build), once with the highest. A Python that is not here is skipped.
+    """
+    interpreter = shutil.which(f"python{version}")
+    if interpreter is None:
+        session.skip(f"python{version} is not installed here")
+    session.install("flit_core>=3.12,<5", "twine", "check-wheel-contents", "packaging")
     dist = Path(session.create_tmp(), "dist").resolve()
     shutil.rmtree(dist, ignore_errors=True)
     session.run("python", "tests/release.py", "build", str(dist))
@@ -203,9 +214,15 @@ def release(session: nox.Session) -> None:
     outside = [row for row in str(needs).splitlines() if row and not row.startswith("torch")]
     with tempfile.TemporaryDirectory() as empty:
         python = str(Path(empty, "env", "bin", "python"))
-        session.run("python", "-m", "venv", str(Path(empty, "env")))
+        session.run(interpreter, "-m", "venv", str(Path(empty, "env")), external=True)
         pip = [python, "-m", "pip", "install", "-q"]
         held = ["-c", str(ROOT / "constraints.txt")]
+        if bounds == "lowest":
+            session.run(*pip, "packaging", external=True)  # asks for this Python's versions, so in its environment
+            rows = session.run(python, "tests/release.py", "lowest", str(dist), silent=True, external=True)
+            session.log("held at: " + ", ".join(str(rows).split()))
+            Path(empty, "lowest.txt").write_text(str(rows), encoding="utf-8")
+            held += ["-c", str(Path(empty, "lowest.txt"))]
         session.run(*pip, *held, "torch==2.13.0", external=True)
         session.run(*pip, *held, *outside, external=True)
         ours = ["--no-index", "--find-links", str(dist)]  # what follows comes from these wheels or not at all

@@ -2,6 +2,7 @@
 
 python tests/release.py build DIST      wheels and sdists of core and all plugins, each with the licence inside
 python tests/release.py needs DIST      what they need that is not ours, one requirement a line
+python tests/release.py lowest DIST     the same, each held at the lowest version that the registry has (`pip index`)
 python tests/release.py readme ROOT     in an environment of wheels: the README's first steps, in this folder
 """
 
@@ -10,12 +11,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Callable
 from email.parser import Parser
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.egg-info", "test_*.py", "conftest.py", "benchmark_*.py", ".venv")
@@ -86,6 +93,28 @@ def needs(dist: Path) -> list[str]:
     return sorted(outside)
 
 
+def lowest(rows: list[str], versions: Callable[[str], list[str]]) -> list[str]:
+    """``name==version`` for every requirement: the lowest released version that it takes, of `versions` of a name."""
+    bounds: dict[str, SpecifierSet] = {}  # several distributions may need one thing
+    for need in map(Requirement, rows):
+        if need.marker is None or need.marker.evaluate():
+            bounds[need.name] = bounds.get(need.name, SpecifierSet()) & need.specifier
+    found = []
+    for name, bound in bounds.items():
+        good = [v for v in map(Version, versions(name)) if not v.is_prerelease and v in bound]
+        if not good:
+            raise SystemExit(f"{name}{bound}: the registry has no such version")
+        found.append(f"{name}=={min(good)}")
+    return sorted(found)
+
+
+def registered(name: str) -> list[str]:
+    """Versions of a distribution that pip finds for this Python."""
+    pip = [sys.executable, "-m", "pip", "index", "versions", name]
+    told = subprocess.run(pip, capture_output=True, text=True, check=False).stdout
+    return re.findall(r"[^\s,]+", told.partition("Available versions:")[2].partition("\n")[0])
+
+
 def readme(root: Path) -> None:
     """One model's life as the README tells it, from wheels: nothing of the checkout is in reach."""
     import fastsnn
@@ -110,5 +139,7 @@ if __name__ == "__main__":
         build(where)
     elif verb == "needs":
         print("\n".join(needs(where)))
+    elif verb == "lowest":
+        print("\n".join(lowest([row for row in needs(where) if not row.startswith("torch")], registered)))
     else:
         readme(where)

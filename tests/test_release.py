@@ -14,6 +14,9 @@ import pytest
 import fastsnn_core
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+import release  # noqa: E402
+
 PLUGINS = sorted(p.parent for p in ROOT.glob("plugins/*/*/pyproject.toml"))
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
 
@@ -99,3 +102,40 @@ def test_completion_knows_every_verb_and_option():
     )
     assert done.stdout.split() == ["--beside", "completion"]
     assert "bashcompinit" in script("zsh", verbs)
+
+
+VERSIONS = ["3.0", "2.10.1", "2.10.0", "2.9", "2.9rc1", "1.0"]
+
+
+@pytest.mark.parametrize(
+    ("row", "held"),
+    [
+        ("attrs>=2", ["attrs==2.9"]),  # no pre-release, and by number: 2.10 is above 2.9
+        ("ray[serve]>=2.9.1,<3", ["ray==2.10.0"]),
+        ("triton>=1; platform_system == 'Elsewhere'", []),
+        ("tomli", ["tomli==1.0"]),
+    ],
+)
+def test_the_lowest_versions_that_are_taken(row, held):
+    assert release.lowest([row], lambda name: VERSIONS) == held
+
+
+def test_what_several_need_is_held_once():
+    assert release.lowest(["numpy>=1", "numpy>=2.10"], lambda name: VERSIONS) == ["numpy==2.10.0"]
+
+
+def test_a_bound_that_no_version_meets_is_said():
+    with pytest.raises(SystemExit, match="numpy>=9: the registry has no such version"):
+        release.lowest(["numpy>=9"], lambda name: VERSIONS)
+
+
+def test_release_runs_the_lowest_and_the_highest_python():
+    rows = re.findall(r'\("(3\.\d+)", "(lowest|highest)"\)', (ROOT / "noxfile.py").read_text(encoding="utf-8"))
+    (least,) = {project(folder)["project"]["requires-python"] for folder in [ROOT, *PLUGINS]}
+    versions = sorted(int(v.partition(".")[2]) for v, _ in rows)
+    assert least == f">=3.{versions[0]}"
+    assert (f"3.{versions[0]}", "lowest") in rows
+    assert (f"3.{versions[-1]}", "highest") in rows
+    for path in WORKFLOWS:
+        asked = re.search(r"python: \[(.*)\]", path.read_text(encoding="utf-8"))[1]
+        assert {f'"3.{v}"' for v in versions} <= set(asked.split(", ")), path

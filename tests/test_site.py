@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
+import convert_map  # noqa: E402
 import make_site  # noqa: E402
 import notes_figures  # noqa: E402
 
@@ -50,6 +52,19 @@ def test_every_figure_has_its_section_and_a_number_that_is_gone_is_an_error():
     (kill,) = (s for s in SECTIONS if s.startswith("Kill and resume"))
     with pytest.raises(ValueError, match="'20 of 20' does not stand there"):
         notes_figures.figures_of(kill.replace("20 of 20", "19 of 20"))
+
+
+def test_the_map_of_conversions_is_made_of_the_measured_json():
+    found = json.loads(convert_map.RESULTS.read_text(encoding="utf-8"))
+    text = convert_map.PAGE.read_text(encoding="utf-8")
+    assert convert_map.page(text, found) == text, "run: python docs/convert_map.py"
+    rows = [row for rows in found["rows"].values() for row in rows]
+    assert "images" in found["rows"]
+    assert all({"from", "to", "loss", "measure", "speed", "script"} <= set(row) for row in rows)
+    changed = json.loads(json.dumps(found))
+    changed["rows"]["images"][0]["speed"] = 77.0
+    assert "| 77.00 |" in convert_map.page(text, changed)
+    assert "/" not in json.dumps(found["machine"]).replace("w/", ""), "no path of a machine"
 
 
 def test_what_a_page_fetches_from_elsewhere_is_found(tmp_path):

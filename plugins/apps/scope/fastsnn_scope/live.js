@@ -62,7 +62,7 @@
       const v = newest(key);
       if (v === null) continue;
       const li = make("li", "", $("cards"));
-      make("h3", key.replaceAll("_", " "), li);
+      make("h2", key.replaceAll("_", " "), li);
       make("p", how(v), li).className = "figure";
     }
     drawn.forEach(chart);
