@@ -44,16 +44,28 @@ def run(parts: list[str], name: str) -> None:
         exec(compile(part, f"{name} block {n}", "exec", dont_inherit=True), space)
 
 
+def blank_lines(said: str) -> list[str]:
+    """Lines of spaces only: a model's text that was shown, and looks like none."""
+    return re.findall(r"^[ \t]{4,}$", said, re.MULTILINE)
+
+
+def test_a_blank_text_is_seen():
+    assert blank_lines("The cat\n" + " " * 20 + "\n")
+    assert not blank_lines("The cat\n\n  sat\n")
+
+
 @pytest.mark.parametrize(
     "page",
     [p for p in PAGES if blocks(p.read_text(encoding="utf-8"), "python")],
     ids=lambda p: str(p.relative_to(ROOT)),
 )
-def test_python_blocks_run(page, tmp_path, monkeypatch, data):
+def test_python_blocks_run(page, tmp_path, monkeypatch, data, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTSNN_DATA", str(data))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     run(blocks(page.read_text(encoding="utf-8"), "python"), page.name)
+    said = capsys.readouterr().out
+    assert not blank_lines(said), f"a line of spaces only, which a reader takes for nothing: {said!r}"
 
 
 @pytest.mark.parametrize(

@@ -291,3 +291,13 @@ def test_third_party_scopes_are_ordered_after_ours_and_twins_are_named(monkeypat
     monkeypatch.setattr(scoped, "classes", lambda kind: [("a", Good), ("b", first), ("c", Good)])
     assert [s.name for s in scoped.choose_scopes(None)] == ["first", "good"]
     assert "'good' is offered twice; that of c is left out" in caplog.text
+
+
+def test_figures_of_a_conversion_are_whole_where_they_count():
+    from types import SimpleNamespace
+
+    from fastsnn_scope.quality import lost
+
+    quality = {"perplexity": 6.76612, "perplexity_error": 0.971, "tokens": 16384, "steps": 5.0, "windows": 32}
+    model = SimpleNamespace(meta={"milestones": [{"what": "convert", "source": "hf", "quality": quality}]})
+    assert lost(model)[0].startswith("Converted from hf: perplexity 6.766 ± 0.97, tokens 16,384, steps 5; measured on")

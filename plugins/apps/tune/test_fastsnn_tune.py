@@ -245,6 +245,18 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert "--to needs a goal" in capsys.readouterr().err
 
 
+def test_a_model_that_is_spoilt_is_called_so(tmp_path):
+    from fastsnn_tune.cli import curve_text
+
+    def point(silent, perplexity):
+        return {"silent_fraction": silent, "perplexity": perplexity, "tokens_per_second": 0, "tokens_per_second_w8a": 0}
+
+    before, spoilt, fine = point(0.1, 100.0), point(0.999, 775.0), point(0.5, 199.0)
+    data = {"curve": [before, spoilt], "before": before}
+    assert "that is 7.75 times the perplexity: most of" in curve_text(data | {"after": spoilt}, tmp_path, None)
+    assert "times the perplexity" not in curve_text(data | {"after": fine}, tmp_path, None)
+
+
 def test_a_large_decoder_is_tuned_by_estimates_from_one_backward_pass(monkeypatch):
     from fastsnn_tune import dial_order, estimated, search
 

@@ -221,6 +221,7 @@ class FastSNN:
         source = getattr(model, "loaded_from", None)
         check_target(path, exporter, [source] if exporter is not None and source is not None else [])
         if exporter is None:
+            needs_spec(model)
             if options.get("report") is True:
                 with tempfile.TemporaryDirectory() as folder:
                     report = FastSNN.scope(model).report(Path(folder, "report"))
@@ -305,6 +306,15 @@ def needs_model(function: str, model: Any) -> None:
     if not isinstance(model, nn.Module):
         hint = "; load it first: FastSNN.load(path)" if isinstance(model, str | Path) else ""
         raise ArgumentError(f"{function}() takes a model, got {type(model).__name__} {model!r}{hint}")
+
+
+def needs_spec(model: nn.Module) -> None:
+    """Raise `ConversionError` for a converted network that no spec can say: what keeps it out of a bundle."""
+    report = getattr(model, "report", None)
+    if getattr(model, "spec", None) is None and isinstance(report, dict) and report.get("obstacles"):
+        from fastsnn_convert.result import refuse_bundle
+
+        refuse_bundle(report["obstacles"])
 
 
 def needs_path(function: str, path: Any) -> str | Path:

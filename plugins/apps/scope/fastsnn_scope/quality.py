@@ -56,7 +56,8 @@ def lost(model: nn.Module) -> list[str]:
         if isinstance(value, int | float) and not key.endswith(("_error", "_stderr")) and key != "windows":
             error = figures.get(f"{key}_error", figures.get(f"{key}_stderr"))
             spread = f" ± {error:.2g}" if isinstance(error, int | float) else ""
-            says.append(f"{key.replace('_', ' ')} {value:.4g}{spread}")
+            number = f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+            says.append(f"{key.replace('_', ' ')} {number}{spread}")
     where = figures.get("measured_on") or "text or samples that the conversion did not see"
     return [f"Converted from {found.get('source', 'a dense network')}: {', '.join(says)}; measured on {where}."] + (
         ["Site by site: conversion.html in this folder."] if conversion_page(model) else []

@@ -15,6 +15,8 @@ from fastsnn_core.errors import UserError
 from fastsnn_core.files import write_text
 from fastsnn_tune.dial import RANGE
 
+SPOILT = 1.0  # a perplexity of twice what it was: more than a goal says is lost
+
 
 def main(argv: list[str]) -> int:
     """Make a bundle's model sparser, and draw the curve: perplexity against silent inputs and tokens per second."""
@@ -157,4 +159,9 @@ def curve_text(data: dict[str, Any], folder: Path, out: str | None) -> str:
     lines = ["  silent   perplexity     tokens/s tokens/s w8a", *map(row, data["curve"])]
     worse = data["after"]["perplexity"] / data["before"]["perplexity"] - 1
     lines.append(f"perplexity {worse:+.2%} at {data['after']['silent_fraction']:.1%} silent; {folder}/tune.png")
+    if worse > SPOILT:
+        lines.append(
+            f"that is {1 + worse:.3g} times the perplexity: most of what the model knew is lost; "
+            "a smaller --silent, or --budget 1.05, keeps it"
+        )
     return "\n".join(lines + ([f"wrote {out}"] if out else []))
