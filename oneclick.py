@@ -167,7 +167,7 @@ def checks(rest: list[str]) -> int:
         "format": ["-m", "ruff", "format", "--check", "."],
         "spelling": ["-m", "codespell_lib"],
         "types": ["-m", "mypy"],
-        "tests": ["-m", "pytest", "-q", "-n", "2", "--instafail", "--durations=20", *rest],
+        "tests": ["-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", "--instafail", "--durations=20", *rest],
     }
     failed = []
 
