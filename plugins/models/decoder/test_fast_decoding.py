@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 
@@ -72,16 +73,32 @@ def poison(stream):
     stream.stream.stepper.score.view("u1").fill(0xFF)
 
 
+@contextlib.contextmanager
+def on_threads(number):
+    """Steps on so many threads; the model itself stays on one, where it does not wait for busy neighbours."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.inference_mode()
-def follow(model, tokens, prompt=5):
+def follow(model, tokens, prompt=5, threads=1):
     """Steps with both forms; the state at the end goes on in the model."""
-    _, state = model(tokens[:, :prompt], return_state=True)
-    stream = model.fast(state)
-    assert stream is not None, model.fast_step
+    _, began = model(tokens[:, :prompt], return_state=True)
+    wanted, state = [], began
     for t in range(prompt, tokens.shape[1]):
         logits, state = model(tokens[:, t : t + 1], state, return_state=True)
-        poison(stream)
-        assert torch.equal(stream.step(int(tokens[0, t])), logits[0, 0]), f"token {t}"
+        wanted.append(logits[0, 0])
+    with on_threads(threads):
+        stream = model.fast(began)
+        assert stream is not None, model.fast_step
+        assert stream.stream.stepper.workers == threads
+        for t, logits in enumerate(wanted, prompt):
+            poison(stream)
+            assert torch.equal(stream.step(int(tokens[0, t])), logits), f"token {t}"
     again = dict(leaves(stream.state()))
     for name, tensor in leaves(state):
         if not name.endswith((".k", ".v")):  # slots that hold nothing may hold anything
@@ -112,21 +129,16 @@ GATES = {
 @pytest.mark.parametrize("gate", list(GATES))
 def test_gates_first(gate, cost, threads):
     """`up` behind open gates only, always and never and by measured density: the bits of the whole."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        model = network(attention=KINDS["gla"], feedforward=GATES[gate], d_ff=1100, d_model=40)
-        tokens = torch.randint(0, 37, (1, 12))
-        stream = follow(model, tokens)  # makes the stepper, which is kept
-        stepper = stream.made
-        stepper.call[0]["open_cost"] = cost
-        stepper.work.ways.fill(0)
-        assert follow(model, tokens).made is stepper
-        few, all_ = (sum(n[i] for n in stepper.gate_first.values()) for i in range(2))
-        assert few + all_ == 2 * 7
-        assert cost == 1.25 or (all_ if cost == 0 else few) == 0
-    finally:
-        torch.set_num_threads(before)
+    model = network(attention=KINDS["gla"], feedforward=GATES[gate], d_ff=1100, d_model=40)
+    tokens = torch.randint(0, 37, (1, 12))
+    stream = follow(model, tokens, threads=threads)  # makes the stepper, which is kept
+    stepper = stream.made
+    stepper.call[0]["open_cost"] = cost
+    stepper.work.ways.fill(0)
+    assert follow(model, tokens, threads=threads).made is stepper
+    few, all_ = (sum(n[i] for n in stepper.gate_first.values()) for i in range(2))
+    assert few + all_ == 2 * 7
+    assert cost == 1.25 or (all_ if cost == 0 else few) == 0
 
 
 @pytest.mark.parametrize("k", [0.05, 1e3, 1e4])
@@ -156,14 +168,9 @@ FOUR = {
 @pytest.mark.parametrize("quant", list(FOUR))
 def test_four_bits(quant, rest, threads):
     """Odd widths, a last group that is short, gates; 4-bit rows are read by the step itself."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        model = network(FOUR[quant], **{"attention": [*KINDS["gla"], *KINDS["hybrid"]], "vocab_size": 37} | REST[rest])
-        follow(model, torch.randint(0, 37, (1, 12)))
-        assert model.fast_step["kernel"] == "numba"
-    finally:
-        torch.set_num_threads(before)
+    model = network(FOUR[quant], **{"attention": [*KINDS["gla"], *KINDS["hybrid"]], "vocab_size": 37} | REST[rest])
+    follow(model, torch.randint(0, 37, (1, 12)), threads=threads)
+    assert model.fast_step["kernel"] == "numba"
 
 
 @pytest.mark.parametrize("k", [0.05, 40.0, 1e3, 1e4])
@@ -175,17 +182,12 @@ def test_four_bits_of_few_and_many_spikes(k):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_caches_grow_and_windows_turn_over(threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        attention = [{"kind": "softmax"}, {"kind": "sliding_window", "window": 70}]
-        stream = follow(network(attention=attention), torch.randint(0, 37, (1, 210)))
-        assert stream.stream.position == 210
-        plan = lower(stream.model, "")
-        token = 2 * 4 * plan.n_kv_heads * plan.head_dim  # bytes of a key and a value
-        assert stream.nbytes == sum(token * (256, 128)[i % 2] for i in range(len(plan.blocks)))  # whole blocks of 64
-    finally:
-        torch.set_num_threads(before)
+    attention = [{"kind": "softmax"}, {"kind": "sliding_window", "window": 70}]
+    stream = follow(network(attention=attention), torch.randint(0, 37, (1, 210)), threads=threads)
+    assert stream.stream.position == 210
+    plan = lower(stream.model, "")
+    token = 2 * 4 * plan.n_kv_heads * plan.head_dim  # bytes of a key and a value
+    assert stream.nbytes == sum(token * (256, 128)[i % 2] for i in range(len(plan.blocks)))  # whole blocks of 64
 
 
 def test_a_prompt_s_cache_has_no_more_room_than_it_takes():

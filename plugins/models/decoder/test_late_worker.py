@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("numba")
 pytest.importorskip("fastsnn_kernel_numba")
 
+from test_fast_decoding import on_threads
 from test_step_many import MODELS, VOCAB, network
 
 from fastsnn_kernel_numba import fused_decoder_compile as compiled
@@ -35,12 +36,10 @@ def contents(stepper):
 @pytest.mark.parametrize("name", [*MODELS, *GATES])
 @torch.inference_mode()
 def test_a_late_worker_finds_nothing_to_do(name, rows, monkeypatch):
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        model = network(**(MODELS | GATES)[name])
-        prompts = [torch.randint(0, VOCAB, (1, 3 + i)) for i in range(rows)]
-        streams = [model.fast(model(p, return_state=True)[1]) for p in prompts]
+    model = network(**(MODELS | GATES)[name])
+    states = [model(torch.randint(0, VOCAB, (1, 3 + i)), return_state=True)[1] for i in range(rows)]
+    with on_threads(2):
+        streams = [model.fast(state) for state in states]
         stepper, late = streams[0].made, []
         walk = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(stepper.walk)
 
@@ -60,5 +59,3 @@ def test_a_late_worker_finds_nothing_to_do(name, rows, monkeypatch):
         assert len(late) == STEPS
         if name == "some gates shut" and rows == 1:
             assert (late[-1].sum(0) > 0).all()  # both ways were taken
-    finally:
-        torch.set_num_threads(before)

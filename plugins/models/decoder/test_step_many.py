@@ -11,6 +11,8 @@ import torch
 pytest.importorskip("numba")
 pytest.importorskip("fastsnn_kernel_numba")
 
+from test_fast_decoding import on_threads
+
 from fastsnn_core import Model, ops
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spec import converter
@@ -86,16 +88,18 @@ def poison(stepper):
 
 
 def alone(model, prompts):
-    """Every stream by itself: its tokens (the likeliest ones), its logits, and its state at the end."""
+    """Every stream by itself: its tokens (the likeliest ones), its logits, its states at the end and the beginning."""
     found = []
-    for prompt in prompts:
-        stream = model.fast(model(prompt, return_state=True)[1])
+    with on_threads(1):
+        begun = [model(prompt, return_state=True)[1] for prompt in prompts]
+    for prompt, state in zip(prompts, begun):
+        stream = model.fast(state)
         assert stream is not None, model.fast_step
         tokens, logits = [int(prompt[0, -1])], []
         for _ in range(LENGTH):
             logits.append(stream.step(tokens[-1]))
             tokens.append(int(logits[-1].argmax()))
-        found.append((tokens, logits, dict(leaves(stream.state()))))
+        found.append((tokens, logits, dict(leaves(stream.state())), state))
     return found
 
 
@@ -108,7 +112,7 @@ def follow(model, prompts, wanted, draw):
         some = draw.sample(left, draw.randint(1, len(left)))
         for i in some:
             if i not in streams:
-                streams[i] = model.fast(model(prompts[i], return_state=True)[1], room=draw.choice([0, 0, 20]))
+                streams[i] = model.fast(wanted[i][3], room=draw.choice([0, 0, 20]))
         stepper = streams[some[0]].made
         stepper.call[0]["dense_from"] = draw.choice([0.3, 0.3, 0.0, 0.6, 2.0])  # all ways, whatever measuring says
         stepper.call[0]["dense_least"] = draw.choice([0.0, 2.5])
@@ -131,14 +135,10 @@ def follow(model, prompts, wanted, draw):
 @torch.inference_mode()
 def test_together_is_alone(name, threads):
     model, draw = network(**MODELS[name]), random.Random(name)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        prompts = [torch.randint(0, VOCAB, (1, draw.randint(1, 9))) for _ in range(6)]
+    prompts = [torch.randint(0, VOCAB, (1, draw.randint(1, 9))) for _ in range(6)]
+    with on_threads(threads):
         wanted = alone(model, prompts)
         assert sum(follow(model, prompts, wanted, draw) for _ in range(max(1, SCHEDULES // threads**2)))
-    finally:
-        torch.set_num_threads(before)
 
 
 @torch.inference_mode()
