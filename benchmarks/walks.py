@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from fastsnn import FastSNN
+from fastsnn_core.plugins import registry
 from fastsnn_integer.quantization import quantise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +78,8 @@ def token_and_prompt(_: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def conversion(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """From the directory to a bundle."""
+    """From the directory to a bundle; finding the plugins is no part of it."""
+    registry()
     if "FASTSNN_DATA" not in os.environ:
         raise SystemExit("FASTSNN_DATA is not set: the folder that holds stories260k/hf")
     source = Path(os.environ["FASTSNN_DATA"]) / "stories260k" / "hf"

@@ -19,6 +19,7 @@ add(
         "heal": "language.distillation",
         "heal_settings": "language.distillation_settings",
         "images": "modules.site_thresholds",
+        "language.without_weights": "language.rebuild",
         "measuring": "modules.site_report",
         "outputs": "output_distance",
         "rebuild": "language.rebuild",

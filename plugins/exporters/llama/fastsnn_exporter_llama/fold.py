@@ -8,8 +8,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from fastsnn_convert.language.rebuild import bypass_neurons, rebuild
-from fastsnn_convert.language.without_weights import without_weights
+from fastsnn_convert.language.rebuild import bypass_neurons, rebuild, without_weights
 from fastsnn_model_decoder import Decoder
 
 CANCELLED = 1e-5

@@ -2,66 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
 import attrs
 import torch
 from attrs import frozen
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from fastsnn_core import (
-    Attention,
-    Dims,
-    Feedforward,
-    Model,
-    Neuron,
-    SpikeSite,
-    SpikeTensor,
-    hookimpl,
-    moved,
-    param,
-    slot,
-    slots,
-)
+from fastsnn_core import Attention, Dims, Feedforward, Model, Neuron, hookimpl, moved, param, slot, slots
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.lowering import DecoderPlan, MatrixForm, Unsupported, lower
-from fastsnn_events import runtime
-from fastsnn_integer import quantization
-from fastsnn_integer.four_bits import Embedding4
-from fastsnn_integer.quantization import Quant, QuantEmbedding, row_linear
-from fastsnn_model_decoder import prefill
-from fastsnn_model_decoder.fused_decode import FastStream, start_stream, step_many
-from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, init_thresholds, initialise
-from fastsnn_model_decoder.rope import BLOCK, Rope
-from fastsnn_modules.inputs import (
-    StateError,
-    belongs,
-    check_reset_mask,
-    check_state_kind,
-    named_tokens,
-    refuse_trace,
-    token_input,
-)
-from fastsnn_modules.shown import model_html
-from fastsnn_modules.torch_calls import TorchCalls
+from fastsnn_integer.quantization import Quant
+from fastsnn_model_decoder.layers import any_rotary
+from fastsnn_model_decoder.network import NORMS, DecoderModule
+from fastsnn_model_decoder.network import DecoderState as DecoderState
+from fastsnn_model_decoder.rope import Rope
 
 __version__ = "0.1.0"
 moved.add("fastsnn_model_decoder", {"fast": "fused_decode"})
 
 SITES = ("attn_in", "attn_out", "ffn_in", "ffn_hidden", "embed", "q", "k", "v", "head")
 PROJECTIONS = SITES[:4]
-NORMS: dict[str, type[nn.Module]] = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
-
-
-class DecoderState(NamedTuple):
-    """State of a stream: how many tokens it has seen ``[B]``, and the layers' states."""
-
-    position: Tensor
-    embed: Any
-    layers: tuple[BlockState, ...]
-    head: Any
 
 
 @frozen
@@ -150,244 +108,6 @@ class Decoder(Model):
     def example(self, batch: int) -> Tensor:
         """Token ids ``[batch, 12]``."""
         return torch.randint(0, self.vocab_size, (batch, 12), generator=torch.Generator().manual_seed(7))
-
-
-class DecoderModule(TorchCalls):
-    """The network of a `Decoder`."""
-
-    batch_invariant = False
-
-    def __init__(self, spec: Decoder) -> None:
-        super().__init__()
-        self.spec = spec
-
-        def site(name: str, features: int) -> SpikeSite:
-            neuron = spec.neuron_at(name)
-            made = SpikeSite(neuron.build(features) if neuron else None, features, centred=name in spec.centred)
-            made.name = name
-            return made
-
-        def norm() -> nn.Module:
-            return NORMS[spec.norm](spec.d_model, eps=spec.norm_eps)
-
-        qk_norm = spec.norm_eps if spec.qk_norm else 0.0
-        self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
-        self.embed_site = site("embed", spec.d_model)
-        self.layers = nn.ModuleList()
-        for i in range(spec.n_layers):
-            kind = spec.attention[i % len(spec.attention)]
-            attention = AttentionLayer(
-                kind, spec.dims, site, bias=spec.qkv_bias, out_bias=spec.out_bias, qk_norm=qk_norm
-            )
-            d_ff = spec.d_ff or -(-8 * spec.d_model // 24) * 8
-            self.layers.append(Block(attention, spec.feedforward, d_ff, site, norm))
-        self.norm = norm()
-        self.head_site = site("head", spec.d_model)
-        self.head = None if spec.tied else nn.Linear(spec.d_model, spec.vocab_size, bias=spec.head_bias)
-        tied_bias = nn.Parameter(torch.zeros(spec.vocab_size)) if spec.tied and spec.head_bias else None
-        self.register_parameter("tied_bias", tied_bias)
-        self.rotary = any(any_rotary(a) for a in spec.attention)
-        self.register_buffer("frequencies", spec.rope.frequencies(spec.dims.head_dim), persistent=False)
-        self.checkpointing = False
-        initialise(self, spec.n_layers)
-        init_thresholds(self, spec.vocab_size)
-        self.table: tuple[Tensor, Tensor] | None = None
-        self.fused: Any = None  # the fused step, made when first asked for
-        self.fast_step: dict[str, Any] = {"kernel": None, "why": "not asked for yet"}
-        if spec.quant:
-            quantization.apply(self, spec.quant)
-
-    def _repr_html_(self) -> str:
-        return model_html(self)
-
-    def generate(self, prompt: Any = None, max_tokens: int = 128, **settings: Any) -> Any:
-        """What the model writes after `prompt`; `settings`: temperature (0 is greedy), top_p, top_k, seed, stop.
-
-        A text gives the text after it. Token ids ``[T]`` or ``[1, T]`` give ids of the same form, the prompt's first,
-        as other libraries have it, whose names for arguments are taken (``max_new_tokens``). Needs fastsnn-text.
-        """
-        from fastsnn_text import generate_after
-
-        return generate_after(self, prompt, max_tokens, **settings)
-
-    def forward(
-        self,
-        tokens: Tensor | None = None,
-        state: DecoderState | None = None,
-        *,
-        reset: Tensor | None = None,
-        return_state: bool = False,
-        last: bool = False,
-        head: bool = True,
-        **named: Any,
-    ) -> Any:
-        """Logits of ``tokens [B,T]``; `reset` ``[B,T]`` marks first tokens of documents, `last` wants only the last.
-
-        Without `head`, what the head reads in place of the logits: the last hidden states ``[B,T,D]``, as spikes where
-        the head has a site.
-
-        ``model(input_ids=ids, attention_mask=mask)`` is the same call in transformers' names, for texts without
-        padding, or padded on the right (`fastsnn_modules.inputs.named_tokens`).
-        """
-        refuse_trace(self, tokens)
-        if named or tokens is None:
-            tokens = named_tokens(tokens, named, carries=return_state or state is not None)
-        tokens = token_input(tokens, self.spec.vocab_size)
-        if not getattr(state, "deferred", False):  # one whose parts arrive later is checked part by part
-            check_state_kind("decoder", state, DecoderState, "the one that return_state=True gave")
-            if state is not None and len(state.layers) != len(self.layers):
-                held = len(state.layers)
-                raise StateError(f"decoder: the state is of {held} layers, the model has {len(self.layers)}")
-            belongs("decoder", state, tokens.shape[0])
-        check_reset_mask("decoder", reset, tokens.shape[0], tokens.shape[1], tokens.device)
-        places, position = positions(tokens, None if state is None else state.position, reset)
-        angles = self.angles(places) if self.rotary else None
-        x = self.embed(tokens)
-        kind = x.dtype
-        x, embed = self.embed_site(x, None if state is None else state.embed, reset)
-        x = x if isinstance(x, Tensor) else x.value().to(kind)
-        news: list[BlockState] = []
-        fused = prefill.prefill_applies(self, tokens)
-        if fused:
-            x, news = prefill.prefill_blocks(self, x, state, reset, angles)
-        for i, layer in enumerate(() if fused else self.layers):
-            old = None if state is None else state.layers[i]
-            if self.checkpointing and self.training:
-                x, new = torch.utils.checkpoint.checkpoint(layer, x, old, reset, angles, use_reentrant=False)
-            else:
-                x, new = layer(x, old, reset, angles)
-            news.append(new)
-        if fused and last and prefill.by_row(self.head_site):
-            x = x[:, -1:]
-        spikes, at_head = self.head_site(self.norm(x), None if state is None else state.head, reset)
-        if last:
-            spikes = newest_token(spikes)
-        out = self.logits(spikes) if head else spikes
-        return (out, DecoderState(position, embed, tuple(news), at_head)) if return_state else out
-
-    def logits(self, spikes: Any) -> Tensor:
-        """W h + b of last hidden states ``[B,T,D]``; W is the head, or the embedding it is tied to."""
-        if self.head is not None:
-            logits = self.head(spikes)
-        elif isinstance(self.embed, QuantEmbedding | Embedding4):
-            logits = self.embed(spikes)
-        elif self.batch_invariant:
-            logits = row_linear(spikes, self.embed.weight)
-        else:
-            logits = F.linear(spikes, self.embed.weight)
-        return logits if self.tied_bias is None else logits + self.tied_bias.to(logits.dtype)
-
-    def fast(self, state: DecoderState | None, wait: bool = True, room: int = 0) -> FastStream | None:
-        """A stream that goes on from `state` in the fused step, with the same logits; None where that cannot be.
-
-        `fast_step` says which kernel set it is, or why there is none. Where the step has to be compiled first, that is
-        waited for, or, without `wait`, begun in the background: then there is none yet. With `room`, caches are made
-        for so many tokens at once, instead of growing.
-        """
-        try:
-            kernel, stream = start_stream(self, state, wait, room)
-        except Unsupported as reason:
-            self.fast_step = {"kernel": None, "why": str(reason)}
-            return None
-        self.fast_step = {"kernel": kernel, "why": "every part of the model has a fused form"}
-        return stream
-
-    def step_many(self, streams: Sequence[FastStream], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
-        """Logits ``[vocab]`` of one more token of each stream that `fast` made, in one pass over the weights.
-
-        The bits are those of ``stream.step(token)`` alone, whoever else steps and wherever each stream stands. Where a
-        step is refused, its place holds the error that ``step`` would have raised, and the others go on.
-        """
-        return step_many(streams, tokens)
-
-    def lower(self) -> DecoderPlan:
-        """The network as numbers and tensors, for a fused decoding step; `Unsupported` says what has no fused form."""
-        spec, embed = self.spec, self.embed
-        if spec.quant is None:
-            raise Unsupported(
-                "float weights: only W8A and W4A models are fused; fastsnn export BUNDLE --to w8a OUT.snn"
-            )
-        if embed.weight.device.type != "cpu":
-            raise Unsupported(f"the model is on {embed.weight.device}; the fused step runs on the CPU")
-        if self.embed_site.neuron is not None or self.embed_site.centre is not None:
-            raise Unsupported("spikes after the embedding have no fused form", "embed_site")
-        coded = isinstance(embed, QuantEmbedding)
-        blocks = [attrs.evolve(lower(b, f"layers.{i}"), name=f"layers.{i}") for i, b in enumerate(self.layers)]
-        return DecoderPlan(
-            width=spec.d_model,
-            n_heads=spec.dims.n_heads,
-            n_kv_heads=spec.dims.n_kv_heads,
-            head_dim=spec.dims.head_dim,
-            table=lower(embed, "embed") if isinstance(embed, Embedding4) else embed.weight,
-            table_scale=lower(embed, "embed").scale if coded else None,
-            blocks=tuple(blocks),
-            norm=lower(self.norm, "norm"),
-            site=lower(self.head_site, "head_site"),
-            head=self.lower_head(),
-            angles=self.first_angles,
-        )
-
-    def lower_head(self) -> MatrixForm:
-        """What makes the logits of spikes: the head, or the embedding that is tied to it."""
-        if self.head is not None:
-            return lower(self.head, "head")
-        form = lower(self.embed, "embed")
-        return form if self.tied_bias is None else attrs.evolve(form, bias=self.tied_bias)
-
-    def first_angles(self, places: int) -> tuple[Tensor, Tensor]:
-        """cos and sin ``[P, K/2]`` of at least the first `places` positions."""
-        self.angles(torch.tensor([[places - 1]]))
-        assert self.table is not None
-        return self.table
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies make a fused step of their own."""
-        return self.__dict__ | {"fused": None}
-
-    def runtime(self, mode: str, coder: Any = None, steps: str | int = "auto", **options: Any) -> DecoderModule:
-        """Switch to the "count" or the "event" runtime (`fastsnn_events.switch_runtime`); returns this model."""
-        runtime.switch_runtime(self, mode, coder, steps, **options)
-        return self
-
-    def angles(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of positions ``[B,T]``; from a table where they must be the same bits for everyone."""
-        if not self.batch_invariant:
-            return self.spec.rope.angles(places, self.frequencies)
-        blocks = 1 << (int(places.max()) // BLOCK if places.numel() else 0).bit_length()
-        if self.table is None or len(self.table[0]) < blocks * BLOCK or self.table[0].device != places.device:
-            self.table = self.spec.rope.table(blocks, self.frequencies)
-        cos, sin = self.table
-        return cos[places], sin[places]
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Frequencies stay float64 whatever the model is cast to; integer arithmetic is not cast to half precision."""
-        if self.spec.quant:
-            quantization.refuse_half(fn)
-        super()._apply(fn, recurse)
-        self.frequencies = self.spec.rope.frequencies(self.spec.dims.head_dim).to(self.embed.weight.device)
-        return self
-
-
-def newest_token(x: SpikeTensor | Tensor) -> SpikeTensor | Tensor:
-    """The last token of ``[B,T,D]``; spikes stay spikes (indexing them would give their values)."""
-    if isinstance(x, Tensor):
-        return x[:, -1:]
-    scale = x.scale[:, -1:] if x.scale.ndim == 3 and x.scale.shape[1] > 1 else x.scale
-    if x.form == "dense":
-        return SpikeTensor.from_train(x.train[:, :, -1:], x.weights, scale, x.coder)
-    return SpikeTensor(x.counts[:, -1:], scale)
-
-
-def positions(tokens: Tensor, before: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Place of each token in its document ``[B,T]``, and how many tokens the stream's last document has ``[B]``."""
-    b, t = tokens.shape
-    before = tokens.new_zeros(b) if before is None else before
-    count = torch.arange(t, device=tokens.device).expand(b, t)
-    places = before[:, None] + count
-    if reset is not None:
-        start = torch.where(reset, count, -1).cummax(1).values  # last reset so far, -1: none in this piece
-        places = torch.where(start >= 0, count - start, places)
-    return places, places[:, -1] + 1 if t else before
 
 
 @hookimpl

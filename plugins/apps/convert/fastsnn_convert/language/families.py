@@ -1,15 +1,11 @@
-"""Llama, Mistral, Qwen and more as a `Decoder` without spikes: what config.json means, and where each weight goes.
+"""Llama, Mistral, Qwen and more as a `Decoder` without spikes: where each weight of a checkpoint goes.
 
-The families share one network: RMSNorm, rotary positions, grouped-query softmax attention, SwiGLU. They differ in
-biases (Qwen2), norms on query and key heads (Qwen3), and sliding windows (Mistral, late layers of Qwen2 and Qwen3).
-Arcee and Nemotron have no gate but ReLU², whose zeros are exact; Nemotron has LayerNorms stored as what they are more
-than 1, and rotates half of a head's channels: its q and k rows are put in an order in which those are the first pairs.
-Defaults of keys that a config.json leaves out are those of transformers' configuration classes.
+Nemotron has LayerNorms stored as what they are more than 1, and rotates half of a head's channels: its q and k rows are
+put in an order in which those are the first pairs. What a config.json means is in `hf_config`.
 """
 
 from __future__ import annotations
 
-import math
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -18,221 +14,12 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from fastsnn_convert.language.hf_checkpoint import Checkpoint, SourceError, in_our_terms
-from fastsnn_convert.language.int4_checkpoint import open_directory
-from fastsnn_convert.language.without_weights import with_memory, without_weights
-from fastsnn_core import Attention, Feedforward, create
+from fastsnn_convert.language.hf_checkpoint import Checkpoint, SourceError, in_our_terms, read_config
+from fastsnn_convert.language.hf_config import FAMILIES, spec_of_config
+from fastsnn_convert.language.int4_checkpoint import METHODS, Int4Checkpoint
+from fastsnn_convert.language.rebuild import with_memory, without_weights
 from fastsnn_core.errors import MissingError
-from fastsnn_model_decoder import Decoder, Rope
-
-ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "relu2": "relu2",
-    "relu_squared": "relu2",
-    "squared_relu": "relu2",
-}
-ROPES = {"default": "none", "linear": "linear", "dynamic": "dynamic", "llama3": "llama3", "yarn": "yarn"}
-
-
-@attrs.frozen
-class Family:
-    """What a model_type fixes; everything else is in its config.json."""
-
-    qkv_bias: bool | None = None  # None: the key attention_bias says, for q, k, v and the output alike
-    qk_norm: bool = False
-    mlp_bias: bool = False  # whether the key mlp_bias counts
-    windows: str = "none"  # none | every | late: which layers `sliding_window` is for
-    kv_heads: int | None = None
-    head_dim: int | None = None
-    window: int | None = None
-    gated: bool = True
-    act: str = "silu"  # where hidden_act is left out
-    norm: str = "rms"
-    norm_eps: str = "rms_norm_eps"  # the key
-    norm_offset: float = 0.0  # what a norm's stored weight is less than its gain
-    rotated: float = 1.0  # share of a head's channels that rotate, where partial_rotary_factor is left out
-
-
-FAMILIES = {
-    "llama": Family(mlp_bias=True),
-    "mistral": Family(qkv_bias=False, windows="every", kv_heads=8, window=4096),
-    "qwen2": Family(qkv_bias=True, windows="late", kv_heads=32, window=4096),
-    "arcee": Family(mlp_bias=True, gated=False, act="relu2"),
-    "nemotron": Family(
-        mlp_bias=True, gated=False, act="relu2", norm="layer", norm_eps="norm_eps", norm_offset=1.0, rotated=0.5
-    ),
-    "qwen3": Family(qk_norm=True, windows="late", kv_heads=32, head_dim=128, window=4096),
-}
-
-
-class HfConfig:
-    """config.json with errors that name it."""
-
-    def __init__(self, path: Path, table: dict[str, Any]) -> None:
-        self.path, self.table = path, table
-
-    def whole(self, key: str, default: Any = ...) -> int:
-        """A positive whole number."""
-        value = self.table.get(key, default)
-        if value is ...:
-            raise SourceError(f"{self.path} has no {key!r}, which a {self.table.get('model_type')} model needs")
-        if type(value) is not int or value < 1:
-            raise SourceError(f"{self.path}: {key!r} must be a positive whole number, not {value!r}")
-        return value
-
-    def number(self, table: dict[str, Any], key: str, default: Any = ...) -> float:
-        """A number of the config or of one of its tables."""
-        value = table.get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            what = "has no" if value is ... else "has no number for"
-            raise SourceError(f"{self.path} {what} {key!r}")
-        return float(value)
-
-    def refuse(self, what: str, possible: str) -> SourceError:
-        """An error about something this importer does not know."""
-        return SourceError(f"{self.path}: {what}; supported: {possible}")
-
-
-def spec_of_config(checkpoint: Checkpoint) -> Decoder:
-    """The dense `Decoder` that a directory's config.json describes."""
-    s = HfConfig(checkpoint.described_in, checkpoint.config)
-    c, kind = s.table, s.table.get("model_type")
-    if kind not in FAMILIES:
-        named = f"architecture {kind!r}" if kind else "it does not say its model_type"
-        raise s.refuse(f"unknown {named}" if kind else named, ", ".join(FAMILIES))
-    for name in c.get("architectures") or []:
-        if not str(name).endswith("ForCausalLM"):
-            raise s.refuse(f"{name} is no causal language model", f"{kind.capitalize()}ForCausalLM")
-    if (quant := c.get("quantization_config")) and not getattr(checkpoint, "unpacks", False):
-        method = quant.get("quant_method") if isinstance(quant, dict) else quant
-        raise s.refuse(
-            f"its weights are quantised ({method})",
-            "float32, bfloat16 and float16 weights, and 4 bits as GPTQ, AWQ and compressed-tensors store them",
-        )
-    family, heads, width = FAMILIES[kind], s.whole("num_attention_heads"), s.whole("hidden_size")
-    head_dim = s.whole("head_dim", family.head_dim or 0) if c.get("head_dim", family.head_dim) else width // heads
-    kv_heads = s.whole("num_key_value_heads", family.kv_heads) if present(c, "num_key_value_heads", family) else heads
-    act = c.get("hidden_act", family.act)
-    if act not in ACTIVATIONS:
-        raise s.refuse(f"hidden_act {act!r}", ", ".join(ACTIVATIONS))
-    both = bool(c.get("attention_bias", False))
-    layers = s.whole("num_hidden_layers")
-    try:
-        return Decoder(
-            vocab_size=s.whole("vocab_size"),
-            d_model=width,
-            n_layers=layers,
-            n_heads=heads,
-            n_kv_heads=kv_heads,
-            head_dim=head_dim,
-            d_ff=s.whole("intermediate_size"),
-            sites=(),
-            attention=attentions(s, family, layers),
-            feedforward=create(
-                Feedforward,
-                "pulse",
-                activation=ACTIVATIONS[act],
-                gated=family.gated,
-                bias=bool(c.get("mlp_bias", False)) and family.mlp_bias,
-            ),
-            tied=bool(c.get("tie_word_embeddings", False)),
-            rope=rope_of_config(s, c, family),
-            norm=family.norm,
-            norm_eps=s.number(c, family.norm_eps, 1e-6 if family.norm == "rms" else 1e-5),
-            qkv_bias=both if family.qkv_bias is None else family.qkv_bias,
-            out_bias=both if family.qkv_bias is None else False,
-            qk_norm=family.qk_norm,
-        )
-    except SourceError:
-        raise
-    except ValueError as error:
-        raise SourceError(f"{s.path}: {error}") from None
-
-
-def present(config: dict[str, Any], key: str, family: Family) -> bool:
-    """Is a number of key/value heads given, by the config or by the family's default?"""
-    return config.get(key) is not None or (key not in config and family.kv_heads is not None)
-
-
-def attentions(s: HfConfig, family: Family, layers: int) -> tuple[Attention, ...]:
-    """One attention for all layers where they are alike, else one per layer."""
-    c = s.table
-    window = c.get("sliding_window", family.window)
-    full = create(Attention, "softmax")
-    if family.windows == "none" or window is None:
-        return (full,)
-    near = create(Attention, "sliding_window", window=s.whole("sliding_window", family.window))
-    if family.windows == "every":
-        return (near,)
-    if not c.get("use_sliding_window", False):
-        return (full,)
-    kinds = c.get("layer_types")
-    if kinds is None:
-        first = c.get("max_window_layers", 28)
-        kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
-    table = {"full_attention": full, "sliding_attention": near}
-    if len(kinds) != layers or any(kind not in table for kind in kinds):
-        raise s.refuse(f"layer_types {kinds}", f"{layers} of " + ", ".join(table))
-    return (table[kinds[0]],) if len(set(kinds)) == 1 else tuple(table[kind] for kind in kinds)
-
-
-def rope_of_config(s: HfConfig, c: dict[str, Any], family: Family) -> Rope:
-    """Rotary positions from ``rope_parameters`` (new form) or ``rope_theta`` and ``rope_scaling`` (old form)."""
-    table = c.get("rope_parameters") or c.get("rope_scaling") or {}
-    if not isinstance(table, dict) or any(isinstance(v, dict) for v in table.values()):
-        raise s.refuse("rotary positions differ between layers", "one table of rope_parameters")
-    kind = table.get("rope_type", table.get("type", "default"))
-    if kind not in ROPES:
-        raise s.refuse(f"rope scaling {kind!r}", ", ".join(ROPES))
-    share = table.get("partial_rotary_factor", c.get("partial_rotary_factor", family.rotated))
-    if share not in (None, 1, 1.0) and family.rotated == 1.0:
-        raise s.refuse(f"partial_rotary_factor {share}", "1.0")
-    if family.rotated != 1.0:
-        if kind != "default":
-            raise s.refuse(f"rope scaling {kind!r} of a part of the channels", "default")
-        return Rope(theta=s.number(table, "rope_theta", s.number(c, "rope_theta", 10000.0)), share=float(share or 1.0))
-    theta = s.number(table, "rope_theta", s.number(c, "rope_theta", 10000.0))
-    if kind == "default":
-        return Rope(theta=theta)
-    length = c.get("max_position_embeddings")
-    original: Any = c.get("original_max_position_embeddings") or table.get("original_max_position_embeddings") or length
-    original = length if kind == "dynamic" else original
-    if kind != "linear" and (type(original) is not int or original < 1):
-        raise SourceError(f"{s.path}: rope scaling {kind!r} needs 'max_position_embeddings', got {original!r}")
-    if kind == "yarn" and table.get("factor") is None and type(length) is int:
-        factor = length / original
-    else:
-        factor = s.number(table, "factor")
-    more: dict[str, Any] = {}
-    if kind == "llama3":
-        more = {"low": s.number(table, "low_freq_factor"), "high": s.number(table, "high_freq_factor")}
-    elif kind == "yarn":
-        more = {
-            "low": s.number(table, "beta_slow", 1.0),
-            "high": s.number(table, "beta_fast", 32.0),
-            "magnitude": magnitude(s, table, factor),
-            "truncate": bool(table.get("truncate", True)),
-        }
-    return Rope(theta=theta, scaling=ROPES[kind], factor=factor, original=0 if kind == "linear" else original, **more)
-
-
-def magnitude(s: HfConfig, table: dict[str, Any], factor: float) -> float:
-    """yarn's factor on cos and sin: given, or from ``mscale``, or 0 for the rule ``0.1 ln(factor) + 1``."""
-    if table.get("attention_factor") is not None:
-        return s.number(table, "attention_factor")
-    scale, every = table.get("mscale"), table.get("mscale_all_dim")
-    if not scale or not every or factor <= 1:
-        return 0.0
-    return (0.1 * scale * math.log(factor) + 1.0) / (0.1 * every * math.log(factor) + 1.0)
-
-
-# -- weights ------------------------------------------------------------------------------------------------------
+from fastsnn_model_decoder import Decoder
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SOURCES = "fastsnn1.sources"
@@ -347,11 +134,12 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
 
 
 def open_source(source: str | Path) -> Any:
-    """A source's reader: `Checkpoint` for a directory, else that of the plugin which knows the file."""
+    """A source's reader: of a directory's floats or 4-bit weights; of a file that of the plugin which knows it."""
     path = Path(source)
     if (reader := source_plugin(path)) is not None:
         return reader(path)
-    return open_directory(path)
+    method = (read_config(path).get("quantization_config") or {}).get("quant_method")
+    return Int4Checkpoint(path) if method in METHODS else Checkpoint(path)
 
 
 def source_plugin(path: Path) -> Any:

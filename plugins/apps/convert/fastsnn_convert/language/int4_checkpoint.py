@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsnn_convert.language.hf_checkpoint import CONFIG, TYPES, Checkpoint, Entry, SourceError, read_config
+from fastsnn_convert.language.hf_checkpoint import CONFIG, TYPES, Checkpoint, Entry, SourceError
 
 METHODS = ("gptq", "awq", "compressed-tensors")
 KINDS = TYPES | {"I32": torch.int32, "I64": torch.int64}
@@ -25,13 +25,6 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 MAIN = {"gptq": "qweight", "awq": "qweight", "compressed-tensors": "weight_packed"}
 PARTS = ("qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape",
          "weight_g_idx")  # fmt: skip
-
-
-def open_directory(folder: Path) -> Checkpoint:
-    """A directory's reader: of its floats, or of its 4-bit weights."""
-    config = read_config(folder)
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    return Int4Checkpoint(folder) if method in METHODS else Checkpoint(folder)
 
 
 def unpacked(packed: Tensor, dim: int) -> Tensor:

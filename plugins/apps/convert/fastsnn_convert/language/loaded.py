@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastsnn_convert.language.families import FAMILIES
+from fastsnn_convert.language.hf_config import FAMILIES
 
 BESIDE_WEIGHTS = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
