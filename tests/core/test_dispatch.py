@@ -98,3 +98,16 @@ def test_a_kernel_says_which_way_it_went():
         assert dispatch.reasons()["product"] == "many events"
     assert call() == "fake"
     assert "product" not in dispatch.reasons()
+
+
+def test_a_warning_comes_once(caplog, monkeypatch):
+    """In a loop over tokens the same sentence a thousand times would hide every other."""
+    monkeypatch.setattr(dispatch, "OPERATORS", {})
+    dispatch._say_once.cache_clear()
+    slow, other, plain = (ops.Operator(n, lambda x: x + 1, plain=n == "plain") for n in ("slow", "other", "plain"))
+    with caplog.at_level("WARNING", "fastsnn"):
+        for _ in range(3):
+            for operator in (slow, other, plain):
+                assert operator("cpu", 1) == 2
+            slow.pick("cpu")  # as a changed list of kernels makes it choose again
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == ["slow", "other"]
