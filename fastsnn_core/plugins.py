@@ -280,9 +280,3 @@ def first_party_help(kind: str, name: str) -> str | None:
     from fastsnn_core.catalogue import FIRST_PARTY
 
     return f"fastsnn-{kind}-{name.replace('_', '-')}" if name in FIRST_PARTY.get(kind, ()) else None
-
-
-def reset_caches() -> None:
-    """Forget what was found, so that a test may change the environment."""
-    installed.cache_clear()
-    registry.cache_clear()

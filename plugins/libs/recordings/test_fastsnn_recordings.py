@@ -246,3 +246,10 @@ def test_a_folder_of_recordings_is_a_dataset(tmp_path):
     assert x.shape == (5, 2, 20, 30)
     assert x.sum() == 500
     assert y == 1
+
+
+def test_a_crop_has_its_corner_as_the_origin():
+    whole = drawn()
+    part = whole.cropped(4, 7, 10, 8)
+    assert part.size == (8, 10)
+    assert torch.equal(frames(part, steps=1)[0], frames(whole, steps=1)[0][:, 7:15, 4:14])

@@ -19,28 +19,44 @@ from fastsnn_train.loop.parallel import leave_group
 
 
 def extend(argv: list[str]) -> int:
-    """Train the model of a run on to a longer context; leaves extended.snn and a report under --out."""
+    """Continue training a run at a longer context; writes extended.snn and a report under --out."""
     args = Parser("extend", extend.__doc__)
     args.add_argument("spec", help="the spec of the run")
-    args.add_argument("--out", required=True, help="folder of the run (fastsnn fit --out); an unfinished one goes on")
+    args.add_argument(
+        "--out", required=True, help="folder of the run (fastsnn fit --out); an unfinished run is finished first"
+    )
     args.add_argument(
         "--to",
         required=True,
         type=comma_separated(number(int, ge=2)),
         help="new length, or stages of it, such as 2048,8192",
     )
-    args.add_argument("--steps", type=number(int, ge=0), default=100, help="of each stage (default 100)")
-    args.add_argument("--mode", default="carry", help=f"{', '.join(MODES)} (default carry: chunks, state carried)")
-    args.add_argument("--lr", type=number(float, gt=0), help="peak learning rate; a tenth of the run's without")
+    args.add_argument("--steps", type=number(int, ge=0), default=100, help="training steps of each stage (default 100)")
     args.add_argument(
-        "--short-share", type=number(ge=0, lt=1), default=0.25, help="of the steps, on short sequences (default 0.25)"
+        "--mode", default="carry", help=f"{', '.join(MODES)} (default carry: chunk by chunk, the state carried over)"
+    )
+    args.add_argument("--lr", type=number(float, gt=0), help="peak learning rate (default: a tenth of the run's)")
+    args.add_argument(
+        "--short-share", type=number(ge=0, lt=1), default=0.25, help="share of steps on short sequences (default 0.25)"
     )
     args.add_argument(
-        "--gate", type=number(ge=0), default=0.02, help="how much worse short contexts may get (default 0.02)"
+        "--gate",
+        type=number(ge=0),
+        default=0.02,
+        help="largest relative rise of the held-out loss on short contexts (default 0.02)",
     )
-    args.add_argument("--rope", default="none", help=f"{', '.join(ROPES)}: for softmax and windows that grow")
-    args.add_argument("--window", type=number(int, ge=0), default=0, help="let sliding windows grow to so many tokens")
-    args.add_argument("--resume", action="store_true", help="go on with an extension that was interrupted")
+    args.add_argument(
+        "--rope",
+        default="none",
+        help=f"{', '.join(ROPES)}: scaling of rotary positions, for softmax and growing windows",
+    )
+    args.add_argument(
+        "--window",
+        type=number(int, ge=0),
+        default=0,
+        help="new width of sliding windows, tokens (default: as they are)",
+    )
+    args.add_argument("--resume", action="store_true", help="continue an interrupted extension")
     args.add_argument("--quiet", action="store_true", help="no progress")
     args.add_argument("--json", action="store_true", help="print the result as JSON")
     opts = args.parse_args(argv)
