@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,25 @@ def test_the_map_of_conversions_is_made_of_the_measured_json():
     changed["rows"]["images"][0]["speed"] = 77.0
     assert "| 77.00 |" in convert_map.page(text, changed)
     assert "/" not in json.dumps(found["machine"]).replace("w/", ""), "no path of a machine"
+
+
+def test_every_plugin_is_a_page_with_what_show_says_and_who_uses_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_site, "PAGES", tmp_path)
+    found = make_site.plugins(make_site.targets())
+    folders = [p.parent for p in ROOT.glob("plugins/*/*/pyproject.toml")]
+    assert sum(map(len, found.values())) == len(folders)
+    for folder in folders:
+        page = tmp_path / f"plugins/{folder.parent.name}-{folder.name}.md"
+        text = page.read_text(encoding="utf-8")
+        named = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"].get(
+            "entry-points", {}
+        )
+        if folder.parent.name == "neurons":
+            assert all(f"## fastsnn show {name}\n\n```text\nneuron " in text for name in named["fastsnn1"])
+    lif = (tmp_path / "plugins/neurons-lif.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\]\(\.\./gallery/(\w+)\.md\)", lif)
+    assert linked
+    assert {*linked} <= {script.stem for script in make_site.scripts()}
 
 
 def test_what_a_page_fetches_from_elsewhere_is_found(tmp_path):
