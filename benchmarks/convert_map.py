@@ -1,9 +1,10 @@
 """What converts to what, at what loss, at what speed: the rows of docs/convert_map.md, each measured in one run.
 
-    python benchmarks/convert_map.py [--only stories,images,chat] [--chat FILE.gguf] [--json FILE]
+    python benchmarks/convert_map.py [--only stories,images,chat] [--chat FILE.gguf [--given BUNDLE]] [--json FILE]
 
 *stories*: stories260K (a Llama), perplexity of 16,000 characters of held-out text, spiking float and as INT8 (`w8a`);
-*images*: a CNN and an MLP on 2,000 test images of MNIST; *chat*: SmolLM2-135M from its GGUF file.
+*images*: a CNN and an MLP on 2,000 test images of MNIST; *chat*: SmolLM2-135M from its GGUF file, 9,000 characters of
+WikiText-2 test (``--given``: its conversion, k = 3, made before by `fastsnn convert`).
 
 ``loss`` is perplexity over that of the dense network, or points of accuracy lost. ``speed`` is the processor seconds
 of the dense network over those of the converted one for the same work (64 tokens written; a batch of 256 images),
@@ -66,16 +67,18 @@ def writes(model: Any) -> Any:
     return say
 
 
-def language(source: Any, name: str, settings: dict[str, dict[str, Any]], fit: str, test: str) -> list[dict[str, Any]]:
-    """Rows of a language model: spiking as converted, and in INT8."""
+def language(
+    source: Any, name: str, settings: dict[str, dict[str, Any]], fit: str, test: str, given: str | None = None
+) -> list[dict[str, Any]]:
+    """Rows of a language model: spiking as converted (or as `given`), and in INT8."""
     dense = import_dense(source)
     floor = evaluate_text(dense, test, seq_len=512)["perplexity"]
     spoken, rows = writes(dense), []
     for what, options in settings.items():
-        done = convert(source, calibration=[fit], measure=False, quiet=True, **options)
+        made = load(given) if given else convert(source, calibration=[fit], measure=False, quiet=True, **options).model
         with tempfile.TemporaryDirectory() as folder:
-            small = load(create("exporter", "w8a").export(done.model, Path(folder) / "w8a.snn"))
-            for kind, model in (("spikes, " + what, done.model), (f"the same, INT8 (w8a), {what}", small)):
+            small = load(create("exporter", "w8a").export(made, Path(folder) / "w8a.snn"))
+            for kind, model in (("spikes, " + what, made), (f"the same, INT8 (w8a), {what}", small)):
                 found = evaluate_text(model, test, seq_len=512)
                 row = {"from": name, "to": kind, "loss": round(found["perplexity"] / floor, 4), "measure": "perplexity"}
                 row |= {"silent": round(found["silent_fraction"], 4), "speed": faster(spoken, writes(model))}
@@ -110,6 +113,7 @@ def main() -> None:
     args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     args.add_argument("--only", help=f"pieces, with commas, out of {', '.join(PIECES)}")
     args.add_argument("--chat", help="SmolLM2's GGUF file, for the piece chat")
+    args.add_argument("--given", help="a bundle of its conversion, instead of converting")
     args.add_argument("--json", type=Path, default=RESULTS)
     opts = args.parse_args()
     torch.set_num_threads(1)
@@ -126,9 +130,8 @@ def main() -> None:
         elif opts.chat:
             data = Path(os.environ.get("FASTSNN_DATA", "../shared/data")) / "wikitext2"
             fit, test = (data.joinpath(f"{part}.txt").read_text(encoding="utf-8") for part in ("valid", "test"))
-            found = language(
-                opts.chat, "SmolLM2-135M, a chat model (GGUF)", {"k = 3": {"k": 3.0}}, fit[:60_000], test[:9_000]
-            )
+            name, chat_ways = "SmolLM2-135M, a chat model (GGUF)", {"k = 3": {"k": 3.0}}
+            found = language(opts.chat, name, chat_ways, fit[:60_000], test[:9_000], opts.given)
         else:
             print("chat: skipped, no --chat FILE.gguf")
             continue
