@@ -57,7 +57,10 @@ def decoder(fused: bool, **parts: Any) -> None:
 
 
 def module(plugin: str) -> None:
-    """A network that the rule has a say in is converted, saved, loaded, and run on spikes."""
+    """A network that the rule has a say in is converted, saved, loaded, and run on counts and on spike trains.
+
+    It is no language model, so it is neither decoded by a fused step nor served.
+    """
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Identity(), nn.Linear(16, 4)).eval()
     x = torch.randn(64, 6)
@@ -68,7 +71,10 @@ def module(plugin: str) -> None:
         error = (snn(x) - net(x)).norm() / net(x).norm()
         assert error < 0.1, f"the converted network is {error:.3f} off"
         again = FastSNN.load(found.save(Path(folder, "net.snn")))
-        assert torch.equal(again(x), snn(x)), "a loaded bundle computes something else"
+        counts = snn(x)
+        assert torch.equal(again(x), counts), "a loaded bundle computes something else"
+        events = again.runtime("event", coder="bitwise", calibration=x)(x)
+        assert torch.equal(events, counts), "spike trains give another output than counts"
 
 
 if __name__ == "__main__":
