@@ -13,17 +13,35 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from fastsnn.checks import (
+    as_named_table,
+    check_target,
+    exporter_of,
+    learns_samples,
+    needs_model,
+    needs_path,
+    needs_spec,
+)
 from fastsnn_console import targets
 from fastsnn_console.starting import starting
 from fastsnn_console.typed import check_fields, typed
-from fastsnn_core import Exporter, Model, Neuron, create
-from fastsnn_core.errors import ArgumentError, FastSNNError, check_options, did_you_mean
-from fastsnn_core.plugins import LookupFailure, registry
+from fastsnn_core import Model, Neuron
+from fastsnn_core.errors import ArgumentError, FastSNNError, check_options
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     import torch
     from torch import nn
 
+    from fastsnn.options import (
+        ConvertOptions,
+        ExtendOptions,
+        GenerateOptions,
+        ScopeOptions,
+        ServeOptions,
+        TrainOptions,
+    )
     from fastsnn_core import spec as specs
 
 LATE = {"nn": "torch.nn", "specs": "fastsnn_core.spec", "torch": "torch"}
@@ -110,7 +128,7 @@ class FastSNN:
         out: str | Path | None = None,
         resume: bool = False,
         quiet: bool = False,
-        **settings: Any,
+        **train: Unpack[TrainOptions],
     ) -> Any:
         """Train `model`; returns the `Trainer` (its ``history`` has the losses).
 
@@ -126,7 +144,7 @@ class FastSNN:
         `class_weights`: "balanced" or a number for each class; `transforms`: "shift:2", "rotate:10", "pad", … or
         functions; `input` and `target` name columns.
 
-        `settings` are those of `TrainConfig` (lr, batch_size, epochs, objective, trackers, …).
+        `train` are the settings of `TrainConfig` (lr, batch_size, epochs, objective, trackers, …).
         """
         from torch import nn
 
@@ -138,6 +156,7 @@ class FastSNN:
         if not isinstance(model, nn.Module):
             given = "None" if model is None else f"a {type(model).__name__}"
             raise ArgumentError(f"fit() trains a torch.nn.Module, got {given}; load a bundle with FastSNN.load(path)")
+        settings: dict[str, Any] = dict(train)
         check_options("fit", settings, (f.name for f in attrs.fields(TrainConfig)))
         if isinstance(settings.get("trackers"), str) or not isinstance(settings.get("trackers", ()), Sequence):
             raise ArgumentError(f"trackers is a list of trackers, got {settings['trackers']!r}")
@@ -172,7 +191,11 @@ class FastSNN:
     @starting("extend_context")
     @typed
     def extend_context(
-        model: nn.Module, trainer: Any, new_seq_len: int | tuple[int, ...], max_steps: int = 100, **settings: Any
+        model: nn.Module,
+        trainer: Any,
+        new_seq_len: int | tuple[int, ...],
+        max_steps: int = 100,
+        **settings: Unpack[ExtendOptions],
     ) -> dict[str, Any]:
         """Train on to a longer context; returns the proof, loss by position before and after."""
         from fastsnn_core.errors import ArgumentError
@@ -186,7 +209,7 @@ class FastSNN:
     @staticmethod
     @starting("convert")
     @typed
-    def convert(source: Any, **options: Any) -> Any:
+    def convert(source: Any, **options: Unpack[ConvertOptions]) -> Any:
         """A trained network (Hugging Face directory, module, weights and spec) as a spiking one, with a report."""
         from fastsnn_convert import convert
 
@@ -195,12 +218,12 @@ class FastSNN:
     @staticmethod
     @starting("scope")
     @typed
-    def scope(model: nn.Module, **options: Any) -> Any:
+    def scope(model: nn.Module, **options: Unpack[ScopeOptions]) -> Any:
         """What the model's spikes do: ``FastSNN.scope(model).report("runs/exp")`` writes page, pictures and numbers."""
         from fastsnn_scope import scope
 
         needs_model("scope", model)
-        check_options("scope", options, inspect.signature(scope).parameters)
+        check_options("scope", dict(options), inspect.signature(scope).parameters)
         return scope(model, **options)
 
     @staticmethod
@@ -234,7 +257,7 @@ class FastSNN:
     @staticmethod
     @starting("serve")
     @typed
-    def serve(path: str | Path, port: int = 8000, **options: Any) -> Any:
+    def serve(path: str | Path, port: int = 8000, **options: Unpack[ServeOptions]) -> Any:
         """Serve a bundle over the OpenAI API until stopped (``block=False``: a handle, ``.url``, ``.close()``)."""
         from fastsnn_serve import serve
 
@@ -242,13 +265,21 @@ class FastSNN:
 
     @staticmethod
     @starting("generate")
-    def generate(model: nn.Module | str | Path, prompt: str | list[int], max_tokens: int = 128, **settings: Any) -> str:
-        """Text after `prompt`, a text or ids. `settings`: temperature (0 is greedy), top_p, top_k, seed, stop."""
-        return "".join(FastSNN.stream(model, prompt, max_tokens, **settings))
+    def generate(
+        model: nn.Module | str | Path,
+        prompt: str | list[int],
+        max_tokens: int = 128,
+        **options: Unpack[GenerateOptions],
+    ) -> str:
+        """Text after `prompt`, a text or ids. `options`: temperature (0 is greedy), top_p, top_k, seed, stop."""
+        return "".join(FastSNN.stream(model, prompt, max_tokens, **options))
 
     @staticmethod
     def stream(
-        model: nn.Module | str | Path, prompt: str | list[int], max_tokens: int = 128, **settings: Any
+        model: nn.Module | str | Path,
+        prompt: str | list[int],
+        max_tokens: int = 128,
+        **options: Unpack[GenerateOptions],
     ) -> Iterator[str]:
         """`generate`, piece by piece; `prompt` may be a list of token ids."""
         with starting("stream"):
@@ -261,6 +292,7 @@ class FastSNN:
             raise ArgumentError(f"the prompt is one text, got {type(prompt).__name__} {prompt!r}{hint}")
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
             raise ArgumentError(f"max_tokens is a whole number of at least 1, got {max_tokens!r}")
+        settings: dict[str, Any] = dict(options)
         stop = stop_texts(settings.pop("stop", ()))
         check_options("generate", settings, ["stop", *(f.name for f in attrs.fields(Sampling))])
         check_fields("generate", Sampling, settings)
@@ -272,79 +304,3 @@ class FastSNN:
         if not isinstance(model, nn.Module):
             model = bundle.load(needs_path("generate", model))
         yield from generate_text(model, prompt, max_tokens, sampling, stop=stop)
-
-
-def as_named_table(value: Any) -> Any:
-    """A component by its name alone, as a table."""
-    return {"kind": value} if isinstance(value, str) else value
-
-
-def learns_samples(model: nn.Module, task: str, dataset: Any) -> bool:
-    """Labelled samples, or language? What `task` says; else samples, unless the model reads tokens."""
-    from fastsnn_modules.inputs import vocabulary_of
-
-    if task:
-        return task != "language"
-    if vocabulary_of(model) is not None:
-        return False
-    if dataset == "builtin:pydoc":
-        raise ArgumentError(
-            f"{dataset} holds texts, and this network reads no tokens; give labelled samples as dataset="
-        )
-    return True
-
-
-def needs_model(function: str, model: Any) -> None:
-    """Raise `ArgumentError` where a model was to be given and something else was."""
-    from torch import nn
-
-    if getattr(model, "_is_torch_compile", False) and not isinstance(model, nn.Module):
-        raise FastSNNError(
-            f"{function}() takes a model, got a compiled function: torch.compile of a model that is compiled already "
-            "gives a function, which does not know its model; pass the model itself"
-        )
-    if not isinstance(model, nn.Module):
-        hint = "; load it first: FastSNN.load(path)" if isinstance(model, str | Path) else ""
-        raise ArgumentError(f"{function}() takes a model, got {type(model).__name__} {model!r}{hint}")
-
-
-def needs_spec(model: nn.Module) -> None:
-    """Raise `ConversionError` for a converted network that no spec can say: what keeps it out of a bundle."""
-    report = getattr(model, "report", None)
-    if getattr(model, "spec", None) is None and isinstance(report, dict) and report.get("obstacles"):
-        from fastsnn_convert.result import refuse_bundle
-
-        refuse_bundle(report["obstacles"])
-
-
-def needs_path(function: str, path: Any) -> str | Path:
-    """`path`, or an `ArgumentError` where it is none."""
-    if not isinstance(path, str | Path):
-        raise ArgumentError(f"{function}() takes a model or the path of a bundle, got {type(path).__name__} {path!r}")
-    return path
-
-
-def exporter_of(to: str, **options: Any) -> Exporter | None:
-    """The exporter of that name with these options; None for ``snn``, the bundle itself, whose options are checked."""
-    if to == "snn":
-        check_bundle_options(**options)
-        return None
-    if to not in registry().names("exporter") and "/" not in to:
-        names = ["snn", *registry().names("exporter")]
-        raise LookupFailure(f"no exporter called {to!r}", did_you_mean(to, names, "installed"))
-    return create("exporter", to, **options)
-
-
-@typed
-def check_bundle_options(report: str | Path | bool | None = None, tokenizer: str | None = None) -> None:
-    """The options of a bundle: a report's folder is there."""
-    if isinstance(report, str | Path) and not (str(report) and Path(report).is_dir()):
-        raise ArgumentError(f"export(report=): there is no folder {str(report)!r}; True looks at the spikes now")
-
-
-def check_target(
-    path: str | Path, exporter: Exporter | None, sources: Sequence[str | Path] = (), option: str = ""
-) -> None:
-    """Can an export be written at `path`, and is none of `sources` lost by it?"""
-    checks = {"bundle": targets.bundle, "file": targets.file, "folder": targets.folder}
-    checks.get("bundle" if exporter is None else exporter.writes, targets.anything)(path, sources, option)

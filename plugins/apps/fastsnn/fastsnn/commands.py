@@ -132,7 +132,7 @@ def export(argv: list[str]) -> int:
     args.add_argument("--json", action="store_true", help="as JSON")
     opts = args.parse_args(argv)
     from fastsnn import FastSNN
-    from fastsnn.api import check_target, exporter_of
+    from fastsnn.checks import check_target, exporter_of
 
     given = settings_of(opts.set)
     if opts.report and opts.to != "snn":
