@@ -137,6 +137,24 @@ def test_a_turn_is_cached_with_its_answer(model: Any) -> None:
         assert len(longer) // 16 * 16 > len(prompt) + 60
 
 
+def test_a_turn_is_listed_until_it_is_cached(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk at a time: in between it is not forgotten, so whoever asks whether there is work left hears of it."""
+    engine = Engine(model, chunk=16)
+    keep, seen = engine.runner.keep_turn, []
+
+    def watched(ids: list[int], new: int) -> bool:
+        seen.append(idle(engine))
+        return keep(ids, new)
+
+    monkeypatch.setattr(engine.runner, "keep_turn", watched)
+    prompt = list(TEXT.encode())
+    run_all_requests(engine, Recorder(engine, prompt, 70, seed=lasting(model, prompt, 70, chunk=16)))
+    assert until(lambda: idle(engine))
+    engine.close()
+    assert len(seen) > 1
+    assert not any(seen)
+
+
 @pytest.fixture(scope="module")
 def narrow() -> Any:
     """Small enough to run often; windows of 5 and blocks that do not line up with them."""

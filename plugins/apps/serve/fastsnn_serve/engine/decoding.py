@@ -167,10 +167,12 @@ class DecodeLoop:
         else:
             self.turns.append((stream.prompt.ids + stream.ids, len(stream.ids)))
 
-    def keep_turn(self, ids: list[int], new: int) -> None:
-        """When idle: prefill one chunk of a finished turn into the prefix cache."""
+    def keep_turn(self) -> None:
+        """When idle: prefill one chunk of the oldest finished turn; it stays listed until all of it is cached."""
+        more = False
         try:
-            if self.runner.keep_turn(ids, new):
-                self.turns.append((ids, new))
+            more = self.runner.keep_turn(*self.turns[0])
         except Exception:
             LOG.exception("an ended turn could not be cached")
+        if not more:
+            self.turns.popleft()

@@ -253,7 +253,7 @@ class Engine:
         if self.jobs:
             self.work_on(*self.jobs[0])
         elif not running and self.turns:
-            self.decoder.keep_turn(*self.turns.popleft())
+            self.decoder.keep_turn()
         begun = [stream for stream in running if stream.begun and not stream.cancelled]
         others = [stream for stream in running if not stream.begun]
         self.decode(begun)
