@@ -28,7 +28,7 @@ from fastsnn_core.errors import FastSNNError, UserError, did_you_mean
 Verb = Callable[[list[str]], int]
 EXIT_BUG, EXIT_USER, EXIT_INTERRUPT = 1, 2, 130
 SILENCE = 1.0  # seconds until a verb that is starting says so
-_decided: list[str] = []  # verbs that said so, or chose not to
+_decided: list[str] = []  # the verb that was called last, once there was one
 BUG = """fastsnn: this is a bug of FastSNN or of a plugin, not a mistake of yours.
 Please report it with the lines above, the command, and: {}"""
 
@@ -219,7 +219,7 @@ def notice_of_start(words: list[str], program: str = "fastsnn") -> threading.Tim
     timer.daemon, quiet = True, os.environ.get("FASTSNN_QUIET", "0") not in ("", "0")
     if not (quiet or _decided or "torch" in sys.modules or {"--quiet", "--json"} & {*words}):
         timer.start()
-    _decided.append(words[0])
+    _decided[:] = words[:1]
     return timer
 
 

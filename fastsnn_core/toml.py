@@ -42,8 +42,8 @@ def toml_value(v: Any, wrap: int = 10**9) -> str:
     """One value, inline; a list longer than `wrap` characters takes a line per item."""
     if isinstance(v, bool):
         return "true" if v else "false"
-    if isinstance(v, int | float):
-        return repr(v)
+    if isinstance(v, int | float):  # also IntEnum and np.float64, whose own repr is no number
+        return (int if isinstance(v, int) else float).__repr__(v)
     if isinstance(v, str):
         return string(v)
     if isinstance(v, Mapping):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
@@ -28,7 +28,10 @@ def satisfies(version: str, wanted: str) -> bool | None:
 def fits_core(distribution: str) -> str:
     """Does a plugin's distribution take this core: ``yes``, ``no: needs >=0.2,<1``, ``?`` where it does not say."""
     rows = importlib.metadata.requires(distribution) if installed_version(distribution) else None
-    needs = map(Requirement, rows or ())
+    try:
+        needs = [Requirement(row) for row in rows or ()]
+    except InvalidRequirement:  # metadata that pip would refuse, too: nothing is known
+        return "?"
     wanted = next((str(need.specifier) for need in needs if need.name.replace("_", "-") == "fastsnn-core"), None)
     if wanted is None:
         return "?"

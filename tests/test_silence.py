@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-SCRIPT = """
-import sys, threading
-from fastsnn_core import cli
+sys.path.insert(0, str(Path(__file__).parent / "core"))
+from test_cli import STARTS
 
-said = threading.Event()
-cli.SILENCE = 0.0
-cli.StderrHandler.write = staticmethod(lambda text: (print(text), said.set()))
-
-class Waits:
-    '''The heavy import does not begin before the notice stands on the console, and ends the process.'''
-    def find_spec(self, name, path=None, target=None):
-        if name == "torch":
-            print("notice first" if said.wait(float(sys.argv[1])) else "import first")
-            raise SystemExit
-        return None
-
-sys.meta_path.insert(0, Waits())
-from fastsnn import FastSNN
-exec(sys.argv[2])
-"""
+SCRIPT = STARTS.rpartition("cli.main(")[0] + "from fastsnn import FastSNN\nexec(sys.argv[2])\n"
 
 
 @pytest.mark.parametrize(

@@ -84,10 +84,11 @@ def test_metadata_alone_works_when_everything_is_broken(site):
 def test_the_table_says_which_plugins_fit_this_core(site):
     site("silent", GOOD)
     site("older", GOOD, needs="fastsnn_core>=99,<100")
+    site("garbled", GOOD, needs="fastsnn-core >= , what")
     folder = site("fits", GOOD, needs="fastsnn-core>=0.1,<1")
     rows = json.loads(fastsnn(folder, "plugins", "--no-load", "--json").stdout)
     found = {r["name"]: r["fits_core"] for r in rows}
-    assert {"silent": "?", "older": "no: needs <100,>=99", "fits": "yes"}.items() <= found.items()
+    assert {"silent": "?", "garbled": "?", "older": "no: needs <100,>=99", "fits": "yes"}.items() <= found.items()
     ours = [r for r in rows if r["distribution"].startswith("fastsnn-")]
     assert {r["fits_core"] for r in ours} <= {"yes"}
     table = fastsnn(folder, "plugins", "--no-load").stdout.splitlines()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import enum
+
 import attrs
+import numpy as np
 import pytest
 import tomli
 from hypothesis import given
@@ -172,3 +175,10 @@ values = st.recursive(
 @given(st.dictionaries(st.text(), values, max_size=4))
 def test_the_writer_is_the_inverse_of_the_parser(table):
     assert tomli.loads(toml.dumps(table)) == table
+
+
+def test_numbers_of_other_types_are_written_as_numbers():
+    """Their own repr is ``np.float64(0.5)`` and ``<Level.LOW: 1>``, which no parser reads."""
+    level = enum.IntEnum("Level", {"LOW": 1})
+    written = toml.dumps({"a": np.float64(0.5), "b": level.LOW, "c": [np.float64("inf")], "d": True})
+    assert tomli.loads(written) == {"a": 0.5, "b": 1, "c": [float("inf")], "d": True}
