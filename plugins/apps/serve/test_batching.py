@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 pytest.importorskip("fastsnn_kernel_numba")
 
 from fastsnn_serve import Engine, app
+from fastsnn_serve.engine import prefill_runner
+from fastsnn_serve.engine.spike_view import SpikeView
 from fastsnn_serve.http.server import greeting
 from fastsnn_serve.testing import Recorder, decoder, run_all_requests, until
 
@@ -69,3 +72,24 @@ def test_who_takes_turns_is_said(integer: Any) -> None:
     assert "streams take turns" in greeting("http://x", app(decoder()))
     assert "only W8A and W4A models are fused" in greeting("http://x", app(decoder()))
     assert "streams take turns" not in greeting("http://x", app(integer))
+
+
+@pytest.mark.parametrize(("milliseconds", "looks"), [(1000, 1), (0, 5)])
+def test_samples_of_spikes_take_a_hundredth_of_the_time(
+    integer: Any, monkeypatch: pytest.MonkeyPatch, milliseconds: int, looks: int
+) -> None:
+    """Every 64th step may be one, but where one takes a second the next has to wait for a hundred."""
+    now, found = [0.0], []
+    monkeypatch.setattr(prefill_runner, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    class Slow(SpikeView):
+        def __exit__(self, *args: Any) -> None:
+            super().__exit__(*args)
+            found.append(self)
+            now[0] += milliseconds / 1000
+
+    monkeypatch.setattr(prefill_runner, "SpikeView", Slow)
+    engine = Engine(integer, cache_bytes=0)
+    run_all_requests(engine, *[Recorder(engine, [65], 80, temperature=0.0, seed=i) for i in range(4)])
+    engine.close()
+    assert len(found) == looks

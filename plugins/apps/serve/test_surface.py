@@ -76,7 +76,8 @@ def test_each_field_changes_logits_as_its_equation_says(
                 row[256] = -math.inf
             chances = (row / 0.8).softmax(-1)
             chances[chances < adjust.min_p * chances.max()] = 0
-            token = int(torch.multinomial((chances / chances.sum()).float(), 1, generator=generator))
+            drawn = float(torch.rand(1, generator=generator, dtype=torch.float64)) * float(chances.sum())
+            token = next(i for i, below in enumerate(chances.cumsum(0).tolist()) if below > drawn)
             if token == 256:
                 break
             made.append(token)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,24 +53,44 @@ class Sampling:
         return generator
 
     def pick(self, logits: Tensor, generator: torch.Generator) -> int:
-        """A token from logits ``[V]``."""
-        best = int(logits.argmax())
-        if not -math.inf < float(logits[best]) < math.inf:
+        """A token from logits ``[V]``: with ``w_i = exp((l_i - max l) / T)`` the first i whose ``w_0 + … + w_i`` is
+        above ``u Σw``, for one uniform number u of `generator`. top_k and top_p leave only the likeliest of the tokens.
+
+        One number a token, where `torch.multinomial` draws one for every id of the vocabulary (49,152 ids: 1.7 ms).
+        """
+        logits = logits.float().cpu()
+        best = logits.max().item()
+        if not -math.inf < best < math.inf:
             raise FastSNNError(
                 "the model's logits are NaN or infinite: its training diverged, or its weights are damaged"
             )
         if self.temperature == 0:
-            return best
-        logits = logits.float().cpu() / self.temperature
-        if self.top_k and self.top_k < logits.numel():
-            floor = logits.topk(self.top_k).values[-1]
-            logits = logits.masked_fill(logits < floor, -torch.inf)
-        probabilities = logits.softmax(-1)
-        if self.top_p < 1:
-            ordered, order = probabilities.sort(descending=True)
-            beyond = ordered.cumsum(-1) - ordered >= self.top_p
-            probabilities[order[beyond]] = 0.0
-        return int(torch.multinomial(probabilities, 1, generator=generator))
+            return int(logits.argmax())
+        with np.errstate(over="ignore", under="ignore"):  # far below the likeliest: 0
+            weights = np.exp((logits.numpy() - np.float32(best)) / np.float32(self.temperature))
+        if 0 < self.top_k < weights.size:
+            weights[weights < np.partition(weights, -self.top_k)[-self.top_k]] = 0
+        ids = None if self.top_p == 1 else nucleus(weights, self.top_p)
+        sums = np.cumsum(weights if ids is None else weights[ids], dtype=np.float64)
+        drawn = float(torch.rand(1, generator=generator, dtype=torch.float64)) * sums[-1]
+        last = np.searchsorted(sums, sums[-1])  # the last that weighs anything
+        found = min(int(np.searchsorted(sums, drawn, side="right")), int(last))
+        return found if ids is None else int(ids[found])
+
+
+def nucleus(weights: Any, top_p: float) -> Any:
+    """Ids of the likeliest tokens, as few as weigh `top_p` of all together; `weights` are at most 1, the likeliest's.
+
+    Only what weighs enough is sorted: most of a vocabulary never does.
+    """
+    goal = top_p * weights.sum(dtype=np.float64)
+    for least in (1e-2, 1e-4, 0.0):
+        ids = np.flatnonzero(weights >= least)
+        if weights[ids].sum(dtype=np.float64) >= goal:
+            break
+    ids = ids[np.argsort(-weights[ids], kind="stable")]
+    before = np.cumsum(weights[ids], dtype=np.float64) - weights[ids]
+    return ids[before < goal]
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from inspect import signature
 from typing import Any
 
@@ -16,7 +17,8 @@ from fastsnn_serve.engine.spike_view import SpikeView
 from fastsnn_serve.engine.streams import Prompt, Stream
 from fastsnn_serve.metrics import Metrics
 
-SAMPLE_EVERY = 64  # decode steps between two samples of spike statistics
+SAMPLE_EVERY = 64  # decode steps between two samples of spike statistics, at least
+SAMPLE_SHARE = 0.01  # of the time that samples may take: an unfused step takes as long as dozens of fused ones
 FORK = 16  # a snapshot is taken where prompts diverge only if they share this many tokens beyond the last one
 
 
@@ -30,7 +32,7 @@ class PrefillRunner:
         self.model, self.device, self.chunk, self.metrics = model, device, chunk, metrics
         self.exact = not not_batch_invariant(model)
         self.cache = PrefixCache(cache_bytes, chunk, self.exact)
-        self.steps = 0
+        self.steps, self.next_sample = 0, 0.0
         fast = getattr(model, "fast", None)
         self.roomy = fast is not None and "room" in signature(fast).parameters
         self.apart = why_apart(model)
@@ -54,16 +56,22 @@ class PrefillRunner:
         fused = hasattr(state, "step")
         if not look:
             return (state.step(token)[None, None], state) if fused else self.run([token], state)
+        begun = time.monotonic()
         with SpikeView(self.model) as view:
             logits, after = self.run([token], state.state() if fused else state)
+        now = time.monotonic()
+        self.next_sample = now + (now - begun) / SAMPLE_SHARE
         stream.spikes = view if stream.params.spikes else None
         self.metrics.add("fastsnn_spike_channels_total", view.channels)
         self.metrics.add("fastsnn_spike_channels_silent_total", view.silent)
         return logits, self.begin(after, stream.tokens)  # also retries the fused form, which may have been compiling
 
     def looks(self, stream: Stream) -> bool:
-        """Does this step record spikes? Every `SAMPLE_EVERY` steps, and every ``params.spikes`` tokens of a stream."""
+        """Does this step record spikes? Every ``params.spikes`` tokens of a stream that asks for them; else every
+        `SAMPLE_EVERY` steps, unless samples took more than `SAMPLE_SHARE` of the time.
+        """
         sampled, self.steps = self.steps % SAMPLE_EVERY == 0, self.steps + 1
+        sampled = sampled and time.monotonic() >= self.next_sample
         every = stream.params.spikes
         return sampled or bool(every and len(stream.ids) % every == 0)
 
