@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections import Counter
 
 import pytest
@@ -105,12 +107,24 @@ def test_the_cost_is_measured_and_the_bound_is_said(model, tmp_path, capsys):
     found = probe_cost(model, IDS)
     assert found["limit"] == LIMIT == 0.10
     assert found["share"] == pytest.approx(found["on_ms"] / found["off_ms"] - 1, abs=0.01)
+    assert found["clock"] == "processor"
     told = {"off_ms": 10.0, "on_ms": 12.0, "share": 0.2, "runs": 3, "limit": LIMIT}
-    assert says_cost(told) == "+20.0%, over the bound of 10%"
-    assert says_cost(told | {"share": 0.04}) == "+4.0%, within the bound of 10%"
+    assert says_cost(told) == "a pass takes 12 ms watched, 10 ms not (+20.0%, over the bound of 10%)"
+    long = told | {"off_ms": 2340.2, "on_ms": 2433.8, "share": 0.04, "clock": "processor"}
+    wanted = "a pass takes 2,434 ms of processor time watched, 2,340 ms not (+4.0%, within the bound of 10%)"
+    assert says_cost(long) == wanted
     assert "+20.0%, over the bound of 10%" in cost({"probes": told})
     bundle = save(model, tmp_path / "m.snn")
     assert main([str(bundle), "--text", "a neuron was silent", "--scope", "raster", "--out", str(tmp_path / "r")]) == 0
     said = capsys.readouterr().err
     assert "the bound of 10%)" in said
-    assert "ms a pass" in said
+    assert "probes: a pass takes" in said
+    took = json.loads((tmp_path / "r" / "report.json").read_text(encoding="utf-8"))["took"]
+    assert {"the spikes", "raster", "drawing raster", "timing the probes"} <= set(took)
+
+
+def test_what_looking_costs_does_not_count_other_programs(model, monkeypatch):
+    """A pass during which this process stood still is no dearer."""
+    bare = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, **more: (time.sleep(0.05), bare(*args, **more))[1])
+    assert probe_cost(model, IDS)["off_ms"] < 50.0

@@ -92,8 +92,7 @@ def main(argv: list[str]) -> int:
         if probes := data["probes"]:
             from fastsnn_scope.speed import says_cost
 
-            both = f"{probes['on_ms']:.3g} ms a pass, {probes['off_ms']:.3g} ms without"
-            print(f"probes: {both} ({says_cost(probes)})", file=sys.stderr)
+            print(f"probes: {says_cost(probes)}", file=sys.stderr)
     looks = [data] if other is None else [data, other.data()]
     return 1 if any("error" in panel for each in looks for panel in each["scopes"].values()) else 0
 

@@ -108,11 +108,8 @@ def cost(found: Data) -> str:
     probes = found.get("probes")
     if not probes:
         return ""
-    both = f"{probes['on_ms']:.3g} ms watched, {probes['off_ms']:.3g} ms not"
-    return (
-        f'<p class="foot">What looking costs: a pass takes {both} ({says_cost(probes)}, the fastest of '
-        f"{probes['runs']}). Without a report there are no probes.</p>"
-    )
+    runs = f", the fastest of {probes['runs']}" if probes["runs"] > 1 else ""
+    return f'<p class="foot">What looking costs: {says_cost(probes)}{runs}. Without a report there are no probes.</p>'
 
 
 def where_section(found: Data) -> str:

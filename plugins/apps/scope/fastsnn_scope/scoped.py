@@ -94,13 +94,15 @@ class Scoped:
         if self.found is None:
             from fastsnn_core.bundle import training_environment
 
-            model, faults = self.model, list[str]()
+            model, faults, took = self.model, list[str](), dict[str, float]()
             with Progress("measuring", len(self.scopes) + 5, "parts") as progress:
 
                 def part(what: str, call: Callable[[], Any]) -> Any:
                     """One part under a note in the bar."""
                     progress.update(progress.done, what)
+                    began = time.perf_counter()
                     found = call()
+                    took[what] = round(time.perf_counter() - began, 3)
                     progress.step(note=what)
                     return found
 
@@ -125,6 +127,7 @@ class Scoped:
                     "tuned": curve.tuned(model),
                     "environment": training_environment() | {"threads": torch.get_num_threads()},
                     "faults": faults,
+                    "took": took,  # seconds by part
                 }
             self.found |= {"lost": quality.lost(model), "advice": quality.advice(model, self.found["scopes"])}
             self.found["saved"] = tiles(self.found)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastsnn_console.progress import Progress
 from fastsnn_core import Scope
 from fastsnn_core.files import beside, write_text
 from fastsnn_core.subject import Data
@@ -52,18 +54,22 @@ def scope_png(one: Scope, data: Data, dpi: int = 144) -> bytes:
 def pictures(scopes: Sequence[Scope], found: Data) -> dict[str, bytes]:
     """PNG by scope name; a scope whose drawing fails gets an ``error`` in `found` instead."""
     done = {}
-    for one in scopes:
-        panel: dict[str, Any] = found["scopes"][one.name]
-        if "data" not in panel or "reason" in panel["data"]:
-            continue
-        try:
-            done[one.name] = scope_png(one, panel["data"])
-            panel.pop("error", None)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # as in measuring: a plugin may call sys.exit
-            log.warning("scope %s could not be drawn: %s: %s", one.name, type(error).__name__, error)
-            panel["error"] = f"draw: {type(error).__name__}: {error}"
+    known = [one for one in scopes if "reason" not in found["scopes"][one.name].get("data", {"reason": "failed"})]
+    with Progress("drawing", len(known), "pictures") as progress:
+        for one in known:
+            progress.update(progress.done, one.name)
+            panel: dict[str, Any] = found["scopes"][one.name]
+            began = time.perf_counter()
+            try:
+                done[one.name] = scope_png(one, panel["data"])
+                panel.pop("error", None)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # as in measuring: a plugin may call sys.exit
+                log.warning("scope %s could not be drawn: %s: %s", one.name, type(error).__name__, error)
+                panel["error"] = f"draw: {type(error).__name__}: {error}"
+            found.setdefault("took", {})[f"drawing {one.name}"] = round(time.perf_counter() - began, 3)
+            progress.step(note=one.name)
     return done
 
 
