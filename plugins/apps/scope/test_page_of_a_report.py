@@ -213,5 +213,15 @@ def test_axe_finds_no_barriers(browser: Browser, tmp_path: Path) -> None:  # noq
         assert browser.barriers() == [], scheme
         browser.size(390, 844, mobile=True)
         assert browser.barriers() == [], f"{scheme}, phone"
+    browser.size(1280, 900)
+    wide = browser.js("[...document.querySelectorAll('figure input')].map(e => e.offsetWidth)")
+    assert len(wide) >= 4
+    assert max(wide) < 30, "a box to tick stands beside its word"
+    boxes = "[...document.querySelectorAll('#saved .cards li')].map(e => e.getBoundingClientRect())"
+    rows = dict(browser.js(f"{boxes}.map(b => [Math.round(b.top), b.right])"))  # the last one of every row
+    assert len(rows) > 1
+    assert max(rows.values()) - min(rows.values()) < 2, "every row of figures is full"
+    told = browser.js("[...document.querySelectorAll('#lost code')].map(e => e.innerText)")
+    assert told[0].startswith("fastsnn export model.snn --to w8a")
     browser.js("document.documentElement.lang = ''")
     assert any(line.startswith("html-has-lang") for line in browser.barriers())

@@ -138,13 +138,13 @@
     if (!left) return;
     pen.font = "11px system-ui, sans-serif";
     pen.textBaseline = "middle"; pen.textAlign = "right";
-    const every = Math.ceil(13 / ch);
+    const every = Math.ceil(13 / ch), row = (s) => clamp(py(s) + ch / 2, 7, h - 7);
     for (let s = Math.max(0, Math.floor(view.y)); s < Math.min(S, view.y + down()); s++) {
-      if (s !== view.s && (s % every || Math.abs(s - view.s) < every)) continue;
+      if (s !== view.s && (s % every || Math.abs(row(s) - row(view.s)) < 12)) continue;
       pen.fillStyle = s === view.s ? warm() : ink();
       let text = sites[s].site.replace("feedforward", "ffn").replace("attention", "attn");
       if (text.length > 28) text = "…" + text.slice(-27);
-      pen.fillText(text, left - 8, clamp(py(s) + ch / 2, 7, h - 7));
+      pen.fillText(text, left - 8, row(s));
     }
   }
   function again() { if (!dirty) { dirty = true; requestAnimationFrame(draw); } }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -232,8 +233,9 @@ def section(name: str, panel: Data, png: bytes | None) -> str:
 
 
 def bullets(lines: list[str]) -> str:
-    """A list; nothing for none."""
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+    """A list, commands at the end of a line set as code; nothing for none."""
+    set_off = (re.sub(r"(?<=: )(fastsnn [a-z]+ .+?)(?=\.?$)", r"<code>\1</code>", escape(line)) for line in lines)
+    return "<ul>" + "".join(f"<li>{line}</li>" for line in set_off) + "</ul>" if lines else ""
 
 
 def html_table(found: Data) -> str:

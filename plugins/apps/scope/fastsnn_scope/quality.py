@@ -16,6 +16,14 @@ from fastsnn_core.files import beside
 from fastsnn_core.subject import Data
 
 CONVERSION = ("conversion.html", "conversion.json")
+NAMES = {
+    "kl": ("KL from the dense outputs", " nats"),
+    "perplexity_dense": ("of the dense network", ""),
+    "ratio": ("the ratio of the two", ""),
+    "saturation": ("spikes at the limit", "%"),
+    "silent_bytes": ("bytes behind silent channels", "%"),
+    "silent_fraction": ("silent channels", "%"),
+}  # what the keys of a conversion's figures are called, and in what
 LEAST = 8  # tokens below which a loss says nothing
 
 
@@ -57,7 +65,9 @@ def lost(model: nn.Module) -> list[str]:
             error = figures.get(f"{key}_error", figures.get(f"{key}_stderr"))
             spread = f" ± {error:.2g}" if isinstance(error, int | float) else ""
             number = f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
-            says.append(f"{key.replace('_', ' ')} {number}{spread}")
+            name, unit = NAMES.get(key, (key.replace("_", " "), ""))
+            number = f"{value:.1%}" if unit == "%" else f"{number}{spread}{unit}"
+            says.append(f"{name} {number}")
     where = figures.get("measured_on") or "text or samples that the conversion did not see"
     return [f"Converted from {found.get('source', 'a dense network')}: {', '.join(says)}; measured on {where}."] + (
         ["Site by site: conversion.html in this folder."] if conversion_page(model) else []
