@@ -41,12 +41,28 @@ class Vocabulary:
             self.tokens.append(b"<|end|>")
             self.special_token_ids.append(size)
         self.ends, self.eos_token_id, self.bos_token_id = list(ends), ends[0], None
+        self.known = {raw: token for token, raw in enumerate(self.tokens) if token not in set(self.special_token_ids)}
+        self.longest = max(map(len, self.known), default=0)
 
     def __call__(self, text: str) -> list[int]:
-        """Token ids of `text`."""
+        """Token ids whose bytes are those of `text`, exactly.
+
+        SentencePiece tokenizers put a space before every text; the longest tokens that fit are taken then.
+        """
         if not isinstance(text, str):
             raise TypeError("a text")
-        return self.tokenizer.encode(text)
+        raw, found = text.encode(), self.tokenizer.encode(text)
+        if b"".join(self.tokens[token] for token in found) == raw:
+            return found
+        found, at = [], 0
+        while at < len(raw):
+            sizes = range(min(self.longest, len(raw) - at), 0, -1)
+            size = next((n for n in sizes if raw[at : at + n] in self.known), 0)
+            if not size:
+                break  # what no token spells: the grammar goes on from here
+            found.append(self.known[raw[at : at + size]])
+            at += size
+        return found
 
 
 class Grammar:
