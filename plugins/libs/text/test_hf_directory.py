@@ -183,6 +183,13 @@ def test_vocab_and_merges(tmp_path: Path, settings: str, family: str) -> None:
     agree(directory(tmp_path, byte_level(), family, SETTINGS[settings], split=True))
 
 
+def test_merges_may_end_their_lines_as_windows_does(tmp_path: Path) -> None:
+    folder = directory(tmp_path, byte_level(), "qwen2", SETTINGS["qwen2"], split=True)
+    rules = folder / "merges.txt"
+    rules.write_bytes(rules.read_bytes().replace(b"\n", b"\r\n"))
+    agree(folder)
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
 @pytest.mark.parametrize(
     "more", [{}, {"tokenizer_class": "LlamaTokenizer"}, {"tokenizer_class": "LlamaTokenizerFast", "legacy": True},

@@ -185,7 +185,7 @@ def native_of(
         return native, special
     words, rules, model_file = folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.model"
     if kind in ("GPT2Tokenizer", "Qwen2Tokenizer") and words.is_file() and rules.is_file():
-        lines = [line for line in read_utf8(rules).split("\n") if line and not line.startswith("#version")]
+        lines = [line for line in lines_of(rules).split("\n") if line and not line.startswith("#version")]
         try:
             return build(table_of(words), [merge_text(line) for line in lines]), special
         except Exception as error:  # a merge of tokens that the vocabulary does not have

@@ -164,6 +164,10 @@ def batch_source(
     if not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         given = "None" if data is None else f"a {type(data).__name__}"
         raise ArgumentError(f"cannot train on {given}; give a corpus, or an iterable of token batches [B, T]")
-    if isinstance(data, Sized) and not len(data):
+    try:
+        empty = isinstance(data, Sized) and not len(data)
+    except TypeError:  # a DataLoader over an IterableDataset has a __len__ that does not know
+        empty = False
+    if empty:
         raise ArgumentError("cannot train on an empty collection of batches")
     return IterableBatches(data, config, vocab_size)

@@ -180,9 +180,11 @@ def json_whole(raw: bytes, n: int, begin: int, file: File) -> list[Any]:
     try:
         found = parse_line(raw, n, begin, file)
     except DataError as error:
-        if "Extra data" in str(error):  # JSON lines whose rows are lists
-            raise DataError(f'{file}:{n}: expected rows like {{"text": "…"}}, got a list on a line') from None
-        raise
+        if "Extra data" not in str(error):
+            raise
+        if raw.lstrip().startswith(b"{"):
+            return objects_in_a_row(raw, n, file)
+        raise DataError(f'{file}:{n}: expected rows like {{"text": "…"}}, got a list on a line') from None
     if isinstance(found, list):
         return found
     if isinstance(found, dict):
@@ -195,6 +197,20 @@ def json_whole(raw: bytes, n: int, begin: int, file: File) -> list[Any]:
             )
         return [found]
     raise DataError(f"{file}: expected a list of rows or JSON lines, got {type(found).__name__}")
+
+
+def objects_in_a_row(raw: bytes, n: int, file: File) -> list[Any]:
+    """The rows of a file that writes one object after the other, each over several lines."""
+    text, decoder, at, rows = raw.decode("utf-8"), json.JSONDecoder(), 0, []
+    while at < len(text):
+        try:
+            row, at = decoder.raw_decode(text, at)
+        except ValueError as error:
+            line = n + text.count("\n", 0, getattr(error, "pos", at))
+            raise DataError(f"{file}:{line}: no JSON: {error}") from None
+        rows.append(row)
+        at = len(text) - len(text[at:].lstrip())
+    return rows
 
 
 def read_csv(stream: IO[bytes], file: File, field: str, omitted: Omitted) -> Iterator[Document]:

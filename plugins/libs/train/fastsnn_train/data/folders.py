@@ -120,6 +120,11 @@ def word_of(parts: tuple[str, ...], pattern: str) -> str:
     return ""
 
 
+def split_of_name(name: str) -> str:
+    """train, validation or test, where a whole word of a split's own name says so; "" otherwise."""
+    return word_of((name,), rf"(?:.*[-._ 0-9])?(?:{{}})(?:{GAP}.*)?")
+
+
 def front_matter(readme: Path) -> list[dict[str, Any]]:
     """``configs`` of README.md's YAML head that name data files; none where there are none."""
     if not readme.is_file():
@@ -136,7 +141,7 @@ def front_matter(readme: Path) -> list[dict[str, Any]]:
     except yaml.YAMLError as error:
         raise DataError(f"{readme}: its head is no YAML: {str(error).splitlines()[0]}") from None
     rows = table.get("configs") if isinstance(table, dict) else None
-    return [row for row in rows or () if isinstance(row, dict) and row.get("data_files")]
+    return [row for row in rows or () if isinstance(row, dict) and (row.get("data_files") or row.get("data_dir"))]
 
 
 def by_config(configs: list[dict[str, Any]], names: list[str], folder: Path) -> dict[str, list[str]]:
@@ -145,7 +150,18 @@ def by_config(configs: list[dict[str, Any]], names: list[str], folder: Path) -> 
     if len(chosen) > 1:
         known = name_list([str(c.get("config_name")) for c in configs])
         raise DataError(f"{folder} has several configurations ({known}) and no default; give the files of one")
-    files, found = chosen[0]["data_files"], {}
+    files: Any = chosen[0].get("data_files")
+    found: dict[str, list[str]] = {}
+    if base := str(chosen[0].get("data_dir") or "").removeprefix("./").rstrip("/"):
+        inside = [name.removeprefix(f"{base}/") for name in names if name.startswith(f"{base}/")]
+        if not inside:
+            raise DataError(f"{folder / 'README.md'} names the folder {base}; there is no data file in it")
+        here = names_by_split(inside) if files is None else by_config([{"data_files": files}], inside, folder)
+        found = {split: [f"{base}/{name}" for name in group] for split, group in here.items()}
+        if set(found) == {""}:  # one folder that was named: all of it is training data
+            found = {"train": found[""]}
+        rest = sorted(set(names) - {name for group in found.values() for name in group})
+        return found | ({"": [*found.get("", []), *rest]} if rest else {})
     rows = files if isinstance(files, list) and all(isinstance(r, dict) for r in files) else None
     if isinstance(files, dict):
         rows = [{"split": split, "path": path} for split, path in files.items()]

@@ -67,7 +67,7 @@ class RowReader:
         self.omitted.rows += 1
         if isinstance(row, str):
             return self.text(row)
-        if row is None:
+        if is_null(row):
             self.omitted.null += 1
             return None
         if not isinstance(row, Mapping):

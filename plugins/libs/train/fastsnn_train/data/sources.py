@@ -21,7 +21,8 @@ import attrs
 
 from fastsnn_train.data.documents import Chat, DataError, Document, Omitted, Spans, name_list
 from fastsnn_train.data.files import READABLE, File, Files, format_of, members
-from fastsnn_train.data.folders import is_data, names_by_split, one_format, splits_of
+from fastsnn_train.data.folders import is_data, names_by_split, one_format, split_of_name, splits_of
+from fastsnn_train.data.frames import rows_of_table
 from fastsnn_train.data.rows import RowReader
 
 log = logging.getLogger("fastsnn")
@@ -53,6 +54,8 @@ def documents(source: Any, field: str = "text", streaming: bool = False) -> Corp
     if not isinstance(source, str | Path):
         return from_objects(source, field)
     text = str(source)
+    if not text.strip():
+        raise DataError("the name of the dataset is empty; give a name, a file, a folder, or builtin:pydoc")
     if text.startswith("builtin:"):
         return builtin_text(text.removeprefix("builtin:"))
     path = Path(text).expanduser()
@@ -127,10 +130,19 @@ def from_splits(splits: dict[str, list[File]], field: str, note: str, omitted: O
     """Training and held-out files of a folder's splits.
 
     Files of no split are training data where no file is named so; beside named ones they are left out, as `datasets`
-    does.
+    does. Splits of other names (``train_sft``, ``test_sft``) count by the word in them; one without is training data.
     """
     splits = dict(splits)
     loose = splits.pop("", [])
+    if "train" not in splits and not loose:
+        by_word = {name: split_of_name(name) for name in splits}
+        named = [name for name, word in by_word.items() if word == "train"]
+        if parts := named or [name for name, word in by_word.items() if not word]:
+            note += f": training on {'split' if len(parts) == 1 else 'splits'} {name_list(parts)}"
+            word = next((word for word in ("validation", "test") if word in by_word.values()), "")
+            held_out = [file for name in splits if word and by_word[name] == word for file in splits[name]]
+            rest = {name: files for name, files in splits.items() if name not in parts and by_word[name] != word}
+            splits = {"train": [file for name in parts for file in splits[name]], "validation": held_out} | rest
     held = next((splits[name] for name in HELD_OUT if splits.get(name)), [])
     if "train" in splits:
         train = splits["train"]
@@ -169,6 +181,7 @@ def from_saved(path: Path, field: str) -> Corpus:
 
 def from_objects(data: Any, field: str) -> Corpus:
     """A list of texts, of rows or of paths; a `datasets` object; a dict of splits; any other iterable of these."""
+    data = rows_of_table(data)
     if isinstance(data, dict) or type(data).__module__.split(".")[0] == "datasets" or hasattr(data, "keys"):
         return from_datasets(data, field, "a datasets object")
     if not hasattr(data, "__iter__"):
@@ -223,10 +236,11 @@ class Rows:
 
     def __iter__(self) -> Iterator[Document]:
         self.omitted.begin()
-        columns = getattr(self.data, "column_names", None)
+        data = self.data.with_format(None) if hasattr(self.data, "with_format") else self.data  # rows, not frames
+        columns = getattr(data, "column_names", None)
         known = columns if isinstance(columns, list) and columns else None
         reader = RowReader(self.field, self.where, self.omitted, known)
-        for n, row in enumerate(self.data, 1):
+        for n, row in enumerate(data, 1):
             if isinstance(row, Spans | Chat):
                 yield row
             elif (document := reader.document(row, f"{self.where}, {n}")) is not None:

@@ -41,6 +41,13 @@ def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise FastSNNError("the model has no parameter that requires a gradient; nothing can be trained")
+    for name, p in model.named_parameters():
+        if p.is_meta:
+            raise FastSNNError(f"{name} is on the meta device: it has a shape but no values; load the weights first")
+        if p.is_inference():
+            raise FastSNNError(
+                f"{name} was made inside torch.inference_mode() and takes no gradients; build or load the model outside"
+            )
     mine = {id(p) for p in neuron_parameters(model)}
     groups: dict[tuple[float, float, bool, bool], list[Tensor]] = {}
     for p in trained:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_console import contention
+from fastsnn_console.gradients import with_gradients
 from fastsnn_console.typed import typed
 from fastsnn_core import Run
 from fastsnn_core.errors import FastSNNError
@@ -103,6 +104,7 @@ class Trainer:
 
     # -- a run ---------------------------------------------------------------------------------------------------
 
+    @with_gradients()
     def fit(
         self,
         data: Data | SampleData | Packed | Streamed | Iterable[Any],
