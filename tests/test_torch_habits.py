@@ -250,6 +250,20 @@ def test_a_missing_device_is_said_in_words_and_nothing_moves(model):
         assert next(m.to("meta").parameters()).is_meta
 
 
+def test_inputs_on_another_device_are_refused_and_both_are_named(model):
+    """An embedding on the CPU takes ids of the meta device and gives what happens to be in memory."""
+    from fastsnn import FastSNN
+    from fastsnn_convert import convert
+
+    net = FastSNN.build(arch="snn-conv", input=(1, 8, 8), classes=3)
+    functions = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    converted = convert(functions, calibration=torch.randn(20, 4)).model
+    for m, x in ((model, IDS), (net, torch.rand(2, 1, 8, 8)), (converted, torch.randn(2, 4))):
+        with pytest.raises(FastSNNError, match="the input is on meta and the weights on cpu; move one of them"):
+            m(x.to("meta"))
+        m(x)
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.*:DeprecationWarning")
 def test_torchscript_is_refused_in_words_or_works(model):
     from fastsnn import FastSNN

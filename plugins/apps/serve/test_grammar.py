@@ -25,7 +25,7 @@ BYTES = [f"<0x{i:02X}>" for i in range(256)]
 
 def spaced() -> HuggingFaceTokenizer:
     """SentencePiece: a space before every text, bytes for what has no token."""
-    words = ["<unk>", "<s>", "</s>", *BYTES, "▁", "{", "}", '"', ":", "▁{", '▁"', "na", "me", "▁one", "one", "▁two", "n"]
+    words = ["<unk>", "<s>", "</s>", *BYTES, "▁", "{", "}", '"', ":", "▁{", '▁"', "na", "me", "▁one", "▁two", "n"]
     merges = [("▁", "{"), ("▁", '"')]
     native = Native(
         models.BPE({w: i for i, w in enumerate(words)}, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastsnn_text import ByteTokenizer, TextStream, load_tokenizer, train_bpe
+from fastsnn_text import ByteTokenizer, TextStream, TokenizerError, load_tokenizer, prompt_ids, train_bpe
 
 
 def test_bytes_round_trip():
@@ -15,6 +15,14 @@ def test_bytes_round_trip():
     pieces = [stream.push(i) for i in tokenizer.encode(text)]
     assert "".join(pieces) + stream.close() == text
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("text", ["\ud83d x", "fine \udc00"])
+def test_half_a_surrogate_pair_is_named(text):
+    for tokenizer in (ByteTokenizer(), train_bpe(["a few words"], 300)):
+        with pytest.raises(TokenizerError, match=rf"U\+D[8C][03][0D], at character {0 if text[0] != 'f' else 5}"):
+            prompt_ids(tokenizer, text)
+        assert tokenizer.decode(tokenizer.encode("\U0001f600 whole")) == "\U0001f600 whole"
 
 
 def test_tokenizers_of_other_libraries_are_taken_as_they_are():

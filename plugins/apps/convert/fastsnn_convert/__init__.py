@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsnn_console import targets
+from fastsnn_console.gradients import with_gradients
 from fastsnn_console.typed import typed
 from fastsnn_convert import moved as moved
 from fastsnn_core.errors import FileError, MissingError
@@ -23,6 +24,7 @@ _EXPORTS = {
 __all__ = sorted([*_EXPORTS, "convert"])
 
 
+@with_gradients()
 @typed
 def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **options: Any) -> Any:
     """A trained network as a spiking one, a `Conversion` with ``.model``, ``.report`` and ``.save(path)``.
@@ -42,7 +44,9 @@ def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **
     except FileError as error:
         raise ConversionError(str(error)) from None
     from fastsnn_convert import networks
+    from fastsnn_convert.adapters import merged_copy
 
+    source = merged_copy(source) if hasattr(source, "modules") else source
     if "spec" not in options and (reader := networks.reader_of(source)) is not None:
         done: Any = networks.read_network(source, reader, neuron, options)
     elif isinstance(source, str | Path) and is_language_source(Path(source)):

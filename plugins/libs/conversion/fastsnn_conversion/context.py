@@ -206,6 +206,21 @@ class Encoded(nn.Module):
         """Numbers become spikes first; spikes are taken as they are."""
         return self.module(self.site(x), *args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        """Code around it may read the projection's weights."""
+        return attribute_inside(self, name)
+
+
+def attribute_inside(module: nn.Module, name: str) -> Any:
+    """An attribute of a module, or of the one that it holds as ``module``."""
+    try:
+        return nn.Module.__getattr__(module, name)
+    except AttributeError:
+        inner = module.__dict__.get("_modules", {}).get("module")
+        if inner is None:
+            raise
+        return getattr(inner, name)
+
 
 class Spiking(nn.Module):
     """A module whose output becomes spikes and is handed on by value, to code that knows no spikes."""
@@ -218,3 +233,7 @@ class Spiking(nn.Module):
         """The value of the spikes."""
         spikes = self.site(self.module(*args, **kwargs))
         return spikes.value() if isinstance(spikes, SpikeTensor) else spikes
+
+    def __getattr__(self, name: str) -> Any:
+        """Code around it may read the module's settings."""
+        return attribute_inside(self, name)

@@ -22,7 +22,15 @@ from fastsnn_core.moved import renamed
 from fastsnn_core.site import SpikeSite
 from fastsnn_core.spike_tensor import SpikeTensor, densify
 from fastsnn_core.state import tree_map
-from fastsnn_modules.inputs import StateError, belongs, check_reset_mask, check_state_kind, no_train, numeric
+from fastsnn_modules.inputs import (
+    StateError,
+    belongs,
+    check_input_device,
+    check_reset_mask,
+    check_state_kind,
+    no_train,
+    numeric,
+)
 
 
 @attrs.define(eq=False)
@@ -101,7 +109,9 @@ def run_time_folded(
 
 
 def cast_half(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Inputs in half precision in the type of the network's weights: counts need float32."""
+    """Inputs in half precision in the type of the network's weights: counts need float32. They lie on its device."""
+    for x in inputs:
+        check_input_device("the network", next(network.parameters(), None), x)
     kind = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
     halves = (torch.float16, torch.bfloat16)
     return tuple(x.to(kind) if isinstance(x, Tensor) and x.dtype in halves else x for x in inputs)

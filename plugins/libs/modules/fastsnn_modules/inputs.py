@@ -72,6 +72,15 @@ def check_reset_mask(who: str, reset: Any, batch: int, time: int, device: torch.
         raise OperandTypeError(f"{who}: reset is on {reset.device} and the input on {device}; move one of them")
 
 
+def check_input_device(who: str, weight: Tensor | None, x: Any) -> None:
+    """Inputs lie on the device of the model's weights (weights on the meta device may be brought there by a hook)."""
+    if weight is not None and isinstance(x, Tensor) and x.device != weight.device and not weight.is_meta:
+        raise OperandTypeError(
+            f"{who}: the input is on {x.device} and the weights on {weight.device}; move one of them: "
+            f"x.to({str(weight.device)!r}), or model.to(…)"
+        )
+
+
 def numeric(who: str, x: Any) -> Any:
     """`x` as a tensor: spikes as their value; anything else is an error."""
     if isinstance(x, SpikeTensor):
@@ -206,6 +215,8 @@ def refuse_trace(model: nn.Module, tokens: Any = None) -> None:
             f"torch.fx.symbolic_trace does not read {type(model).__name__}: its path depends on what it reads. Take "
             "torch.export, or fastsnn export MODEL.snn FILE --to onnx"
         )
+    if torch.compiler.is_compiling():  # dynamo cannot look at what is below
+        return
     functorch = torch._C._functorch
     while isinstance(tokens, Tensor) and functorch.is_gradtrackingtensor(tokens):
         tokens = functorch.get_unwrapped(tokens)

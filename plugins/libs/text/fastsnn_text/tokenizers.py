@@ -38,6 +38,19 @@ class Tokenizer(Protocol):
         ...
 
 
+def whole_characters(text: str) -> str:
+    """`text`, if it is Unicode that can be written down; half of a surrogate pair (JSON allows it) is an error."""
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"the text holds half of a surrogate pair, U+{ord(text[error.start]):04X}, at character {error.start}; "
+                "text is whole characters: text.encode('utf-8', 'replace').decode() writes a question mark for it"
+            ) from None
+    return text
+
+
 class ByteTokenizer:
     """UTF-8 bytes 0 … 255, and 256 for the end of a document."""
 
@@ -47,7 +60,7 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The bytes of `text`."""
-        return list(text.encode("utf-8"))
+        return list(whole_characters(text).encode("utf-8"))
 
     def decode(self, ids: list[int]) -> str:
         """Text of the bytes; what is no UTF-8 becomes the replacement character."""
@@ -128,12 +141,12 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`."""
-        return self.native.encode(text, add_special_tokens=False).ids
+        return self.native.encode(whole_characters(text), add_special_tokens=False).ids
 
     def prompt(self, text: str) -> list[int]:
         """Ids of `text` as a prompt, with the special tokens that the tokenizer itself puts around it."""
         if self.start == self.added:
-            return self.native.encode(text).ids
+            return self.native.encode(whole_characters(text)).ids
         return ([] if self.start is None else [self.start]) + self.encode(text)
 
     def decode(self, ids: list[int]) -> str:
@@ -240,7 +253,7 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`."""
-        return list(self.native.encode(text))
+        return list(self.native.encode(whole_characters(text)))
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids`."""

@@ -27,6 +27,7 @@ from fastsnn_model_decoder.rope import BLOCK
 from fastsnn_modules.inputs import (
     StateError,
     belongs,
+    check_input_device,
     check_reset_mask,
     check_state_kind,
     named_tokens,
@@ -132,6 +133,7 @@ class DecoderModule(TorchCalls):
         if named or tokens is None:
             tokens = named_tokens(tokens, named, carries=return_state or state is not None)
         tokens = token_input(tokens, self.spec.vocab_size)
+        check_input_device("decoder", getattr(self.embed, "weight", None), tokens)
         if not getattr(state, "deferred", False):  # one whose parts arrive later is checked part by part
             check_state_kind("decoder", state, DecoderState, "the one that return_state=True gave")
             if state is not None and len(state.layers) != len(self.layers):

@@ -23,6 +23,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from fastsnn_conversion.context import ConversionError
+from fastsnn_convert.adapters import without_adapters
 from fastsnn_convert.modules.hooked_modules import drop_observers, hooks_outside
 from fastsnn_convert.modules.inputs import HALF
 from fastsnn_core.bundle_checks import unwrapped
@@ -57,7 +58,7 @@ def prepared(model: nn.Module, run: Callable[[nn.Module], Any] | None = None) ->
     check_source(model)
     model = unwrapped(model)
     check_source(model)
-    body = duplicate(model).eval()
+    body = without_adapters(duplicate(model)).eval()
     body = replace_modules(body, simplified)
     bake_weights(body)
     check_tensors(body)
@@ -249,6 +250,8 @@ def check_tensors(model: nn.Module) -> None:
             raise ConversionError(f"{name} is {what}; weights of converted networks are dense real numbers")
         if not tensor.is_floating_point():
             continue
+        if tensor.element_size() == 1:
+            raise ConversionError(f"{name} is {tensor.dtype}: scaled 8-bit floats; convert the network in bfloat16")
         bad = int(tensor.isnan().sum())
         if isinstance(tensor, nn.Parameter) or name.rpartition(".")[2].startswith("running_"):
             bad = int((~tensor.isfinite()).sum())  # other buffers may hold infinities: attention masks
