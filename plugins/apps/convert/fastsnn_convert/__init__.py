@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsnn_console import targets
-from fastsnn_console.gradients import with_gradients
+from fastsnn_console.gradients import gradients_on
 from fastsnn_console.typed import typed
 from fastsnn_convert import moved as moved
 from fastsnn_core.errors import FileError, MissingError
@@ -24,7 +24,7 @@ _EXPORTS = {
 __all__ = sorted([*_EXPORTS, "convert"])
 
 
-@with_gradients()
+@gradients_on()
 @typed
 def convert(source: Any, *, to: str | Path | None = None, neuron: Any = None, **options: Any) -> Any:
     """A trained network as a spiking one, a `Conversion` with ``.model``, ``.report`` and ``.save(path)``.

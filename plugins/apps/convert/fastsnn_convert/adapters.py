@@ -15,7 +15,7 @@ from torch import nn
 from fastsnn_conversion.context import ConversionError
 
 
-def adapted(module: Any) -> bool:
+def is_adapter(module: Any) -> bool:
     """A module of peft's own."""
     return isinstance(module, nn.Module) and type(module).__module__.startswith("peft.")
 
@@ -25,13 +25,13 @@ def without_adapters(model: nn.Module) -> nn.Module:
 
     Errors (ConversionError): adapters that are no change of weights (prompts, prefixes).
     """
-    if not any(adapted(module) for module in model.modules()):
+    if not any(is_adapter(module) for module in model.modules()):
         return model
     try:
-        if adapted(model):
+        if is_adapter(model):
             return model.merge_and_unload()  # type: ignore[operator]
         for name, module in list(model.named_modules()):
-            if adapted(module) and hasattr(module, "get_base_layer"):
+            if is_adapter(module) and hasattr(module, "get_base_layer"):
                 module.merge()
                 model.set_submodule(name, module.get_base_layer())
     except (AttributeError, NotImplementedError, ValueError, TypeError) as error:
@@ -44,8 +44,8 @@ def without_adapters(model: nn.Module) -> nn.Module:
 
 def merged_copy(source: Any) -> Any:
     """A language model of transformers in memory without adapters, in a copy; anything else as it is."""
-    inside = source.get_base_model() if adapted(source) and hasattr(source, "get_base_model") else source
-    if not type(inside).__module__.startswith("transformers.") or not any(map(adapted, source.modules())):
+    inside = source.get_base_model() if is_adapter(source) and hasattr(source, "get_base_model") else source
+    if not type(inside).__module__.startswith("transformers.") or not any(map(is_adapter, source.modules())):
         return source
     plain = without_adapters(copy.deepcopy(source))
     plain._hf_peft_config_loaded = False  # type: ignore[assignment]  # or only the adapter would be saved

@@ -23,7 +23,7 @@ from fastsnn.checks import (
     needs_spec,
 )
 from fastsnn_console import targets
-from fastsnn_console.gradients import with_gradients
+from fastsnn_console.gradients import gradients_on
 from fastsnn_console.starting import starting
 from fastsnn_console.typed import check_fields, typed
 from fastsnn_core import Model, Neuron
@@ -110,7 +110,7 @@ class FastSNN:
 
     @staticmethod
     @starting("fit")
-    @with_gradients()
+    @gradients_on()
     @typed
     def fit(
         model: nn.Module,
@@ -191,7 +191,7 @@ class FastSNN:
 
     @staticmethod
     @starting("extend_context")
-    @with_gradients()
+    @gradients_on()
     @typed
     def extend_context(
         model: nn.Module,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def with_gradients() -> Iterator[None]:
-    """``@with_gradients()`` over a function that trains or calibrates: ``torch.no_grad`` and ``inference_mode`` of the
+def gradients_on() -> Iterator[None]:
+    """``@gradients_on()`` over a function that trains or calibrates: ``torch.no_grad`` and ``inference_mode`` of the
     caller end at its door."""
     import torch
 

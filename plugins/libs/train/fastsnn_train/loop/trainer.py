@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_console import contention
-from fastsnn_console.gradients import with_gradients
+from fastsnn_console.gradients import gradients_on
 from fastsnn_console.typed import typed
 from fastsnn_core import Run
 from fastsnn_core.errors import FastSNNError
@@ -104,7 +104,7 @@ class Trainer:
 
     # -- a run ---------------------------------------------------------------------------------------------------
 
-    @with_gradients()
+    @gradients_on()
     def fit(
         self,
         data: Data | SampleData | Packed | Streamed | Iterable[Any],
