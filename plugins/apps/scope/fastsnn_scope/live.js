@@ -3,7 +3,8 @@
 (() => {
   const {name, rows, follow} = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
-  const colours = ["#2c7fc0", "#d5671a", "#119a77", "#b46a9c"];
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const colours = () => dark.matches ? ["#6db3ee", "#f09a52", "#3fc9a3", "#dd9cc8"] : ["#1f6fae", "#b4530f", "#0b7a5d", "#9a4f82"];
   const percent = (v) => (100 * v).toFixed(1) + "%", four = (v) => Number(v.toPrecision(4)).toString();
   const count = (v) => Math.round(v).toLocaleString("en");
   const charts = [
@@ -32,13 +33,14 @@
     const dots = devicePixelRatio || 1, w = canvas.clientWidth, h = 190, left = 58, foot = 22, top = 18;
     canvas.width = Math.round(w * dots); canvas.height = Math.round(h * dots);
     const pen = canvas.getContext("2d"), values = lines.flatMap(([, l]) => l.map(([, v]) => v)), steps = lines.flatMap(([, l]) => l.map(([s]) => s));
-    const low = zero ? 0 : Math.min(...values), high = Math.max(...values, low + 1e-9), first = Math.min(...steps), last = Math.max(...steps, first + 1);
+    const least = zero ? 0 : Math.min(...values), rough = (Math.max(...values, least + 1e-9) - least) / 3, power = 10 ** Math.floor(Math.log10(rough));
+    const each = [1, 2, 2.5, 5, 10].find((m) => m * power >= rough * 0.999) * power;  // round numbers beside the lines
+    const low = Math.floor(least / each + 1e-6) * each, high = Math.ceil(Math.max(...values, low + each) / each - 1e-6) * each, first = Math.min(...steps), last = Math.max(...steps, first + 1);
     const x = (s) => left + (s - first) / (last - first) * (w - left - 8), y = (v) => h - foot - (v - low) / (high - low) * (h - foot - top);
     pen.setTransform(dots, 0, 0, dots, 0, 0);
     pen.font = "11px system-ui, sans-serif";
     pen.fillStyle = getComputedStyle(document.body).color; pen.strokeStyle = "rgba(128,128,128,.35)";
-    for (let i = 0; i < 4; i++) {
-      const v = low + (high - low) * i / 3;
+    for (let v = low; v < high + each / 2; v += each) {
       pen.beginPath(); pen.moveTo(left, y(v)); pen.lineTo(w - 8, y(v)); pen.stroke();
       pen.textAlign = "right"; pen.textBaseline = "middle"; pen.fillText(show(v), left - 6, y(v));
     }
@@ -46,7 +48,7 @@
     pen.textAlign = "right"; pen.fillText(last, w - 8, h - 8);
     pen.textAlign = "left";
     lines.forEach(([said, line], i) => {
-      pen.strokeStyle = pen.fillStyle = colours[i]; pen.lineWidth = 1.8;
+      pen.strokeStyle = pen.fillStyle = colours()[i]; pen.lineWidth = 1.8;
       pen.beginPath();
       line.forEach(([s, v], n) => pen[n ? "lineTo" : "moveTo"](x(s), y(v)));
       pen.stroke();
@@ -67,6 +69,7 @@
     }
     drawn.forEach(chart);
     const sites = rows.findLast((r) => r.silent_sites)?.silent_sites || {};
+    $("sites").hidden = !Object.keys(sites).length;
     $("rows").replaceChildren();
     for (const [site, v] of Object.entries(sites)) {
       const tr = make("tr", "", $("rows"));
@@ -87,4 +90,5 @@
   show(follow ? "" : "");
   if (follow) more();
   addEventListener("resize", () => drawn.forEach(chart));
+  dark.addEventListener("change", () => drawn.forEach(chart));
 })();
