@@ -1,6 +1,6 @@
 """Counts and events are the same numbers.
 
-A model trained on counts runs on spike trains with the same bits; how many steps a site needs is its own affair.
+A model trained on counts runs on spike trains with the same bits; each site needs its own number of steps.
 """
 
 import torch

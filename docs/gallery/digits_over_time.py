@@ -1,6 +1,6 @@
 """A picture shown for some steps.
 
-Pixels speak as random spikes, so a classifier grows surer with every step: accuracy of drawn digits after each of them.
+Pixels become random spikes, so a classifier knows more after every step: its accuracy on drawn digits, step by step.
 """
 
 import torch

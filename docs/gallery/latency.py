@@ -1,6 +1,6 @@
 """Values as times.
 
-Rate coding spends many spikes on a bright pixel; latency coding spends one, and the brighter pixel speaks first.
+Rate coding spends many spikes on a bright pixel; latency coding spends one, and the brighter pixel spikes first.
 """
 
 import torch

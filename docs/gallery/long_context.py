@@ -1,6 +1,6 @@
 """Memory of a long context.
 
-A gated linear layer keeps the same state for ever, a window fills up and stays, a softmax cache grows with every token.
+A gated linear layer keeps a state of one size, a window fills up and stays, a softmax cache grows with every token.
 """
 
 import torch

@@ -21,7 +21,7 @@ def test_a_new_row_arrives_by_itself(browser: Browser, tmp_path: Path) -> None: 
             browser.size(1280, 900)
             browser.do("Page.navigate", url=f"http://127.0.0.1:{handle.server_port}/")
             browser.until("document.body && document.body.innerText.includes('5 rows, step 5')")
-            assert browser.js("document.getElementById('sites').offsetParent") is None, "a table without a row"
+            assert browser.js("document.getElementById('silent').offsetParent") is None, "a table without a row"
             newest = {"step": 6, "loss": 1.25, "silent": 0.7, "silent_sites": {"layers.0.hidden": 0.7}}
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(newest) + "\n")

@@ -69,7 +69,7 @@
     }
     drawn.forEach(chart);
     const sites = rows.findLast((r) => r.silent_sites)?.silent_sites || {};
-    $("sites").hidden = !Object.keys(sites).length;
+    $("silent").hidden = !Object.keys(sites).length;
     $("rows").replaceChildren();
     for (const [site, v] of Object.entries(sites)) {
       const tr = make("tr", "", $("rows"));

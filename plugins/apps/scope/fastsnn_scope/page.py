@@ -234,7 +234,7 @@ def section(name: str, panel: Data, png: bytes | None) -> str:
 
 def bullets(lines: list[str]) -> str:
     """A list, commands at the end of a line set as code; nothing for none."""
-    set_off = (re.sub(r"(?<=: )(fastsnn [a-z]+ .+?)(?=\.?$)", r"<code>\1</code>", escape(line)) for line in lines)
+    set_off = (re.sub(r"(?<=[:;] )(fastsnn [a-z]+ .+?)(?=\.?$)", r"<code>\1</code>", escape(line)) for line in lines)
     return "<ul>" + "".join(f"<li>{line}</li>" for line in set_off) + "</ul>" if lines else ""
 
 
