@@ -22,7 +22,7 @@ n_heads = 2
 dataset = "builtin:pydoc"
 seq_len = 64
 [train]
-max_steps = 30
+max_steps = 16
 batch_size = 8
 log_every = 1
 seed = 0
