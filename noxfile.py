@@ -131,14 +131,14 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def clients(session: nox.Session) -> None:
-    """The server as LangChain and LiteLLM meet it, bundles as TRL and PEFT do; their libraries are large."""
+    """The server as LangChain, LiteLLM, lm-eval and Ray meet it, bundles as TRL and PEFT do; all large libraries."""
     ours = ["fastsnn-serve", "fastsnn-kernel-numba", "fastsnn-hf", "fastsnn-kit"]
     ours += [*needed_by_tests("fastsnn-serve"), *needed_by_tests("fastsnn-hf")]
     editable(session, local(ours), *TESTING, "openai", "psutil")
     install(
         session, "langchain-openai", "litellm", "lm-eval[api]", "transformers", "trl>=1.16,<2", "peft", "accelerate"
     )
-    tests = [f"plugins/apps/serve/test_{name}.py" for name in ("foreign_clients", "lm_eval")]
+    tests = [f"plugins/apps/serve/test_{name}.py" for name in ("foreign_clients", "lm_eval", "ray")]
     tests.append("plugins/apps/hf/test_fastsnn_hf.py")
     session.run("pytest", "-q", "-m", "slow or not slow", *tests, *session.posargs, env=STRICT)
 

@@ -1,11 +1,12 @@
 """Load on the server: one stream against many, latency percentiles, and beside llama-server on the same weights.
 
     python benchmarks/serve_load.py [BUNDLE] [--streams 16] [--tokens 64] [--seconds 10] [--rounds 3] [--gguf FILE]
-        [--long 8192]
+        [--long 8192] [--soak 600]
 
 Without a bundle: a random W8A decoder of 8 layers of 512. Every answer has exactly `tokens` tokens (`ignore_eos`),
 every prompt is its own. Rows: tokens per second of one stream and of all together, p50, p95 and p99 of the time to the
 first token and between tokens, also while another client's long prompt is read; errors; memory at both ends.
+``--soak`` asks for all streams at once for so many seconds, and nothing else; memory is that of its minutes.
 With ``--gguf`` the same is asked of llama-server (of the xllamacpp wheel). All rows are measured in turns, `rounds`
 times, by a client that is a process of its own; what is printed at the end are medians over the rounds.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -79,7 +81,8 @@ class Client:
 def load(port: int, streams: int, tokens: int, seconds: float, long: int = 0) -> dict[str, Any]:
     """`streams` clients, one answer after the other, for `seconds`; `long`: another one that sends so many words."""
     client, end = Client(port), time.perf_counter() + seconds
-    begun, numbers, lock = time.perf_counter(), iter(range(10**9)), threading.Lock()
+    first = random.randrange(10**9)  # another text in every round: a cached prompt costs nothing
+    begun, numbers, lock = time.perf_counter(), iter(range(first, first + 10**9)), threading.Lock()
 
     def work() -> None:
         while time.perf_counter() < end:
@@ -145,6 +148,26 @@ def asked(port: int, streams: int, tokens: int, seconds: float, long: int = 0) -
     return json.loads(done.stdout)
 
 
+def soak(port: int, streams: int, tokens: int, seconds: float) -> None:
+    """One long load; what memory was in each minute, and after the last one."""
+    asked(port, streams, 8, 1.0)
+    ended, rows = threading.Event(), list[tuple[float, int]]()
+
+    def watch() -> None:
+        begun = time.perf_counter()
+        while not ended.wait(2.0):
+            rows.append((time.perf_counter() - begun, psutil.Process().memory_info().rss >> 20))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    print(json.dumps(asked(port, streams, tokens, seconds)))
+    ended.set()
+    watcher.join()
+    for minute in range(int(rows[-1][0] // 60) + 1):
+        held = [mib for at, mib in rows if at // 60 == minute]
+        print(f"minute {minute + 1}: {min(held)} to {max(held)} MiB")
+
+
 def median(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The rows of one scenario as one: medians, and the sum of errors."""
     speeds = [row["tokens_per_second"] for row in rows]
@@ -166,6 +189,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--long", type=int, default=0)
+    parser.add_argument("--soak", type=float, default=0.0)
+    parser.add_argument("--max-model-len", type=int, help="0: longer than the model was made for")
     parser.add_argument("--gguf")
     parser.add_argument("--client", nargs=5, type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -175,8 +200,13 @@ def main() -> None:
         return
     from fastsnn_serve import serve
 
+    options = {"max_streams": args.streams, "max_model_len": args.max_model_len}
+    if args.soak:
+        with serve(bundle_or_random(args.bundle), port=0, block=False, **options) as handle:
+            soak(handle.port, args.streams, args.tokens, args.soak)
+        return
     scenarios = [(1, 0), (args.streams, 0), *([(args.streams, args.long)] if args.long else [])]
-    with serve(bundle_or_random(args.bundle), port=0, block=False, max_streams=args.streams) as handle:
+    with serve(bundle_or_random(args.bundle), port=0, block=False, **options) as handle:
         servers = {"fastsnn": handle.port}
         keep: Any = None
         if args.gguf:

@@ -15,7 +15,7 @@ from fastsnn_serve import Engine, app
 from fastsnn_serve.engine import prefill_runner
 from fastsnn_serve.engine.spike_view import SpikeView
 from fastsnn_serve.http.server import greeting
-from fastsnn_serve.testing import Recorder, decoder, run_all_requests, until
+from fastsnn_serve.testing import Recorder, decoder, expected, run_all_requests, until
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -40,6 +40,25 @@ def test_streams_share_and_say_what_they_say_alone(integer: Any, seed: int) -> N
         time.sleep(draw.choice([0, 0, 0.003]))
     assert [said.result() for said in saids] == alone
     assert engine.metrics.total("fastsnn_shared_tokens_total") > 0
+    engine.close()
+
+
+def test_short_prompts_are_read_in_the_steps_of_the_others(integer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of every length, from nothing, from the cache and behind a chunk, as the generation loop has them."""
+    prompts = [[n * (i * i + 1) % 251 for i in range(n)] for n in (1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 70)]
+    prompts += [[*prompt, *range(7)] for prompt in prompts]  # the state before them is cached
+    engine, chunks = Engine(integer, chunk=16, max_streams=5), list[int]()
+    run = engine.runner.run
+    monkeypatch.setattr(
+        engine.runner, "run", lambda ids, *more, **how: chunks.append(len(ids)) or run(ids, *more, **how)
+    )
+    for some in (prompts[:12], prompts[12:]):
+        asked = [Recorder(engine, prompt, 5, seed=1) for prompt in some]
+        said = [tokens for tokens, _ in run_all_requests(engine, *asked)]
+        assert said == [expected(integer, prompt, 5, chunk=16, seed=1) for prompt in some]
+        if some[0] == prompts[0]:
+            assert sorted(n for n in chunks if n > 1) == [16] * 8  # of 33, 47, 48 one, of 49 two, of 70 three
+    assert all(one.prompt.cached >= len(one.prompt.ids) - 7 for one in asked)
     engine.close()
 
 

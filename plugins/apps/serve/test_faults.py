@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fastsnn_core import save
+from fastsnn_core import create, save
 from fastsnn_serve import serve
 from fastsnn_serve.testing import connect, decoder, idle, send, until
 
@@ -88,11 +88,11 @@ def test_a_hundred_megabytes_are_refused_and_not_kept(model: Any) -> None:
         assert send(handle, "POST", "/v1/completions", {"prompt": "a", "max_tokens": 2})[0] == 200
 
 
-def start(path: Any, port: int) -> tuple[subprocess.Popen[str], Any]:
-    """A server process that has said its address, and what `connect` wants of it."""
-    code = "import sys; import fastsnn_serve; sys.exit(fastsnn_serve.command(sys.argv[1:]))"
+def start(path: Any, port: int, *more: str, first: str = "") -> tuple[subprocess.Popen[str], Any]:
+    """A server process that has said its address, and what `connect` wants of it; `first` is done before."""
+    code = f"import sys; import fastsnn_serve; {first}; sys.exit(fastsnn_serve.command(sys.argv[1:]))"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path), "--port", str(port)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(path), "--port", str(port), *more], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -103,6 +103,26 @@ def start(path: Any, port: int) -> tuple[subprocess.Popen[str], Any]:
     address: Any = Address()
     address.port = int(line.split("/v1")[0].rsplit(":", 1)[1])
     return process, address
+
+
+def test_a_disk_that_is_full_while_a_session_is_saved(tmp_path: Path) -> None:
+    """No file may grow beyond 64 KiB: status 507, the session before it is whole, and it serves on."""
+    path, folder = save(decoder(attention=(create("attention", "softmax"),)), tmp_path / "m.snn"), tmp_path / "s"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))"
+    process, address = start(path, 0, "--sessions", str(folder), first=limit)
+    try:
+        assert send(address, "POST", "/sessions/save", {"name": "s", "prompt": "one"})[0] == 200
+        before = (folder / "s.safetensors").read_bytes()
+        status, said = send(address, "POST", "/sessions/save", {"name": "s", "prompt": "two " * 200})
+        assert (status, said["error"]["code"]) == (507, "cannot_write")
+        assert "File too large" in said["error"]["message"]
+        assert (folder / "s.safetensors").read_bytes() == before
+        assert [p.name for p in folder.iterdir()] == ["s.safetensors"]
+        assert send(address, "POST", "/sessions/restore", {"name": "s"})[1]["tokens"] == 3
+        assert send(address, "POST", "/v1/completions", {"prompt": "a", "max_tokens": 2})[0] == 200
+    finally:
+        process.kill()
+        process.wait(20)
 
 
 def test_killed_under_load_it_starts_again_at_the_same_port(tmp_path: Any) -> None:

@@ -13,7 +13,7 @@ from fastsnn_serve.engine.prefill_runner import PrefillRunner
 from fastsnn_serve.engine.prefix_cache import copied
 from fastsnn_serve.engine.sampler import Stuck
 from fastsnn_serve.engine.speculation import Drafts
-from fastsnn_serve.engine.streams import CompletionDelta, Stream
+from fastsnn_serve.engine.streams import CompletionDelta, Prompt, Stream
 from fastsnn_serve.metrics import Metrics
 from fastsnn_text import Tokenizer
 
@@ -50,6 +50,9 @@ class DecodeLoop:
                 if isinstance(found, Exception):
                     raise found
                 stream.logits, stream.state = found
+                if stream.feeding:
+                    self.fed(stream)
+                    continue
                 stream.read = len(stream.ids)
                 self.pick(stream)
             except Exception as error:
@@ -58,7 +61,7 @@ class DecodeLoop:
 
     def drafts(self, stream: Stream) -> list[int]:
         """Draft tokens for the next step: at most `speculate`, and one fewer than `max_tokens` leaves."""
-        if not self.speculate or stream.params.spikes:
+        if not self.speculate or stream.params.spikes or stream.feeding:
             return []
         if stream.lookup is None:
             stream.lookup = Drafts(stream.prompt.ids, self.draft)
@@ -85,25 +88,43 @@ class DecodeLoop:
             stream.state = self.runner.resume([last, *stream.ids[begun : begun + i]], before, stream.tokens)
 
     def turn(self, stream: Stream) -> None:
-        """Prefill one chunk of the stream's prompt, or start decoding; an error ends only this stream."""
+        """Prefill one chunk of the stream's prompt, let steps read a short rest, or start decoding; an error ends only
+        this stream.
+        """
         prompt = stream.prompt
         try:
             if not prompt.ready:
+                self.runner.look_up(prompt)
+                if not prompt.ready and self.runner.feed(stream):
+                    return
                 self.runner.prefill(prompt, stream.params.max_tokens > 0)
                 if not prompt.ready:
                     return
-                self.metrics.add("fastsnn_prompt_tokens_total", len(prompt.ids))
-                self.metrics.add("fastsnn_cached_prompt_tokens_total", prompt.cached)
+                self.count(prompt)
             self.begin(stream)
         except Exception as error:
             LOG.exception("a stream failed")
             stream.emit(CompletionDelta(error=error))
 
+    def fed(self, stream: Stream) -> None:
+        """A step has read a token of the stream's prompt; behind the last one it decodes."""
+        self.runner.fed(stream)
+        if stream.prompt.ready:
+            self.count(stream.prompt)
+            self.begin(stream)
+
+    def count(self, prompt: Prompt) -> None:
+        """A prompt has been read."""
+        self.metrics.add("fastsnn_prompt_tokens_total", len(prompt.ids))
+        self.metrics.add("fastsnn_cached_prompt_tokens_total", prompt.cached)
+
     def begin(self, stream: Stream) -> None:
         """Start decoding from the state after the prompt and emit the first token."""
         prompt = stream.prompt
-        state = prompt.state if prompt.users == 1 else copied(prompt.state)  # the last user needs no copy
-        stream.state = self.runner.begin(state, stream.tokens) if stream.params.max_tokens > 1 else state
+        if not stream.feeding:
+            state = prompt.state if prompt.users == 1 else copied(prompt.state)  # the last user needs no copy
+            stream.state = self.runner.begin(state, stream.tokens) if stream.params.max_tokens > 1 else state
+        stream.feeding = False
         stream.logits = prompt.logits
         stream.release_prompt()
         if prompt.echo is not None:

@@ -1,6 +1,7 @@
 """The engine: continuous batching in one thread that owns the model.
 
     one round:  admit waiting streams; one decode step of every decoding stream; one prefill chunk of every other stream
+                (the end of a prompt, 32 tokens at most, is read in decode steps, where these are shared)
 
 A W8A model decodes streams as one batch (``model.step_many``): integer sums are exact, so the result is bit for bit
 that of each stream alone. A float model decodes streams one after the other, because a batch rounds differently and
@@ -254,8 +255,8 @@ class Engine:
             self.work_on(*self.jobs[0])
         elif not running and self.turns:
             self.decoder.keep_turn()
-        begun = [stream for stream in running if stream.begun and not stream.cancelled]
-        others = [stream for stream in running if not stream.begun]
+        begun = [stream for stream in running if (stream.begun or stream.feeding) and not stream.cancelled]
+        others = [stream for stream in running if not (stream.begun or stream.feeding)]
         self.decode(begun)
         for stream in others:
             if not stream.cancelled:

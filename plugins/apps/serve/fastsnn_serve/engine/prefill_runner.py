@@ -19,6 +19,9 @@ from fastsnn_serve.metrics import Metrics
 
 SAMPLE_EVERY = 64  # decode steps between two samples of spike statistics, at least
 SAMPLE_SHARE = 0.01  # of the time that samples may take: an unfused step takes as long as dozens of fused ones
+SHORT = (
+    32  # tokens of a prompt's end that are read in decode steps: one row beside others costs less than a chunk's share
+)
 FORK = 16  # a snapshot is taken where prompts diverge only if they share this many tokens beyond the last one
 
 
@@ -36,6 +39,7 @@ class PrefillRunner:
         fast = getattr(model, "fast", None)
         self.roomy = fast is not None and "room" in signature(fast).parameters
         self.apart = why_apart(model)
+        self.empty: Any = None  # the state before any token
 
     def run(self, ids: list[int], state: Any, last: bool = True) -> tuple[Tensor, Any]:
         """Forward pass: ``(logits [1,T,V], new state)``; with `last` only the last token's logits, ``[1,1,V]``."""
@@ -52,7 +56,7 @@ class PrefillRunner:
 
     def step(self, stream: Stream, look: bool) -> tuple[Tensor, Any]:
         """One decode step; `look` records spike statistics, which needs the unfused path."""
-        token, state = stream.ids[-1], stream.state
+        token, state = stream.next_token, stream.state
         fused = hasattr(state, "step")
         if not look:
             return (state.step(token)[None, None], state) if fused else self.run([token], state)
@@ -84,7 +88,7 @@ class PrefillRunner:
         together = []
         for i, stream in enumerate(streams):
             stream.spikes = None
-            look = self.looks(stream)
+            look = not stream.feeding and self.looks(stream)
             if not self.apart and hasattr(stream.state, "step") and not look:
                 together.append(i)
                 continue
@@ -97,7 +101,7 @@ class PrefillRunner:
         states = [streams[i].state for i in together]
         model: Any = self.model
         try:
-            found = model.step_many(states, [streams[i].ids[-1] for i in together])
+            found = model.step_many(states, [streams[i].next_token for i in together])
         except Exception as error:  # the batched step itself failed, so every stream in it ends
             found = [error] * len(together)
         for i, state, logits in zip(together, states, found, strict=True):
@@ -116,21 +120,58 @@ class PrefillRunner:
         """Run `ids` from the state `before`; the resulting state in its fastest form (see `begin`)."""
         return self.begin(self.run(ids, copied(before))[1], room)
 
+    def look_up(self, prompt: Prompt) -> None:
+        """Look for the prompt in the prefix cache, once, unless it is to be scored."""
+        if prompt.looked or prompt.score is not None or not self.cache.budget:
+            return
+        prompt.looked = True
+        self.metrics.add("fastsnn_prefix_cache_queries_total")
+        prompt.cached, hit = self.cache.find(prompt.ids)
+        if hit is not None:
+            self.metrics.add("fastsnn_prefix_cache_hits_total")
+            prompt.at, prompt.state, prompt.logits = prompt.cached, copied(hit.state), hit.logits
+        if self.exact and not prompt.ready and (fork := self.cache.shared(prompt.ids)) >= prompt.at + FORK:
+            prompt.fork = fork
+
+    def feed(self, stream: Stream) -> bool:
+        """Let the rest of a stream's prompt be read in decode steps, if it is short and nobody else's; False if not.
+
+        Only where a step has the bits of a chunk, and several streams share one.
+        """
+        prompt = stream.prompt
+        if (
+            not self.exact or self.apart or not self.roomy or prompt.score is not None or prompt.users > 1
+            or not stream.params.max_tokens or len(prompt.ids) - prompt.at > SHORT
+        ):  # fmt: skip
+            return False
+        if prompt.state is None and self.empty is None:
+            none = torch.empty(1, 0, dtype=torch.long, device=self.device)
+            self.empty = self.model(none, None, return_state=True, last=True)[1]
+        state = self.begin(copied(self.empty) if prompt.state is None else prompt.state, stream.tokens)
+        if not hasattr(state, "step"):  # it is being compiled
+            return False
+        stream.state, prompt.state, stream.feeding = state, None, True
+        return True
+
+    def fed(self, stream: Stream) -> None:
+        """A step has read one token of the stream's prompt: take the snapshots that `prefill` takes."""
+        prompt = stream.prompt
+        prompt.at += 1
+        if prompt.ready:
+            prompt.logits = stream.logits
+        if self.cache.budget and (prompt.ready or prompt.at == prompt.fork or prompt.at % self.chunk == 0):
+            prompt.state = stream.state.state()
+            self.keep(prompt, exact=True)
+            prompt.state = None
+
     def prefill(self, prompt: Prompt, go_on: bool) -> None:
-        """Prefill the prompt's next chunk; the first call looks in the prefix cache, unless the prompt is to be scored.
+        """Prefill the prompt's next chunk; the first call looks in the prefix cache.
 
         `go_on`: tokens will be generated, so the logits after the last token must be those of an unscored prefill.
         """
-        if prompt.at == 0 and prompt.score is None and self.cache.budget:
-            self.metrics.add("fastsnn_prefix_cache_queries_total")
-            prompt.cached, hit = self.cache.find(prompt.ids)
-            if hit is not None:
-                self.metrics.add("fastsnn_prefix_cache_hits_total")
-                prompt.at, prompt.state, prompt.logits = prompt.cached, copied(hit.state), hit.logits
-                if prompt.ready:
-                    return
-            if self.exact and (fork := self.cache.shared(prompt.ids)) >= prompt.at + FORK:
-                prompt.fork = fork
+        self.look_up(prompt)
+        if prompt.ready:
+            return
         begin, end = prompt.at, min((prompt.at // self.chunk + 1) * self.chunk, len(prompt.ids))
         if begin < prompt.fork < end:
             end = prompt.fork

@@ -60,6 +60,7 @@ class Prompt:
     def __init__(self, ids: list[int], *, echo: str | None = None, score: int | None = None) -> None:
         self.ids, self.echo, self.score = ids, echo, score
         self.at, self.cached, self.fork = 0, 0, 0  # fork: where prompts diverge, so a snapshot is taken
+        self.looked = False  # in the prefix cache
         self.state: Any = None
         self.logits: Tensor | None = None
         self.scored: list[Scored] = []
@@ -90,6 +91,7 @@ class Stream:
         self.ids: list[int] = []
         self.read = 0  # generated tokens the state includes; -1: unknown, after a speculative step
         self.begun = self.cancelled = False
+        self.feeding = False  # does it read the end of its prompt in decode steps?
         self.ending: CompletionDelta | None = None
         self.submitted = self.last_token_at = time.perf_counter()
         self.need = 0.0
@@ -99,6 +101,11 @@ class Stream:
     def tokens(self) -> int:
         """Maximum length: prompt plus max_tokens."""
         return len(self.prompt.ids) + self.params.max_tokens
+
+    @property
+    def next_token(self) -> int:
+        """What the next step reads: the prompt's next token, or the newest one generated."""
+        return self.prompt.ids[self.prompt.at] if self.feeding else self.ids[-1]
 
     @property
     def done(self) -> bool:
