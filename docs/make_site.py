@@ -115,6 +115,12 @@ def gallery(figures: Path) -> Nav:
     return rows
 
 
+def thumbnail(script: str) -> str:
+    """A small picture that leads to a script's page."""
+    says = script.replace("_", " ")
+    return f'[![{says}](../gallery/{script}.png){{ width=220 title="{says}" }}](../gallery/{script}.md)'
+
+
 def plugins(known: dict[str, str]) -> dict[str, Nav]:
     """A page per distribution: its README, what `fastsnn show` says of its components, and who uses them here."""
     from fastsnn_author import describe
@@ -137,8 +143,7 @@ def plugins(known: dict[str, str]) -> dict[str, Nav]:
                         text += f"\n## fastsnn show {each}\n\n```text\n{said}\n```\n"
                         used = [n for n, code in texts.items() if re.search(rf"[\"']{each}[\"']", code)]
                         if used:
-                            links = ", ".join(f"[{n.replace('_', ' ')}](../gallery/{n}.md)" for n in used)
-                            text += f"\nIn the gallery: {links}.\n"
+                            text += f"\nIn the gallery:\n\n{' '.join(map(thumbnail, used))}\n"
         write(page, text)
         found.setdefault(source.split("/")[1], []).append((title(text), page))
     return found
@@ -168,16 +173,22 @@ def notes(known: dict[str, str]) -> Nav:
     return [*rows, ("The benchmarks", "notes/benchmarks.md")]
 
 
+def public_path(value: object) -> str:
+    """Where a function or class is defined; empty for constants."""
+    defined = hasattr(value, "__qualname__") and hasattr(value, "__module__")
+    return f"{value.__module__}.{value.__qualname__}" if defined else ""  # type: ignore[attr-defined]
+
+
 def reference() -> Nav:
     """The public names of each package, from its ``__all__``."""
     rows: Nav = []
     for package in PACKAGES:
         module = importlib.import_module(package)
         lines = [f"# {package}", "", (module.__doc__ or "").strip().split("\n\n")[0], ""]
-        for name in module.__all__:
-            value = getattr(module, name)
-            if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
-                lines += [f"::: {value.__module__}.{value.__qualname__}", ""]
+        paths = dict.fromkeys(
+            public_path(getattr(module, name)) for name in module.__all__
+        )  # two names may be one class
+        lines += [f"::: {path}\n" for path in paths if path]
         write(f"api/{package}.md", "\n".join(lines))
         rows.append((package, f"api/{package}.md"))
     return rows

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pydoc
 import re
 import sys
 import tomllib
@@ -85,6 +87,20 @@ def test_every_plugin_is_a_page_with_what_show_says_and_who_uses_it(tmp_path, mo
     linked = re.findall(r"\]\(\.\./gallery/(\w+)\.md\)", lif)
     assert linked
     assert {*linked} <= {script.stem for script in make_site.scripts()}
+    assert all(f"(../gallery/{name}.png)" in lif for name in linked), "a picture of each"
+
+
+def test_the_reference_has_the_public_functions_and_classes_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_site, "PAGES", tmp_path)
+    rows = make_site.reference()
+    assert [name for name, _ in rows] == list(make_site.PACKAGES)
+    for package, page in rows:
+        module = importlib.import_module(package)
+        public = {id(v) for n in module.__all__ if callable(v := getattr(module, n)) and hasattr(v, "__qualname__")}
+        said = re.findall(r"^::: ([\w.]+)$", (tmp_path / page).read_text(encoding="utf-8"), re.MULTILINE)
+        assert len(said) == len(set(said)), page
+        assert {id(pydoc.locate(path)) for path in said} == public, page
+    assert "::: fastsnn.api.FastSNN" in (tmp_path / "api/fastsnn.md").read_text(encoding="utf-8")
 
 
 def test_what_a_page_fetches_from_elsewhere_is_found(tmp_path):
