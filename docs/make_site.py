@@ -30,7 +30,7 @@ Nav = list[tuple[str, str]]
 
 def targets() -> dict[str, str]:
     """Page by file, both from their roots."""
-    found = {"README.md": "index.md", "CHANGELOG.md": "guide/changelog.md", "docs/kinds": "kinds/neuron.md"}
+    found = {"README.md": "index.md", "docs/kinds": "kinds/neuron.md"}
     found |= {"benchmarks/README.md": "notes/benchmarks.md", "benchmarks/NOTES.md": "notes/index.md"}
     found |= {f"docs/{name}.md": f"guide/{name}.md" for name in GUIDE}
     for folder in ("kinds", "coming_from"):
@@ -101,24 +101,32 @@ def gallery(figures: Path) -> Nav:
         head, says = ast.get_docstring(ast.parse(text)).split("\n\n", 1)
         name, code = script.stem, text.split('"""', 2)[2].strip()
         (PAGES / "gallery").mkdir(parents=True, exist_ok=True)
-        shutil.copy(figures / f"{name}.png", PAGES / "gallery" / f"{name}.png")
+        for picture in (f"{name}.png", f"{name}.dark.png"):
+            shutil.copy(figures / picture, PAGES / "gallery" / picture)
         head = head.rstrip(".")
         says = " ".join(says.split())
-        page = f"# {head}\n\n{says}\n\n![{says}]({name}.png)\n\n```python\n{code}\n```\n\n"
+        page = f"# {head}\n\n{says}\n\n{pictures(says, name)}\n\n```python\n{code}\n```\n\n"
         write(
             f"gallery/{name}.md",
             page + f"`docs/gallery/{name}.py`; `figure.py` beside it holds what the scripts share.\n",
         )
         rows.append((head, f"gallery/{name}.md"))
-        cards.append(f"## [{head}]({name}.md)\n\n{says}\n\n[![{says}]({name}.png){{ width=420 }}]({name}.md)\n")
-    write("gallery/index.md", "# Gallery\n\nEvery script ran when this page was made.\n\n" + "\n".join(cards))
+        cards.append(f"-   **[{head}]({name}.md)**\n\n    [{pictures(says, name)}]({name}.md)\n\n    {says}\n")
+    grid = '<div class="grid cards" markdown>\n\n' + "\n".join(cards) + "\n</div>\n"
+    write("gallery/index.md", f"# Gallery\n\nEvery script ran when this page was made.\n\n{grid}")
     return rows
+
+
+def pictures(says: str, stem: str, more: str = "") -> str:
+    """A figure for light pages and the one for dark ones, of which a page shows one."""
+    width = f"{{{more} }}" if more else ""
+    return f"![{says}]({stem}.png#only-light){width}![{says}]({stem}.dark.png#only-dark){width}"
 
 
 def thumbnail(script: str) -> str:
     """A small picture that leads to a script's page."""
     says = script.replace("_", " ")
-    return f'[![{says}](../gallery/{script}.png){{ width=220 title="{says}" }}](../gallery/{script}.md)'
+    return f"[{pictures(says, f'../gallery/{script}', ' width=220')}](../gallery/{script}.md)"
 
 
 def plugins(known: dict[str, str]) -> dict[str, Nav]:
@@ -162,7 +170,7 @@ def notes(known: dict[str, str]) -> Nav:
         page = f"notes/{n:02d}.md"
         notes_figures.draw(section, PAGES / f"notes/{n:02d}.png")
         says = notes_figures.picture_of(section).says
-        figure = f"\n![{says}]({n:02d}.png)\n\n*{says}*\n"
+        figure = f"\n{pictures(says, f'{n:02d}')}\n\n*{says}*\n"
         write(page, relink(f"# {head}\n{figure}{body}", "benchmarks/NOTES.md", page, known))
         rows.append((head.replace("`", ""), page))
         listed.append(f"- [{head}]({n:02d}.md)")
@@ -216,6 +224,7 @@ def main(figures: Path | None = None) -> None:
     lines += ["  - API:", *entries(reference(), 2), "  - Measured:", *entries(notes(known), 2)]
     paths = [str(p) for p in [ROOT, *(q.parent for q in ROOT.glob("plugins/*/*/pyproject.toml"))]]
     text = (ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8").replace("PATHS", str(paths))
+    shutil.copy(ROOT / "docs" / "site.css", PAGES / "site.css")
     (SITE / "mkdocs.yml").write_text(text + "\n".join(lines) + "\n", encoding="utf-8")
     print(SITE / "mkdocs.yml")
 

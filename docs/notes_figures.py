@@ -16,6 +16,9 @@ from attrs import frozen
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+sys.path.insert(0, str(Path(__file__).parent / "gallery"))
+from figure import save_both
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTES = ROOT / "benchmarks" / "NOTES.md"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#999999")
@@ -216,7 +219,7 @@ def draw(section: str, path: Path) -> None:
     if len(series) > 1:
         figure.legend(loc="outside upper left", ncols=2 if made.lines else 3, frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_both(figure, path)
 
 
 def main(folder: Path) -> None:

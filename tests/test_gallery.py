@@ -50,3 +50,4 @@ def test_a_script_leaves_its_figure(path, tmp_path, monkeypatch):
     figure = tmp_path / "figures" / f"{path.stem}.png"
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert figure.stat().st_size > 5000  # something is drawn
+    assert figure.with_suffix(".dark.png").stat().st_size > 5000

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -29,7 +30,11 @@ def test_every_section_of_the_notes_is_a_page_with_its_figure(tmp_path, monkeypa
     assert len(rows) == len(SECTIONS) + 2
     for n in range(1, len(SECTIONS) + 1):
         page, picture = tmp_path / f"notes/{n:02d}.md", tmp_path / f"notes/{n:02d}.png"
-        assert f"]({picture.name})" in page.read_text(encoding="utf-8")
+        text, dark = page.read_text(encoding="utf-8"), picture.with_suffix(".dark.png")
+        assert f"]({picture.name}#only-light)" in text
+        assert f"]({dark.name}#only-dark)" in text
+        with Image.open(dark) as image:
+            assert image.convert("RGBA").getpixel((0, 0))[3] == 0, "a white ground on a dark page"
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert picture.stat().st_size > 5000, f"{page}: nothing is drawn"
 
@@ -86,7 +91,7 @@ def test_every_plugin_is_a_page_with_what_show_says_and_who_uses_it(tmp_path, mo
     linked = re.findall(r"\]\(\.\./gallery/(\w+)\.md\)", lif)
     assert linked
     assert {*linked} <= {script.stem for script in make_site.scripts()}
-    assert all(f"(../gallery/{name}.png)" in lif for name in linked), "a picture of each"
+    assert all(f"(../gallery/{name}.dark.png#only-dark)" in lif for name in linked), "a picture of each"
 
 
 def test_the_reference_has_the_public_functions_and_classes_and_no_other(tmp_path, monkeypatch):

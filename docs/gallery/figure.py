@@ -8,10 +8,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 OUT = Path(os.environ.get("FASTSNN_GALLERY", "artifacts/gallery"))
+LIGHT = "#dfe2e6"
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#888888"
 
 
@@ -28,9 +33,28 @@ def save(figure: Figure, script: str) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
     OUT.mkdir(parents=True, exist_ok=True)
     path = OUT / f"{Path(script).stem}.png"
-    figure.savefig(path, dpi=110)
+    save_both(figure, path)
     print(path, file=sys.stderr)
     return path
+
+
+def save_both(figure: Figure, path: Path) -> None:
+    """`path` for light pages, and beside it .dark.png for dark ones: no ground, light letters, the same colours."""
+    figure.savefig(path, dpi=110)
+
+    def is_ink(artist: Artist) -> bool:
+        """Is it black or a dark grey?"""
+        red, green, blue = to_rgb(artist.get_color())  # type: ignore[attr-defined]
+        return max(red, green, blue) < 0.5 and max(red, green, blue) - min(red, green, blue) < 0.1
+
+    for axes in figure.axes:
+        axes.tick_params(which="both", colors=LIGHT)
+        for spine in axes.spines.values():
+            spine.set_edgecolor(LIGHT)
+    for artist in [*figure.findobj(Text), *figure.findobj(Line2D)]:
+        if is_ink(artist):
+            artist.set_color(LIGHT)  # type: ignore[attr-defined]
+    figure.savefig(path.with_suffix(".dark.png"), dpi=110, transparent=True)
 
 
 @cache
