@@ -14,7 +14,7 @@ from fastsnn_core.probe import Record
 from fastsnn_core.state import nbytes
 from fastsnn_core.subject import Subject, observe
 from fastsnn_core.testing import conformance
-from fastsnn_scope_scaling import Scaling, binary_bytes, peak_bytes, slope
+from fastsnn_scope_scaling import Scaling, binary_bytes, peak_bytes, slope, tick_text
 
 test_scaling = conformance("scaling")
 
@@ -105,5 +105,9 @@ def test_draws_and_formats():
     scope.draw(json.loads(json.dumps(scope.measure(subject(Toy(cache=True))))), figure)
     figure.canvas.draw()
     assert len(figure.axes) == 4
+    ticks = [text.get_text() for axis in figure.axes for text in (*axis.get_xticklabels(), *axis.get_yticklabels())]
+    assert len(ticks) > 16
+    assert not [text for text in ticks if "e" in text]
+    assert [tick_text(2.0**n) for n in (-2, 0, 9, 13)] == ["0.25", "1", "512", "8,192"]
     assert [binary_bytes(x) for x in (5, 2048, 3 * 2**20, 2**31)] == ["5 B", "2.0 KiB", "3.0 MiB", "2.00 GiB"]
     assert slope({"tokens": 4, "k": 1}, {"tokens": 4, "k": 2}, "k") is None

@@ -174,7 +174,7 @@ class Scaling(Scope):
                 axis.set_ylim(middle / half, middle * half)
             axis.set_xticks(x, [str(n) for n in x])
             axis.minorticks_off()
-            axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.3g}")
+            axis.yaxis.set_major_formatter(lambda value, _: tick_text(value))
             grown = data["growth"].get(key) if key.endswith("bytes") else None  # that of times is this machine's noise
             if grown is not None:
                 text = "constant" if grown == 0 else f"∝ $T^{{\\,{grown:.2f}}}$"
@@ -183,6 +183,13 @@ class Scaling(Scope):
                 axis.spines[side].set_visible(False)
             if axis.get_subplotspec().is_last_row():
                 axis.set_xlabel("tokens T")
+
+
+def tick_text(value: float) -> str:
+    """A number on an axis, three digits of it, never with an exponent."""
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if digits else text
 
 
 def rate_text(value: float) -> str:
