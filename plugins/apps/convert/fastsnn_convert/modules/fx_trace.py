@@ -15,14 +15,17 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fastsnn_conversion import spike_layers
 from fastsnn_conversion.context import ConversionError
 from fastsnn_conversion.time_folding import TimeFoldedSite
+from fastsnn_convert.modules import known_sizes
 from fastsnn_convert.modules.graph_steps import BASE, ROOT, Traced, steps_of_graph, tidy_names
 from fastsnn_convert.modules.inputs import Call
+from fastsnn_convert.modules.known_sizes import KnownProxy, KnownSizes, drop_questions, in_assertion, items_of
 from fastsnn_convert.modules.prepare import overridden, torch_base
+from fastsnn_convert.modules.traced_check import reference_output
 from fastsnn_core import Rule
 from fastsnn_model_graph import Network
 from fastsnn_model_sequential import SequentialModule
@@ -85,9 +88,9 @@ def lowered(model: nn.Module, rules: Sequence[Rule]) -> nn.Module:
 class Tracer(fx.Tracer):
     """Takes a module that it cannot look into for one step, instead of giving up."""
 
-    def __init__(self, rules: Sequence[Rule], call: Call) -> None:
+    def __init__(self, rules: Sequence[Rule], call: Call, known: KnownSizes) -> None:
         super().__init__()
-        self.rules, self.call = rules, call
+        self.rules, self.call, self.known = rules, call, known
         self.opaque: dict[str, str] = {}
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
@@ -99,6 +102,19 @@ class Tracer(fx.Tracer):
 
         return run, [self.root, *proxies]
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A proxy that answers questions about shapes."""
+        return KnownProxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """An assertion held on the example; a condition on shapes is a constant; anything else stops the tracer."""
+        return True if in_assertion() else bool(obj.number())
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """The items of a shape or a tuple."""
+        found = items_of(self.known, obj)
+        return super().iter(obj) if found is None else found
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Modules of torch.nn, and modules that a rule speaks for."""
         if "forward" in m.__dict__:
@@ -109,6 +125,8 @@ class Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Look inside, or keep it whole."""
+        if self.known.running:
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
@@ -123,6 +141,10 @@ class Tracer(fx.Tracer):
                 self.graph.erase_node(node)
             self.opaque[path] = stopped_at(error, m)
             return self.create_proxy("call_module", path, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A parameter is a step, but where modules are run."""
+        return attr_val if self.known.running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def base_call(self, module: nn.Module, base: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``super().forward(x)`` of a subclass, as a step of its base class over the same weights."""
@@ -167,9 +189,9 @@ def base_calls(tracer: Tracer, model: nn.Module) -> Iterator[None]:
 
 def stopped_at(error: BaseException, module: nn.Module) -> str:
     """Where tracing stopped: file, line and text of the last line outside of torch, and the reason."""
-    here = __file__
+    here = (__file__, known_sizes.__file__)
     frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and f.filename != here
+        f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and f.filename not in here
     ]
     where = type(module).__name__ + ".forward"
     if frames:
@@ -178,7 +200,7 @@ def stopped_at(error: BaseException, module: nn.Module) -> str:
         where = f"{last.filename}:{last.lineno}: `{text}`" if text else f"{last.filename}:{last.lineno}"
     reason = " ".join(str(error).split())
     if "control flow" in reason:
-        reason = "what it does depends on data"
+        reason = "what it does depends on data, or on a size that may vary"
     elif "iterat" in reason or "len" in reason:
         reason = "it goes over a tensor whose size is not known"
     elif "item assignment" in reason:
@@ -198,11 +220,16 @@ class Shell(nn.Module):
         return self.get_submodule(ROOT)(*inputs)
 
 
-def trace(model: nn.Module, call: Call, rules: Sequence[Rule]) -> Traced:
-    """`model` as raw steps (in-place operations are still in place); its own modules are used, not copied."""
-    shell, tracer = Shell(model), Tracer(rules, call)
+def trace(model: nn.Module, call: Call, rules: Sequence[Rule], given: Sequence[Tensor]) -> Traced:
+    """`model` as raw steps (in-place operations are still in place); its own modules are used, not copied.
+
+    What its forward asks of shapes is answered by variations of the inputs `given` (`known_sizes`).
+    """
+    shell = Shell(model)
+    tracer = Tracer(rules, call, KnownSizes(shell, lambda x: reference_output(model, call, x), given))
     with base_calls(tracer, model):
         graph = tracer.trace(shell)
+    drop_questions(graph)
     if ROOT in tracer.opaque:
         raise ConversionError(
             f"torch.fx cannot see through {tracer.opaque[ROOT]}. Move what depends on data into an nn.Module of its "

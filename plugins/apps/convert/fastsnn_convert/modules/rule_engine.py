@@ -71,7 +71,7 @@ def plan(
     wanted = reference_output(model, call, example)
     inputs = to_float32(example)
     body = prepared(model, lambda m: reference_output(m, call, inputs))
-    traced = trace(lowered(body, rules), call, rules)
+    traced = trace(lowered(body, rules), call, rules, inputs)
     out_of_place(traced, inputs)
     lift_calls(traced, rules, inputs)
     ranks = tuple(x.ndim for x in example)
