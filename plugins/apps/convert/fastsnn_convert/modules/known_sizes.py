@@ -56,7 +56,7 @@ class KnownSizes:
     def of(self, node: fx.Node) -> Any:
         """The value of a node that no data and no varying size went into; else `NotKnown`."""
         values = self.all_of(node)
-        if not shape_only(node) or any(not same(v, values[0]) for v in values) or self.varies(node):
+        if not shape_only(node) or any(not equal_constant(v, values[0]) for v in values) or self.varies(node):
             raise NotKnown
         return values[0]
 
@@ -75,7 +75,7 @@ class KnownSizes:
                 self.inputs = variations(self.run, self.given)
                 self.values = [{} for _ in self.inputs]
             for inputs, known in zip(self.inputs, self.values):
-                advance(node.graph, self.root, inputs, known)
+                run_new_nodes(node.graph, self.root, inputs, known)
         except Exception as error:
             raise NotKnown from error
         finally:
@@ -88,7 +88,7 @@ class KnownSizes:
             values = [known[other] for known in self.values]
             if isinstance(values[0], Tensor):
                 continue
-            if not isinstance(values[0], tuple | list) and any(not same(v, values[0]) for v in values):
+            if not isinstance(values[0], tuple | list) and any(not equal_constant(v, values[0]) for v in values):
                 return True
             if self.varies(other):
                 return True
@@ -96,7 +96,7 @@ class KnownSizes:
 
 
 @torch.no_grad()
-def advance(graph: fx.Graph, root: nn.Module, inputs: Sequence[Tensor], known: dict[fx.Node, Any]) -> None:
+def run_new_nodes(graph: fx.Graph, root: nn.Module, inputs: Sequence[Tensor], known: dict[fx.Node, Any]) -> None:
     """Run the nodes that were added since."""
     given = iter(inputs)
     for node in graph.nodes:
@@ -135,7 +135,7 @@ def drop_questions(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def same(a: Any, b: Any) -> bool:
+def equal_constant(a: Any, b: Any) -> bool:
     """Equal, and of one type."""
     return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)
 
