@@ -126,7 +126,9 @@ def slow(session: nox.Session) -> None:
     many = {"FASTSNN_SCHEDULES": "10000", "FASTSNN_SCHEMA_CASES": "10000", "FASTSNN_LEAVES": "1000"}
     drawn = [f"plugins/apps/serve/test_{name}.py" for name in ("schedules", "openapi", "faults")]
     drawn.append("tests/test_compositions.py")
-    session.run("pytest", "-q", *drawn, "--timeout", "36000", env=STRICT | many | {"FASTSNN_COMPOSITIONS": "1500"})
+    many["FASTSNN_COMPOSITIONS"] = "1500"
+    hours = ["--timeout", "36000", "-o", "faulthandler_timeout=0"]  # else the process ends after 15 minutes of one test
+    session.run("pytest", "-q", *drawn, *hours, env=STRICT | many)
 
 
 @nox.session

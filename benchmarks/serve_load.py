@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--long", type=int, default=0)
     parser.add_argument("--soak", type=float, default=0.0)
+    parser.add_argument("--cache-mb", type=int, default=256, help="of the prefix cache")
     parser.add_argument("--max-model-len", type=int, help="0: longer than the model was made for")
     parser.add_argument("--gguf")
     parser.add_argument("--client", nargs=5, type=float, help=argparse.SUPPRESS)
@@ -200,7 +201,7 @@ def main() -> None:
         return
     from fastsnn_serve import serve
 
-    options = {"max_streams": args.streams, "max_model_len": args.max_model_len}
+    options = {"max_streams": args.streams, "max_model_len": args.max_model_len, "cache_bytes": args.cache_mb << 20}
     if args.soak:
         with serve(bundle_or_random(args.bundle), port=0, block=False, **options) as handle:
             soak(handle.port, args.streams, args.tokens, args.soak)

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("fastsnn_kernel_numba")
 
 from fastsnn_serve import Engine, app
-from fastsnn_serve.engine import prefill_runner
+from fastsnn_serve.engine import decoding, prefill_runner
 from fastsnn_serve.engine.spike_view import SpikeView
 from fastsnn_serve.http.server import greeting
 from fastsnn_serve.testing import Recorder, decoder, expected, run_all_requests, until
@@ -53,12 +53,47 @@ def test_short_prompts_are_read_in_the_steps_of_the_others(integer: Any, monkeyp
         engine.runner, "run", lambda ids, *more, **how: chunks.append(len(ids)) or run(ids, *more, **how)
     )
     for some in (prompts[:12], prompts[12:]):
+        want = [expected(integer, prompt, 5, chunk=16, seed=1) for prompt in some]
         asked = [Recorder(engine, prompt, 5, seed=1) for prompt in some]
-        said = [tokens for tokens, _ in run_all_requests(engine, *asked)]
-        assert said == [expected(integer, prompt, 5, chunk=16, seed=1) for prompt in some]
         if some[0] == prompts[0]:
+            assert [run_all_requests(engine, one)[0][0] for one in asked] == want
             assert sorted(n for n in chunks if n > 1) == [16] * 8  # of 33, 47, 48 one, of 49 two, of 70 three
+            while engine.runner.cache.recent:
+                engine.runner.cache.drop(next(iter(engine.runner.cache.recent)))
+            chunks.clear()
+            asked = [Recorder(engine, prompt, 5, seed=1) for prompt in some]
+        assert [tokens for tokens, _ in run_all_requests(engine, *asked)] == want
+        assert sum(n for n in chunks if n > 1) < 16 * 8  # fewer, in company
     assert all(one.prompt.cached >= len(one.prompt.ids) - 7 for one in asked)
+    engine.close()
+
+
+def test_a_long_prompt_leaves_half_of_the_time_to_those_who_decode(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a chunk takes as long as ten steps there are ten steps between two chunks; alone it waits for nobody."""
+    now, order = [0.0], list[str]()
+    monkeypatch.setattr(decoding, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    engine = Engine(model, chunk=4, cache_bytes=0)
+    decode, prefill = engine.runner.step_many, engine.runner.prefill
+
+    def took(name: str, seconds: float, work: Any) -> Any:
+        def wrapped(*args: Any) -> Any:
+            if name == "chunk" or args[0]:
+                order.append(name)
+                now[0] += seconds
+            return work(*args)
+
+        return wrapped
+
+    monkeypatch.setattr(engine.runner, "step_many", took("step", 1.0, decode))
+    monkeypatch.setattr(engine.runner, "prefill", took("chunk", 10.0, prefill))
+    short, long = Recorder(engine, [65], 70, temperature=0.0), Recorder(engine, [65] * 20, 2, temperature=0.0)
+    run_all_requests(engine, short, long)
+    assert order[:3] == ["chunk", "chunk", "step"]  # the first chunks of both
+    rest = "".join(order[2:]).split("chunk")
+    assert [part.count("step") for part in rest[:4]] == [1, 10, 10, 10]
+    order.clear()
+    run_all_requests(engine, Recorder(engine, [65] * 20, 2, temperature=0.0))
+    assert order[:5] == ["chunk"] * 5
     engine.close()
 
 

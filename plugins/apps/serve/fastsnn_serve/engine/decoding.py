@@ -29,9 +29,11 @@ class DecodeLoop:
     ) -> None:  # fmt: skip
         self.runner, self.tokenizer, self.ends, self.metrics, self.turns = runner, tokenizer, ends, metrics, turns
         self.speculate, self.draft = speculate, draft
+        self.owed = 0.0  # seconds of decode steps before a long prompt's next chunk
 
     def decode(self, streams: list[Stream]) -> None:
         """One decode step of every stream, speculative where it has drafts; an error ends only its own stream."""
+        began = time.perf_counter()
         drafted = [(stream, self.drafts(stream)) for stream in streams]
         plain = [stream for stream, drafts in drafted if not drafts]
         for stream, drafts in drafted:
@@ -58,6 +60,22 @@ class DecodeLoop:
             except Exception as error:
                 LOG.exception("a stream failed")
                 stream.emit(CompletionDelta(error=error))
+
+        self.owed -= time.perf_counter() - began
+
+    def prefill(self, streams: list[Stream], beside: int) -> None:
+        """`turn` of every stream; but while `beside` others decode, later chunks of long prompts take turns, and each
+        waits until decode steps have taken as long as the one before.
+        """
+        long = [stream for stream in streams if stream.prompt.long]
+        for stream in streams:
+            if not beside or stream not in long:
+                self.turn(stream, beside)
+        if beside and long and self.owed <= 0:
+            stream, began = min(long, key=lambda stream: stream.prompt.read_at), time.perf_counter()
+            self.turn(stream, beside)
+            stream.prompt.read_at = time.perf_counter()
+            self.owed = stream.prompt.read_at - began
 
     def drafts(self, stream: Stream) -> list[int]:
         """Draft tokens for the next step: at most `speculate`, and one fewer than `max_tokens` leaves."""
@@ -87,15 +105,15 @@ class DecodeLoop:
         else:
             stream.state = self.runner.resume([last, *stream.ids[begun : begun + i]], before, stream.tokens)
 
-    def turn(self, stream: Stream) -> None:
+    def turn(self, stream: Stream, beside: int = 0) -> None:
         """Prefill one chunk of the stream's prompt, let steps read a short rest, or start decoding; an error ends only
-        this stream.
+        this stream. `beside`: streams that are stepped, too.
         """
         prompt = stream.prompt
         try:
             if not prompt.ready:
                 self.runner.look_up(prompt)
-                if not prompt.ready and self.runner.feed(stream):
+                if not prompt.ready and self.runner.feed(stream, beside):
                     return
                 self.runner.prefill(prompt, stream.params.max_tokens > 0)
                 if not prompt.ready:

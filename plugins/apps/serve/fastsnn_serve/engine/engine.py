@@ -1,7 +1,8 @@
 """The engine: continuous batching in one thread that owns the model.
 
     one round:  admit waiting streams; one decode step of every decoding stream; one prefill chunk of every other stream
-                (the end of a prompt, 32 tokens at most, is read in decode steps, where these are shared)
+                (the end of a prompt, 32 to 128 tokens, is read in decode steps, where these are shared;
+                prompts of several chunks get half of the time while others decode)
 
 A W8A model decodes streams as one batch (``model.step_many``): integer sums are exact, so the result is bit for bit
 that of each stream alone. A float model decodes streams one after the other, because a batch rounds differently and
@@ -256,11 +257,9 @@ class Engine:
         elif not running and self.turns:
             self.decoder.keep_turn()
         begun = [stream for stream in running if (stream.begun or stream.feeding) and not stream.cancelled]
-        others = [stream for stream in running if not (stream.begun or stream.feeding)]
+        others = [s for s in running if not (s.begun or s.feeding or s.cancelled)]
         self.decode(begun)
-        for stream in others:
-            if not stream.cancelled:
-                self.decoder.turn(stream)
+        self.decoder.prefill(others, len(begun))
         for stream in running:
             if stream.done or stream.cancelled:
                 with self.wake:

@@ -19,9 +19,8 @@ from fastsnn_serve.metrics import Metrics
 
 SAMPLE_EVERY = 64  # decode steps between two samples of spike statistics, at least
 SAMPLE_SHARE = 0.01  # of the time that samples may take: an unfused step takes as long as dozens of fused ones
-SHORT = (
-    32  # tokens of a prompt's end that are read in decode steps: one row beside others costs less than a chunk's share
-)
+SHORT = 32  # tokens of a prompt's end that are read in decode steps: a row beside others costs less than in a chunk
+BESIDE = 4  # so many times as many, where so many other streams step
 FORK = 16  # a snapshot is taken where prompts diverge only if they share this many tokens beyond the last one
 
 
@@ -133,15 +132,16 @@ class PrefillRunner:
         if self.exact and not prompt.ready and (fork := self.cache.shared(prompt.ids)) >= prompt.at + FORK:
             prompt.fork = fork
 
-    def feed(self, stream: Stream) -> bool:
+    def feed(self, stream: Stream, beside: int) -> bool:
         """Let the rest of a stream's prompt be read in decode steps, if it is short and nobody else's; False if not.
 
-        Only where a step has the bits of a chunk, and several streams share one.
+        `beside`: streams that step already; among them longer ones count as short. Only where a step has the bits of a
+        chunk, and several streams share one.
         """
         prompt = stream.prompt
         if (
             not self.exact or self.apart or not self.roomy or prompt.score is not None or prompt.users > 1
-            or not stream.params.max_tokens or len(prompt.ids) - prompt.at > SHORT
+            or not stream.params.max_tokens or len(prompt.ids) - prompt.at > SHORT * min(BESIDE, max(1, beside))
         ):  # fmt: skip
             return False
         if prompt.state is None and self.empty is None:

@@ -61,10 +61,16 @@ class Prompt:
         self.ids, self.echo, self.score = ids, echo, score
         self.at, self.cached, self.fork = 0, 0, 0  # fork: where prompts diverge, so a snapshot is taken
         self.looked = False  # in the prefix cache
+        self.read_at = 0.0  # when its last chunk was read
         self.state: Any = None
         self.logits: Tensor | None = None
         self.scored: list[Scored] = []
         self.users = 0
+
+    @property
+    def long(self) -> bool:
+        """Are there chunks to read, after others that were?"""
+        return not self.ready and self.at > self.cached
 
     @property
     def ready(self) -> bool:
