@@ -1,35 +1,35 @@
 """4-bit weights in the fused step: products of a row's events group by group, gates, and rows of the embedding.
 
-The arithmetic is `fastsnn_integer.four_bits`: exact sums per group (16 bits where the group's counts allow, else 64),
-then the scale and the minimum, groups one after the other. A task is a range of bytes of every weight row: an event
-reads one contiguous piece and adds it to the sums of both nibbles. Scales stay float16 in memory and are widened as
-they are read.
+The arithmetic is `fastsnn_integer.four_bits`: exact sums per group, then the scale and the minimum, groups one after
+the other. A task is a range of bytes of every weight row. Whole tiles of it are `fastsnn_kernel_numba.four_bit_tile`,
+by lists of pairs of events; what is left of a row, and groups that 16 bits do not hold, are added event by event in
+64 bits. Scales stay float16 in memory and are widened as they are read.
 """
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from fastsnn_integer.four_bits import MIDDLE
 from fastsnn_kernel_numba.array_views import view
 from fastsnn_kernel_numba.deterministic import ZERO, F, _as_float
+from fastsnn_kernel_numba.four_bit_tile import HALVES, LIST, MOST_EVENTS, ROOM, _list_count, tiles_of
 from fastsnn_kernel_numba.gemm_events import U
 from fastsnn_kernel_numba.layout import GATE_NOT_FINITE, INT16, UINT8
-from fastsnn_kernel_numba.numba_runtime import compile, prefetch
+from fastsnn_kernel_numba.numba_runtime import compile
 
 GROUP = 8  # weight rows added per pass
-ROOM = (1 << 15) // 16  # Σ|c| of a group below which 16 bits hold Σ c q
+I = np.int64
 MOST_BYTES = 1024  # of a task
 INT32_RANGE = F(2147483648.0)
-HALVES = bool(binding.get_host_cpu_features().get("f16c", False)) or platform.machine().lower() in ("aarch64", "arm64")
 SHIFT, SIGN, REST = np.int32(13), np.int32(-(1 << 31)), np.int32(0x7FFF)
 LIFT = F(2.0**112)  # 2^(127 - 15): between the exponents of float16 and float32
+_add_tiles = tiles_of(halves=True, ahead=True)
 
 
 @intrinsic
@@ -66,35 +66,21 @@ def _add_8(w, places, counts, high, acc, a, n):  # type: ignore[no-untyped-def]
     """Eight weight rows, each times its count, onto the sums of the low or of the high nibbles."""
     o0, o1, o2, o3, o4, o5, o6, o7 = places
     c0, c1, c2, c3, c4, c5, c6, c7 = counts
-    mask, four = np.uint8(15), np.uint8(4)
-    if high:
-        for j in range(n):
-            s = c0 * np.int16(w[o0 + j] >> four) + c1 * np.int16(w[o1 + j] >> four) + c2 * np.int16(w[o2 + j] >> four)
-            s += c3 * np.int16(w[o3 + j] >> four) + c4 * np.int16(w[o4 + j] >> four) + c5 * np.int16(w[o5 + j] >> four)
-            s += c6 * np.int16(w[o6 + j] >> four) + c7 * np.int16(w[o7 + j] >> four)
-            acc[a + j] = acc.dtype.type(acc[a + j] + s)
-    else:
-        for j in range(n):
-            s = c0 * np.int16(w[o0 + j] & mask) + c1 * np.int16(w[o1 + j] & mask) + c2 * np.int16(w[o2 + j] & mask)
-            s += c3 * np.int16(w[o3 + j] & mask) + c4 * np.int16(w[o4 + j] & mask) + c5 * np.int16(w[o5 + j] & mask)
-            s += c6 * np.int16(w[o6 + j] & mask) + c7 * np.int16(w[o7 + j] & mask)
-            acc[a + j] = acc.dtype.type(acc[a + j] + s)
+    mask, by = np.uint8(15), np.uint8(4 if high else 0)
+    for j in range(n):
+        s = c0 * ((w[o0 + j] >> by) & mask) + c1 * ((w[o1 + j] >> by) & mask) + c2 * ((w[o2 + j] >> by) & mask)
+        s += c3 * ((w[o3 + j] >> by) & mask) + c4 * ((w[o4 + j] >> by) & mask) + c5 * ((w[o5 + j] >> by) & mask)
+        s += c6 * ((w[o6 + j] >> by) & mask) + c7 * ((w[o7 + j] >> by) & mask)
+        acc[a + j] = acc[a + j] + s
 
 
 @compile
-def _add_events(weight, index, count, k, end, soon, half, column, n, acc, a):  # type: ignore[no-untyped-def]
-    """Events k … end, of one group, onto the sums of low nibbles at `a` and of high ones `n` behind.
-
-    The rows of the events up to `soon` are asked for in advance.
-    """
-    kind = acc.dtype.type
+def _add_events(weight, index, count, k, end, half, column, n, acc, a):  # type: ignore[no-untyped-def]
+    """Events k … end, of one group, onto the 64-bit sums of low nibbles at `a` and of high ones `n` behind."""
     for j in range(n + n):
         acc[a + j] = 0
     while k < end:
         last, m = end - 1, end - k
-        for q in range(min(k + GROUP, soon), min(k + 2 * GROUP, soon)):
-            for line in range(index[q] * half + column, index[q] * half + column + np.int64(n), 64):
-                prefetch(weight, line)
         places = (
             U(index[k] * half + column), U(index[min(k + 1, last)] * half + column),
             U(index[min(k + 2, last)] * half + column), U(index[min(k + 3, last)] * half + column),
@@ -102,9 +88,9 @@ def _add_events(weight, index, count, k, end, soon, half, column, n, acc, a):  #
             U(index[min(k + 6, last)] * half + column), U(index[min(k + 7, last)] * half + column),
         )  # fmt: skip
         counts = (
-            kind(count[k]), kind(count[k + 1] if m > 1 else 0), kind(count[k + 2] if m > 2 else 0),
-            kind(count[k + 3] if m > 3 else 0), kind(count[k + 4] if m > 4 else 0), kind(count[k + 5] if m > 5 else 0),
-            kind(count[k + 6] if m > 6 else 0), kind(count[k + 7] if m > 7 else 0),
+            I(count[k]), I(count[k + 1] if m > 1 else 0), I(count[k + 2] if m > 2 else 0),
+            I(count[k + 3] if m > 3 else 0), I(count[k + 4] if m > 4 else 0), I(count[k + 5] if m > 5 else 0),
+            I(count[k + 6] if m > 6 else 0), I(count[k + 7] if m > 7 else 0),
         )  # fmt: skip
         _add_8(weight, places, counts, False, acc, a, n)
         _add_8(weight, places, counts, True, acc, a + n, n)
@@ -112,63 +98,96 @@ def _add_events(weight, index, count, k, end, soon, half, column, n, acc, a):  #
 
 
 @compile
-def _scale_sums(kind, acc, a, n, total, scales, minimums, low, at, out, oo):  # type: ignore[no-untyped-def]
-    """One group's part, float(sum) · d + float(Σ c) · m (without a minimum float(sum - 8 Σ c) · d), onto the outputs.
-
-    `kind` holds the sums: 32 or 64 bits."""
+def _scale_sums(acc, a, n, total, scales, minimums, low, at, out, oo):  # type: ignore[no-untyped-def]
+    """One group's part, float(sum) · d + float(Σ c) · m, onto the outputs; float(sum - 8 Σ c) · d without a minimum."""
     if low:
         lift = F(total)
         for j in range(n):
             out[oo + j] = out[oo + j] + (F(acc[a + j]) * _half(scales, at + j) + lift * _half(minimums, at + j))
     else:
-        off = kind(MIDDLE * total)
+        off = MIDDLE * total
         for j in range(n):
-            out[oo + j] = out[oo + j] + F(kind(kind(acc[a + j]) - off)) * _half(scales, at + j)
+            out[oo + j] = out[oo + j] + F(acc[a + j] - off) * _half(scales, at + j)
 
 
 @compile
-def _accumulate_four_bits(w, task, oa, worker):  # type: ignore[no-untyped-def]
-    """One task of a projection with 4-bit weights: `w.dots` of the outputs of both nibbles of its bytes.
+def _list_group(w, k, group, half, at):  # type: ignore[no-untyped-def]
+    """The events from `k` on that belong to one group, as a list of pairs at `at` of `w.lists`.
 
-    A group without an event adds nothing. `oa` is the worker's place in `w.acc`, for twice the task's bytes.
+    Returns where the next group's begin, the sum of their counts, and how many pairs there are: -1 where 16 bits or a
+    list do not hold them.
+    """
+    events, end, size, total = w.row[0].events, k, np.int64(0), np.int64(0)
+    limit = (w.index[k] // group + 1) * group if k < events else np.int64(0)
+    while end < events and w.index[end] < limit:
+        total += w.count[end]
+        size += abs(np.int64(w.count[end]))
+        end += 1
+    if size >= ROOM or end - k > MOST_EVENTS:
+        return end, total, np.int64(-1)
+    entries = np.int64(0)
+    for q in range(k, end):
+        entries = _list_count(w.lists, at, entries, np.int64(w.index[q]) * half, np.int64(w.count[q]))
+    return end, total, (entries + 1) >> 1
+
+
+@compile
+def _add_listed(w, task, k, end, total, pairs, at, soon, worker):  # type: ignore[no-untyped-def]
+    """Events k … end of a row, one group's, onto `w.dots`: whole tiles by the list at `at`, the rest one by one.
+
+    `soon` is the place of the next group's list.
     """
     t = w.tasks[task]
     m = w.matrices[t.matrix]
-    tall, inputs, group, events = m.outputs, m.inputs, m.group, w.row[0].events
-    half, column, n = (tall + 1) // 2, t.column, U(t.columns)
-    more = U(max(0, min(t.columns, tall - half - column)))
-    groups = (inputs + group - 1) // group
-    weight = view(m.address, inputs * half, UINT8)
-    low = m.minimums != 0
+    tall, column, n, low, done = m.outputs, t.column, t.columns, m.minimums != 0, np.int64(0)
+    half, group = (tall + 1) // 2, w.index[k] // m.group
+    more, first = max(0, min(n, tall - half - column)), group * tall + column
+    if pairs >= 0:
+        lists = w.lists.ctypes.data
+        done = _add_tiles(
+            m.address + column, lists + 8 * at, pairs, lists + 8 * soon, m.scales + 2 * first, m.minimums + 2 * first,
+            low, total, w.dots.ctypes.data + 4 * (m.sums + column), half, more,
+        )  # fmt: skip
+    if done == n:
+        return
+    groups, rest, acc, a = (m.inputs + m.group - 1) // m.group, U(n - done), w.acc_64, U(worker * 2 * MOST_BYTES)
     scales = view(m.scales, groups * tall, INT16)
     minimums = view(m.minimums if low else m.scales, groups * tall, INT16)
-    oo, ow = U(m.sums + column), U(worker * 2 * MOST_BYTES)
-    second = oo + U(half)
-    for j in range(n):
+    begin, oo = U(first + done), U(m.sums + column + done)
+    _add_events(view(m.address, m.inputs * half, UINT8), w.index, w.count, k, end, half, column + done, rest, acc, a)
+    _scale_sums(acc, a, rest, total, scales, minimums, low, begin, w.dots, oo)
+    if more > done:
+        high = U(more - done)
+        _scale_sums(acc, a + rest, high, total, scales, minimums, low, begin + U(half), w.dots, oo + U(half))
+
+
+@compile
+def _clear_dots(w, task):  # type: ignore[no-untyped-def]
+    """What a task adds to."""
+    t = w.tasks[task]
+    m = w.matrices[t.matrix]
+    half, oo = (m.outputs + 1) // 2, U(m.sums + t.column)
+    for j in range(U(t.columns)):
         w.dots[oo + j] = ZERO
-    for j in range(more):
-        w.dots[second + j] = ZERO
-    for q in range(min(GROUP, events)):
-        for line in range(w.index[q] * half + column, w.index[q] * half + column + t.columns, 64):
-            prefetch(weight, line)
-    k = 0
+    for j in range(U(max(0, min(t.columns, m.outputs - half - t.column)))):
+        w.dots[oo + U(half) + j] = ZERO
+
+
+@compile
+def _accumulate_four_bits(w, task, worker):  # type: ignore[no-untyped-def]
+    """One task of a projection with 4-bit weights: `w.dots` of the outputs of both nibbles of its bytes.
+
+    A group without an event adds nothing. While one group is added, the next one's weights are asked for.
+    """
+    m = w.matrices[w.tasks[task].matrix]
+    half, events, at, soon = (m.outputs + 1) // 2, w.row[0].events, worker * 2 * LIST, worker * 2 * LIST + LIST
+    _clear_dots(w, task)
+    k = np.int64(0)
+    end, total, pairs = _list_group(w, k, m.group, half, at)
     while k < events:
-        g = w.index[k] // group
-        end, size, total, limit = k, np.int64(0), np.int64(0), (g + 1) * group
-        while end < events and w.index[end] < limit:
-            total += w.count[end]
-            size += abs(np.int64(w.count[end]))
-            end += 1
-        at = U(g * tall + column)
-        if size < ROOM:
-            _add_events(weight, w.index, w.count, k, end, events, half, column, n, w.acc, oa)
-            _scale_sums(np.int32, w.acc, oa, n, total, scales, minimums, low, at, w.dots, oo)
-            _scale_sums(np.int32, w.acc, oa + n, more, total, scales, minimums, low, at + U(half), w.dots, second)
-        else:
-            _add_events(weight, w.index, w.count, k, end, events, half, column, n, w.acc_64, ow)
-            _scale_sums(np.int64, w.acc_64, ow, n, total, scales, minimums, low, at, w.dots, oo)
-            _scale_sums(np.int64, w.acc_64, ow + n, more, total, scales, minimums, low, at + U(half), w.dots, second)
-        k = end
+        next_end, next_total, next_pairs = _list_group(w, end, m.group, half, soon)
+        _add_listed(w, task, k, end, total, pairs, at, soon, worker)
+        k, end, total, pairs, at, soon = end, next_end, next_total, next_pairs, soon, at
 
 
 @compile

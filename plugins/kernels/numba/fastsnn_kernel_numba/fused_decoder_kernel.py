@@ -165,7 +165,7 @@ def _projection_phase(w, phase, first, last, worker, widest, head):  # type: ign
     t = next_task(w.sync, phase)
     while t < last - first:
         if w.matrices[w.tasks[first + t].matrix].group:
-            _accumulate_four_bits(w, first + t, U(worker * widest), worker)
+            _accumulate_four_bits(w, first + t, worker)
         else:
             _accumulate_task(w, first + t, worker, widest)
         if head >= 0:

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from fastsnn_kernel_numba.array_views import view
 from fastsnn_kernel_numba.dense_pairs import CHUNK, GROUP, PAIRS, _multiply_group, _pack_chunk, _split_counts
-from fastsnn_kernel_numba.fused_decoder_four_bits import _accumulate_four_bits
+from fastsnn_kernel_numba.four_bit_tile import LIST
+from fastsnn_kernel_numba.fused_decoder_four_bits import _add_listed, _clear_dots, _list_group
 from fastsnn_kernel_numba.fused_decoder_stages import _accumulate_task, _dequantise_task
 from fastsnn_kernel_numba.fused_decoder_work import _work
 from fastsnn_kernel_numba.gemm_events import ROOM, U, _accumulate_events, _flush_int16, _lower_bound
-from fastsnn_kernel_numba.layout import INT, INT8, INT16, INT32, ROW
+from fastsnn_kernel_numba.layout import INT, INT8, INT16, INT32, ROW, UINT8
 from fastsnn_kernel_numba.numba_runtime import compile, prefetch
 from fastsnn_kernel_numba.spin_barrier import finish_task, next_task, wait_for_tasks
 
 MOST_ROWS = 32  # streams of one step; more take turns
 COLUMNS, NARROW_COLUMNS, NARROW = 1024, 384, 1536  # outputs per task; of projections up to `NARROW` outputs
-FOUR_BYTES = 256  # of 4-bit rows per task
+FOUR_BYTES = 512  # of 4-bit rows per task: a group of 32 inputs stays in L1
 INPUTS = 128  # of a block of events: with 1024 columns 128 KiB of weights
 USED = 256  # inputs per task of `_mark_used`
 DENSE_FROM, DENSE_LEAST = 0.3, 2.5  # active share of a row's inputs, and of all rows together: benchmarks/batched.py
@@ -119,13 +120,34 @@ def _multiply_rows(places, rows, dense, weight, address, inputs, tall, column, n
 
 
 @compile
+def _add_groups_of_rows(w, c, places, rows, task, worker):  # type: ignore[no-untyped-def]
+    """One task of 4-bit weights for all rows: a group's weights are read once, and rows take turns on them."""
+    t = w.tasks[task]
+    m = w.matrices[t.matrix]
+    half, inputs, group = (m.outputs + 1) // 2, m.inputs, m.group
+    weight, used = view(m.address, inputs * half, UINT8), view(c.used_at, c.used_size, INT8)
+    cursor, own, at = view(c.cursor_at, c.workers * MOST_ROWS * 2, INT), worker * MOST_ROWS, worker * 2 * LIST
+    for r in range(rows):
+        cursor[2 * (own + r)] = 0
+        _clear_dots(_work(places[r]), task)
+    for first in range(0, inputs, group):
+        limit = first + group
+        _prefetch_block(weight, used, True, limit, min(limit + group, inputs), half, t.column, t.columns)
+        for r in range(rows):
+            row, k = _work(places[r]), cursor[2 * (own + r)]
+            if k < row.row[0].events and row.index[k] < limit:
+                end, total, pairs = _list_group(row, k, group, half, at)
+                _add_listed(row, task, k, end, total, pairs, at, at, worker)
+                cursor[2 * (own + r)] = end
+
+
+@compile
 def _accumulate_rows(w, c, places, rows, dense, task, worker):  # type: ignore[no-untyped-def]
     """One task: all rows' sums of its columns; rows whose sums need 64 bits come alone, behind the others."""
     t = w.tasks[task]
     m = w.matrices[t.matrix]
     if m.group:
-        for r in range(rows):
-            _accumulate_four_bits(_work(places[r]), task, U(worker * MOST_ROWS * COLUMNS), worker)
+        _add_groups_of_rows(w, c, places, rows, task, worker)
         return
     column, n, tall, inputs, oo = t.column, U(t.columns), m.outputs, m.inputs, U(m.sums + t.column)
     weight, used = view(m.address, tall * inputs, INT8), view(c.used_at, c.used_size, INT8)

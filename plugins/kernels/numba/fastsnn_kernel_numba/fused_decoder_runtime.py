@@ -24,6 +24,7 @@ from fastsnn_integer.plan_check import check_distinct_streams, check_plan, check
 from fastsnn_kernel_numba import fused_decoder_compile as compiled
 from fastsnn_kernel_numba import layout
 from fastsnn_kernel_numba.buffer_pool import zeros
+from fastsnn_kernel_numba.four_bit_tile import LIST
 from fastsnn_kernel_numba.fused_decoder_batch import Batch, located
 from fastsnn_kernel_numba.fused_decoder_four_bits import MOST_BYTES
 from fastsnn_kernel_numba.fused_decoder_kernel import BLOCK
@@ -82,6 +83,7 @@ class NumbaStepper:
             "sync": 16 * (17 * len(plan.blocks) + 3), "row": 1, "threshold": 1, "x": plan.width, "y": wide, "z": wide,
             "mixed": wide, "counts": wide + 1, "index": wide + 1, "count": wide + 1, "acc": nw * t.columns,
             "sums": t.sums, "sums_64": t.sums, "dots": t.sums, "acc_64": nw * 2 * MOST_BYTES,
+            "lists": nw * 2 * LIST,
             "heads": nw * self.head_room, "folds": nw * self.fold_room,
             "logits": outputs(plan.head), "gates": nw * plan.head_dim, "pairs": 0,
             "narrow": wide + 1, "opens": 1 + t.hidden // BLOCK + 1, "ways": 2 * len(plan.blocks),

@@ -22,6 +22,7 @@ from fastsnn_core.lowering import (
 from fastsnn_integer import deterministic
 from fastsnn_integer.forms import FourBitForm, gate_first, inputs, outputs
 from fastsnn_kernel_numba.deterministic import ACTIVATIONS
+from fastsnn_kernel_numba.four_bit_tile import NARROW as TILE
 from fastsnn_kernel_numba.fused_decoder_four_bits import MOST_BYTES
 from fastsnn_kernel_numba.fused_decoder_stages import MOST_BURST
 from fastsnn_kernel_numba.integer_linear import input_major, is_input_major
@@ -107,11 +108,10 @@ class Tables:
         for m in matrices:
             rows.append(self.four_bit_matrix(m, sums))
             half = -(-outputs(m) // 2)
-            step = min(MOST_BYTES, max(LEAST_BYTES, -(-half // (16 * self.workers)) * 16))
+            step = min(MOST_BYTES, max(LEAST_BYTES, -(-half // (TILE * self.workers)) * TILE))
             for column in range(0, half, step):
                 columns = min(step, half - column)
                 self.tasks.append({"matrix": rows[-1], "column": column, "columns": columns, "part": 0})
-                self.columns = max(self.columns, 2 * columns)
             sums += outputs(m)
         self.sums = max(self.sums, sums)
         return rows, (begin, len(self.tasks))

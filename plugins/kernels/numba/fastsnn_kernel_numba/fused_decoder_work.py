@@ -49,6 +49,7 @@ class Workspace(NamedTuple):
     sums_64: Any
     dots: Any
     acc_64: Any
+    lists: Any
     heads: Any
     folds: Any
     logits: Any
@@ -87,6 +88,7 @@ def _work(p):  # type: ignore[no-untyped-def]
         sums_64=view(p.sums_64_at, p.sums_64_size, INT),
         dots=view(p.dots_at, p.dots_size, FLOAT),
         acc_64=view(p.acc_64_at, p.acc_64_size, INT),
+        lists=view(p.lists_at, p.lists_size, INT),
         heads=view(p.heads_at, p.heads_size, FLOAT),
         folds=view(p.folds_at, p.folds_size, FLOAT),
         logits=view(p.logits_at, p.logits_size, FLOAT),

@@ -93,6 +93,7 @@ ARRAYS: dict[str, np.dtype[Any]] = {
     "sums_64": INT,
     "dots": FLOAT,  # what 4-bit products come to, before V and bias
     "acc_64": INT,  # of every worker: sums of a group of 4-bit weights that 16 bits do not hold
+    "lists": INT,  # of every worker: events of two groups of 4-bit weights by pairs
     "heads": FLOAT,  # of every worker: one group of heads
     "folds": FLOAT,  # of every worker: partial sums
     "logits": FLOAT,
