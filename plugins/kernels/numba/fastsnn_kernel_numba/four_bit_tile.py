@@ -59,7 +59,7 @@ def widened_halves(builder: Any, address: Any, offset: Any, by_machine: bool) ->
     return builder.bitcast(builder.or_(builder.bitcast(size, INTS), sign), EIGHT_FLOATS)
 
 
-def fetch(builder: Any, address: Any) -> None:
+def fetch_line(builder: Any, address: Any) -> None:
     """Ask for the cache line at an address: to be read, into L2; no access, so any will do."""
     kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
     found = builder.module.declare_intrinsic("llvm.prefetch", (I8.as_pointer(),), kind)
@@ -77,7 +77,7 @@ def pair_sums(builder: Any, args: Any, vectors: int, ahead: bool, avx2: bool) ->
         first, second = (loaded(builder, entry, I64(at), I64, 8) for at in (0, 8))
         counts = builder.bitcast(repeated(builder, loaded(builder, entry, I64(16), I32, 8), INTS), BYTES)
         for at in (0, 8) if ahead else ():
-            fetch(builder, builder.add(weight, loaded(builder, next_entry, I64(at), I64, 8)))
+            fetch_line(builder, builder.add(weight, loaded(builder, next_entry, I64(at), I64, 8)))
         for v in range(vectors):
             rows = [loaded(builder, weight, builder.add(row, I64(32 * v)), BYTES) for row in (first, second)]
             for part, order in enumerate((LOW, HIGH)):
@@ -90,7 +90,7 @@ def pair_sums(builder: Any, args: Any, vectors: int, ahead: bool, avx2: bool) ->
     return [builder.load(total) for total in sums]
 
 
-def scaled(builder: Any, args: Any, sums: list[Any], minimum: bool, read: Any, size: int, ahead: bool) -> None:
+def scale_tile(builder: Any, args: Any, sums: list[Any], minimum: bool, read: Any, size: int, ahead: bool) -> None:
     """Sums of a tile onto its outputs; ``read(builder, address, offset)`` eight scales of `size` bytes each.
 
     With `ahead` the scales of the group behind are asked for.
@@ -104,7 +104,7 @@ def scaled(builder: Any, args: Any, sums: list[Any], minimum: bool, read: Any, s
             apart = builder.mul(half, I64(nibble))
             for numbers in (scales, minimums)[: 1 + minimum] if ahead else ():
                 behind = builder.add(builder.add(apart, builder.mul(half, I64(2))), I64(32 * v))
-                fetch(builder, builder.add(numbers, builder.mul(behind, I64(size))))
+                fetch_line(builder, builder.add(numbers, builder.mul(behind, I64(size))))
             for eighth in range(4):  # outputs 8 · eighth …: halves of the two interleaved vectors in turn
                 lane = 8 * (eighth // 2)
                 short = builder.shuffle_vector(
@@ -144,7 +144,7 @@ def group_tile(
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             sums = pair_sums(builder, args[:4], vectors, ahead, avx2)
-            scaled(builder, args[4:], sums, minimum, read, 2 if halves else 4, ahead)
+            scale_tile(builder, args[4:], sums, minimum, read, 2 if halves else 4, ahead)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 9), generate
