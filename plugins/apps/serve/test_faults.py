@@ -90,7 +90,7 @@ def test_a_hundred_megabytes_are_refused_and_not_kept(model: Any) -> None:
 
 def start(path: Any, port: int, *more: str, first: str = "") -> tuple[subprocess.Popen[str], Any]:
     """A server process that has said its address, and what `connect` wants of it; `first` is done before."""
-    code = f"import sys; import fastsnn_serve; {first}; sys.exit(fastsnn_serve.command(sys.argv[1:]))"
+    code = f"import sys; import fastsnn_serve; {first or 'pass'}; sys.exit(fastsnn_serve.command(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(path), "--port", str(port), *more], stdout=subprocess.PIPE, text=True
     )
