@@ -107,6 +107,7 @@ PICTURES: dict[str, Picture] = {
     "Batched steps": Picture(
         "Streams in one pass, beside one stream alone.", "times the tokens of one stream", (1, 2, 3, 4, 5), lines=True
     ),
+    "The server": Picture("SmolLM2-135M served, beside llama-server.", "tokens a second", (1, 4)),
     "Four bits": Picture(
         "SmolLM2-135M: blocks in 4 bits lose nothing more than counts do, the head does.",
         "perplexity",

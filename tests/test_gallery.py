@@ -13,7 +13,7 @@ GALLERY = Path(__file__).resolve().parents[1] / "docs" / "gallery"
 SCRIPTS = sorted(p for p in GALLERY.glob("*.py") if p.stem != "figure")
 QUICK = {
     "adaptive_threshold", "coders", "delta_coding", "events_of_a_camera", "latency", "membrane", "neurons",
-    "nir_round_trip", "own_neuron", "sparsities", "surrogates",
+    "own_neuron", "sparsities", "surrogates",
 }  # fmt: skip
 PROMISED = {
     "born_sparse", "bundle_surgery", "convert_language", "dial", "digits_over_time", "distributed", "energy",

@@ -15,9 +15,9 @@ class PrefixRouter(RequestRouter):
     Requests carry their blocks as the argument `blocks`.
     """
 
-    def initialize_state(self, slack: int) -> None:  # type: ignore[override]
-        """Called by Ray with `request_router_kwargs`."""
-        self.affinity = PrefixHomes(slack)
+    def initialize_state(self, **options: Any) -> None:
+        """Called by Ray with `request_router_kwargs`: `slack` of `PrefixHomes`."""
+        self.affinity = PrefixHomes(**options)
         self.members: set[Any] = set()
 
     async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
