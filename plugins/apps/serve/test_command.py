@@ -152,6 +152,12 @@ def test_ray_builder() -> None:
 
     with pytest.raises(ValueError, match="expected bundle=PATH"):
         ray_build({"bundel": "x"})
+    for name, value in (
+        ("replicas", "0"), ("replicas", "3-2"), ("replicas", "1-2-3"), ("cpus", "nan"), ("cpus", "inf"),
+        ("target", "-1"), ("max_streams", "many"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            ray_build({"bundle": "x", "replicas": "1-2", name: value})
     pytest.importorskip("ray.serve", reason="Ray is not installed: pip install fastsnn-serve[ray]")
     assert ray_build({"bundle": "x.snn", "replicas": "2"}) is not None
 

@@ -28,6 +28,13 @@ def law(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return out / out.sum()
 
 
+def test_logits_that_take_gradients_are_drawn_from() -> None:
+    """As a model gives them outside of `torch.no_grad`."""
+    logits = torch.tensor([0.0, 9.0], requires_grad=True)
+    for sampling in (Sampling(temperature=0), Sampling(seed=0), Sampling(top_p=0.5, seed=0)):
+        assert sampling.pick(logits, sampling.generator()) == 1
+
+
 @pytest.mark.parametrize(
     "sampling",
     [

@@ -41,6 +41,10 @@ def test_a_dict_of_columns_is_a_table_and_a_dict_of_splits_is_not():
     assert list(sources.documents({"text": ["a", "b"], "id": [1, 2]}).train) == ["a", "b"]
     splits = sources.documents({"train": ["a"], "test": ["b"]})
     assert (list(splits.train), list(splits.held_out)) == (["a"], ["b"])
+    for names in (("train_sft", "test_sft"), ("validation", "test")):  # of one length, and no tables
+        with pytest.raises(DataError, match=f"no train split; splits: {', '.join(names)}"):
+            sources.documents({name: ["a"] for name in names})
+    assert list(sources.documents({"text": ["a"], "test": [1]}).train) == ["a"]
     with pytest.raises(DataError, match="no train split; splits: one, two"):
         sources.documents({"one": ["a"], "two": ["b", "c"]})
 

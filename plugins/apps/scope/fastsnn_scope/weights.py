@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastsnn_core.probe import probe
 from fastsnn_core.spike_tensor import SpikeTensor
+from fastsnn_modules.wrappers import hands_on_weight
 
 
 @attrs.frozen
@@ -99,7 +100,8 @@ def matrices(model: nn.Module, inputs: Tensor) -> list[Matrix]:
     try:
         with probe(model) as trace, LinearCalls(functional):
             for name, module in model.named_modules():
-                if isinstance(getattr(module, "weight", None), Tensor) and not isinstance(module, nn.Embedding):
+                holds = isinstance(getattr(module, "weight", None), Tensor) and not hands_on_weight(module)
+                if holds and not isinstance(module, nn.Embedding):
                     handles.append(module.register_forward_pre_hook(before(name)))
                     handles.append(module.register_forward_hook(after))
             model(inputs)

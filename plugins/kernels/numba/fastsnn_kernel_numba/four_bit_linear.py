@@ -15,11 +15,11 @@ from torch import Tensor
 from fastsnn_events.linear import whole
 from fastsnn_integer.four_bits import MIDDLE
 from fastsnn_kernel_numba.deterministic import F, U
-from fastsnn_kernel_numba.four_bit_tile import LIST, MOST_EVENTS, ROOM, _list_count, tiles_of
+from fastsnn_kernel_numba.four_bit_tile import LIST, MOST_EVENTS, NARROW, ROOM, _list_count, tiles_of
 from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, scratch, workers
 from fastsnn_modules.operands import guarded
 
-BYTES = 512  # per task
+BYTES = 512  # per task, at most
 MOST = 1 << 18  # |c| · 15 · 128 stays far below 2^31
 LONGEST = 1 << 10  # inputs of a group
 NOTHING = F(-0.0)  # plus x is x, also for both zeros
@@ -98,15 +98,15 @@ def _list_row(counts, at, first, last, half, lists, place):  # type: ignore[no-u
 
 @Threaded
 def _product_kernel(counts, w, d, m, shape, lists, low32, high32, out, nw):  # type: ignore[no-untyped-def]
-    rows, wide, half, tall, group = shape
-    blocks, groups, minimum = (half + BYTES - 1) // BYTES, (wide + group - 1) // group, len(m) > 0
+    rows, wide, half, tall, group, step = shape
+    blocks, groups, minimum = (half + step - 1) // step, (wide + group - 1) // group, len(m) > 0
     weights, scales, minimums, outs = w.ctypes.data, d.ctypes.data, m.ctypes.data, out.ctypes.data
     for worker in prange(nw):
         a, place = U(worker * BYTES), worker * LIST
         pairs_at = lists.ctypes.data + 8 * place
         for block in range(worker * blocks // nw, (worker + 1) * blocks // nw):
-            column = block * BYTES
-            n = min(BYTES, half - column)
+            column = block * step
+            n = min(step, half - column)
             more = max(0, min(n, tall - half - column))
             for g in range(groups):
                 first, last = g * group, min(g * group + group, wide)
@@ -147,5 +147,6 @@ def product_of_four_bits(counts: Tensor, packed: Tensor, d: Tensor, m: Tensor, g
         *(scratch(name, nw * BYTES, np.int32) for name in ("low", "high")),
     ]
     arrays = (flat(t.contiguous()) for t in (counts.to(torch.int32), packed, d, m))
-    _product_kernel(*arrays, (rows, wide, half, tall, group), *room, flat(out))
+    step = min(BYTES, -(-half // (NARROW * nw)) * NARROW)  # so that no worker is left without
+    _product_kernel(*arrays, (rows, wide, half, tall, group, step), *room, flat(out))
     return out

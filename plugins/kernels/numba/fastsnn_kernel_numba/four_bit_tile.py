@@ -21,8 +21,21 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastsnn_integer.four_bits import MIDDLE
-from fastsnn_kernel_numba.dense_pairs import AVX2, BYTES, HIGH, I8, I16, I32, I64, INTS, LOW, SHORTS, lanes
-from fastsnn_kernel_numba.dense_pairs import pair_products as products
+from fastsnn_kernel_numba.dense_pairs import (
+    AVX2,
+    BYTES,
+    HIGH,
+    I8,
+    I16,
+    I32,
+    I64,
+    INTS,
+    LOW,
+    SHORTS,
+    lanes,
+    pair_products,
+    pointer,
+)
 from fastsnn_kernel_numba.numba_runtime import compile
 
 U = np.uint64
@@ -39,7 +52,7 @@ EIGHT_SHORTS = ir.VectorType(I16, 8)
 
 def loaded(builder: Any, address: Any, offset: Any, kind: Any, align: int = 1) -> Any:
     """What lies `offset` bytes behind an address."""
-    return builder.load(builder.inttoptr(builder.add(address, offset), kind.as_pointer()), align=align)
+    return builder.load(pointer(builder, builder.add(address, offset), kind), align=align)
 
 
 def repeated(builder: Any, value: Any, kind: Any) -> Any:
@@ -63,7 +76,7 @@ def fetch_line(builder: Any, address: Any) -> None:
     """Ask for the cache line at an address: to be read, into L2; no access, so any will do."""
     kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
     found = builder.module.declare_intrinsic("llvm.prefetch", (I8.as_pointer(),), kind)
-    builder.call(found, [builder.inttoptr(address, I8.as_pointer()), I32(0), I32(2), I32(1)])
+    builder.call(found, [pointer(builder, address, I8), I32(0), I32(2), I32(1)])
 
 
 def pair_sums(builder: Any, args: Any, vectors: int, ahead: bool, avx2: bool) -> list[Any]:
@@ -85,7 +98,7 @@ def pair_sums(builder: Any, args: Any, vectors: int, ahead: bool, avx2: bool) ->
                 upper = builder.bitcast(builder.lshr(builder.bitcast(both, SHORTS), four), BYTES)
                 for nibble, codes in enumerate((both, upper)):
                     total = sums[4 * v + 2 * nibble + part]
-                    found = products(builder, builder.and_(codes, mask), counts, avx2)
+                    found = pair_products(builder, builder.and_(codes, mask), counts, avx2)
                     builder.store(builder.add(builder.load(total), found), total)
     return [builder.load(total) for total in sums]
 
@@ -120,7 +133,7 @@ def scale_tile(builder: Any, args: Any, sums: list[Any], minimum: bool, read: An
                     y = builder.fmul(builder.sitofp(part, EIGHT_FLOATS), read(builder, scales, place))
                 to = builder.add(out, builder.mul(at, I64(4)))
                 y = builder.fadd(loaded(builder, to, I64(0), EIGHT_FLOATS, 4), y)
-                builder.store(y, builder.inttoptr(to, EIGHT_FLOATS.as_pointer()), align=4)
+                builder.store(y, pointer(builder, to, EIGHT_FLOATS), align=4)
 
 
 def group_tile(
@@ -163,20 +176,20 @@ def tiles_of(halves: bool, ahead: bool) -> Any:
     @compile
     def add_tiles(weight, pairs, many, soon, scales, minimums, low, total, out, half, n):  # type: ignore[no-untyped-def]
         j = np.int64(0)
-        while j + WIDE <= n:
-            s, m, o = scales + size * j, minimums + size * j, out + 4 * j
-            if low:
-                wide_low(weight + j, pairs, many, soon, s, m, total, o, half)
+        while j + NARROW <= n:
+            w, s, m, o = weight + j, scales + size * j, minimums + size * j, out + 4 * j
+            if j + WIDE <= n:
+                if low:
+                    wide_low(w, pairs, many, soon, s, m, total, o, half)
+                else:
+                    wide(w, pairs, many, soon, s, m, total, o, half)
+                j += WIDE
             else:
-                wide(weight + j, pairs, many, soon, s, m, total, o, half)
-            j += WIDE
-        if j + NARROW <= n:
-            s, m, o = scales + size * j, minimums + size * j, out + 4 * j
-            if low:
-                narrow_low(weight + j, pairs, many, soon, s, m, total, o, half)
-            else:
-                narrow(weight + j, pairs, many, soon, s, m, total, o, half)
-            j += NARROW
+                if low:
+                    narrow_low(w, pairs, many, soon, s, m, total, o, half)
+                else:
+                    narrow(w, pairs, many, soon, s, m, total, o, half)
+                j += NARROW
         return j
 
     return add_tiles

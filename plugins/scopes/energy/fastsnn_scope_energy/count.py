@@ -24,6 +24,7 @@ from fastsnn_events.coding import Coding
 from fastsnn_events.runtime import codings
 from fastsnn_integer.quantization import QuantEmbedding
 from fastsnn_modules.site_views import bitwise_spikes
+from fastsnn_modules.wrappers import hands_on_weight
 from fastsnn_scope_energy.counting_modes import Functions, Operators, exact_forms
 from fastsnn_scope_energy.operation_counts import LayerCost, OperationCounts, Site, SpikeRecord
 
@@ -159,7 +160,9 @@ def own_kernel(module: nn.Module, args: tuple[Any, ...]) -> bool:
     It is one where it gets spikes or numbers; a table that is the embedding, too, gets token ids as well.
     """
     sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    linear = all(isinstance(n, int) for n in sizes) and not isinstance(module, nn.Linear)
+    linear = (
+        all(isinstance(n, int) for n in sizes) and not isinstance(module, nn.Linear) and not hands_on_weight(module)
+    )
     x = args[0] if args else None
     return linear and (isinstance(x, SpikeTensor) or (isinstance(x, Tensor) and x.is_floating_point()))
 

@@ -12,6 +12,7 @@ stream that had begun ends with an error event. ``replicas=1-4`` lets Ray choose
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,6 @@ def build(args: dict[str, str]) -> Any:
     if "bundle" not in args or set(args) - KNOWN:
         others = ", ".join(sorted(KNOWN - {"bundle"}))
         raise FastSNNError(f"expected bundle=PATH and optionally {others}; got {sorted(args)}")
-    try:
-        from ray import serve
-    except ImportError:
-        raise MissingError("fastsnn_serve.http.ray_app needs Ray: pip install fastsnn-serve[ray]") from None
     streams = above_zero(args, "max_streams", 16)
     least, _, most = args.get("replicas", "1").partition("-")
     router = {
@@ -53,15 +50,22 @@ def build(args: dict[str, str]) -> Any:
     }  # fmt: skip
     if most:
         seconds = above_zero(args, "scale_seconds", 30.0)
+        fewest, largest = (above_zero({"replicas": n}, "replicas", 1) for n in (least, most))
+        if fewest > largest:
+            raise FastSNNError(f"replicas: expected least-most, got {args['replicas']!r}")
         how["autoscaling_config"] = {
-            "min_replicas": above_zero({"replicas": least}, "replicas", 1),
-            "max_replicas": above_zero({"replicas": most}, "replicas", 1),
+            "min_replicas": fewest,
+            "max_replicas": largest,
             "target_ongoing_requests": above_zero(args, "target", streams), "upscale_delay_s": seconds,
             "downscale_delay_s": 10 * seconds,
         }  # fmt: skip
     else:
         how["num_replicas"] = above_zero({"replicas": least}, "replicas", 1)
     bundle = str(Path(args["bundle"]).resolve())  # replicas work elsewhere
+    try:
+        from ray import serve
+    except ImportError:
+        raise MissingError("fastsnn_serve.http.ray_app needs Ray: pip install fastsnn-serve[ray]") from None
     replica: Any = serve.deployment(Replica, name="fastsnn")
     front: Any = serve.deployment(Front, name="front")
     replica = replica.options(**how)
@@ -75,7 +79,7 @@ def above_zero(args: dict[str, str], name: str, default: Any) -> Any:
         value = type(default)(args.get(name, default))
     except ValueError:
         value = 0
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise FastSNNError(f"{name}: expected a number above 0, got {args[name]!r}")
     return value
 

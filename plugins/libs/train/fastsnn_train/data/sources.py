@@ -181,7 +181,7 @@ def from_saved(path: Path, field: str) -> Corpus:
 
 def from_objects(data: Any, field: str) -> Corpus:
     """A list of texts, of rows or of paths; a `datasets` object; a dict of splits; any other iterable of these."""
-    data = rows_of_table(data)
+    data = rows_of_table(data, field)
     if isinstance(data, dict) or type(data).__module__.split(".")[0] == "datasets" or hasattr(data, "keys"):
         return from_datasets(data, field, "a datasets object")
     if not hasattr(data, "__iter__"):
