@@ -30,6 +30,8 @@ def test_equal_beginnings_have_equal_blocks() -> None:
     chat, longer = blocks_of(messages=turns), blocks_of(messages=[*turns, {"role": "assistant", "content": "z"}])
     assert len(chat) >= 3
     assert longer[: len(chat) - 1] == chat[:-1]
+    first, second = blocks_of(prompt="x" * BLOCK + "y" * BLOCK), blocks_of(prompt="z" * BLOCK + "y" * BLOCK)
+    assert not {*first} & {*second}  # what comes before a block is part of it
     ids = list(range(300))
     assert blocks_of(prompt=[*ids, 7])[:10] == blocks_of(prompt=ids)[:10]
     for raw in (b"", b"{", b"[]", b"3", b"{}", b'{"prompt": ""}', b'{"prompt": null}', b"\xff", b"[" * 10**5):
@@ -46,6 +48,7 @@ def test_who_knows_most_is_first_unless_it_is_much_busier() -> None:
     assert homes.order([1, 9], {"a": 0, "b": 2}) == ["b", "a"]
     assert homes.order([5], {"a": 0, "b": 2}) == ["a", "b"]
     assert homes.order([2, 3], {"a": 0, "b": 0, "c": 0})[0] == "a"
+    assert homes.known([7, 2, 3], "a") == 0  # a beginning, not a part
     homes.keep(["b", "c"])
     assert homes.known([1, 2, 3], "a") == 0
     assert homes.known([1], "b") == 1

@@ -66,6 +66,13 @@ def test_the_nucleus_is_that_of_a_whole_sort(top_p: float) -> None:
         assert found == law(logits, Sampling(top_p=top_p)).nonzero()[:, 0].tolist()
 
 
+def test_a_number_that_rounds_up_to_one_takes_the_last_that_weighs_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number below 1 times a sum may round up to the sum."""
+    monkeypatch.setattr(torch, "rand", lambda *size, **how: torch.ones(1, dtype=torch.float64))
+    logits = torch.tensor([0.0, 1.0, -torch.inf, -torch.inf])
+    assert Sampling(seed=0).pick(logits, Sampling(seed=0).generator()) == 1
+
+
 def test_extremes() -> None:
     """One number far above all others, temperatures near zero, one possible token, and none."""
     steep = torch.tensor([-3e38, 3e38, 0.0])
