@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def page(kind: str) -> str:
             "",
             f"## {name}",
             "",
-            f"`pip install $(python docs/install_lines.py fastsnn-{kind}-{name.replace('_', '-')})` (from a checkout; "
-            "`oneclick.py` installs all)",
+            f"`pip install $(python docs/install_lines.py fastsnn-{kind}-{re.sub('[_.]', '-', name)})` (from a "
+            "checkout; `oneclick.py` installs all)",
             "",
             "```text",
             data["doc"],

@@ -10,7 +10,7 @@ FIRST_PARTY: dict[str, tuple[str, ...]] = {
     "feedforward": ("pulse",),
     "model": ("decoder", "graph", "nir_graph", "sequential"),
     "rule": ("activations", "attention", "conv", "embedding", "linear_layer", "norms", "pooling", "residual"),
-    "exporter": ("llama", "nir", "onnx", "w4a", "w8a"),
+    "exporter": ("llama", "nir", "onnx", "w1.58a", "w4a", "w8a"),
     "scope": ("energy", "membrane", "paths", "raster", "scaling", "sparsity"),
     "kernel": ("numba", "triton"),
     "tracker": ("early_stopping", "jsonl", "tensorboard"),

@@ -279,4 +279,4 @@ def first_party_help(kind: str, name: str) -> str | None:
     """The distribution that would bring a first-party component, for the help line of an error."""
     from fastsnn_core.catalogue import FIRST_PARTY
 
-    return f"fastsnn-{kind}-{name.replace('_', '-')}" if name in FIRST_PARTY.get(kind, ()) else None
+    return f"fastsnn-{kind}-{re.sub('[_.]', '-', name)}" if name in FIRST_PARTY.get(kind, ()) else None

@@ -35,8 +35,9 @@ LARGEST = 127
 def int8_obstacles(quant: Any) -> list[str]:
     """What of a decoder's `quant` has no form here."""
     found = []
-    if quant.bits == 4:
-        found.append("4-bit weights: ONNX gets INT8 or float weights; export the float bundle")
+    if quant.bits < 8:
+        kind = "ternary" if quant.bits == 2 else "4-bit"
+        found.append(f"{kind} weights: ONNX gets INT8 or float weights; export the float bundle")
     elif quant.group:
         found.append(f"a scale per group of {quant.group} inputs: ONNX gets one per output; quantise with group = 0")
     if quant.kv:

@@ -23,6 +23,7 @@ TABLE = {
     "count_linear": "integer_linear.count_linear",
     "count_project": "integer_linear.count_project",
     "count_project_q4": "four_bit_linear.product_of_four_bits",
+    "count_project_ternary": "ternary_linear.product_of_ternary",
     "event_linear": "integer_linear.event_linear",
     "input_major": "integer_linear.input_major",
     "exact_unary": "deterministic.unary",

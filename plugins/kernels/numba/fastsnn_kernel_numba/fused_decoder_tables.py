@@ -20,7 +20,7 @@ from fastsnn_core.lowering import (
     Unsupported,
 )
 from fastsnn_integer import deterministic
-from fastsnn_integer.forms import FourBitForm, gate_first, inputs, outputs
+from fastsnn_integer.forms import FourBitForm, TernaryForm, gate_first, inputs, outputs
 from fastsnn_kernel_numba.deterministic import ACTIVATIONS
 from fastsnn_kernel_numba.four_bit_tile import NARROW as TILE
 from fastsnn_kernel_numba.fused_decoder_four_bits import MOST_BYTES
@@ -122,6 +122,8 @@ class Tables:
         The first `split` groups may be split over events; what reads them adds up the parts, and may do that only once.
         """
         given = [m for group in groups for m in group]
+        if any(isinstance(m, TernaryForm) for m in given):
+            raise Unsupported("ternary weights are not fused")
         four = [m for m in given if isinstance(m, FourBitForm)]
         if len(four) == len(given):
             return self.four_bit_projections(four)

@@ -127,6 +127,13 @@ GEMV = record_type(
     workers=INT,
 )  # fmt: skip
 
+# A product of rows of spikes with ternary weights (`fastsnn_kernel_numba.ternary_linear`): addresses, the type of the
+# counts and its bytes, sizes; bytes of a weight row, in how many of them are codes, of a task, of a worker's memory.
+TERNARY = record_type(
+    counts=INT, kind=INT, size=INT, weight=INT, scale=INT, out=INT, rows=INT, inputs=INT, outputs=INT, stride=INT,
+    real=INT, step=INT, memory=INT,
+)  # fmt: skip
+
 
 def packer(kind: np.dtype[Any]) -> Callable[..., None]:
     """``into(buffer, offset, **fields)``: a record of whole numbers, packed without NumPy (a microsecond)."""

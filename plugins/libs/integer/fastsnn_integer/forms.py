@@ -1,4 +1,4 @@
-"""More of lowering: projections with 4-bit weights, and what is asked of forms whatever the bits of their weights."""
+"""More of lowering: projections with 4-bit and ternary weights, and what is asked of forms whatever their weights."""
 
 from __future__ import annotations
 
@@ -25,14 +25,30 @@ class FourBitForm(MatrixForm):
     group: int = field(kw_only=True)
 
 
+@frozen(eq=False)
+class TernaryForm(MatrixForm):
+    """y = (float(Σ_i c_i t_oi) · s_o) · V + b_o with t in {-1, 0, 1}: the bits of INT8 codes t.
+
+    weight uint8 ``[in, q]``, q = ⌈out/4⌉: byte j of an input has the codes t + 1 of the outputs j, j + q, j + 2 q and
+    j + 3 q, from the low bits up; scale s float32 ``[out]``. Evaluated by `fastsnn_integer.ternary`.
+    """
+
+
+def packed(m: MatrixForm | None) -> bool:
+    """Are a projection's weights below 8 bits, several in a byte?"""
+    return isinstance(m, FourBitForm | TernaryForm)
+
+
 def outputs(m: MatrixForm) -> int:
     """Numbers that leave a projection."""
-    return m.scale.shape[1] if isinstance(m, FourBitForm) else m.weight.shape[0]
+    if isinstance(m, FourBitForm):
+        return m.scale.shape[1]
+    return m.scale.shape[0] if isinstance(m, TernaryForm) else m.weight.shape[0]
 
 
 def inputs(m: MatrixForm) -> int:
     """Counts that enter a projection."""
-    return m.weight.shape[0] if isinstance(m, FourBitForm) else m.weight.shape[1]
+    return m.weight.shape[0] if packed(m) else m.weight.shape[1]
 
 
 def vocabulary(plan: DecoderPlan) -> int:
@@ -44,4 +60,4 @@ def vocabulary(plan: DecoderPlan) -> int:
 def gate_first(f: FeedforwardForm) -> bool:
     """Do gates shut exactly, so that `up` need be computed only behind open ones? Both in INT8."""
     shuts = f.activation in EXACT_ZEROS or f.gate_threshold is not None
-    return f.gate is not None and shuts and not any(isinstance(m, FourBitForm) for m in (f.gate, f.up))
+    return f.gate is not None and shuts and not any(packed(m) for m in (f.gate, f.up))

@@ -19,7 +19,7 @@ from fastsnn_core.lowering import (
     SpikeRule,
 )
 from fastsnn_core.state import StateError
-from fastsnn_integer.forms import FourBitForm, outputs, vocabulary
+from fastsnn_integer.forms import FourBitForm, TernaryForm, outputs, vocabulary
 from fastsnn_modules.inputs import TokenError
 from fastsnn_modules.operands import FULL, OperandError, OperandTypeError, check_choice, check_finite_numbers, shown
 
@@ -117,7 +117,11 @@ def _matrix(name: str, m: MatrixForm, inputs: int, outputs: int) -> None:
     if isinstance(m, FourBitForm):
         _four_bits(name, m, inputs, outputs)
         return
-    if m.weight.dtype != torch.int8 or tuple(m.weight.shape) != (outputs, inputs):
+    if isinstance(m, TernaryForm):
+        codes = (inputs, -(-outputs // 4))
+        if m.weight.dtype != torch.uint8 or tuple(m.weight.shape) != codes or m.scale.dtype != torch.float32:
+            raise OperandError(f"decode_step: {name} must be uint8 {list(codes)}, scaled, got {shown(m.weight)}")
+    elif m.weight.dtype != torch.int8 or tuple(m.weight.shape) != (outputs, inputs):
         raise OperandError(f"decode_step: {name} must be int8 [{outputs}, {inputs}], got {shown(m.weight)}")
     for what, t in (("scale", m.scale), ("bias", m.bias)):
         if t is not None and t.numel() != outputs:

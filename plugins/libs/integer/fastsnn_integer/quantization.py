@@ -32,6 +32,7 @@ from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_events.linear import count_project, input_major, spike_sums
 from fastsnn_integer import deterministic
 from fastsnn_integer.four_bits import GROUPS, Embedding4, FourBits, Linear4
+from fastsnn_integer.ternary import PackedTernary, TernaryLinear, refuse_what_is_not_ternary
 
 LARGEST = 127
 COMPOSE = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity)
@@ -39,15 +40,15 @@ COMPOSE = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity)
 
 @frozen
 class Quant:
-    """Integer arithmetic for a whole model: which weights are stored in INT8 or 4 bits, and with how many scales."""
+    """Integer arithmetic for a whole model: which weights are stored in INT8, 4 bits or ternary, how many scales."""
 
-    bits: int = param(8, choices=(8, 4), doc="of a weight, its sign included", draw=(8,))
+    bits: int = param(8, choices=(8, 4, 2), doc="of a weight, its sign included; 2: -1, 0 and 1", draw=(8,))
     group: int = param(
         0, ge=0, le=65536, unit="inputs",
         doc="inputs that share a scale; 0: one scale per output (8 bits), or 32 inputs (4 bits)", draw=(0, 8)
     )  # fmt: skip
     minimum: bool = param(True, doc="4 bits: a minimum per group beside its scale")
-    table_bits: int = param(8, choices=(8, 4), doc="4 bits: of the embedding and the head", draw=(8,))
+    table_bits: int = param(8, choices=(8, 4), doc="below 8 bits: of the embedding and the head", draw=(8,))
     head: bool = param(True, doc="the head in INT8; tied weights are one table, so embed must agree")
     embed: bool = param(True, doc="the embedding in INT8")
     kv: bool = param(False, doc="keys and values of attention caches in INT8, one scale per head vector")
@@ -57,6 +58,8 @@ class Quant:
             raise FastSNNError(
                 f"4-bit weights come in groups of {', '.join(map(str, GROUPS))} inputs, got {self.group}"
             )
+        if self.bits == 2 and self.group:
+            raise FastSNNError(f"ternary weights have one scale per output: group must be 0, got {self.group}")
 
     @property
     def inputs(self) -> int:
@@ -65,7 +68,7 @@ class Quant:
 
     def four(self, table: bool) -> bool:
         """Are these weights (of the embedding and head, or of the blocks) in 4 bits?"""
-        return self.bits == 4 and (not table or self.table_bits == 4)
+        return self.bits < 8 and (self.table_bits if table else self.bits) == 4
 
 
 def quantize_per_token(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
@@ -295,6 +298,8 @@ def round_to_bf16_(model: nn.Module) -> None:
 
 def swap(name: str, module: nn.Module, quant: Quant) -> nn.Module | None:
     """What stands in the place of one float layer, or None."""
+    if isinstance(module, TernaryLinear):
+        module = module.plain()
     if type(module) is nn.Linear:
         if name == "head" and not quant.head:
             row = RowLinear(module.in_features, module.out_features, module.bias is not None)
@@ -303,13 +308,15 @@ def swap(name: str, module: nn.Module, quant: Quant) -> nn.Module | None:
         try:
             if quant.four(table=name == "head"):
                 return Linear4(module, quant.inputs, quant.minimum)
-            return QuantLinear(module, 0 if quant.bits == 4 else quant.group)
+            if quant.bits == 2 and name != "head":
+                return PackedTernary(module)
+            return QuantLinear(module, quant.group if quant.bits == 8 else 0)
         except ValueError as error:
             raise FastSNNError(f"{name}: {error}") from None
     if type(module) is nn.Embedding and quant.embed:
         if quant.four(table=True):
             return Embedding4(module, quant.inputs, quant.minimum)
-        return QuantEmbedding(module, 0 if quant.bits == 4 else quant.group)
+        return QuantEmbedding(module, quant.group if quant.bits == 8 else 0)
     if type(module) is nn.RMSNorm and len(module.normalized_shape) == 1:
         norm = RowNorm(module.normalized_shape, module.eps, module.weight is not None)
         norm.load_state_dict(module.state_dict())
@@ -324,7 +331,17 @@ def swap(name: str, module: nn.Module, quant: Quant) -> nn.Module | None:
 
 def not_batch_invariant(model: nn.Module) -> list[str]:
     """Modules without a batch-invariant implementation: with any of them a row's bits may depend on its batch."""
-    known = (QuantLinear, QuantEmbedding, FourBits, RowLinear, RowNorm, RowLayerNorm, nn.Embedding, *COMPOSE)
+    known = (
+        QuantLinear,
+        QuantEmbedding,
+        FourBits,
+        PackedTernary,
+        RowLinear,
+        RowNorm,
+        RowLayerNorm,
+        nn.Embedding,
+        *COMPOSE,
+    )
     return [
         f"{name or 'the model'} ({type(m).__name__})"
         for name, m in model.named_modules()
@@ -346,6 +363,8 @@ def quantise(model: nn.Module, quant: Quant | None = None) -> nn.Module:
     bundle_checks.refuse_forward_hooks(model)
     sound = bundle_checks.as_built(model)
     new_spec = attrs.evolve(spec, quant=quant or Quant())
+    if new_spec.quant.bits == 2:
+        refuse_what_is_not_ternary({name: m for name, m in model.named_modules() if name != "head"})
     new: Any = apply(copy.deepcopy(model), new_spec.quant).eval()
     round_to_bf16_(new)
     new.spec = new_spec

@@ -27,9 +27,9 @@ from fastsnn_core.lowering import (
 )
 from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.spike_tensor import SpikeTensor
-from fastsnn_integer import deterministic, four_bits
+from fastsnn_integer import deterministic, four_bits, ternary
 from fastsnn_integer.decode_step import States
-from fastsnn_integer.forms import FourBitForm
+from fastsnn_integer.forms import FourBitForm, TernaryForm
 from fastsnn_integer.plan_check import check_distinct_streams, check_plan, check_start, check_token
 from fastsnn_integer.quantization import quantize_per_token, quantized_linear
 from fastsnn_modules.operands import imported_later
@@ -80,6 +80,9 @@ def projected(spikes: tuple[Tensor, Tensor], matrix: MatrixForm) -> Tensor:
         m, (counts, v) = matrix, spikes
         y = four_bits.project_naive(counts, m.weight, m.scale, m.minimum, m.group) * v.to(torch.float32)
         return y if m.bias is None else y + m.bias
+    if isinstance(matrix, TernaryForm):
+        y = ternary.project_ternary_naive(spikes[0], matrix.weight, matrix.scale) * spikes[1].to(torch.float32)
+        return y if matrix.bias is None else y + matrix.bias
     y, _ = quantized_linear(SpikeTensor(*spikes), matrix.weight, matrix.scale[:, None], 0)
     return y if matrix.bias is None else y + matrix.bias
 

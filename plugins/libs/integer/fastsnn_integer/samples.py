@@ -175,6 +175,22 @@ def project_q4() -> Iterator[Sample]:
             yield counts, four_bits.pack_codes(made), d, m, group
 
 
+def project_ternary() -> Iterator[Sample]:
+    """Widths around whole tiles, odd outputs; many, few, large and no counts; one row and many."""
+    from fastsnn_integer.ternary import pack_ternary
+
+    for i, (rows, wide, tall, largest) in enumerate(
+        ((1, 64, 128, 3), (5, 41, 7, 20), (3, 130, 1100, 5000), (2, 33, 1, 1), (40, 300, 515, 127), (1, 700, 2052, 127))
+    ):
+        draw = torch.Generator().manual_seed(i)
+        counts = torch.randint(-largest, largest + 1, (rows, wide), generator=draw).float()
+        counts = counts * (torch.rand(rows, wide, generator=draw) < 0.6)
+        if rows > 1:
+            counts[-1] = 0
+        made = torch.randint(-1, 2, (tall, wide), generator=draw)
+        yield counts, pack_ternary(made), normal(i, tall).abs() * 0.1
+
+
 # -- decode_step --------------------------------------------------------------------------------------------------
 
 GROUPS, SIZE, HEADS, WIDTH, VOCAB = 2, 6, 4, 24, 19

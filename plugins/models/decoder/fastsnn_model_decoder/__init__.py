@@ -72,7 +72,14 @@ class Decoder(Model):
     out_bias: bool = param(False, doc="bias of the attention's output projection")
     head_bias: bool = param(False, doc="bias of the logits (GPT-J, Phi)")
     qk_norm: bool = param(False, doc="RMSNorm on each query and key head (Qwen3)")
-    quant: Quant | None = param(None, doc="INT8 or 4-bit weights and exact integer sums; float weights when left out")
+    weights: str = param(
+        "float",
+        choices=("float", "ternary"),
+        doc="of the blocks; ternary: trained at -1, 0, 1 times a scale, straight-through",
+    )
+    quant: Quant | None = param(
+        None, doc="INT8, 4-bit or ternary weights and exact integer sums; float weights when left out"
+    )
 
     def __attrs_post_init__(self) -> None:
         if not self.attention:

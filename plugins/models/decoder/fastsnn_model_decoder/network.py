@@ -20,6 +20,7 @@ from fastsnn_events import runtime
 from fastsnn_integer import quantization
 from fastsnn_integer.four_bits import Embedding4
 from fastsnn_integer.quantization import QuantEmbedding, row_linear
+from fastsnn_integer.ternary import make_ternary
 from fastsnn_model_decoder import prefill
 from fastsnn_model_decoder.fused_decode import FastStream, start_stream, step_many
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, init_thresholds, initialise
@@ -89,6 +90,8 @@ class DecoderModule(TorchCalls):
         self.rotary = any(any_rotary(a) for a in spec.attention)
         self.register_buffer("frequencies", spec.rope.frequencies(spec.dims.head_dim), persistent=False)
         self.checkpointing = False
+        if spec.weights == "ternary":
+            make_ternary(self.layers)
         initialise(self, spec.n_layers)
         init_thresholds(self, spec.vocab_size)
         self.table: tuple[Tensor, Tensor] | None = None

@@ -25,7 +25,7 @@ from fastsnn_core.lowering import (
 )
 from fastsnn_events.linear import COUNT_LINEAR
 from fastsnn_integer import deterministic, fused_row_ops
-from fastsnn_integer.forms import FourBitForm, outputs
+from fastsnn_integer.forms import outputs, packed
 from fastsnn_integer.fused_row_ops import CountRows, Sums
 from fastsnn_integer.reference import shut
 from fastsnn_model_decoder.layers import Angles, AttentionState, BlockState, refuse_hooks
@@ -118,7 +118,7 @@ def heads_of(
     """Queries, keys and values ``[B,T,·,K]`` of the counts, rotated where the mixer wants nothing else."""
     width, spikes = layer.dims.head_dim, counts.spikes(shape)
     matrices = (form.q, form.k, form.v)
-    summed = counts.narrow and not any(isinstance(m, FourBitForm) for m in matrices)
+    summed = counts.narrow and not any(packed(m) for m in matrices)
     turned = summed and flat is not None and rotates_only(form.mixers)
     if summed:
         sums = [project_counts(counts, m) for m in matrices]
@@ -136,7 +136,7 @@ def heads_of(
 
 def hidden_counts(form: FeedforwardForm, counts: CountRows, shape: tuple[int, ...]) -> CountRows:
     """Counts of the hidden channels."""
-    if counts.narrow and not any(isinstance(m, FourBitForm) for m in (form.up, form.gate)):
+    if counts.narrow and not any(packed(m) for m in (form.up, form.gate)):
         gate = None if form.gate is None else project_counts(counts, form.gate)
         second = project_counts(counts, form.up)
         return fused_row_ops.hidden(second, gate, form.activation, form.hidden, form.gate_threshold, form.up_relu)
@@ -161,14 +161,14 @@ def project_counts(counts: CountRows, matrix: MatrixForm) -> Sums:
 
 
 def wide(spikes: Any, matrix: MatrixForm) -> Tensor:
-    """The projection of counts that do not fit 8 bits, or by 4-bit weights: by the layer itself."""
+    """The projection of counts that do not fit 8 bits, or by weights below 8 bits: by the layer itself."""
     layer: Any = matrix.layer
     return layer(spikes)
 
 
 def projection_output(counts: CountRows, matrix: MatrixForm, shape: tuple[int, ...]) -> Sums | Tensor:
     """What a projection adds to the residual stream."""
-    if counts.narrow and not isinstance(matrix, FourBitForm):
+    if counts.narrow and not packed(matrix):
         return project_counts(counts, matrix)
     return wide(counts.spikes(shape), matrix).reshape(-1, outputs(matrix))
 

@@ -20,6 +20,7 @@ from fastsnn_core.ops.dispatch import reasons
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_integer.four_bits import FourBits
 from fastsnn_integer.quantization import QuantEmbedding, QuantLinear, RowLinear
+from fastsnn_integer.ternary import PackedTernary
 
 LOOK = 16  # tokens that are decoded to see how often gates come first
 DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -58,7 +59,7 @@ def ways(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[list[Way], Any]:
         return hook
 
     for name, module in model.named_modules():
-        if isinstance(module, (*DENSE, QuantLinear, QuantEmbedding, FourBits)):
+        if isinstance(module, (*DENSE, QuantLinear, QuantEmbedding, FourBits, PackedTernary)):
             handles.append(module.register_forward_hook(watch(name)))
     try:
         return found, model(*args, **kwargs)
@@ -79,6 +80,8 @@ def way(name: str, module: Any, x: SpikeTensor | Tensor) -> Way:
     if isinstance(module, FourBits):
         why = f"4-bit weights: rows of inputs that spiked, scaled per {module.group} of them"
         return Way(name, width, out, rows, active, module.path, why)
+    if isinstance(module, PackedTernary):
+        return Way(name, width, out, rows, active, module.path, "ternary weights: rows of inputs that spiked, added")
     if isinstance(module, QuantLinear | QuantEmbedding):
         operator = "event_linear" if spikes is not None and spikes.form == "event" else "count_linear"
         why = reasons().get(operator, "")

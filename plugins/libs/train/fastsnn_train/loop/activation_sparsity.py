@@ -85,7 +85,9 @@ def record_activations(
         handles += [m.register_forward_hook(at_site(path)) for path, m in chosen_sites(model, names).items()]
     if reads:
         handles += [
-            m.register_forward_pre_hook(at_matrix(path)) for path, m in model.named_modules() if type(m) is nn.Linear
+            m.register_forward_pre_hook(at_matrix(path))
+            for path, m in model.named_modules()
+            if isinstance(m, nn.Linear)
         ]
         if getattr(model, "head", 0) is None and isinstance(getattr(model, "head_site", None), SpikeSite):
             handles.append(model.head_site.register_forward_hook(at_head))  # type: ignore[union-attr]
