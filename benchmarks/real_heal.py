@@ -1,6 +1,7 @@
 """A real chat model made as silent as asked, then healed: quality on text and chats that healing never saw.
 
     python benchmarks/real_heal.py [HF_DIRECTORY] --silent 0.4 --minutes 15 [--set lr=2e-4 length=256] [--to B.snn]
+                                   [--given BUNDLE | --keep BUNDLE]
 
 SmolLM2-135M-Instruct with k = 6 and finer, dead zones chosen by the estimate of `fastsnn tune` on WikiText-2 valid
 for this share of silent bytes; healed on valid, too; measured on the first windows of 512 tokens of test, beside the
@@ -27,7 +28,7 @@ from fastsnn_convert.language.distillation import heal
 from fastsnn_convert.language.distillation_data import tokens_of
 from fastsnn_convert.language.families import import_dense
 from fastsnn_convert.language.reference_eval import HeldOutReference
-from fastsnn_core import save
+from fastsnn_core import load, save
 from fastsnn_text import Sampling, generate_ids
 from fastsnn_text.chat import chat_prompt
 from fastsnn_tune.criteria import criterion
@@ -67,6 +68,13 @@ def agreement(model: Any, dense: Any, asked: list[tuple[torch.Tensor, int]]) -> 
     return same / max(1, total)
 
 
+def silenced(folder: Path, text: Path, share: float) -> Any:
+    """Converted with k = 6, then set for the setting whose silent bytes are estimated nearest to `share`."""
+    base = convert(folder, k=6.0, calibration=text, measure=False, spread=False).model
+    made = SilentBytes.of(base, criterion("ours"), tokens_of(text, base)[:1024].view(2, 512))
+    return settled(made, min(made.path(), key=lambda s: abs(s.silent_bytes - share)))
+
+
 def main() -> int:
     """Run, print JSON."""
     cache = Path(os.environ.get("FASTSNN_DATA_CACHE") or Path.home() / ".cache/fastsnn/smollm2")
@@ -79,6 +87,8 @@ def main() -> int:
     args.add_argument("--windows", type=int, default=8)
     args.add_argument("--out", type=Path, help="checkpoints")
     args.add_argument("--to", type=Path, help="write the healed bundle here")
+    args.add_argument("--given", type=Path, help="a bundle to heal, instead of making one as silent as --silent")
+    args.add_argument("--keep", type=Path, help="write the bundle that is about to be healed here")
     args.add_argument("--data", type=Path, default=Path(os.environ.get("FASTSNN_DATA", "../shared/data")))
     opts = args.parse_args()
     if not (opts.folder / "config.json").is_file():
@@ -89,12 +99,10 @@ def main() -> int:
     dense = import_dense(opts.folder)
     x = tokens_of(test, dense)[: opts.windows * 512].view(-1, 512)
     held, asked = HeldOutReference.of(dense, x), chats(dense)
-    base = convert(opts.folder, k=6.0, calibration=valid, measure=False, spread=False).model
-    made = SilentBytes.of(base, criterion("ours"), tokens_of(valid, base)[:1024].view(2, 512))
-    del base
-    setting = min(made.path(), key=lambda s: abs(s.silent_bytes - opts.silent))
-    model = settled(made, setting)
-    rows: dict[str, Any] = {"load": os.getloadavg(), "estimate": setting.silent_bytes, "settings": settings}
+    rows: dict[str, Any] = {"load": os.getloadavg(), "settings": settings}
+    model = load(opts.given) if opts.given else silenced(opts.folder, valid, opts.silent)
+    if opts.keep:
+        save(model, opts.keep)
     rows["before"] = as_it_is(model, held) | {"top1_chat": agreement(model, dense, asked)}
     print(json.dumps(rows["before"]), file=sys.stderr, flush=True)
     began, cpu = time.perf_counter(), time.process_time()

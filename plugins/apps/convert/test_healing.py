@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from test_language import FAST, TEXT, folder  # noqa: F401
@@ -16,7 +17,8 @@ from fastsnn_convert.language.distillation import Healer, Healing, heal
 from fastsnn_convert.language.distillation_data import SelfGeneratedData, tokens_of
 from fastsnn_convert.language.distillation_loss import head_input, mean_kl
 from fastsnn_convert.language.families import import_dense
-from fastsnn_convert.language.rebuild import site_table
+from fastsnn_convert.language.rebuild import rebuild, site_table
+from fastsnn_convert.language.silent_shares import FIRST, SilentShares
 from fastsnn_convert.language.threshold_gradients import lsq_gradients
 from fastsnn_convert.language.token_replacement import TokenReplacement
 from fastsnn_core import SpikeSite, create, load, save
@@ -198,6 +200,46 @@ def test_weights_follow_after_the_constants_share(folder, monkeypatch):  # noqa:
     heal(model, folder, [TEXT], steps=6, batch=4, length=16, constants_first=0.5, quiet=True)
     assert torch.equal(seen[0], seen[3])
     assert not torch.equal(seen[3], seen[4])
+
+
+def silenced(folder):  # noqa: F811
+    """A model that is half silent by dead zones."""
+    model = convert(folder, k=2.0, measure=False, calibration=[TEXT], **FAST).model
+    neuron = attrs.evolve(model.spec.neuron, dead_zone=2.0)
+    return rebuild(model, attrs.evolve(model.spec, neuron=neuron))
+
+
+def test_dead_zones_follow_until_a_site_is_as_silent_as_it_was():
+    site = SpikeSite(create("neuron", "adaptive_threshold", k=4.0, dead_zone=3.0).build(256), 256)
+    watch, generator = SilentShares.of(site), torch.Generator().manual_seed(0)
+    shares = []
+    with watch.watched():
+        for step in range(48):
+            x = torch.randn(4, 8, 256, generator=generator)
+            spikes = site(x.pow(3) if step < FIRST else x)[0]  # numbers far apart, then less so: fewer are small
+            shares.append(float((spikes.counts == 0).float().mean()))
+            watch.follow()
+    assert shares[0] - shares[FIRST] > 0.1
+    assert abs(sum(shares[-8:]) / 8 - sum(shares[:FIRST]) / FIRST) < 0.02
+
+
+def test_a_run_holds_silence_where_it_is_asked_to(folder):  # noqa: F811
+    for hold in (True, False):
+        model = silenced(folder)
+        heal(model, folder, [TEXT], hold=hold, steps=FIRST + 2, batch=2, length=16, lr=1e-2, quiet=True)
+        zones = {float(site.neuron.dead_zone) for _, site in site_table(model).values() if site.neuron is not None}
+        assert (zones != {2.0}) == hold
+
+
+def test_a_run_that_was_cut_off_has_the_same_dead_zones(folder, tmp_path):  # noqa: F811
+    settings: dict[str, Any] = {"batch": 4, "length": 16, "lr": 1e-2, "log": 1, "quiet": True, "every": 12}
+    whole, cut = silenced(folder), silenced(folder)
+    rows = heal(whole, folder, [TEXT], steps=24, fall=0.0, **settings)
+    heal(cut, folder, [TEXT], steps=12, fall=0.0, out=tmp_path / "run", **settings)
+    rest = heal(cut, folder, [TEXT], steps=24, fall=0.0, out=tmp_path / "run", resume=True, **settings)
+    assert [r["kl"] for r in rest] == [r["kl"] for r in rows]
+    for (name, a), b in zip(whole.state_dict().items(), cut.state_dict().values()):
+        assert torch.equal(a, b), name
 
 
 def test_what_is_left_open_follows_the_size():

@@ -29,6 +29,7 @@ from fastsnn_convert.language.distillation_loss import base_decoder, head_input,
 from fastsnn_convert.language.distillation_settings import DistillationProgress, Healing
 from fastsnn_convert.language.rebuild import bypass_neurons
 from fastsnn_convert.language.relufication import ActivationChange, magnitudes
+from fastsnn_convert.language.silent_shares import SilentShares
 from fastsnn_convert.language.threshold_gradients import lsq_gradients
 from fastsnn_core.errors import MissingError
 from fastsnn_core.site import sites
@@ -132,6 +133,7 @@ class Healer:
     quiet: bool
     neurons: list[Any] = attrs.field(factory=list)
     change: ActivationChange | None = None
+    silence: SilentShares = attrs.field(factory=lambda: SilentShares({}))
 
     def all(self, stages: tuple[str, ...], resume: bool) -> DistillationProgress:
         """Every stage, from where the run stands."""
@@ -139,8 +141,11 @@ class Healer:
         self.neurons = [(site, site.neuron) for site in sites(self.model).values()]
         if self.config.activation:
             self.change = ActivationChange.of(base_decoder(self.model), self.config.activation, self.config.l1)
+        if self.config.hold and not self.config.activation:  # a change of activation is to make more of them silent
+            self.silence = SilentShares.of(self.model)
         shares = [1.0] if len(stages) == 1 else [self.config.share, 1 - self.config.share]
-        with lsq_gradients(self.model) if self.config.thresholds else contextlib.nullcontext():
+        gradients = lsq_gradients(self.model) if self.config.thresholds else contextlib.nullcontext()
+        with gradients, self.silence.watched():
             held = self.load(run) if resume else {}
             self.model.train()
             try:
@@ -202,6 +207,7 @@ class Healer:
                 loss.backward()
             nn.utils.clip_grad_norm_([p for p in trained if p.grad is not None], 1.0)
             optimizer.step()
+            self.silence.follow()
             run.step, run.seconds = run.step + 1, time.perf_counter() - begin
             if run.step % c.log == 0 or run.step == 1 or c.progress(run.step, run.seconds, share) >= 1.0:
                 row = {"stage": name, "step": run.step, **parts(), "seconds": round(run.seconds, 1)}
@@ -270,7 +276,7 @@ class Healer:
 
         assert self.out is not None
         state = {"step": 10**6 * run.stage + run.step, "healing": attrs.asdict(self.config), "stage": run.stage}
-        state |= {"stage_step": run.step, "seconds": run.seconds}
+        state |= {"stage_step": run.step, "seconds": run.seconds, "silence": self.silence.data()}
         off = [(site, neuron) for site, neuron in self.neurons if site.neuron is None]
         for site, neuron in off:  # a stage without spikes has taken them off: the checkpoint is of the whole model
             site.neuron = neuron
@@ -296,6 +302,8 @@ class Healer:
             raise ConversionError(f"{path} was healed with other settings: {', '.join(odd)}")
         held = checkpoint.read_tensors(path, snapshot.sharded_like(self.model))
         snapshot.put_model(self.model, held, path)
+        if "silence" in state:
+            self.silence.put(state["silence"])
         run.stage, run.step, run.seconds = state["stage"], state["stage_step"], state["seconds"]
         run.history = checkpoint.history(path)
         return held

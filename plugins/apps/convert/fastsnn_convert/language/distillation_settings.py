@@ -38,7 +38,8 @@ class Healing:
     whether the embedding (and a tied head) is trained, `checkpointing` whether blocks are computed again on the way
     back instead of being kept.
     `activation` ("relu") changes that of the feed-forward layers over the first third, and `l1` weighs the magnitude of
-    their hidden channels (`fastsnn_convert.language.relufication`).
+    their hidden channels (`fastsnn_convert.language.relufication`). With `hold` dead zones follow, so that the sites
+    stay as silent as they were (`fastsnn_convert.language.silent_shares`).
     The defaults are from healing stories260K (benchmarks/NOTES.md).
     """
 
@@ -58,6 +59,7 @@ class Healing:
     embedding: bool | None = None
     checkpointing: bool | None = None
     thresholds: bool = True
+    hold: bool = True
     activation: str | None = None
     l1: float = 0.02
     seed: int = 0
