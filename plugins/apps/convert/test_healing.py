@@ -246,8 +246,12 @@ def test_what_is_left_open_follows_the_size():
     small, large = (Healing(steps=1).fitted(w, n, True) for w, n in ((64, 260_000), (576, 134_000_000)))
     assert (small.lr, small.lr_constants, small.batch, small.length, small.hidden) == (1e-3, 1e-3, 8, 128, 10.0)
     assert large.lr == pytest.approx(1e-3 / 9)
-    assert large.checkpointing
-    assert not large.embedding
+    assert (large.constants_first, large.checkpointing, large.embedding) == (1.0, False, False)
+    weights = Healing(steps=1, lr=2e-5).fitted(576, 134_000_000, True)
+    assert (weights.lr, weights.constants_first, weights.checkpointing) == (2e-5, 0.4, True)
+    assert Healing(steps=1, constants_first=0.5).fitted(576, 134_000_000, True).checkpointing
+    assert Healing(steps=1).fitted(576, 134_000_000, True, new=True).constants_first == 0.4
+    assert Healing(steps=1, activation="relu").fitted(576, 134_000_000, True).constants_first == 0.4
     assert large.lr_constants > large.lr
     assert Healing(steps=1, lr=5e-4, batch=2).fitted(576, 1000, True).batch == 2
 

@@ -18,7 +18,12 @@ def main(argv: list[str]) -> int:
     args.add_argument("--minutes", type=number(float, gt=0), help="for so long")
     args.add_argument("--steps", type=number(int, ge=1), help="or for so many steps")
     args.add_argument("--constants", action="store_true", help="biases, centres and gains of norms only")
-    args.add_argument("--lr", type=number(float, gt=0), help="peak rate of the weights (default: follows the width)")
+    args.add_argument(
+        "--lr",
+        type=number(float, gt=0),
+        help="peak rate of the weights (default: follows the width; "
+        "weights of a model of 10 million parameters and more are trained only where it is given)",
+    )
     args.add_argument("--lr-constants", type=number(float, gt=0), help="peak rate of the constants (default: 10 × lr)")
     args.add_argument("--activation", help="relu: what the feed-forward layers' activation becomes while it is healed")
     args.add_argument(

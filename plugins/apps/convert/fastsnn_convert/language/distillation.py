@@ -70,7 +70,8 @@ def heal(
     if not stages or len(stages) > 2 or set(stages) - set(STAGES):
         raise ConversionError(f"stages are {' and '.join(STAGES)}, one or both, not {stages!r}")
     ids = None if data is None else tokens_of(data, dense, "healing")
-    config = config.fitted(model.spec.d_model, sum(p.numel() for p in model.parameters()), ids is not None)
+    size = sum(p.numel() for p in model.parameters())
+    config = config.fitted(model.spec.d_model, size, ids is not None, new=STAGES[0] in stages)
     assert config.length is not None
     assert config.altered is not None
     if ids is not None and len(ids) <= config.length:

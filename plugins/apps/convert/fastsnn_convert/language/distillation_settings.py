@@ -81,27 +81,35 @@ class Healing:
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConversionError(f"{name} is a learning rate above 0, got {value:g}")
 
-    def fitted(self, width: int, parameters: int, text: bool) -> Healing:
+    def fitted(self, width: int, parameters: int, text: bool, *, new: bool = False) -> Healing:
         """With nothing left None, for a model of `width` channels and so many parameters, and `text` or none.
 
+        `new` says that some of its weights are new, as those of other attentions are.
+
         The rate falls as 1/width; constants have the same, in a large model ten times as much. A model of 10 million
-        parameters and more sees few tokens in a budget of minutes: constants are trained first, pieces are long and
-        few, no text is read twice, so none is written or altered where there is some, hidden states are left alone, the
-        embedding stays, and blocks are computed again on the way back.
+        parameters and more sees few tokens in a budget of minutes: only its constants are trained, for a few hundred
+        pieces of text say too little about its weights (benchmarks/NOTES.md). Where weights are new or `lr`, `lora` or
+        `activation` are given, they follow after 40 % of the budget, and blocks are computed again on the way back.
+        Pieces are long and few, no text is
+        read twice, so none is written or altered where there is some, hidden states are left alone, the embedding
+        stays.
         """
         large = parameters >= LARGE
         rate = min(1e-3, 1e-3 * 64 / width) if self.lr is None else self.lr
+        weights = new or self.lr is not None or bool(self.lora) or self.activation is not None
+        first = (0.4 if weights else 1.0) if large else 0.0
+        first = first if self.constants_first is None else self.constants_first
         found: dict[str, Any] = {
             "lr": rate,
             "lr_constants": 10 * rate if large else rate,
-            "constants_first": 0.4 if large else 0.0,
+            "constants_first": first,
             "batch": 1 if large else 8,
             "length": 512 if large else 128,
             "hidden": 0.0 if large else 10.0,
             "written": 0.0 if large and text else 0.25,
             "altered": 0.0 if large else 0.15,
             "embedding": not large,
-            "checkpointing": large,
+            "checkpointing": large and first < 1.0,
         }
         return attrs.evolve(self, **{name: value for name, value in found.items() if getattr(self, name) is None})
 
