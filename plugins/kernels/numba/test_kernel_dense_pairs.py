@@ -13,18 +13,25 @@ from fastsnn_kernel_numba import dense_pairs as dense
 generic = dense.product_tile(4, avx2=False)
 
 
+WIDE = 128  # columns of the sums
+
+
 @njit
 def multiply(weight, at, inputs, tall, column, n, counts, rows, panel, panel_at, out_at, spare):
-    for first in range(0, inputs, dense.CHUNK):
-        dense._pack_chunk(weight, at, first, inputs, tall, column, n, panel, panel_at)
-        for g in range((n + 31) // 32):
-            dense._multiply_group(panel_at + 1024 * g, counts + 2 * first, rows, spare, 96, out_at + 128 * g)
+    for first in range(0, inputs, dense.PIECE):
+        for g in range((n + dense.GROUP - 1) // dense.GROUP):
+            begin, columns = column + dense.GROUP * g, min(n - dense.GROUP * g, dense.GROUP)
+            chunks = dense._pack_piece(weight, at, first, inputs, tall, begin, columns, panel, panel_at)
+            to = out_at + 4 * dense.GROUP * g
+            dense._multiply_piece(
+                panel_at, columns, chunks, counts, first, rows, to, WIDE, spare, weight, begin, inputs, tall
+            )
 
 
 @njit
-def both(panel, counts, out, other):
-    dense._tile_4(panel, (counts, counts, counts, counts), (out, out + 128, out + 256, out + 384))
-    generic(panel, (counts, counts, counts, counts), (other, other + 128, other + 256, other + 384))
+def both(panel, counts, out, other, chunks):
+    dense._tile_4(panel, (counts, counts, counts, counts), (out, out + 128, out + 256, out + 384), chunks)
+    generic(panel, (counts, counts, counts, counts), (other, other + 128, other + 256, other + 384), chunks)
 
 
 def at(array):
@@ -32,36 +39,31 @@ def at(array):
 
 
 def split(counts):
-    """Pairs, remaining events and the sum of the rest, of rows; on memory full of ones."""
+    """Counts in 8 bits, remaining events and the sum of the rest, of rows; on memory full of ones."""
     rows, size = counts.shape
-    padded = -(-size // 32) * 32
-    low = np.full((rows, padded // 2), -1, np.int32)
+    low = np.full((rows, -(-size // 32) * 32), -1, np.int8)
     index, count = np.full((rows, size + 1), -1, np.int32), np.full((rows, size + 1), -1, np.int32)
-    narrow = np.full(padded, -1, np.int8)
-    made = [
-        dense._split_counts(counts[r], size, low[r], narrow, narrow.view(np.int16), index[r], count[r])
-        for r in range(rows)
-    ]
+    made = [dense._split_counts(counts[r], size, low[r], index[r], count[r]) for r in range(rows)]
     return low, index, count, made
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("FASTSNN_ROUNDS", "60"))))
 def test_exact(seed):
     draw = np.random.default_rng(seed)
-    inputs, n, rows = int(draw.integers(1, 100)), int(draw.integers(1, 96)), int(draw.integers(1, 12))
+    inputs, n, rows = int(draw.integers(1, 300)), int(draw.integers(1, WIDE)), int(draw.integers(1, 12))
     tall, column = n + int(draw.integers(0, 40)), 0
     column = int(draw.integers(0, tall - n + 1))
     weight = draw.integers(-128, 128, (inputs, tall)).astype(np.int8)
     if seed % 3 == 0:
         weight[:] = draw.choice([-128, 127])
-    largest = draw.choice([1, 3, 20, 127, 128, 1000, 1 << 20])
+    largest = draw.choice([1, 3, 20, 127, 128, 1000, 1 << 16])
     counts = draw.integers(-largest, largest + 1, (rows, inputs)).astype(np.int32)
     counts[draw.random((rows, inputs)) < draw.random()] = 0
     if seed % 6 == 0:  # all counts of one size and all weights at the edge: sums as large as 16 bits may hold
         counts[:], weight[:] = int(draw.integers(3, 6)) * draw.choice([-1, 1]), 127
     low, index, count, made = split(counts)
-    panel, spare = np.full(3 * 1024, -1, np.int8), np.zeros(32, np.int32)
-    out = np.zeros((rows, 96), np.int32)
+    panel, spare = np.full(dense.PANEL, -1, np.int8), np.zeros(dense.GROUP, np.int32)
+    out = np.zeros((rows, WIDE), np.int32)
     places = np.array([at(low[r]) for r in range(rows)], np.int64)
     multiply(
         weight.reshape(-1), at(weight), inputs, tall, column, n, places, rows, panel, at(panel), at(out), at(spare)
@@ -75,13 +77,24 @@ def test_exact(seed):
     assert np.array_equal(found, wanted)
 
 
+def test_events_are_the_fewest():
+    counts = np.zeros((1, 64), np.int32)
+    counts[0, [0, 1, 4, 5, 2, 3]] = 60, 60, 7, 1, 127, 1  # 128 of one lane and of the other
+    counts[0, [32, 33]] = -128, 128
+    low, index, count, made = split(counts)
+    assert made[0] == (4, 1 + 60 + 7 + 1)
+    assert index[0, :4].tolist() == [0, 2, 32, 33]
+    assert count[0, :4].tolist() == [60, 127, -128, 128]
+    assert low[0, [0, 1, 4, 5, 2, 3]].tolist() == [0, 60, 7, 1, 0, 1]
+
+
 def test_without_the_instruction():
     draw = np.random.default_rng(0)
     for _ in range(20):
-        panel = draw.integers(-128, 128, 1024).astype(np.int8)
-        counts = draw.choice([-1, 1], 32) * (draw.random(32) < 0.5) * 8
+        panel = draw.integers(-128, 128, dense.TILE).astype(np.int8)
+        counts = draw.choice([-1, 1], 128) * (draw.random(128) < 0.5) * 7
         low = split(counts.astype(np.int32)[None])[0]
         out, other = np.ones((4, 32), np.int32), np.ones((4, 32), np.int32)
-        both(at(panel), at(low), at(out), at(other))
+        both(at(panel), at(low), at(out), at(other), 4)
         assert np.array_equal(out, other)
         assert (out != 1).any()

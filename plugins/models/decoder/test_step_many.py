@@ -84,7 +84,7 @@ def poison(stepper):
         for array in (stepper.batch.used, stepper.batch.cursor, stepper.score, stepper.batch.dense):
             array.view("u1").fill(0xFF)
         for work in stepper.batch.works:
-            work.pairs.view("u1").fill(0xFF)
+            work.count_bytes.view("u1").fill(0xFF)
 
 
 def alone(model, prompts):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from fastsnn_kernel_numba import layout
-from fastsnn_kernel_numba.dense_pairs import CHUNK
-from fastsnn_kernel_numba.fused_decoder_rows import COLUMNS, DENSE_ROOM, FOUR_BYTES, MOST_ROWS, NARROW, NARROW_COLUMNS
+from fastsnn_kernel_numba.dense_pairs import CHUNK, GROUP
+from fastsnn_kernel_numba.fused_decoder_rows import COLUMNS, DENSE_ROOM, FOUR_BYTES, MOST_ROWS
 from fastsnn_kernel_numba.fused_decoder_work import Workspace
 
 ROW_ARRAYS = (
@@ -24,7 +24,7 @@ class Batch:
         self.rows = rows
         matrices = work.matrices.copy()
         matrices["parts"] = 1  # columns are shared out, never events
-        stages, tasks = rows_tasks(work)
+        stages, tasks = rows_tasks(work, workers)
         shared = {
             "matrices": matrices, "stages": stages, "tasks": tasks,
             "acc": np.zeros(workers * MOST_ROWS * COLUMNS, np.int16),
@@ -33,7 +33,7 @@ class Batch:
         self.works = [
             work._replace(
                 **shared, **{name: np.zeros_like(getattr(work, name)) for name in ROW_ARRAYS},
-                pairs=np.zeros(padded // 2 + padded // 4, np.int32),
+                count_bytes=np.zeros(padded, np.int8),
             )
             for _ in range(rows)
         ]  # fmt: skip
@@ -44,20 +44,29 @@ class Batch:
         self.dense = np.zeros(workers * DENSE_ROOM, np.int8)
 
 
-def rows_tasks(work: Workspace) -> tuple[Any, Any]:
-    """Stages and tasks of the same projections by columns alone, in pieces whose sums of all rows stay in cache."""
+def rows_tasks(work: Workspace, workers: int) -> tuple[Any, Any]:
+    """Stages and tasks of the same projections by columns alone, in pieces whose sums of all rows stay in cache.
+
+    As many pieces as share out evenly among the workers, of whole groups of columns: three equal ones on two workers
+    take as long as four.
+    """
     stages, tasks = work.stages.copy(), []
     for stage in stages:
         begin = len(tasks)
         for task in work.tasks[stage["first_task"] : stage["last_task"]]:
             if task["part"]:
                 continue
-            matrix = work.matrices[task["matrix"]]
-            step = NARROW_COLUMNS if int(matrix["outputs"]) <= NARROW else COLUMNS
-            step = FOUR_BYTES if matrix["group"] else step
-            for column in range(task["column"], task["column"] + task["columns"], step):
-                columns = min(step, int(task["column"] + task["columns"]) - column)
-                tasks.append({"matrix": task["matrix"], "column": column, "columns": columns, "part": 0})
+            four = bool(work.matrices[task["matrix"]]["group"])
+            column, end, most = (
+                int(task["column"]),
+                int(task["column"] + task["columns"]),
+                FOUR_BYTES if four else COLUMNS,
+            )
+            units = -(-(end - column) // GROUP)
+            pieces = min(units, -(-units * GROUP // (most * workers)) * workers)
+            for piece in range(pieces):
+                first, last = (column + GROUP * (units * p // pieces) for p in (piece, piece + 1))
+                tasks.append({"matrix": task["matrix"], "column": first, "columns": min(last, end) - first, "part": 0})
         stage["first_task"], stage["last_task"] = begin, len(tasks)
     return stages, layout.pack(layout.TASK, tasks)
 

@@ -23,7 +23,7 @@ from fastsnn_kernel_numba.fused_decoder_gates import (
     _shut_gates,
     _up_of_open_gates,
 )
-from fastsnn_kernel_numba.fused_decoder_rows import _choose_way, _project_rows
+from fastsnn_kernel_numba.fused_decoder_rows import _goes_dense, _project_rows
 from fastsnn_kernel_numba.fused_decoder_stages import (
     KEYS,
     _accumulate_task,
@@ -32,6 +32,7 @@ from fastsnn_kernel_numba.fused_decoder_stages import (
     _dequantise,
     _dequantise_task,
     _gate_row,
+    _list_events,
     _prefetch_floats,
     _quantise_row,
     _rotate,
@@ -53,9 +54,10 @@ def _prefetch_state(w, state, layer, g, groups, size):  # type: ignore[no-untype
     for m in range(w.layers[layer].first_mixer, w.layers[layer].last_mixer):
         s = state[m]
         if w.mixers[m].feature < 0:
-            held = min(-(-(s.seen + 1) // KEYS) * KEYS, s.capacity, AHEAD // size)
+            held = min(-(-(s.seen + 1) // KEYS) * KEYS, s.capacity, AHEAD // size)  # keys lie in blocks
+            values = min(s.seen + 1, held)
             _prefetch_floats(view(s.first, groups * s.capacity * size, FLOAT), g * s.capacity * size, held * size)
-            _prefetch_floats(view(s.second, groups * s.capacity * size, FLOAT), g * s.capacity * size, held * size)
+            _prefetch_floats(view(s.second, groups * s.capacity * size, FLOAT), g * s.capacity * size, values * size)
         else:
             sums = view(s.first, groups * size * size, FLOAT)
             _prefetch_floats(sums, g * size * size, min(size * size, AHEAD))
@@ -140,7 +142,7 @@ def _embed(w, token, width):  # type: ignore[no-untyped-def]
 
 @compile
 def _prologue(w, index, token, pa):  # type: ignore[no-untyped-def]
-    """Projection prologue: residual add, RMSNorm, quantise to counts, list the events; `pa` is a place in folds."""
+    """Projection prologue: residual add, RMSNorm, quantise to counts; `pa` is a place in folds."""
     stage, width = w.stages[index], len(w.x)
     if index == 0:
         _embed(w, token, width)
@@ -262,9 +264,10 @@ def _walk(call, worker):  # type: ignore[no-untyped-def]
         tasks, row = w.stages[index], w.layers[layer]
         r = next_task(w.sync, phase)
         while r < rows:
-            _prologue(_work(places[r]), index, streams[r].token, pa)
-            if rows > 1:
-                _choose_way(places[r], tasks.size, tasks.four, rows, c)
+            own = _work(places[r])
+            _prologue(own, index, streams[r].token, pa)
+            if not _goes_dense(places[r], tasks.size, tasks.four, rows, c):
+                _list_events(own.counts, tasks.size, own.index, own.count)
             finish_task(w.sync, phase)
             r = next_task(w.sync, phase)
         wait_for_tasks(w.sync, phase, rows)

@@ -1,7 +1,7 @@
 """Projections of several rows in one pass over the INT8 weights: the fused step of 2 to `MOST_ROWS` streams.
 
 A task is a range of columns for all rows. Rows with many events go the dense way (`fastsnn_kernel_numba.dense_pairs`):
-chunk by chunk, weights are interleaved once and multiplied with the counts of all such rows. The others add their own
+piece by piece, weights are interleaved once and multiplied with the counts of all such rows. The others add their own
 events, a block of inputs after the other whose weights stay in cache, so memory is read once for all rows, and only
 where any of them has an event. Sums are whole numbers and exact, so a row's are the same bits as alone, whichever way;
 everything else of a row is done by the stages that a single row has.
@@ -10,42 +10,50 @@ everything else of a row is done by the stages that a single row has.
 from __future__ import annotations
 
 from fastsnn_kernel_numba.array_views import view
-from fastsnn_kernel_numba.dense_pairs import CHUNK, GROUP, PAIRS, _multiply_group, _pack_chunk, _split_counts
+from fastsnn_kernel_numba.dense_pairs import GROUP, PANEL, PIECE, _multiply_piece, _pack_piece, _split_counts
 from fastsnn_kernel_numba.four_bit_tile import LIST
 from fastsnn_kernel_numba.fused_decoder_four_bits import _add_listed, _clear_dots, _list_group
 from fastsnn_kernel_numba.fused_decoder_stages import _accumulate_task, _dequantise_task
 from fastsnn_kernel_numba.fused_decoder_work import _work
 from fastsnn_kernel_numba.gemm_events import ROOM, U, _accumulate_events, _flush_int16, _lower_bound
-from fastsnn_kernel_numba.layout import INT, INT8, INT16, INT32, ROW, UINT8
+from fastsnn_kernel_numba.layout import INT, INT8, INT32, ROW, UINT8
 from fastsnn_kernel_numba.numba_runtime import compile, prefetch
 from fastsnn_kernel_numba.spin_barrier import finish_task, next_task, wait_for_tasks
 
 MOST_ROWS = 32  # streams of one step; more take turns
-COLUMNS, NARROW_COLUMNS, NARROW = 1024, 384, 1536  # outputs per task; of projections up to `NARROW` outputs
+COLUMNS = 1024  # outputs per task, at most
 FOUR_BYTES = 512  # of 4-bit rows per task: a group of 32 inputs stays in L1
 INPUTS = 128  # of a block of events: with 1024 columns 128 KiB of weights
 USED = 256  # inputs per task of `_mark_used`
-DENSE_FROM, DENSE_LEAST = 0.3, 2.5  # active share of a row's inputs, and of all rows together: benchmarks/batched.py
-PANEL = COLUMNS // GROUP * 64 * PAIRS  # bytes of a worker: interleaved weights, sums nobody wants, addresses, sums
+DENSE_FROM, DENSE_LEAST = 0.25, 1.5  # active share of a row's inputs, and of all rows together: benchmarks/batched.py
+# Of a worker: interleaved weights, sums nobody wants, addresses, sums.
+WIDTH = COLUMNS + 16  # sums of a row of it, and a cache line: rows 4 KiB apart would share their places in L1
 SPARE, ADDRESSES = PANEL + 4 * GROUP, 8 * MOST_ROWS
-DENSE_ROOM = SPARE + ADDRESSES + 4 * MOST_ROWS * COLUMNS
+DENSE_ROOM = SPARE + ADDRESSES + 4 * MOST_ROWS * WIDTH
 
 
 @compile
-def _choose_way(p, size, four, rows_all, c):  # type: ignore[no-untyped-def]
-    """Behind its prologue: does this row go the dense way? Where it and `rows_all` such rows have events enough."""
+def _goes_dense(p, size, four, rows_all, c):  # type: ignore[no-untyped-def]
+    """Does this row go the dense way, behind its prologue? Where it and `rows_all` such rows have events enough.
+
+    Its events are those then that the dense way leaves.
+    """
     rows = view(p.row_at, 1, ROW)
     events = rows[0].events
     rows[0].dense = 0
-    if four or rows[0].wide or events < c.dense_from * size or events * rows_all < c.dense_least * size:
-        return
-    counts, low = view(p.counts_at, p.counts_size, INT32), view(p.pairs_at, p.pairs_size, INT32)
-    padded = (size + CHUNK - 1) // CHUNK * CHUNK
-    behind = p.pairs_at + 2 * padded
-    narrow, pairs = view(behind, padded, INT8), view(behind, padded // 2, INT16)
+    if (
+        rows_all == 1
+        or four
+        or rows[0].wide
+        or events < c.dense_from * size
+        or events * rows_all < c.dense_least * size
+    ):
+        return False
+    counts, narrow = view(p.counts_at, p.counts_size, INT32), view(p.count_bytes_at, p.count_bytes_size, INT8)
     index, count = view(p.index_at, p.index_size, INT32), view(p.count_at, p.count_size, INT32)
-    events, total = _split_counts(counts, size, low, narrow, pairs, index, count)
+    events, total = _split_counts(counts, size, narrow, index, count)
     rows[0].events, rows[0].total, rows[0].dense = events, total, 1
+    return True
 
 
 @compile
@@ -94,26 +102,41 @@ def _prefetch_block(weight, used, every, first, last, tall, column, n):  # type:
 def _multiply_rows(places, rows, dense, weight, address, inputs, tall, column, n, oo, room):  # type: ignore[no-untyped-def]
     """Sums of the rows that go the dense way, columns column … column + n; `room` is a worker's address."""
     panel, addresses = view(room, PANEL, INT8), view(room + SPARE, MOST_ROWS, INT)
-    at = room + SPARE + ADDRESSES
-    out, d = view(at, MOST_ROWS * COLUMNS, INT32), 0
+    at, groups = room + SPARE + ADDRESSES, (n + GROUP - 1) // GROUP
+    out, d = view(at, MOST_ROWS * WIDTH, INT32), 0
     for r in range(rows):
         if view(places[r].row_at, 1, ROW)[0].dense:
-            addresses[d] = places[r].pairs_at
+            addresses[d] = places[r].count_bytes_at
             d += 1
-    for i in range(U(dense * COLUMNS)):
+    for i in range(U(dense * WIDTH)):
         out[i] = 0
-    for first in range(0, inputs, CHUNK):
-        _prefetch_block(weight, panel, True, first + CHUNK, min(first + 2 * CHUNK, inputs), tall, column, n)
-        _pack_chunk(weight, address, first, inputs, tall, column, n, panel, room)
-        for g in range((n + GROUP - 1) // GROUP):
-            _multiply_group(room + 64 * PAIRS * g, addresses, dense, room + PANEL, COLUMNS, at + 4 * GROUP * g)
-        for i in range(dense):
-            addresses[i] += 2 * CHUNK
+    for first in range(0, inputs, PIECE):
+        for g in range(groups):
+            begin, columns = column + GROUP * g, min(n - GROUP * g, GROUP)
+            chunks = _pack_piece(weight, address, first, inputs, tall, begin, columns, panel, room)
+            soon, ahead = (first, begin + GROUP) if g + 1 < groups else (first + PIECE, column)
+            lines = max(0, min(inputs - soon, PIECE))
+            to, spare = at + 4 * GROUP * g, room + PANEL
+            _multiply_piece(
+                room,
+                columns,
+                chunks,
+                addresses,
+                first,
+                dense,
+                to,
+                WIDTH,
+                spare,
+                weight,
+                soon * tall + ahead,
+                lines,
+                tall,
+            )
     d = 0
     for r in range(rows):
         row = view(places[r].row_at, 1, ROW)[0]
         if row.dense:
-            sums, off, own = view(places[r].sums_at, places[r].sums_size, INT32), 128 * row.total, U(d * COLUMNS)
+            sums, off, own = view(places[r].sums_at, places[r].sums_size, INT32), 128 * row.total, U(d * WIDTH)
             for j in range(U(n)):
                 sums[oo + j] = out[own + j] - off
             d += 1
@@ -152,7 +175,8 @@ def _accumulate_rows(w, c, places, rows, dense, task, worker):  # type: ignore[n
     column, n, tall, inputs, oo = t.column, U(t.columns), m.outputs, m.inputs, U(m.sums + t.column)
     weight, used = view(m.address, tall * inputs, INT8), view(c.used_at, c.used_size, INT8)
     cursor, own = view(c.cursor_at, c.workers * MOST_ROWS * 2, INT), worker * MOST_ROWS
-    _prefetch_block(weight, used, dense > 0, 0, min(CHUNK if dense else INPUTS, inputs), tall, column, t.columns)
+    many = min(t.columns, GROUP) if dense else t.columns
+    _prefetch_block(weight, used, dense > 0, 0, min(PIECE if dense else INPUTS, inputs), tall, column, many)
     if dense:
         room = c.dense_at + worker * DENSE_ROOM
         _multiply_rows(places, rows, dense, weight, m.address, inputs, tall, column, t.columns, oo, room)
@@ -160,7 +184,7 @@ def _accumulate_rows(w, c, places, rows, dense, task, worker):  # type: ignore[n
         cursor[2 * (own + r)], cursor[2 * (own + r) + 1] = 0, ROOM
         row, oa = view(places[r].row_at, 1, ROW)[0], U((own + r) * COLUMNS)
         sums = view(places[r].sums_at, places[r].sums_size, INT32)
-        for j in range(n):
+        for j in range(n if row.events else U(0)):
             w.acc[oa + j] = 0
         if not row.dense:
             for j in range(n):

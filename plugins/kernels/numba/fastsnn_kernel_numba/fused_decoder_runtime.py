@@ -85,7 +85,7 @@ class NumbaStepper:
             "sums": t.sums, "sums_64": t.sums, "dots": t.sums, "acc_64": nw * 2 * MOST_BYTES,
             "lists": nw * 2 * LIST,
             "heads": nw * self.head_room, "folds": nw * self.fold_room,
-            "logits": outputs(plan.head), "gates": nw * plan.head_dim, "pairs": 0,
+            "logits": outputs(plan.head), "gates": nw * plan.head_dim, "count_bytes": 0,
             "narrow": wide + 1, "opens": 1 + t.hidden // BLOCK + 1, "ways": 2 * len(plan.blocks),
         }  # fmt: skip
         made = {name: np.zeros(size, layout.ARRAYS[name]) for name, size in sizes.items()}

@@ -29,6 +29,7 @@ from fastsnn_kernel_numba.numba_runtime import compile, prefetch
 INT8_MAX = F(127)
 INT32_RANGE = F(2147483648.0)  # magnitudes of counts stay below
 MOST_BURST = 16
+LINE = 16  # keys that are scored together, a cache line
 SUM_32 = (1 << 31) // 128  # Σ|c| from which sums take 64 bits
 
 
@@ -111,21 +112,29 @@ def _to_int32(x, a, size, counts):  # type: ignore[no-untyped-def]
 
 
 @compile
-def _list_events(counts, size, index, count, row):  # type: ignore[no-untyped-def]
-    """Events of a row; says how many there are, and whether their sums need 64 bits."""
-    at, total = 0, np.int64(0)
+def _count_events(counts, size, row):  # type: ignore[no-untyped-def]
+    """How many events a row has, and whether their sums need 64 bits."""
+    events, total = np.int32(0), np.int64(0)
     for i in range(U(size)):
         total += abs(np.int64(counts[i]))
+    for i in range(U(size)):
+        events += np.int32(counts[i] != 0)
+    row[0].events, row[0].wide = np.int64(events), np.int64(total >= SUM_32)
+
+
+@compile
+def _list_events(counts, size, index, count):  # type: ignore[no-untyped-def]
+    """Events of a row."""
+    at = 0
     for i in range(U(size)):  # no branch: which inputs are active is random
         index[at] = np.int32(i)
         count[at] = counts[i]
         at += counts[i] != 0
-    row[0].events, row[0].wide = at, np.int64(total >= SUM_32)
 
 
 @compile
 def _quantise_row(w, size, site, pa):  # type: ignore[no-untyped-def]
-    """The row y, which is used up, becomes the events of a site, and V; `pa` is a place in w.folds."""
+    """The row y, which is used up, becomes the counts of a site, and V; `pa` is a place in w.folds."""
     x, rule = w.y, w.sites[site]
     if rule.centre >= 0:
         centre = U(rule.centre)
@@ -138,7 +147,7 @@ def _quantise_row(w, size, site, pa):  # type: ignore[no-untyped-def]
             w.row[0].problem, w.row[0].site = NOT_FINITE, site
         for i in range(size):  # nothing that follows counts any more, but it must stay inside its arrays
             w.counts[i] = 0
-    _list_events(w.counts, size, w.index, w.count, w.row)
+    _count_events(w.counts, size, w.row)
     w.threshold[0] = v
 
 
@@ -286,7 +295,8 @@ def _attend_cache(q, a, cache, oldest, held, part, at, score, sa, out, oo):  # t
     used = capacity if last < oldest + held else last
     for block in range(0 if used == capacity else oldest // KEYS, (used + KEYS - 1) // KEYS):
         b = U((g * (capacity // KEYS) + block) * size * KEYS)
-        _dots(q, a, keys, b, KEYS, KEYS, size, half, part, at, score, sa + U(block * KEYS))
+        n = min(KEYS, (used - block * KEYS + LINE - 1) // LINE * LINE)
+        _dots(q, a, keys, b, KEYS, n, size, half, part, at, score, sa + U(block * KEYS))
     first, rest = U(last - oldest), U(oldest + held - last)
     top = _highest(score, sa, rest, _highest(score, sa + U(oldest), first, F(-np.inf)))
     for j in range(first):

@@ -57,7 +57,7 @@ class Workspace(NamedTuple):
     narrow: Any
     opens: Any
     ways: Any
-    pairs: Any
+    count_bytes: Any
 
 
 @compile
@@ -96,5 +96,5 @@ def _work(p):  # type: ignore[no-untyped-def]
         narrow=view(p.narrow_at, p.narrow_size, INT16),
         opens=view(p.opens_at, p.opens_size, INT),
         ways=view(p.ways_at, p.ways_size, INT),
-        pairs=view(p.pairs_at, p.pairs_size, INT32),
+        count_bytes=view(p.count_bytes_at, p.count_bytes_size, INT8),
     )

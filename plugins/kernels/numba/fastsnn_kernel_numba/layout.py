@@ -101,7 +101,7 @@ ARRAYS: dict[str, np.dtype[Any]] = {
     "narrow": INT16,  # counts in front of a gate, input by input
     "opens": INT,  # open gates of every block of hidden channels
     "ways": INT,  # of every layer: tokens whose `up` was computed behind open gates only, and all of it
-    "pairs": INT32,  # of a row that goes the dense way: its counts by pairs, and behind them as bytes
+    "count_bytes": INT8,  # of a row that goes the dense way: its counts
 }
 PLACES = record_type(**{f"{name}_{part}": INT for name in ARRAYS for part in ("at", "size")})
 
