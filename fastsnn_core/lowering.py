@@ -160,6 +160,7 @@ class AttentionForm:
     out: MatrixForm
     q_norm: NormForm | None = None
     k_norm: NormForm | None = None
+    out_norm: NormForm | None = None  # in front of the outer site
 
 
 # -- channels, blocks, decoder ------------------------------------------------------------------------------------
@@ -181,6 +182,7 @@ class FeedforwardForm:
     gate: MatrixForm | None = None
     gate_threshold: Tensor | None = None
     up_relu: bool = False
+    hidden_norm: NormForm | None = None  # in front of the hidden site
     state: Any = field(default=None, repr=False)
 
 

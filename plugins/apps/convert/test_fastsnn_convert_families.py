@@ -46,6 +46,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-relu": ("Llama", {"hidden_act": "relu"}),
     "llama-relu2": ("Llama", {"hidden_act": "relu2"}),
     "arcee": ("Arcee", {"mlp_bias": True}),
+    "bitnet": ("BitNet", {"num_key_value_heads": 2, "attention_bias": True}),
+    "bitnet-tied-eps": ("BitNet", {"rms_norm_eps": 0.01, "tie_word_embeddings": True}),
     "nemotron": ("Nemotron", {"head_dim": 12}),
     "nemotron-quarter": ("Nemotron", {"head_dim": 16, "partial_rotary_factor": 0.25, "attention_bias": True}),
     "qwen3-biases": ("Qwen3", {"head_dim": 16, "attention_bias": True}),

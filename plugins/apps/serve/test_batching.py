@@ -124,7 +124,7 @@ def test_a_broken_shared_step_is_said_to_its_streams(integer: Any, monkeypatch: 
 
 def test_who_takes_turns_is_said(integer: Any) -> None:
     assert "streams take turns" in greeting("http://x", app(decoder()))
-    assert "only W8A and W4A models are fused" in greeting("http://x", app(decoder()))
+    assert "only W8A, W4A and W1.58A models are fused" in greeting("http://x", app(decoder()))
     assert "streams take turns" not in greeting("http://x", app(integer))
 
 

@@ -16,7 +16,7 @@ from numba import njit
 from fastsnn_integer import ternary
 from fastsnn_integer.quantization import quantized_linear
 from fastsnn_integer.ternary import PROJECT, pack_ternary, project_ternary_naive
-from fastsnn_kernel_numba import numba_runtime, ternary_linear
+from fastsnn_kernel_numba import numba_runtime, ternary_events, ternary_linear
 from fastsnn_kernel_numba import ternary_tile as tile
 
 ROUNDS = int(os.environ.get("FASTSNN_ROUNDS", "12"))
@@ -48,7 +48,7 @@ def test_a_tile_is_its_equation(kind):
             counts[:], weight[:] = 0, 255
             counts[draw.integers(inputs)] = draw.choice([-1, 1]) * (tile.TERNARY_ROOM - 1)
         index, lists = np.flatnonzero(counts).astype(np.int32), np.full(600, -1, np.int64)
-        at, rest, many = ternary_linear._list_pairs(index, counts[index], 0, 0, len(index), stride, lists)
+        at, rest, many = ternary_events._list_pairs(index, counts[index], 0, 0, len(index), stride, lists)
         assert (at, rest) == (len(index), 0)
         codes = np.concatenate([(weight[:, :n] >> shift) & 3 for shift in (0, 2, 4, 6)], 1).astype(np.int64)
         sums = draw.integers(-(2**30), 2**30, 4 * n + 2).astype(np.int32)

@@ -181,6 +181,25 @@ def test_four_bits_of_few_and_many_spikes(k):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rest", list(REST))
+@pytest.mark.parametrize("table_bits", [8, 4])
+def test_ternary_weights(table_bits, rest, threads):
+    """Odd widths, rows shorter than a tile; the step itself reads them, also where q and k differ in theirs."""
+    changes = {"attention": [*KINDS["gla"], *KINDS["hybrid"]], "vocab_size": 37, "weights": "ternary"} | REST[rest]
+    model = network(Quant(bits=2, table_bits=table_bits), **changes)
+    follow(model, torch.randint(0, 37, (1, 12)), threads=threads)
+    assert model.fast_step["kernel"] == "numba"
+
+
+@pytest.mark.parametrize(("k", "threads"), [(0.05, 1), (40.0, 2), (1e3, 3), (1e4, 2)])
+def test_ternary_weights_of_few_and_many_spikes(k, threads):
+    """Counts of several entries, several lists, tasks that end inside a row; sums of 64 bits from k = 10⁴ on."""
+    neuron = {"kind": "adaptive_threshold", "k": k}
+    model = network(Quant(bits=2), neuron=neuron, d_ff=1700, d_model=132, n_heads=2)
+    follow(model, torch.randint(0, 37, (1, 6)), threads=threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
 def test_caches_grow_and_windows_turn_over(threads):
     attention = [{"kind": "softmax"}, {"kind": "sliding_window", "window": 70}]
     stream = follow(network(attention=attention), torch.randint(0, 37, (1, 210)), threads=threads)

@@ -37,6 +37,10 @@ def llama_obstacles(model: Any) -> list[str]:
         found.append("gates with a threshold are shut in ways that a Llama cannot say")
     elif spec.feedforward.activation not in ACTS:  # type: ignore[attr-defined]
         found.append(f"activation {spec.feedforward.activation!r}")  # type: ignore[attr-defined]
+    if spec.out_norm or getattr(spec.feedforward, "hidden_norm", False):
+        found.append("norms in front of the output projections, which BitNet has")
+    if spec.weights != "float":
+        found.append(f"{spec.weights} weights, which are rounded whenever it runs")
     if spec.norm != "rms":
         found.append(f"norm {spec.norm!r}; RMSNorm is possible")
     if spec.rope.share < 1.0:

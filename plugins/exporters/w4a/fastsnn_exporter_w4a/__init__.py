@@ -16,6 +16,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_integer import four_bits
 from fastsnn_integer.four_bits import FourBits
 from fastsnn_integer.quantization import Quant, not_batch_invariant, quantise
+from fastsnn_integer.ternary import TernaryLinear
 
 __version__ = "0.1.0"
 
@@ -70,7 +71,7 @@ class W4a(Exporter):
         """The model with 4-bit weights."""
         new: Any = quantise(model, self.quant())
         layers = {name: m for name, m in new.named_modules() if isinstance(m, FourBits)}
-        floats = dict(model.named_modules())
+        floats = {n: m.plain() if isinstance(m, TernaryLinear) else m for n, m in model.named_modules()}
         exact = []
         for name, layer in layers.items():
             weight = floats[name].weight.detach().float()

@@ -49,6 +49,9 @@ class Pulse(Feedforward):
     gate_threshold: float = param(
         0.0, ge=0.0, doc="gates smaller than this are shut; 0: none. Channels have their own", draw=(0.0, 0.1)
     )
+    hidden_norm: float = param(
+        0.0, ge=0.0, le=0.1, doc="ε of an RMSNorm in front of the hidden spikes (BitNet); 0: none", draw=(0.0, 1e-5)
+    )
 
     def __attrs_post_init__(self) -> None:
         if self.activation == "drelu" and not self.gated:
@@ -81,6 +84,7 @@ class PulseLayer(nn.Module):
         self.down = nn.Linear(d_ff, d_model, bias=spec.bias)
         shut = torch.full((d_ff,), float(spec.gate_threshold)) if spec.gate_threshold else None
         self.register_buffer("gate_threshold", shut)
+        self.hidden_norm = nn.RMSNorm(d_ff, eps=spec.hidden_norm) if spec.hidden_norm else None
 
     def become(self, activation: str) -> None:
         """Take this activation; drelu is ReLU of the gate and of up."""
@@ -104,6 +108,7 @@ class PulseLayer(nn.Module):
             down=lower(self.down, "down"),
             gate_threshold=self.gate_threshold,
             up_relu=self.up_relu,
+            hidden_norm=None if self.hidden_norm is None else lower(self.hidden_norm, "hidden_norm"),
             state=(None, None),
         )
 
@@ -140,6 +145,7 @@ class PulseLayer(nn.Module):
         spikes, first = self.inner(x, first, reset)
         up = self.upper(self.up(spikes))
         hidden = self.act(up) if self.gate is None else self.gates(self.gate(spikes)) * up
+        hidden = hidden if self.hidden_norm is None else self.hidden_norm(hidden)
         spikes, second = self.hidden(hidden, second, reset)
         return self.down(spikes), (first, second)
 

@@ -37,6 +37,7 @@ from fastsnn_kernel_numba.fused_decoder_stages import (
     _quantise_row,
     _rotate,
 )
+from fastsnn_kernel_numba.fused_decoder_ternary import TERNARY_GROUP, _accumulate_ternary
 from fastsnn_kernel_numba.fused_decoder_work import _work
 from fastsnn_kernel_numba.gemm_events import U
 from fastsnn_kernel_numba.layout import CALL, FLOAT, INT, PLACES, STATE, STREAM
@@ -151,8 +152,10 @@ def _prologue(w, index, token, pa):  # type: ignore[no-untyped-def]
         for i in range(U(width)):
             w.x[i] = w.x[i] + w.y[i]
     if stage.norm >= 0:
-        half, norm, eps = _half_of(width), U(stage.norm), stage.norm_eps
-        _norm_row(w.x, U(0), width, half, w.constants, norm, True, eps, w.folds, pa, w.y, U(0))
+        at, size = index % STAGES, stage.size
+        row = w.mixed if at == INTO_OUT else w.y if at == INTO_DOWN else w.x
+        half, norm, eps = _half_of(size), U(stage.norm), stage.norm_eps
+        _norm_row(row, U(0), size, half, w.constants, norm, True, eps, w.folds, pa, w.y, U(0))
     elif index % STAGES == INTO_OUT:
         for i in range(U(stage.size)):
             w.y[i] = w.mixed[i]
@@ -166,8 +169,11 @@ def _projection_phase(w, phase, first, last, worker, widest, head):  # type: ign
     """A phase of projection tasks; those of the network's head (a matrix, else -1) become logits at once."""
     t = next_task(w.sync, phase)
     while t < last - first:
-        if w.matrices[w.tasks[first + t].matrix].group:
+        group = w.matrices[w.tasks[first + t].matrix].group
+        if group > 0:
             _accumulate_four_bits(w, first + t, worker)
+        elif group == TERNARY_GROUP:
+            _accumulate_ternary(w, first + t, worker)
         else:
             _accumulate_task(w, first + t, worker, widest)
         if head >= 0:

@@ -33,6 +33,7 @@ from fastsnn_kernel_numba.fused_decoder_stages import KEYS
 from fastsnn_kernel_numba.fused_decoder_tables import Tables
 from fastsnn_kernel_numba.fused_decoder_work import Workspace
 from fastsnn_kernel_numba.numba_runtime import flat, workers
+from fastsnn_kernel_numba.ternary_events import PAIR_LIST
 
 F, I = np.float32, np.int64
 OPEN_COST = 1.25  # of a weight behind an open gate, in weights read by events (benchmarks/NOTES.md)
@@ -83,7 +84,7 @@ class NumbaStepper:
             "sync": 16 * (17 * len(plan.blocks) + 3), "row": 1, "threshold": 1, "x": plan.width, "y": wide, "z": wide,
             "mixed": wide, "counts": wide + 1, "index": wide + 1, "count": wide + 1, "acc": nw * t.columns,
             "sums": t.sums, "sums_64": t.sums, "dots": t.sums, "acc_64": nw * 2 * MOST_BYTES,
-            "lists": nw * 2 * LIST,
+            "lists": nw * 2 * max(LIST, PAIR_LIST),
             "heads": nw * self.head_room, "folds": nw * self.fold_room,
             "logits": outputs(plan.head), "gates": nw * plan.head_dim, "count_bytes": 0,
             "narrow": wide + 1, "opens": 1 + t.hidden // BLOCK + 1, "ways": 2 * len(plan.blocks),
@@ -167,7 +168,8 @@ class NumbaStepper:
         compiled._step(self.walk, self.call.ctypes.data)
 
     def step_many(self, streams: Sequence[Any], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
-        """Twin of `fastsnn_integer.reference.ReferenceStepper.step_many`: one pass over the weights for 32 streams."""
+        """Twin of `fastsnn_integer.reference.ReferenceStepper.step_many`: one pass over the weights for 32 streams
+        (ternary weights: a pass for each)."""
         check_distinct_streams(self, streams)
         out: list[Any] = [None] * len(streams)
         ready = []
@@ -177,8 +179,9 @@ class NumbaStepper:
                 ready.append(i)
             except FastSNNError as error:
                 out[i] = error
-        for first in range(0, len(ready), MOST_ROWS):
-            some = ready[first : first + MOST_ROWS]
+        most = 1 if self.tables.ternary else MOST_ROWS
+        for first in range(0, len(ready), most):
+            some = ready[first : first + most]
             if len(some) == 1:
                 out[some[0]] = one_step(streams[some[0]], tokens[some[0]])
                 continue

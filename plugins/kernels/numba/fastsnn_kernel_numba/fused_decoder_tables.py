@@ -25,6 +25,7 @@ from fastsnn_kernel_numba.deterministic import ACTIVATIONS
 from fastsnn_kernel_numba.four_bit_tile import NARROW as TILE
 from fastsnn_kernel_numba.fused_decoder_four_bits import MOST_BYTES
 from fastsnn_kernel_numba.fused_decoder_stages import MOST_BURST
+from fastsnn_kernel_numba.fused_decoder_ternary import eight_bits, ternary_projections
 from fastsnn_kernel_numba.integer_linear import input_major, is_input_major
 from fastsnn_kernel_numba.layout import STATISTICS
 
@@ -52,7 +53,7 @@ class Tables:
         self.held: list[Tensor] = []  # weights whose addresses are in use
         self.sums = self.columns = self.inputs = 1  # most of a projection, of a task, of a matrix
         self.rank = self.hidden = 0  # most of a gate, of a layer whose gates come first
-        self.rotary = False
+        self.rotary = self.ternary = False
         table: Any = plan.table
         add = self.four_bit_matrix(table, 0) if isinstance(table, FourBitForm) else -1
         for block in plan.blocks:
@@ -122,13 +123,14 @@ class Tables:
         The first `split` groups may be split over events; what reads them adds up the parts, and may do that only once.
         """
         given = [m for group in groups for m in group]
-        if any(isinstance(m, TernaryForm) for m in given):
-            raise Unsupported("ternary weights are not fused")
+        ternary = [m for m in given if isinstance(m, TernaryForm)]
+        if len(ternary) == len(given):
+            return ternary_projections(self, ternary)
         four = [m for m in given if isinstance(m, FourBitForm)]
         if len(four) == len(given):
             return self.four_bit_projections(four)
-        if four:
-            raise Unsupported("projections of 4 and of 8 bits that read the same spikes are not fused")
+        if four or ternary:
+            raise Unsupported("projections of 2, 4 and 8 bits that read the same spikes are not fused")
         rows: list[int] = []
         begin, sums = len(self.tasks), 0
         for i, matrices in enumerate(groups):
@@ -180,7 +182,7 @@ class Tables:
             if form.decay:
                 row |= {"fades": 1, "keep": float(deterministic.exp(torch.tensor(-form.decay)))}
             if form.gate is not None:
-                up = form.gate.up
+                up = eight_bits(form.gate.up)
                 four = isinstance(up, FourBitForm)
                 row |= {"gate_down": gate_down}
                 row |= {"gate_up": self.four_bit_matrix(up, 0) if four else self.matrix(up, joined_weights([up]), 0, 1)}
@@ -221,7 +223,7 @@ class Tables:
             gated = isinstance(mixer, LinearAttentionForm) and mixer.gate is not None
             self.mixer(mixer, next(left) if gated else -1, f"{block.name}.attention.mixer (form {i})")
         (out,), tasks = self.projection([a.out])
-        self.stage(f"{block.name}.attention.outer", a.outer, tasks, None, -1, inputs(a.out))
+        self.stage(f"{block.name}.attention.outer", a.outer, tasks, a.out_norm, -1, inputs(a.out))
         up_task = -1
         if f.gate is not None and gate_first(f):
             (first, up), tasks = self.projection([f.gate], [f.up], split=2)
@@ -232,7 +234,7 @@ class Tables:
         self.stage(f"{block.name}.feedforward.inner", f.inner, tasks, block.feedforward_norm, out, inputs(f.up))
         (down,), tasks = self.projection([f.down])
         hidden = outputs(f.up)
-        self.stage(f"{block.name}.feedforward.hidden", f.hidden, tasks, None, -1, hidden)
+        self.stage(f"{block.name}.feedforward.hidden", f.hidden, tasks, f.hidden_norm, -1, hidden)
         activation = code(f.activation, f"{block.name}.feedforward")
         self.layers.append(
             {"q": q, "k": k, "v": v, "q_norm": self.constant(a.q_norm.weight if a.q_norm else None),

@@ -32,7 +32,8 @@ SITE = record_type(
 # INT8 weights, input-major: one row of `outputs` codes per input. `scale` and `bias` are constants; `sums` is where its
 # int32 sums begin, of which there are `parts` (of the events) one after the other, each of the whole product's width.
 # 4-bit weights have a `group` (of inputs; 0: INT8), and `scales` and `minimums` are addresses of float16 numbers
-# [groups, outputs] (0: none); what they come to begins at `sums` of `Workspace.dots`, as float32.
+# [groups, outputs] (0: none); what they come to begins at `sums` of `Workspace.dots`, as float32. Ternary weights have
+# a `group` of -1.
 MATRIX = record_type(
     address=INT, outputs=INT, inputs=INT, scale=INT, bias=INT, sums=INT, parts=INT, group=INT, scales=INT, minimums=INT,
 )  # fmt: skip

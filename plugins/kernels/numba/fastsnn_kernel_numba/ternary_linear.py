@@ -17,45 +17,18 @@ from torch import Tensor
 from torch.nn import functional as pad_functions
 
 from fastsnn_kernel_numba.array_views import view
-from fastsnn_kernel_numba.four_bit_tile import ENTRY, MOST_COUNT
 from fastsnn_kernel_numba.gemv_events import BOUND, KINDS, U, _list_events_of
 from fastsnn_kernel_numba.layout import FLOAT, INT, INT32, TERNARY, packer
 from fastsnn_kernel_numba.numba_runtime import Team, Threaded, compile, scratch, workers
 from fastsnn_kernel_numba.spin_barrier import LINE, atomic_add
-from fastsnn_kernel_numba.ternary_tile import QUARTERS, TERNARY_ROOM, TERNARY_TILE, ternary_tile
+from fastsnn_kernel_numba.ternary_events import PAIR_LIST, SUMS, _add_tiles_of_events, _tile_column
+from fastsnn_kernel_numba.ternary_tile import QUARTERS, TERNARY_TILE
 from fastsnn_modules.operands import guarded
 
 INPUTS, ROWS, TILES = 128, 8, 32  # of which a task has the weights in use, the sums, and the columns
-LIST_PAIRS = 64
-SUMS = QUARTERS * TERNARY_TILE  # of a tile
 LARGEST_SUM = 1 << 29  # Σ|c| below this leaves Σ c u in 32 bits
 CAME, DRAWN, ODD, JOB, MEMORY = (LINE * i for i in (0, 1, 2, 3, 5))  # places of what a call begins with
 _pack = packer(TERNARY)
-_add_tile = ternary_tile(ahead=True)
-
-
-@compile
-def _list_pairs(index, count, at, rest, end, stride, lists):  # type: ignore[no-untyped-def]
-    """Events `at` … `end` as a list of pairs; `rest` is what is left of the first one's count, 0: all of it.
-
-    A count beyond `MOST_COUNT` is several entries. Returns where to go on, what is left there, and how many pairs.
-    """
-    entries, room = np.int64(0), np.int64(TERNARY_ROOM - 1)
-    while at < end and room > 0 and entries < 2 * LIST_PAIRS:
-        whole = np.int64(count[U(at)]) if rest == 0 else rest
-        most = min(np.int64(MOST_COUNT), room)
-        part = min(max(whole, -most), most)
-        room -= abs(part)
-        rest = whole - part
-        row, both, o = np.int64(index[U(at)]) * stride, (part & 255) * 0x10001, U(ENTRY * (entries >> 1))
-        if entries & 1:
-            lists[o + U(1)] = row
-            lists[o + U(2)] |= both << 8
-        else:
-            lists[o], lists[o + U(1)], lists[o + U(2)] = row, row, both
-        entries += 1
-        at += rest == 0
-    return at, rest, (entries + 1) >> 1
 
 
 @compile
@@ -74,7 +47,7 @@ def _scale_ternary(sums, a, total, job, column, skip, row):  # type: ignore[no-u
 def _ternary_task(job, column, n, first_row, rows, lists, index, count, sums, totals):  # type: ignore[no-untyped-def]
     """Bytes column … column + n of the rows of counts from `first_row` on. Is every count a usual one?"""
     wide, stride, tiles = job.inputs, job.stride, (n + TERNARY_TILE - 1) // TERNARY_TILE
-    pairs, to, usual = lists.ctypes.data, sums.ctypes.data, True
+    to, usual = sums.ctypes.data, True
     for j in range(U(rows * tiles * SUMS)):
         sums[j] = 0
     for r in range(2 * rows):
@@ -91,17 +64,13 @@ def _ternary_task(job, column, n, first_row, rows, lists, index, count, sums, to
                 return False
             for k in range(U(first), U(first + events)):
                 totals[2 * r + 1] += count[k]
-            k, end, rest = first, first + events, np.int64(0)
-            while k < end:
-                k, rest, many = _list_pairs(index, count, k, rest, end, stride, lists)
-                for t in range(tiles):
-                    c = job.weight + min(column + t * TERNARY_TILE, stride - TERNARY_TILE)
-                    _add_tile(c, pairs, many, c + 64, pairs, to + 4 * SUMS * (r * tiles + t))
+            own = to + 4 * SUMS * r * tiles
+            _add_tiles_of_events(job.weight, index, count, first, first + events, stride, column, tiles, lists, own)
     for r in range(rows):
         for t in range(tiles):
-            wanted = column + t * TERNARY_TILE
-            c = min(wanted, stride - TERNARY_TILE)
-            _scale_ternary(sums, (r * tiles + t) * SUMS, totals[2 * r + 1], job, c, wanted - c, first_row + r)
+            c = _tile_column(column, t, stride)
+            skip = column + t * TERNARY_TILE - c
+            _scale_ternary(sums, (r * tiles + t) * SUMS, totals[2 * r + 1], job, c, skip, first_row + r)
     return usual
 
 
@@ -111,8 +80,8 @@ def _ternary_worker(at):  # type: ignore[no-untyped-def]
     head, job = view(at, MEMORY, INT), view(at + 8 * JOB, 1, TERNARY)[0]
     worker = atomic_add(head, CAME, 1)
     at += 8 * MEMORY + worker * job.memory
-    lists = view(at, ENTRY * LIST_PAIRS, INT)
-    at += 8 * ENTRY * LIST_PAIRS
+    lists = at
+    at += 16 * PAIR_LIST
     totals = view(at, 2 * ROWS, INT)
     at += 16 * ROWS
     sums = view(at, ROWS * TILES * SUMS, INT32)
@@ -155,7 +124,7 @@ def product_of_ternary(counts: Tensor, packed: Tensor, scale: Tensor) -> Any:
     counts, packed, scale = counts.detach().contiguous(), packed.contiguous(), scale.detach().contiguous()
     out = torch.empty(rows, tall)
     step = TERNARY_TILE * min(TILES, -(-stride // (TERNARY_TILE * nw)))  # so that no worker is left without
-    own = -(-(8 * ENTRY * LIST_PAIRS + 16 * ROWS + 4 * ROWS * TILES * SUMS + 8 * wide) // 64) * 64
+    own = -(-(16 * PAIR_LIST + 16 * ROWS + 4 * ROWS * TILES * SUMS + 8 * wide) // 64) * 64
     memory = scratch("ternary", 64 + 8 * MEMORY + nw * own, np.uint8)
     skip = -memory.ctypes.data % 64
     head = memory[skip : skip + 8 * MEMORY].view(np.int64)

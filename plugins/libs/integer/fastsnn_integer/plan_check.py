@@ -53,6 +53,8 @@ def check_plan(plan: Any) -> None:
         inside, hidden = q * len(a.mixers), outputs(f.up)
         _check_norm(f"{block.name}.attention_norm", block.attention_norm, wide)
         _check_norm(f"{block.name}.feedforward_norm", block.feedforward_norm, wide)
+        _check_norm(f"{block.name}.out_norm", a.out_norm, inside)
+        _check_norm(f"{block.name}.hidden_norm", f.hidden_norm, hidden)
         for name, site, inputs in (("inner", a.inner, wide), ("outer", a.outer, inside)):
             _site(f"{block.name}.attention.{name}", site, inputs)
         for name, site, inputs in (("inner", f.inner, wide), ("hidden", f.hidden, hidden)):

@@ -137,7 +137,8 @@ def channels(form: FeedforwardForm, x: Tensor) -> Tensor:
     first = deterministic.unary(up if form.gate is None else projected(spikes, form.gate), form.activation)
     first = shut(first, form.gate_threshold)
     up = deterministic.unary(up, "relu") if form.up_relu else up
-    return projected(fire(first if form.gate is None else first * up, form.hidden), form.down)
+    hidden = normed(first if form.gate is None else first * up, form.hidden_norm)
+    return projected(fire(hidden, form.hidden), form.down)
 
 
 def shut(gates: Tensor, least: Tensor | None) -> Tensor:
@@ -215,7 +216,7 @@ class ReferenceStream:
         for m, form in enumerate(a.mixers):
             out, held[m] = mix(form, q, k, v, held[m], spikes, angles)
             outs.append(out)
-        x = x + projected(fire(torch.cat(outs, -1).flatten(1), a.outer), a.out)
+        x = x + projected(fire(normed(torch.cat(outs, -1).flatten(1), a.out_norm), a.outer), a.out)
         return x + channels(f, normed(x, block.feedforward_norm))
 
 

@@ -24,7 +24,7 @@ from fastsnn_core.lowering import (
     SoftmaxAttentionForm,
     SpikeRule,
 )
-from fastsnn_integer.forms import FourBitForm
+from fastsnn_integer.forms import FourBitForm, TernaryForm
 
 Sample = tuple[Any, ...]
 SITES = {
@@ -61,6 +61,15 @@ def four_bits(seed: int, tall: int, inputs: int, bias: bool = False, minimum: bo
     made, d, m = encode_four_bits(normal(seed, tall, inputs) * 0.1, 32, minimum)
     bias_ = normal(seed + 1, tall) if bias else None
     return FourBitForm(pack_codes(made), d, bias_, minimum=m, group=32)
+
+
+def ternary_weights(seed: int, tall: int, inputs: int, bias: bool = False) -> TernaryForm:
+    """A projection with ternary weights."""
+    from fastsnn_integer.ternary import pack_ternary
+
+    drawn = torch.randint(-1, 2, (tall, inputs), generator=torch.Generator().manual_seed(seed))
+    scale = normal(seed, tall).abs() * 0.01 + 1e-4
+    return TernaryForm(pack_ternary(drawn), scale, normal(seed + 1, tall) if bias else None)
 
 
 def sample_norm(seed: int, size: int, eps: float = 1e-5) -> NormForm:
@@ -270,6 +279,17 @@ def decode_step() -> Iterator[Sample]:
             blocks=blocks, norm=sample_norm(5, WIDTH), site=SITES["int8"], head=make(8, VOCAB, WIDTH), angles=angles,
         )  # fmt: skip
         yield plan, 4, [[sample_state(form, 4) for form in forms] for _ in blocks], [1, 5, 5, VOCAB - 1, 0]
+    forms, sites = mixers(ternary_weights)["several"], [SITES[name] for name in ("mean", "int8", "limited", "mean")]
+    blocks = (
+        block(50, forms, sites, "silu", True, ternary_weights),
+        block(61, forms, sites, "relu", False, ternary_weights),
+    )
+    plan = DecoderPlan(
+        width=WIDTH, n_heads=HEADS, n_kv_heads=GROUPS, head_dim=SIZE, table=codes(7, WIDTH, VOCAB).T.contiguous(),
+        table_scale=normal(7, VOCAB, 1).abs(), blocks=blocks, norm=sample_norm(5, WIDTH), site=SITES["int8"],
+        head=matrix(8, VOCAB, WIDTH), angles=angles,
+    )  # fmt: skip
+    yield plan, 4, [[sample_state(form, 4) for form in forms] for _ in blocks], [1, 5, 5, VOCAB - 1, 0]
 
 
 def sample_state(form: MixerForm, seen: int) -> tuple[Tensor, Tensor]:

@@ -207,15 +207,10 @@ class TernaryLinear(nn.Linear):
 
 
 def make_ternary(model: nn.Module) -> None:
-    """Put a `TernaryLinear` with its parameters in the place of every linear layer inside `model`."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                new = torch.nn.utils.skip_init(
-                    TernaryLinear, child.in_features, child.out_features, child.bias is not None
-                )
-                new.weight, new.bias = child.weight, child.bias
-                setattr(parent, name, new)
+    """Every linear layer of `model` becomes a `TernaryLinear`, parameters and all, in place."""
+    for child in model.modules():
+        if type(child) is nn.Linear:
+            child.__class__ = TernaryLinear  # which holds nothing more
 
 
 def refuse_what_is_not_ternary(layers: dict[str, nn.Module]) -> None:
@@ -227,5 +222,6 @@ def refuse_what_is_not_ternary(layers: dict[str, nn.Module]) -> None:
         raise FastSNNError(
             f"{len(far)} of {len(lost)} layers have weights that are not -1, 0 and 1 times one scale: rounding would "
             f"change {worst} by {far[worst]:.0%} of its norm, the mean layer by {sum(far.values()) / len(far):.0%}. "
-            'Train with weights = "ternary" in [model] of the spec, or round all the same: --set round=true'
+            'Train with weights = "ternary" in [model] of the spec; convert ternary checkpoints with balance=False; or '
+            "round all the same: --set round=true"
         )

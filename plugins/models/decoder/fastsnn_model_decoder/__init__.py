@@ -72,6 +72,7 @@ class Decoder(Model):
     out_bias: bool = param(False, doc="bias of the attention's output projection")
     head_bias: bool = param(False, doc="bias of the logits (GPT-J, Phi)")
     qk_norm: bool = param(False, doc="RMSNorm on each query and key head (Qwen3)")
+    out_norm: bool = param(False, doc="RMSNorm in front of the attention's output projection (BitNet)")
     weights: str = param(
         "float",
         choices=("float", "ternary"),

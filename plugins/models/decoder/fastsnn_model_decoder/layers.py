@@ -34,7 +34,17 @@ class AttentionLayer(nn.Module):
 
     batch_invariant = False
 
-    def __init__(self, spec: Attention, dims: Dims, site: Site, *, bias: bool, out_bias: bool, qk_norm: float) -> None:
+    def __init__(
+        self,
+        spec: Attention,
+        dims: Dims,
+        site: Site,
+        *,
+        bias: bool,
+        out_bias: bool,
+        qk_norm: float,
+        out_norm: float = 0.0,
+    ) -> None:
         super().__init__()
         self.dims, self.rotary = dims, any_rotary(spec)
         h, g, width = dims.n_heads, dims.n_kv_heads, dims.head_dim
@@ -52,6 +62,7 @@ class AttentionLayer(nn.Module):
         )
         self.mixer = spec.build_with_sites(dims, site)
         inside = h * width * spec.expansion
+        self.out_norm = nn.RMSNorm(inside, eps=out_norm) if out_norm else None
         self.outer = site("attn_out", inside)
         self.out = nn.Linear(inside, dims.d_model, bias=out_bias)
 
@@ -67,7 +78,8 @@ class AttentionLayer(nn.Module):
         heads = Heads(q, k, v, spikes, *(angles if angles and self.rotary else (None, None)))
         heads, query, key, value = self.spiking_heads(heads, s, reset)
         mixed, mixer = self.mixer(heads, s.mixer, reset)
-        spikes, outer = self.outer(mixed.flatten(2), s.outer, reset)
+        mixed = mixed.flatten(2)
+        spikes, outer = self.outer(mixed if self.out_norm is None else self.out_norm(mixed), s.outer, reset)
         return self.out(spikes), AttentionState(inner, query, key, value, mixer, outer)
 
     def projected(self, layer: nn.Module | None, spikes: Any, x: Tensor) -> Tensor:
@@ -95,6 +107,7 @@ class AttentionLayer(nn.Module):
             out=lower(self.out, "out"),
             q_norm=lower(self.q_norm, "q_norm") if both else None,
             k_norm=lower(self.k_norm, "k_norm") if both else None,
+            out_norm=None if self.out_norm is None else lower(self.out_norm, "out_norm"),
         )
 
     def lower_mixer(self, whole: bool) -> tuple[MixerForm, ...]:

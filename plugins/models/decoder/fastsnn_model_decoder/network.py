@@ -78,7 +78,13 @@ class DecoderModule(TorchCalls):
         for i in range(spec.n_layers):
             kind = spec.attention[i % len(spec.attention)]
             attention = AttentionLayer(
-                kind, spec.dims, site, bias=spec.qkv_bias, out_bias=spec.out_bias, qk_norm=qk_norm
+                kind,
+                spec.dims,
+                site,
+                bias=spec.qkv_bias,
+                out_bias=spec.out_bias,
+                qk_norm=qk_norm,
+                out_norm=spec.norm_eps if spec.out_norm else 0.0,
             )
             d_ff = spec.d_ff or -(-8 * spec.d_model // 24) * 8
             self.layers.append(Block(attention, spec.feedforward, d_ff, site, norm))
@@ -209,7 +215,7 @@ class DecoderModule(TorchCalls):
         spec, embed = self.spec, self.embed
         if spec.quant is None:
             raise Unsupported(
-                "float weights: only W8A and W4A models are fused; fastsnn export BUNDLE --to w8a OUT.snn"
+                "float weights: only W8A, W4A and W1.58A models are fused; fastsnn export BUNDLE --to w8a OUT.snn"
             )
         if embed.weight.device.type != "cpu":
             raise Unsupported(f"the model is on {embed.weight.device}; the fused step runs on the CPU")

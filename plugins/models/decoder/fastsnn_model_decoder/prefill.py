@@ -104,7 +104,7 @@ def run_block(
     counts = fused_row_ops.residual(x, add, plan.attention_norm, a.inner)
     heads = heads_of(block.attention, a, counts, shape, angles, flat)
     mixed, mixer = block.attention.mixer(heads, before.mixer, reset)
-    counts = fused_row_ops.residual(mixed.reshape(len(x), -1), None, None, a.outer)
+    counts = fused_row_ops.residual(mixed.reshape(len(x), -1), None, a.out_norm, a.outer)
     add = projection_output(counts, a.out, shape)
     counts = fused_row_ops.residual(x, add, plan.feedforward_norm, f.inner)
     counts = hidden_counts(f, counts, shape)
@@ -136,7 +136,7 @@ def heads_of(
 
 def hidden_counts(form: FeedforwardForm, counts: CountRows, shape: tuple[int, ...]) -> CountRows:
     """Counts of the hidden channels."""
-    if counts.narrow and not any(packed(m) for m in (form.up, form.gate)):
+    if counts.narrow and form.hidden_norm is None and not any(packed(m) for m in (form.up, form.gate)):
         gate = None if form.gate is None else project_counts(counts, form.gate)
         second = project_counts(counts, form.up)
         return fused_row_ops.hidden(second, gate, form.activation, form.hidden, form.gate_threshold, form.up_relu)
@@ -144,7 +144,7 @@ def hidden_counts(form: FeedforwardForm, counts: CountRows, shape: tuple[int, ..
     up = wide(spikes, form.up)
     first = deterministic.unary(up if form.gate is None else wide(spikes, form.gate), form.activation)
     hidden = first if form.gate is None else shut(first, form.gate_threshold) * second_factor(form, up)
-    return fused_row_ops.residual(hidden.reshape(len(counts.counts), -1), None, None, form.hidden)
+    return fused_row_ops.residual(hidden.reshape(len(counts.counts), -1), None, form.hidden_norm, form.hidden)
 
 
 def second_factor(form: FeedforwardForm, up: Tensor) -> Tensor:

@@ -232,6 +232,11 @@ def with_neurons(dense: nn.Module, neuron: Neuron, o: Options) -> nn.Module:
     """The same weights with a neuron at the sites."""
     spec: Any = dense.spec
     spec = attrs.evolve(spec, neuron=neuron, sites=o.sites)
+    if o.balance and spec.weights == "ternary":
+        raise ConversionError(
+            "balance moves factors into weights that are rounded to -1, 0 and 1 afterwards, which would change them: "
+            "convert with balance=False"
+        )
     centred = o.centred
     if centred is None:
         usual = CENTRED[o.coverage] if isinstance(o.coverage, str) else ("k", *PROJECTIONS)

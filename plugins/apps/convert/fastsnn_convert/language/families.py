@@ -18,6 +18,7 @@ from fastsnn_convert.language.hf_checkpoint import Checkpoint, SourceError, in_o
 from fastsnn_convert.language.hf_config import FAMILIES, spec_of_config
 from fastsnn_convert.language.int4_checkpoint import METHODS, Int4Checkpoint
 from fastsnn_convert.language.rebuild import with_memory, without_weights
+from fastsnn_convert.language.ternary_checkpoint import TernaryCheckpoint
 from fastsnn_core.errors import MissingError
 from fastsnn_model_decoder import Decoder
 
@@ -29,6 +30,8 @@ BLOCK = {
     **{f"{ours}.{leaf}": f"{theirs}.{leaf}" for ours, theirs in NORMS.items() for leaf in ("weight", "bias")},
     "attention.q_norm.weight": "self_attn.q_norm.weight",
     "attention.k_norm.weight": "self_attn.k_norm.weight",
+    "attention.out_norm.weight": "self_attn.attn_sub_norm.weight",
+    "feedforward.hidden_norm.weight": "mlp.ffn_sub_norm.weight",
 }
 LINEARS = {
     "attention.q": "self_attn.q_proj",
@@ -134,11 +137,13 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
 
 
 def open_source(source: str | Path) -> Any:
-    """A source's reader: of a directory's floats or 4-bit weights; of a file that of the plugin which knows it."""
+    """A source's reader: of a directory's weights, of 32 bits to 2; of a file that of the plugin which knows it."""
     path = Path(source)
     if (reader := source_plugin(path)) is not None:
         return reader(path)
     method = (read_config(path).get("quantization_config") or {}).get("quant_method")
+    if method == "bitnet":
+        return TernaryCheckpoint(path)
     return Int4Checkpoint(path) if method in METHODS else Checkpoint(path)
 
 

@@ -2,8 +2,8 @@
 
 The families share one network: RMSNorm, rotary positions, grouped-query softmax attention, SwiGLU. They differ in
 biases (Qwen2), norms on query and key heads (Qwen3), and sliding windows (Mistral, late layers of Qwen2 and Qwen3).
-Arcee and Nemotron have no gate but ReLU², whose zeros are exact. Defaults of keys that a config.json leaves out are
-those of transformers' configuration classes.
+Arcee and Nemotron have no gate but ReLU², whose zeros are exact; BitNet has a gate with it, and two norms more.
+Defaults of keys that a config.json leaves out are those of transformers' configuration classes.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ class Family:
     norm_eps: str = "rms_norm_eps"  # the key
     norm_offset: float = 0.0  # what a norm's stored weight is less than its gain
     rotated: float = 1.0  # share of a head's channels that rotate, where partial_rotary_factor is left out
+    sub_norms: bool = False  # in front of the projections that write into the residual stream
+    theta: float = 10000.0  # where rope_theta is left out
+    eps: float = 1e-6  # of norms, where left out
 
 
 FAMILIES = {
@@ -59,8 +62,16 @@ FAMILIES = {
     "qwen2": Family(qkv_bias=True, windows="late", kv_heads=32, window=4096),
     "arcee": Family(mlp_bias=True, gated=False, act="relu2"),
     "nemotron": Family(
-        mlp_bias=True, gated=False, act="relu2", norm="layer", norm_eps="norm_eps", norm_offset=1.0, rotated=0.5
+        mlp_bias=True,
+        gated=False,
+        act="relu2",
+        norm="layer",
+        norm_eps="norm_eps",
+        norm_offset=1.0,
+        rotated=0.5,
+        eps=1e-5,
     ),
+    "bitnet": Family(act="relu2", kv_heads=5, sub_norms=True, theta=500000.0, eps=1e-5),
     "qwen3": Family(qk_norm=True, windows="late", kv_heads=32, head_dim=128, window=4096),
 }
 
@@ -108,7 +119,7 @@ def spec_of_config(checkpoint: Checkpoint) -> Decoder:
         method = quant.get("quant_method") if isinstance(quant, dict) else quant
         raise s.refuse(
             f"its weights are quantised ({method})",
-            "float32, bfloat16 and float16 weights, and 4 bits as GPTQ, AWQ and compressed-tensors store them",
+            "float32, bfloat16 and float16 weights, 4 bits as GPTQ, AWQ and compressed-tensors store them, BitNet",
         )
     family, heads, width = FAMILIES[kind], s.whole("num_attention_heads"), s.whole("hidden_size")
     head_dim = s.whole("head_dim", family.head_dim or 0) if c.get("head_dim", family.head_dim) else width // heads
@@ -117,7 +128,7 @@ def spec_of_config(checkpoint: Checkpoint) -> Decoder:
     if act not in ACTIVATIONS:
         raise s.refuse(f"hidden_act {act!r}", ", ".join(ACTIVATIONS))
     both = bool(c.get("attention_bias", False))
-    layers = s.whole("num_hidden_layers")
+    layers, eps = s.whole("num_hidden_layers"), s.number(c, family.norm_eps, family.eps)
     try:
         return Decoder(
             vocab_size=s.whole("vocab_size"),
@@ -135,14 +146,17 @@ def spec_of_config(checkpoint: Checkpoint) -> Decoder:
                 activation=ACTIVATIONS[act],
                 gated=family.gated,
                 bias=bool(c.get("mlp_bias", False)) and family.mlp_bias,
+                hidden_norm=eps if family.sub_norms else 0.0,
             ),
             tied=bool(c.get("tie_word_embeddings", False)),
             rope=rope_of_config(s, c, family),
             norm=family.norm,
-            norm_eps=s.number(c, family.norm_eps, 1e-6 if family.norm == "rms" else 1e-5),
+            norm_eps=eps,
             qkv_bias=both if family.qkv_bias is None else family.qkv_bias,
             out_bias=both if family.qkv_bias is None else False,
             qk_norm=family.qk_norm,
+            out_norm=family.sub_norms,
+            weights="ternary" if getattr(checkpoint, "rounds", False) else "float",
         )
     except SourceError:
         raise
@@ -188,11 +202,14 @@ def rope_of_config(s: HfConfig, c: dict[str, Any], family: Family) -> Rope:
     share = table.get("partial_rotary_factor", c.get("partial_rotary_factor", family.rotated))
     if share not in (None, 1, 1.0) and family.rotated == 1.0:
         raise s.refuse(f"partial_rotary_factor {share}", "1.0")
+    theta = s.number(table, "rope_theta", s.number(c, "rope_theta", family.theta))
     if family.rotated != 1.0:
         if kind != "default":
             raise s.refuse(f"rope scaling {kind!r} of a part of the channels", "default")
-        return Rope(theta=s.number(table, "rope_theta", s.number(c, "rope_theta", 10000.0)), share=float(share or 1.0))
-    theta = s.number(table, "rope_theta", s.number(c, "rope_theta", 10000.0))
+        return Rope(
+            theta=s.number(table, "rope_theta", s.number(c, "rope_theta", family.theta)), share=float(share or 1.0)
+        )
+    theta = s.number(table, "rope_theta", s.number(c, "rope_theta", family.theta))
     if kind == "default":
         return Rope(theta=theta)
     length = c.get("max_position_embeddings")

@@ -54,8 +54,10 @@ def ports(layer: Any) -> list[Port]:
             Port("ffn_in", feedforward.inner, readers, torch.arange(width), lambda s: divide(layer.feedforward_norm, s))
         )
         linear = gate is not None  # what makes the hidden channels is linear in `up` only where it is gated
-        tie = torch.arange(up.out_features) if linear else None
-        found.append(Port("ffn_hidden", feedforward.hidden, (feedforward.down,), tie, lambda s: divide(up, s)))
+        norm = getattr(feedforward, "hidden_norm", None)
+        tie = torch.arange(up.out_features) if linear or norm is not None else None
+        maker = up if norm is None else norm
+        found.append(Port("ffn_hidden", feedforward.hidden, (feedforward.down,), tie, lambda s: divide(maker, s)))
     return [p for p in found if p.site.neuron is not None]
 
 
@@ -66,6 +68,8 @@ def out_port(attention: Any) -> Port:
     tie: Tensor | None
     if attention.out.in_features != len(channel):
         tie, change = None, None  # several branches: v feeds them all, and they need not agree
+    elif attention.out_norm is not None:
+        tie, change = channel, lambda s: divide(attention.out_norm, s)
     elif isinstance(norm, nn.RMSNorm):
         tie, change = channel % dims.head_dim, lambda s: divide(norm, s)
     else:
