@@ -252,7 +252,7 @@ def test_what_is_left_open_follows_the_size():
     assert Healing(steps=1, constants_first=0.5).fitted(576, 134_000_000, True).checkpointing
     assert Healing(steps=1).fitted(576, 134_000_000, True, new=True).constants_first == 0.4
     assert Healing(steps=1, activation="relu").fitted(576, 134_000_000, True).constants_first == 0.4
-    assert large.lr_constants > large.lr
+    assert large.lr_constants == 2 * large.lr  # at ten times as much the divergence rises again after 17 steps
     assert Healing(steps=1, lr=5e-4, batch=2).fitted(576, 1000, True).batch == 2
 
 

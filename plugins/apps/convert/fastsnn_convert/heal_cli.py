@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
         help="peak rate of the weights (default: follows the width; "
         "weights of a model of 10 million parameters and more are trained only where it is given)",
     )
-    args.add_argument("--lr-constants", type=number(float, gt=0), help="peak rate of the constants (default: 10 × lr)")
+    args.add_argument("--lr-constants", type=number(float, gt=0), help="peak rate of the constants (default: by width)")
     args.add_argument("--activation", help="relu: what the feed-forward layers' activation becomes while it is healed")
     args.add_argument(
         "--l1", type=number(float, ge=0), help="with --activation: weight of the hidden channels' magnitude"

@@ -86,7 +86,7 @@ class Healing:
 
         `new` says that some of its weights are new, as those of other attentions are.
 
-        The rate falls as 1/width; constants have the same, in a large model ten times as much. A model of 10 million
+        The rate falls as 1/width; constants have the same, in a large model twice as much. A model of 10 million
         parameters and more sees few tokens in a budget of minutes: only its constants are trained, for a few hundred
         pieces of text say too little about its weights (benchmarks/NOTES.md). Where weights are new or `lr`, `lora` or
         `activation` are given, they follow after 40 % of the budget, and blocks are computed again on the way back.
@@ -101,7 +101,7 @@ class Healing:
         first = first if self.constants_first is None else self.constants_first
         found: dict[str, Any] = {
             "lr": rate,
-            "lr_constants": 10 * rate if large else rate,
+            "lr_constants": 2 * rate if large else rate,
             "constants_first": first,
             "batch": 1 if large else 8,
             "length": 512 if large else 128,
