@@ -3,8 +3,9 @@
 *events* (`fastsnn_kernel_numba.gemm_events`): few rows, weights stored input-major; reads the weight rows that spiked.
 *dense*: an integer GEMM. Counts of 8 bits go through torch's INT8 product (oneDNN, VNNI); larger ones are written in
 digits of base 128, c = Σ_p d_p · 128^p with -64 <= d_p < 64, one GEMM per digit over the inputs that have one. On a CPU
-where that product is not exact or not fast (tried once), float32 GEMMs take its place, over pieces of the inputs so
-short that no sum reaches 2^24: every float32 operation is then on whole numbers it holds exactly.
+where that product is not exact or not fast (tried once), ours of tiles takes its place (`tile_gemm`), large counts and
+all. Where that does not fit, float32 GEMMs over pieces of the inputs so short that no sum reaches 2^24 do the digits:
+every float32 operation is then on whole numbers it holds exactly.
 
 The way is chosen by the number of events per input: below `break_even` skipping wins. It is measured once per shape and
 process on weights of at least `MEASURED` bytes; smaller ones, where neither way costs anything, take
@@ -30,6 +31,7 @@ from fastsnn_kernel_numba import gemv_events
 from fastsnn_kernel_numba.buffer_pool import empty, persistent_copy
 from fastsnn_kernel_numba.gemm_events import event_gemm
 from fastsnn_kernel_numba.numba_runtime import Threaded, flat, workers
+from fastsnn_kernel_numba.tile_gemm import tile_gemm
 from fastsnn_modules.operands import guarded
 
 FEW, EVENTS_PER_INPUT, MEASURED, OUTPUTS = 32, 7.0, 1 << 20, 1 << 12
@@ -178,6 +180,8 @@ def dense_product(counts: Tensor, weight: Tensor) -> Tensor:
     if counts.dtype != torch.float32:
         counts = whole(counts, "counts")
         counts = counts.to(torch.float32 if counts.dtype == torch.int8 else torch.int64)
+    if not trusted() and (out := tile_gemm(counts, weight)) is not None:
+        return out
     low, state = torch.empty(counts.shape, dtype=torch.int8), np.zeros((workers(), 2), np.int64)
     _narrow(flat(counts.contiguous()), flat(low), state)
     if not state.any():
