@@ -43,12 +43,18 @@ def test_streams_share_and_say_what_they_say_alone(integer: Any, seed: int) -> N
     engine.close()
 
 
-def test_short_prompts_are_read_in_the_steps_of_the_others(integer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ends_of_prompts_are_read_in_steps_and_chunks_together(integer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts of every length, from nothing, from the cache and behind a chunk, as the generation loop has them."""
     prompts = [[n * (i * i + 1) % 251 for i in range(n)] for n in (1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 70)]
     prompts += [[*prompt, *range(7)] for prompt in prompts]  # the state before them is cached
-    engine, chunks = Engine(integer, chunk=16, max_streams=5), list[int]()
-    run = engine.runner.run
+    engine, chunks, packs = Engine(integer, chunk=16, max_streams=5), list[int](), list[list[int]]()
+    run, together = engine.runner.run, integer.read_together
+
+    def packed(pieces: Any, states: Any) -> Any:
+        packs.append([len(piece) for piece in pieces])
+        return together(pieces, states)
+
+    monkeypatch.setattr(integer, "read_together", packed, raising=False)
     monkeypatch.setattr(
         engine.runner, "run", lambda ids, *more, **how: chunks.append(len(ids)) or run(ids, *more, **how)
     )
@@ -57,14 +63,49 @@ def test_short_prompts_are_read_in_the_steps_of_the_others(integer: Any, monkeyp
         asked = [Recorder(engine, prompt, 5, seed=1) for prompt in some]
         if some[0] == prompts[0]:
             assert [run_all_requests(engine, one)[0][0] for one in asked] == want
-            assert sorted(n for n in chunks if n > 1) == [16] * 8  # of 33, 47, 48 one, of 49 two, of 70 three
+            assert (
+                sorted(n for n in chunks if n > 1) == [15] * 3 + [16] * 19
+            )  # ends of up to 8 tokens are left to steps
+            assert not packs
             while engine.runner.cache.recent:
                 engine.runner.cache.drop(next(iter(engine.runner.cache.recent)))
             chunks.clear()
             asked = [Recorder(engine, prompt, 5, seed=1) for prompt in some]
         assert [tokens for tokens, _ in run_all_requests(engine, *asked)] == want
-        assert sum(n for n in chunks if n > 1) < 16 * 8  # fewer, in company
+    assert sum(n for n in chunks if n > 1) < 16 * 12
+    assert any(len(pack) > 1 for pack in packs)
+    assert all(max(pack) <= 16 and sum(pack) <= prefill_runner.TOGETHER for pack in packs)
     assert all(one.prompt.cached >= len(one.prompt.ids) - 7 for one in asked)
+    engine.close()
+
+
+def test_prompts_of_one_pass_wait_for_no_more_than_a_chunk_of_others(
+    integer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a stream decodes, a pass has a chunk's tokens at the most; what fails in company is read alone."""
+    engine, packs = Engine(integer, chunk=32, max_streams=9, cache_bytes=0), list[list[int]]()
+    together = integer.read_together
+
+    def packed(pieces: Any, states: Any) -> Any:
+        packs.append([len(piece) for piece in pieces])
+        if len(packs) == 2:
+            raise RuntimeError("planted")
+        return together(pieces, states)
+
+    monkeypatch.setattr(integer, "read_together", packed, raising=False)
+    decodes = Recorder(engine, [65], 10**4, temperature=0.0)
+    engine.submit([decodes.stream])
+    assert until(lambda: len(decodes.stream.ids) > 2)
+    prompts = [[3 * n + i % 5 for i in range(9 if n % 2 else 14)] for n in range(8)] + [
+        [7] * 5 + [n] * 9 for n in range(3)
+    ]
+    want = [expected(integer, prompt, 5, chunk=32, seed=1) for prompt in prompts]
+    asked = [Recorder(engine, prompt, 5, seed=1) for prompt in prompts]
+    engine.submit([one.stream for one in asked])
+    assert [one.result()[0] for one in asked] == want
+    assert len(packs) > 2
+    assert all(len(pack) > 1 and sum(pack) <= 32 for pack in packs)
+    engine.cancel([decodes.stream])
     engine.close()
 
 

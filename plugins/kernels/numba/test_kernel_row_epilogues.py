@@ -100,12 +100,22 @@ def test_hidden(gated, activation):
         agree(*both(lambda up=up, gate=gate, rule=rule: fused_row_ops.hidden(up, gate, activation, rule)))
 
 
-def test_hidden_with_large_counts():
-    up = sums(6, 41, False)
-    up.matrix.scale[3] = 1e3
+@pytest.mark.parametrize(("wide", "scale", "kind"), [(41, 1e3, torch.int16), (41000, 1e3, torch.float32)])
+def test_hidden_with_large_counts(wide, scale, kind):
+    up = sums(6, wide, False)
+    up.matrix.scale[3] = scale
     found, wanted = both(lambda: fused_row_ops.hidden(up, None, "relu", RULES["mean"]))
-    assert not found.narrow
+    assert found.counts.dtype == wanted.counts.dtype == kind
     agree(found, wanted)
+
+
+def test_counts_of_16_bits_only_where_32_hold_the_sums():
+    """2^24 − 1 is the largest Σ|c|; one more, or one count beyond 32767, stays in float32."""
+    for sizes, kind in (
+        ([32767] * 512 + [511], torch.int16), ([32767] * 512 + [512], torch.float32), ([32768], torch.float32),
+        ([127, -127], torch.int8), ([-128], torch.int16), ([math.inf], torch.float32), ([math.nan], torch.float32),
+    ):  # fmt: skip
+        assert fused_row_ops.narrowed(torch.tensor([[0.0] * len(sizes), sizes])).dtype == kind
 
 
 @pytest.mark.parametrize("turned", [True, False])
@@ -141,3 +151,29 @@ def test_project(n, density):
     found, wanted = both(lambda: fused_row_ops.project(counts, MatrixForm(weight, torch.ones(50))).total)
     assert found.dtype == torch.int32
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("largest", [3, 113, 3000])
+def test_project_without_a_fast_int8_product(monkeypatch, largest, trusted):
+    """Counts of 16 bits, and all where torch's product is slow, go through tiles: the definition's sums, in 32 bits."""
+    from fastsnn_kernel_numba import integer_linear, row_epilogues
+
+    for module in (integer_linear, row_epilogues):
+        monkeypatch.setattr(module, "trusted", lambda: trusted)
+    x = torch.randint(-largest, largest + 1, (40, 300)).float()
+    x[:, 5:] %= 50.0  # large counts stay on few inputs
+    rows = fused_row_ops.CountRows(fused_row_ops.narrowed(x), torch.ones(40, 1), int(torch.count_nonzero(x)))
+    weight = fastsnn_events.input_major(encode_int8(torch.randn(48, 300))[0])
+    for layout in (weight, weight.contiguous()):
+        found, wanted = both(lambda w=layout: fused_row_ops.project(rows, MatrixForm(w, torch.ones(48))).total)
+        assert found.dtype == wanted.dtype == torch.int32
+        assert torch.equal(found, wanted)
+
+
+def test_sums_that_32_bits_do_not_hold_stay_in_64():
+    counts = torch.full((33, 600), 32767, dtype=torch.int16)
+    rows = fused_row_ops.CountRows(counts, torch.ones(33, 1), counts.numel())
+    weight = fastsnn_events.input_major(torch.full((32, 600), 127, dtype=torch.int8))
+    found = fused_row_ops.project(rows, MatrixForm(weight, torch.ones(32))).total
+    assert torch.equal(found, counts.long() @ weight.long().T)

@@ -96,7 +96,7 @@ def test_hooks_gradients_and_short_prompts_go_through_the_modules():
     model, tokens = network(), torch.randint(0, 37, (2, 20))
     assert not prefill.prefill_applies(model, tokens)  # gradients are wanted
     with torch.inference_mode():
-        assert not prefill.prefill_applies(model, tokens[:, :16])
+        assert not prefill.prefill_applies(model, tokens[:, :4])
         with probe(model):
             assert not prefill.prefill_applies(model, tokens)
 

@@ -239,9 +239,10 @@ class NumbaStream:
         held, groups, size = keys.shape
         capacity = -(-(window_of(self.mixers[m]) or max(self.room, held + 1)) // KEYS) * KEYS
         k, v = zeros((groups, capacity // KEYS, size, KEYS)), zeros((groups, capacity, size))
-        padded = np.zeros((groups, capacity, size), F)
+        blocks = -(-held // KEYS)
+        padded = np.zeros((groups, blocks * KEYS, size), F)
         padded[:, :held], v[:, :held] = keys.transpose(0, 1).numpy(), values.transpose(0, 1).numpy()
-        k[:] = padded.reshape(groups, capacity // KEYS, KEYS, size).swapaxes(2, 3)
+        k[:, :blocks] = padded.reshape(groups, blocks, KEYS, size).swapaxes(2, 3)
         self.keep(m, k.reshape(-1), v.reshape(-1))
         self.state[m]["capacity"], self.state[m]["seen"] = capacity, held
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from fastsnn_core.lowering import NormForm, SiteForm
 from fastsnn_core.ops.dispatch import record_path
-from fastsnn_integer.fused_row_ops import CountRows, Sums
+from fastsnn_integer.fused_row_ops import CountRows, Sums, narrowed
 from fastsnn_kernel_numba.deterministic import ACTIVATIONS, APART, ZERO, F, _apply, _half_of, _norm_row
 from fastsnn_kernel_numba.fused_decoder_stages import MOST_BURST, _round_counts, _threshold
 from fastsnn_kernel_numba.gemm_events import U
 from fastsnn_kernel_numba.integer_linear import BY_OUTPUT, FEW, MANY, break_even, gemm, is_input_major, sums, trusted
 from fastsnn_kernel_numba.layout import SITE, STATISTICS, pack
 from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, scratch, workers
+from fastsnn_kernel_numba.tile_gemm import tile_gemm
 from fastsnn_modules.operands import guarded
 
 NONE = np.zeros(0, F)
@@ -230,7 +231,7 @@ def hidden(
 
 
 def as_counts(run: Any, rows: int, size: int, given: Any, again: Any) -> CountRows:
-    """Counts of 8 bits; all over in float32 (with the inputs `again`) where one does not fit them."""
+    """Counts of 8 bits; all over (with the inputs `again`) where one does not fit them: in 16, or in float32."""
     low, v = torch.empty(rows, size, dtype=torch.int8), torch.empty(rows, 1)
     found = np.zeros((workers(), 16), np.int64)
     run(given, (flat(low), NONE), flat(v), found)
@@ -239,7 +240,7 @@ def as_counts(run: Any, rows: int, size: int, given: Any, again: Any) -> CountRo
         return CountRows(low, v, active)
     wide = torch.empty(rows, size)
     run(again, (flat(low), flat(wide)), flat(v), found)
-    return CountRows(wide, v, active)
+    return CountRows(narrowed(wide), v, active)
 
 
 def fold_room(size: int) -> int:
@@ -270,13 +271,18 @@ def heads(
 def project(counts: CountRows, weight: Tensor) -> Tensor:
     """Twin of `fastsnn_integer.fused_row_ops.project_rows_naive`: the dense product, unless few inputs spiked."""
     rows, inputs = counts.counts.shape
-    if weight.dtype != torch.int8 or not 1 < inputs < 1 << 17 or not trusted() or not rows:
+    if weight.dtype != torch.int8 or not 1 < inputs < 1 << 17 or not rows:
         return NotImplemented
-    why = BY_OUTPUT
-    if is_input_major(weight):
+    why, input_major, low = BY_OUTPUT, is_input_major(weight), counts.counts.dtype == torch.int8
+    if not (low and trusted()) and not (input_major and counts.narrow):
+        return NotImplemented
+    if input_major and low:
         limit = break_even(rows, weight)
-        if rows < FEW or counts.active * FEW < limit * rows * inputs:
+        if counts.active * FEW < limit * max(rows, FEW) * inputs:
             return sums(counts.counts.to(torch.int32), weight).to(torch.int32)
         why = MANY.format(limit)
+    out = gemm(counts.counts, weight) if low and trusted() else tile_gemm(counts.counts.float(), weight)
+    if out is None:
+        return NotImplemented
     record_path("count_linear", "numba: dense", why)
-    return gemm(counts.counts, weight)
+    return out

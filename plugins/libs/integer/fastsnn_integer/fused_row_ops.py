@@ -8,9 +8,9 @@ done row by row, so it can be one pass over memory that stays in cache:
     heads      q, k, v with biases, norms per head and rotary positions
 
 Each naive twin is made of the modules' own operations (the site's neuron, `fastsnn_integer.deterministic`), and
-kernels give its bits. `project` is the product. Counts leave in 8 bits where all of them fit, and as float32 where one
-does not (or is not finite): then the layers behind take the ordinary way, which has digits for large counts and errors
-for what is not finite.
+kernels give its bits. `project` is the product. Counts leave in 8 or 16 bits where all of them fit and every row's sums
+fit 32 bits (`narrowed`), and as float32 where one does not (or is not finite): then the layers behind take the ordinary
+way, which has digits for large counts and errors for what is not finite.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fastsnn_core.ops.dispatch import Operator
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_events.linear import COUNT_LINEAR
 from fastsnn_integer import deterministic, reference
+from fastsnn_integer.known_operands import run_operator
 from fastsnn_integer.plan_check import check_site
 from fastsnn_modules.operands import (
     OperandError,
@@ -38,12 +39,13 @@ from fastsnn_modules.operands import (
     with_every_tensor,
 )
 
-LARGEST = 127
+LARGEST, LARGER = 127, 32767  # counts of 8 and of 16 bits
+LIMIT = 1 << 24  # Σ|c| of a row whose sums fit 32 bits, whatever the weights: 2^24 · 128 = 2^31
 
 
 @frozen(eq=False)
 class CountRows:
-    """Counts ``[N, D]`` (int8, or float32 where 8 bits are too few), V ``[N, 1]``, and how many are not 0."""
+    """Counts ``[N, D]`` (int8; int16 or float32 where 8 bits are too few), V ``[N, 1]``, and how many are not 0."""
 
     counts: Tensor
     v: Tensor
@@ -51,8 +53,8 @@ class CountRows:
 
     @property
     def narrow(self) -> bool:
-        """Do they have 8 bits?"""
-        return self.counts.dtype == torch.int8
+        """Do they have 8 or 16 bits, and their sums 32?"""
+        return self.counts.dtype in (torch.int8, torch.int16)
 
     def spikes(self, shape: tuple[int, ...]) -> SpikeTensor:
         """As a module's input ``[*shape, D]``."""
@@ -76,9 +78,18 @@ class Sums:
 def fire_rows(x: Tensor, site: SiteForm) -> CountRows:
     """Counts of rows ``[N, D]``, made by the site's neuron itself."""
     counts, v = reference.fire(x, site)
-    if bool((counts.abs() <= LARGEST).all()):
-        counts = counts.to(torch.int8)
+    counts = narrowed(counts)
     return CountRows(counts, v, int(torch.count_nonzero(counts)))
+
+
+def narrowed(counts: Tensor) -> Tensor:
+    """Counts ``[N, D]`` in 8 bits, or in 16 if the sums fit 32; as they are where neither holds them."""
+    size = counts.abs()
+    if bool((size <= LARGEST).all()):
+        return counts.to(torch.int8)
+    if bool((size <= LARGER).all()) and float(size.sum(1, dtype=torch.float64).max()) < LIMIT:
+        return counts.to(torch.int16)
+    return counts
 
 
 def residual_naive(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> CountRows:
@@ -119,9 +130,16 @@ def heads_naive(
 
 
 def project_rows_naive(counts: CountRows, weight: Tensor) -> Tensor:
-    """The definition: ``counts @ weightᵀ``; in 32 bits where |c| <= 127 makes sure that they hold it, else in 64."""
+    """The definition: ``counts @ weightᵀ``; in 32 bits where the counts make sure that they hold it, else in 64."""
     total = COUNT_LINEAR(weight.device.type, counts.counts, weight)
-    return total.to(torch.int32) if weight.shape[1] < 1 << 17 else total
+    return total.to(torch.int32) if within_32_bits(counts.counts) else total
+
+
+def within_32_bits(counts: Tensor) -> bool:
+    """Do sums of counts ``[N, D]`` with weights of 8 bits fit 32? The numbers say where D alone does not."""
+    if counts.dtype == torch.int8 and counts.shape[1] < LIMIT // (LARGEST + 1):
+        return True
+    return not counts.numel() or float(counts.to(torch.float64).abs().sum(1).max()) < LIMIT
 
 
 def check_residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> None:
@@ -255,7 +273,7 @@ PROJECT = Operator(
 
 def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: SiteForm) -> CountRows:
     """`residual_naive` by the kernel in use."""
-    return RESIDUAL(x.device.type, x, add, norm, site)
+    return run_operator(RESIDUAL, x.device.type, x, add, norm, site)
 
 
 def hidden(
@@ -263,16 +281,16 @@ def hidden(
     up_relu: bool = False,
 ) -> CountRows:  # fmt: skip
     """`hidden_naive` by the kernel in use."""
-    return HIDDEN(up.total.device.type, up, gate, activation, site, gate_threshold, up_relu)
+    return run_operator(HIDDEN, up.total.device.type, up, gate, activation, site, gate_threshold, up_relu)
 
 
 def heads(
     q: Sums, k: Sums, v: Sums, width: int, norms: tuple[NormForm | None, NormForm | None], angles: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`heads_naive` by the kernel in use."""
-    return HEADS(q.total.device.type, q, k, v, width, norms, angles)
+    return run_operator(HEADS, q.total.device.type, q, k, v, width, norms, angles)
 
 
 def project(counts: CountRows, matrix: MatrixForm) -> Sums:
-    """The product of counts of 8 bits."""
-    return Sums(PROJECT(counts.counts.device.type, counts, matrix.weight), matrix, counts.v)
+    """The product of counts of 8 or 16 bits."""
+    return Sums(run_operator(PROJECT, counts.counts.device.type, counts, matrix.weight), matrix, counts.v)

@@ -89,15 +89,30 @@ def make_contiguous(model: Any) -> None:
                 begin += len(layer.weight)
 
 
-def start_stream(model: Any, state: Any, wait: bool = True, room: int = 0) -> tuple[str, FastStream]:
-    """``(kernel set, stream)`` that goes on from the state of one stream; `Unsupported` says why not.
+def start_streams(
+    model: Any, states: Sequence[Any], rooms: Sequence[int], wait: bool = True
+) -> list[FastStream | None]:
+    """A stream that goes on from each of `states`, with caches for so many tokens; None for each where that cannot be.
 
-    The plan is made anew each time (a few µs per part), and the kernel's own form of it where its numbers, its
-    tensors or the number of threads have changed.
+    The model's `fast_step` says which kernel set it is, or why there is none. The plan is made anew each time, once for
+    all (10 ms for 30 layers), and the kernel's own form of it where its numbers, its tensors or the number of threads
+    have changed.
     """
-    refuse_hooks(model)
-    if state is None or len(state.position) != 1:
-        raise Unsupported("a fused stream begins from the state of one stream")
+    try:
+        refuse_hooks(model)
+        if any(state is None or len(state.position) != 1 for state in states):
+            raise Unsupported("a fused stream begins from the state of one stream")
+        kernel, made = ready_step(model, wait)
+        found: list[FastStream | None] = [FastStream(model, made, state, room) for state, room in zip(states, rooms)]
+    except Unsupported as reason:
+        model.fast_step = {"kernel": None, "why": str(reason)}
+        return [None] * len(states)
+    model.fast_step = {"kernel": kernel, "why": "every part of the model has a fused form"}
+    return found
+
+
+def ready_step(model: Any, wait: bool) -> tuple[str, Any]:
+    """``(kernel set, stepper)`` of the model as it is now; `Unsupported` says why not."""
     if DECODE_STEP.pick("cpu")[0] == "naive":
         stepper(lower(model, ""))  # says why not
     plan = lower(model, "")
@@ -106,5 +121,4 @@ def start_stream(model: Any, state: Any, wait: bool = True, room: int = 0) -> tu
         make_contiguous(model)
         plan = lower(model, "")
         model.fused = (fingerprint(plan), torch.get_num_threads()), stepper(plan, wait)
-    kernel, made = model.fused[1]
-    return kernel, FastStream(model, made, state, room)
+    return model.fused[1]

@@ -21,8 +21,8 @@ from fastsnn_integer import quantization
 from fastsnn_integer.four_bits import Embedding4
 from fastsnn_integer.quantization import QuantEmbedding, row_linear
 from fastsnn_integer.ternary import make_ternary
-from fastsnn_model_decoder import prefill
-from fastsnn_model_decoder.fused_decode import FastStream, start_stream, step_many
+from fastsnn_model_decoder import prefill, prompt_pack
+from fastsnn_model_decoder.fused_decode import FastStream, start_streams, step_many
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, init_thresholds, initialise
 from fastsnn_model_decoder.rope import BLOCK
 from fastsnn_modules.inputs import (
@@ -194,13 +194,11 @@ class DecoderModule(TorchCalls):
         waited for, or, without `wait`, begun in the background: then there is none yet. With `room`, caches are made
         for so many tokens at once, instead of growing.
         """
-        try:
-            kernel, stream = start_stream(self, state, wait, room)
-        except Unsupported as reason:
-            self.fast_step = {"kernel": None, "why": str(reason)}
-            return None
-        self.fast_step = {"kernel": kernel, "why": "every part of the model has a fused form"}
-        return stream
+        return start_streams(self, [state], [room], wait)[0]
+
+    def fast_all(self, states: Sequence[Any], rooms: Sequence[int], wait: bool = True) -> list[FastStream | None]:
+        """`fast` of several streams, whose common part (is the model as it was?) is done once."""
+        return start_streams(self, states, rooms, wait)
 
     def step_many(self, streams: Sequence[FastStream], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
         """Logits ``[vocab]`` of one more token of each stream that `fast` made, in one pass over the weights.
@@ -209,6 +207,15 @@ class DecoderModule(TorchCalls):
         step is refused, its place holds the error that ``step`` would have raised, and the others go on.
         """
         return step_many(streams, tokens)
+
+    def read_together(
+        self, prompts: Sequence[Sequence[int]], states: Sequence[DecoderState | None]
+    ) -> list[tuple[Tensor, DecoderState]]:
+        """``(logits [1,1,V], state)`` after each of several prompts, in one pass over the weights where that can be.
+
+        The bits are those of ``model(ids[None], state, return_state=True, last=True)``, one by one.
+        """
+        return prompt_pack.read_together(self, DecoderState, prompts, states)
 
     def lower(self) -> DecoderPlan:
         """The network as numbers and tensors, for a fused decoding step; `Unsupported` says what has no fused form."""

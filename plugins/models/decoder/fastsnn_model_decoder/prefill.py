@@ -7,6 +7,7 @@ same bits either way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,12 +26,14 @@ from fastsnn_core.lowering import (
 )
 from fastsnn_events.linear import COUNT_LINEAR
 from fastsnn_integer import deterministic, fused_row_ops
+from fastsnn_integer.decode_step import fingerprint
 from fastsnn_integer.forms import outputs, packed
 from fastsnn_integer.fused_row_ops import CountRows, Sums
+from fastsnn_integer.known_operands import known_operands
 from fastsnn_integer.reference import shut
 from fastsnn_model_decoder.layers import Angles, AttentionState, BlockState, refuse_hooks
 
-LEAST = 32  # tokens; fewer go through the modules
+LEAST = 8  # tokens; fewer go through the modules
 
 
 def prefill_applies(model: Any, tokens: Tensor) -> bool:
@@ -62,24 +65,41 @@ def prefill_blocks(
     shape, news = tuple(x.shape[:2]), []
     x, add = x.reshape(-1, x.shape[-1]).contiguous(), None
     flat = None if angles is None else tuple(a.flatten(0, 1).to(x.dtype).contiguous() for a in angles)
-    for i, block in enumerate(model.layers):
-        old = None if state is None else state.layers[i]
-        plan = lowered_block(block)
-        if plan is None:
-            y, new = block(with_pending(x, add).view(*shape, -1), old, reset, angles)
-            x, add = y.reshape(x.shape).contiguous(), None
-        else:
-            add, new = run_block(block, plan, shape, x, add, old, reset, angles, flat)
-        news.append(new)
+    plans, known = block_plans(model)
+    with known_operands(known):
+        for i, (block, plan) in enumerate(zip(model.layers, plans, strict=True)):
+            old = None if state is None else state.layers[i]
+            if plan is None:
+                y, new = block(with_pending(x, add).view(*shape, -1), old, reset, angles)
+                x, add = y.reshape(x.shape).contiguous(), None
+            else:
+                add, new = run_block(block, plan, shape, x, add, old, reset, angles, flat)
+            news.append(new)
     return with_pending(x, add).view(*shape, -1), news
+
+
+def block_plans(model: Any) -> tuple[list[BlockPlan | None], bool]:
+    """Forms of all blocks (`usable_plan`), and whether they are those of the fused step, which have been checked."""
+    if model.fused is not None and model.fused[0] is not None:
+        try:
+            plan = lower(model, "")
+        except Unsupported:
+            plan = None
+        if plan is not None and (fingerprint(plan), torch.get_num_threads()) == model.fused[0]:
+            return [usable_plan(block, found) for block, found in zip(model.layers, plan.blocks, strict=True)], True
+    return [lowered_block(block) for block in model.layers], False
 
 
 def lowered_block(block: Any) -> BlockPlan | None:
     """A block's forms, `mixers` empty where its attention has none; None where the block runs as it is."""
     try:
-        plan = lower(block, "", whole=False)
+        return usable_plan(block, lower(block, "", whole=False))
     except Unsupported:
         return None
+
+
+def usable_plan(block: Any, plan: BlockPlan) -> BlockPlan | None:
+    """`plan`, if kernels give what the block does; None where it wants more than counts."""
     a = plan.attention
     if a.inner.neuron is None:
         return None  # an attention may want the numbers that no neuron counted
@@ -99,17 +119,31 @@ def run_block(
     angles: Angles, flat: Any,
 ) -> tuple[Any, BlockState]:  # fmt: skip
     """One block: `add` onto `x` ``[B·T, D]`` first; what is still to be added, and the state."""
+    before = None if old is None or old.attention is None else old.attention.mixer
+    mixer = block.attention.mixer
+    add, mixed = run_rows(block, plan, shape, x, add, angles, flat, lambda heads: mixer(heads, before, reset))
+    return add, block_state(plan, old, mixed)
+
+
+def run_rows(
+    block: Any, plan: BlockPlan, shape: tuple[int, ...], x: Tensor, add: Any, angles: Angles, flat: Any,
+    mix: Callable[[Heads], tuple[Tensor, Any]],
+) -> tuple[Any, Any]:  # fmt: skip
+    """A block's rows; `mix` goes over heads ``[B,T,·,K]``: what is still to be added, and the state it gave."""
     a, f = plan.attention, plan.feedforward
-    before = (None if old is None else old.attention) or AttentionState(*[None] * 6)
     counts = fused_row_ops.residual(x, add, plan.attention_norm, a.inner)
-    heads = heads_of(block.attention, a, counts, shape, angles, flat)
-    mixed, mixer = block.attention.mixer(heads, before.mixer, reset)
+    mixed, state = mix(heads_of(block.attention, a, counts, shape, angles, flat))
     counts = fused_row_ops.residual(mixed.reshape(len(x), -1), None, a.out_norm, a.outer)
     add = projection_output(counts, a.out, shape)
     counts = fused_row_ops.residual(x, add, plan.feedforward_norm, f.inner)
-    counts = hidden_counts(f, counts, shape)
+    return projection_output(hidden_counts(f, counts, shape), f.down, shape), state
+
+
+def block_state(plan: BlockPlan, old: Any, mixer: Any) -> BlockState:
+    """The state of a block whose sites have none of their own: the mixer's, and what was there before."""
+    before = (None if old is None else old.attention) or AttentionState(*[None] * 6)
     state = AttentionState(before.inner, before.query, before.key, before.value, mixer, before.outer)
-    return projection_output(counts, f.down, shape), BlockState(state, f.state if old is None else old.feedforward)
+    return BlockState(state, plan.feedforward.state if old is None else old.feedforward)
 
 
 def heads_of(

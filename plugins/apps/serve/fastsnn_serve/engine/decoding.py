@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from fastsnn_serve.engine.detokenizer import Scored, scores, token_offsets
-from fastsnn_serve.engine.prefill_runner import PrefillRunner
+from fastsnn_serve.engine.prefill_runner import TOGETHER, PrefillRunner
 from fastsnn_serve.engine.prefix_cache import copied
 from fastsnn_serve.engine.sampler import Stuck
 from fastsnn_serve.engine.speculation import Drafts
@@ -64,18 +66,15 @@ class DecodeLoop:
         self.owed -= time.perf_counter() - began
 
     def prefill(self, streams: list[Stream], beside: int) -> None:
-        """`turn` of every stream; but while `beside` others decode, later chunks of long prompts take turns, and each
+        """`read` for every stream; but while `beside` others decode, later chunks of long prompts take turns, and each
         waits until decode steps have taken as long as the one before.
         """
-        long = [stream for stream in streams if stream.prompt.long]
-        for stream in streams:
-            if not beside or stream not in long:
-                self.turn(stream, beside)
-        if beside and long and self.owed <= 0:
+        long = [stream for stream in streams if beside and stream.prompt.long]
+        self.read([stream for stream in streams if stream not in long], beside)
+        if long and self.owed <= 0:
             stream, began = min(long, key=lambda stream: stream.prompt.read_at), time.perf_counter()
-            self.turn(stream, beside)
-            stream.prompt.read_at = time.perf_counter()
-            self.owed = stream.prompt.read_at - began
+            self.read([stream], beside)
+            self.owed = time.perf_counter() - began
 
     def drafts(self, stream: Stream) -> list[int]:
         """Draft tokens for the next step: at most `speculate`, and one fewer than `max_tokens` leaves."""
@@ -105,30 +104,83 @@ class DecodeLoop:
         else:
             stream.state = self.runner.resume([last, *stream.ids[begun : begun + i]], before, stream.tokens)
 
-    def turn(self, stream: Stream, beside: int = 0) -> None:
-        """Prefill one chunk of the stream's prompt, let steps read a short rest, or start decoding; an error ends only
-        this stream. `beside`: streams that are stepped, too.
+    def read(self, streams: list[Stream], beside: int) -> None:
+        """Prefill a chunk of these streams' prompts, or let steps read a short rest; those who are ready decode.
+
+        Exact models read several prompts in one pass, as many as `TOGETHER` says (one chunk, while `beside` others
+        decode), those first that have waited longest; the others wait for the next round.
         """
-        prompt = stream.prompt
-        try:
+        ready, short, rest = list[Stream](), list[Stream](), dict[int, list[Stream]]()  # rest: by prompt
+        for stream in streams:
+            prompt = stream.prompt
             if not prompt.ready:
-                self.runner.look_up(prompt)
-                if not prompt.ready and self.runner.feed(stream, beside):
-                    return
-                self.runner.prefill(prompt, stream.params.max_tokens > 0)
-                if not prompt.ready:
-                    return
-                self.count(prompt)
-            self.begin(stream)
+                with self.failing([stream]):
+                    self.runner.look_up(prompt)
+                    if prompt.ready:
+                        self.count(prompt)
+            if stream.done:
+                continue
+            (ready if prompt.ready else short if self.runner.feeds(stream) else rest.setdefault(id(prompt), [])).append(
+                stream
+            )
+        for stream in self.runner.feed(short):
+            rest[id(stream.prompt)] = [stream]
+        waiting = sorted(rest.values(), key=lambda some: some[0].prompt.read_at)
+        packed = [some for some in waiting if self.runner.packs and some[0].prompt.score is None]
+        for some in waiting:
+            if some not in packed:
+                self.read_one(some)
+        self.read_together(packed, self.runner.chunk if beside else TOGETHER)
+        for some in waiting:
+            if some[0].prompt.ready:
+                self.count(some[0].prompt)
+                ready += [stream for stream in some if not stream.done]
+        self.begin_all(ready)
+
+    def read_one(self, streams: list[Stream]) -> None:
+        """The next chunk of the prompt that these streams share."""
+        prompt = streams[0].prompt
+        with self.failing(streams):
+            self.runner.prefill(prompt, any(stream.params.max_tokens > 0 for stream in streams))
+        prompt.read_at = time.perf_counter()
+
+    def read_together(self, waiting: list[list[Stream]], most: int) -> None:
+        """The next chunks of several prompts, the first one whatever its length, and `most` tokens with the others."""
+        size, now = 0, list[list[Stream]]()
+        for some in waiting:
+            size += self.runner.chunk_end(some[0].prompt) - some[0].prompt.at
+            if now and size > most:
+                break
+            now.append(some)
+        if len(now) < 2:
+            for some in now:
+                self.read_one(some)
+            return
+        try:
+            self.runner.prefill_together([some[0].prompt for some in now])
+        except Exception:  # whose fault it is shows one by one
+            for some in now:
+                self.read_one(some)
+        for some in now:
+            some[0].prompt.read_at = time.perf_counter()
+
+    @contextlib.contextmanager
+    def failing(self, streams: list[Stream]) -> Iterator[None]:
+        """An error in here ends these streams, and no other."""
+        try:
+            yield
         except Exception as error:
             LOG.exception("a stream failed")
-            stream.emit(CompletionDelta(error=error))
+            for stream in streams:
+                stream.emit(CompletionDelta(error=error))
 
     def fed(self, stream: Stream) -> None:
         """A step has read a token of the stream's prompt; behind the last one it decodes."""
         self.runner.fed(stream)
         if stream.prompt.ready:
             self.count(stream.prompt)
+            stream.logits, stream.feeding = stream.prompt.logits, False
+            stream.release_prompt()
             self.begin(stream)
 
     def count(self, prompt: Prompt) -> None:
@@ -136,15 +188,30 @@ class DecodeLoop:
         self.metrics.add("fastsnn_prompt_tokens_total", len(prompt.ids))
         self.metrics.add("fastsnn_cached_prompt_tokens_total", prompt.cached)
 
+    def begin_all(self, streams: list[Stream]) -> None:
+        """Start decoding from the states after the prompts."""
+        more = [stream for stream in streams if stream.params.max_tokens > 1]
+        for stream in streams:
+            prompt = stream.prompt
+            stream.state = prompt.state if prompt.users == 1 else copied(prompt.state)  # the last user needs no copy
+            stream.logits = prompt.logits
+            stream.release_prompt()
+        try:
+            states = self.runner.begin_all([s.state for s in more], [s.tokens for s in more]) if more else []
+            for stream, state in zip(more, states, strict=True):
+                stream.state = state
+        except Exception:  # the same, one by one
+            for stream in more:
+                with self.failing([stream]):
+                    stream.state = self.runner.begin(stream.state, stream.tokens)
+        for stream in streams:
+            if not stream.done:
+                with self.failing([stream]):
+                    self.begin(stream)
+
     def begin(self, stream: Stream) -> None:
-        """Start decoding from the state after the prompt and emit the first token."""
+        """Emit what comes before the first token, and that."""
         prompt = stream.prompt
-        if not stream.feeding:
-            state = prompt.state if prompt.users == 1 else copied(prompt.state)  # the last user needs no copy
-            stream.state = self.runner.begin(state, stream.tokens) if stream.params.max_tokens > 1 else state
-        stream.feeding = False
-        stream.logits = prompt.logits
-        stream.release_prompt()
         if prompt.echo is not None:
             stream.emit(CompletionDelta(prompt.echo, token_offsets(self.tokenizer, prompt.scored)))
         if stream.params.max_tokens:

@@ -19,8 +19,8 @@ from fastsnn_serve.metrics import Metrics
 
 SAMPLE_EVERY = 64  # decode steps between two samples of spike statistics, at least
 SAMPLE_SHARE = 0.01  # of the time that samples may take: an unfused step takes as long as dozens of fused ones
-SHORT = 32  # tokens of a prompt's end that are read in decode steps: a row beside others costs less than in a chunk
-BESIDE = 4  # so many times as many, where so many other streams step
+SHORT = 8  # tokens of a prompt's end that are read in decode steps: a chunk costs as much as so many rows
+TOGETHER = 512  # tokens of several prompts that are read in one pass; one chunk, where others decode
 FORK = 16  # a snapshot is taken where prompts diverge only if they share this many tokens beyond the last one
 
 
@@ -37,6 +37,7 @@ class PrefillRunner:
         self.steps, self.next_sample = 0, 0.0
         fast = getattr(model, "fast", None)
         self.roomy = fast is not None and "room" in signature(fast).parameters
+        self.packs = self.exact and callable(getattr(model, "read_together", None))
         self.apart = why_apart(model)
         self.empty: Any = None  # the state before any token
 
@@ -49,9 +50,19 @@ class PrefillRunner:
 
         Its caches are allocated for `room` tokens.
         """
-        fast = getattr(self.model, "fast", None)
-        fused = None if fast is None else fast(state, wait=False, **({"room": room} if self.roomy else {}))
-        return state if fused is None else fused
+        return self.begin_all([state], [room])[0]
+
+    def begin_all(self, states: list[Any], rooms: list[int]) -> list[Any]:
+        """`begin` of several states; what has to be looked at once is looked at once, where the model can do that."""
+        model: Any = self.model
+        if not hasattr(model, "fast"):
+            return states
+        if hasattr(model, "fast_all"):
+            found = model.fast_all(states, rooms, wait=False)
+        else:
+            more = [{"room": room} if self.roomy else {} for room in rooms]
+            found = [model.fast(state, wait=False, **one) for state, one in zip(states, more, strict=True)]
+        return [state if fused is None else fused for state, fused in zip(states, found, strict=True)]
 
     def step(self, stream: Stream, look: bool) -> tuple[Tensor, Any]:
         """One decode step; `look` records spike statistics, which needs the unfused path."""
@@ -132,26 +143,28 @@ class PrefillRunner:
         if self.exact and not prompt.ready and (fork := self.cache.shared(prompt.ids)) >= prompt.at + FORK:
             prompt.fork = fork
 
-    def feed(self, stream: Stream, beside: int) -> bool:
-        """Let the rest of a stream's prompt be read in decode steps, if it is short and nobody else's; False if not.
+    def feeds(self, stream: Stream) -> bool:
+        """Is the rest of a stream's prompt to be read in decode steps: is it short, and nobody else's?
 
-        `beside`: streams that step already; among them longer ones count as short. Only where a step has the bits of a
-        chunk, and several streams share one.
+        Only where a step has the bits of a chunk, and several streams share one.
         """
         prompt = stream.prompt
-        if (
-            not self.exact or self.apart or not self.roomy or prompt.score is not None or prompt.users > 1
-            or not stream.params.max_tokens or len(prompt.ids) - prompt.at > SHORT * min(BESIDE, max(1, beside))
-        ):  # fmt: skip
-            return False
-        if prompt.state is None and self.empty is None:
+        few = stream.params.max_tokens > 0 and len(prompt.ids) - prompt.at <= SHORT
+        return few and self.exact and not self.apart and self.roomy and prompt.score is None and prompt.users == 1
+
+    def feed(self, streams: list[Stream]) -> list[Stream]:
+        """Let decode steps read the rest of these prompts; the streams for which that cannot be (yet)."""
+        if streams and self.empty is None:
             none = torch.empty(1, 0, dtype=torch.long, device=self.device)
             self.empty = self.model(none, None, return_state=True, last=True)[1]
-        state = self.begin(copied(self.empty) if prompt.state is None else prompt.state, stream.tokens)
-        if not hasattr(state, "step"):  # it is being compiled
-            return False
-        stream.state, prompt.state, stream.feeding = state, None, True
-        return True
+        begun = [copied(self.empty) if s.prompt.state is None else s.prompt.state for s in streams]
+        states, left = self.begin_all(begun, [s.tokens for s in streams]) if streams else [], []
+        for stream, state in zip(streams, states, strict=True):
+            if hasattr(state, "step"):
+                stream.state, stream.prompt.state, stream.feeding = state, None, True
+            else:  # it is being compiled
+                left.append(stream)
+        return left
 
     def fed(self, stream: Stream) -> None:
         """A step has read one token of the stream's prompt: take the snapshots that `prefill` takes."""
@@ -164,6 +177,11 @@ class PrefillRunner:
             self.keep(prompt, exact=True)
             prompt.state = None
 
+    def chunk_end(self, prompt: Prompt) -> int:
+        """Where the prompt's next chunk ends."""
+        end = min((prompt.at // self.chunk + 1) * self.chunk, len(prompt.ids))
+        return prompt.fork if prompt.at < prompt.fork < end else end
+
     def prefill(self, prompt: Prompt, go_on: bool) -> None:
         """Prefill the prompt's next chunk; the first call looks in the prefix cache.
 
@@ -172,10 +190,7 @@ class PrefillRunner:
         self.look_up(prompt)
         if prompt.ready:
             return
-        begin, end = prompt.at, min((prompt.at // self.chunk + 1) * self.chunk, len(prompt.ids))
-        if begin < prompt.fork < end:
-            end = prompt.fork
-        before = prompt.state
+        begin, end, before = prompt.at, self.chunk_end(prompt), prompt.state
         if prompt.score is not None:
             before = copied(before)
             self.score(prompt, end)
@@ -184,6 +199,17 @@ class PrefillRunner:
         prompt.at = end
         if self.cache.budget:
             self.keep(prompt, exact=prompt.score is None or go_on)
+
+    def prefill_together(self, prompts: list[Prompt]) -> None:
+        """The next chunk of each of several prompts, which nobody scores, in one pass over the weights."""
+        model: Any = self.model
+        ends = [self.chunk_end(prompt) for prompt in prompts]
+        pieces = [prompt.ids[prompt.at : end] for prompt, end in zip(prompts, ends, strict=True)]
+        found = model.read_together(pieces, [prompt.state for prompt in prompts])
+        for prompt, end, (logits, state) in zip(prompts, ends, found, strict=True):
+            prompt.at, prompt.logits, prompt.state = end, logits, state
+            if self.cache.budget:
+                self.keep(prompt, exact=True)
 
     def score(self, prompt: Prompt, end: int) -> None:
         """Prefill up to `end` and record the log-probability of each prompt token given those before it."""
