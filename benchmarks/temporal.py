@@ -1,15 +1,15 @@
 """Networks over time: what they learn in how much processor time, and a training step beside the peers'.
 
     python benchmarks/temporal.py learn [--arch snn-conv] [--data ../shared/data/mnist] [--epochs 3] [--json out.json]
-    python benchmarks/temporal.py step [--times 4 25] [--peers snntorch spikingjelly] [--json …]
+    python benchmarks/temporal.py step [--nets conv recurrent] [--times 4 25 100] [--peers …] [--keep] [--json …]
     python benchmarks/temporal.py memory [--times 4 16 64 256 1024] [--json …]
     python benchmarks/temporal.py online [--steps 32] [--json …]
 
 ``learn`` trains a preset (direct coding; shifts of 1 pixel and turns of 8 degrees) and prints the test accuracy, the
-processor seconds of all threads and the spikes of one inference. ``step`` takes forward and backward of one network, a
-convolution, a leaky neuron, a pool, a hidden layer and a readout, on the same weights and batch, here and in each peer
-that is installed (multi-step SpikingJelly, snnTorch step by step); first it checks that spikes and gradients agree.
-Rounds are interleaved, and the ratio is the median over rounds. ``memory`` takes training steps of two hidden layers
+processor seconds of all threads and the spikes of one inference. ``step`` takes forward and backward of two networks on
+the same weights and batch, here and in each peer that is installed (`temporal_peers.py`), each in a process of its own,
+one thread; it says how far outputs and gradients are apart. Rounds are interleaved, and the ratio is the median over
+rounds. ``memory`` takes training steps of two hidden layers
 over T steps, whole and by each way that keeps less, each in a process of its own: what autograd keeps at most (of
 checkpoint_time without the segment that runs again), and how much the process grew. ``online`` trains one
 network on one set of series by backpropagation through time and by each online rule.
@@ -18,169 +18,97 @@ network on one set of series by backpropagation through time and by each online 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from temporal_peers import BATCH, PEERS, one_step
+from torch import Tensor
 
 from fastsnn import FastSNN
 
-BATCH, BETA, THRESHOLD = 64, 0.5, 1.0
+
+def given(words: list[str]) -> dict[str, Any]:
+    """``key=value`` as options: the value is JSON, or the text itself."""
+    found: dict[str, Any] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def learn(opts: argparse.Namespace) -> dict[str, Any]:
-    """Train a preset; what it reached, and what it cost."""
+    """Train a preset; what it reached, and what it cost: with --out a run that was stopped goes on, and its cost."""
     torch.manual_seed(opts.seed)
-    model = FastSNN.build(arch=opts.arch, input=(1, 28, 28), classes=10, time_steps=opts.steps)
+    model = FastSNN.build(arch=opts.arch, input=(1, 28, 28), classes=10, time_steps=opts.steps, **given(opts.build))
     begin, processor = time.perf_counter(), time.process_time()
-    trainer = FastSNN.fit(
-        model, opts.data, epochs=opts.epochs, batch_size=opts.batch, lr=opts.lr, transforms=opts.transforms,
-        seed=opts.seed, log_every=100, trackers=(),
-    )  # fmt: skip
+    spent, before = Path(opts.out or ".") / "seconds.json", (0.0, 0.0)
+    resume = bool(opts.out) and spent.exists()
+    if resume:
+        before = tuple(json.loads(spent.read_text(encoding="utf-8")))
+    try:
+        trainer = FastSNN.fit(
+            model, opts.data, epochs=opts.epochs, batch_size=opts.batch, lr=opts.lr, transforms=opts.transforms,
+            seed=opts.seed, log_every=100, trackers=(), quiet=opts.quiet, out=opts.out, resume=resume,
+            **given(opts.set),
+        )  # fmt: skip
+    finally:
+        cost = before[0] + time.process_time() - processor, before[1] + time.perf_counter() - begin
+        if opts.out:
+            spent.parent.mkdir(parents=True, exist_ok=True)
+            spent.write_text(json.dumps(cost), encoding="utf-8")
     row = trainer.history[-1]
     keys = ("accuracy", "held_out", "spikes_per_inference", "silent_fraction")
     return {
         "arch": opts.arch, "epochs": opts.epochs, "time_steps": opts.steps, "seed": opts.seed,
-        "processor_seconds": time.process_time() - processor, "seconds": time.perf_counter() - begin,
+        "processor_seconds": cost[0], "seconds": cost[1], "options": [*opts.build, *opts.set],
     } | {key: row[key] for key in keys}  # fmt: skip
 
 
 # -- one step -----------------------------------------------------------------------------------------------------
 
 
-def layers() -> list[nn.Module]:
-    """The weights that all share."""
-    torch.manual_seed(0)
-    return [nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1), nn.Linear(32 * 49, 10)]
-
-
-def ours(parts: list[nn.Module]) -> Callable[[Tensor], Tensor]:
-    """``[B,T,1,28,28] -> [B,T,10]``."""
-    cell = {"kind": "lif", "tau": 1 / (1 - BETA), "fixed": True}
-    spec = [
-        {"op": "conv2d", "size": 16, "kernel": [3], "padding": [1]}, {"op": "spikes", "neuron": cell},
-        {"op": "max_pool", "kernel": [2]}, {"op": "conv2d", "size": 32, "kernel": [3], "padding": [1]},
-        {"op": "spikes", "neuron": cell}, {"op": "max_pool", "kernel": [2]}, {"op": "flatten"},
-        {"op": "linear", "size": 10},
-    ]  # fmt: skip
-    from fastsnn_core import build
-    from fastsnn_core.spec import from_table
-
-    model = build(
-        from_table({"fastsnn": 1, "model": {"kind": "sequential", "input": [1, 28, 28], "layers": spec}}).model
-    )
-    places = [module for module in model.layers if isinstance(module, nn.Conv2d | nn.Linear)]
-    for place, part in zip(places, parts):
-        place.weight, place.bias = part.weight, part.bias
-    return model
-
-
-def of_snntorch(parts: list[nn.Module]) -> Callable[[Tensor], Tensor]:
-    """snnTorch's loop over time; the reset at once, and the arctangent of slope 2, as here.
-
-    Its gradient goes through the reset and ours does not, so gradients are not those; spikes are.
-    """
-    import snntorch
-    from snntorch import surrogate
-
-    how = {"beta": BETA, "threshold": THRESHOLD, "spike_grad": surrogate.atan(alpha=2.0), "reset_delay": False}
-    cells = [snntorch.Leaky(**how), snntorch.Leaky(**how)]
-
-    def run(x: Tensor) -> Tensor:
-        states = [cell.reset_mem() for cell in cells]
-        rows = []
-        for t in range(x.shape[1]):
-            z, states[0] = cells[0](parts[0](x[:, t]), states[0])
-            z, states[1] = cells[1](parts[1](nn.functional.max_pool2d(z, 2)), states[1])
-            rows.append(parts[2](nn.functional.max_pool2d(z, 2).flatten(1)))
-        return torch.stack(rows, 1)
-
-    return run
-
-
-def of_spikingjelly(parts: list[nn.Module]) -> Callable[[Tensor], Tensor]:
-    """SpikingJelly's multi-step mode, soft reset, arctangent."""
-    from spikingjelly.activation_based import functional, layer, neuron, surrogate
-
-    def cell() -> nn.Module:
-        return neuron.LIFNode(
-            tau=1 / (1 - BETA), decay_input=False, v_threshold=THRESHOLD, v_reset=None, detach_reset=True,
-            surrogate_function=surrogate.ATan(alpha=2.0), step_mode="m",
-        )  # fmt: skip
-
-    def over(part: nn.Module) -> nn.Module:
-        return layer.SeqToANNContainer(part)
-
-    net = nn.Sequential(
-        over(parts[0]), cell(), over(nn.MaxPool2d(2)), over(parts[1]), cell(), over(nn.MaxPool2d(2)),
-        over(nn.Flatten()), over(parts[2]),
-    )  # fmt: skip
-
-    def run(x: Tensor) -> Tensor:
-        functional.reset_net(net)
-        return net(x.transpose(0, 1).contiguous()).transpose(0, 1)
-
-    return run
-
-
-PEERS: dict[str, Callable[[list[nn.Module]], Callable[[Tensor], Tensor]]] = {
-    "snntorch": of_snntorch,
-    "spikingjelly": of_spikingjelly,
-}
-
-
 def step(opts: argparse.Namespace) -> dict[str, Any]:
-    """Processor milliseconds of forward and backward, by T, ours and the peers'."""
-    parts, rows = layers(), []
-    runs = {"fastsnn": ours(parts)}
-    for name in opts.peers:
-        if importlib.util.find_spec(name) is None:
-            print(f"{name} is not installed: left out (pip install --no-deps {name})")
-            continue
-        runs[name] = PEERS[name](parts)
-    for steps in opts.times:
-        x = (torch.rand(BATCH, steps, 1, 28, 28, generator=torch.Generator().manual_seed(1)) > 0.7).float()
-        y = torch.arange(BATCH) % 10
-        found: dict[str, list[float]] = {name: [] for name in runs}
-        grads: dict[str, list[Tensor]] = {}
-        outs: dict[str, Tensor] = {}
-        for round_ in range(opts.rounds + 1):
-            for name, run in runs.items():
-                begin = time.process_time()
-                out = run(x)
-                loss = nn.functional.cross_entropy(out.mean(1), y)
-                loss.backward()
-                if round_:
-                    found[name].append(time.process_time() - begin)
-                outs[name] = out.detach()
-                grads[name] = [p.grad.clone() for part in parts for p in part.parameters()]
-                for part in parts:
-                    part.zero_grad(set_to_none=True)
-        apart = {
-            name: max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(grads["fastsnn"], rows_))
-            for name, rows_ in grads.items()
-        }
-        for name, times in found.items():
-            ratios = [theirs / own for theirs, own in zip(times, found["fastsnn"])]
-            row: dict[str, Any] = {
-                "T": steps,
-                "who": name,
-                "ms": 1e3 * statistics.median(times),
-                "ratio": statistics.median(ratios),
-            }
-            row |= {"gradients_apart": apart[name], "outputs_apart": float((outs[name] - outs["fastsnn"]).abs().max())}
-            rows.append(row)
-            print(
-                f"T {steps:>4}  {name:<14} {row['ms']:9.1f} ms  {row['ratio']:5.2f} ×  "
-                f"outputs {row['outputs_apart']:.1e}, gradients {apart[name]:.1e}"
-            )
-    return {"batch": BATCH, "rows": rows, "threads": torch.get_num_threads()}
+    """Processor milliseconds of forward and backward on one thread, by network and T, ours and the peers'."""
+    from multiprocessing import get_context
+
+    who = ["fastsnn", *(name for name in opts.peers if importlib.util.find_spec(name))]
+    for name in set(opts.peers) - set(who):
+        print(f"{name} is not installed: left out (pip install --no-deps {name})")
+    rows: list[dict[str, Any]] = []
+    for net in opts.nets:
+        for steps in opts.times:
+            with contextlib.ExitStack() as around:
+                pools = {n: around.enter_context(get_context("spawn").Pool(1)) for n in who}
+                keeping = {n: opts.keep or n == "fastsnn" for n in who}
+                first = {n: pools[n].apply(one_step, (n, net, steps, keeping[n])) for n in who}
+                found: dict[str, list[float]] = {n: [] for n in who}
+                for _ in range(opts.rounds):
+                    for n in who:
+                        found[n].append(pools[n].apply(one_step, (n, net, steps, keeping[n]))["seconds"])
+            for n in who:
+                pairs = list(zip(first["fastsnn"]["grads"], first[n]["grads"]))
+                row: dict[str, Any] = {
+                    "net": net, "T": steps, "who": n, "kept_memory": keeping[n],
+                    "ms": 1e3 * statistics.median(found[n]),
+                    "ratio": statistics.median([b / a for a, b in zip(found["fastsnn"], found[n])]),
+                    "outputs_apart": float(abs(first[n]["out"] - first["fastsnn"]["out"]).max()),
+                    "gradients_apart": max(float(abs(a - b).max() / abs(b).max()) for a, b in pairs),
+                }  # fmt: skip
+                rows.append(row)
+                print(
+                    f"{net:<10} T {steps:>4}  {n:<14} {row['ms']:9.1f} ms  {row['ratio']:5.2f} ×  "
+                    f"outputs {row['outputs_apart']:.1e}, gradients {row['gradients_apart']:.1e}"
+                )
+    return {"batch": BATCH, "rows": rows, "threads": 1}
 
 
 # -- memory over time ------------------------------------------------------------------------------------------------
@@ -255,26 +183,38 @@ def memory(opts: argparse.Namespace) -> dict[str, Any]:
 # -- online rules ----------------------------------------------------------------------------------------------------
 
 
+NETWORKS: dict[str, dict[str, Any]] = {
+    "one layer": {"widths": (128,), "neuron": {"kind": "lif", "tau": 5.0}},
+    "two layers": {"widths": (64, 64), "neuron": {"kind": "lif"}},
+    "recurrent": {"widths": (128,), "neuron": {"kind": "recurrent_lif", "tau": 5.0}},
+}
+
+
 def online(opts: argparse.Namespace) -> dict[str, Any]:
-    """Accuracy of one network on one set of series, trained through time and by each online rule."""
+    """Accuracy of networks on one set of series, trained through time and by each online rule."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(1200) % 4
     phase = torch.arange(opts.steps)[None] * (0.2 + 0.15 * y[:, None])
     waves = torch.stack([phase.sin(), phase.cos()], 2) + 0.3 * torch.randn(1200, opts.steps, 2, generator=generator)
     rows = []
-    for way in ("none", "sltt", "ottt"):
-        torch.manual_seed(opts.seed)
-        model = FastSNN.build(
-            arch="snn-recurrent", input=(2,), classes=4, widths=(64, 64), neuron="lif", tau=0, dropout=0.0
-        )
-        begin = time.process_time()
-        run = FastSNN.fit(
-            model, (waves.numpy(), y.numpy()), max_steps=300, batch_size=64, lr=5e-3, online=way, seed=opts.seed,
-            objective={"kind": "cross_entropy", "readout": "step"}, trackers=(), quiet=True,
-        )  # fmt: skip
-        row = {"online": way, "accuracy": run.history[-1]["accuracy"], "seconds": time.process_time() - begin}
-        rows.append(row)
-        print(f"{way:<6} accuracy {row['accuracy']:.4f}  {row['seconds']:.1f} processor seconds")
+    for name in opts.networks:
+        for way in ("none", "sltt", "ottt"):
+            torch.manual_seed(opts.seed)
+            model = FastSNN.build(
+                arch="snn-recurrent", input=(2,), classes=4, tau=0, dropout=0.0, **NETWORKS[name],
+            )  # fmt: skip
+            begin = time.process_time()
+            run = FastSNN.fit(
+                model, (waves.numpy(), y.numpy()), max_steps=300, batch_size=64, lr=5e-3, online=way, seed=opts.seed,
+                objective={"kind": "cross_entropy", "readout": "step"}, trackers=(), quiet=True, holdout=0.25,
+                eval_sequences=300, **given(opts.set),
+            )  # fmt: skip
+            row = {"network": name, "online": way, "accuracy": run.history[-1]["accuracy"], "T": opts.steps}
+            row["seconds"] = time.process_time() - begin
+            rows.append(row)
+            print(
+                f"{name:<10} {way:<6} accuracy {row['accuracy']:.4f}  {row['seconds']:.1f} s of processor", flush=True
+            )
     return {"steps": opts.steps, "rows": rows}
 
 
@@ -289,13 +229,20 @@ def main() -> int:
     args.add_argument("--lr", type=float, default=2e-3)
     args.add_argument("--seed", type=int, default=0)
     args.add_argument("--transforms", nargs="*", default=["shift:1", "rotate:8"])
-    args.add_argument("--times", type=int, nargs="+", help="T of step (4, 25) and memory (4 … 1024)")
+    args.add_argument("--build", nargs="*", default=[], help="key=value of the preset, as widths=[32,64]")
+    args.add_argument("--set", nargs="*", default=[], help="key=value of the training, as ema=0.999")
+    args.add_argument("--out", help="folder of a run: one that was stopped goes on")
+    args.add_argument("--quiet", action="store_true")
+    args.add_argument("--times", type=int, nargs="+", help="T of step (4, 25, 100) and memory (4 … 1024)")
     args.add_argument("--peers", nargs="*", default=sorted(PEERS), choices=sorted(PEERS))
+    args.add_argument("--nets", nargs="+", default=["conv", "recurrent"], choices=("conv", "recurrent"))
+    args.add_argument("--keep", action="store_true", help="step: let the peers keep freed memory, too")
+    args.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS), help="of online")
     args.add_argument("--rounds", type=int, default=5)
     args.add_argument("--json")
     opts = args.parse_args()
     opts.steps = opts.steps or (32 if opts.what == "online" else 4)
-    opts.times = opts.times or ([4, 16, 64, 256, 1024] if opts.what == "memory" else [4, 25])
+    opts.times = opts.times or ([4, 16, 64, 256, 1024] if opts.what == "memory" else [4, 25, 100])
     found = {"learn": learn, "step": step, "memory": memory, "online": online}[opts.what](opts)
     print(json.dumps(found))
     if opts.json:

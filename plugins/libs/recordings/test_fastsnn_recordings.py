@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from fastsnn_core.errors import MissingError
 from fastsnn_recordings import (
     EventError,
     EventFolder,
@@ -253,3 +256,68 @@ def test_a_crop_has_its_corner_as_the_origin():
     part = whole.cropped(4, 7, 10, 8)
     assert part.size == (8, 10)
     assert torch.equal(frames(part, steps=1)[0], frames(whole, steps=1)[0][:, 7:15, 4:14])
+
+
+def event_stream_file(path, events):
+    """As the library `event_stream` writes it (compared with it where it is installed): rows from the bottom."""
+    raw, last = bytearray(b"Event Stream\x02\x00\x00\x01" + np.array([30, 20], "<u2").tobytes()), 0
+    for t, x, y, p in zip(events.t.tolist(), events.x.tolist(), events.y.tolist(), events.p.tolist()):
+        over, rest = divmod(t - last, 127)
+        raw += b"\xff" * over + bytes([rest << 1 | p]) + np.array([x, 19 - y], "<u2").tobytes()
+        last = t
+    path.write_bytes(bytes(raw))
+
+
+def test_event_stream_reads_back_and_says_where_it_is_cut(tmp_path):
+    library = pytest.importorskip("event_stream", reason="event_stream is not installed")
+    events, path = drawn(), tmp_path / "a.es"
+    event_stream_file(path, events)
+    same(read_events(path, (20, 30)), events)
+    table = np.zeros(len(events), library.dvs_dtype)
+    table["t"], table["x"], table["y"], table["on"] = events.t, events.x, 19 - events.y, events.p
+    with library.Encoder(str(tmp_path / "b.es"), "dvs", 30, 20) as file:
+        file.write(table)
+    assert (tmp_path / "b.es").read_bytes() == path.read_bytes()
+    (tmp_path / "cut.es").write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(EventError, match=f"cut off: . bytes of event {len(events) - 1} stand"):
+        read_events(tmp_path / "cut.es")
+    (tmp_path / "odd.es").write_bytes(b"nonsense" * 9)
+    with pytest.raises(EventError, match=r"odd.es is not read by event_stream"):
+        read_events(tmp_path / "odd.es")
+
+
+class Aedat:
+    """What `aedat.Decoder` gives of a file with frames and two streams of events."""
+
+    def __init__(self, path):
+        if b"AEDAT4" not in Path(path).read_bytes():
+            raise RuntimeError("the file does not contain AEDAT4 data (wrong magic number)")
+
+    def id_to_stream(self):
+        return {0: {"type": "frame"}, 1: {"type": "events", "width": 30, "height": 20}, 2: {"type": "events"}}
+
+    def __iter__(self):
+        kind = [("t", "<u8"), ("x", "<u2"), ("y", "<u2"), ("on", "?")]
+        first = np.array([(5, 1, 2, True), (7, 3, 4, False)], kind)
+        yield {"stream_id": 0, "frame": {}}
+        yield {"stream_id": 1, "events": first}
+        yield {"stream_id": 2, "events": first}
+        yield {"stream_id": 1, "events": np.array([(6, 1, 1, True)], kind)}
+
+
+def test_aedat_is_read_by_its_library_and_checked_as_every_other(tmp_path, monkeypatch):
+    path = tmp_path / "a.aedat4"
+    path.write_bytes(b"#!AER-DAT4.0")
+    monkeypatch.setitem(sys.modules, "aedat", None)
+    with pytest.raises(MissingError, match="pip install aedat"):
+        read_events(path)
+    monkeypatch.setitem(sys.modules, "aedat", SimpleNamespace(Decoder=Aedat))
+    with pytest.raises(EventError, match="wrong magic number"):
+        read_events(path)
+    path.write_bytes(b"AEDAT4")
+    with pytest.raises(EventError, match="the time of event 2 runs backwards: 6 µs after 7 µs"):
+        read_events(path)
+    found = read_events(path, sort=True)
+    assert [found.t.tolist(), found.x.tolist(), found.y.tolist(), found.p.tolist()] == [
+        [5, 6, 7], [1, 1, 3], [2, 1, 4], [1, 1, 0],
+    ]  # fmt: skip

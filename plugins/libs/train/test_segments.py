@@ -104,6 +104,7 @@ def test_an_online_rule_is_its_formula(rule):
     wanted = [torch.zeros_like(p) for p in model.parameters()]
     v1 = v2 = torch.zeros(4, 12).double()
     traces = [torch.zeros(4, 5).double(), torch.zeros(4, 12).double(), torch.zeros(4, 12).double()]
+    ones = [0.0, 0.0, 0.0]
 
     def slope(u):  # of the arctangent with alpha 2
         return 1 / (1 + (torch.pi * (u - 1)) ** 2)
@@ -119,12 +120,60 @@ def test_an_online_rule_is_its_formula(rule):
         d1 = d2 @ w2 * slope(u1)
         leaks = (0.5, 0.5, 0.0) if rule == "ottt" else (0.0, 0.0, 0.0)
         for i, (s, d, leak) in enumerate(zip((x[:, t], s1, s2), (d1, d2, d3), leaks)):
-            traces[i] = s + leak * traces[i]
+            traces[i], ones[i] = s + leak * traces[i], 1 + leak * ones[i]
             wanted[2 * i] += d.T @ traces[i]
-            wanted[2 * i + 1] += d.sum(0)
+            wanted[2 * i + 1] += ones[i] * d.sum(0)  # a bias is the weight of an input that is 1
     for a, b in zip(found, wanted):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
     assert "forward" not in vars(model.layers[0])  # as it was
+
+
+def test_traces_of_one_leaky_layer_are_the_gradient_through_time():
+    torch.manual_seed(0)
+    layers = (Layer(op="linear", size=12), Layer(op="spikes", neuron=LIF), Layer(op="linear", size=3))
+    model, (x, y) = Sequential(input=(5,), layers=layers).build().double().train(), samples(steps=21)
+    for found, whole in zip(
+        gradients(model, x, y, STEPWISE, online="ottt")[0], gradients(model, x, y, STEPWISE)[0], strict=True
+    ):
+        torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_recurrent_weights_have_the_trace_of_the_spikes_that_come_back():
+    """∂R = Σ_t ψ_t δ_t ŝ_{t-1}ᵀ with ŝ_t = β ŝ_{t-1} + s_t, written out."""
+    torch.manual_seed(0)
+    cell = create("neuron", "recurrent_lif", tau=4.0, fixed=True, scale=3.0)
+    layers = (Layer(op="linear", size=8), Layer(op="spikes", neuron=cell), Layer(op="linear", size=3))
+    model, (x, y) = Sequential(input=(5,), layers=layers).build().double().train(), samples(steps=19)
+    found, _ = gradients(model, x, y, STEPWISE, online="ottt")
+    named = dict(zip([name for name, _ in model.named_parameters()], found))
+    w, b, r, out, c = (p.detach() for p in model.parameters())
+    assert r.shape == (8, 8)
+    v = s = trace = torch.zeros(4, 8).double()
+    seen = torch.zeros(4, 5).double()
+    wanted_r, wanted_w = torch.zeros_like(r), torch.zeros_like(w)
+    for t in range(19):
+        u = 0.75 * v + x[:, t] @ w.T + b + s @ r.T
+        trace, seen = 0.75 * trace + s, 0.75 * seen + x[:, t]
+        s = (u >= 1).double()
+        v = u - s
+        delta = (torch.softmax(s @ out.T + c, 1) - F.one_hot(y, 3)) / 4 / 19
+        drive = delta @ out / (1 + (torch.pi * (u - 1)) ** 2)
+        wanted_r, wanted_w = wanted_r + drive.T @ trace, wanted_w + drive.T @ seen
+    torch.testing.assert_close(named["layers.1.neuron.recurrent.weight"], wanted_r, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(named["layers.0.weight"], wanted_w, rtol=1e-6, atol=1e-9)
+
+
+def test_batch_norms_keep_the_statistics_of_a_segment_by_its_share():
+    """A rule's first segment is one step; its statistics count as one step's, not as much as all others together."""
+    torch.manual_seed(0)
+    norm = Layer(op="batch_norm", momentum=0.01)
+    layers = (norm, Layer(op="linear", size=4), Layer(op="spikes", neuron=LIF), Layer(op="linear", size=3))
+    model, (x, y) = Sequential(input=(5,), layers=layers).build().double().train(), samples(steps=21, batch=8)
+    x[:, 0] += 100
+    gradients(model, x, y, STEPWISE, online="sltt")
+    kept, mean = model.layers[0].running_mean, x.mean((0, 1))
+    torch.testing.assert_close(kept, 0.01 * mean, rtol=0.02, atol=1e-4)
+    assert model.layers[0].momentum == 0.01
 
 
 def readout(neuron=LIF, **more):

@@ -20,6 +20,8 @@ TABLE = {
     "lif_membrane": "lif_scan.membrane",
     "cell_scan": "cell_scan.forward_cells",
     "cell_scan_backward": "cell_scan.backward_cells",
+    "max_pool": "max_pool.pool_planes",
+    "max_pool_backward": "max_pool.spread_gradient",
     "count_linear": "integer_linear.count_linear",
     "count_project": "integer_linear.count_project",
     "count_project_q4": "four_bit_linear.product_of_four_bits",

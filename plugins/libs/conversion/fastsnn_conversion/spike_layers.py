@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import SpikeTensor, densify
+from fastsnn_modules.max_pool import max_pool_2d
 
 MAX_POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 AVG_POOLS: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -112,8 +113,18 @@ class MaxPool(nn.Module):
         """For ``print(model)``."""
         return f"{self.dims}d, kernel={self.kernel}, stride={self.stride}, padding={self.padding}"
 
+    def side_by_side(self) -> tuple[int, int] | None:
+        """The window, where windows of an image touch and do not overlap; else None."""
+        kernel, stride, padding, dilation = (
+            (size, size) if isinstance(size, int) else tuple(size) * (2 // len(size))
+            for size in (self.kernel, self.stride, self.padding, self.dilation)
+        )
+        return kernel if kernel == stride and padding == (0, 0) and dilation == (1, 1) else None
+
     def pool(self, x: Tensor) -> Tensor:
         """On numbers."""
+        if self.dims == 2 and (window := self.side_by_side()) is not None:
+            return max_pool_2d(x, window)
         return MAX_POOLS[self.dims](x, self.kernel, self.stride, self.padding, self.dilation)
 
     def forward(self, x: Any) -> Any:

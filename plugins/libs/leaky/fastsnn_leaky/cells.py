@@ -4,9 +4,10 @@ The loop, resets, the surrogate, the states and their checks are here. Everythin
 is where a spike is. State: a tuple of tensors ``[B,D]``, zeros at first.
 
 Where a kernel set has `cell_scan` (`numba` on CPU), the step is written down once a call (`cell_tape`), and its scan
-and its gradient are compiled. A step that does what has no row operation (a matrix product), or that torch's compiler,
-torch.func or an export looks at, is a loop over T in torch whose gradient is autograd's; `ops.paths` and
-`ops.dispatch.reasons` say which, and why. So a step must have no effect but its results.
+and its gradient are compiled. A step with a matrix product has a scan of its own (`recurrent_scan`). One that does what
+has no row operation, or that torch's compiler, torch.func or an export looks at, is a loop over T in torch whose
+gradient is autograd's; `ops.paths` and `ops.dispatch.reasons` say which, and why. So a step must have no effect but its
+results.
 """
 
 from __future__ import annotations

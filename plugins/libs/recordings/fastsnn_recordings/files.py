@@ -11,9 +11,10 @@ import numpy as np
 from fastsnn_core.errors import MissingError
 from fastsnn_recordings.decoders import DECODERS
 from fastsnn_recordings.events import EventError, Events
+from fastsnn_recordings.libraries import LIBRARIES, packets
 
 PIECE = 1 << 20  # words that are decoded together
-ENDINGS = (".bin", ".raw", ".npz", ".npy", ".h5", ".hdf5")
+ENDINGS = (".bin", ".raw", ".npz", ".npy", ".h5", ".hdf5", *LIBRARIES)
 NAMES = {"t": ("t", "ts", "time", "timestamp", "timestamps"), "x": ("x",), "y": ("y",), "p": ("p", "pol", "polarity")}
 
 
@@ -44,6 +45,8 @@ def pieces(
         raise EventError(f"{path} is no file")
     if path.suffix in (".npz", ".npy", ".h5", ".hdf5"):
         source = arrays(path, size, words)
+    elif path.suffix in LIBRARIES:
+        source = packets(path, size)
     else:
         source = decoded(path, size, kind, words)
     seen, last = 0, None
@@ -59,7 +62,7 @@ def decoded(path: Path, size: tuple[int, int], kind: str, words: int) -> Iterato
     with path.open("rb") as file:
         kind = kind or recording_format(file, path)
         if kind not in DECODERS:
-            raise EventError(f"no format {kind!r}; there are {', '.join(DECODERS)} (and .npz, .npy, .h5)")
+            raise EventError(f"no format {kind!r}; there are {', '.join(DECODERS)} (and .npz, .npy, .h5, .es, .aedat4)")
         decoder, done = DECODERS[kind](), 0
         while raw := file.read(words * decoder.word):
             left = len(raw) % decoder.word

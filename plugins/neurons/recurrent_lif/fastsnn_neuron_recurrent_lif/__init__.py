@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 
 from fastsnn_core import Neuron, Surrogate, hookimpl, param
+from fastsnn_core.ops.dispatch import record_path
 from fastsnn_leaky.cells import Cell, Row
 from fastsnn_leaky.parameters import fixed_param, surrogate_slot, threshold_param
+from fastsnn_leaky.recurrent_scan import recurrent_scan
 
 __version__ = "0.1.0"
 
@@ -68,6 +72,27 @@ class RecurrentCell(Cell):
         s = self.spike(u)
         fired = s.detach()
         return u, s, (u * (1 - fired) if self.hard else u - fired, s)
+
+    def compiled(self, x: Tensor, row: Row, reset: Tensor | None) -> tuple[Tensor, Tensor, Row] | None:
+        """By `recurrent_scan`, whose gradient is its own; None where the loop is to be taken."""
+        layer: Any = self.recurrent
+        hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or "forward" in vars(layer)
+        mixed = any(z.dtype != x.dtype for z in (*row, layer.weight)) or torch.is_autocast_enabled(x.device.type)
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            why = "torch's compiler or torch.func looks at the loop"
+        elif self.delayed or hooked or type(layer) is not nn.Linear:
+            why = "a delayed reset, or recurrent weights that are no plain layer"
+        elif mixed or not x.numel():
+            why = "not one type throughout, or empty"
+        else:
+            how = self.beta, self.hard, self.derivative
+            found = recurrent_scan(x, (row[0], row[1]), reset, layer.weight, self.theta.to(x.dtype), how)
+            if found is not None:
+                record_path("cell_scan", "recurrent_scan")
+                return found
+            why = "a potential is NaN"
+        record_path("cell_scan", "loop", why)
+        return None
 
     def above(self, u: Tensor) -> Tensor:
         """1[u > 1], with the surrogate's gradient."""

@@ -27,6 +27,7 @@ from fastsnn_train.data.streaming import Streamed
 from fastsnn_train.loop import checkpoint, health, parallel, snapshot
 from fastsnn_train.loop.callbacks import InterruptGuard, TrackerCallbacks
 from fastsnn_train.loop.firing_rate import Rescue
+from fastsnn_train.loop.kept_memory import freed_memory_kept
 from fastsnn_train.loop.optim import learning_rate, with_learning_rate
 from fastsnn_train.loop.optimizer_step import NotFinite, OptimizerStep, Outcome
 from fastsnn_train.loop.progress import TrainingProgress
@@ -124,7 +125,9 @@ class Trainer:
         stand_at_checkpoint(self, batches, resume)
         run = Run(self.model, self.out, section_table(self.config), self.config.max_steps, self.history)
         trackers = self.config.trackers if self.world.leader else ()
+        on_processor = isinstance(data, SampleData) and self.device.type == "cpu"
         with (
+            freed_memory_kept() if on_processor else contextlib.nullcontext(),
             InterruptGuard() as guard,
             TrainingProgress(self.config.max_steps, self.step, quiet=self.quiet) as progress,
             TrackerCallbacks(trackers, run) as callbacks,

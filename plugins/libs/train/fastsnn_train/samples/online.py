@@ -2,7 +2,9 @@
 
     sltt   ∂L_t/∂W = Σ δ_t s_tᵀ (Meng et al. 2023, arXiv 2302.14311)
     ottt   ∂L_t/∂W = Σ δ_t â_tᵀ, â_t = λ â_{t-1} + s_t, the input's trace with the leak λ of the neuron behind (Xiao et
-           al. 2022, arXiv 2210.04195)
+           al. 2022, arXiv 2210.04195). Recurrent weights have the trace of the spikes that come back: for leaky neurons
+           that is e-prop with symmetric feedback (Bellec et al. 2020, doi 10.1038/s41467-020-17236-y), and of one such
+           layer without recurrent weights the gradient itself, where the loss is that of every step
 
 δ_t goes through the layers at step t alone: states are constants. Steps one after the other are that by themselves.
 Several steps in one pass are, where every module that keeps a state says how: its method ``within_step``, with the
@@ -79,8 +81,8 @@ def step_by_step(
 
 @contextmanager
 def traced(model: nn.Module, batch: int) -> Iterator[None]:
-    """Inside the block the gradient of projections' weights is that of their inputs' traces, of `batch` streams."""
-    traces: dict[nn.Module, Tensor] = {}
+    """Inside the block the gradient of projections' parameters is that of their inputs' traces, of `batch` streams."""
+    traces: dict[Any, Tensor] = {}
     found = [(module, leak) for module, leak in leaks(model)]
     for module, leak in found:
         module.forward = partial(forward_traced, module, traces, leak, batch)
@@ -94,7 +96,10 @@ def traced(model: nn.Module, batch: int) -> Iterator[None]:
 def leaks(model: nn.Module) -> Iterator[tuple[Any, float]]:
     """Projections and the leak of the neuron, or the leaky readout, that each one drives; 0 where there is none."""
     waiting: list[nn.Module] = []
+    inside: set[nn.Module] = set()  # recurrent weights drive their own neuron
     for name, module in model.named_modules():
+        if module in inside:
+            continue
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             waiting.append(module)
         elif isinstance(module, TRANSPOSED):
@@ -104,6 +109,8 @@ def leaks(model: nn.Module) -> Iterator[tuple[Any, float]]:
             if not isinstance(beta, float):
                 kind = type(module.neuron).__name__
                 raise FastSNNError(f"online = 'ottt' needs neurons with one leak (lif); {name} is a {kind}")
+            inside |= set(module.neuron.modules())
+            waiting += [m for m in module.neuron.modules() if isinstance(m, nn.Linear)]
             yield from ((m, beta) for m in waiting)
             waiting = []
         elif getattr(module, "keeps_state", False) and isinstance(logit := getattr(module, "logit", None), Tensor):
@@ -124,11 +131,16 @@ def input_trace(s: Tensor, before: Tensor | None, leak: float, batch: int) -> tu
     return trace.reshape(s.shape), trace[:, -1].clone()
 
 
-def forward_traced(module: Any, traces: dict[nn.Module, Tensor], leak: float, batch: int, x: Any) -> Tensor:
-    """W s + b, whose gradient is Wᵀ δ to s and δ âᵀ to W."""
+def forward_traced(module: Any, traces: dict[Any, Tensor], leak: float, batch: int, x: Any) -> Tensor:
+    """W s + b, whose gradient is Wᵀ δ to s, δ âᵀ to W, and δ times the trace of 1 to b."""
     s = densify(x)
     trace, traces[module] = input_trace(s.detach(), traces.get(module), leak, batch)
     apply = F.linear if isinstance(module, nn.Linear) else module._conv_forward
-    bias = None if module.bias is None else module.bias.detach()
-    learning = apply(trace, module.weight, module.bias)
+    learning = apply(trace, module.weight, None)
+    bias = None
+    if module.bias is not None:
+        key, channels = (module, "bias"), (-1, *[1] * (module.weight.ndim - 2))
+        ones, traces[key] = input_trace(s.new_ones(len(s), 1), traces.get(key), leak, batch)
+        bias = module.bias.detach()
+        learning = learning + ones.reshape(-1, *[1] * (learning.ndim - 1)) * module.bias.reshape(channels)
     return apply(s, module.weight.detach(), bias) + (learning - learning.detach())

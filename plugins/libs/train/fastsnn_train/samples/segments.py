@@ -6,15 +6,16 @@
     online            each step's loss, with no path through time: `fastsnn_train.samples.online`
 
 With `tbptt` and `online` the loss is taken and differentiated segment by segment, so nothing of a segment is kept when
-it is over, and batch norms use the statistics of each segment. An online rule's gradients are those of single steps;
-`STEPS` of them are computed together where every module says how (`online.can_be_joined`).
+it is over. Batch norms use the statistics of each segment, and keep them by its share of the steps. An online rule's
+gradients are those of single steps; `STEPS` of them are computed together where every module says how
+(`online.can_be_joined`).
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def segment_losses(
         while begin < times:
             piece = x[:, begin : begin + length]
             share = piece.shape[1] / times
-            with step.autocast():
+            with step.autocast(), norms_weighed(model, share):
                 out, state = segment_outputs(task, model, piece, state)
                 if every_step:
                     rows, weights = task.rows(out, y[:, begin : begin + length])
@@ -88,6 +89,23 @@ def segment_losses(
                 around.enter_context(within_steps(model))
             state = tree_map(torch.Tensor.detach, state)
             yield loss if every_step else loss * share, share
+
+
+@contextmanager
+def norms_weighed(model: nn.Module, share: float) -> Iterator[None]:
+    """Inside the block batch norms take up statistics as of this `share` of the steps, with a momentum so much smaller.
+
+    A segment of one step would otherwise count as much as all others, and evaluation would use its statistics.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is not None]
+    usual = [m.momentum for m in norms]
+    try:
+        for norm, momentum in zip(norms, usual):
+            norm.momentum = momentum * share
+        yield
+    finally:
+        for norm, momentum in zip(norms, usual):
+            norm.momentum = momentum
 
 
 def check(model: nn.Module) -> None:
