@@ -183,11 +183,26 @@ def memory(opts: argparse.Namespace) -> dict[str, Any]:
 # -- online rules ----------------------------------------------------------------------------------------------------
 
 
-NETWORKS: dict[str, dict[str, Any]] = {
-    "one layer": {"widths": (128,), "neuron": {"kind": "lif", "tau": 5.0}},
-    "two layers": {"widths": (64, 64), "neuron": {"kind": "lif"}},
-    "recurrent": {"widths": (128,), "neuron": {"kind": "recurrent_lif", "tau": 5.0}},
+NETWORKS: dict[str, list[dict[str, Any]]] = {
+    "one layer": [{"width": 128, "neuron": {"kind": "lif", "tau": 5.0}}],
+    "normed": [{"width": 128, "neuron": {"kind": "lif", "tau": 5.0}, "norm": True}],
+    "two layers": [{"width": 64, "neuron": {"kind": "lif", "tau": 5.0}}] * 2,
+    "recurrent": [{"width": 128, "neuron": {"kind": "recurrent_lif", "tau": 5.0}}],
 }
+"""Hidden layers of the networks that `online` trains."""
+
+
+def hidden_layers(name: str) -> Any:
+    """One of `NETWORKS` of two inputs and four outputs."""
+    from fastsnn_core import build
+    from fastsnn_core.spec import from_table
+
+    layers: list[dict[str, Any]] = []
+    for row in NETWORKS[name]:
+        layers += [{"op": "linear", "size": row["width"]}] + [{"op": "batch_norm"}] * row.get("norm", False)
+        layers.append({"op": "spikes", "neuron": row["neuron"]})
+    table = {"kind": "sequential", "input": [2], "layers": [*layers, {"op": "linear", "size": 4}]}
+    return build(from_table({"fastsnn": 1, "model": table}).model)
 
 
 def online(opts: argparse.Namespace) -> dict[str, Any]:
@@ -200,9 +215,7 @@ def online(opts: argparse.Namespace) -> dict[str, Any]:
     for name in opts.networks:
         for way in ("none", "sltt", "ottt"):
             torch.manual_seed(opts.seed)
-            model = FastSNN.build(
-                arch="snn-recurrent", input=(2,), classes=4, tau=0, dropout=0.0, **NETWORKS[name],
-            )  # fmt: skip
+            model = hidden_layers(name)
             begin = time.process_time()
             run = FastSNN.fit(
                 model, (waves.numpy(), y.numpy()), max_steps=300, batch_size=64, lr=5e-3, online=way, seed=opts.seed,

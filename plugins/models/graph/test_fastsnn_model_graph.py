@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from fastsnn_core import build, spec
+from fastsnn_core import build, create, spec
 from fastsnn_core.testing import conformance
 from fastsnn_model_graph import Graph, Input, Node, Ref, Step
 from fastsnn_model_graph.text import FUNCTIONS, METHODS, CallError, arguments, call_text, parse_call
@@ -140,3 +140,37 @@ call = "system(x)"
 """
     with pytest.raises(spec.SpecError, match=r"no function 'system'; .*functions: abs, "):
         spec.loads(text)
+
+
+def normed(name, before, features):
+    return Node(name=name, layer=Layer(op="batch_norm", features=features), args=before)
+
+
+def test_batch_norms_are_folded_where_nobody_else_reads_what_they_read():
+    torch.manual_seed(0)
+    spikes = Layer(op="spikes", features=4, dims=3, neuron=create("neuron", "lif", fixed=True))
+    nodes = (
+        Node(name="a", layer=Layer(op="conv2d", features=2, size=4, kernel=(3,), padding=(1,), bias=False), args="x"),
+        Node(name="p", layer=Layer(op="avg_pool", kernel=(2, 2)), args="a"),
+        normed("n", "p", 4),
+        Node(name="s", layer=spikes, args="n"),
+        Node(name="b", layer=Layer(op="conv2d", features=4, size=4, kernel=(1,)), args="s"),
+        normed("m", "b", 4),
+        Node(name="y", call="add(m, b)"),  # b has a second reader
+        Node(name="c", path="shared", layer=Layer(op="conv2d", features=4, size=4, kernel=(1,)), args="y"),
+        normed("k", "c", 4),
+        Node(name="d", path="shared", layer=Layer(op="conv2d", features=4, size=4, kernel=(1,)), args="k"),
+    )
+    model = build(Graph(inputs=(Input(name="x", shape=(2, 6, 6)),), nodes=nodes, output="d")).double().train()
+    x = torch.rand(5, 3, 2, 6, 6).double() * 3
+    for _ in range(3):
+        model(x)
+    for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm1d)):
+        torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+        torch.nn.init.uniform_(norm.bias, -1.0, 1.0)
+    lean = model.eval().folded()
+    ops = {node.name: node.layer.op for node in lean.spec.nodes if node.layer is not None}
+    assert (ops["n"], ops["m"], ops["k"]) == ("identity", "batch_norm", "batch_norm")
+    assert model.spec.nodes[2].layer.op == "batch_norm"
+    torch.testing.assert_close(lean(x), model(x), rtol=1e-9, atol=1e-9)
+    assert bool((lean(x) != 0).any())

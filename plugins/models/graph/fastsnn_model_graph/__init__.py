@@ -149,6 +149,13 @@ class GraphModule(TorchCalls, Switchable, Network):
         self.spec = spec
         fit_thresholds(self, spec.example(8))
 
+    def folded(self) -> GraphModule:
+        """A copy for inference, with batch norms folded into the layers before them (see `fold_norms_of_graph`)."""
+        from fastsnn_model_graph.folding import fold_norms_of_graph
+
+        found: GraphModule = fold_norms_of_graph(self)
+        return found
+
 
 @hookimpl
 def fastsnn_models() -> list[type[Model]]:
