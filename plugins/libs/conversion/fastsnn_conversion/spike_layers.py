@@ -117,7 +117,7 @@ class MaxPool(nn.Module):
         """The window, where windows of an image touch and do not overlap; else None."""
         kernel, stride, padding, dilation = (
             (size, size) if isinstance(size, int) else tuple(size) * (2 // len(size))
-            for size in (self.kernel, self.stride, self.padding, self.dilation)
+            for size in (self.kernel, self.stride or self.kernel, self.padding, self.dilation)
         )
         return kernel if kernel == stride and padding == (0, 0) and dilation == (1, 1) else None
 

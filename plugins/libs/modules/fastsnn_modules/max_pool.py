@@ -28,7 +28,7 @@ MOST = 256  # places of a window
 def max_pool_naive(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     """The definition: torch's maxima ``[N,H',W']``, and their places in the windows."""
     h, w = window
-    y, at = F.max_pool2d(x, window, return_indices=True)
+    y, at = (z[:, 0] for z in F.max_pool2d(x[:, None], window, return_indices=True))
     row, column = at.div(max(1, x.shape[2]), rounding_mode="floor"), at % max(1, x.shape[2])
     return y, (row % h * w + column % w).to(torch.uint8)
 
@@ -47,22 +47,31 @@ _POOL = Operands("max_pool", "x [N,H,W] full")
 _POOL_BACK = Operands("max_pool_backward", "grad [N,H,W] full", "place [N,H,W] uint8")
 
 
+def check_window(name: str, window: Any) -> None:
+    """Two whole numbers, of so many places that one byte names each."""
+    whole = isinstance(window, tuple) and len(window) == 2 and all(type(n) is int and n > 0 for n in window)
+    if not whole or window[0] * window[1] > MOST:
+        raise OperandError(f"{name}: a window is two whole numbers, of {MOST} places at most; got {window!r}")
+
+
 def check_max_pool(x: Tensor, window: Window) -> None:
     """The operands of `max_pool_naive`."""
     sizes = _POOL(x)
-    h, w = window
-    if not (0 < h <= sizes["H"] and 0 < w <= sizes["W"] and h * w <= MOST):
+    check_window("max_pool", window)
+    if window[0] > sizes["H"] or window[1] > sizes["W"]:
         raise OperandError(
-            f"max_pool: a window of {h} x {w} on {sizes['H']} x {sizes['W']}; it lies inside, of {MOST} places at most"
+            f"max_pool: a window of {window[0]} x {window[1]} lies inside of {sizes['H']} x {sizes['W']}"
         )
 
 
 def check_max_pool_backward(grad: Tensor, place: Tensor, shape: tuple[int, int], window: Window) -> None:
     """The operands of `max_pool_backward_naive`."""
     sizes = _POOL_BACK(grad, place)
+    check_window("max_pool_backward", window)
     (h, w), room = window, (sizes["H"], sizes["W"])
-    if min(h, w) < 1 or h * w > MOST or (shape[0] // h, shape[1] // w) != room:
-        raise OperandError(f"max_pool_backward: {room[0]} x {room[1]} windows of {h} x {w} do not tile {tuple(shape)}")
+    whole = isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int for n in shape)
+    if not whole or (shape[0] // h, shape[1] // w) != room:
+        raise OperandError(f"max_pool_backward: {room[0]} x {room[1]} windows of {h} x {w} do not tile {shape!r}")
     if place.numel() and place.device.type != "meta" and int(place.max()) >= h * w:
         raise OperandError(f"max_pool_backward: place {int(place.max())} lies outside of a window of {h} x {w}")
 
