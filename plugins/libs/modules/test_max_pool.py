@@ -78,3 +78,7 @@ def test_places_outside_of_a_window_and_windows_that_do_not_tile_are_refused():
         MAX_POOL_BACKWARD("cpu", grad, torch.zeros(1, 2, 2, dtype=torch.uint8), (6, 4), (2, 2))
     with pytest.raises(OperandError, match="lies inside"):
         OPERATORS["max_pool"]("cpu", torch.zeros(1, 2, 2), (3, 1))
+    for window in ((0, 1), (1.5, 1), (True, 2), 2, (16, 17)):
+        with pytest.raises(OperandError, match="two whole numbers"):
+            OPERATORS["max_pool"]("cpu", torch.zeros(1, 20, 20), window)
+    assert OPERATORS["max_pool"]("cpu", torch.zeros(0, 4, 4), (2, 2))[0].shape == (0, 2, 2)
