@@ -73,4 +73,5 @@ def of_aedat(decoder: Any, path: Path, size: tuple[int, int]) -> Iterator[Events
     for packet in decoder:
         if packet["stream_id"] == chosen and "events" in packet:
             rows = packet["events"]
-            yield Events(*(rows[name].astype(np.int64) for name in ("t", "x", "y", "on")), size)
+            t, x, y, p = (rows[name].astype(np.int64) for name in ("t", "x", "y", "on"))
+            yield Events(t, x, y, p, size)

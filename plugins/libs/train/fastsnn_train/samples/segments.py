@@ -97,14 +97,14 @@ def norms_weighed(model: nn.Module, share: float) -> Iterator[None]:
 
     A segment of one step would otherwise count as much as all others, and evaluation would use its statistics.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.momentum is not None]
-    usual = [m.momentum for m in norms]
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    usual = [(norm, norm.momentum) for norm in norms if norm.momentum is not None]
     try:
-        for norm, momentum in zip(norms, usual):
+        for norm, momentum in usual:
             norm.momentum = momentum * share
         yield
     finally:
-        for norm, momentum in zip(norms, usual):
+        for norm, momentum in usual:
             norm.momentum = momentum
 
 
