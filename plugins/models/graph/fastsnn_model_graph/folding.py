@@ -38,9 +38,9 @@ def fold_norms_of_graph(model: Any) -> Any:
         norm = old.held(node.place) if node.layer is not None and owners[node.place] == 1 else None
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
             continue
-        j = source_of(node, at, readers)
+        j = only_source(node, at, readers)
         while j is not None and nodes[j].layer is not None and passes(old.held(nodes[j].place), norm):
-            j = source_of(nodes[j], at, readers)
+            j = only_source(nodes[j], at, readers)
         if j is None or nodes[j].layer is None or owners[nodes[j].place] > 1:
             continue
         if fold_back(norm, old.held(nodes[j].place)):
@@ -55,7 +55,7 @@ def fold_norms_of_graph(model: Any) -> Any:
     return new
 
 
-def source_of(node: Any, at: dict[str, int], readers: Counter[str]) -> int | None:
+def only_source(node: Any, at: dict[str, int], readers: Counter[str]) -> int | None:
     """The node whose value alone `node` reads, where nobody else reads it; else None."""
     args = node.step().args
     if len(args) != 1 or not isinstance(args[0], Ref) or readers[args[0].name] != 1:
