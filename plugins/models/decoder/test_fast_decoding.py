@@ -18,6 +18,7 @@ from fastsnn_core.probe import probe
 from fastsnn_core.spec import converter
 from fastsnn_core.state import leaves
 from fastsnn_integer.quantization import Quant, quantise
+from fastsnn_model_decoder.prefill import LEAST, block_plans, prefill_applies
 
 KINDS = {
     "gla": [{"kind": "gla", "rank": 4}],
@@ -212,7 +213,9 @@ def test_norms_in_front_of_the_output_projections(activation):
         norm.weight.copy_((1 + torch.arange(len(norm.weight)) % (5 + i)) / 4)
     follow(model, torch.randint(0, 37, (1, 12)))
     tokens, outs, state = torch.randint(0, 37, (1, 60)), [], None
-    for piece in tokens.split(20, 1):
+    assert prefill_applies(model, tokens)
+    assert all(block_plans(model)[0])
+    for piece in tokens.split(LEAST, 1):  # so few go through the modules
         y, state = model(piece, state, return_state=True)
         outs.append(y)
     assert torch.equal(model(tokens), torch.cat(outs, 1))
