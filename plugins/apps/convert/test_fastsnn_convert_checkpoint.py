@@ -110,7 +110,10 @@ def test_without_weights(tmp_path: Path) -> None:
 def test_config_that_says_too_little(tmp_path: Path) -> None:
     folder = write(tmp_path / "m")
     for change, says in (
-        ({"model_type": "mamba"}, "architecture 'mamba'; supported: llama, mistral, qwen2, arcee, nemotron, qwen3"),
+        (
+            {"model_type": "mamba"},
+            "architecture 'mamba'; supported: llama, mistral, qwen2, arcee, nemotron, bitnet, qwen3",
+        ),
         ({"model_type": None}, "does not say its model_type"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "is no causal language model"),
         ({"quantization_config": {"bits": 4}}, "quantised"),

@@ -38,7 +38,7 @@ def rows(draw):
 def poisoned(monkeypatch, workers, start):
     """`start` kernels as that many workers, on fresh memory full of NaN."""
     for array in vars(numba_runtime._kept).values():
-        array.fill(0xFF)
+        array.view("u1").fill(0xFF)
     monkeypatch.setattr(gemv_events, "workers", lambda: workers)
     monkeypatch.setattr(gemv_events, "_team", start)
     empty = torch.empty

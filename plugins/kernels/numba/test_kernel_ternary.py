@@ -81,7 +81,7 @@ def products(draw):
 def poison(monkeypatch, workers, start):
     """`start` kernels as that many workers, on memory full of NaN."""
     for array in vars(numba_runtime._kept).values():
-        array.fill(0xFF)
+        array.view("u1").fill(0xFF)
     monkeypatch.setattr(ternary_linear, "workers", lambda: workers)
     monkeypatch.setattr(ternary_linear, "_ternary_team", start)
     empty = torch.empty

@@ -2,9 +2,7 @@
 
     y = scale · conv(counts, W) + b = scale · Σ_s weight_s · conv(train_s, W) + b
 
-With whole-number weights the sums are exact, so counts and trains give the same bits. While weights learn, the scale is
-taken into them, ``conv(counts, scale · W) + b``: a pass over the weights in the place of one over what comes out and
-one over its gradient; the values differ by rounding. Shapes as `torch.nn.functional`.
+With whole-number weights the sums are exact, so counts and trains give the same bits. Shapes as `torch.nn.functional`.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from torch.utils.data import default_collate
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.site import HALF
 from fastsnn_core.spike_tensor import SpikeTensor
-from fastsnn_events.linear import learning, spike_linear
+from fastsnn_events.linear import spike_linear
 
 CONVOLUTIONS = (
     torch.conv1d, torch.conv2d, torch.conv3d,
@@ -44,8 +42,6 @@ def spike_conv(
     batched = counts.ndim == weight.ndim and scale.ndim == counts.ndim
     if any(n != 1 for n in scale.shape[1 if batched else 0 :]):
         return function(counts * scale, weight, bias, *args, **kwargs).to(kind)
-    if scale.numel() == 1 and learning(weight):
-        return function(counts, weight * scale.reshape(()), bias, *args, **kwargs).to(kind)
     out = function(counts, weight, None, *args, **kwargs) * scale
     return (out if bias is None else out + bias.reshape(-1, *[1] * (weight.ndim - 2))).to(kind)
 

@@ -207,16 +207,10 @@ def check_fit(name: str, spikes: SpikeTensor, weight: Tensor, bias: Tensor | Non
         raise OperandError(f"{name}: bias must be [{weight.shape[0]}], got {list(bias.shape)}")
 
 
-def learning(weight: Tensor) -> bool:
-    """Is a gradient of `weight` wanted? Then a scale is taken into it, where that is one number."""
-    return torch.is_grad_enabled() and weight.requires_grad
-
-
 def spike_linear(spikes: SpikeTensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear`` of spikes ``[…, in]`` with `weight` ``[out, in]`` and `bias` ``[out]``: values ``[…, out]``.
 
-    On the counts, scaled once where the scale is one number per token; the bias comes last. While the weight learns,
-    a scale of all tokens is taken into it: ``counts @ (scale · W)ᵀ + b``, the same but for rounding, two passes less.
+    On the counts, scaled once where the scale is one number per token; the bias comes last.
     The result has the weight's type; with half-precision weights all is computed in float32 and rounded once.
     `OperandError` (of a type: `OperandTypeError`): weights or a bias that do not fit the spikes.
     """
@@ -227,7 +221,5 @@ def spike_linear(spikes: SpikeTensor, weight: Tensor, bias: Tensor | None = None
     scale, counts = spikes.scale, spikes.counts.to(weight.dtype)
     if scale.ndim and scale.shape[-1] != 1:  # a threshold per channel cannot leave the sum
         return F.linear(counts * scale.to(weight.dtype), weight, bias).to(kind)
-    if scale.numel() == 1 and learning(weight):
-        return F.linear(counts, weight * scale.reshape(()).to(weight.dtype), bias).to(kind)
     out = F.linear(counts, weight) * scale.to(weight.dtype)
     return (out if bias is None else out + bias).to(kind)
