@@ -45,6 +45,6 @@ def test_freed_memory_is_taken_again_inside_the_block_only():
     usual, inside, kept, after, left = map(int, said.split())
     tensors = 96 << 10  # KiB
     assert inside < usual / 20
-    assert after > usual / 2
+    assert inside < after / 20  # how many faults a tensor costs depends on the huge pages that the system has just then
     assert kept > 0.9 * tensors
     assert left < 0.1 * tensors
