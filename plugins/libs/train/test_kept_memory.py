@@ -35,16 +35,23 @@ with freed_memory_kept():
     with freed_memory_kept():
         faults()
     print(faults(), held() - before)
-print(faults(), held() - before)
+print(held() - before, faults())
 """
+
+
+RUNS = 6
+"""Where something small lies above the tensors' memory (one run in four), glibc hands the same out again afterwards."""
 
 
 def test_freed_memory_is_taken_again_inside_the_block_only():
     how = {"capture_output": True, "text": True, "check": True, "timeout": 120}
-    said = subprocess.run([sys.executable, "-c", SCRIPT], **how).stdout
-    usual, inside, kept, after, left = map(int, said.split())
-    tensors = 96 << 10  # KiB
-    assert inside < usual / 20
-    assert inside < after / 20  # how many faults a tensor costs depends on the huge pages that the system has just then
-    assert kept > 0.9 * tensors
-    assert left < 0.1 * tensors
+    tensors, usual, after = 96 << 10, 0, 0  # KiB
+    for _ in range(RUNS):
+        said = subprocess.run([sys.executable, "-c", SCRIPT], **how).stdout
+        usual, inside, kept, left, after = map(int, said.split())
+        assert inside < usual / 20
+        assert kept > 0.9 * tensors
+        assert left < 0.1 * tensors
+        if after > usual / 2:
+            break
+    assert after > usual / 2
