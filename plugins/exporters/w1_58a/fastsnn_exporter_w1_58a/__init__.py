@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 from attrs import frozen
 from torch import nn
 
-from fastsnn_core import Exporter, bundle, hookimpl, param
+from fastsnn_core import Exporter, hookimpl, param
 from fastsnn_integer import ternary
-from fastsnn_integer.quantization import Quant, not_batch_invariant, quantise
+from fastsnn_integer.exporting import IntegerExporter
+from fastsnn_integer.quantization import Quant, quantise
 
 __version__ = "0.1.0"
 
@@ -21,7 +21,7 @@ LOG = logging.getLogger("fastsnn")
 
 
 @frozen
-class W158a(Exporter):
+class W158a(IntegerExporter):
     """y_o = (Σ_{i: t_oi = 1} c_i - Σ_{i: t_oi = -1} c_i) · s_o · V, t in {-1, 0, 1}: 2 bits a weight, additions only.
 
     Four weights are a byte, and the bytes of an input lie together, so that an event reads one row. Sums are exact:
@@ -34,29 +34,12 @@ class W158a(Exporter):
     """
 
     name = "w1.58a"
-    writes = "bundle"
     round: bool = param(False, doc="round weights that are not ternary", draw=(True,))
     table_bits: int = param(8, choices=(8, 4), doc="of the embedding and the head")
 
     def quant(self) -> Quant:
         """The decoder's table that this writes."""
         return Quant(bits=2, table_bits=self.table_bits)
-
-    def unsupported(self, model: Any) -> list[str]:
-        """Reasons why `model` has no integer form."""
-        spec = getattr(model, "spec", None)
-        if spec is None or not hasattr(spec, "quant"):
-            return [f"{getattr(spec, 'name', type(model).__name__)} has no integer form; the decoder has one"]
-        return [f"its weights have {spec.quant.bits} bits already"] if spec.quant is not None else []
-
-    def export(self, model: Any, path: Any) -> Path:
-        """Quantise a copy of `model` and write its bundle; a warning names parts whose bits depend on the batch."""
-        new = self.expected(model)
-        if loose := not_batch_invariant(new):
-            LOG.warning(
-                "w1.58a: logits may depend on the batch, since these parts have no exact form: %s", ", ".join(loose)
-            )
-        return bundle.save(new, path)
 
     def expected(self, model: Any) -> Any:
         """The model with ternary weights."""

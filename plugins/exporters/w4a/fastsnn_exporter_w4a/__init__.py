@@ -11,11 +11,12 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from fastsnn_core import Exporter, SpikeTensor, bundle, hookimpl, param
+from fastsnn_core import Exporter, SpikeTensor, hookimpl, param
 from fastsnn_core.errors import FastSNNError
 from fastsnn_integer import four_bits
+from fastsnn_integer.exporting import IntegerExporter
 from fastsnn_integer.four_bits import FourBits
-from fastsnn_integer.quantization import Quant, not_batch_invariant, quantise
+from fastsnn_integer.quantization import Quant, quantise
 from fastsnn_integer.ternary import TernaryLinear
 
 __version__ = "0.1.0"
@@ -27,7 +28,7 @@ PIECE, MOST = 512, 16384  # tokens of a calibration pass, and all of them at mos
 
 
 @frozen
-class W4a(Exporter):
+class W4a(IntegerExporter):
     """y = (Σ_g (Σ_i c_i q_i · d_g + Σ_i c_i · m_g)) V, q in 0 … 15: 4 bits, scale and minimum per group of inputs.
 
     Scales are float16 as stored and float32 at work; sums per group are exact, groups are added one after the other, so
@@ -41,7 +42,6 @@ class W4a(Exporter):
     """
 
     name = "w4a"
-    writes = "bundle"
     group: int = param(32, choices=four_bits.GROUPS, unit="inputs", doc="inputs that share a scale")
     minimum: bool = param(True, doc="a minimum per group, as GGUF's Q4_1; without, symmetric as Q4_0")
     table_bits: int = param(8, choices=(8, 4), doc="of the embedding and the head")
@@ -50,22 +50,6 @@ class W4a(Exporter):
     def quant(self) -> Quant:
         """The decoder's table that this writes."""
         return Quant(bits=4, group=self.group, minimum=self.minimum, table_bits=self.table_bits)
-
-    def unsupported(self, model: Any) -> list[str]:
-        """Reasons why `model` has no integer form."""
-        spec = getattr(model, "spec", None)
-        if spec is None or not hasattr(spec, "quant"):
-            return [f"{getattr(spec, 'name', type(model).__name__)} has no integer form; the decoder has one"]
-        return [f"its weights have {spec.quant.bits} bits already"] if spec.quant is not None else []
-
-    def export(self, model: Any, path: Any) -> Path:
-        """Quantise a copy of `model` and write its bundle; a warning names parts whose bits depend on the batch."""
-        new = self.expected(model)
-        if loose := not_batch_invariant(new):
-            LOG.warning(
-                "w4a: logits may depend on the batch, since these parts have no exact form: %s", ", ".join(loose)
-            )
-        return bundle.save(new, path)
 
     def expected(self, model: Any) -> Any:
         """The model with 4-bit weights."""

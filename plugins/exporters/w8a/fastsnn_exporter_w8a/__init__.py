@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
-from fastsnn_core import Exporter, bundle, hookimpl, param
-from fastsnn_integer.quantization import Quant, not_batch_invariant, quantise
+from fastsnn_core import Exporter, hookimpl, param
+from fastsnn_integer.exporting import IntegerExporter
+from fastsnn_integer.quantization import Quant
 
 __version__ = "0.1.0"
 
 
 @frozen
-class W8a(Exporter):
+class W8a(IntegerExporter):
     """w = clamp(round(W / s), -127, 127) in INT8, s = max|W| / 127 per output (or per group of inputs); y = s V (w c).
 
     s is rounded up to a bfloat16 first, and stored as one. Writes a ``.snn`` bundle about a quarter as large as with
@@ -26,7 +26,6 @@ class W8a(Exporter):
     """
 
     name = "w8a"
-    writes = "bundle"
     group: int = param(
         0, ge=0, le=65536, unit="inputs", doc="inputs that share a weight scale; 0: one scale per output", draw=(0, 8)
     )
@@ -41,26 +40,9 @@ class W8a(Exporter):
     def unsupported(self, model: Any) -> list[str]:
         """Reasons why `model` has no integer form."""
         spec = getattr(model, "spec", None)
-        if spec is None or not hasattr(spec, "quant"):
-            return [f"{getattr(spec, 'name', type(model).__name__)} has no integer form; the decoder has one"]
         if getattr(spec, "tied", False) and self.head != self.embed:
             return ["its head and embedding are one table (tied): give head and embed the same value"]
-        return ["its weights are INT8 already"] if spec.quant is not None else []
-
-    def export(self, model: Any, path: Any) -> Path:
-        """Quantise a copy of `model` and write its bundle; a warning names parts whose bits depend on the batch."""
-        new = quantise(model, self.quant())
-        if loose := not_batch_invariant(new):
-            import logging
-
-            logging.getLogger("fastsnn").warning(
-                "w8a: logits may depend on the batch, since these parts have no exact form: %s", ", ".join(loose)
-            )
-        return bundle.save(new, path)
-
-    def expected(self, model: Any) -> Any:
-        """The model in integer arithmetic."""
-        return quantise(model, self.quant())
+        return super().unsupported(model)
 
 
 @hookimpl

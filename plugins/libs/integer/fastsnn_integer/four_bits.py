@@ -170,15 +170,10 @@ PROJECT = Operator(
 
 def project_four_bits(x: SpikeTensor | Tensor, layer: FourBits) -> Tensor:
     """The projection by a layer's weights, without its bias; numbers become counts of 8 bits per token first."""
-    from fastsnn_integer.quantization import quantize_per_token
+    from fastsnn_integer.quantization import spikes_of
 
-    spikes = x if isinstance(x, SpikeTensor) else SpikeTensor(*quantize_per_token(x.detach()))
+    spikes = spikes_of(x)
     v = spikes.scale
-    if v.ndim and v.shape[-1] != 1:
-        raise FastSNNError(
-            f"integer projections need one threshold per token, this input has {tuple(v.shape)} of them: "
-            "a threshold per channel cannot leave the sum"
-        )
     if spikes.form == "count":
         counts = spikes.counts
         rows = counts.reshape(-1, counts.shape[-1])

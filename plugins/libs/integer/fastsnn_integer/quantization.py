@@ -172,8 +172,8 @@ def one_scale(layer: QuantLinear | QuantEmbedding) -> Tensor:
     return layer.scale[:, 0]
 
 
-def quantized_linear(x: SpikeTensor | Tensor, weight: Tensor, scale: Tensor, group: int) -> tuple[Tensor, str]:
-    """``(y, path)``: the equation at the top without its bias, and the kernel that took the sums."""
+def spikes_of(x: SpikeTensor | Tensor) -> SpikeTensor:
+    """Spikes for an integer projection, of one threshold per token; numbers become counts of 8 bits per token."""
     spikes = x if isinstance(x, SpikeTensor) else SpikeTensor(*quantize_per_token(x.detach()))
     threshold = spikes.scale
     if threshold.ndim and threshold.shape[-1] != 1:
@@ -181,6 +181,13 @@ def quantized_linear(x: SpikeTensor | Tensor, weight: Tensor, scale: Tensor, gro
             f"integer projections need one threshold per token, this input has {tuple(threshold.shape)} of them: "
             "a threshold per channel cannot leave the sum"
         )
+    return spikes
+
+
+def quantized_linear(x: SpikeTensor | Tensor, weight: Tensor, scale: Tensor, group: int) -> tuple[Tensor, str]:
+    """``(y, path)``: the equation at the top without its bias, and the kernel that took the sums."""
+    spikes = spikes_of(x)
+    threshold = spikes.scale
     if scale.shape[-1] == 1:
         if spikes.form == "count":
             return count_project(spikes, weight, scale[:, 0])

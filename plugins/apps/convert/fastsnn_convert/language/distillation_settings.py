@@ -90,9 +90,8 @@ class Healing:
         parameters and more sees few tokens in a budget of minutes: only its constants are trained, for a few hundred
         pieces of text say too little about its weights (benchmarks/NOTES.md). Where weights are new or `lr`, `lora` or
         `activation` are given, they follow after 40 % of the budget, and blocks are computed again on the way back.
-        Pieces are long and few, no text is
-        read twice, so none is written or altered where there is some, hidden states are left alone, the embedding
-        stays.
+        Pieces are long and few, no text is read twice, so none is written or altered where there is some, hidden states
+        are left alone, the embedding stays.
         """
         large = parameters >= LARGE
         rate = min(1e-3, 1e-3 * 64 / width) if self.lr is None else self.lr
