@@ -148,6 +148,10 @@ def test_fit_and_eval_from_the_shell(tmp_path, monkeypatch, capsys):
     assert found["confusion"] == [[0, 0, 0], [0, 1, 0], [0, 0, 1]]
     assert main(["eval", "run/model.snn", "--data", "samples.npz"]) == 0
     assert "confusion (row: truth, column: answer):" in capsys.readouterr().out
+    assert main(["eval", "run/model.snn", "--data", "samples.npz", "--decisions"]) == 0
+    shown = capsys.readouterr().out
+    assert "after step    2: accuracy" in shown
+    assert "leaving at a confidence of 0.9: accuracy" in shown
     np.savez("odd.npz", x=x[:2], y=np.array(["bee", "dog"]))
     assert main(["eval", "run/model.snn", "--data", "odd.npz"]) == 2
     assert "sample 1 of odd.npz: class 'dog'" in capsys.readouterr().err

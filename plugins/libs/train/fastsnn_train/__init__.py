@@ -10,6 +10,7 @@ from fastsnn_train.evaluation.figures import standard_error
 from fastsnn_train.evaluation.perplexity import EvaluationError, evaluate_text
 from fastsnn_train.extend import extend_context
 from fastsnn_train.loop.trainer import Trainer, TrainingError
+from fastsnn_train.samples.decisions import decisions, early_exit
 from fastsnn_train.samples.figures import sample_figures
 from fastsnn_train.samples.prepare import SampleData, sample_data
 from fastsnn_train.samples.sample_set import SampleSet
@@ -26,6 +27,8 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "TrainingError",
+    "decisions",
+    "early_exit",
     "evaluate",
     "evaluate_text",
     "extend_context",

@@ -15,7 +15,7 @@ from fastsnn_train.data.compression import read_whole
 from fastsnn_train.evaluation.perplexity import evaluate_text
 from fastsnn_train.evaluation.recall import TASKS, Recall, draw_heat_map, recall
 
-HIDDEN = ("recall", "samples", "perplexity_error", "standard_error")
+HIDDEN = ("recall", "samples", "perplexity_error", "standard_error", "curve", "exits")
 PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
 
 
@@ -30,6 +30,9 @@ def parser() -> Parser:
     )
     args.add_argument("--input", default="", help="column of the inputs of --data")
     args.add_argument("--target", default="", help="column of the targets of --data")
+    args.add_argument(
+        "--decisions", action="store_true", help="of --data: accuracy against steps and spikes, and by early exit"
+    )
     args.add_argument("--seq-len", type=number(int, ge=2), default=512, help="tokens of a window (default 512)")
     args.add_argument("--stride", type=number(int, ge=1), help="windows begin so many tokens apart; else disjoint")
     args.add_argument("--carry", action="store_true", help="one stream: the state goes on from window to window")
@@ -102,8 +105,8 @@ def check_request(args: Parser, opts: Any) -> None:
     """Reject invalid options before the model is loaded."""
     if opts.text is None and opts.data is None and not opts.recall and not opts.prompt:
         args.error("say what to evaluate: --text FILE, --data SAMPLES, --recall passkey,mqar or --prompt TEXT")
-    if opts.data is None and (opts.task or opts.input or opts.target):
-        args.error("--task, --input and --target go with --data")
+    if opts.data is None and (opts.task or opts.input or opts.target or opts.decisions):
+        args.error("--task, --input, --target and --decisions go with --data")
     for task in opts.recall:
         choice(task, list(TASKS), "--recall")
     choice(opts.runtime, ["count", "event"], "--runtime")
@@ -131,7 +134,12 @@ def of_samples(model: Any, opts: Any, quiet: bool) -> dict[str, Any]:
     from fastsnn_train.samples.of_model import samples_of
 
     found = samples_of(model, opts.data, x=opts.input, y=opts.target, task=opts.task or "", quiet=quiet)
-    return sample_figures(model, found.train, found.task, batch=opts.batch * 16, quiet=quiet)
+    figures = sample_figures(model, found.train, found.task, batch=opts.batch * 16, quiet=quiet)
+    if opts.decisions:
+        from fastsnn_train.samples.decisions import decisions
+
+        figures |= decisions(model, found.train, found.task, batch=opts.batch * 16, quiet=quiet)
+    return figures
 
 
 def part_of(text: str, opts: Any) -> str:
@@ -152,6 +160,11 @@ def result_text(result: dict[str, Any], grids: dict[str, Recall]) -> str:
         note = f" ± {error:.2g} ({windows})" if error is not None else f" ({windows}: too few for a standard error)"
         lines[0] += note
     lines += [str(grid) for grid in grids.values()]
+    for row in result.get("curve", ()):
+        lines.append(f"after step {row['step']:>4}: accuracy {row['accuracy']:.2%}, {row['spikes']:,.0f} spikes")
+    for row in result.get("exits", ()):
+        took = f"{row['mean_steps']:.2f} steps, {row['spikes']:,.0f} spikes"
+        lines.append(f"leaving at a confidence of {row['confidence']:g}: accuracy {row['accuracy']:.2%}, {took}")
     if table := result.get("confusion"):
         wide = len(str(max(max(row) for row in table)))
         lines += ["confusion (row: truth, column: answer):", *(" ".join(f"{n:>{wide}}" for n in row) for row in table)]

@@ -27,7 +27,9 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.site import SpikeSite, sites
 from fastsnn_core.spike_tensor import SpikeTensor, densify
 from fastsnn_core.state import tree_map
+from fastsnn_train.samples.norms import Apply, affine, channels_of
 
+NORMS = nn.modules.batchnorm._BatchNorm
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -80,27 +82,31 @@ def step_by_step(
 
 
 @contextmanager
-def traced(model: nn.Module, batch: int) -> Iterator[None]:
-    """Inside the block the gradient of projections' parameters is that of their inputs' traces, of `batch` streams."""
+def traced(model: nn.Module, batch: int) -> Iterator[Apply]:
+    """Inside the block the gradient of projections' parameters is that of their inputs' traces, of `batch` streams.
+
+    The block gets what batch norms do with their standardised input: γ x̂ + β, with traces too.
+    """
     traces: dict[Any, Tensor] = {}
-    found = [(module, leak) for module, leak in leaks(model)]
-    for module, leak in found:
-        module.forward = partial(forward_traced, module, traces, leak, batch)
+    found = dict(leaks(model))
+    projections = [module for module in found if not isinstance(module, NORMS)]
+    for module in projections:
+        module.forward = partial(forward_traced, module, traces, found[module], batch)
     try:
-        yield
+        yield lambda norm, x: affine_traced(norm, traces, found.get(norm, 0.0), batch, x)
     finally:
-        for module, _ in found:
+        for module in projections:
             del module.forward
 
 
 def leaks(model: nn.Module) -> Iterator[tuple[Any, float]]:
-    """Projections and the leak of the neuron, or the leaky readout, that each one drives; 0 where there is none."""
+    """Projections, norms, and the leak of the neuron or leaky readout that each one drives; 0 where there is none."""
     waiting: list[nn.Module] = []
     inside: set[nn.Module] = set()  # recurrent weights drive their own neuron
     for name, module in model.named_modules():
         if module in inside:
             continue
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | NORMS):
             waiting.append(module)
         elif isinstance(module, TRANSPOSED):
             raise FastSNNError(f"online = 'ottt' has no traces for {type(module).__name__} ({name}); take 'sltt'")
@@ -144,3 +150,15 @@ def forward_traced(module: Any, traces: dict[Any, Tensor], leak: float, batch: i
         bias = module.bias.detach()
         learning = learning + ones.reshape(-1, *[1] * (learning.ndim - 1)) * module.bias.reshape(channels)
     return apply(s, module.weight.detach(), bias) + (learning - learning.detach())
+
+
+def affine_traced(norm: Any, traces: dict[Any, Tensor], leak: float, batch: int, x: Tensor) -> Tensor:
+    """γ x̂ + β, whose gradient is γ δ to x̂, δ times the trace of x̂ to γ, and δ times the trace of 1 to β."""
+    if norm.weight is None:
+        return affine(norm, x)
+    trace, traces[norm] = input_trace(x.detach(), traces.get(norm), leak, batch)
+    ones, traces[norm, "bias"] = input_trace(x.new_ones(len(x), 1), traces.get((norm, "bias")), leak, batch)
+    learning = trace * channels_of(norm.weight, x)
+    learning = learning + ones.reshape(-1, *[1] * (x.ndim - 1)) * channels_of(norm.bias, x)
+    out = x * channels_of(norm.weight.detach(), x) + channels_of(norm.bias.detach(), x)
+    return out + (learning - learning.detach())

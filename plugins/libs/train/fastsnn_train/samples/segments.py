@@ -6,16 +6,19 @@
     online            each step's loss, with no path through time: `fastsnn_train.samples.online`
 
 With `tbptt` and `online` the loss is taken and differentiated segment by segment, so nothing of a segment is kept when
-it is over. Batch norms use the statistics of each segment, and keep them by its share of the steps. An online rule's
-gradients are those of single steps; `STEPS` of them are computed together where every module says how
-(`online.can_be_joined`).
+it is over. Batch norms (`fastsnn_train.samples.norms`) use the statistics of each segment, so with them gradients are
+not those of the whole; under an online rule they use those that they keep. An online rule's gradients are those of
+single steps; `STEPS` of them are computed together where every module says how (`online.can_be_joined`).
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
+import logging
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +27,28 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.site import SpikeSite
 from fastsnn_core.state import tree_map
 from fastsnn_train.config import TrainConfig
+from fastsnn_train.samples.norms import (
+    affine,
+    batch_norms,
+    first_statistics,
+    norms_constant,
+    norms_seen_before,
+    norms_weighed,
+)
 from fastsnn_train.samples.online import can_be_joined, traced, within_steps
 
 if TYPE_CHECKING:
     from fastsnn_train.loop.optimizer_step import OptimizerStep
     from fastsnn_train.samples.task import SampleTask
 
+log = logging.getLogger("fastsnn")
 STEPS = 16
 """Steps of an online rule that are computed together."""
+TOLD: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Networks of which it was said that their batch norms see segments."""
 
 
 def in_segments(config: TrainConfig) -> bool:
@@ -46,7 +61,7 @@ def segment_losses(
 ) -> Iterator[tuple[Tensor, float]]:
     """``(loss, share)`` to be differentiated one after the other; losses add up to that of the batch, shares to 1."""
     config, model = step.config, step.model
-    check(model)
+    takes_state(model)
     with torch.no_grad():
         x = with_time(model, x)
     times = x.shape[1]
@@ -65,8 +80,10 @@ def segment_losses(
     online, state, begin = config.online != "none", None, 0
     length = 1 if online else config.tbptt
     with ExitStack() as around:
-        if config.online == "ottt":
-            around.enter_context(traced(model, len(x)))
+        if online:
+            first_statistics(model, partial(only_seen, task, step, x))
+            apply = around.enter_context(traced(model, len(x))) if config.online == "ottt" else affine
+            around.enter_context(norms_constant(model, apply))
         while begin < times:
             piece = x[:, begin : begin + length]
             share = piece.shape[1] / times
@@ -91,30 +108,22 @@ def segment_losses(
             yield loss if every_step else loss * share, share
 
 
-@contextmanager
-def norms_weighed(model: nn.Module, share: float) -> Iterator[None]:
-    """Inside the block batch norms take up statistics as of this `share` of the steps, with a momentum so much smaller.
-
-    A segment of one step would otherwise count as much as all others, and evaluation would use its statistics.
-    """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    usual = [(norm, norm.momentum) for norm in norms if norm.momentum is not None]
-    try:
-        for norm, momentum in usual:
-            norm.momentum = momentum * share
+def only_seen(task: SampleTask, step: OptimizerStep, x: Tensor) -> Iterator[None]:
+    """Runs one segment of `x` after the other; batch norms see them."""
+    state = None
+    for piece in x.split(STEPS, 1):
+        with step.autocast():
+            _, state = segment_outputs(task, step.model, piece, state)
         yield
-    finally:
-        for norm, momentum in usual:
-            norm.momentum = momentum
 
 
-def check(model: nn.Module) -> None:
+def takes_state(model: nn.Module) -> None:
     """A network must take and give its state."""
     takes = inspect.signature(model.forward).parameters
     if "state" not in takes or "return_state" not in takes or not hasattr(model, "spec"):
         raise FastSNNError(
-            f"checkpoint_time, tbptt and online cut a network's time into segments; {type(model).__name__} does not "
-            "take a state (a sequential or graph network does)"
+            f"only a network that takes a state can be run in segments of its time; {type(model).__name__} does not "
+            "(a sequential or graph network does)"
         )
 
 
@@ -128,6 +137,12 @@ def with_time(model: Any, x: Tensor) -> Tensor:
         raise FastSNNError("checkpoint_time, tbptt and online cut time into segments; these samples have no time")
     if begins.coder is not None and begins is not next(iter(getattr(model, "layers", ())), None):
         raise FastSNNError("checkpoint_time, tbptt and online need the coder (encode) to be the network's first layer")
+    before = itertools.takewhile(lambda m: m is not begins, model.modules())
+    if any(isinstance(m, SpikeSite) for m in before):
+        raise FastSNNError(
+            "segments of time begin at the input, and this network has spikes in front of the layer that begins time: "
+            "they would be made at every step"
+        )
     return begins.show(x)
 
 
@@ -151,14 +166,21 @@ def segment_outputs(task: SampleTask, model: Any, x: Tensor, state: Any) -> tupl
 
 def checkpointed(run: Callable[[Tensor, Any], tuple[Tensor, Any]], model: nn.Module, x: Tensor, length: int) -> Tensor:
     """``[B,T,C]`` of all segments; each is run again in the backward pass."""
-    norms = [name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if norms:
-        raise FastSNNError(
-            f"checkpoint_time keeps the gradients of whole sequences, and batch norm ({norms[0]}) would use the "
-            "statistics of a segment: take layer_norm or group_norm, or tbptt, which cuts the loss, too"
-        )
+    if (norms := batch_norms(model)) and model not in TOLD:
+        TOLD.add(model)
+        log.warning(
+            "checkpoint_time: batch norms (%s) use the statistics of each segment of %d steps, so gradients are not "
+            "those of the whole sequence; layer_norm and group_norm keep them",
+            next(iter(norms)), length,
+        )  # fmt: skip
+
+    def again() -> tuple[Any, Any]:
+        """Contexts of a segment's first run and of its second."""
+        return nullcontext(), norms_seen_before(model)
+
     outs, state = [], None
     for piece in x.split(length, 1):
-        out, state = checkpoint(run, piece, state, use_reentrant=False)
+        with norms_weighed(model, piece.shape[1] / x.shape[1]):
+            out, state = checkpoint(run, piece, state, use_reentrant=False, context_fn=again)
         outs.append(out)
     return torch.cat(outs, 1)
