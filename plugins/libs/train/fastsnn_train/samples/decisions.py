@@ -7,6 +7,7 @@ at least p, else T. The decision step is the first from which the answer stays w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -86,14 +87,14 @@ def decisions(
                 out = task.outputs(model, x, model)
             if out.shape[1] < 2:
                 raise FastSNNError("the network gives one output for a sample, and decides when it is there")
-            answers, confidence = answers_by_step(task, out)
+            answered, confident = answers_by_step(task, out)
             truth.append(y.cpu().numpy())
-            said.append(answers.cpu().numpy())
-            sure.append(confidence.cpu().numpy())
+            said.append(answered.cpu().numpy())
+            sure.append(confident.cpu().numpy())
             spent.append(tally.by_step(*out.shape[:2]).cumsum(1).numpy())
             progress.step()
-    y, answers, confidence, spikes = (np.concatenate(rows) for rows in (truth, said, sure, spent))
-    right, n = answers == y[:, None], np.arange(len(y))
+    labels, answers, confidence, spikes = (np.concatenate(rows) for rows in (truth, said, sure, spent))
+    right, n = answers == labels[:, None], np.arange(len(labels))
     curve = [
         {"step": t + 1, "accuracy": float(right[:, t].mean()), "spikes": float(spikes[:, t].mean())}
         for t in range(right.shape[1])
@@ -110,6 +111,11 @@ def decided(answers: np.ndarray) -> np.ndarray:
     """First step, from 1, from which each row of ``[N, T]`` stays what it is at the end."""
     other = answers != answers[:, -1:]
     return np.where(other.any(1), other.shape[1] + 1 - other[:, ::-1].argmax(1), 1)
+
+
+def rows_of(chosen: Tensor) -> Callable[[Tensor], Tensor]:
+    """What takes the `chosen` streams of a tensor ``[B, …]``."""
+    return lambda value: value[chosen]
 
 
 @torch.no_grad()
@@ -136,5 +142,5 @@ def early_exit(model: nn.Module, x: Tensor, task: SampleTask, confidence: float 
             left, outs = left[stay], outs[stay]
             if not len(left):
                 break
-            state = tree_map(lambda value, stay=stay: value[stay], state)
+            state = tree_map(rows_of(stay), state)
     return answers, steps
