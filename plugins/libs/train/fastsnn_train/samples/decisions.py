@@ -113,7 +113,7 @@ def decided(answers: np.ndarray) -> np.ndarray:
     return np.where(other.any(1), other.shape[1] + 1 - other[:, ::-1].argmax(1), 1)
 
 
-def rows_of(chosen: Tensor) -> Callable[[Tensor], Tensor]:
+def streams_left(chosen: Tensor) -> Callable[[Tensor], Tensor]:
     """What takes the `chosen` streams of a tensor ``[B, …]``."""
     return lambda value: value[chosen]
 
@@ -142,5 +142,5 @@ def early_exit(model: nn.Module, x: Tensor, task: SampleTask, confidence: float 
             left, outs = left[stay], outs[stay]
             if not len(left):
                 break
-            state = tree_map(rows_of(stay), state)
+            state = tree_map(streams_left(stay), state)
     return answers, steps

@@ -64,18 +64,18 @@ def norms_seen_before(model: nn.Module) -> Iterator[None]:
 # -- online rules ------------------------------------------------------------------------------------------------
 
 
-def channels_of(values: Tensor, x: Tensor) -> Tensor:
+def per_channel(values: Tensor, x: Tensor) -> Tensor:
     """``[C]`` against ``x [N, C, …]``."""
     return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 2))
 
 
-def affine(norm: Any, x: Tensor) -> Tensor:
+def gain_and_shift(norm: Any, x: Tensor) -> Tensor:
     """γ x̂ + β of the standardised ``x [N, C, …]``."""
-    return x if norm.weight is None else x * channels_of(norm.weight, x) + channels_of(norm.bias, x)
+    return x if norm.weight is None else x * per_channel(norm.weight, x) + per_channel(norm.bias, x)
 
 
 @contextmanager
-def norms_constant(model: nn.Module, apply: Apply = affine) -> Iterator[None]:
+def norms_constant(model: nn.Module, apply: Apply = gain_and_shift) -> Iterator[None]:
     """Inside the block batch norms standardise by the statistics they have, and take up the block's at its end.
 
     `apply` is what follows: γ x̂ + β, or the same with traces.
@@ -105,8 +105,8 @@ def standardised(norm: Any, sums: list[Any], apply: Apply, x: Tensor) -> Tensor:
         sums[0] = sums[0] + wide.sum(others)
         sums[1] = sums[1] + wide.square().sum(others)
         sums[2] += x.numel() // x.shape[1]
-        mean = channels_of(norm.running_mean, x)
-        rate = channels_of((norm.running_var + norm.eps).rsqrt(), x)
+        mean = per_channel(norm.running_mean, x)
+        rate = per_channel((norm.running_var + norm.eps).rsqrt(), x)
     return apply(norm, (x - mean) * rate)
 
 

@@ -27,7 +27,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.site import SpikeSite, sites
 from fastsnn_core.spike_tensor import SpikeTensor, densify
 from fastsnn_core.state import tree_map
-from fastsnn_train.samples.norms import Apply, affine, channels_of
+from fastsnn_train.samples.norms import Apply, gain_and_shift, per_channel
 
 NORMS = nn.modules.batchnorm._BatchNorm
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -155,10 +155,10 @@ def forward_traced(module: Any, traces: dict[Any, Tensor], leak: float, batch: i
 def affine_traced(norm: Any, traces: dict[Any, Tensor], leak: float, batch: int, x: Tensor) -> Tensor:
     """γ x̂ + β, whose gradient is γ δ to x̂, δ times the trace of x̂ to γ, and δ times the trace of 1 to β."""
     if norm.weight is None:
-        return affine(norm, x)
+        return gain_and_shift(norm, x)
     trace, traces[norm] = input_trace(x.detach(), traces.get(norm), leak, batch)
     ones, traces[norm, "bias"] = input_trace(x.new_ones(len(x), 1), traces.get((norm, "bias")), leak, batch)
-    learning = trace * channels_of(norm.weight, x)
-    learning = learning + ones.reshape(-1, *[1] * (x.ndim - 1)) * channels_of(norm.bias, x)
-    out = x * channels_of(norm.weight.detach(), x) + channels_of(norm.bias.detach(), x)
+    learning = trace * per_channel(norm.weight, x)
+    learning = learning + ones.reshape(-1, *[1] * (x.ndim - 1)) * per_channel(norm.bias, x)
+    out = x * per_channel(norm.weight.detach(), x) + per_channel(norm.bias.detach(), x)
     return out + (learning - learning.detach())

@@ -31,7 +31,7 @@ from fastsnn_core.site import SpikeSite
 from fastsnn_core.state import tree_map
 from fastsnn_train.config import TrainConfig
 from fastsnn_train.samples.norms import (
-    affine,
+    gain_and_shift,
     batch_norms,
     first_statistics,
     norms_constant,
@@ -82,7 +82,7 @@ def segment_losses(
     with ExitStack() as around:
         if online:
             first_statistics(model, partial(only_seen, task, step, x))
-            apply = around.enter_context(traced(model, len(x))) if config.online == "ottt" else affine
+            apply = around.enter_context(traced(model, len(x))) if config.online == "ottt" else gain_and_shift
             around.enter_context(norms_constant(model, apply))
         while begin < times:
             piece = x[:, begin : begin + length]
