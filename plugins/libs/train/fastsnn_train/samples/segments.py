@@ -31,9 +31,9 @@ from fastsnn_core.site import SpikeSite
 from fastsnn_core.state import tree_map
 from fastsnn_train.config import TrainConfig
 from fastsnn_train.samples.norms import (
-    gain_and_shift,
     batch_norms,
     first_statistics,
+    gain_and_shift,
     norms_constant,
     norms_seen_before,
     norms_weighed,
