@@ -1,4 +1,4 @@
-"""One frame through the two large layers of a trained conv SNN: torch float32, torch INT8, and events with INT8 weights.
+"""One frame through the two large layers of a trained conv SNN: torch float32 and INT8, and events with INT8 weights.
 
     python benchmarks/temporal_frame.py --bundle runs/mnist/model.snn [--json …]
 

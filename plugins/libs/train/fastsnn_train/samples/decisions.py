@@ -123,8 +123,8 @@ def early_exit(model: nn.Module, x: Tensor, task: SampleTask, confidence: float 
     """Answers ``[B]`` and the steps taken ``[B]``: one step at a time, and a sample that is confident takes no more.
 
     ``x`` is ``[B, …]`` or ``[B, T, …]``. Answers and steps are those of ``decisions`` at this confidence. Errors
-    (FastSNNError): a confidence that is no probability, a network that takes no state, or whose spikes stand in front of
-    the layer that begins time.
+    (FastSNNError): a confidence that is no probability, a network that takes no state, or whose spikes stand in front
+    of the layer that begins time.
     """
     if not 0 <= confidence <= 1:
         raise ArgumentError(f"confidence is a probability, got {confidence!r}")
