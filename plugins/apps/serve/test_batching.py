@@ -43,39 +43,72 @@ def test_streams_share_and_say_what_they_say_alone(integer: Any, seed: int) -> N
     engine.close()
 
 
-def test_ends_of_prompts_are_read_in_steps_and_chunks_together(integer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts of every length, from nothing, from the cache and behind a chunk, as the generation loop has them."""
+@pytest.mark.parametrize("most_read", [1 << 62, 0])
+def test_prompts_are_read_in_steps_or_chunks_together(
+    integer: Any, monkeypatch: pytest.MonkeyPatch, most_read: int
+) -> None:
+    """Prompts of every length, from nothing, from the cache and behind a chunk, as the generation loop has them: as
+    rows of steps, or, where the layers read faster, in chunks of several prompts."""
     prompts = [[n * (i * i + 1) % 251 for i in range(n)] for n in (1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 70)]
     prompts += [[*prompt, *range(7)] for prompt in prompts]  # the state before them is cached
-    engine, chunks, packs = Engine(integer, chunk=16, max_streams=5), list[int](), list[list[int]]()
-    run, together = engine.runner.run, integer.read_together
+    engine, chunks = Engine(integer, chunk=16, max_streams=5), list[int]()
+    packs, steps = list[list[int]](), list[list[int]]()
+    run, together, many = engine.runner.run, integer.read_together, integer.read_many
+    engine.runner.most_read = most_read
 
     def packed(pieces: Any, states: Any) -> Any:
         packs.append([len(piece) for piece in pieces])
         return together(pieces, states)
 
+    def stepped(states: Any, pieces: Any) -> Any:
+        steps.append([len(piece) for piece in pieces])
+        return many(states, pieces)
+
     monkeypatch.setattr(integer, "read_together", packed, raising=False)
+    monkeypatch.setattr(integer, "read_many", stepped, raising=False)
     monkeypatch.setattr(
         engine.runner, "run", lambda ids, *more, **how: chunks.append(len(ids)) or run(ids, *more, **how)
     )
     for some in (prompts[:12], prompts[12:]):
         want = [expected(integer, prompt, 5, chunk=16, seed=1) for prompt in some]
+        chunks.clear()
+        steps.clear()
         asked = [Recorder(engine, prompt, 5, seed=1) for prompt in some]
-        if some[0] == prompts[0]:
-            assert [run_all_requests(engine, one)[0][0] for one in asked] == want
-            assert (
-                sorted(n for n in chunks if n > 1) == [15] * 3 + [16] * 19
-            )  # ends of up to 8 tokens are left to steps
-            assert not packs
-            while engine.runner.cache.recent:
-                engine.runner.cache.drop(next(iter(engine.runner.cache.recent)))
-            chunks.clear()
-            asked = [Recorder(engine, prompt, 5, seed=1) for prompt in some]
         assert [tokens for tokens, _ in run_all_requests(engine, *asked)] == want
-    assert sum(n for n in chunks if n > 1) < 16 * 12
-    assert any(len(pack) > 1 for pack in packs)
-    assert all(max(pack) <= 16 and sum(pack) <= prefill_runner.TOGETHER for pack in packs)
     assert all(one.prompt.cached >= len(one.prompt.ids) - 7 for one in asked)
+    several = [piece for step in steps for piece in step if piece > 1]
+    if most_read:
+        assert not packs
+        assert not [n for n in chunks if n > 1]
+        assert max(several) == 7  # the rest is cached
+        assert any(len(step) > 1 and max(step) > 1 for step in steps)
+    else:
+        assert not several
+        assert any(len(pack) > 1 for pack in packs)
+        assert all(max(pack) <= 16 and sum(pack) <= prefill_runner.TOGETHER for pack in packs)
+    engine.close()
+
+
+def test_prompts_beside_streams_that_decode_are_few_rows_of_a_step(
+    integer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32 tokens of prompts where nobody decodes, 16 beside others, the oldest prompt first; none beyond a snapshot."""
+    engine, steps = Engine(integer, chunk=64, max_streams=9, cache_bytes=0), list[list[int]]()
+    many = integer.read_many
+
+    def stepped(states: Any, pieces: Any) -> Any:
+        steps.append([len(piece) for piece in pieces])
+        return many(states, pieces)
+
+    monkeypatch.setattr(integer, "read_many", stepped, raising=False)
+    engine.runner.steps = 1  # no sample of spikes among these steps
+    prompts = [[n + i % 5 for i in range(50)] for n in range(3)]
+    want = [expected(integer, prompt, 60, seed=1) for prompt in prompts]
+    asked = [Recorder(engine, prompt, 60, seed=1) for prompt in prompts]
+    assert [tokens for tokens, _ in run_all_requests(engine, *asked)] == want
+    assert steps[:2] == [[32], [18, 14]]  # then the first prompt's stream decodes
+    assert steps[2:6] == [[1, 16], [1, 16], [1, 4, 12], [1, 1, 16]]
+    assert sum(n for step in steps for n in step if n > 1) == 150
     engine.close()
 
 
@@ -84,6 +117,7 @@ def test_prompts_of_one_pass_wait_for_no_more_than_a_chunk_of_others(
 ) -> None:
     """While a stream decodes, a pass has a chunk's tokens at the most; what fails in company is read alone."""
     engine, packs = Engine(integer, chunk=32, max_streams=9, cache_bytes=0), list[list[int]]()
+    engine.runner.most_read = 0
     together = integer.read_together
 
     def packed(pieces: Any, states: Any) -> Any:
@@ -153,7 +187,7 @@ def test_a_broken_shared_step_is_said_to_its_streams(integer: Any, monkeypatch: 
     def broken(streams: Any, tokens: Any) -> Any:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(integer, "step_many", broken, raising=False)
+    monkeypatch.setattr(integer, "read_many", broken, raising=False)
     engine = Engine(integer)
     a, b = Recorder(engine, [65], 9, seed=0), Recorder(engine, [66], 9, seed=0)
     engine.submit([a.stream, b.stream])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spec import converter
 from fastsnn_core.state import leaves
 from fastsnn_integer.quantization import Quant, quantise
+from fastsnn_model_decoder import fused_decode
 
 SCHEDULES = int(os.environ.get("FASTSNN_ROUNDS", "0")) or 32  # of each model; a quarter on two threads
 VOCAB, LENGTH = 37, 10
@@ -104,7 +106,8 @@ def alone(model, prompts):
 
 
 def follow(model, prompts, wanted, draw):
-    """One random schedule: streams begin and pause at any step, and those that step come in any order."""
+    """One random schedule: streams begin and pause at any step, those that step come in any order, and each reads one
+    token or several."""
     streams, done = {}, [0] * len(prompts)
     together = 0
     while min(done) < LENGTH:
@@ -117,12 +120,14 @@ def follow(model, prompts, wanted, draw):
         stepper.call[0]["dense_from"] = draw.choice([0.3, 0.3, 0.0, 0.6, 2.0])  # all ways, whatever measuring says
         stepper.call[0]["dense_least"] = draw.choice([0.0, 2.5])
         poison(stepper)
-        out = model.step_many([streams[i] for i in some], [wanted[i][0][done[i]] for i in some])
-        together += len(some) > 1
-        for i, logits in zip(some, out):
-            assert torch.equal(logits, wanted[i][1][done[i]]), f"stream {i}, token {done[i]}, of {some}"
-            assert int(logits.argmax()) == wanted[i][0][done[i] + 1]
-            done[i] += 1
+        ends = [draw.randint(done[i] + 1, LENGTH) if draw.random() < 0.4 else done[i] + 1 for i in some]
+        pieces = [wanted[i][0][done[i] : end] for i, end in zip(some, ends)]
+        out = model.read_many([streams[i] for i in some], pieces)
+        together += sum(map(len, pieces)) > 1
+        for i, end, logits in zip(some, ends, out):
+            assert torch.equal(logits, wanted[i][1][end - 1]), f"stream {i}, tokens {done[i]} to {end}, of {some}"
+            assert int(logits.argmax()) == wanted[i][0][end]
+            done[i] = end
     for i, stream in streams.items():
         for name, tensor in leaves(stream.state()):
             if not name.endswith((".k", ".v")):  # slots that hold nothing may hold anything
@@ -139,6 +144,48 @@ def test_together_is_alone(name, threads):
     with on_threads(threads):
         wanted = alone(model, prompts)
         assert sum(follow(model, prompts, wanted, draw) for _ in range(max(1, SCHEDULES // threads**2)))
+
+
+@pytest.mark.parametrize("name", ["gla and window", "softmax, biases, norms", "four bits"])
+@torch.inference_mode()
+def test_prompts_are_read_as_by_the_layers(name):
+    """From the start, longer than a window and than a pass; beside a stream that steps; in one piece or in several."""
+    model = network(**MODELS[name])
+    prompts = [torch.randint(0, VOCAB, (1, n)) for n in (70, 3, 33)]
+    with on_threads(1):
+        wanted = [model(prompt, return_state=True, last=True) for prompt in prompts]
+    streams = [model.fast(None) for _ in prompts]
+    assert all(stream is not None for stream in streams), model.fast_step
+    poison(streams[0].made)
+    first, *others = (prompt[0].tolist() for prompt in prompts)
+    streams[0].read(first[:41])
+    out = model.read_many(streams, [first[41:], *others])
+    for i, (logits, state) in enumerate(wanted):
+        assert torch.equal(out[i], logits[0, -1]), i
+        assert streams[i].stream.position == prompts[i].shape[1]
+        again = model.fast(state)
+        assert torch.equal(streams[i].step(5), again.step(5)), i
+    assert len(streams[0].made.batch.works) == 32
+
+
+@torch.inference_mode()
+def test_what_is_wrong_in_a_piece_ends_its_stream_only():
+    model = network(**MODELS["softmax, biases, norms"])
+    one, other = model.fast(None), model.fast(None)
+    out = model.read_many([one, other], [[1, 2, VOCAB], [1, 2]])
+    assert "outside 0" in str(out[0])
+    assert torch.equal(out[1], model.fast(None).read([1, 2]))
+    assert torch.equal(one.read([1, 2]), out[1])  # nothing of the refused piece was read
+    with pytest.raises(FastSNNError, match="at least one token"):
+        one.read([])
+    with pytest.raises(FastSNNError, match="2 streams, but tokens of 1"):
+        model.read_many([one, other], [[1]])
+    one.stream.memory[0][0][:] = float("nan")
+    out = model.read_many([one, other], [[3] * 40, [3] * 40])
+    assert "must be finite" in str(out[0])
+    assert torch.equal(out[1], model.fast(None).read([1, 2, *[3] * 40]))
+    with pytest.raises(FastSNNError, match="ended with an error"):
+        one.read([1])
 
 
 @torch.inference_mode()
@@ -191,3 +238,19 @@ def test_what_cannot_step_together_is_refused():
     assert torch.equal(a, b)
     with ops.use("naive"):
         assert model.fast(state) is None
+
+
+@torch.inference_mode()
+def test_within_a_second_nobody_looks_whether_the_model_has_changed(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(fused_decode, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    model = network(**MODELS["gla and window"])
+    made = model.fast(None).made
+    model.norm.weight.mul_(2.0)
+    now[0] += 0.9
+    assert model.fast_all([None], [0], within=1.0)[0].made is made
+    assert model.fast_all([None], [0])[0].made is not made
+    made = model.fused.made
+    model.norm.weight.mul_(2.0)
+    now[0] += 1.0
+    assert model.fast_all([None], [0], within=1.0)[0].made is not made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,26 @@ class Batch:
         self.used = np.zeros(len(work.counts), np.int8)
         self.cursor = np.zeros(2 * workers * MOST_ROWS, np.int64)
         self.dense = np.zeros(workers * DENSE_ROOM, np.int8)
+
+    def fill(self, shares: Sequence[tuple[Any, Sequence[int], bool]]) -> list[list[int]]:
+        """Rows of `shares` (stream, its next tokens, are logits wanted after the last?); which rows each one has.
+
+        Rows that want logits come first, then streams in the order of `shares`, the longest behind the others.
+        """
+        wanted = [i for i, (_, _, wants) in enumerate(shares) if wants]
+        free, found = len(wanted), dict[int, list[int]]()
+        for i in sorted(range(len(shares)), key=lambda i: len(shares[i][1])):
+            stream, tokens, wants = shares[i]
+            own = [*range(free, free + len(tokens) - wants), *([wanted.index(i)] if wants else [])]
+            free += len(tokens) - wants
+            found[i] = own
+            at, size = stream.state.ctypes.data, stream.state.size
+            for place, (row, token) in enumerate(zip(own, tokens, strict=True)):
+                run = len(own) if place == 0 else 0
+                after = own[place + 1] if place + 1 < len(own) else -1
+                self.streams[row] = at, size, token, stream.position + place, run, after
+                self.works[row].row.fill(0)
+        return [found[i] for i in range(len(shares))]
 
 
 def rows_tasks(work: Workspace, workers: int) -> tuple[Any, Any]:

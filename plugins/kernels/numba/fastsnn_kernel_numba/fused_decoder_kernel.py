@@ -65,8 +65,11 @@ def _prefetch_state(w, state, layer, g, groups, size):  # type: ignore[no-untype
 
 
 @compile
-def _heads(w, c, state, position, score, cos, sin, layer, g, worker):  # type: ignore[no-untyped-def]
-    """A key/value head and its query heads: dequantise, norms, rotation, attention, into `mixed`."""
+def _heads(w, c, state, before, position, score, cos, sin, layer, g, worker):  # type: ignore[no-untyped-def]
+    """A key/value head and its query heads: dequantise, norms, rotation, attention, into `mixed`.
+
+    `before`: tokens of the stream that this step has read already, which `state` does not count yet.
+    """
     groups, size, own = c.n_kv_heads, c.head_dim, w.heads
     share, half, n, row = c.n_heads // groups, _half_of(size), U(size), w.layers[layer]
     part, pa = w.folds, U(worker * c.fold_room)
@@ -95,7 +98,7 @@ def _heads(w, c, state, position, score, cos, sin, layer, g, worker):  # type: i
         for i in range(U(share * size)):
             own[turned + i] = own[turned + i] * scale
         if mix.feature < 0:
-            capacity, seen = s.capacity, s.seen
+            capacity, seen = s.capacity, s.seen + before
             keys = view(s.first, groups * capacity * size, FLOAT)
             values = view(s.second, groups * capacity * size, FLOAT)
             _append_key_value(keys, values, g, capacity, size, seen % capacity, own, key, val)
@@ -240,19 +243,26 @@ def _gate_first(w, c, layer, last_task, phase, worker):  # type: ignore[no-untyp
 
 @compile
 def _mix(c, places, streams, layer, phase, worker):  # type: ignore[no-untyped-def]
-    """A phase of attention: the key/value heads of every row."""
+    """A phase of attention: the key/value heads of every stream, which take in its rows one after the other.
+
+    From the last row on: the longest streams have their first rows there (`fused_decoder_batch.Batch.fill`).
+    """
     score, groups, ahead = view(c.score_at, c.score_size, FLOAT), c.n_kv_heads, c.workers
     cos, sin = view(c.cos_at, c.angles_size, FLOAT), view(c.sin_at, c.angles_size, FLOAT)
     sync = view(places[0].sync_at, places[0].sync_size, INT)
     t, tasks = next_task(sync, phase), groups * c.rows
     while t < tasks:
         for soon in range(t if t < ahead else t + ahead, min(t + ahead + 1, tasks), ahead):
-            s = streams[soon // groups]
+            r = c.rows - 1 - soon // groups
+            if streams[r].run:
+                state = view(streams[r].state_at, streams[r].state_size, STATE)
+                _prefetch_state(_work(places[r]), state, layer, soon % groups, groups, c.head_dim)
+        r = c.rows - 1 - t // groups
+        for before in range(streams[r].run):
+            s = streams[r]
             state = view(s.state_at, s.state_size, STATE)
-            _prefetch_state(_work(places[soon // groups]), state, layer, soon % groups, groups, c.head_dim)
-        s = streams[t // groups]
-        state, w = view(s.state_at, s.state_size, STATE), _work(places[t // groups])
-        _heads(w, c, state, s.position, score, cos, sin, layer, t % groups, worker)
+            _heads(_work(places[r]), c, state, before, s.position, score, cos, sin, layer, t % groups, worker)
+            r = s.next
         finish_task(sync, phase)
         t = next_task(sync, phase)
     wait_for_tasks(sync, phase, tasks)
@@ -261,13 +271,17 @@ def _mix(c, places, streams, layer, phase, worker):  # type: ignore[no-untyped-d
 def _walk(call, worker):  # type: ignore[no-untyped-def]
     """What one worker does of a step; `call` is the address of a record `CALL`."""
     c = view(call, 1, CALL)[0]
-    rows, phase = c.rows, 0
+    rows, alone, phase = c.rows, c.rows == 1, 0
     places, streams = view(c.places, rows, PLACES), view(c.streams, rows, STREAM)
     w = _work(places[0])
     depth, pa = len(w.layers) - 1, U(worker * c.fold_room)
     for index in range(len(w.stages)):
         layer, stage = index // STAGES, index % STAGES
         tasks, row = w.stages[index], w.layers[layer]
+        if layer == depth:
+            rows = c.wanted
+            if rows == 0:
+                break
         r = next_task(w.sync, phase)
         while r < rows:
             own = _work(places[r])
@@ -278,11 +292,11 @@ def _walk(call, worker):  # type: ignore[no-untyped-def]
             r = next_task(w.sync, phase)
         wait_for_tasks(w.sync, phase, rows)
         head = row.q if layer == depth else -1
-        if rows == 1 and stage == INTO_HIDDEN and row.up_task >= 0:
+        if alone and stage == INTO_HIDDEN and row.up_task >= 0:
             _projection_phase(w, phase + 1, tasks.first_task, row.up_task, worker, c.widest, -1)
             phase = _gate_first(w, c, layer, tasks.last_task, phase + 2, worker)
             continue
-        if rows == 1:
+        if alone:
             _projection_phase(w, phase + 1, tasks.first_task, tasks.last_task, worker, c.widest, head)
         else:
             _project_rows(w, c, places, rows, phase + 1, tasks, worker, head)

@@ -1,4 +1,4 @@
-"""A `DecoderPlan` made ready for `fused_decoder_kernel`: tables, packed constants, working memory; and its streams."""
+"""A `DecoderPlan` made ready for `fused_decoder_kernel`: tables, packed constants, working memory."""
 
 from __future__ import annotations
 
@@ -11,31 +11,27 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.lowering import (
-    DecoderPlan,
-    LinearAttentionForm,
-    MixerForm,
-    SoftmaxAttentionForm,
-    Unsupported,
-)
+from fastsnn_core.lowering import DecoderPlan, Unsupported
 from fastsnn_integer.decode_step import NotYet, States
 from fastsnn_integer.forms import FourBitForm, gate_first, outputs
-from fastsnn_integer.plan_check import check_distinct_streams, check_plan, check_start, check_token
+from fastsnn_integer.plan_check import check_distinct_streams, check_plan, check_start
 from fastsnn_kernel_numba import fused_decoder_compile as compiled
 from fastsnn_kernel_numba import layout
-from fastsnn_kernel_numba.buffer_pool import zeros
 from fastsnn_kernel_numba.four_bit_tile import LIST
 from fastsnn_kernel_numba.fused_decoder_batch import Batch, located
 from fastsnn_kernel_numba.fused_decoder_four_bits import MOST_BYTES
 from fastsnn_kernel_numba.fused_decoder_kernel import BLOCK
 from fastsnn_kernel_numba.fused_decoder_rows import DENSE_FROM, DENSE_LEAST, MOST_ROWS
 from fastsnn_kernel_numba.fused_decoder_stages import KEYS
+from fastsnn_kernel_numba.fused_decoder_stream import NumbaStream
 from fastsnn_kernel_numba.fused_decoder_tables import Tables
 from fastsnn_kernel_numba.fused_decoder_work import Workspace
+from fastsnn_kernel_numba.integer_linear import trusted
 from fastsnn_kernel_numba.numba_runtime import flat, workers
 from fastsnn_kernel_numba.ternary_events import PAIR_LIST
 
-F, I = np.float32, np.int64
+F = np.float32
+EVERY = 1 << 62  # without a fast INT8 product of torch (VNNI), rows of steps read prompts of any length faster
 OPEN_COST = 1.25  # of a weight behind an open gate, in weights read by events (benchmarks/NOTES.md)
 
 
@@ -70,6 +66,8 @@ class NumbaStepper:
         self.cos = self.sin = np.zeros(0, F)
         self.positions = 0
         self.busy = threading.Lock()
+        four = bool(np.any(self.work.matrices["group"]))
+        self.most_read = MOST_ROWS if tables.ternary or four or trusted() else EVERY
         try:
             self.walk = compiled.walk_address()
         except Exception as error:  # a full disk, a broken cache, a compiler without its libraries
@@ -129,36 +127,42 @@ class NumbaStepper:
         with self.busy:
             self.angles(stream.position)
             self.work.row.fill(0)
-            fill_call(self.one[0], stream, token)
-            self.launch(self.places, self.one, 1, stream.slots)
+            self.one[0] = stream.state.ctypes.data, stream.state.size, token, stream.position, 1, -1
+            self.launch(self.places, self.one, 1, 1, stream.slots)
             if self.work.row[0]["problem"]:
                 raise FastSNNError(self.failure(self.work))
             return self.logits.clone()
 
-    def run_many(self, streams: list[NumbaStream], tokens: list[int]) -> list[Tensor | FastSNNError]:
-        """Logits after a token of each of 2 to `MOST_ROWS` streams, or what ended a stream."""
-        n = len(streams)
+    def run_many(self, shares: list[tuple[NumbaStream, Sequence[int], bool]]) -> list[Tensor | FastSNNError | None]:
+        """Up to `MOST_ROWS` tokens of several streams, each once: logits after the last token of those that want them,
+        or what ended a stream."""
+        n = sum(len(tokens) for _, tokens, _ in shares)
         with self.busy:
             if self.batch is None or self.batch.rows < n:
                 self.batch = Batch(self.work, min(MOST_ROWS, 1 << (n - 1).bit_length()), self.workers)
             batch = self.batch
-            self.angles(max(stream.position for stream in streams))
-            for row, stream, token, work in zip(batch.streams, streams, tokens, batch.works):
-                work.row.fill(0)
-                fill_call(row, stream, token)
-            self.launch(batch.places, batch.streams, n, max(stream.slots for stream in streams), batch)
-            return [
-                FastSNNError(self.failure(work)) if work.row[0]["problem"] else torch.from_numpy(work.logits).clone()
-                for work in batch.works[:n]
-            ]
+            self.angles(max(stream.position + len(tokens) for stream, tokens, _ in shares) - 1)
+            rows = batch.fill(shares)
+            wanted = sum(wants for _, _, wants in shares)
+            self.launch(batch.places, batch.streams, n, wanted, max(stream.slots for stream, _, _ in shares), batch)
+            out: list[Tensor | FastSNNError | None] = []
+            for (_, _, wants), own in zip(shares, rows, strict=True):
+                wrong = next((batch.works[r] for r in own if batch.works[r].row[0]["problem"]), None)
+                if wrong is not None:
+                    out.append(FastSNNError(self.failure(wrong)))
+                else:
+                    out.append(torch.from_numpy(batch.works[own[-1]].logits).clone() if wants else None)
+            return out
 
-    def launch(self, places: Any, streams: Any, rows: int, slots: int, batch: Batch | None = None) -> None:
-        """One step of `rows` rows, whose longest cache has `slots` places: all share the scores' memory."""
+    def launch(self, places: Any, streams: Any, rows: int, wanted: int, slots: int, batch: Batch | None = None) -> None:
+        """One step of `rows` rows, the first `wanted` to their logits; the longest cache has `slots` places: all share
+        the scores' memory."""
         if len(self.score) < self.workers * slots + 1:
             self.score = np.zeros(self.workers * slots + 1, F)
         self.work.sync.fill(0)
         call = self.call[0]  # a view
         call["places"], call["streams"], call["rows"] = places.ctypes.data, streams.ctypes.data, rows
+        call["wanted"] = wanted
         call["score_at"], call["score_size"] = self.score.ctypes.data, self.score.size
         call["cos_at"], call["sin_at"] = self.cos.ctypes.data, self.sin.ctypes.data
         call["angles_size"] = self.cos.size
@@ -170,155 +174,42 @@ class NumbaStepper:
     def step_many(self, streams: Sequence[Any], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
         """Twin of `fastsnn_integer.reference.ReferenceStepper.step_many`: one pass over the weights for 32 streams
         (ternary weights: a pass for each)."""
+        return self.read_many(streams, [(token,) for token in tokens])
+
+    def read_many(self, streams: Sequence[Any], pieces: Sequence[Sequence[int]]) -> list[Tensor | FastSNNError]:
+        """Twin of `fastsnn_integer.reference.ReferenceStepper.read_many`: one pass over the weights for 32 tokens,
+        whosever they are (ternary weights: a pass for each)."""
         check_distinct_streams(self, streams)
         out: list[Any] = [None] * len(streams)
-        ready = []
-        for i, (stream, token) in enumerate(zip(streams, tokens, strict=True)):
+        left = dict[int, list[int]]()
+        for i, (stream, piece) in enumerate(zip(streams, pieces, strict=True)):
             try:
-                stream.prepare(token)
-                ready.append(i)
+                stream.prepare(piece)
+                left[i] = list(piece)
             except FastSNNError as error:
                 out[i] = error
         most = 1 if self.tables.ternary else MOST_ROWS
-        for first in range(0, len(ready), most):
-            some = ready[first : first + most]
-            if len(some) == 1:
-                out[some[0]] = one_step(streams[some[0]], tokens[some[0]])
-                continue
-            found = self.run_many([streams[i] for i in some], [tokens[i] for i in some])
-            for i, logits in zip(some, found, strict=True):
-                out[i] = logits
-                streams[i].after(logits)
+        while left:
+            shares, room = dict[int, list[int]](), most
+            for i, tokens in left.items():
+                if room:
+                    shares[i] = tokens[:room]
+                    room -= len(shares[i])
+            now = [(streams[i], shares[i], shares[i] == left[i]) for i in shares]
+            for i, found in zip(shares, self.run_share(now), strict=True):
+                streams[i].after(found, len(shares[i]))
+                left[i] = left[i][len(shares[i]) :]
+                if isinstance(found, FastSNNError) or not left[i]:
+                    out[i] = found
+                    del left[i]
         return out
 
-
-def one_step(stream: NumbaStream, token: int) -> Tensor | FastSNNError:
-    """Logits of a stream that steps alone, or what ended it."""
-    try:
-        return stream.step(token)
-    except FastSNNError as error:
-        return error
-
-
-def fill_call(row: Any, stream: NumbaStream, token: int) -> None:
-    """A row of a call."""
-    row["token"], row["position"] = token, stream.position
-    row["state_at"], row["state_size"] = stream.state.ctypes.data, stream.state.size
-
-
-def owned_numbers(t: Tensor) -> Any:
-    """The numbers of a tensor in memory of our own."""
-    out = zeros((t.numel(),))
-    out[:] = t.reshape(-1).numpy()
-    return out
-
-
-class NumbaStream:
-    """`fastsnn_integer.decode_step.DecodeStream`."""
-
-    def __init__(self, stepper: NumbaStepper, position: int, states: States, room: int = 0) -> None:
-        self.stepper, self.position, self.failure, self.room = stepper, position, "", room
-        self.mixers = [m for block in stepper.plan.blocks for m in block.attention.mixers]
-        given = [pair for block in states for pair in block]
-        self.state = np.zeros(max(1, len(self.mixers)), layout.STATE)
-        self.memory: list[Any] = [None] * len(self.mixers)
-        for m, (mixer, (first, second)) in enumerate(zip(self.mixers, given, strict=True)):
-            if isinstance(mixer, LinearAttentionForm):
-                self.keep(m, owned_numbers(first), owned_numbers(second))
-            else:
-                self.fill(m, first, second)
-        self.endless = [m for m, f in enumerate(self.mixers) if isinstance(f, SoftmaxAttentionForm) and not f.window]
-
-    def keep(self, m: int, first: Any, second: Any) -> None:
-        """Hold a mixer's memory, and write down where it is."""
-        self.memory[m] = (first, second)
-        self.state[m]["first"], self.state[m]["second"] = first.ctypes.data, second.ctypes.data
-
-    def fill(self, m: int, keys: Tensor, values: Tensor) -> None:
-        """A cache with room for the tokens asked for, or one more than it holds: `keys`, `values` ``[n, G, K]``."""
-        held, groups, size = keys.shape
-        capacity = -(-(window_of(self.mixers[m]) or max(self.room, held + 1)) // KEYS) * KEYS
-        k, v = zeros((groups, capacity // KEYS, size, KEYS)), zeros((groups, capacity, size))
-        blocks = -(-held // KEYS)
-        padded = np.zeros((groups, blocks * KEYS, size), F)
-        padded[:, :held], v[:, :held] = keys.transpose(0, 1).numpy(), values.transpose(0, 1).numpy()
-        k[:, :blocks] = padded.reshape(groups, blocks, KEYS, size).swapaxes(2, 3)
-        self.keep(m, k.reshape(-1), v.reshape(-1))
-        self.state[m]["capacity"], self.state[m]["seen"] = capacity, held
-
-    @property
-    def slots(self) -> int:
-        """Places of the longest cache."""
-        return int(self.state["capacity"].max(initial=0))
-
-    def prepare(self, token: int) -> None:
-        """Refuse a token that cannot be taken; then there is room for it."""
-        check_token(self.stepper.plan, token)
-        if self.failure:
-            raise FastSNNError(f"this stream ended with an error: {self.failure}")
-        self.grow()
-
-    def after(self, logits: Tensor | FastSNNError) -> None:
-        """A step has been done, or has ended this stream."""
-        if isinstance(logits, FastSNNError):
-            self.failure = str(logits)
-            return
-        self.position += 1
-        self.state["seen"] += 1
-
-    def step(self, token: int) -> Tensor:
-        """Logits after `token`."""
-        self.prepare(token)
+    def run_share(self, shares: list[tuple[NumbaStream, Sequence[int], bool]]) -> list[Any]:
+        """`run_many`, or `run` where it is one token of one stream, whose logits then come anyway."""
+        (stream, tokens, _), *more = shares
+        if more or len(tokens) > 1:
+            return self.run_many(shares)
         try:
-            logits = self.stepper.run(self, token)
+            return [self.run(stream, tokens[0])]
         except FastSNNError as error:
-            self.after(error)
-            raise
-        self.after(logits)
-        return logits
-
-    def grow(self) -> None:
-        """Caches without a window get a block more when they are full: a copy every `KEYS` tokens, a few per cent of
-        what attention reads of them in so many steps, and never more memory than the tokens take."""
-        groups, size = self.stepper.plan.n_kv_heads, self.stepper.plan.head_dim
-        for m in self.endless:
-            capacity = int(self.state[m]["capacity"])
-            if self.state[m]["seen"] == capacity:
-                longer = []
-                for array in self.memory[m]:
-                    new = zeros((groups, capacity // KEYS + 1, KEYS * size))
-                    new[:, :-1] = array.reshape(groups, -1, KEYS * size)
-                    longer.append(new.reshape(-1))
-                self.keep(m, *longer)
-                self.state[m]["capacity"] = capacity + KEYS
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the states."""
-        return sum(array.nbytes for both in self.memory for array in both)
-
-    def held(self, m: int) -> tuple[Tensor, Tensor]:
-        """A mixer's state, out of the kernel's form."""
-        plan, mixer = self.stepper.plan, self.mixers[m]
-        groups, size = plan.n_kv_heads, plan.head_dim
-        first, second = self.memory[m]
-        if isinstance(mixer, LinearAttentionForm):
-            s, z = first.reshape(groups, size, size), second.reshape(groups, size)
-            return torch.from_numpy(s.copy()), torch.from_numpy(z.copy())
-        capacity, seen = int(self.state[m]["capacity"]), int(self.state[m]["seen"])
-        slots = np.arange(seen - min(seen, mixer.window or seen), seen) % capacity
-        k = first.reshape(groups, capacity // KEYS, size, KEYS).swapaxes(2, 3).reshape(groups, capacity, size)
-        k, v = (
-            torch.from_numpy(x[:, slots].swapaxes(0, 1).copy()) for x in (k, second.reshape(groups, capacity, size))
-        )
-        return k, v
-
-    def states(self) -> States:
-        """All states, per block and form."""
-        rest = iter(range(len(self.mixers)))
-        return [[self.held(next(rest)) for _ in block.attention.mixers] for block in self.stepper.plan.blocks]
-
-
-def window_of(mixer: MixerForm) -> int:
-    """Tokens that an attention sees; 0 for all."""
-    return mixer.window if isinstance(mixer, SoftmaxAttentionForm) else 0
+            return [error]

@@ -106,17 +106,19 @@ ARRAYS: dict[str, np.dtype[Any]] = {
 }
 PLACES = record_type(**{f"{name}_{part}": INT for name in ARRAYS for part in ("at", "size")})
 
-# A row of a step: the states of its stream, the token it takes and where that stands.
-STREAM = record_type(state_at=INT, state_size=INT, token=INT, position=INT)
+# A row of a step: the states of its stream, the token it takes and where that stands; of how many rows of the stream it
+# is the first (0: another one is), and the stream's next row (-1: none).
+STREAM = record_type(state_at=INT, state_size=INT, token=INT, position=INT, run=INT, next=INT)
 
-# A call: places of the PLACES and of the STREAMs, one of each per row; scores, rotary tables, sizes. Of several rows
+# A call: places of the PLACES and of the STREAMs, one of each per row, and how many of the first rows want logits;
+# scores, rotary tables, sizes. Of several rows
 # also the flags of inputs that any of them has an event of, every worker's places in the rows' lists of events and its
 # room for dense products, and the shares of active inputs, of a row and of all, from which a row goes the dense way;
 # and what a weight of `up` read behind an open gate costs, in weights read by events.
 CALL = record_type(
-    places=INT, streams=INT, rows=INT, score_at=INT, score_size=INT, cos_at=INT, sin_at=INT, angles_size=INT,
-    n_heads=INT, n_kv_heads=INT, head_dim=INT, head_room=INT, fold_room=INT, widest=INT, workers=INT, used_at=INT,
-    used_size=INT, cursor_at=INT, dense_at=INT, softmax_scale=FLOAT, dense_from=FLOAT,
+    places=INT, streams=INT, rows=INT, wanted=INT, score_at=INT, score_size=INT, cos_at=INT, sin_at=INT,
+    angles_size=INT, n_heads=INT, n_kv_heads=INT, head_dim=INT, head_room=INT, fold_room=INT, widest=INT, workers=INT,
+    used_at=INT, used_size=INT, cursor_at=INT, dense_at=INT, softmax_scale=FLOAT, dense_from=FLOAT,
     dense_least=FLOAT, open_cost=FLOAT,
 )  # fmt: skip
 

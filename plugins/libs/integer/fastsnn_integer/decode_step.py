@@ -41,7 +41,12 @@ class DecodeStream(Protocol):
 
 
 class DecodeStepper(Protocol):
-    """A plan made ready to run: what the operator ``decode_step`` returns for ``(plan, wait)``."""
+    """A plan made ready to run: what the operator ``decode_step`` returns for ``(plan, wait)``.
+
+    `most_read`: tokens up to which `read_many` reads a prompt faster than the layers themselves do.
+    """
+
+    most_read: int
 
     def start(self, position: int, states: States, room: int = 0) -> DecodeStream:
         """A stream that goes on from these states (as `DecodeStream.states` gives them).
@@ -54,6 +59,13 @@ class DecodeStepper(Protocol):
 
         Streams stand where they stand; who steps with whom changes nothing but the time it takes. A stream given twice,
         or one of another stepper, is refused before any steps.
+        """
+
+    def read_many(self, streams: Sequence[Any], pieces: Sequence[Sequence[int]]) -> list[Tensor | FastSNNError]:
+        """The next tokens of each of these streams, one or more: the logits after its last one, or the error.
+
+        The bits are those of a `DecodeStream.step` for each token. Tokens that cannot be taken are refused before any
+        of their stream's is read.
         """
 
 

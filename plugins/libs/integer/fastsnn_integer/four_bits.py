@@ -179,7 +179,7 @@ def project_four_bits(x: SpikeTensor | Tensor, layer: FourBits) -> Tensor:
         rows = counts.reshape(-1, counts.shape[-1])
         total = PROJECT(rows.device.type, rows, layer.weight, layer.scale, layer.minimum, layer.group)
         layer.path = PROJECT.path or "count_project_q4"
-        return total.reshape(*counts.shape[:-1], -1) * v.to(torch.float32)
+        return total.reshape(*counts.shape[:-1], total.shape[-1]) * v.to(torch.float32)
     codes, total = unpack_codes(layer.weight, layer.out_features).T.to(torch.int8), None
     for g, first in enumerate(range(0, layer.in_features, layer.group)):
         piece = slice(first, min(first + layer.group, layer.in_features))

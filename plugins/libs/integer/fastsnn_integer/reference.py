@@ -151,7 +151,7 @@ class ReferenceStepper:
 
     def __init__(self, plan: DecoderPlan, wait: bool = True) -> None:
         check_plan(plan)
-        self.plan = plan
+        self.plan, self.most_read = plan, 1
 
     def start(self, position: int, states: States, room: int = 0) -> ReferenceStream:
         """A stream that goes on from these states."""
@@ -160,11 +160,21 @@ class ReferenceStepper:
 
     def step_many(self, streams: Sequence[ReferenceStream], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
         """The definition: one stream after the other."""
+        return self.read_many(streams, [(token,) for token in tokens])
+
+    def read_many(
+        self, streams: Sequence[ReferenceStream], pieces: Sequence[Sequence[int]]
+    ) -> list[Tensor | FastSNNError]:
+        """The definition: one stream after the other, one token after the other."""
         check_distinct_streams(self, streams)
         out: list[Tensor | FastSNNError] = []
-        for stream, token in zip(streams, tokens, strict=True):
+        for stream, piece in zip(streams, pieces, strict=True):
             try:
-                out.append(stream.step(token))
+                if not len(piece):
+                    raise FastSNNError("a stream reads at least one token")
+                for token in piece:
+                    check_token(self.plan, token)
+                out.append([stream.step(token) for token in piece][-1])
             except FastSNNError as error:
                 out.append(error)
         return out

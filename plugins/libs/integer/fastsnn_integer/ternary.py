@@ -170,7 +170,7 @@ def project_ternary(x: SpikeTensor | Tensor, layer: PackedTernary) -> Tensor:
         rows = counts.reshape(-1, counts.shape[-1])
         total = PROJECT(rows.device.type, rows, layer.weight, layer.scale)
         layer.path = PROJECT.path or "count_project_ternary"
-        return total.reshape(*counts.shape[:-1], -1) * v.to(torch.float32)
+        return total.reshape(*counts.shape[:-1], total.shape[-1]) * v.to(torch.float32)
     sums, layer.path = spike_sums(spikes, unpack_ternary(layer.weight, layer.out_features).T)
     return sums.to(torch.float32) * layer.scale * v.to(torch.float32)
 

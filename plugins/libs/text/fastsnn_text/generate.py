@@ -21,6 +21,9 @@ from fastsnn_text.tokenizers import ends_of, prompt_ids, tokenizer_of
 CHUNK = 256
 """Tokens of a prompt read at once; on two cores as fast as longer pieces, and a shared beginning can be cached."""
 
+PIECE = 256
+"""Weights that are added up together when a token is drawn."""
+
 AGAIN = 16
 """Tokens after which a fused step that was not there (it may be compiling) is asked for again."""
 
@@ -56,7 +59,8 @@ class Sampling:
         """A token from logits ``[V]``: with ``w_i = exp((l_i - max l) / T)`` the first i whose ``w_0 + … + w_i`` is
         above ``u Σw``, for one uniform number u of `generator`. top_k and top_p leave only the likeliest of the tokens.
 
-        One number a token, where `torch.multinomial` draws one for every id of the vocabulary.
+        One number a token, where `torch.multinomial` draws one for every id of the vocabulary. Sums are float64, of
+        `PIECE` weights each and then of these.
         """
         logits = logits.detach().float().cpu()
         best = logits.max().item()
@@ -67,15 +71,28 @@ class Sampling:
         if self.temperature == 0:
             return int(logits.argmax())
         with np.errstate(over="ignore", under="ignore"):  # far below the likeliest: 0
-            weights = np.exp((logits.numpy() - np.float32(best)) / np.float32(self.temperature))
+            weights = np.subtract(logits.numpy(), np.float32(best))
+            weights /= np.float32(self.temperature)
+            np.exp(weights, out=weights)
         if 0 < self.top_k < weights.size:
             weights[weights < np.partition(weights, -self.top_k)[-self.top_k]] = 0
         ids = None if self.top_p == 1 else nucleus(weights, self.top_p)
-        sums = np.cumsum(weights if ids is None else weights[ids], dtype=np.float64)
-        drawn = float(torch.rand(1, generator=generator, dtype=torch.float64)) * sums[-1]
-        last = np.searchsorted(sums, sums[-1])  # the last that weighs anything
-        found = min(int(np.searchsorted(sums, drawn, side="right")), int(last))
+        found = drawn(weights if ids is None else weights[ids], generator)
         return found if ids is None else int(ids[found])
+
+
+def drawn(weights: Any, generator: torch.Generator) -> int:
+    """The first i whose w_0 + … + w_i is above u Σw; never one that weighs nothing."""
+    whole = len(weights) // PIECE * PIECE
+    pieces = weights[:whole].reshape(-1, PIECE).sum(1, dtype=np.float64)
+    sums = np.cumsum(np.append(pieces, weights[whole:].sum(dtype=np.float64)))
+    goal = float(torch.rand(1, generator=generator, dtype=torch.float64)) * sums[-1]
+    piece = min(int(np.searchsorted(sums, goal, side="right")), int(np.searchsorted(sums, sums[-1])))
+    some = weights[piece * PIECE : (piece + 1) * PIECE]
+    inside = np.cumsum(some, dtype=np.float64)
+    before = sums[piece - 1] if piece else 0.0
+    last = int(np.searchsorted(inside, inside[-1]))  # the last that weighs anything
+    return piece * PIECE + min(int(np.searchsorted(inside, goal - before, side="right")), last)
 
 
 def nucleus(weights: Any, top_p: float) -> Any:
@@ -107,8 +124,8 @@ def generate_ids(
     """Token ids after `prompt` (and after `state`, where a stream goes on), until a token of `stop` or `max_tokens`.
 
     The prompt is read in chunks, so that its memory is bounded; each further token costs one step, fused
-    where the model has it (``model.fast``: the same logits; ``model.fast_step`` says which it was). The server cuts
-    prompts at the same places, so that its tokens are these.
+    where the model has it (``model.fast``: the same logits; ``model.fast_step`` says which it was), and so are prompts
+    where that is faster. The server cuts the prompts of float models at the same places, so that its tokens are these.
 
     Errors (FastSNNError): an empty prompt, ids outside the vocabulary, a state of other streams.
     """
@@ -121,11 +138,17 @@ def generate_ids(
         raise FastSNNError(f"the prompt has token ids outside 0 … {size - 1}")
     device = next(model.parameters()).device
     generator = sampling.generator()
+    fast = getattr(model, "fast", None)
+    fused = None if fast is None else fast(state, wait=False)
+    if fused is not None and len(prompt) > fused.most_read:
+        fused = None  # the layers read so many faster
     for begin in range(0, len(prompt), chunk):
-        piece = torch.tensor([prompt[begin : begin + chunk]], device=device)
-        logits, state = model(piece, state, return_state=True, last=True)
-    fused, fast = None, getattr(model, "fast", None)
-    logits = logits[0, -1]
+        piece = prompt[begin : begin + chunk]
+        if fused is not None:
+            logits = fused.read(piece)
+        else:
+            logits, state = model(torch.tensor([piece], device=device), state, return_state=True, last=True)
+            logits = logits[0, -1]
     for left in reversed(range(max_tokens)):
         contention.tick()
         token = sampling.pick(logits, generator)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,18 @@ class FastStream:
         """Logits after one more token; counts that are not finite are a ValueError, and the stream's end."""
         return self.stream.step(token)
 
+    def read(self, tokens: Sequence[int]) -> Tensor:
+        """Logits after one or more tokens, the bits of a `step` for each; errors as there."""
+        (found,) = read_many([self], [tokens])
+        if isinstance(found, FastSNNError):
+            raise found
+        return found
+
+    @property
+    def most_read(self) -> int:
+        """Tokens up to which `read_many` reads a prompt faster than the layers themselves do."""
+        return self.made.most_read
+
     @property
     def nbytes(self) -> int:
         """Memory of the state."""
@@ -51,16 +64,23 @@ def step_many(streams: Sequence[FastStream], tokens: Sequence[int]) -> list[Tens
     """
     if len(streams) != len(tokens):
         raise ArgumentError(f"step_many: {len(streams)} streams, but {len(tokens)} tokens")
+    return read_many(streams, [(token,) for token in tokens])
+
+
+def read_many(streams: Sequence[FastStream], pieces: Sequence[Sequence[int]]) -> list[Tensor | FastSNNError]:
+    """`step_many` of one or more tokens of each stream: logits after the last one of each."""
+    if len(streams) != len(pieces):
+        raise ArgumentError(f"read_many: {len(streams)} streams, but tokens of {len(pieces)}")
     for stream in streams:
         if not isinstance(stream, FastStream):
-            raise ArgumentError(f"step_many takes streams that fast() made, got {type(stream).__name__}")
+            raise ArgumentError(f"step_many and read_many take streams that fast() made, got {type(stream).__name__}")
     out: list[Any] = [None] * len(streams)
     by_maker: dict[int, list[int]] = {}
     for i, stream in enumerate(streams):
         by_maker.setdefault(id(stream.made), []).append(i)
     for some in by_maker.values():
         made = streams[some[0]].made
-        for i, logits in zip(some, made.step_many([streams[i].stream for i in some], [tokens[i] for i in some])):
+        for i, logits in zip(some, made.read_many([streams[i].stream for i in some], [pieces[i] for i in some])):
             out[i] = logits
     return out
 
@@ -90,19 +110,23 @@ def make_contiguous(model: Any) -> None:
 
 
 def start_streams(
-    model: Any, states: Sequence[Any], rooms: Sequence[int], wait: bool = True
+    model: Any, states: Sequence[Any], rooms: Sequence[int], wait: bool = True, within: float = 0.0
 ) -> list[FastStream | None]:
-    """A stream that goes on from each of `states`, with caches for so many tokens; None for each where that cannot be.
+    """A stream that goes on from each of `states` (None: from the start), with caches for so many tokens; None for each
+    where that cannot be.
 
     The model's `fast_step` says which kernel set it is, or why there is none. The plan is made anew each time, once for
-    all (10 ms for 30 layers), and the kernel's own form of it where its numbers, its tensors or the number of threads
-    have changed.
+    all (20 ms for 30 layers), and the kernel's own form of it where its numbers, its tensors or the number of threads
+    have changed; not within `within` seconds of the last time.
     """
     try:
         refuse_hooks(model)
-        if any(state is None or len(state.position) != 1 for state in states):
+        if any(state is not None and len(state.position) != 1 for state in states):
             raise Unsupported("a fused stream begins from the state of one stream")
-        kernel, made = ready_step(model, wait)
+        kernel, made = ready_step(model, wait, within)
+        if any(state is None for state in states):
+            none = first_state(model)
+            states = [none if state is None else state for state in states]
         found: list[FastStream | None] = [FastStream(model, made, state, room) for state, room in zip(states, rooms)]
     except Unsupported as reason:
         model.fast_step = {"kernel": None, "why": str(reason)}
@@ -111,14 +135,36 @@ def start_streams(
     return found
 
 
-def ready_step(model: Any, wait: bool) -> tuple[str, Any]:
-    """``(kernel set, stepper)`` of the model as it is now; `Unsupported` says why not."""
+class Ready(NamedTuple):
+    """A fused step: of which plan it is, who made it, the state before any token, and when that was looked at."""
+
+    key: Any
+    kernel: str
+    made: Any
+    first: Any
+    looked: float
+
+
+def first_state(model: Any) -> Any:
+    """The state before any token, kept with the fused step: finding it takes as long as a short prompt."""
+    if model.fused.first is None:
+        none = torch.empty(1, 0, dtype=torch.long)
+        model.fused = model.fused._replace(first=model(none, None, return_state=True, last=True)[1])
+    return model.fused.first
+
+
+def ready_step(model: Any, wait: bool, within: float = 0.0) -> tuple[str, Any]:
+    """``(kernel set, stepper)`` of the model as it is now, or was `within` seconds ago; `Unsupported` says why not."""
     if DECODE_STEP.pick("cpu")[0] == "naive":
         stepper(lower(model, ""))  # says why not
-    plan = lower(model, "")
-    key = fingerprint(plan), torch.get_num_threads()
-    if model.fused is None or model.fused[0] != key:
-        make_contiguous(model)
+    ready, now = model.fused, time.monotonic()
+    if ready is None or now - ready.looked >= within:
         plan = lower(model, "")
-        model.fused = (fingerprint(plan), torch.get_num_threads()), stepper(plan, wait)
-    return model.fused[1]
+        key = fingerprint(plan), torch.get_num_threads()
+        if ready is None or ready.key != key:
+            make_contiguous(model)
+            plan = lower(model, "")
+            key = fingerprint(plan), torch.get_num_threads()
+            ready = Ready(key, *stepper(plan, wait), None, now)
+        model.fused = ready = ready._replace(looked=now)
+    return ready.kernel, ready.made

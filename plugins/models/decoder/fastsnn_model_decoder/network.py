@@ -22,7 +22,7 @@ from fastsnn_integer.four_bits import Embedding4
 from fastsnn_integer.quantization import QuantEmbedding, row_linear
 from fastsnn_integer.ternary import make_ternary
 from fastsnn_model_decoder import prefill, prompt_pack
-from fastsnn_model_decoder.fused_decode import FastStream, start_streams, step_many
+from fastsnn_model_decoder.fused_decode import FastStream, read_many, start_streams, step_many
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, init_thresholds, initialise
 from fastsnn_model_decoder.rope import BLOCK
 from fastsnn_modules.inputs import (
@@ -188,7 +188,7 @@ class DecoderModule(TorchCalls):
         return logits if self.tied_bias is None else logits + self.tied_bias.to(logits.dtype)
 
     def fast(self, state: DecoderState | None, wait: bool = True, room: int = 0) -> FastStream | None:
-        """A stream that goes on from `state` in the fused step, with the same logits; None where that cannot be.
+        """A stream that goes on from `state` (None: from the start) in the fused step; None where that cannot be.
 
         `fast_step` says which kernel set it is, or why there is none. Where the step has to be compiled first, that is
         waited for, or, without `wait`, begun in the background: then there is none yet. With `room`, caches are made
@@ -196,9 +196,14 @@ class DecoderModule(TorchCalls):
         """
         return start_streams(self, [state], [room], wait)[0]
 
-    def fast_all(self, states: Sequence[Any], rooms: Sequence[int], wait: bool = True) -> list[FastStream | None]:
-        """`fast` of several streams, whose common part (is the model as it was?) is done once."""
-        return start_streams(self, states, rooms, wait)
+    def fast_all(
+        self, states: Sequence[Any], rooms: Sequence[int], wait: bool = True, within: float = 0.0
+    ) -> list[FastStream | None]:
+        """`fast` of several streams, whose common part (is the model as it was?) is done once.
+
+        It is left out where it was done in the last `within` seconds: for who alone changes the model.
+        """
+        return start_streams(self, states, rooms, wait, within)
 
     def step_many(self, streams: Sequence[FastStream], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
         """Logits ``[vocab]`` of one more token of each stream that `fast` made, in one pass over the weights.
@@ -207,6 +212,13 @@ class DecoderModule(TorchCalls):
         step is refused, its place holds the error that ``step`` would have raised, and the others go on.
         """
         return step_many(streams, tokens)
+
+    def read_many(self, streams: Sequence[FastStream], pieces: Sequence[Sequence[int]]) -> list[Tensor | FastSNNError]:
+        """`step_many` of one or more next tokens of each stream: the logits after the last one of each.
+
+        So a prompt is read, alone or beside streams that step: its tokens are rows of the same pass.
+        """
+        return read_many(streams, pieces)
 
     def read_together(
         self, prompts: Sequence[Sequence[int]], states: Sequence[DecoderState | None]

@@ -37,7 +37,7 @@ class DecodeLoop:
         """One decode step of every stream, speculative where it has drafts; an error ends only its own stream."""
         began = time.perf_counter()
         drafted = [(stream, self.drafts(stream)) for stream in streams]
-        plain = [stream for stream, drafts in drafted if not drafts]
+        plain = self.runner.share([stream for stream, drafts in drafted if not drafts])
         for stream, drafts in drafted:
             if drafts:
                 try:
@@ -175,7 +175,7 @@ class DecodeLoop:
                 stream.emit(CompletionDelta(error=error))
 
     def fed(self, stream: Stream) -> None:
-        """A step has read a token of the stream's prompt; behind the last one it decodes."""
+        """A step has read a piece of the stream's prompt; behind the last one it decodes."""
         self.runner.fed(stream)
         if stream.prompt.ready:
             self.count(stream.prompt)

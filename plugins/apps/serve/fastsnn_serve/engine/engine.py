@@ -1,8 +1,8 @@
 """The engine: continuous batching in one thread that owns the model.
 
-    one round:  admit waiting streams; one decode step of every decoding stream; one prefill chunk of every other stream
-                (of several in one pass, where rows of integers are exact; the last 8 tokens are read in decode steps,
-                where these are shared; prompts of several chunks get half of the time while others decode)
+    one round:  admit waiting streams; one decode step of every decoding stream, with up to 16 tokens of prompts as
+                further rows (32 where nobody decodes), where steps are shared; else one prefill chunk of every other
+                stream (prompts of several chunks get half of the time while others decode)
 
 A W8A model decodes streams as one batch (``model.step_many``): integer sums are exact, so the result is bit for bit
 that of each stream alone. A float model decodes streams one after the other, because a batch rounds differently and

@@ -19,8 +19,10 @@ from fastsnn_serve.metrics import Metrics
 
 SAMPLE_EVERY = 64  # decode steps between two samples of spike statistics, at least
 SAMPLE_SHARE = 0.01  # of the time that samples may take: an unfused step takes as long as dozens of fused ones
-SHORT = 8  # tokens of a prompt's end that are read in decode steps: a chunk costs as much as so many rows
+ROWS = 32  # tokens of prompts that a step reads where nobody decodes: one pass over the weights
+BESIDE = 16  # and where others decode: their tokens come at most about twice as late
 TOGETHER = 512  # tokens of several prompts that are read in one pass; one chunk, where others decode
+LOOK_AGAIN = 1.0  # seconds for which the model, which the engine owns, is taken to be as it was
 FORK = 16  # a snapshot is taken where prompts diverge only if they share this many tokens beyond the last one
 
 
@@ -39,7 +41,7 @@ class PrefillRunner:
         self.roomy = fast is not None and "room" in signature(fast).parameters
         self.packs = self.exact and callable(getattr(model, "read_together", None))
         self.apart = why_apart(model)
-        self.empty: Any = None  # the state before any token
+        self.most_read = 1 << 62  # longest rest of a prompt that steps read; the kernel says
 
     def run(self, ids: list[int], state: Any, last: bool = True) -> tuple[Tensor, Any]:
         """Forward pass: ``(logits [1,T,V], new state)``; with `last` only the last token's logits, ``[1,1,V]``."""
@@ -58,7 +60,7 @@ class PrefillRunner:
         if not hasattr(model, "fast"):
             return states
         if hasattr(model, "fast_all"):
-            found = model.fast_all(states, rooms, wait=False)
+            found = model.fast_all(states, rooms, wait=False, within=LOOK_AGAIN)
         else:
             more = [{"room": room} if self.roomy else {} for room in rooms]
             found = [model.fast(state, wait=False, **one) for state, one in zip(states, more, strict=True)]
@@ -66,7 +68,7 @@ class PrefillRunner:
 
     def step(self, stream: Stream, look: bool) -> tuple[Tensor, Any]:
         """One decode step; `look` records spike statistics, which needs the unfused path."""
-        token, state = stream.next_token, stream.state
+        (token,), state = stream.piece, stream.state
         fused = hasattr(state, "step")
         if not look:
             return (state.step(token)[None, None], state) if fused else self.run([token], state)
@@ -90,7 +92,7 @@ class PrefillRunner:
         return sampled or bool(every and len(stream.ids) % every == 0)
 
     def step_many(self, streams: list[Stream]) -> list[Any]:
-        """One decode step of each stream: its ``(logits [1,1,V], state)``, or the exception that ends it.
+        """One step of each stream, which reads its `piece`: ``(logits [1,1,V], state)``, or the exception that ends it.
 
         Fused streams run as one batch, bit for bit as they would alone; the others run one after the other.
         """
@@ -111,7 +113,7 @@ class PrefillRunner:
         states = [streams[i].state for i in together]
         model: Any = self.model
         try:
-            found = model.step_many(states, [streams[i].next_token for i in together])
+            found = model.read_many(states, [streams[i].piece for i in together])
         except Exception as error:  # the batched step itself failed, so every stream in it ends
             found = [error] * len(together)
         for i, state, logits in zip(together, states, found, strict=True):
@@ -144,32 +146,47 @@ class PrefillRunner:
             prompt.fork = fork
 
     def feeds(self, stream: Stream) -> bool:
-        """Is the rest of a stream's prompt to be read in decode steps: is it short, and nobody else's?
+        """Is the rest of a stream's prompt to be read in steps, as rows beside the tokens of others?
 
-        Only where a step has the bits of a chunk, and several streams share one.
+        Only where a step has the bits of a chunk and several streams share one, where nobody else wants the prompt,
+        and up to the length from which the layers themselves read faster.
         """
         prompt = stream.prompt
-        few = stream.params.max_tokens > 0 and len(prompt.ids) - prompt.at <= SHORT
-        return few and self.exact and not self.apart and self.roomy and prompt.score is None and prompt.users == 1
+        own = prompt.score is None and prompt.users == 1 and stream.params.max_tokens > 0
+        return own and self.exact and not self.apart and self.roomy and len(prompt.ids) - prompt.at <= self.most_read
 
     def feed(self, streams: list[Stream]) -> list[Stream]:
         """Let decode steps read the rest of these prompts; the streams for which that cannot be (yet)."""
-        if streams and self.empty is None:
-            none = torch.empty(1, 0, dtype=torch.long, device=self.device)
-            self.empty = self.model(none, None, return_state=True, last=True)[1]
-        begun = [copied(self.empty) if s.prompt.state is None else s.prompt.state for s in streams]
-        states, left = self.begin_all(begun, [s.tokens for s in streams]) if streams else [], []
+        states = self.begin_all([s.prompt.state for s in streams], [s.tokens for s in streams]) if streams else []
+        left = []
         for stream, state in zip(streams, states, strict=True):
             if hasattr(state, "step"):
+                self.most_read = state.most_read
                 stream.state, stream.prompt.state, stream.feeding = state, None, True
             else:  # it is being compiled
                 left.append(stream)
         return left
 
+    def share(self, streams: list[Stream]) -> list[Stream]:
+        """The streams of the next step, each with the `piece` that it reads: those that decode their newest token, and
+        those whose prompts are read `ROWS` tokens together, or `BESIDE` beside the others, the oldest first.
+        """
+        now = [stream for stream in streams if not stream.feeding]
+        for stream in now:
+            stream.piece = stream.ids[-1:]
+        room = BESIDE if now else ROWS
+        for stream in sorted((s for s in streams if s.feeding), key=lambda stream: stream.submitted):
+            prompt = stream.prompt
+            stream.piece = prompt.ids[prompt.at : min(self.chunk_end(prompt), prompt.at + room)]
+            room -= len(stream.piece)
+            if stream.piece:
+                now.append(stream)
+        return now
+
     def fed(self, stream: Stream) -> None:
-        """A step has read one token of the stream's prompt: take the snapshots that `prefill` takes."""
+        """A step has read a piece of the stream's prompt: take the snapshots that `prefill` takes."""
         prompt = stream.prompt
-        prompt.at += 1
+        prompt.at += len(stream.piece)
         if prompt.ready:
             prompt.logits = stream.logits
         if self.cache.budget and (prompt.ready or prompt.at == prompt.fork or prompt.at % self.chunk == 0):

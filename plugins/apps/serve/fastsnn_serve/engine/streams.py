@@ -97,7 +97,8 @@ class Stream:
         self.ids: list[int] = []
         self.read = 0  # generated tokens the state includes; -1: unknown, after a speculative step
         self.begun = self.cancelled = False
-        self.feeding = False  # does it read the end of its prompt in decode steps?
+        self.feeding = False  # does it read its prompt in decode steps?
+        self.piece: list[int] = []  # what the next step reads
         self.ending: CompletionDelta | None = None
         self.submitted = self.last_token_at = time.perf_counter()
         self.need = 0.0
@@ -107,11 +108,6 @@ class Stream:
     def tokens(self) -> int:
         """Maximum length: prompt plus max_tokens."""
         return len(self.prompt.ids) + self.params.max_tokens
-
-    @property
-    def next_token(self) -> int:
-        """What the next step reads: the prompt's next token, or the newest one generated."""
-        return self.prompt.ids[self.prompt.at] if self.feeding else self.ids[-1]
 
     @property
     def done(self) -> bool:
