@@ -1,6 +1,7 @@
 """A real chat model: what conversion costs, and silent bytes at 1 % and 5 % perplexity by several criteria.
 
-    python benchmarks/real_model.py [HF_DIRECTORY] [--windows 8] [--criteria teal,wina,spon,ours] [--json F] [--plot F]
+    python benchmarks/real_model.py [HF_DIRECTORY] [--windows 8] [--criteria teal,wina,spon,larosa,larosa_layers,ours]
+                                    [--json F] [--plot F]
 
 SmolLM2-135M-Instruct in float32 (default directory: $FASTSNN_DATA_CACHE or ~/.cache/fastsnn/smollm2, then hf);
 calibration on WikiText-2 valid, everything measured on the first windows of 512 tokens of test. JSON on stdout, bars on
@@ -26,6 +27,7 @@ from typing import Any
 
 import attrs
 import torch
+from layer_rotation import LAYERED, paid
 
 from fastsnn_convert import convert
 from fastsnn_convert.language.convert import Options, with_neurons
@@ -52,7 +54,7 @@ def main() -> int:
     args = argparse.ArgumentParser(description=__doc__)
     args.add_argument("folder", nargs="?", type=Path, default=cache / "hf")
     args.add_argument("--windows", type=int, default=8)
-    args.add_argument("--criteria", default="teal,wina,spon,ours")
+    args.add_argument("--criteria", default="teal,wina,spon,larosa,larosa_layers,ours")
     args.add_argument("--data", type=Path, default=Path(os.environ.get("FASTSNN_DATA", "../shared/data")))
     args.add_argument("--k", default="6,3,1.5", help="mean counts of the plain models")
     args.add_argument("--tries", type=int, default=3, help="settings measured for each loss")
@@ -100,17 +102,19 @@ def main() -> int:
         written(rows, opts.json)
     known: dict[bool, Any] = {}
     for name in filter(None, opts.criteria.split(",")):
-        chosen = criterion(name)
+        chosen = LAYERED if name == LAYERED.name else criterion(name)
         ours = chosen.name in ("ours", "fisher")
         if ours not in bases:
             bases[ours] = convert(opts.folder, k=FINE, calibration=valid, measure=False, spread=False).model
-        if ours not in known:
+        if ours not in known and chosen.prepare is None:
             known[ours] = list(sensitivities(bases[ours], fit))
-        made = SilentBytes.of(bases[ours], chosen, fit, blocks=known[ours])
+        made = SilentBytes.of(bases[ours], chosen, fit, blocks=known.get(ours))
         seen: list[tuple[Setting, Measured]] = []
         for loss in LOSSES:
             at_loss(made, held, loss, seen, tries=opts.tries)
-        curve = sorted((attrs.asdict(m) for _, m in seen), key=lambda m: m["silent_bytes"])
+        more = paid(made.model, sum(made.weights.values()))
+        curve = [attrs.asdict(m) | {"silent_bytes": m.silent_bytes - more} for _, m in seen]
+        curve.sort(key=lambda m: m["silent_bytes"])
         rows["criteria"][name] = {"source": chosen.source, "read_off": read_off(curve), "curve": curve}
         print(json.dumps({name: rows["criteria"][name]}), file=sys.stderr, flush=True)
         written(rows, opts.json)

@@ -4,7 +4,8 @@ A criterion gives every channel an importance a ``[D]``; an input x_i is silent 
 token's mean of the same. Importances are folded into the neighbouring weights (x_i a_i becomes the site's input), so
 that at run time one dead zone per site is all there is. `shares` says whether all sites are equally silent ("equal") or
 as silent as it costs least ("cost", by the Fisher estimate); `constants`, whether biases make up for the mean of what
-was dropped.
+was dropped. `prepare` first makes another model of the same function, such as one on other axes
+(`fastsnn_tune.rotation`).
 
 Others can be added as entry points in the group `fastsnn1.criteria`, each a `Criterion`.
 """
@@ -19,6 +20,7 @@ import attrs
 from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError, did_you_mean
+from fastsnn_tune.rotation import rotated
 
 Importance = Callable[[Any, Tensor], Tensor]
 """``(port, fisher [D]) -> [D]``: a port of `fastsnn_convert.language.ports` and E[g²] of its channels."""
@@ -27,7 +29,8 @@ Importance = Callable[[Any, Tensor], Tensor]
 @attrs.frozen
 class Criterion:
     """See the module. `importance` None leaves the channels as they are. With `absolute`, thresholds need not follow
-    each token's mean: a quiet token may fall silent nearly as a whole."""
+    each token's mean: a quiet token may fall silent nearly as a whole. `prepare` is called with a copy of the model
+    and the tokens that costs are estimated on."""
 
     name: str
     source: str
@@ -35,6 +38,7 @@ class Criterion:
     shares: str = "equal"
     constants: bool = False
     absolute: bool = False
+    prepare: Callable[[Any, Tensor], Any] | None = None
 
 
 def weight_norm(port: Any, fisher: Tensor) -> Tensor:
@@ -52,6 +56,11 @@ BUILT_IN = (
     Criterion("teal_shares", "magnitude, shares by measured cost", shares="cost"),
     Criterion("wina", "|x|·‖W‖: Chen et al. 2025 (arXiv 2505.19427)", weight_norm),
     Criterion("spon", "magnitude, constants for what is dropped (arXiv 2512.12744)", shares="equal", constants=True),
+    Criterion(
+        "larosa",
+        "magnitude on principal axes, equal shares: Liu et al. 2025 (arXiv 2507.01299), where weights take them over",
+        prepare=rotated,
+    ),
     Criterion("fisher", "|x|·√F, shares by measured cost", output_cost, "cost"),
     Criterion("ours", "|x|·√F, shares by cost, absolute thresholds, constants", output_cost, "cost", True, True),
 )

@@ -88,6 +88,8 @@ class SilentBytes:
         """
         check_tunable(model)
         new: Any = copy.deepcopy(model).eval().requires_grad_(False)
+        if chosen.prepare is not None:  # what is known of the model as it was is of other channels
+            new, blocks = chosen.prepare(new, tokens), None
         table = site_table(new)
         found: dict[str, Any] = {
             path: port for layer in new.layers for port in ports(layer) for path in paths_of(table, port)
