@@ -12,6 +12,7 @@ from test_language import FAST, TEXT, folder  # noqa: F401
 
 from fastsnn_convert import ConversionError, convert
 from fastsnn_convert.heal_cli import main as heal_main
+from fastsnn_convert.language import teacher_cache
 from fastsnn_convert.language.balance import threshold
 from fastsnn_convert.language.distillation import Healer, Healing, heal
 from fastsnn_convert.language.distillation_data import SelfGeneratedData, tokens_of
@@ -19,6 +20,7 @@ from fastsnn_convert.language.distillation_loss import head_input, mean_kl
 from fastsnn_convert.language.families import import_dense
 from fastsnn_convert.language.rebuild import rebuild, site_table
 from fastsnn_convert.language.silent_shares import FIRST, SilentShares
+from fastsnn_convert.language.teacher_cache import TeacherCache
 from fastsnn_convert.language.threshold_gradients import lsq_gradients
 from fastsnn_convert.language.token_replacement import TokenReplacement
 from fastsnn_core import SpikeSite, create, load, save
@@ -262,6 +264,59 @@ def test_progress_counts_what_the_budget_is_given_in(budget, says, folder, capsy
     model = convert(folder, k=0.7, measure=False, calibration=[TEXT], **FAST).model
     heal(model, folder, [TEXT], batch=2, length=16, **budget)
     assert says in capsys.readouterr().err
+
+
+def test_the_likeliest_tokens_are_nearly_the_whole_divergence(folder, tmp_path):  # noqa: F811
+    """With all tokens but one it is the divergence itself, and its gradient; with fewer it is less."""
+    dense = import_dense(folder).eval()
+    size, tokens = dense.spec.vocab_size, tokens_of([TEXT], dense)[:24][None]
+    wanted, weight = head_input(dense, tokens).detach(), dense.head.weight if dense.head else dense.embed.weight
+    other = (weight + 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))).detach()
+    leaves = [t.clone().requires_grad_() for t in (wanted * 1.3, other) * 2]
+    whole = mean_kl(leaves[0], leaves[1], wanted, weight.detach())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher_cache, "TOP", size)
+        cache = TeacherCache.of(dense, Healing(steps=1, hidden=0.0, teacher_cache=str(tmp_path / "all")))
+        close = cache.divergence(leaves[2], leaves[3], tokens)
+    whole.backward()
+    close.backward()
+    torch.testing.assert_close(close, whole, atol=1e-6, rtol=1e-4)
+    for a, b in ((0, 2), (1, 3)):
+        torch.testing.assert_close(leaves[b].grad, leaves[a].grad, atol=1e-7, rtol=1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher_cache, "TOP", 3)
+        few = TeacherCache.of(dense, Healing(steps=1, hidden=0.0, teacher_cache=str(tmp_path / "few")))
+        leaf = (wanted * 1.3).double().requires_grad_()
+        less = few.divergence(leaf, other.double(), tokens)
+        assert 0 < less.item() < whole.item()
+        (slope,) = torch.autograd.grad(less, leaf)
+        with torch.no_grad():
+            step = 1e-2 * slope / slope.norm()
+            up, down = (float(few.divergence(leaf + s * step, other.double(), tokens)) for s in (1, -1))
+    assert (up - down) / 2e-2 == pytest.approx(float(slope.norm()), rel=2e-3)
+
+
+def test_a_second_run_does_not_run_the_teacher_and_has_the_same_bits(folder, tmp_path, monkeypatch):  # noqa: F811
+    settings: Any = {"steps": 3, "batch": 2, "length": 16, "hidden": 0.0, "written": 0.0, "altered": 0.0, "quiet": True}
+    settings |= {"log": 1, "teacher_cache": str(tmp_path / "kept")}
+    first, second, third = (convert(folder, k=0.7, measure=False, calibration=[TEXT], **FAST).model for _ in range(3))
+    rows = heal(first, folder, [TEXT], **settings)
+    assert len(list((tmp_path / "kept").rglob("*.safetensors"))) == 3  # other pieces, other files
+    monkeypatch.setattr(teacher_cache, "head_input", None)
+    again = heal(second, folder, [TEXT], **settings)
+    assert [r["kl"] for r in again] == [r["kl"] for r in rows]
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    other = import_dense(folder)
+    with torch.no_grad():
+        other.embed.weight[0, 0] += 0.5
+    with pytest.raises(TypeError, match="not callable"):  # another teacher's words are not this one's
+        heal(third, other, [TEXT], **settings)
+    for file in (tmp_path / "kept").rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(ConversionError, match=r"cannot be read.*delete it"):
+        heal(third, folder, [TEXT], **settings)
+    with pytest.raises(ConversionError, match="hidden=0"):
+        heal(third, folder, [TEXT], **settings | {"hidden": 1.0})
 
 
 def test_the_command_heals_a_bundle(folder, tmp_path, monkeypatch, capsys):  # noqa: F811

@@ -51,7 +51,13 @@ def test_axes_are_principal() -> None:
     net = rotated(model(), TOKENS)
     seen = moments(net, TOKENS)
     stream = torch.stack([m.attention + m.feedforward for m in seen]).sum(0)
-    for moment in (stream, *(m.values for m in seen)):
+    mixed: list[torch.Tensor] = []
+    handle = net.layers[0].attention.outer.register_forward_pre_hook(lambda _m, args: mixed.append(args[0]))
+    with bypass_neurons(net):
+        net(TOKENS)
+    handle.remove()
+    heads = mixed[0].unflatten(-1, (2, 2, 8)).flatten(0, 1).transpose(0, 1).flatten(1, 2)  # of a group: [G,n·share,K]
+    for moment in (stream, *(m.values for m in seen), heads.mT @ heads):
         sizes = moment.diagonal(dim1=-2, dim2=-1)
         apart = (moment - torch.diag_embed(sizes)).abs().amax((-2, -1))
         assert (apart < 1e-3 * sizes.amax(-1)).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import attrs
@@ -19,7 +20,8 @@ from fastsnn_text import attach, load_tokenizer
 from fastsnn_tune import tune_to_loss
 from fastsnn_tune.cli import main
 from fastsnn_tune.criteria import BUILT_IN, criterion
-from fastsnn_tune.silent_bytes import LEVELS, SilentBytes
+from fastsnn_tune.levels import Setting
+from fastsnn_tune.silent_bytes import LEVELS, Measured, SilentBytes, at_loss
 
 TEXT = "A neuron keeps what it hears, leaks a little, and speaks only when it must. " * 40
 SITES = ("attn_in", "attn_out", "ffn_in", "ffn_hidden")
@@ -132,6 +134,26 @@ def test_an_absolute_threshold_silences_quiet_tokens_and_costs_what_is_estimated
         assert (silent[:50].mean() > silent[150:].mean() + 0.2) == (level.least > 0)
         limit = level.zone * y.abs().mean(-1, keepdim=True).clamp_min(level.least)
         assert torch.equal(neuron(y)[0].counts == 0, (y.abs() < limit) | (neuron(y)[0].scale > 2 * y.abs()))
+
+
+def test_the_search_goes_on_between_what_was_measured() -> None:
+    """An estimate that misses by the same factor on both sides is no reason to stop far from the loss."""
+    path = [Setting({}, {}, 1.0, i / 100, 1e-4 * i**2) for i in range(1, 80)]
+    measured: list[float] = []
+
+    class Bent:
+        def path(self) -> list[Setting]:
+            return path
+
+        def measure(self, setting: Setting, _held: Any) -> Measured:
+            measured.append(setting.silent_bytes)
+            loss = 0.35 * setting.cost if setting.cost < 0.1 else 1.2 * setting.cost  # cheap first, then dear
+            return Measured(setting.silent_bytes, 1.0, math.exp(loss), None, loss, setting.cost)
+
+    found = at_loss(Bent(), None, 0.05, [], tries=6)  # type: ignore[arg-type]
+    assert found is not None
+    assert found[0].silent_bytes >= 0.27
+    assert len(set(measured)) == len(measured)
 
 
 def test_a_loss_is_kept_and_the_bundle_keeps_its_constants(tmp_path: Any) -> None:

@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     args.add_argument(
         "--l1", type=number(float, ge=0), help="with --activation: weight of the hidden channels' magnitude"
     )
+    args.add_argument("--teacher-cache", help="a folder that keeps what the teacher says, for other runs on this text")
     args.add_argument("--to", required=True, help="the bundle to write")
     args.add_argument("--out", help="a folder for checkpoints")
     args.add_argument("--resume", action="store_true", help="go on from the newest of them")
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> int:
         "minutes": opts.minutes,
         "lr": opts.lr,
         "lr_constants": opts.lr_constants,
+        "teacher_cache": opts.teacher_cache,
     }
     if opts.l1 is not None and opts.activation is None:
         args.error("--l1 goes with --activation")

@@ -39,3 +39,17 @@ def between(rows: list[Level], parts: int = 4) -> list[Level]:
             t = i / parts
             found.append(Level(*(p + t * (q - p) for p, q in zip(attrs.astuple(a), attrs.astuple(b)))))
     return found
+
+
+def inside(path: list[Setting], seen: list[tuple[Setting, float]], limit: float) -> Setting | None:
+    """The setting of `path` whose estimate lies where the line through what was seen on both sides meets `limit`.
+
+    `seen` are settings with their measured losses; None where all of them lie on one side.
+    """
+    low = max((row for row in seen if row[1] <= limit), key=lambda row: row[0].silent_bytes, default=None)
+    high = min((row for row in seen if row[1] > limit), key=lambda row: row[0].silent_bytes, default=None)
+    if low is None or high is None:
+        return None
+    share = (limit - low[1]) / (high[1] - low[1])
+    cost = low[0].cost + share * (high[0].cost - low[0].cost)
+    return max((s for s in path if s.cost <= cost), key=lambda s: s.silent_bytes, default=None)

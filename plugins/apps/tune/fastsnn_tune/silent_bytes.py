@@ -29,7 +29,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_tune.criteria import Criterion
 from fastsnn_tune.dial import store_dials
-from fastsnn_tune.levels import Level, Setting, between
+from fastsnn_tune.levels import Level, Setting, between, inside
 
 LEVELS = tuple(i / 20 for i in range(20))
 """Silent fractions of a site whose cost is estimated."""
@@ -258,7 +258,8 @@ def at_loss(
     """The most silent setting whose perplexity is within `loss` (0.01: 1 %) of the dense model's on `held`.
 
     `rows` are settings that were measured already, and grows. The next one is where the estimate, scaled by what
-    was measured nearest, meets the loss. None where even the first setting costs more.
+    was measured nearest, meets the loss, and where that is known already, between what was measured on both sides. None
+    where even the first setting costs more.
     """
     path, limit = made.path(), math.log1p(loss)
     for _ in range(tries):
@@ -266,7 +267,10 @@ def at_loss(
         scale = 1.0 if near is None else max(0.2, min(5.0, math.log(max(near[1].ratio, 1.0001)) / near[0].cost))
         wanted = max((s for s in path if s.cost * scale <= limit), key=lambda s: s.silent_bytes, default=path[0])
         if any(s is wanted for s, _ in rows):
-            break
+            inner = inside(path, [(s, math.log(m.ratio)) for s, m in rows], limit)
+            if inner is None or any(s is inner for s, _ in rows):
+                break
+            wanted = inner
         rows.append((wanted, made.measure(wanted, held)))
         step()
     within = [row for row in rows if row[1].ratio <= 1 + loss]

@@ -30,6 +30,7 @@ from fastsnn_convert.language.distillation_settings import DistillationProgress,
 from fastsnn_convert.language.rebuild import bypass_neurons
 from fastsnn_convert.language.relufication import ActivationChange, magnitudes
 from fastsnn_convert.language.silent_shares import SilentShares
+from fastsnn_convert.language.teacher_cache import TeacherCache
 from fastsnn_convert.language.threshold_gradients import lsq_gradients
 from fastsnn_core.errors import MissingError
 from fastsnn_core.site import sites
@@ -85,7 +86,8 @@ def heal(
     model.checkpointing = kept or config.checkpointing
     student = with_lora(model, config.lora) if config.lora else model
     try:
-        run = Healer(student, dense, text, own, config, Path(out) if out else None, quiet).all(stages, resume)
+        cache = TeacherCache.of(dense, config)
+        run = Healer(student, dense, text, own, config, Path(out) if out else None, quiet, cache).all(stages, resume)
     finally:
         model.checkpointing = kept
         if config.lora:
@@ -132,6 +134,7 @@ class Healer:
     config: Healing
     out: Path | None
     quiet: bool
+    cache: TeacherCache | None = None
     neurons: list[Any] = attrs.field(factory=list)
     change: ActivationChange | None = None
     silence: SilentShares = attrs.field(factory=lambda: SilentShares({}))
@@ -251,6 +254,9 @@ class Healer:
 
     def loss(self, tokens: Tensor, weight: float, sizes: list[Tensor]) -> tuple[Tensor, Callable[[], dict[str, float]]]:
         """The loss; and its parts, where asked for. `sizes` is filled on the way (`sized`)."""
+        if self.cache is not None:
+            loss = self.cache.divergence(head_input(self.model, tokens), head_of(self.model), tokens)
+            return loss, lambda: {"loss": loss.item(), "kl": loss.item()}
         loud = self.change is not None and self.change.t > 0
         with block_outputs(self.teacher) as theirs, sized(self.teacher, loud) as their_sizes, torch.no_grad():
             wanted = head_input(self.teacher, tokens)

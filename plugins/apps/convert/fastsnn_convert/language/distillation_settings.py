@@ -40,6 +40,8 @@ class Healing:
     `activation` ("relu") changes that of the feed-forward layers over the first third, and `l1` weighs the magnitude of
     their hidden channels (`fastsnn_convert.language.relufication`). With `hold` dead zones follow, so that the sites
     stay as silent as they were (`fastsnn_convert.language.silent_shares`).
+    `teacher_cache` is a folder in which the teacher's likeliest tokens are kept: another run on the same text with the
+    same seed and sizes need not run the teacher (`fastsnn_convert.language.teacher_cache`).
     The defaults are from healing stories260K (benchmarks/NOTES.md).
     """
 
@@ -62,6 +64,7 @@ class Healing:
     hold: bool = True
     activation: str | None = None
     l1: float = 0.02
+    teacher_cache: str | None = None
     seed: int = 0
     every: int = 200
     log: int = 50
