@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsnn_tune.criteria import Criterion
-from fastsnn_tune.rotation import axes, fold_gains, moments, streams, turn_values
+from fastsnn_tune.rotation import axes, fold_gains, moments, norm_readers, turn_values
 
 
 class TurnedNorm(nn.Module):
@@ -38,7 +38,7 @@ def layers_rotated(model: Any, tokens: Tensor) -> Any:
     seen = moments(model, tokens)
     for layer, moment in zip(model.layers, seen):
         turn = axes(moment.attention + moment.feedforward)
-        for _, site, readers in streams(layer):
+        for _, site, readers in norm_readers(layer):
             for reader in readers:
                 reader.weight.copy_(reader.weight @ turn)
             if site.centre is not None:

@@ -41,7 +41,7 @@ def between(rows: list[Level], parts: int = 4) -> list[Level]:
     return found
 
 
-def inside(path: list[Setting], seen: list[tuple[Setting, float]], limit: float) -> Setting | None:
+def bracketed(path: list[Setting], seen: list[tuple[Setting, float]], limit: float) -> Setting | None:
     """The setting of `path` whose estimate lies where the line through what was seen on both sides meets `limit`.
 
     `seen` are settings with their measured losses; None where all of them lie on one side.

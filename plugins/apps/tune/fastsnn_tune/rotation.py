@@ -70,7 +70,7 @@ def fold_gains(model: Any) -> None:
     """Put the gains of all norms in front of projections and head into these; the head gets weights of its own."""
     check_turnable(model)
     for layer in model.layers:
-        for norm, site, readers in streams(layer):
+        for norm, site, readers in norm_readers(layer):
             gain = norm.weight.clone()
             for reader in readers:
                 reader.weight.mul_(gain)
@@ -90,7 +90,7 @@ def fold_gains(model: Any) -> None:
     model.norm.weight.fill_(1.0)
 
 
-def streams(layer: Any) -> Iterator[tuple[Any, Any, list[Any]]]:
+def norm_readers(layer: Any) -> Iterator[tuple[Any, Any, list[Any]]]:
     """The norms of a block, the site behind each, and what reads it."""
     a, f = layer.attention, layer.feedforward
     gates = [g.gate_down for g in gates_of(a.mixer)]
@@ -112,7 +112,7 @@ def moments(model: Any, tokens: Tensor) -> list[Moments]:
 
     dims, handles = model.spec.dims, []
     for i, layer in enumerate(model.layers):
-        handles += [watch(site, (i, str(n)), 1, dims.d_model) for n, (_, site, _) in enumerate(streams(layer))]
+        handles += [watch(site, (i, str(n)), 1, dims.d_model) for n, (_, site, _) in enumerate(norm_readers(layer))]
         if values_turn(layer, dims):
             handles.append(watch(layer.attention.outer, (i, "v"), dims.n_kv_heads, dims.head_dim))
     try:
@@ -137,7 +137,7 @@ def turn_stream(model: Any, turn: Tensor) -> None:
     model.embed.weight.copy_(model.embed.weight @ turn)
     model.head.weight.copy_(model.head.weight @ turn)
     for layer in model.layers:
-        for _, site, readers in streams(layer):
+        for _, site, readers in norm_readers(layer):
             for reader in readers:
                 reader.weight.copy_(reader.weight @ turn)
             if site.centre is not None:

@@ -29,7 +29,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_tune.criteria import Criterion
 from fastsnn_tune.dial import store_dials
-from fastsnn_tune.levels import Level, Setting, between, inside
+from fastsnn_tune.levels import Level, Setting, between, bracketed
 
 LEVELS = tuple(i / 20 for i in range(20))
 """Silent fractions of a site whose cost is estimated."""
@@ -267,7 +267,7 @@ def at_loss(
         scale = 1.0 if near is None else max(0.2, min(5.0, math.log(max(near[1].ratio, 1.0001)) / near[0].cost))
         wanted = max((s for s in path if s.cost * scale <= limit), key=lambda s: s.silent_bytes, default=path[0])
         if any(s is wanted for s, _ in rows):
-            inner = inside(path, [(s, math.log(m.ratio)) for s, m in rows], limit)
+            inner = bracketed(path, [(s, math.log(m.ratio)) for s, m in rows], limit)
             if inner is None or any(s is inner for s, _ in rows):
                 break
             wanted = inner
