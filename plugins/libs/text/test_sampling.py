@@ -73,6 +73,17 @@ def test_a_number_that_rounds_up_to_one_takes_the_last_that_weighs_anything(monk
     assert Sampling(seed=0).pick(logits, Sampling(seed=0).generator()) == 1
 
 
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000, 1024])
+def test_a_draw_by_pieces_is_the_first_token_whose_sum_is_above(size: int) -> None:
+    logits = torch.randn(size, generator=torch.Generator().manual_seed(size)) * 4
+    weights = (logits - logits.max()).exp().double()
+    for seed in range(40):
+        sampling = Sampling(seed=seed)
+        goal = torch.rand(1, generator=sampling.generator(), dtype=torch.float64) * weights.sum()
+        wanted = int((weights.cumsum(0) > goal).nonzero()[0])
+        assert sampling.pick(logits, sampling.generator()) == wanted
+
+
 def test_extremes() -> None:
     """One number far above all others, temperatures near zero, one possible token, and none."""
     steep = torch.tensor([-3e38, 3e38, 0.0])

@@ -254,3 +254,12 @@ def test_within_a_second_nobody_looks_whether_the_model_has_changed(monkeypatch)
     model.norm.weight.mul_(2.0)
     now[0] += 1.0
     assert model.fast_all([None], [0], within=1.0)[0].made is not made
+
+
+@pytest.mark.parametrize("name", ["gla and window", "softmax, biases, norms"])
+def test_a_stream_from_the_start_needs_no_mode_of_autograd(name):
+    model = network(**MODELS[name])
+    assert torch.is_grad_enabled()
+    read = model.fast(None).read([1, 2, 3])
+    with torch.inference_mode():
+        assert torch.equal(read, model.fast(None).read([1, 2, 3]))

@@ -148,8 +148,9 @@ class Ready(NamedTuple):
 def first_state(model: Any) -> Any:
     """The state before any token, kept with the fused step: finding it takes as long as a short prompt."""
     if model.fused.first is None:
-        none = torch.empty(1, 0, dtype=torch.long)
-        model.fused = model.fused._replace(first=model(none, None, return_state=True, last=True)[1])
+        with torch.no_grad():
+            first = model(torch.empty(1, 0, dtype=torch.long), None, return_state=True, last=True)[1]
+        model.fused = model.fused._replace(first=first)
     return model.fused.first
 
 
