@@ -112,6 +112,24 @@ def test_prompts_beside_streams_that_decode_are_few_rows_of_a_step(
     engine.close()
 
 
+@pytest.mark.parametrize(
+    ("chunk", "lengths", "wanted"), [(64, (50, 8), [[32], [18, 8]]), (20, (50,), [[20], [20], [10]])]
+)
+def test_the_oldest_prompt_comes_first_and_no_piece_goes_beyond_a_snapshot(
+    integer: Any, monkeypatch: pytest.MonkeyPatch, chunk: int, lengths: tuple[int, ...], wanted: list[list[int]]
+) -> None:
+    engine, steps, many = Engine(integer, chunk=chunk), list[list[int]](), integer.read_many
+
+    def stepped(states: Any, pieces: Any) -> Any:
+        steps.append([len(piece) for piece in pieces])
+        return many(states, pieces)
+
+    monkeypatch.setattr(integer, "read_many", stepped, raising=False)
+    run_all_requests(engine, *[Recorder(engine, [n + i % 5 for i in range(n)], 2, seed=1) for n in lengths])
+    engine.close()
+    assert steps[: len(wanted)] == wanted
+
+
 def test_prompts_of_one_pass_wait_for_no_more_than_a_chunk_of_others(
     integer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ class Batch:
     def fill(self, shares: Sequence[tuple[Any, Sequence[int], bool]]) -> list[list[int]]:
         """Rows of `shares` (stream, its next tokens, are logits wanted after the last?); which rows each one has.
 
-        Rows that want logits come first, then streams in the order of `shares`, the longest behind the others.
+        Rows that want logits come first, then the others of each stream, long pieces behind short ones.
         """
         wanted = [i for i, (_, _, wants) in enumerate(shares) if wants]
         free, found = len(wanted), dict[int, list[int]]()
