@@ -6,7 +6,8 @@
 SmolLM2-135M-Instruct in float32 (default directory: $FASTSNN_DATA_CACHE or ~/.cache/fastsnn/smollm2, then hf);
 calibration on WikiText-2 valid, everything measured on the first windows of 512 tokens of test. JSON on stdout, bars on
 stderr. In pieces: `--given BUNDLE` measures a conversion that is there instead of making one, `--k ""` leaves out plain
-counts, and rows of an older `--json` file with as many windows are kept.
+counts, `--fine BUNDLE` gives the conversion with k = 6 that `ours` starts from, and rows of an older `--json` file with
+as many windows are kept (that of k = 3, too, unless `--given`).
 Settings are chosen by the estimate on valid; `read_off` are silent bytes where the line through what was measured on
 test crosses the loss. `--healed BUNDLE` adds a model that `fastsnn heal` made, as it is.
 Perplexities do not depend on the machine's load, seconds do: the load is in the output.
@@ -59,6 +60,7 @@ def main() -> int:
     args.add_argument("--k", default="6,3,1.5", help="mean counts of the plain models")
     args.add_argument("--tries", type=int, default=3, help="settings measured for each loss")
     args.add_argument("--given", type=Path, help="the conversion with k = 3, instead of making it")
+    args.add_argument("--fine", type=Path, help="the conversion with k = 6, instead of making it")
     args.add_argument("--healed", type=Path, help="a bundle to measure as it is")
     args.add_argument("--json", type=Path)
     args.add_argument("--plot", type=Path, help="a PNG of the curves")
@@ -74,8 +76,11 @@ def main() -> int:
     if opts.json and opts.json.is_file():
         old = json.loads(opts.json.read_text(encoding="utf-8"))
         rows = old if old["windows"] == opts.windows else rows
+    known_k3 = "k3_calibrated" in rows and not opts.given
     if opts.given:
         model = load(opts.given)
+    elif known_k3:
+        model = import_dense(opts.folder)
     else:
         began, cpu = time.perf_counter(), time.process_time()
         done = convert(opts.folder, k=3.0, calibration=valid)
@@ -92,7 +97,8 @@ def main() -> int:
     fit = tokens_of(valid, model)[:1024].view(2, 512)
     with bypass_neurons(model):
         held = HeldOutReference.of(model, x, own=True)
-    rows["k3_calibrated"] = as_it_is(model, held)
+    if not known_k3:
+        rows["k3_calibrated"] = as_it_is(model, held)
     del model
     written(rows, opts.json)
     plain = Options(balance=False, centred=("attn_in", "attn_out", "ffn_in", "ffn_hidden"))
@@ -105,7 +111,7 @@ def main() -> int:
         chosen = LAYERED if name == LAYERED.name else criterion(name)
         ours = chosen.name in ("ours", "fisher")
         if ours not in bases:
-            bases[ours] = convert(opts.folder, k=FINE, calibration=valid, measure=False, spread=False).model
+            bases[ours] = load(opts.fine) if opts.fine else fine(opts.folder, valid)
         if ours not in known and chosen.prepare is None:
             known[ours] = list(sensitivities(bases[ours], fit))
         made = SilentBytes.of(bases[ours], chosen, fit, blocks=known.get(ours))
@@ -126,6 +132,11 @@ def main() -> int:
         draw(rows, opts.plot)
     print(json.dumps(rows, indent=1))
     return 0
+
+
+def fine(folder: Path, text: Path) -> Any:
+    """The model that `ours` starts from."""
+    return convert(folder, k=FINE, calibration=text, measure=False, spread=False).model
 
 
 def written(rows: dict[str, Any], path: Path | None) -> None:
