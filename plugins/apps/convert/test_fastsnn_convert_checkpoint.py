@@ -112,7 +112,7 @@ def test_config_that_says_too_little(tmp_path: Path) -> None:
     for change, says in (
         (
             {"model_type": "mamba"},
-            "architecture 'mamba'; supported: llama, mistral, qwen2, arcee, nemotron, bitnet, qwen3",
+            "architecture 'mamba'; supported: llama, mistral, qwen2, arcee, nemotron, bitnet, opt, qwen3",
         ),
         ({"model_type": None}, "does not say its model_type"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "is no causal language model"),

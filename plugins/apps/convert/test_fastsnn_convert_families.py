@@ -50,6 +50,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bitnet-tied-eps": ("BitNet", {"rms_norm_eps": 0.01, "tie_word_embeddings": True}),
     "nemotron": ("Nemotron", {"head_dim": 12}),
     "nemotron-quarter": ("Nemotron", {"head_dim": 16, "partial_rotary_factor": 0.25, "attention_bias": True}),
+    "opt": ("OPT", {"ffn_dim": 72, "num_key_value_heads": 4}),
+    "opt-no-biases-own-head-gelu": (
+        "OPT",
+        {
+            "ffn_dim": 72,
+            "num_key_value_heads": 4,
+            "enable_bias": False,
+            "tie_word_embeddings": False,
+            "activation_function": "gelu",
+        },
+    ),
     "qwen3-biases": ("Qwen3", {"head_dim": 16, "attention_bias": True}),
 }
 ROPES: dict[str, dict[str, Any]] = {

@@ -114,6 +114,7 @@ def test_what_a_llama_cannot_say_is_refused_by_name(tmp_path):
         ({"feedforward": {"kind": "pulse", "gated": False}}, "gate"),
         ({"feedforward": {"kind": "pulse", "gate_threshold": 0.1}}, "threshold"),
         ({"head_bias": True}, "bias of the logits"),
+        ({"learned_positions": 16}, "learned positions"),
         ({"attention": [{"kind": "sliding_window", "window": 3}, {"kind": "sliding_window", "window": 4}]}, "3, 4"),
         ({"attention": [{"kind": "sliding_window", "window": 3}], "out_bias": True}, "output"),
         ({"sites": ["q"], "centred": ["q"]}, "centred sites q"),
@@ -132,7 +133,7 @@ def test_what_a_llama_cannot_say_is_refused_by_name(tmp_path):
 
 def test_the_table_of_show_is_found_by_writing_and_in_the_page():
     rows, text = capabilities.show_llama()
-    assert [r["verdict"] for r in rows] == ["exact"] * 8 + ["refused"] * 10
+    assert [r["verdict"] for r in rows] == ["exact"] * 8 + ["refused"] * 11
     page = Path(__file__).resolve().parents[3] / "docs" / "interop.md"
     assert text in page.read_text(encoding="utf-8"), "docs/interop.md has another table:\n" + text
 

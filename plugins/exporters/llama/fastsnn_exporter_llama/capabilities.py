@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "feedforward without a gate": {"feedforward": {"kind": "pulse", "gated": False}},
     "gates with a threshold": {"feedforward": {"kind": "pulse", "gate_threshold": 0.1}},
     "bias of the logits": {"head_bias": True},
+    "learned positions": {"learned_positions": 16},
     "balanced query sites": {"sites": ["q"], "centred": ["q"]},
     "INT8 weights": {"quant": {"bits": 8}},
     "4-bit weights": {"quant": {"bits": 4}},

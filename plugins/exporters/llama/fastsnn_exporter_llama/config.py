@@ -45,6 +45,8 @@ def llama_obstacles(model: Any) -> list[str]:
         found.append(f"norm {spec.norm!r}; RMSNorm is possible")
     if spec.rope.share < 1.0:
         found.append("rotary positions of a part of a head's channels")
+    if spec.learned_positions:
+        found.append("learned positions, where a Llama rotates")
     if spec.head_bias:
         found.append("a bias of the logits")
     if loose := sorted(set(spec.centred) - set(FOLDED) - set(SEEN_BY_NOBODY)):

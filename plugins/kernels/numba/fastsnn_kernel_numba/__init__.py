@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from attrs import frozen
 
 from fastsnn_core import Kernel, hookimpl
 from fastsnn_kernel_numba import moved as moved
+from fastsnn_kernel_numba.cold_start import COLD, ORDER
 from fastsnn_modules.operands import kernel_later
 
 __version__ = "0.1.0"
@@ -46,7 +48,8 @@ class NumbaKernels(Kernel):
     """Numba on CPU: threads over streams and rows, vectors over channels; bit for bit what the naive twins give.
 
     Compiled on first use (seconds) and kept on disk: beside the package, else in the user's cache folder, or where
-    ``NUMBA_CACHE_DIR`` says. Runs on as many threads as torch does. float32 and float64; int8 weights.
+    ``NUMBA_CACHE_DIR`` says; generation and the server do not wait for that (`fastsnn_kernel_numba.cold_start`). Runs
+    on as many threads as torch does. float32 and float64; int8 weights.
     """
 
     name = "numba"
@@ -59,7 +62,11 @@ class NumbaKernels(Kernel):
 
     def operators(self) -> dict[str, Callable[..., Any]]:
         """Operator name to kernel."""
-        return {operator: kernel_later(f"{__name__}.{path}") for operator, path in TABLE.items()}
+        table = {operator: kernel_later(f"{__name__}.{path}") for operator, path in TABLE.items()}
+        for operator in ORDER:
+            kernel: Any = table[operator]
+            kernel.ready = kernel.unchecked.ready = partial(COLD.ready, operator)
+        return table
 
 
 @hookimpl

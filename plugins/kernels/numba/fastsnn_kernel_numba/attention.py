@@ -195,7 +195,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     (b, t, h, size), (keys, groups, wide), nw = q.shape, (*k.shape[1:3], v.shape[-1]), workers()
     if not size or not wide:
         return NotImplemented
-    out = torch.empty(b, t, h, wide)
+    out, allowed = torch.empty(b, t, h, wide), allowed.contiguous()  # any other layout is compiled anew
     room = -(-keys // KEYS) * KEYS
     own = scratch("attend_row", nw * ((size + wide) * TILE + APART), F)
     part = scratch("attend_part", nw * ((1 << (size - 1).bit_length()) * KEYS + APART), F)

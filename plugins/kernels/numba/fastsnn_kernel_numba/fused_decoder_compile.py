@@ -20,6 +20,7 @@ from numba import prange, types
 from numba.extending import intrinsic
 
 from fastsnn_core.moved import renamed
+from fastsnn_kernel_numba.cold_start import COLD
 from fastsnn_kernel_numba.fused_decoder_kernel import _walk
 from fastsnn_kernel_numba.numba_runtime import Threaded, code_digest
 
@@ -56,6 +57,8 @@ def step_is_compiled() -> bool:
     kept = _step.parallel._cache.cache_path
     if kept and all(any(Path(kept).glob(f"*.{name}*.nbi")) for name in names_on_disk()):
         return True
+    if COLD.thread is not None and not COLD.warm:
+        return False  # another process compiles it
     if not _making:
         _making.append(None)
         return False

@@ -34,7 +34,7 @@ def count_linear() -> Iterator[Sample]:
 
 def count_project() -> Iterator[Sample]:
     """The same with a scale per output, and one threshold or one per row."""
-    for i, (rows, share) in enumerate(((1, 0.2), (7, 0.5))):
+    for i, (rows, share) in enumerate(((1, 0.2), (7, 0.5), (40, 0.9))):
         scale, draw = torch.linspace(0.01, 2, 50), torch.Generator().manual_seed(i)
         for shape in ((1, 1), (rows, 1)):
             c = random_counts(i, rows, 70, 100, share).float()

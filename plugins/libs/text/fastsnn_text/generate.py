@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -142,12 +143,14 @@ def generate_ids(
     fused = None if fast is None else fast(state, wait=False)
     if fused is not None and len(prompt) > fused.most_read:
         fused = None  # the layers read so many faster
+    meanwhile = getattr(model, "meanwhile", contextlib.nullcontext)
     for begin in range(0, len(prompt), chunk):
         piece = prompt[begin : begin + chunk]
         if fused is not None:
             logits = fused.read(piece)
         else:
-            logits, state = model(torch.tensor([piece], device=device), state, return_state=True, last=True)
+            with meanwhile():
+                logits, state = model(torch.tensor([piece], device=device), state, return_state=True, last=True)
             logits = logits[0, -1]
     for left in reversed(range(max_tokens)):
         contention.tick()
@@ -163,7 +166,8 @@ def generate_ids(
         if fused is not None:
             logits = fused.step(token)
         else:
-            logits, state = model(torch.tensor([[token]], device=device), state, return_state=True, last=True)
+            with meanwhile():
+                logits, state = model(torch.tensor([[token]], device=device), state, return_state=True, last=True)
             logits = logits[0, -1]
 
 

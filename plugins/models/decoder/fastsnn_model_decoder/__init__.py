@@ -66,6 +66,9 @@ class Decoder(Model):
     feedforward: Feedforward = slot(Feedforward, "pulse", doc="the channel mixer of every layer")
     tied: bool = param(True, doc="the head shares the embedding's weights")
     rope: Rope = param(attrs.Factory(Rope), doc="rotary positions, for attentions that want them")
+    learned_positions: int = param(
+        0, ge=0, unit="tokens", doc="rows P_t that are added to the embedding of token t (OPT), in place of rotary ones"
+    )
     norm: str = param("rms", choices=tuple(NORMS), doc="RMSNorm, or LayerNorm with a bias (GPT-2, Phi)")
     norm_eps: float = param(1e-5, gt=0.0, le=0.1, doc="of every norm")
     qkv_bias: bool = param(False, doc="biases of the q, k and v projections (Qwen2)")

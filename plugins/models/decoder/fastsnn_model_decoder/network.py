@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
@@ -18,6 +19,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import DecoderPlan, MatrixForm, Unsupported, lower
 from fastsnn_events import runtime
 from fastsnn_integer import quantization
+from fastsnn_integer.answer_meanwhile import answer_meanwhile
 from fastsnn_integer.four_bits import Embedding4
 from fastsnn_integer.quantization import QuantEmbedding, row_linear
 from fastsnn_integer.ternary import make_ternary
@@ -41,6 +43,7 @@ from fastsnn_modules.torch_calls import TorchCalls
 if TYPE_CHECKING:
     from fastsnn_model_decoder import Decoder
 
+POSITION_SPREAD = 0.02  # of learned positions at the beginning
 NORMS: dict[str, type[nn.Module]] = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
 
 
@@ -73,6 +76,10 @@ class DecoderModule(TorchCalls):
 
         qk_norm = spec.norm_eps if spec.qk_norm else 0.0
         self.embed = nn.Embedding(spec.vocab_size, spec.d_model)
+        rows = nn.Parameter(torch.empty(spec.learned_positions, spec.d_model)) if spec.learned_positions else None
+        self.register_parameter("positions", rows)
+        if rows is not None:
+            nn.init.normal_(rows, std=POSITION_SPREAD)
         self.embed_site = site("embed", spec.d_model)
         self.layers = nn.ModuleList()
         for i in range(spec.n_layers):
@@ -93,7 +100,7 @@ class DecoderModule(TorchCalls):
         self.head = None if spec.tied else nn.Linear(spec.d_model, spec.vocab_size, bias=spec.head_bias)
         tied_bias = nn.Parameter(torch.zeros(spec.vocab_size)) if spec.tied and spec.head_bias else None
         self.register_parameter("tied_bias", tied_bias)
-        self.rotary = any(any_rotary(a) for a in spec.attention)
+        self.rotary = self.positions is None and any(any_rotary(a) for a in spec.attention)
         self.register_buffer("frequencies", spec.rope.frequencies(spec.dims.head_dim), persistent=False)
         self.checkpointing = False
         if spec.weights == "ternary":
@@ -152,7 +159,7 @@ class DecoderModule(TorchCalls):
         check_reset_mask("decoder", reset, tokens.shape[0], tokens.shape[1], tokens.device)
         places, position = positions(tokens, None if state is None else state.position, reset)
         angles = self.angles(places) if self.rotary else None
-        x = self.embed(tokens)
+        x = self.embedded(tokens, places)
         kind = x.dtype
         x, embed = self.embed_site(x, None if state is None else state.embed, reset)
         x = x if isinstance(x, Tensor) else x.value().to(kind)
@@ -175,6 +182,16 @@ class DecoderModule(TorchCalls):
         out = self.logits(spikes) if head else spikes
         return (out, DecoderState(position, embed, tuple(news), at_head)) if return_state else out
 
+    def embedded(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """E[tokens], and the rows of their places ``[B,T]`` where positions are learned; there are only so many."""
+        x = self.embed(tokens)
+        if self.positions is None:
+            return x
+        most = len(self.positions)
+        if places.numel() and int(places.max()) >= most:
+            raise FastSNNError(f"the model has learned {most} positions; this text is longer")
+        return x + self.positions[places].to(x.dtype)
+
     def logits(self, spikes: Any) -> Tensor:
         """W h + b of last hidden states ``[B,T,D]``; W is the head, or the embedding it is tied to."""
         if self.head is not None:
@@ -195,6 +212,10 @@ class DecoderModule(TorchCalls):
         for so many tokens at once, instead of growing.
         """
         return start_streams(self, [state], [room], wait)[0]
+
+    def meanwhile(self) -> AbstractContextManager[None]:
+        """Inside, calls do not wait for kernels that another process is compiling: plain torch gives the same bits."""
+        return answer_meanwhile(self.embed.weight.device.type) if self.batch_invariant else nullcontext()
 
     def fast_all(
         self, states: Sequence[Any], rooms: Sequence[int], wait: bool = True, within: float = 0.0
@@ -240,6 +261,8 @@ class DecoderModule(TorchCalls):
             raise Unsupported(f"the model is on {embed.weight.device}; the fused step runs on the CPU")
         if self.embed_site.neuron is not None or self.embed_site.centre is not None:
             raise Unsupported("spikes after the embedding have no fused form", "embed_site")
+        if self.positions is not None:
+            raise Unsupported("learned positions have no fused form", "positions")
         coded = isinstance(embed, QuantEmbedding)
         blocks = [attrs.evolve(lower(b, f"layers.{i}"), name=f"layers.{i}") for i, b in enumerate(self.layers)]
         return DecoderPlan(

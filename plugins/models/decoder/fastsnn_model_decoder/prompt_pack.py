@@ -74,7 +74,7 @@ def read_packed(
     tokens = torch.tensor([[token for ids in prompts for token in ids]], device=device)
     places = torch.cat([torch.arange(at, at + size) for at, size in zip(begins, sizes, strict=True)])[None].to(device)
     angles = model.angles(places) if model.rotary else None
-    x, add = model.embed(tokens)[0].contiguous(), None
+    x, add = model.embedded(tokens, places)[0].contiguous(), None
     flat = None if angles is None else tuple(a[0].to(x.dtype).contiguous() for a in angles)
     groups, layers = grouped(sizes, states), []
     for i, (block, plan) in enumerate(zip(model.layers, plans, strict=True)):

@@ -1,7 +1,8 @@
 """Llama, Mistral, Qwen and more as a `Decoder` without spikes: where each weight of a checkpoint goes.
 
 Nemotron has LayerNorms stored as what they are more than 1, and rotates half of a head's channels: its q and k rows are
-put in an order in which those are the first pairs. What a config.json means is in `hf_config`.
+put in an order in which those are the first pairs. OPT has names of its own, and two rows of positions that nobody
+reads in front. What a config.json means is in `hf_config`.
 """
 
 from __future__ import annotations
@@ -44,8 +45,38 @@ LINEARS = {
 }
 
 
-def source_of(name: str) -> str:
-    """The checkpoint's name of a parameter of the decoder."""
+OPT = {
+    "embed.weight": "embed_tokens.weight",
+    "positions": "embed_positions.weight",
+    "norm": "final_layer_norm",
+    "attention_norm": "self_attn_layer_norm",
+    "feedforward_norm": "final_layer_norm",
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.out": "self_attn.out_proj",
+    "feedforward.up": "fc1",
+    "feedforward.down": "fc2",
+}
+UNREAD = 2  # rows in front of OPT's positions: those of padding
+
+
+def source_of_opt(name: str) -> str:
+    """`source_of` in an OPT checkpoint."""
+    if name == "head.weight":
+        return HEAD
+    if name in OPT:
+        return f"model.decoder.{OPT[name]}"
+    before, _, rest = name.partition(".")
+    number, _, rest = rest.partition(".") if before == "layers" else ("", "", name)
+    module, _, leaf = rest.rpartition(".")
+    return f"model.decoder.{f'layers.{number}.' if number else ''}{OPT[module]}.{leaf}"
+
+
+def source_of(name: str, kind: str = "llama") -> str:
+    """The checkpoint's name of a parameter of the decoder, in a family's words."""
+    if kind == "opt":
+        return source_of_opt(name)
     if name == "embed.weight":
         return EMBED
     if name in ("norm.weight", "norm.bias"):
@@ -74,14 +105,15 @@ def wrapper_of(names: list[str], wanted: set[str]) -> str:
 
 def own_head(checkpoint: Any, spec: Decoder) -> bool:
     """Does the source hold a head that is not its embedding, whatever its configuration says?"""
-    if HEAD not in checkpoint.entries or EMBED not in checkpoint.entries:
+    table = source_of("embed.weight", checkpoint.config["model_type"])
+    if HEAD not in checkpoint.entries or table not in checkpoint.entries:
         return False
     shape = (spec.vocab_size, spec.d_model)
-    if checkpoint.entries[HEAD].shape != shape or checkpoint.entries[EMBED].shape != shape:
+    if checkpoint.entries[HEAD].shape != shape or checkpoint.entries[table].shape != shape:
         return True
     head, embed = torch.empty(shape), torch.empty(shape)
     checkpoint.read(HEAD, head)
-    checkpoint.read(EMBED, embed)
+    checkpoint.read(table, embed)
     return not torch.equal(head, embed)
 
 
@@ -98,14 +130,14 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
     if spec.tied and own_head(checkpoint, spec):
         spec = attrs.evolve(spec, tied=False)
     model = without_weights(spec)
-    family = FAMILIES[checkpoint.config["model_type"]]
+    kind = checkpoint.config["model_type"]
+    family = FAMILIES[kind]
     wanted: dict[str, Tensor] = dict(model.named_parameters())
-    stored = {name: source_of(name) for name in wanted}
-    if spec.tied and EMBED not in checkpoint.entries and HEAD in checkpoint.entries:
+    stored = {name: source_of(name, kind) for name in wanted}
+    if spec.tied and stored["embed.weight"] not in checkpoint.entries and HEAD in checkpoint.entries:
         stored["embed.weight"] = HEAD  # of tensors that are one, a file may keep either name
     unknown = sorted(set(checkpoint.entries) - set(stored.values()))
     if strange := [name for name in unknown if not harmless(name, spec)]:
-        kind = checkpoint.config["model_type"]
         if prefix := wrapper_of(strange, set(stored.values())):
             raise SourceError(
                 f"{checkpoint.entries[strange[0]].file} was saved from a wrapper: its names begin with {prefix!r} "
@@ -116,11 +148,17 @@ def import_dense(source: str | Path, dtype: torch.dtype | None = torch.float32) 
             + (f" (and {len(strange) - 1} more)" if len(strange) > 1 else "")
         )
     for name, parameter in wanted.items():
-        checkpoint.check(stored[name], tuple(parameter.shape))
+        rows, *rest = parameter.shape
+        checkpoint.check(stored[name], (rows + UNREAD * (name == "positions"), *rest))
     tokenizer = checkpoint.tokenizer()  # before the weights: what is wrong with it is known at once
     model = with_memory(model, dtype or checkpoint.dtype())
     for name, parameter in model.named_parameters():
-        checkpoint.read(stored[name], parameter.data)
+        if name == "positions":
+            whole = parameter.data.new_empty(len(parameter) + UNREAD, parameter.shape[1])
+            checkpoint.read(stored[name], whole)
+            parameter.data.copy_(whole[UNREAD:])
+        else:
+            checkpoint.read(stored[name], parameter.data)
         in_our_terms(name, parameter.data, spec, family.norm_offset)
         if not parameter.numel() or torch.stack(parameter.data.aminmax()).isfinite().all():  # without a copy of it
             continue

@@ -2,7 +2,8 @@
 
 The families share one network: RMSNorm, rotary positions, grouped-query softmax attention, SwiGLU. They differ in
 biases (Qwen2), norms on query and key heads (Qwen3), and sliding windows (Mistral, late layers of Qwen2 and Qwen3).
-Arcee and Nemotron have no gate but ReLU², whose zeros are exact; BitNet has a gate with it, and two norms more.
+Arcee and Nemotron have no gate but ReLU², whose zeros are exact; BitNet has a gate with it, and two norms more. OPT has
+ReLU without a gate, LayerNorms, biases everywhere, and learned positions.
 Defaults of keys that a config.json leaves out are those of transformers' configuration classes.
 """
 
@@ -54,6 +55,19 @@ class Family:
     sub_norms: bool = False  # in front of the projections that write into the residual stream
     theta: float = 10000.0  # where rope_theta is left out
     eps: float = 1e-6  # of norms, where left out
+    hidden: str = "intermediate_size"  # the key
+    act_key: str = "hidden_act"
+    biases: str = ""  # the key that says whether every projection has one; "" where there is no such key
+    learned: bool = False  # positions, in place of rotary ones
+    tied: bool = False  # where tie_word_embeddings is left out
+    must: tuple[tuple[str, Any], ...] = ()  # keys that have to be so, where they are there
+
+
+OPT_SHAPE = (
+    ("do_layer_norm_before", True),
+    ("_remove_final_layer_norm", False),
+    ("layer_norm_elementwise_affine", True),
+)
 
 
 FAMILIES = {
@@ -72,6 +86,19 @@ FAMILIES = {
         eps=1e-5,
     ),
     "bitnet": Family(act="relu2", kv_heads=5, sub_norms=True, theta=500000.0, eps=1e-5),
+    "opt": Family(
+        gated=False,
+        act="relu",
+        act_key="activation_function",
+        hidden="ffn_dim",
+        norm="layer",
+        norm_eps="layer_norm_eps",
+        eps=1e-5,
+        biases="enable_bias",
+        learned=True,
+        tied=True,
+        must=OPT_SHAPE,
+    ),
     "qwen3": Family(qk_norm=True, windows="late", kv_heads=32, head_dim=128, window=4096),
 }
 
@@ -124,10 +151,14 @@ def spec_of_config(checkpoint: Checkpoint) -> Decoder:
     family, heads, width = FAMILIES[kind], s.whole("num_attention_heads"), s.whole("hidden_size")
     head_dim = s.whole("head_dim", family.head_dim or 0) if c.get("head_dim", family.head_dim) else width // heads
     kv_heads = s.whole("num_key_value_heads", family.kv_heads) if present(c, "num_key_value_heads", family) else heads
-    act = c.get("hidden_act", family.act)
+    act = c.get(family.act_key, family.act)
     if act not in ACTIVATIONS:
-        raise s.refuse(f"hidden_act {act!r}", ", ".join(ACTIVATIONS))
-    both = bool(c.get("attention_bias", False))
+        raise s.refuse(f"{family.act_key} {act!r}", ", ".join(ACTIVATIONS))
+    for key, value in (*family.must, *((("word_embed_proj_dim", width),) if family.learned else ())):
+        if c.get(key, value) not in (value, None):
+            raise s.refuse(f"{key} = {c[key]!r}", repr(value))
+    every = bool(family.biases) and bool(c.get(family.biases, True))
+    both = bool(c.get("attention_bias", False)) or every
     layers, eps = s.whole("num_hidden_layers"), s.number(c, family.norm_eps, family.eps)
     try:
         return Decoder(
@@ -137,7 +168,7 @@ def spec_of_config(checkpoint: Checkpoint) -> Decoder:
             n_heads=heads,
             n_kv_heads=kv_heads,
             head_dim=head_dim,
-            d_ff=s.whole("intermediate_size"),
+            d_ff=s.whole(family.hidden),
             sites=(),
             attention=attentions(s, family, layers),
             feedforward=create(
@@ -145,11 +176,12 @@ def spec_of_config(checkpoint: Checkpoint) -> Decoder:
                 "pulse",
                 activation=ACTIVATIONS[act],
                 gated=family.gated,
-                bias=bool(c.get("mlp_bias", False)) and family.mlp_bias,
+                bias=(bool(c.get("mlp_bias", False)) and family.mlp_bias) or every,
                 hidden_norm=eps if family.sub_norms else 0.0,
             ),
-            tied=bool(c.get("tie_word_embeddings", False)),
-            rope=rope_of_config(s, c, family),
+            tied=bool(c.get("tie_word_embeddings", family.tied)),
+            rope=Rope() if family.learned else rope_of_config(s, c, family),
+            learned_positions=s.whole("max_position_embeddings") if family.learned else 0,
             norm=family.norm,
             norm_eps=eps,
             qkv_bias=both if family.qkv_bias is None else family.qkv_bias,

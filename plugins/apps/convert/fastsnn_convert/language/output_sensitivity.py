@@ -87,9 +87,10 @@ def sensitivities(
     training = model.training
     model.eval().requires_grad_(False)
     try:
-        angles = model.angles(torch.arange(tokens.shape[1])[None].expand(rows, -1)) if model.rotary else None
+        places = torch.arange(tokens.shape[1])[None]
+        angles = model.angles(places.expand(rows, -1)) if model.rotary else None
         with torch.no_grad(), dense(model):
-            x = embedded = model.embed(tokens)
+            x = embedded = model.embedded(tokens, places)
             x = values_of(model.embed_site(x)[0])
             inputs = []
             for layer in model.layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from inspect import signature
 from typing import Any
 
@@ -42,10 +43,12 @@ class PrefillRunner:
         self.packs = self.exact and callable(getattr(model, "read_together", None))
         self.apart = why_apart(model)
         self.most_read = 1 << 62  # longest rest of a prompt that steps read; the kernel says
+        self.meanwhile: Any = getattr(model, "meanwhile", nullcontext)  # kernels that compile are not waited for
 
     def run(self, ids: list[int], state: Any, last: bool = True) -> tuple[Tensor, Any]:
         """Forward pass: ``(logits [1,T,V], new state)``; with `last` only the last token's logits, ``[1,1,V]``."""
-        return self.model(torch.tensor([ids], device=self.device), state, return_state=True, last=last)
+        with self.meanwhile():
+            return self.model(torch.tensor([ids], device=self.device), state, return_state=True, last=last)
 
     def begin(self, state: Any, room: int) -> Any:
         """The state in its fastest form for decode steps: a fused one if the model supports it, else unchanged.
@@ -222,7 +225,8 @@ class PrefillRunner:
         model: Any = self.model
         ends = [self.chunk_end(prompt) for prompt in prompts]
         pieces = [prompt.ids[prompt.at : end] for prompt, end in zip(prompts, ends, strict=True)]
-        found = model.read_together(pieces, [prompt.state for prompt in prompts])
+        with self.meanwhile():
+            found = model.read_together(pieces, [prompt.state for prompt in prompts])
         for prompt, end, (logits, state) in zip(prompts, ends, found, strict=True):
             prompt.at, prompt.logits, prompt.state = end, logits, state
             if self.cache.budget:

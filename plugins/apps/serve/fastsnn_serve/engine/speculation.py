@@ -13,6 +13,7 @@ Drafts come from n-grams of the stream ("prompt lookup decoding") or from a smal
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ class DraftRunner:
 
     def run(self, ids: list[int], state: Any) -> tuple[Tensor, Any]:
         """Forward pass of the draft model: ``(logits [1,1,V], state)``."""
-        return self.model(torch.tensor([ids], device=self.device), state, return_state=True, last=True)
+        with getattr(self.model, "meanwhile", nullcontext)():
+            return self.model(torch.tensor([ids], device=self.device), state, return_state=True, last=True)
 
     def draft(self, ids: list[int], most: int, chunk: int) -> list[int]:
         """Greedy continuation of `ids` by `most` tokens; new tokens are prefilled in chunks of `chunk`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import attrs
@@ -44,9 +45,10 @@ def measure_state(model: nn.Module, device: torch.device) -> StateSizes:
     """State sizes, measured on 33 tokens; raises `ArgumentError` if the forward pass has another signature."""
     blank = torch.zeros(1, 33, dtype=torch.long, device=device)
     try:
-        logits, state = model(blank[:, :1], None, return_state=True, last=True)
-        base = nbytes(state)
-        logits, state = model(blank[:, 1:], state, return_state=True, last=True)
+        with getattr(model, "meanwhile", nullcontext)():  # a server that starts does not wait for kernels
+            logits, state = model(blank[:, :1], None, return_state=True, last=True)
+            base = nbytes(state)
+            logits, state = model(blank[:, 1:], state, return_state=True, last=True)
     except TypeError as error:
         raise ArgumentError(
             f"{type(model).__name__} cannot be served: a language model takes (tokens [B,T], state, return_state=True, "

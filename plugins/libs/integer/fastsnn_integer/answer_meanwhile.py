@@ -1,0 +1,64 @@
+"""Answers while kernels compile: operators whose kernel is not there yet run in plain torch, with the same bits.
+
+A kernel says so by an attribute ``ready``: a function that is False while it is being compiled elsewhere, in which case
+nobody has to wait for it. Kernels without one are compiled when they are called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsnn_core.ops.dispatch import OPERATORS, kernels, substitute
+from fastsnn_events.exact_floats import count_linear_in_floats
+from fastsnn_integer import deterministic
+
+ROOM = 1 << 22  # products of queries and keys that are held at once
+
+
+def attend_by_keys(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+    """`fastsnn_integer.deterministic.attend_naive`, whose scores are folded for many keys at once: the same bits.
+
+    q ``[B,T,H,K]``, k ``[B,S,G,K]``, v ``[B,S,G,V]``, allowed ``[B,T,S]`` -> ``[B,T,H,V]``.
+    """
+    b, t, h, width = q.shape
+    groups, keys = k.shape[2], k.shape[1]
+    q = (q * width**-0.5).reshape(b, t, groups, h // groups, 1, width)
+    if not keys:
+        return q.new_zeros(b, t, h, v.shape[-1])
+    together = max(1, ROOM // max(1, q.numel()))
+    parts = k.transpose(1, 2)[:, None, :, None].split(together, -2)  # [B,1,G,1,s,K]
+    seen = allowed[:, :, None, None]
+    scores = torch.cat([deterministic.fold(q * part) for part in parts], -1).masked_fill(~seen, -torch.inf)
+    top = scores.amax(-1, keepdim=True)
+    weights = torch.where(seen, deterministic.exp(scores - torch.where(seen.any(-1, keepdim=True), top, 0.0)), 0.0)
+    out, norm = q.new_zeros(*weights.shape[:-1], v.shape[-1]), q.new_zeros(*weights.shape[:-1], 1)
+    for w, value in zip(weights.unbind(-1), v.unbind(1), strict=True):
+        w = w[..., None]
+        out = torch.where(w == 0, out, out + w * value[:, None, :, None])
+        norm = norm + w
+    return (out / torch.where(norm > 0, norm, 1.0)).reshape(b, t, h, v.shape[-1])
+
+
+QUICKER: dict[str, Callable[..., Any]] = {"count_linear": count_linear_in_floats, "exact_attend": attend_by_keys}
+"""What stands in for a naive twin that is slow for its being a definition."""
+
+
+def being_compiled(device: str = "cpu") -> list[str]:
+    """Operators whose kernels for `device` are being compiled elsewhere; asking begins it."""
+    offered = [table for _, devices, table in kernels() if device in devices]
+    names = {name for table in offered for name, kernel in table.items() if hasattr(kernel, "ready")}
+    chosen = {name: OPERATORS[name].pick(device)[1] for name in sorted(names & OPERATORS.keys())}
+    return [name for name, kernel in chosen.items() if hasattr(kernel, "ready") and not kernel.ready()]
+
+
+def answer_meanwhile(device: str = "cpu") -> contextlib.AbstractContextManager[None]:
+    """Inside, nothing waits for a kernel that is being compiled; its operator's naive twin answers, bit for bit."""
+    missing = being_compiled(device)
+    if not missing:
+        return contextlib.nullcontext()
+    return substitute({name: QUICKER.get(name, OPERATORS[name].naive) for name in missing})
