@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,7 @@ import torch
 from fastsnn_core.ops.dispatch import OPERATORS
 from fastsnn_events.linear import COUNT_LINEAR
 from fastsnn_integer.answer_meanwhile import answer_meanwhile, being_compiled
-from fastsnn_kernel_numba import NumbaKernels, cold_start, compile_all
+from fastsnn_kernel_numba import NumbaKernels, cold_start, compile_all, fused_decoder_compile
 from fastsnn_kernel_numba.cold_start import ColdStart
 
 
@@ -22,6 +23,7 @@ from fastsnn_kernel_numba.cold_start import ColdStart
 def cold(monkeypatch, tmp_path):
     """A process whose cache is empty, and whose second process is the lines in `said`."""
     state = ColdStart()
+    monkeypatch.delenv("FASTSNN_COMPILE", raising=False)
     monkeypatch.setattr(cold_start, "COLD", state)
     monkeypatch.setattr(cold_start, "marker_path", lambda: tmp_path / "none")
     for name, kernel in NumbaKernels().operators().items():
@@ -75,6 +77,28 @@ def test_a_complete_cache_starts_nothing(cold, tmp_path):
     assert cold.thread is None
 
 
+def test_tests_wait_for_kernels(cold, monkeypatch):
+    monkeypatch.setenv("FASTSNN_COMPILE", "wait")
+    assert cold.ready("exact_norm")
+    assert cold.thread is None
+
+
+def test_the_fused_step_is_not_looked_for_before_the_second_process_is_done_with_it(cold, monkeypatch):
+    """Numba writes its index before the code: a file on disk may be half of it."""
+    monkeypatch.setattr(ColdStart, "follow", lambda self: None)
+    monkeypatch.setattr(fused_decoder_compile, "COLD", cold)
+    looked = []
+    uncompiled = SimpleNamespace(signatures=(), _cache=SimpleNamespace(cache_path="here"))
+    monkeypatch.setattr(fused_decoder_compile, "_step", SimpleNamespace(parallel=uncompiled))
+    monkeypatch.setattr(fused_decoder_compile, "names_on_disk", lambda: looked.append(1) or ())
+    assert not cold.ready("decode_step")
+    assert not fused_decoder_compile.step_is_compiled()
+    assert not looked
+    cold.there.add("decode_step")
+    assert fused_decoder_compile.step_is_compiled()
+    assert looked
+
+
 def test_the_marker_is_of_this_code_and_this_processor(monkeypatch):
     first = cold_start.code_and_machine()
     cold_start.code_and_machine.cache_clear()
@@ -84,6 +108,7 @@ def test_the_marker_is_of_this_code_and_this_processor(monkeypatch):
     assert first != other
 
 
+@pytest.mark.slow
 def test_a_prompt_and_its_tokens_compile_nothing_that_was_not_compiled_before():
     """Every signature that a decoder's prompts, batches and steps need is among the operators' samples."""
     code = """

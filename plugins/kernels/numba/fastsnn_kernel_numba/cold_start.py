@@ -3,7 +3,8 @@
 A compilation holds Python's lock for hundreds of milliseconds at a time, and compilations wait for each other. So where
 the cache on disk is empty, a second process (`fastsnn_kernel_numba.compile_all`) fills it, smallest kernels first, and
 says which operator is done; a thread here then loads that operator's kernels and `ready` turns true. It goes on when
-this process ends, so that the next one starts quickly. `MARKER` in the cache says that all of it was done.
+this process ends, so that the next one starts quickly. A file in the cache says that all of it was done
+(`marker_path`). With ``FASTSNN_COMPILE=wait`` kernels compile where they are called, and whoever calls them waits.
 """
 
 from __future__ import annotations
@@ -47,10 +48,15 @@ class ColdStart:
                 self.begin()
         return self.warm or operator in self.there
 
+    def waits_for(self, operator: str) -> bool:
+        """Is the second process still to compile this operator?"""
+        return self.thread is not None and not self.warm and operator not in self.there
+
     def begin(self) -> None:
         """Look at the cache; where it is not complete, start the second process."""
-        marker = marker_path()
-        if marker is None or marker.is_file() or not sys.executable:
+        waits = os.environ.get("FASTSNN_COMPILE") == "wait" or not sys.executable
+        marker = None if waits else marker_path()
+        if marker is None or marker.is_file():
             self.warm = True
             return
         if os.environ.get("FASTSNN_QUIET", "0") in ("", "0"):
@@ -62,7 +68,7 @@ class ColdStart:
         """Start the second process, and load what it has compiled."""
         try:
             with subprocess.Popen(
-                [sys.executable, "-m", "fastsnn_kernel_numba.compile_all"],
+                [sys.executable, "-P", "-m", "fastsnn_kernel_numba.compile_all"],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                 start_new_session=True,
             ) as process:  # fmt: skip
@@ -118,10 +124,10 @@ def code_and_machine() -> str:
 COLD = ColdStart()
 
 
-def _in_child() -> None:
-    """A forked process has no thread that follows, and may not enter its parent's pool of threads either."""
+def _without_followers() -> None:
+    """A forked process has no thread that follows."""
     COLD.warm = True
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(after_in_child=_without_followers)

@@ -54,11 +54,11 @@ def step_is_compiled() -> bool:
     """
     if _step.parallel.signatures:
         return True
+    if COLD.waits_for("decode_step"):
+        return False  # another process compiles it, and then a thread loads it
     kept = _step.parallel._cache.cache_path
     if kept and all(any(Path(kept).glob(f"*.{name}*.nbi")) for name in names_on_disk()):
         return True
-    if COLD.thread is not None and not COLD.warm:
-        return False  # another process compiles it
     if not _making:
         _making.append(None)
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 
 def pytest_addoption(parser: Any) -> None:
-    """Which plugins ``pytest --pyargs fastsnn_core.testing`` checks."""
+    """Which plugins ``pytest --pyargs fastsnn_core.testing`` checks; and tests wait for kernels that compile."""
+    os.environ.setdefault("FASTSNN_COMPILE", "wait")  # what a test runs does not depend on what the cache holds
     group = parser.getgroup("fastsnn")
     group.addoption(
         "--fastsnn", action="append", default=[], metavar="PLUGIN", help="check this FastSNN plugin (repeatable)"

@@ -60,6 +60,7 @@ class DecoderModule(TorchCalls):
     """The network of a `Decoder`."""
 
     batch_invariant = False
+    positions: nn.Parameter | None
 
     def __init__(self, spec: Decoder) -> None:
         super().__init__()
