@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.testing import conformance
 from fastsnn_integer.quantization import quantise
 from fastsnn_model_decoder import Decoder
@@ -22,3 +23,20 @@ def test_last_gives_the_last_logits_also_behind_spikes(mode, quantised):
     if quantised:
         assert torch.equal(whole[:, -1:], last)
     torch.testing.assert_close(whole[:, -1:], last)
+
+
+def test_learned_positions_are_added_and_end_somewhere():
+    with pytest.raises(FastSNNError, match="a text of one token"):
+        Decoder(learned_positions=1)
+    model = Decoder(vocab_size=17, d_model=16, n_layers=1, n_heads=2, learned_positions=5).build().eval()
+    tokens = torch.tensor([[3, 3, 3, 3, 3]])
+    with torch.no_grad():
+        whole = model(tokens)
+        first, state = model(tokens[:, :2], return_state=True)
+        rest, state = model(tokens[:, 2:], state, return_state=True)
+        torch.testing.assert_close(torch.cat([first, rest], 1), whole)
+        model.positions[4] += 1.0
+        assert not torch.equal(model(tokens)[:, 4], whole[:, 4])
+        assert torch.equal(model(tokens)[:, :4], whole[:, :4])
+        with pytest.raises(FastSNNError, match="learned 5 positions"):
+            model(tokens[:, :1], state)

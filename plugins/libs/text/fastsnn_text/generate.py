@@ -63,16 +63,16 @@ class Sampling:
         One number a token, where `torch.multinomial` draws one for every id of the vocabulary. Sums are float64, of
         `PIECE` weights each and then of these.
         """
-        logits = logits.detach().float().cpu()
-        best = logits.max().item()
+        numbers = logits.detach().float().cpu().numpy()  # torch would wake its threads for each of these operations
+        best = numbers.max()
         if not -math.inf < best < math.inf:
             raise FastSNNError(
                 "the model's logits are NaN or infinite: its training diverged, or its weights are damaged"
             )
         if self.temperature == 0:
-            return int(logits.argmax())
+            return int(numbers.argmax())
         with np.errstate(over="ignore", under="ignore"):  # far below the likeliest: 0
-            weights = np.subtract(logits.numpy(), np.float32(best))
+            weights = np.subtract(numbers, best)
             weights /= np.float32(self.temperature)
             np.exp(weights, out=weights)
         if 0 < self.top_k < weights.size:

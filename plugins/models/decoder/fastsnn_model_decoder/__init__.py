@@ -94,6 +94,8 @@ class Decoder(Model):
             raise FastSNNError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if any(any_rotary(a) for a in self.attention) and self.dims.head_dim % 2:
             raise FastSNNError(f"rotary positions need an even head_dim, got {self.dims.head_dim}")
+        if self.learned_positions == 1:
+            raise FastSNNError("learned_positions = 1 is a text of one token; 0 is none, and a text has 2 at least")
         if self.quant and self.tied and self.quant.head != self.quant.embed:
             raise FastSNNError("tied weights are one table: quant.head and quant.embed must agree, or set tied = false")
 
@@ -117,8 +119,9 @@ class Decoder(Model):
         return DecoderModule(self)
 
     def example(self, batch: int) -> Tensor:
-        """Token ids ``[batch, 12]``."""
-        return torch.randint(0, self.vocab_size, (batch, 12), generator=torch.Generator().manual_seed(7))
+        """Token ids ``[batch, 12]``, or as many as there are learned positions."""
+        tokens = min(12, self.learned_positions or 12)
+        return torch.randint(0, self.vocab_size, (batch, tokens), generator=torch.Generator().manual_seed(7))
 
 
 @hookimpl

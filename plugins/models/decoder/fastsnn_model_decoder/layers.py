@@ -206,8 +206,11 @@ def initialise(model: nn.Module, layers: int) -> None:
             own()
 
 
-def init_thresholds(model: nn.Module, vocab_size: int) -> None:
-    """Give neurons with a fixed threshold one that fits: a pass of fixed pseudo-random tokens, site after site."""
+def init_thresholds(model: nn.Module, vocab_size: int, longest: int = 0) -> None:
+    """Give neurons with a fixed threshold one that fits: a pass of fixed pseudo-random tokens, site after site.
+
+    The text has 32 tokens, or `longest` where a model reads fewer (0: as many as one likes).
+    """
     handles = []
     for module in model.modules():
         calibrate = getattr(module, "calibrate_", None)
@@ -218,7 +221,8 @@ def init_thresholds(model: nn.Module, vocab_size: int) -> None:
 
             handles.append(module.register_forward_pre_hook(hook))
     if handles:
-        tokens = torch.randint(0, vocab_size, (2, 32), generator=torch.Generator().manual_seed(0))
+        size = min(32, longest or 32)
+        tokens = torch.randint(0, vocab_size, (2, size), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             model(tokens)
     for handle in handles:

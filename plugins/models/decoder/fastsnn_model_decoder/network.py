@@ -107,7 +107,7 @@ class DecoderModule(TorchCalls):
         if spec.weights == "ternary":
             make_ternary(self.layers)
         initialise(self, spec.n_layers)
-        init_thresholds(self, spec.vocab_size)
+        init_thresholds(self, spec.vocab_size, spec.learned_positions)
         self.table: tuple[Tensor, Tensor] | None = None
         self.fused: Any = None  # the fused step, made when first asked for
         self.fast_step: dict[str, Any] = {"kernel": None, "why": "not asked for yet"}

@@ -18,6 +18,7 @@ from collections.abc import Collection
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,7 +60,7 @@ class Sampler:
     def pick(self, logits: Tensor) -> int:
         """Sample a token id from logits ``[V]``; raises `Stuck` if every token is masked."""
         if not self.plain:
-            logits = self.adjusted(logits.float().cpu().clone())
+            logits = torch.from_numpy(self.adjusted(logits.float().cpu().numpy().copy()))
         token = self.sampling.pick(logits, self.generator)
         if not self.plain:
             self.counts[token] += 1
@@ -72,26 +73,27 @@ class Sampler:
         """Is the grammar complete, so that only an end token could follow?"""
         return self.matcher is not None and self.matcher.complete
 
-    def adjusted(self, logits: Tensor) -> Tensor:
-        """Apply the adjustments to `logits [V]` in place; raises `Stuck` if every token is masked."""
+    def adjusted(self, logits: Any) -> Any:
+        """Apply the adjustments to `logits [V]` in place; raises `Stuck` if every token is masked.
+
+        An array of numpy: a token is some ten operations, for each of which torch would wake its threads.
+        """
         adjust = self.adjust
         if adjust.repetition != 1 and (seen := sorted(self.prompt | self.counts.keys())):
-            rows = torch.tensor(seen)
-            old = logits[rows]
-            logits[rows] = torch.where(old > 0, old / adjust.repetition, old * adjust.repetition)
+            old, by = logits[seen], np.float32(adjust.repetition)
+            logits[seen] = np.where(old > 0, old / by, old * by)
         if self.counts and (adjust.presence or adjust.frequency):
-            rows, times = torch.tensor([*self.counts]), torch.tensor([*self.counts.values()], dtype=torch.float32)
-            logits[rows] -= adjust.frequency * times + adjust.presence
-        if adjust.bias:
-            rows = torch.tensor([token for token, _ in adjust.bias])
-            logits[rows] += torch.tensor([value for _, value in adjust.bias])
+            times = np.array([*self.counts.values()], np.float32)
+            logits[[*self.counts]] -= np.float32(adjust.frequency) * times + np.float32(adjust.presence)
+        for token, value in adjust.bias:
+            logits[token] += np.float32(value)
         if self.ends and (adjust.forbid_ends < 0 or self.counts.total() < adjust.forbid_ends):
-            logits[self.ends] = -torch.inf
+            logits[self.ends] = -np.inf
         if self.matcher is not None:
-            logits.masked_fill_(~self.matcher.allowed(), -torch.inf)
-        if not bool((logits > -torch.inf).any()):
+            logits[~self.matcher.allowed().numpy()] = -np.inf
+        best = logits.max()
+        if best == -np.inf:
             raise Stuck
         if adjust.min_p and self.sampling.temperature:
-            floor = logits.max() + self.sampling.temperature * math.log(adjust.min_p)
-            logits.masked_fill_(logits < floor, -torch.inf)
+            logits[logits < best + self.sampling.temperature * math.log(adjust.min_p)] = -np.inf
         return logits
