@@ -110,14 +110,15 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def calibration_tokens(model: nn.Module) -> Tensor:
-    """Fixed pseudo-random tokens ``[2, 32]``, or an error that asks for inputs."""
+    """Fixed pseudo-random tokens ``[2, 32]`` (fewer where a model reads fewer), or an error that asks for inputs."""
     size = getattr(getattr(model, "spec", None), "vocab_size", None)
     if size is None:
         raise FastSNNError(
             'steps="auto" looks for the largest counts, and this is no language model: give it some inputs, as '
             'model.runtime("event", calibration=x) with x [B, …] as the model takes them, or a number of steps'
         )
-    tokens = torch.randint(0, size, (2, 32), generator=torch.Generator().manual_seed(0))
+    most = min(32, getattr(model, "longest", None) or 32)
+    tokens = torch.randint(0, size, (2, most), generator=torch.Generator().manual_seed(0))
     return tokens.to(next((p.device for p in model.parameters()), torch.device("cpu")))
 
 

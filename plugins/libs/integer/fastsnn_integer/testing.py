@@ -58,8 +58,10 @@ def check_fused_paths(module: Any, tokens: Tensor, who: str, prompt: int = 4, ta
     """Forty tokens through the fused prompt kernels, then single ones in the fused step: the modules' own bits.
 
     The stream's state goes back into the modules at the end. Where there is no fused form the modules run as they are.
+    A model that reads fewer tokens says how many: ``longest``.
     """
-    tokens = tokens.repeat(1, -(-20 // tokens.shape[1]))[:2, :20]
+    most = min(20, getattr(module, "longest", None) or 20)
+    tokens, prompt = tokens.repeat(1, -(-20 // tokens.shape[1]))[:2, :most], min(prompt, most)
     with ops.use("naive"):
         wanted, ends = module(tokens, return_state=True)
     found, state = module(tokens, return_state=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,15 +14,13 @@ from fastsnn_core import (
     SpikeTensor,
 )
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.lowering import DecoderPlan, MatrixForm, Unsupported, lower
 from fastsnn_events import runtime
 from fastsnn_integer import quantization
-from fastsnn_integer.answer_meanwhile import answer_meanwhile
 from fastsnn_integer.four_bits import Embedding4
 from fastsnn_integer.quantization import QuantEmbedding, row_linear
 from fastsnn_integer.ternary import make_ternary
 from fastsnn_model_decoder import prefill, prompt_pack
-from fastsnn_model_decoder.fused_decode import FastStream, read_many, start_streams, step_many
+from fastsnn_model_decoder.fused_calls import FusedCalls
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, init_thresholds, initialise
 from fastsnn_model_decoder.rope import BLOCK
 from fastsnn_modules.inputs import (
@@ -56,7 +52,7 @@ class DecoderState(NamedTuple):
     head: Any
 
 
-class DecoderModule(TorchCalls):
+class DecoderModule(FusedCalls, TorchCalls):
     """The network of a `Decoder`."""
 
     batch_invariant = False
@@ -183,14 +179,18 @@ class DecoderModule(TorchCalls):
         out = self.logits(spikes) if head else spikes
         return (out, DecoderState(position, embed, tuple(news), at_head)) if return_state else out
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens that a text may have; None: as many as one likes."""
+        return None if self.positions is None else len(self.positions)
+
     def embedded(self, tokens: Tensor, places: Tensor) -> Tensor:
         """E[tokens], and the rows of their places ``[B,T]`` where positions are learned; there are only so many."""
         x = self.embed(tokens)
         if self.positions is None:
             return x
-        most = len(self.positions)
-        if places.numel() and int(places.max()) >= most:
-            raise FastSNNError(f"the model has learned {most} positions; this text is longer")
+        if places.numel() and int(places.max()) >= len(self.positions):
+            raise FastSNNError(f"the model has learned {self.longest} positions; this text is longer")
         return x + self.positions[places].to(x.dtype)
 
     def logits(self, spikes: Any) -> Tensor:
@@ -205,43 +205,6 @@ class DecoderModule(TorchCalls):
             logits = F.linear(spikes, self.embed.weight)
         return logits if self.tied_bias is None else logits + self.tied_bias.to(logits.dtype)
 
-    def fast(self, state: DecoderState | None, wait: bool = True, room: int = 0) -> FastStream | None:
-        """A stream that goes on from `state` (None: from the start) in the fused step; None where that cannot be.
-
-        `fast_step` says which kernel set it is, or why there is none. Where the step has to be compiled first, that is
-        waited for, or, without `wait`, begun in the background: then there is none yet. With `room`, caches are made
-        for so many tokens at once, instead of growing.
-        """
-        return start_streams(self, [state], [room], wait)[0]
-
-    def meanwhile(self) -> AbstractContextManager[None]:
-        """Inside, calls do not wait for kernels that another process is compiling: plain torch gives the same bits."""
-        return answer_meanwhile(self.embed.weight.device.type) if self.batch_invariant else nullcontext()
-
-    def fast_all(
-        self, states: Sequence[Any], rooms: Sequence[int], wait: bool = True, within: float = 0.0
-    ) -> list[FastStream | None]:
-        """`fast` of several streams, whose common part (is the model as it was?) is done once.
-
-        It is left out where it was done in the last `within` seconds: for who alone changes the model.
-        """
-        return start_streams(self, states, rooms, wait, within)
-
-    def step_many(self, streams: Sequence[FastStream], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
-        """Logits ``[vocab]`` of one more token of each stream that `fast` made, in one pass over the weights.
-
-        The bits are those of ``stream.step(token)`` alone, whoever else steps and wherever each stream stands. Where a
-        step is refused, its place holds the error that ``step`` would have raised, and the others go on.
-        """
-        return step_many(streams, tokens)
-
-    def read_many(self, streams: Sequence[FastStream], pieces: Sequence[Sequence[int]]) -> list[Tensor | FastSNNError]:
-        """`step_many` of one or more next tokens of each stream: the logits after the last one of each.
-
-        So a prompt is read, alone or beside streams that step: its tokens are rows of the same pass.
-        """
-        return read_many(streams, pieces)
-
     def read_together(
         self, prompts: Sequence[Sequence[int]], states: Sequence[DecoderState | None]
     ) -> list[tuple[Tensor, DecoderState]]:
@@ -250,48 +213,6 @@ class DecoderModule(TorchCalls):
         The bits are those of ``model(ids[None], state, return_state=True, last=True)``, one by one.
         """
         return prompt_pack.read_together(self, DecoderState, prompts, states)
-
-    def lower(self) -> DecoderPlan:
-        """The network as numbers and tensors, for a fused decoding step; `Unsupported` says what has no fused form."""
-        spec, embed = self.spec, self.embed
-        if spec.quant is None:
-            raise Unsupported(
-                "float weights: only W8A, W4A and W1.58A models are fused; fastsnn export BUNDLE --to w8a OUT.snn"
-            )
-        if embed.weight.device.type != "cpu":
-            raise Unsupported(f"the model is on {embed.weight.device}; the fused step runs on the CPU")
-        if self.embed_site.neuron is not None or self.embed_site.centre is not None:
-            raise Unsupported("spikes after the embedding have no fused form", "embed_site")
-        if self.positions is not None:
-            raise Unsupported("learned positions have no fused form", "positions")
-        coded = isinstance(embed, QuantEmbedding)
-        blocks = [attrs.evolve(lower(b, f"layers.{i}"), name=f"layers.{i}") for i, b in enumerate(self.layers)]
-        return DecoderPlan(
-            width=spec.d_model,
-            n_heads=spec.dims.n_heads,
-            n_kv_heads=spec.dims.n_kv_heads,
-            head_dim=spec.dims.head_dim,
-            table=lower(embed, "embed") if isinstance(embed, Embedding4) else embed.weight,
-            table_scale=lower(embed, "embed").scale if coded else None,
-            blocks=tuple(blocks),
-            norm=lower(self.norm, "norm"),
-            site=lower(self.head_site, "head_site"),
-            head=self.lower_head(),
-            angles=self.first_angles,
-        )
-
-    def lower_head(self) -> MatrixForm:
-        """What makes the logits of spikes: the head, or the embedding that is tied to it."""
-        if self.head is not None:
-            return lower(self.head, "head")
-        form = lower(self.embed, "embed")
-        return form if self.tied_bias is None else attrs.evolve(form, bias=self.tied_bias)
-
-    def first_angles(self, places: int) -> tuple[Tensor, Tensor]:
-        """cos and sin ``[P, K/2]`` of at least the first `places` positions."""
-        self.angles(torch.tensor([[places - 1]]))
-        assert self.table is not None
-        return self.table
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies make a fused step of their own."""

@@ -103,7 +103,8 @@ class Engine:
         self.wake = threading.Condition()
         self.thread: threading.Thread | None = None
         self.closing, self.draining, self.failure = False, False, ""
-        made_for = getattr(model, "meta", {}).get("max_positions") if max_model_len is None else max_model_len
+        made_for = getattr(model, "longest", None) or getattr(model, "meta", {}).get("max_positions")
+        made_for = made_for if max_model_len is None else max_model_len
         self.max_model_len = made_for or None
         for name, help, read in (
             ("fastsnn_requests_running", "Streams being stepped.", lambda: len(self.running)),

@@ -42,8 +42,12 @@ class StateSizes:
 
 @torch.inference_mode()
 def measure_state(model: nn.Module, device: torch.device) -> StateSizes:
-    """State sizes, measured on 33 tokens; raises `ArgumentError` if the forward pass has another signature."""
-    blank = torch.zeros(1, 33, dtype=torch.long, device=device)
+    """State sizes, measured on 33 tokens, or as many as the model reads.
+
+    Raises `ArgumentError` if the forward pass has another signature.
+    """
+    size = min(33, getattr(model, "longest", None) or 33)
+    blank = torch.zeros(1, size, dtype=torch.long, device=device)
     try:
         with getattr(model, "meanwhile", nullcontext)():  # a server that starts does not wait for kernels
             logits, state = model(blank[:, :1], None, return_state=True, last=True)
@@ -55,7 +59,7 @@ def measure_state(model: nn.Module, device: torch.device) -> StateSizes:
             f"last=True) and gives (logits [B,1,V], state); it says: {error}"
         ) from error
     block = BLOCK if has_fused_form(model) else 1
-    return StateSizes(int(logits.shape[-1]), base, max(0.0, (nbytes(state) - base) / 32), block)
+    return StateSizes(int(logits.shape[-1]), base, max(0.0, (nbytes(state) - base) / (size - 1)), block)
 
 
 def has_fused_form(model: nn.Module) -> bool:
