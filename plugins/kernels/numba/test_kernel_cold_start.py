@@ -36,9 +36,14 @@ def test_operators_answer_in_torch_until_their_kernel_is_there(cold, monkeypatch
     monkeypatch.setattr(ColdStart, "begin", lambda self: None)
     assert being_compiled() == sorted(set(cold_start.ORDER) & set(OPERATORS))
     counts, weight = torch.tensor([[2.0, -1.0]]), torch.tensor([[3, 4], [5, 6]], dtype=torch.int8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     with answer_meanwhile():
         assert COUNT_LINEAR("cpu", counts, weight).tolist() == [[2, 4]]
         assert COUNT_LINEAR.path == "naive"
+        assert torch.get_num_threads() == 1  # the other one's core compiles
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
     cold.there.update(cold_start.ORDER)
     assert being_compiled() == []
     with answer_meanwhile():

@@ -5,15 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastsnn_events import exact_floats
 from fastsnn_events import samples as event_samples
 from fastsnn_events.exact_floats import count_linear_in_floats
 from fastsnn_events.linear import count_linear_naive
 from fastsnn_integer import answer_meanwhile, deterministic, samples
 
 
+@pytest.mark.parametrize("block", [exact_floats.BLOCK, 2100])
 @pytest.mark.parametrize("largest", [3, 5000, 1 << 31, 1 << 40])
-def test_floats_hold_the_sums_or_are_not_taken(largest):
-    """At 3 float32 is enough, at 5000 float64, at 2^40 neither."""
+def test_floats_hold_the_sums_or_are_not_taken(largest, block, monkeypatch):
+    """At 3 float32 is enough, at 5000 float64, at 2^40 neither; whole, and seven rows of weights at a time."""
+    monkeypatch.setattr(exact_floats, "BLOCK", block)
     draw = torch.Generator().manual_seed(0)
     counts = torch.randint(-largest, largest + 1, (5, 300), generator=draw)
     counts[0] = largest  # all weights of one sign at the edge of the range: the largest sum there is

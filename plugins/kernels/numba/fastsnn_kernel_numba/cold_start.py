@@ -1,7 +1,7 @@
 """Kernels that were never compiled on this machine: a process of its own compiles them while others answer.
 
 A compilation holds Python's lock for hundreds of milliseconds at a time, and compilations wait for each other. So where
-the cache on disk is empty, a second process (`fastsnn_kernel_numba.compile_all`) fills it, smallest kernels first, and
+the cache on disk is empty, a second process (`fastsnn_kernel_numba.compile_all`) fills it, in the order of `ORDER`, and
 says which operator is done; a thread here then loads that operator's kernels and `ready` turns true. It goes on when
 this process ends, so that the next one starts quickly. A file in the cache says that all of it was done
 (`marker_path`). With ``FASTSNN_COMPILE=wait`` kernels compile where they are called, and whoever calls them waits.
@@ -22,11 +22,12 @@ from typing import Any
 
 log = logging.getLogger("fastsnn")
 ORDER = (
-    "exact_unary", "exact_row_sum", "exact_norm", "exact_attend", "count_linear", "count_project", "decode_step",
+    "exact_unary", "exact_row_sum", "exact_norm", "decode_step", "count_linear", "count_project", "exact_attend",
     "rows_residual", "rows_project", "rows_heads", "rows_hidden", "exact_scan", "count_project_q4",
     "count_project_ternary",
 )  # fmt: skip
-"""Operators that an integer decoder calls, in the order in which they are compiled."""
+"""Operators that an integer decoder calls, in the order in which they are compiled: what takes seconds, then the fused
+step, which reads prompts and decodes without the others."""
 
 DONE = "compiled"
 SAYS = "compiling kernels in the background, once; until they are there tokens come slower, with the same bits"

@@ -7,7 +7,7 @@ nobody has to wait for it. Kernels without one are compiled when they are called
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -56,9 +56,21 @@ def being_compiled(device: str = "cpu") -> list[str]:
     return [name for name, kernel in chosen.items() if hasattr(kernel, "ready") and not kernel.ready()]
 
 
-def answer_meanwhile(device: str = "cpu") -> contextlib.AbstractContextManager[None]:
-    """Inside, nothing waits for a kernel that is being compiled; its operator's naive twin answers, bit for bit."""
+@contextlib.contextmanager
+def answer_meanwhile(device: str = "cpu") -> Iterator[None]:
+    """Inside, nothing waits for a kernel that is being compiled; its operator's naive twin answers, bit for bit.
+
+    Torch uses one thread less, whose core the compiling process has: two threads that wait for each other at every
+    operation take many times as long where a third has one of their cores.
+    """
     missing = being_compiled(device)
     if not missing:
-        return contextlib.nullcontext()
-    return substitute({name: QUICKER.get(name, OPERATORS[name].naive) for name in missing})
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - 1))
+    try:
+        with substitute({name: QUICKER.get(name, OPERATORS[name].naive) for name in missing}):
+            yield
+    finally:
+        torch.set_num_threads(threads)

@@ -60,35 +60,6 @@ class FusedCalls:
         """
         return read_many(streams, pieces)
 
-    def lower(self: Any) -> DecoderPlan:
-        """The network as numbers and tensors, for a fused decoding step; `Unsupported` says what has no fused form."""
-        spec, embed = self.spec, self.embed
-        if spec.quant is None:
-            raise Unsupported(
-                "float weights: only W8A, W4A and W1.58A models are fused; fastsnn export BUNDLE --to w8a OUT.snn"
-            )
-        if embed.weight.device.type != "cpu":
-            raise Unsupported(f"the model is on {embed.weight.device}; the fused step runs on the CPU")
-        if self.embed_site.neuron is not None or self.embed_site.centre is not None:
-            raise Unsupported("spikes after the embedding have no fused form", "embed_site")
-        if self.positions is not None:
-            raise Unsupported("learned positions have no fused form", "positions")
-        coded = isinstance(embed, QuantEmbedding)
-        blocks = [attrs.evolve(lower(b, f"layers.{i}"), name=f"layers.{i}") for i, b in enumerate(self.layers)]
-        return DecoderPlan(
-            width=spec.d_model,
-            n_heads=spec.dims.n_heads,
-            n_kv_heads=spec.dims.n_kv_heads,
-            head_dim=spec.dims.head_dim,
-            table=lower(embed, "embed") if isinstance(embed, Embedding4) else embed.weight,
-            table_scale=lower(embed, "embed").scale if coded else None,
-            blocks=tuple(blocks),
-            norm=lower(self.norm, "norm"),
-            site=lower(self.head_site, "head_site"),
-            head=self.lower_head(),
-            angles=self.first_angles,
-        )
-
     def lower_head(self: Any) -> MatrixForm:
         """What makes the logits of spikes: the head, or the embedding that is tied to it."""
         if self.head is not None:
@@ -101,3 +72,33 @@ class FusedCalls:
         self.angles(torch.tensor([[places - 1]]))
         assert self.table is not None
         return self.table
+
+
+def plan_of(model: Any) -> DecoderPlan:
+    """`model` as numbers and tensors, for a fused decoding step; `Unsupported` says what has no fused form."""
+    spec, embed = model.spec, model.embed
+    if spec.quant is None:
+        raise Unsupported(
+            "float weights: only W8A, W4A and W1.58A models are fused; fastsnn export BUNDLE --to w8a OUT.snn"
+        )
+    if embed.weight.device.type != "cpu":
+        raise Unsupported(f"the model is on {embed.weight.device}; the fused step runs on the CPU")
+    if model.embed_site.neuron is not None or model.embed_site.centre is not None:
+        raise Unsupported("spikes after the embedding have no fused form", "embed_site")
+    if model.positions is not None:
+        raise Unsupported("learned positions have no fused form", "positions")
+    coded = isinstance(embed, QuantEmbedding)
+    blocks = [attrs.evolve(lower(b, f"layers.{i}"), name=f"layers.{i}") for i, b in enumerate(model.layers)]
+    return DecoderPlan(
+        width=spec.d_model,
+        n_heads=spec.dims.n_heads,
+        n_kv_heads=spec.dims.n_kv_heads,
+        head_dim=spec.dims.head_dim,
+        table=lower(embed, "embed") if isinstance(embed, Embedding4) else embed.weight,
+        table_scale=lower(embed, "embed").scale if coded else None,
+        blocks=tuple(blocks),
+        norm=lower(model.norm, "norm"),
+        site=lower(model.head_site, "head_site"),
+        head=model.lower_head(),
+        angles=model.first_angles,
+    )

@@ -14,13 +14,14 @@ from fastsnn_core import (
     SpikeTensor,
 )
 from fastsnn_core.errors import FastSNNError
+from fastsnn_core.lowering import DecoderPlan
 from fastsnn_events import runtime
 from fastsnn_integer import quantization
 from fastsnn_integer.four_bits import Embedding4
 from fastsnn_integer.quantization import QuantEmbedding, row_linear
 from fastsnn_integer.ternary import make_ternary
 from fastsnn_model_decoder import prefill, prompt_pack
-from fastsnn_model_decoder.fused_calls import FusedCalls
+from fastsnn_model_decoder.fused_calls import FusedCalls, plan_of
 from fastsnn_model_decoder.layers import AttentionLayer, Block, BlockState, any_rotary, init_thresholds, initialise
 from fastsnn_model_decoder.rope import BLOCK
 from fastsnn_modules.inputs import (
@@ -204,6 +205,10 @@ class DecoderModule(FusedCalls, TorchCalls):
         else:
             logits = F.linear(spikes, self.embed.weight)
         return logits if self.tied_bias is None else logits + self.tied_bias.to(logits.dtype)
+
+    def lower(self) -> DecoderPlan:
+        """The network as numbers and tensors, for a fused decoding step; `Unsupported` says what has no fused form."""
+        return plan_of(self)
 
     def read_together(
         self, prompts: Sequence[Sequence[int]], states: Sequence[DecoderState | None]
