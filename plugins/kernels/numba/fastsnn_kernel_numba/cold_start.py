@@ -22,12 +22,12 @@ from typing import Any
 
 log = logging.getLogger("fastsnn")
 ORDER = (
-    "exact_unary", "exact_row_sum", "exact_norm", "decode_step", "count_linear", "count_project", "exact_attend",
+    "exact_unary", "exact_row_sum", "exact_norm", "exact_attend", "count_linear", "count_project", "decode_step",
     "rows_residual", "rows_project", "rows_heads", "rows_hidden", "exact_scan", "count_project_q4",
     "count_project_ternary",
 )  # fmt: skip
-"""Operators that an integer decoder calls, in the order in which they are compiled: what takes seconds, then the fused
-step, which reads prompts and decodes without the others."""
+"""Operators that an integer decoder calls, in the order in which they are compiled: what a token needs, then the fused step,
+which takes as long as all others, then what long prompts need."""
 
 DONE = "compiled"
 SAYS = "compiling kernels in the background, once; until they are there tokens come slower, with the same bits"
