@@ -97,6 +97,17 @@ def test_the_models_own_length_bounds_a_request() -> None:
         assert client.post("/v1/completions", json={"prompt": "a" * 70, "max_tokens": 2}).status_code == 200
 
 
+def test_a_model_of_learned_positions_reads_no_more_of_them() -> None:
+    """Fewer than the server's own 33 tokens by which it measures a state, too."""
+    model = decoder(learned_positions=12)
+    with TestClient(app(model)) as client:
+        assert client.post("/tokenize", json={"prompt": "a"}).json()["max_model_len"] == 12
+        answer = client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 9})
+        assert answer.status_code == 200
+        answer = client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 10})
+        assert (answer.status_code, "made for 12" in answer.text) == (400, True)
+
+
 def test_what_other_servers_clients_send() -> None:
     neutral = {"repetition_penalty": 1.0, "min_p": 0, "ignore_eos": False, "cache_prompt": True, "stop_token_ids": []}
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}

@@ -9,6 +9,7 @@ import socket
 import time
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 import torch
@@ -89,6 +90,11 @@ def test_each_field_changes_logits_as_its_equation_says(
     plain = client.completions.create(model="tiny", prompt=prompt, max_tokens=20, temperature=0.8, seed=3)
     if not {"ignore_eos", "min_tokens"} & set(fields):
         assert plain.choices[0].text != answer.choices[0].text
+
+
+def test_repetition_makes_tokens_rarer_on_both_sides_of_zero() -> None:
+    sampler = Sampler(Sampling(), Adjustments(repetition=2.0), None, [0, 1], [])
+    assert sampler.adjusted(np.array([1.0, -1.0, 0.5, -0.5], np.float32)).tolist() == [0.5, -2.0, 0.5, -0.5]
 
 
 def test_forbidden_everything_ends() -> None:

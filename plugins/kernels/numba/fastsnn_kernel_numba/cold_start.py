@@ -26,8 +26,8 @@ ORDER = (
     "rows_residual", "rows_project", "rows_heads", "rows_hidden", "exact_scan", "count_project_q4",
     "count_project_ternary",
 )  # fmt: skip
-"""Operators that an integer decoder calls, in the order in which they are compiled: what a token needs, then the fused step,
-which takes as long as all others, then what long prompts need."""
+"""Operators that an integer decoder calls, in the order in which they are compiled: what a token needs, then the fused
+step, which takes as long as all others, then what long prompts need."""
 
 DONE = "compiled"
 SAYS = "compiling kernels in the background, once; until they are there tokens come slower, with the same bits"
