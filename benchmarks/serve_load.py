@@ -129,13 +129,13 @@ def bundle_or_random(path: str | None) -> Any:
     return model
 
 
-def llama_server(gguf: str, streams: int) -> tuple[Any, int]:
-    """llama-server of the xllamacpp wheel, with as many slots."""
+def llama_server(gguf: str, streams: int, long: int = 0) -> tuple[Any, int]:
+    """llama-server of the xllamacpp wheel, with as many slots, each of 1,024 tokens and a long prompt."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = gguf
-    params.n_parallel, params.n_ctx = streams, streams * 1024
+    params.n_parallel, params.n_ctx = streams, streams * (1024 + long)
     params.cpuparams.n_threads, params.port = psutil.cpu_count(logical=False) or 2, 0
     server = xllamacpp.Server(params)
     return server, int(server.listening_address.rsplit(":", 1)[1])
@@ -211,7 +211,7 @@ def main() -> None:
         servers = {"fastsnn": handle.port}
         keep: Any = None
         if args.gguf:
-            keep, servers["llama-server"] = llama_server(args.gguf, args.streams)
+            keep, servers["llama-server"] = llama_server(args.gguf, args.streams, args.long)
         for port in servers.values():
             asked(port, args.streams, 8, 1.0)  # compiles, warms
         before = psutil.Process().memory_info().rss
