@@ -297,6 +297,7 @@ def test_every_operator_is_here():
     }  # plugins/kernels/numba/test_kernel_rows.py
     elsewhere |= {"cell_scan", "cell_scan_backward"}  # plugins/kernels/numba/test_kernel_cells.py
     elsewhere |= {"count_project_q4", "count_project_ternary"}  # plugins/kernels/numba
+    elsewhere |= {"count_conv", "frame_run"}  # plugins/kernels/numba
     elsewhere |= {"max_pool", "max_pool_backward"}  # plugins/libs/modules/test_max_pool.py
     assert set(ops.OPERATORS) - elsewhere <= here
     assert scan.FORWARD.name in here

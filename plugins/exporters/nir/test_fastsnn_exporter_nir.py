@@ -204,6 +204,7 @@ def test_what_nir_cannot_say_is_refused_with_the_layer(tmp_path):
         "taken from the data": {"op": "spikes", "neuron": {"kind": "adaptive_threshold"}},
         "no gelu": {"op": "gelu"},
         "no layer_norm": {"op": "layer_norm"},
+        "INT8 weights": {"op": "linear", "size": 3, "bits": 8},
     }
     for why, layer in rows.items():
         model = sequential({"op": "linear", "size": 4}, layer)

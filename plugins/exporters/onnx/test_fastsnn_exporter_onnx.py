@@ -144,6 +144,9 @@ def test_what_cannot_be_written_or_read_is_refused(tmp_path):
     assert "float bundle" in Onnx().unsupported(quantise(small, Quant(bits=4)))[0]
     assert "group = 0" in Onnx().unsupported(quantise(small, Quant(group=8)))[0]
     assert "kv = false" in Onnx().unsupported(quantise(small, Quant(kv=True)))[0]
+    layers = [{"op": "linear", "size": 4, "bits": 8}]
+    over_time = build(converter().structure({"kind": "sequential", "input": [3], "layers": layers}, Model))
+    assert "INT8 weights of a network over time" in Onnx().unsupported(over_time)[0]
     (tmp_path / "a.onnx").write_bytes(b"not a graph")
     with pytest.raises(FastSNNError, match="cannot be run by ONNX Runtime"):
         OnnxNetwork(tmp_path / "a.onnx")

@@ -144,7 +144,9 @@ def test_weights_that_are_not_ternary_are_refused_and_rounded_only_when_asked(ca
 
 
 def test_what_cannot_be_said_is_refused():
-    assert W158a().unsupported(nn.Linear(2, 2)) == ["Linear has no integer form; the decoder has one"]
+    assert W158a().unsupported(nn.Linear(2, 2)) == [
+        "Linear has no integer form; decoder, sequential and graph have one"
+    ]
     model = ternary_decoder()
     assert W158a().unsupported(W158a().expected(model)) == ["its weights have 2 bits already"]
     model.layers[0].attention.q.weight.data[0, 0] = float("nan")

@@ -133,7 +133,7 @@ def test_calibration_reads_a_text(tmp_path):
 
 
 def test_what_cannot_be_said_is_refused():
-    assert W4a().unsupported(nn.Linear(2, 2)) == ["Linear has no integer form; the decoder has one"]
+    assert W4a().unsupported(nn.Linear(2, 2)) == ["Linear has no integer form; decoder, sequential and graph have one"]
     model = decoder()
     assert W4a().unsupported(W4a().expected(model)) == ["its weights have 4 bits already"]
     model.layers[0].attention.q.weight.data[0, 0] = 1e6

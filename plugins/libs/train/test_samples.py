@@ -148,6 +148,12 @@ def digits(n=20):
     return (np.arange(n * 16).reshape(n, 4, 4) % 251).astype(np.uint8), (np.arange(n) % 3).astype(np.uint8)
 
 
+def test_int8_weights_are_not_trained():
+    whole = Sequential(input=(3,), layers=(Layer(op="linear", size=2, bits=8),)).build()
+    with pytest.raises(FastSNNError, match=r"layers\.0\.weight is INT8"):
+        fit(whole, (np.zeros((8, 3), "float32"), np.arange(8) % 2))
+
+
 def test_every_source_gives_the_same_samples(tmp_path):
     x, y = digits()
     for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte"):

@@ -140,6 +140,8 @@ def layer_nodes(layer: Any, module: Any, before: tuple[int, ...], height: float,
     import nir
 
     op = layer.op
+    if layer.bits:
+        raise Unsayable(["INT8 weights; NIR's are floats: export the bundle that this one was made of"])
     if op == "linear":
         if len(before) != 1:
             raise Unsayable([f"a linear layer over {list(before)}; NIR's reads one dimension"])

@@ -17,6 +17,14 @@ log = logging.getLogger("fastsnn")
 LARGEST = 2 * 10**9  # bytes of weights: a file of protobuf ends at 2 GiB
 
 
+def has_int8_layers(model: Any) -> bool:
+    """Has a network over time layers with INT8 weights?"""
+    from fastsnn_integer.quant_conv import QuantConv
+    from fastsnn_integer.quantization import QuantLinear
+
+    return any(isinstance(m, QuantConv | QuantLinear) for m in getattr(model, "modules", list)())
+
+
 @frozen
 class Onnx(Exporter):
     """(y, present.*) = f(x, past.*): one graph for a prompt and for a token, for any number of streams.
@@ -55,6 +63,8 @@ class Onnx(Exporter):
 
             if reasons := int8_obstacles(quant):
                 return reasons
+        elif has_int8_layers(model):
+            return ["INT8 weights of a network over time; export the bundle that this one was made of"]
         if not hasattr(getattr(model, "spec", None), "example"):
             return ["it has no spec that says what its input is; fastsnn convert makes a bundle of it"]
         weight = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -22,7 +22,8 @@ class W8a(IntegerExporter):
     All projections are quantised, down and gate projections included; biases, centres and gains of norms are rounded to
     bfloat16 and, like the scales, float32 again at work; states of linear attention are float32. Symmetric, round to
     nearest, as the W8ASpike scheme of SpikingBrain (arXiv 2509.05276), but clamped, and really stored in 8 bits.
-    Errors: a model without an integer form, weights that are not finite.
+    Of a network over time (`sequential`, `graph`): linear layers and convolutions that read spikes; batch norms are
+    folded, all else stays float. Errors: a model without an integer form, weights that are not finite.
     """
 
     name = "w8a"

@@ -28,6 +28,8 @@ TABLE = {
     "count_project": "integer_linear.count_project",
     "count_project_q4": "four_bit_linear.product_of_four_bits",
     "count_project_ternary": "ternary_linear.product_of_ternary",
+    "count_conv": "conv_events.count_conv",
+    "frame_run": "frames.run_frames",
     "event_linear": "integer_linear.event_linear",
     "input_major": "integer_linear.input_major",
     "exact_unary": "deterministic.unary",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsnn_core import Exporter, bundle
-from fastsnn_integer.quantization import Quant, not_batch_invariant, quantise
+from fastsnn_integer.quantization import Quant, no_integer_form, not_batch_invariant, quantise
 
 LOG = logging.getLogger("fastsnn")
 
@@ -24,8 +24,10 @@ class IntegerExporter(Exporter):
     def unsupported(self, model: Any) -> list[str]:
         """Reasons why `model` has no integer form."""
         spec = getattr(model, "spec", None)
+        if callable(own := getattr(model, "not_quantisable", None)):
+            return list(own(self.quant()))
         if spec is None or not hasattr(spec, "quant"):
-            return [f"{getattr(spec, 'name', type(model).__name__)} has no integer form; the decoder has one"]
+            return [no_integer_form(model)]
         if spec.quant is None:
             return []
         return [f"its weights {'are INT8' if spec.quant.bits == 8 else f'have {spec.quant.bits} bits'} already"]
@@ -33,7 +35,7 @@ class IntegerExporter(Exporter):
     def export(self, model: Any, path: Any) -> Path:
         """Quantise a copy of `model` and write its bundle; a warning names parts whose bits depend on the batch."""
         new = self.expected(model)
-        if loose := not_batch_invariant(new):
+        if hasattr(new.spec, "quant") and (loose := not_batch_invariant(new)):
             parts = ", ".join(loose)
             LOG.warning(
                 "%s: logits may depend on the batch, since these parts have no exact form: %s", self.name, parts

@@ -142,6 +142,8 @@ class Int8Weights(nn.Module):
 class QuantLinear(Int8Weights):
     """A linear layer on counts with INT8 weights: ``SpikeTensor (or numbers) […, in] -> numbers […, out]``."""
 
+    reads_spikes = True
+
     def __init__(self, linear: nn.Linear, group: int = 0) -> None:
         super().__init__()
         self.in_features, self.out_features, self.group = linear.in_features, linear.out_features, group
@@ -356,15 +358,25 @@ def not_batch_invariant(model: nn.Module) -> list[str]:
     ]
 
 
+def no_integer_form(model: Any) -> str:
+    """The error for a model that has none."""
+    name = getattr(getattr(model, "spec", None), "name", type(model).__name__)
+    return f"{name} has no integer form; decoder, sequential and graph have one"
+
+
 def quantise(model: nn.Module, quant: Quant | None = None) -> nn.Module:
-    """A copy of a float model in integer arithmetic; its spec must have a field `quant` (the decoder has).
+    """A copy of a float model in integer arithmetic; its spec must have a field `quant` (the decoder has), or the model
+    a method ``quantised(quant)`` of its own.
 
     Wrappers are taken off; forward hooks that change what is computed, which the copy would not have, are refused.
     """
     model = bundle_checks.unwrapped(model)
     spec: Any = getattr(model, "spec", None)
+    if callable(own := getattr(model, "quantised", None)):
+        own_form: nn.Module = own(quant or Quant())
+        return own_form
     if spec is None or not hasattr(spec, "quant"):
-        raise FastSNNError(f"{getattr(spec, 'name', type(model).__name__)} has no integer form; the decoder has one")
+        raise FastSNNError(no_integer_form(model))
     if spec.quant is not None:
         raise FastSNNError("this model is in integer arithmetic already")
     bundle_checks.refuse_forward_hooks(model)

@@ -6,7 +6,7 @@ import keyword
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 
 from fastsnn_core import Model, hookimpl, param
@@ -15,6 +15,7 @@ from fastsnn_events.runtime import Switchable
 from fastsnn_model_graph.steps import Network, Ref, Step, refs
 from fastsnn_model_graph.text import DTYPES, CallError, arguments, parse_call
 from fastsnn_model_sequential import Layer, fit_thresholds
+from fastsnn_model_sequential.quantised import IntegerForm, layer_in_int8
 from fastsnn_modules.torch_calls import TorchCalls
 
 __version__ = "0.1.0"
@@ -111,6 +112,11 @@ class Graph(Model):
         if unknown := [ref.name for ref in refs(arguments(self.output)) if ref.name not in known]:
             raise FastSNNError(f"output {unknown[0]!r} is no node")
 
+    def promises(self, flag: str) -> bool:
+        """INT8 weights have no gradient."""
+        whole = any(node.layer is not None and node.layer.bits for node in self.nodes)
+        return super().promises(flag) and not (flag == "differentiable" and whole)
+
     def steps(self) -> list[Step]:
         """Inputs and nodes as what is run."""
         return [Step(i.name, "input") for i in self.inputs] + [node.step() for node in self.nodes]
@@ -131,7 +137,7 @@ class Graph(Model):
         return found[0] if len(found) == 1 else tuple(found)
 
 
-class GraphModule(TorchCalls, Switchable, Network):
+class GraphModule(IntegerForm, TorchCalls, Switchable, Network):
     """The network of a `Graph`."""
 
     def __init__(self, spec: Graph) -> None:
@@ -155,6 +161,15 @@ class GraphModule(TorchCalls, Switchable, Network):
 
         found: GraphModule = fold_norms_of_graph(self)
         return found
+
+    def with_int8(self, chosen: set[str]) -> Graph:
+        """The spec with INT8 weights in the layers of these names."""
+        nodes = []
+        for node in self.spec.nodes:
+            module = self.held(node.place) if node.layer is not None else None
+            layer: Any = layer_in_int8(node.layer, module, f"net.{node.place}", chosen) if module else node.layer
+            nodes.append(evolve(node, layer=layer))
+        return evolve(self.spec, nodes=tuple(nodes))
 
 
 @hookimpl

@@ -16,6 +16,8 @@ from fastsnn_core.moved import renamed
 from fastsnn_events.runtime import Switchable
 from fastsnn_model_sequential.describe import describe
 from fastsnn_model_sequential.layer import Layer
+from fastsnn_model_sequential.pieces import open_for_pieces, run_piece
+from fastsnn_model_sequential.quantised import IntegerForm, spec_in_int8
 from fastsnn_modules.shown import model_html
 from fastsnn_modules.torch_calls import TorchCalls
 
@@ -54,6 +56,10 @@ class Sequential(Model):
     def __attrs_post_init__(self) -> None:
         self.shapes()
 
+    def promises(self, flag: str) -> bool:
+        """INT8 weights have no gradient."""
+        return super().promises(flag) and not (flag == "differentiable" and any(layer.bits for layer in self.layers))
+
     def shapes(self) -> list[tuple[int, ...]]:
         """Shape of one sample in front of each layer, and behind the last."""
         found = [self.input]
@@ -76,7 +82,7 @@ class Sequential(Model):
         return torch.rand(batch, *self.input, generator=generator)
 
 
-class SequentialModule(TorchCalls, Switchable, nn.Module):
+class SequentialModule(IntegerForm, TorchCalls, Switchable, nn.Module):
     """The network of a `Sequential`."""
 
     def __init__(self, spec: Sequential) -> None:
@@ -92,8 +98,13 @@ class SequentialModule(TorchCalls, Switchable, nn.Module):
 
     def body(self, x: Any) -> Any:
         """The layers, one after the other, over ``[N, …]``."""
-        for layer in self.layers:
-            x = layer(fed(layer, x))
+        stream, at = open_for_pieces(self), 0
+        while at < len(self.layers):
+            if stream is not None and (found := run_piece(self, at, x, stream)) is not None:
+                x, at = found
+                continue
+            layer = self.layers[at]
+            x, at = layer(fed(layer, x)), at + 1
         return x
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None, return_state: bool = False) -> Any:
@@ -117,6 +128,10 @@ class SequentialModule(TorchCalls, Switchable, nn.Module):
         from fastsnn_model_sequential.folding import fold_batch_norms
 
         return fold_batch_norms(self)
+
+    def with_int8(self, chosen: set[str]) -> Any:
+        """The spec with INT8 weights in the layers of these names."""
+        return spec_in_int8(self, chosen)
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ from torch import nn
 from fastsnn_conversion import spike_layers
 from fastsnn_conversion.time_folding import TimeFoldedSite
 from fastsnn_core import Model
+from fastsnn_integer.quant_conv import QuantConv
+from fastsnn_integer.quantization import QuantLinear
 from fastsnn_model_sequential.blocks import ResidualBlock, SpikingAttention
 from fastsnn_model_sequential.layer import Layer
 from fastsnn_model_sequential.modules import (
@@ -63,6 +65,15 @@ def describe(module: Any) -> Layer | None:
         return Layer(op=PLAIN[kind])
     if kind in CONVS:
         return convolution(module, CONVS[kind])
+    if kind is QuantConv:
+        return Layer(
+            op=f"conv{module.dims}d", features=module.in_channels, size=module.out_channels, kernel=module.kernel_size,
+            stride=module.stride, padding=module.padding, dilation=module.dilation, groups=module.groups,
+            bias=module.bias is not None, bits=8,
+        )  # fmt: skip
+    if kind is QuantLinear and not module.group:
+        width, bias = module.out_features, module.bias is not None
+        return Layer(op="linear", features=module.in_features, size=width, bias=bias, bits=8)
     found: Layer | None = None
     if kind is nn.Linear:
         found = Layer(op="linear", features=module.in_features, size=module.out_features, bias=module.bias is not None)

@@ -33,6 +33,7 @@ class Layer:
         None, choices=(None, "zeros", "reflect", "replicate", "circular"), doc="what a convolution pads with"
     )
     bias: bool | None = param(None, doc="add a bias")
+    bits: int | None = param(None, choices=(None, 8), doc="of a weight: 8 for INT8 on counts; left out, floats")
     affine: bool | None = param(None, doc="learnt scale (and shift) of a norm")
     eps: float | None = param(None, gt=0.0, doc="of a norm")
     momentum: float | None = param(None, ge=0.0, le=1.0, doc="of a batch norm's running statistics")

@@ -79,13 +79,27 @@ def widened(v: Any, shape: Shape) -> Shape:
     return (v.size, *((n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, o, d in rows))
 
 
+def in_bits(layer: nn.Module, bits: int | None) -> nn.Module:
+    """The layer, or its form with INT8 weights on counts (`fastsnn_integer.quant_conv`)."""
+    if bits is None:
+        return layer
+    from fastsnn_integer.quant_conv import int8_layer
+
+    found: nn.Module = int8_layer(layer)
+    return found
+
+
 def convolution_kind(cls: type[nn.Module], dims: int) -> Op:
     """nn.Conv1d, nn.Conv2d."""
     takes = {"size": NEEDED, "kernel": NEEDED, "stride": (1,), "padding": (0,), "dilation": (1,)}
 
     def build(v: Any) -> nn.Module:
-        return cls(v.features, v.size, v.kernel, v.stride, v.padding, v.dilation, v.groups, v.bias, v.padding_mode)
+        float_layer = cls(
+            v.features, v.size, v.kernel, v.stride, v.padding, v.dilation, v.groups, v.bias, v.padding_mode
+        )
+        return in_bits(float_layer, getattr(v, "bits", None))
 
+    takes |= {"bits": None} if dims < 3 else {}
     return Op(
         takes | {"groups": 1, "bias": True, "padding_mode": "zeros", "features": None},
         build,
@@ -190,8 +204,8 @@ def joined_shape(v: Any, shape: Shape) -> Shape:
 NORM = {"eps": 1e-5, "affine": True, "features": None}
 OPS: dict[str, Op] = {
     "linear": Op(
-        {"size": NEEDED, "bias": True, "features": None},
-        lambda v: nn.Linear(v.features, v.size, v.bias),
+        {"size": NEEDED, "bias": True, "features": None, "bits": None},
+        lambda v: in_bits(nn.Linear(v.features, v.size, v.bias), v.bits),
         lambda v, s: (*s[:-1], v.size),
         last_axis_size,
     ),

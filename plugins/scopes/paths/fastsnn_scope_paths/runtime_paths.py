@@ -19,6 +19,7 @@ from fastsnn_core.moved import renamed
 from fastsnn_core.ops.dispatch import reasons
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_integer.four_bits import FourBits
+from fastsnn_integer.quant_conv import QuantConv
 from fastsnn_integer.quantization import QuantEmbedding, QuantLinear, RowLinear
 from fastsnn_integer.ternary import PackedTernary
 
@@ -59,7 +60,7 @@ def ways(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[list[Way], Any]:
         return hook
 
     for name, module in model.named_modules():
-        if isinstance(module, (*DENSE, QuantLinear, QuantEmbedding, FourBits, PackedTernary)):
+        if isinstance(module, (*DENSE, QuantLinear, QuantConv, QuantEmbedding, FourBits, PackedTernary)):
             handles.append(module.register_forward_hook(watch(name)))
     try:
         return found, model(*args, **kwargs)
@@ -77,6 +78,10 @@ def way(name: str, module: Any, x: SpikeTensor | Tensor) -> Way:
     active = float((values != 0).double().mean()) if values.numel() else 0.0
     rows = math.prod(values.shape[:-1]) if isinstance(module, nn.Linear) or not isinstance(module, DENSE) else 0
     out = sizes[1] or module.out_channels
+    if isinstance(module, QuantConv):
+        why = reasons().get("count_conv", "") if module.path != "naive" else "no compiled kernel takes count_conv here"
+        why += "" if spikes is not None else "; numbers come in, which become counts of 8 bits"
+        return Way(name, module.in_channels, out, len(values), active, module.path, why)
     if isinstance(module, FourBits):
         why = f"4-bit weights: rows of inputs that spiked, scaled per {module.group} of them"
         return Way(name, width, out, rows, active, module.path, why)

@@ -41,6 +41,11 @@ def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise FastSNNError("the model has no parameter that requires a gradient; nothing can be trained")
+    integers = [name for name, buffer in model.named_buffers() if buffer.dtype == torch.int8]
+    if integers:
+        raise FastSNNError(
+            f"{integers[0]} is INT8, which has no gradient: train the float bundle that this model was made of"
+        )
     for name, p in model.named_parameters():
         if p.is_meta:
             raise FastSNNError(f"{name} is on the meta device: it has a shape but no values; load the weights first")

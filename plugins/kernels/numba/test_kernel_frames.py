@@ -1,0 +1,128 @@
+"""A stream of frames in one call: the definition's bits for any stages, densities and memory; busy frames are left."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastsnn_core.ops.dispatch import path_of, reasons
+from fastsnn_events.count_conv import Window, event_major
+from fastsnn_events.linear import input_major
+from fastsnn_integer.frames import (
+    FRAME_RUN,
+    ConvStage,
+    FramePlan,
+    LinearStage,
+    NeuronStage,
+    PoolStage,
+    frame_run_naive,
+)
+from fastsnn_kernel_numba import frames, numba_runtime
+from fastsnn_leaky.scan import LifRule
+from fastsnn_modules.operands import OperandError
+
+quick = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+RULES = [
+    LifRule(0.5, 0.0, 1.0, True),
+    LifRule(0.9, 0.0, 1.0, True, True),
+    LifRule(1.0, -3.0, 4.0),
+    LifRule(0.7, 0.0, 200.0, False, True),
+]
+
+
+@st.composite
+def runs(draw):
+    """Frames, states and a plan."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    shape = draw(st.sampled_from([(1, 1, 1), (3, 5, 4), (4, 1, 9), (6, 8, 8), (2, 3, 7)]))
+    stages = []
+
+    def codes(*size):
+        return torch.randint(-128, 128, size, generator=generator).to(torch.int8)
+
+    def numbers(n):
+        return 0.02 * torch.rand(n, generator=generator) + 0.001
+
+    now = shape
+    for _ in range(draw(st.integers(1, 3))):
+        stages.append(NeuronStage(draw(st.sampled_from(RULES)), 0.8, draw(st.sampled_from([1.0, 0.5]))))
+        if draw(st.booleans()) and min(now[1:]) > 1:
+            stages.append(
+                PoolStage((2, 2), draw(st.sampled_from([(2, 2), (1, 2)])), draw(st.sampled_from([(0, 0), (1, 1)])))
+            )
+            now = FramePlan(tuple(stages), shape).shapes[-1]
+        outputs, bias = draw(st.sampled_from([1, 2, 17])), draw(st.booleans())
+        if draw(st.booleans()) and now != (now[0], 1, 1):
+            groups = draw(st.sampled_from([1, 1, now[0]]))
+            size = (min(2, now[1]), min(3, now[2]))
+            pairs = [(draw(st.integers(1, 2)), draw(st.integers(1, 2))) for _ in range(2)]
+            window = Window(pairs[0], (draw(st.integers(0, 2)), 2), pairs[1], groups)
+            if min(window.sizes(now[1:], size)) > 0:
+                w = event_major(codes(outputs * groups, now[0] // groups, *size))
+                stages.append(ConvStage(w, numbers(len(w)), numbers(len(w)) if bias else None, window))
+                now = FramePlan(tuple(stages), shape).shapes[-1]
+                continue
+        w = input_major(codes(outputs, math.prod(now)))
+        stages.append(LinearStage(w, numbers(outputs), numbers(outputs) if bias else None))
+        now = (outputs, 1, 1)
+    plan = FramePlan(tuple(stages), shape)
+    x = torch.randn(draw(st.integers(0, 3)), *shape, generator=generator) * draw(st.sampled_from([0.0, 0.5, 1.0, 9.0]))
+    return x, tuple(torch.randn(n, generator=generator) for n in plan.widths), plan
+
+
+@quick
+@given(case=runs())
+def test_frames_are_the_definition(case):
+    for array in vars(numba_runtime._kept).values():
+        array.view("u1").fill(0xFF)
+    kept = [v.clone() for v in (case[0], *case[1])]
+    found, wanted = frames.run_frames(*case), frame_run_naive(*case)
+    assert torch.equal(found[0], wanted[0])
+    assert all(torch.equal(a, b) for a, b in zip(found[1], wanted[1], strict=True))
+    assert found[2] == wanted[2]
+    assert all(torch.equal(a, b) for a, b in zip(kept, (case[0], *case[1])))
+
+
+def plain(rule=RULES[0], size=40):
+    weight = event_major(torch.ones(64, 8, 3, 3).to(torch.int8))
+    stages = (NeuronStage(rule, 1.0), ConvStage(weight, torch.ones(64), None, Window()))
+    return FramePlan(stages, (8, size, size))
+
+
+def test_busy_frames_are_left_to_the_layers_for_a_while(monkeypatch):
+    monkeypatch.setattr(frames, "conv_break_even", lambda *_: 0.3)
+    plan, states = plain(), (torch.zeros(8 * 1600),)
+    quiet, loud = torch.zeros(1, 8, 40, 40), torch.full((1, 8, 40, 40), 2.0)
+    quiet[0, 0] = 2.0
+    for _ in range(2):
+        found = frames.run_frames(quiet, states, plan)
+        assert found[2] == (0.125,)
+        assert path_of("frame_run") == "numba: events"
+        assert "12.5%" in reasons()["frame_run"]
+    assert frames.run_frames(loud, states, plan)[2] == (1.0,)
+    assert [frames.run_frames(quiet, states, plan) for _ in range(frames.REST)] == [NotImplemented] * frames.REST
+    assert frames.run_frames(quiet, states, plan)[2] == (0.125,)
+
+
+def test_what_is_not_taken_and_what_does_not_fit():
+    odd, states = torch.zeros(1, 8, 40, 40), (torch.zeros(8 * 1600),)
+    odd[0, 1, 2, 3] = float("nan")
+    assert frames.run_frames(odd, states, plain()) is NotImplemented
+    assert frames.run_frames(torch.zeros(1, 8, 40, 40), states, plain(LifRule(0.5, -1e9, 1e9))) is NotImplemented
+    neuron, layer = plain().stages
+    bad = (
+        ((layer,), "first stage"), ((neuron, layer, layer), "no neuron has counted"),
+        ((neuron, ConvStage(layer.weight, layer.scale[:3], None, Window())), "scale"),
+        ((neuron, PoolStage((50, 1), (1, 1))), "leaves nothing"),
+        ((neuron, LinearStage(torch.zeros(2, 3, dtype=torch.int8), torch.ones(2), None)), "weight"),
+    )  # fmt: skip
+    for stages, says in bad:
+        with pytest.raises(OperandError, match=says):
+            FramePlan(stages, (8, 40, 40))
+    for x, left in ((odd[:, :7], states), (odd.double(), states), (odd, ()), (odd, (states[0][1:],))):
+        with pytest.raises(OperandError):
+            FRAME_RUN("cpu", x, left, plain())
