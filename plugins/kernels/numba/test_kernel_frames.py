@@ -20,6 +20,7 @@ from fastsnn_integer.frames import (
     NeuronStage,
     PoolStage,
     frame_run_naive,
+    shape_after,
 )
 from fastsnn_kernel_numba import frames, numba_runtime
 from fastsnn_leaky.scan import LifRule
@@ -47,7 +48,9 @@ def runs(draw):
     def numbers(n):
         return 0.02 * torch.rand(n, generator=generator) + 0.001
 
-    now = shape
+    if draw(st.booleans()) and min(shape[1:]) > 1:
+        stages.append(PoolStage((2, 2), draw(st.sampled_from([(2, 2), (1, 1)]))))
+    now = shape_after(stages[0], shape) if stages else shape
     for _ in range(draw(st.integers(1, 3))):
         stages.append(NeuronStage(draw(st.sampled_from(RULES)), 0.8, draw(st.sampled_from([1.0, 0.5]))))
         if draw(st.booleans()) and min(now[1:]) > 1:
@@ -70,8 +73,10 @@ def runs(draw):
         stages.append(LinearStage(w, numbers(outputs), numbers(outputs) if bias else None))
         now = (outputs, 1, 1)
     plan = FramePlan(tuple(stages), shape)
-    x = torch.randn(draw(st.integers(0, 3)), *shape, generator=generator) * draw(st.sampled_from([0.0, 0.5, 1.0, 9.0]))
-    return x, tuple(torch.randn(n, generator=generator) for n in plan.widths), plan
+    steps = draw(st.integers(0, 3))
+    frames_given = draw(st.sampled_from([1, steps]))
+    x = torch.randn(frames_given, *shape, generator=generator) * draw(st.sampled_from([0.0, 0.5, 1.0, 9.0]))
+    return x, tuple(torch.randn(n, generator=generator) for n in plan.widths), plan, steps
 
 
 @quick
@@ -99,23 +104,23 @@ def test_busy_frames_are_left_to_the_layers_for_a_while(monkeypatch):
     quiet, loud = torch.zeros(1, 8, 40, 40), torch.full((1, 8, 40, 40), 2.0)
     quiet[0, 0] = 2.0
     for _ in range(2):
-        found = frames.run_frames(quiet, states, plan)
+        found = frames.run_frames(quiet, states, plan, 1)
         assert found[2] == (0.125,)
         assert path_of("frame_run") == "numba: events"
         assert "12.5%" in reasons()["frame_run"]
-    assert frames.run_frames(loud, states, plan)[2] == (1.0,)
-    assert [frames.run_frames(quiet, states, plan) for _ in range(frames.REST)] == [NotImplemented] * frames.REST
-    assert frames.run_frames(quiet, states, plan)[2] == (0.125,)
+    assert frames.run_frames(loud, states, plan, 1)[2] == (1.0,)
+    assert [frames.run_frames(quiet, states, plan, 1) for _ in range(frames.REST)] == [NotImplemented] * frames.REST
+    assert frames.run_frames(quiet, states, plan, 1)[2] == (0.125,)
 
 
 def test_what_is_not_taken_and_what_does_not_fit():
     odd, states = torch.zeros(1, 8, 40, 40), (torch.zeros(8 * 1600),)
     odd[0, 1, 2, 3] = float("nan")
-    assert frames.run_frames(odd, states, plain()) is NotImplemented
-    assert frames.run_frames(torch.zeros(1, 8, 40, 40), states, plain(LifRule(0.5, -1e9, 1e9))) is NotImplemented
+    assert frames.run_frames(odd, states, plain(), 1) is NotImplemented
+    assert frames.run_frames(torch.zeros(1, 8, 40, 40), states, plain(LifRule(0.5, -1e9, 1e9)), 1) is NotImplemented
     neuron, layer = plain().stages
     bad = (
-        ((layer,), "first stage"), ((neuron, layer, layer), "no neuron has counted"),
+        ((layer,), "no stage is a neuron"), ((neuron, layer, layer), "no neuron has counted"),
         ((neuron, ConvStage(layer.weight, layer.scale[:3], None, Window())), "scale"),
         ((neuron, PoolStage((50, 1), (1, 1))), "leaves nothing"),
         ((neuron, LinearStage(torch.zeros(2, 3, dtype=torch.int8), torch.ones(2), None)), "weight"),
@@ -125,4 +130,4 @@ def test_what_is_not_taken_and_what_does_not_fit():
             FramePlan(stages, (8, 40, 40))
     for x, left in ((odd[:, :7], states), (odd.double(), states), (odd, ()), (odd, (states[0][1:],))):
         with pytest.raises(OperandError):
-            FRAME_RUN("cpu", x, left, plain())
+            FRAME_RUN("cpu", x, left, plain(), 1)

@@ -518,3 +518,19 @@ def test_pieces_stand_back_for_gradients_resets_batches_and_hooks(monkeypatch):
         small.eval()
     assert torch.equal(small(x), wanted)
     assert not seen
+
+
+@torch.no_grad()
+def test_a_pool_in_front_of_time_is_taken_once_in_the_piece(monkeypatch):
+    layers = ({"op": "max_pool", "kernel": (2,)}, {"op": "identity"}, {"op": "repeat", "steps": 3}, *PLAIN)
+    small, x = quantise(spiking(layers, (4, 14, 12))), 2 * torch.rand(2, 4, 14, 12)
+    with use("naive"):
+        wanted, ends = small(x, return_state=True)
+        later = small(torch.stack([x, x], 1), ends)
+    seen = frame_calls(monkeypatch)
+    for i in range(2):
+        found, state = small(x[i : i + 1], return_state=True)
+        assert torch.equal(found, wanted[i : i + 1])
+        assert all(torch.equal(state[key], ends[key][i : i + 1]) for key in ends)
+        assert torch.equal(small(torch.stack([x, x], 1)[i : i + 1], state), later[i : i + 1])  # with a time of its own
+    assert seen == [True] * 4

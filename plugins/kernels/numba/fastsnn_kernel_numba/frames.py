@@ -22,6 +22,7 @@ from fastsnn_kernel_numba.array_views import view
 from fastsnn_kernel_numba.conv_events import WORTH, _add_weights, conv_break_even, largest_row_sum
 from fastsnn_kernel_numba.layout import FLOAT, INT8
 from fastsnn_kernel_numba.lif_scan import LifConstants, _fire
+from fastsnn_kernel_numba.max_pool import _pool_pair
 from fastsnn_kernel_numba.numba_runtime import compile, flat, scratch
 from fastsnn_modules.operands import guarded
 
@@ -117,10 +118,17 @@ def _scale_frame(sums, high, wide, tall, scale, v, bias, out, to):  # type: igno
 
 
 @compile
-def _pool_frame(x, at, sc, sp, row, out, to, oc, op):  # type: ignore[no-untyped-def]
+def _pool_frame(x, at, sc, sp, row, out, to, oc, op, place):  # type: ignore[no-untyped-def]
     channels, height, width, high, wide = row[1], row[2], row[3], row[5], row[6]
     rows, columns, sy, sx = row[ROWS], row[ROWS + 1], row[ROWS + 2], row[ROWS + 3]
     ay, ax, dy, dx = row[ROWS + 4], row[ROWS + 5], row[ROWS + 6], row[ROWS + 7]
+    pairs = rows == 2 and columns == 2 and sy == 2 and sx == 2 and ay == 0 and ax == 0 and dy == 1 and dx == 1
+    if pairs and sp == 1 and op == 1:  # planes: as `max_pool` does it
+        for c in range(channels):
+            for y in range(high):
+                line = U(at + c * sc + 2 * y * width)
+                _pool_pair(x, line, line + U(width), out, place, U(to + c * oc + y * wide), U(wide))
+        return
     for y in range(high):
         for z in range(wide):
             o = to + (y * wide + z) * op
@@ -154,7 +162,7 @@ def _turn(x, at, y, to, channels, places, sc, sp, oc, op):  # type: ignore[no-un
 
 
 @compile
-def _run_frames(x, steps, table, numbers, given, left, arena, narrow, broad, events_of, out):  # type: ignore[no-untyped-def]
+def _run_frames(x, given_steps, steps, table, numbers, given, left, arena, narrow, broad, place, events_of, out):  # type: ignore[no-untyped-def]
     """Returns whether every count was a number."""
     at = 0
     for s in range(len(table)):
@@ -168,14 +176,17 @@ def _run_frames(x, steps, table, numbers, given, left, arena, narrow, broad, eve
             weight = view(row[WEIGHT], rows * row[4], INT8)
             numbers[s, 1] = largest_row_sum(weight, rows, row[4], broad) * numbers[s, 2] < 32768
     for t in range(steps):
-        at = 0
+        at, counted = 0, False
         for s in range(len(table)):
             row = table[s]
             channels, places, tall = row[1], row[2] * row[3], row[4]
             sc, sp, oc, op = row[STRIDES], row[STRIDES + 1], row[STRIDES + 2], row[STRIDES + 3]
             source, begin, to = arena, row[FROM], row[TO]
             if s == 0:
-                source, begin = x, t * channels * places
+                source, begin = x, min(t, given_steps - 1) * channels * places
+            counted |= row[KIND] == NEURON
+            if not counted and t >= given_steps:
+                continue  # the frame that was given is shown again
             if row[KIND] == NEURON:
                 k = numbers[s]
                 one = F(1)
@@ -188,7 +199,7 @@ def _run_frames(x, steps, table, numbers, given, left, arena, narrow, broad, eve
                     return False
                 at += channels * places
             elif row[KIND] == POOL:
-                _pool_frame(source, begin, sc, sp, row, arena, to, oc, op)
+                _pool_frame(source, begin, sc, sp, row, arena, to, oc, op, place)
             else:
                 high, wide, v = row[5], row[6], numbers[s, 0]
                 scale = view(row[SCALE], tall, FLOAT)
@@ -286,7 +297,7 @@ _programs: WeakKeyDictionary[FramePlan, _Program] = WeakKeyDictionary()
 
 
 @guarded("frame_run")
-def run_frames(x: Tensor, states: tuple[Tensor, ...], plan: FramePlan) -> Any:
+def run_frames(x: Tensor, states: tuple[Tensor, ...], plan: FramePlan, steps: int) -> Any:
     """One thread; what it is not made for (unbounded counts, numbers that are none) is left to the layers."""
     program = _programs.get(plan)
     if program is None:
@@ -297,16 +308,16 @@ def run_frames(x: Tensor, states: tuple[Tensor, ...], plan: FramePlan) -> Any:
         program.rest -= 1
         return NotImplemented
     given = torch.cat(states) if len(states) != 1 else states[0].contiguous()
-    left, out = torch.empty_like(given), torch.empty(len(x), *program.out)
+    left, out = torch.empty_like(given), torch.empty(steps, *program.out)
     events = np.zeros(len(program.table), np.int64)
     good = _run_frames(
-        flat(x.contiguous()), len(x), program.table, program.numbers, flat(given), flat(left),
+        flat(x.contiguous()), len(x), steps, program.table, program.numbers, flat(given), flat(left),
         scratch("frames", program.size, np.float32), scratch("frames", program.sums, np.int16),
-        scratch("frames", program.sums, np.int32), events, flat(out),
+        scratch("frames", program.sums, np.int32), scratch("frames", program.size, np.uint8), events, flat(out),
     )  # fmt: skip
     if not good:
         return NotImplemented
-    shares = tuple(int(events[s]) / max(1, len(x) * math.prod(plan.shapes[s])) for s in program.layers)
+    shares = tuple(int(events[s]) / max(1, steps * math.prod(plan.shapes[s])) for s in program.layers)
     limits = program.break_even(plan)
     if any(share > limit for share, limit in zip(shares, limits)):
         program.rest = REST

@@ -6,8 +6,9 @@
     linear      the same over all numbers in the order [C, H, W]                    counts -> [O, 1, 1]
     pool        the maximum of each window                                          the same channels
 
-V is the θ of the neuron before. Shapes: x ``[T, C, H, W]`` float32, a state v ``[C·H·W]`` per neuron, in order; signals
-and vectors have sizes of 1. The twin runs the operators of the layers; sums are exact, so a kernel has the same bits.
+V is the θ of the neuron before. Shapes: x ``[T, C, H, W]`` float32, or one frame for all T steps; a state v ``[C·H·W]``
+per neuron, in order; signals and vectors have sizes of 1. The twin runs the operators of the layers; sums are exact, so
+a kernel has the same bits.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ class FramePlan:
 
     def __attrs_post_init__(self) -> None:
         found, widths, spikes = [self.shape], [], False
-        if not self.stages or not isinstance(self.stages[0], NeuronStage):
-            raise OperandError("frame_run: the first stage must be a neuron")
+        if not any(isinstance(stage, NeuronStage) for stage in self.stages):
+            raise OperandError("frame_run: no stage is a neuron")
         for stage in self.stages:
             c, h, w = found[-1]
             if isinstance(stage, NeuronStage):
@@ -131,10 +132,10 @@ class FramePlan:
 
 
 def frame_run_naive(
-    x: Tensor, states: tuple[Tensor, ...], plan: FramePlan
+    x: Tensor, states: tuple[Tensor, ...], plan: FramePlan, steps: int
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[float, ...]]:
     """The definition: ``(y [T, O, H', W'], states behind the last step, share of active inputs of each layer)``."""
-    left, rows, theta = list(states), x, torch.ones(1)
+    left, rows, theta = list(states), x if len(x) == steps else x.expand(steps, *x.shape[1:]), torch.ones(1)
     shares: list[float] = []
     neuron = 0
     for stage in plan.stages:
@@ -159,7 +160,7 @@ def frame_run_naive(
     return rows, tuple(left), tuple(shares)
 
 
-def check_frame_run(x: Tensor, states: tuple[Tensor, ...], plan: FramePlan) -> None:
+def check_frame_run(x: Tensor, states: tuple[Tensor, ...], plan: FramePlan, steps: int) -> None:
     """The operands of `frame_run_naive`; what is inside of the plan, it has looked at itself."""
     if not isinstance(plan, FramePlan):
         raise OperandTypeError(f"frame_run: plan must be a FramePlan, got {type(plan).__name__}")
@@ -170,6 +171,10 @@ def check_frame_run(x: Tensor, states: tuple[Tensor, ...], plan: FramePlan) -> N
             raise OperandTypeError(f"frame_run: {name} is on {t.device} and the weights on {plan.device}; move one")
     if tuple(x.shape[1:]) != plan.shape:
         raise OperandError(f"frame_run: x must be [T, {', '.join(map(str, plan.shape))}], got {list(x.shape)}")
+    if type(steps) is not int or steps < 0 or len(x) not in (1, steps):
+        raise OperandError(
+            f"frame_run: {steps!r} steps of {len(x)} frames; it takes one frame for each, or one for all"
+        )
     if tuple(tuple(v.shape) for v in states) != tuple((n,) for n in plan.widths):
         raise OperandError(
             f"frame_run: states must have {list(plan.widths)} numbers, got {[v.numel() for v in states]}"
@@ -203,7 +208,10 @@ def frame_run_samples() -> Iterator[tuple[Any, ...]]:
         x = torch.randn(3, 3, 9, 7, generator=draw) * height
         for steps, many in ((3, len(stages)), (1, 1), (3, 5), (0, 2)):
             plan = FramePlan(stages[:many], (3, 9, 7))
-            yield x[:steps], tuple(torch.randn(n, generator=draw) for n in plan.widths), plan
+            yield x[:steps], tuple(torch.randn(n, generator=draw) for n in plan.widths), plan, steps
+        plan = FramePlan((PoolStage((2, 2), (2, 2)), *stages[:2]), (3, 18, 15))
+        frame = torch.randn(1, 3, 18, 15, generator=draw) * height
+        yield frame, tuple(torch.randn(n, generator=draw) for n in plan.widths), plan, 3
 
 
 FRAME_RUN = Operator(

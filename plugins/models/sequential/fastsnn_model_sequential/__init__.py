@@ -98,12 +98,12 @@ class SequentialModule(IntegerForm, TorchCalls, Switchable, nn.Module):
 
     def body(self, x: Any) -> Any:
         """The layers, one after the other, over ``[N, …]``."""
-        stream, at = open_for_pieces(self), 0
-        while at < len(self.layers):
-            if stream is not None and (found := run_piece(self, at, x, stream)) is not None:
+        stream, at, layers = open_for_pieces(self), 0, tuple(self.layers)
+        while at < len(layers):
+            if stream is not None and (found := run_piece(self, layers, at, x, stream)) is not None:
                 x, at = found
                 continue
-            layer = self.layers[at]
+            layer = layers[at]
             x, at = layer(fed(layer, x)), at + 1
         return x
 

@@ -1,9 +1,10 @@
 """Pieces of a network that run as one: from a leaky neuron on, through INT8 layers, for one stream without gradients.
 
-A piece begins at a ``spikes`` layer whose neuron is the leaky one of `fastsnn_leaky` with one threshold, and goes on
-through INT8 layers, max pools, flattenings, other such neurons and what does nothing in evaluation, up to the last
-numbers. `fastsnn_integer.frames` has its equation; the bits are those of the layers one by one, which run wherever a
-condition fails: in training, with gradients, more than one stream, resets, hooks that watch, a strict coding.
+A piece begins at a ``spikes`` layer whose neuron is the leaky one of `fastsnn_leaky` with one threshold, or at a max
+pool in front of one (a ``repeat`` may stand between: the pool is taken once), and goes on through INT8 layers, max
+pools, flattenings, other such neurons and what does nothing in evaluation, up to the last numbers.
+`fastsnn_integer.frames` has its equation; the bits are those of the layers one by one, which run wherever a condition
+fails: in training, with gradients, more than one stream, resets, hooks that watch, a strict coding.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from fastsnn_integer.quant_conv import QuantConv
 from fastsnn_integer.quantization import QuantLinear
 from fastsnn_leaky.neurons import Leaky
 from fastsnn_leaky.scan import LifRule
+from fastsnn_model_sequential.modules import TimeBegins
 from fastsnn_modules.operands import OperandError
 
 NOTHING = (nn.Identity, Dropout, Flatten)  # in evaluation, but for the shape
@@ -47,6 +49,7 @@ class Piece:
     watched: list[nn.Module]
     plan: FramePlan
     shape: tuple[int, ...]
+    begins: TimeBegins | None  # where a sample without time is shown for its steps
 
 
 _pieces: WeakKeyDictionary[nn.Module, dict[int, tuple[Any, Piece | None]]] = WeakKeyDictionary()
@@ -64,12 +67,12 @@ def open_for_pieces(network: Any) -> TimeFoldedPass | None:
     return stream if FRAME_RUN.pick("cpu")[0] != "naive" else None
 
 
-def run_piece(network: Any, at: int, x: Any, stream: TimeFoldedPass) -> tuple[Any, int] | None:
+def run_piece(network: Any, layers: tuple[Any, ...], at: int, x: Any, stream: TimeFoldedPass) -> Any:
     """``(what comes out, the layer behind)`` of the piece that begins with layer `at`; None where none does."""
     if type(x) is not Tensor or x.dtype != torch.float32 or x.device.type != "cpu":
         return None
-    piece = piece_at(network, at)
-    if piece is None or any(busy(m) for m in piece.watched):
+    piece = piece_at(network, layers, at)
+    if piece is None or (piece.begins is not None and stream.pooled) or any(map(busy, piece.watched)):
         return None
     states = []
     for site, width in zip(piece.sites, piece.plan.widths):
@@ -84,13 +87,16 @@ def run_piece(network: Any, at: int, x: Any, stream: TimeFoldedPass) -> tuple[An
         elif type(old) is not Tensor or old.shape != (1, width) or old.dtype != x.dtype or old.device != x.device:
             return None  # the neuron says what is wrong
         states.append(old.reshape(width))
-    found = FRAME_RUN.pick("cpu")[1](x.reshape(len(x), *piece.plan.shape), tuple(states), piece.plan)
+    steps = len(x) if piece.begins is None or stream.timed else piece.begins.steps
+    found = FRAME_RUN.pick("cpu")[1](x.reshape(len(x), *piece.plan.shape), tuple(states), piece.plan, steps)
     if found is NotImplemented:
         return None
+    if piece.begins is not None and not stream.timed:
+        stream.begin(steps)
     y, left, _ = found
     for site, v in zip(piece.sites, left):
         stream.new[site.label] = v[None]
-    return y.reshape(len(x), *piece.shape), piece.end
+    return y.reshape(steps, *piece.shape), piece.end
 
 
 def busy(module: nn.Module) -> bool:
@@ -103,12 +109,13 @@ def hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def piece_at(network: Any, at: int) -> Piece | None:
+def piece_at(network: Any, layers: tuple[Any, ...], at: int) -> Piece | None:
     """The piece that begins with this layer, made anew where any of its modules or constants is another one."""
-    known = _pieces.setdefault(network, {})
-    layers = network.layers
-    if type(layers[at]) is not TimeFoldedSite:
+    if type(layers[at]) not in (TimeFoldedSite, MaxPool):
         return None
+    known = _pieces.get(network)
+    if known is None:
+        known = _pieces[network] = {}
     found = known.get(at)
     if found is None or found[0] != constants_of(layers, at, found[1].end if found[1] else len(layers)):
         piece = made_piece(network, at)
@@ -118,7 +125,7 @@ def piece_at(network: Any, at: int) -> Piece | None:
 
 def constants_of(layers: Any, at: int, end: int) -> tuple[Any, ...]:
     """What a plan holds of these layers: modules by identity, tensors by place, numbers by value."""
-    return tuple(constant_of(layers[i]) for i in range(at, end))
+    return tuple(layer if type(layer) in NOTHING else constant_of(layer) for layer in layers[at:end])
 
 
 def constant_of(layer: Any) -> Any:
@@ -129,7 +136,17 @@ def constant_of(layer: Any) -> Any:
     if type(layer) is TimeFoldedSite:
         n = layer.neuron
         if type(n) is Leaky:
-            return layer, n, float(n.theta), n.beta, n.lo, n.hi, n.heaviside, n.hard, n.gain
+            return (
+                layer,
+                n,
+                n.theta.item() if n.theta.numel() == 1 else 0.0,
+                n.beta,
+                n.lo,
+                n.hi,
+                n.heaviside,
+                n.hard,
+                n.gain,
+            )
         return layer, n
     return layer
 
@@ -143,8 +160,12 @@ def made_piece(network: Any, at: int) -> Piece | None:
     stages: list[Stage] = []
     sites: list[TimeFoldedSite] = []
     end, kept, spikes = at, 0, False
+    begins: TimeBegins | None = None
     for i in range(at, len(layers)):
         layer: Any = layers[i]
+        if type(layer) is TimeBegins and layer.coder is None and not sites and begins is None:
+            begins = layer
+            continue
         stage = None if type(layer) in NOTHING else stage_of(layer, shapes[i], spikes)
         if stage is None and type(layer) not in NOTHING:
             break
@@ -165,7 +186,7 @@ def made_piece(network: Any, at: int) -> Piece | None:
     inside = list(layers[at:end])
     return Piece(
         end, sites[: len(plan.widths)], [*inside, *(s.neuron for s in inside if isinstance(s, TimeFoldedSite))],
-        plan, shapes[end],
+        plan, shapes[end], begins,
     )  # fmt: skip
 
 
