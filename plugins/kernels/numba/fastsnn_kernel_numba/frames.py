@@ -284,12 +284,10 @@ class _Program:
         """Share of active inputs of each layer from which it is faster dense; 1 for those that are small anyway."""
         if not self.limits:
             for s in self.layers:
-                stage, shape = plan.stages[s], plan.shapes[s]
-                worth = isinstance(stage, ConvStage) and math.prod(plan.shapes[s + 1][1:]) * stage.weight.numel()
-                dense = isinstance(stage, ConvStage) and worth >= WORTH
-                self.limits.append(
-                    conv_break_even(torch.zeros(1, *shape), stage.weight, stage.window) if dense else 1.0
-                )
+                stage, limit = plan.stages[s], 1.0
+                if isinstance(stage, ConvStage) and math.prod(plan.shapes[s + 1][1:]) * stage.weight.numel() >= WORTH:
+                    limit = conv_break_even(torch.zeros(1, *plan.shapes[s]), stage.weight, stage.window)
+                self.limits.append(limit)
         return self.limits
 
 
