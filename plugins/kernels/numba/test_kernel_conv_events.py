@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastsnn_core.ops.dispatch import path_of, reasons, use
-from fastsnn_events.count_conv import COUNT_CONV, Window, count_conv_naive, event_major
+from fastsnn_events.count_conv import COUNT_CONV, ConvWindow, count_conv_naive, event_major
 from fastsnn_kernel_numba import conv_events, numba_runtime
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -35,7 +35,7 @@ def convolutions(draw):
     weight = torch.randint(-128, 128, (groups * outside, inside, *size), generator=generator).to(torch.int8)
     scale = torch.rand(len(weight), generator=generator) + 0.01
     threshold = torch.rand(draw(st.sampled_from([1, shape[0]])), generator=generator) + 0.1
-    return counts, event_major(weight), scale, threshold, Window(stride, padding, dilation, groups)
+    return counts, event_major(weight), scale, threshold, ConvWindow(stride, padding, dilation, groups)
 
 
 def poison(patch, workers):
@@ -73,7 +73,7 @@ def drawn(share, most=1, kind=torch.float32):
     generator = torch.Generator().manual_seed(3)
     counts = (torch.rand(1, 16, 20, 20, generator=generator) < share) * most
     weight = torch.randint(-127, 128, (32, 16, 3, 3), generator=generator).to(torch.int8)
-    return counts.to(kind), event_major(weight), torch.ones(32), torch.ones(1), Window(padding=(1, 1))
+    return counts.to(kind), event_major(weight), torch.ones(32), torch.ones(1), ConvWindow(padding=(1, 1))
 
 
 def test_measured_density_chooses_and_says_so(monkeypatch):
@@ -92,7 +92,7 @@ def test_sums_as_large_as_16_24_and_32_bits_hold_and_one_more(monkeypatch):
     for most in (2**15 // (127 * 9) + 1, 2**24 // (127 * 9), 2**24 // (127 * 9) + 1, 2**31 // (127 * 9) + 1, 2**36):
         counts = torch.full((1, 1, 4, 4), float(most))
         weight = event_major(torch.full((2, 1, 3, 3), 127, dtype=torch.int8))
-        case = counts, weight, torch.ones(2), torch.ones(1), Window(padding=(1, 1))
+        case = counts, weight, torch.ones(2), torch.ones(1), ConvWindow(padding=(1, 1))
         assert torch.equal(COUNT_CONV("cpu", *case), count_conv_naive(*case)), most
     monkeypatch.setattr(conv_events, "conv_break_even", lambda *_: 0.0)  # dense
     assert torch.equal(COUNT_CONV("cpu", *case), count_conv_naive(*case))
@@ -116,14 +116,14 @@ def test_unusual_counts_are_left_to_the_definition():
     case = drawn(0.1)
     assert torch.equal(COUNT_CONV("cpu", case[0][:0], *case[1:]), torch.zeros(0, 32, 20, 20))
     for window, says in (
-        (Window(groups=3), "groups"),
-        (Window(stride=(0, 1)), "stride"),
-        (Window((1, 1), (0,)), "padd"),
+        (ConvWindow(groups=3), "groups"),
+        (ConvWindow(stride=(0, 1)), "stride"),
+        (ConvWindow((1, 1), (0,)), "padd"),
     ):
         with pytest.raises(ValueError, match=says):
             COUNT_CONV("cpu", *case[:4], window)
     with pytest.raises(ValueError, match="does not fit"):
-        COUNT_CONV("cpu", case[0][:, :, :1], *case[1:4], Window())
+        COUNT_CONV("cpu", case[0][:, :, :1], *case[1:4], ConvWindow())
 
 
 def test_a_convolution_that_is_no_sum_of_products_is_not_taken(monkeypatch):

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastsnn_core.ops.dispatch import path_of, reasons
-from fastsnn_events.count_conv import Window, event_major
+from fastsnn_events.count_conv import ConvWindow, event_major
 from fastsnn_events.linear import input_major
 from fastsnn_integer.frames import (
     FRAME_RUN,
@@ -63,7 +63,7 @@ def runs(draw):
             groups = draw(st.sampled_from([1, 1, now[0]]))
             size = (min(2, now[1]), min(3, now[2]))
             pairs = [(draw(st.integers(1, 2)), draw(st.integers(1, 2))) for _ in range(2)]
-            window = Window(pairs[0], (draw(st.integers(0, 2)), 2), pairs[1], groups)
+            window = ConvWindow(pairs[0], (draw(st.integers(0, 2)), 2), pairs[1], groups)
             if min(window.sizes(now[1:], size)) > 0:
                 w = event_major(codes(outputs * groups, now[0] // groups, *size))
                 stages.append(ConvStage(w, numbers(len(w)), numbers(len(w)) if bias else None, window))
@@ -94,7 +94,7 @@ def test_frames_are_the_definition(case):
 
 def plain(rule=RULES[0], size=40):
     weight = event_major(torch.ones(64, 8, 3, 3).to(torch.int8))
-    stages = (NeuronStage(rule, 1.0), ConvStage(weight, torch.ones(64), None, Window()))
+    stages = (NeuronStage(rule, 1.0), ConvStage(weight, torch.ones(64), None, ConvWindow()))
     return FramePlan(stages, (8, size, size))
 
 
@@ -121,7 +121,7 @@ def test_what_is_not_taken_and_what_does_not_fit():
     neuron, layer = plain().stages
     bad = (
         ((layer,), "no stage is a neuron"), ((neuron, layer, layer), "no neuron has counted"),
-        ((neuron, ConvStage(layer.weight, layer.scale[:3], None, Window())), "scale"),
+        ((neuron, ConvStage(layer.weight, layer.scale[:3], None, ConvWindow())), "scale"),
         ((neuron, PoolStage((50, 1), (1, 1))), "leaves nothing"),
         ((neuron, LinearStage(torch.zeros(2, 3, dtype=torch.int8), torch.ones(2), None)), "weight"),
     )  # fmt: skip

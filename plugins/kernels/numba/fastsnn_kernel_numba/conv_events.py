@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastsnn_core.ops.dispatch import record_path
-from fastsnn_events.count_conv import Window, count_conv_naive
+from fastsnn_events.count_conv import ConvWindow, count_conv_naive
 from fastsnn_events.linear import whole
 from fastsnn_kernel_numba.buffer_pool import empty
 from fastsnn_kernel_numba.integer_linear import dense_product
@@ -151,7 +151,7 @@ def _events(counts, images, shape, window, weight, scale, threshold, blocks, mem
 
 
 def conv_by_events(
-    counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor, window: Window, narrow: bool = False
+    counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor, window: ConvWindow, narrow: bool = False
 ) -> Tensor:
     """Float32 ``[N, O, H', W']`` of whole float32 counts whose sums fit 32 bits, or 16 (`narrow`); event-major."""
     n, channels, height, width = counts.shape
@@ -167,14 +167,14 @@ def conv_by_events(
     return out
 
 
-def conv_in_float32(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor, window: Window) -> Tensor:
+def conv_in_float32(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor, window: ConvWindow) -> Tensor:
     """The same where float32 holds every sum of magnitudes."""
     w = window
     out = F.conv2d(counts, weight.to(torch.float32), None, w.stride, w.padding, w.dilation, w.groups)
     return out.mul_(scale[:, None, None]).mul_(threshold[:, None, None, None])
 
 
-def conv_of_windows(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor, window: Window) -> Tensor:
+def conv_of_windows(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor, window: ConvWindow) -> Tensor:
     """The same of any whole counts: one exact integer product for each group of channels."""
     n, (high, wide) = len(counts), window.sizes(tuple(counts.shape[2:]), tuple(weight.shape[2:]))
     seen = F.unfold(counts, tuple(weight.shape[2:]), window.dilation, window.padding, window.stride)
@@ -189,7 +189,7 @@ def conv_of_windows(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Te
 
 
 @guarded("count_conv")
-def count_conv(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor, window: Window) -> Any:
+def count_conv(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor, window: ConvWindow) -> Any:
     """By events where few inputs spiked."""
     if scale.dtype != torch.float32 or threshold.dtype != torch.float32 or not counts.numel() or not len(weight):
         return NotImplemented
@@ -223,7 +223,7 @@ def count_conv(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor,
 _found: dict[tuple[Any, ...], Any] = {}
 
 
-def conv_break_even(counts: Tensor, weight: Tensor, window: Window) -> float:
+def conv_break_even(counts: Tensor, weight: Tensor, window: ConvWindow) -> float:
     """Share of active inputs from which the dense way is faster, for images and weights of these shapes."""
     image, size = tuple(counts.shape[1:]), tuple(weight.shape)
     places = math.prod(window.sizes(image[1:], size[2:]))
@@ -235,7 +235,7 @@ def conv_break_even(counts: Tensor, weight: Tensor, window: Window) -> float:
     return float(_found[key])
 
 
-def _measured_share(images: int, image: tuple[int, ...], weight: Tensor, window: Window) -> float:
+def _measured_share(images: int, image: tuple[int, ...], weight: Tensor, window: ConvWindow) -> float:
     """Time of events at two shares and of the dense way; where the line through the two meets the third."""
     generator = torch.Generator().manual_seed(0)
     scale, threshold = torch.ones(len(weight)), torch.ones(1)
@@ -258,7 +258,7 @@ def _measured_share(images: int, image: tuple[int, ...], weight: Tensor, window:
     return min(max(0.05 + (seconds(dense, 0.25) - few) / slope, 0.01), 2.0)
 
 
-def exact_in_float32(image: tuple[int, ...], size: tuple[int, ...], window: Window) -> bool:
+def exact_in_float32(image: tuple[int, ...], size: tuple[int, ...], window: ConvWindow) -> bool:
     """Tried once per shape: is torch's convolution of whole numbers here a sum of products, no transform?"""
     key = (image, size, window)
     if key not in _found:

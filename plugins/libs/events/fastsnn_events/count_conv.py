@@ -26,7 +26,7 @@ Pair = tuple[int, int]
 
 
 @frozen
-class Window:
+class ConvWindow:
     """How a convolution of images walks: stride, padding and dilation by dimension, and groups of channels."""
 
     stride: Pair = (1, 1)
@@ -43,7 +43,7 @@ class Window:
         return high, wide
 
 
-def count_conv_naive(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor, window: Window) -> Tensor:
+def count_conv_naive(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor, window: ConvWindow) -> Tensor:
     """The definition: sums in 64-bit integers, place after place of the window, then float(sum) · scale · V."""
     counts = whole(counts, "counts").to(torch.int64)
     check_sums(counts.to(torch.float64).abs().flatten(1).sum(1), weight)
@@ -68,11 +68,11 @@ _CONV = Operands(
 )
 
 
-def check_count_conv(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor, window: Window) -> None:
+def check_count_conv(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tensor, window: ConvWindow) -> None:
     """The operands of `count_conv_naive`."""
     n = _CONV(counts, weight, scale, threshold)
-    if not isinstance(window, Window):
-        raise OperandTypeError(f"count_conv: window must be a Window, got {type(window).__name__}")
+    if not isinstance(window, ConvWindow):
+        raise OperandTypeError(f"count_conv: window must be a ConvWindow, got {type(window).__name__}")
     for name, least in (("stride", 1), ("padding", 0), ("dilation", 1)):
         pair: Any = getattr(window, name)
         if not isinstance(pair, tuple) or len(pair) != 2 or not all(type(k) is int and k >= least for k in pair):
@@ -99,11 +99,11 @@ def event_major(weight: Tensor) -> Tensor:
 def count_conv_samples() -> Iterator[tuple[Any, ...]]:
     """Silent, sparse and dense images, strides, paddings, dilations and groups, widths that no vector divides."""
     rows = (
-        (0.0, 1, (1, 6, 5, 7), (5, 6, 3, 3), Window(padding=(1, 1))),
-        (0.05, 1, (2, 8, 9, 11), (33, 8, 3, 3), Window(padding=(1, 1))),
-        (0.5, 3, (1, 6, 8, 7), (6, 3, 3, 2), Window((2, 1), (1, 2), (1, 1), 2)),
-        (1.0, 1, (2, 4, 9, 9), (8, 1, 3, 3), Window((1, 2), (2, 0), (2, 3), 4)),
-        (1.0, 40_000, (1, 3, 4, 5), (17, 3, 2, 4), Window(padding=(0, 3))),
+        (0.0, 1, (1, 6, 5, 7), (5, 6, 3, 3), ConvWindow(padding=(1, 1))),
+        (0.05, 1, (2, 8, 9, 11), (33, 8, 3, 3), ConvWindow(padding=(1, 1))),
+        (0.5, 3, (1, 6, 8, 7), (6, 3, 3, 2), ConvWindow((2, 1), (1, 2), (1, 1), 2)),
+        (1.0, 1, (2, 4, 9, 9), (8, 1, 3, 3), ConvWindow((1, 2), (2, 0), (2, 3), 4)),
+        (1.0, 40_000, (1, 3, 4, 5), (17, 3, 2, 4), ConvWindow(padding=(0, 3))),
     )
     for seed, (share, largest, image, kernel, window) in enumerate(rows):
         draw = torch.Generator().manual_seed(seed)

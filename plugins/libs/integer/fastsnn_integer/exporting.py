@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastsnn_core import Exporter, bundle
-from fastsnn_integer.quantization import Quant, no_integer_form, not_batch_invariant, quantise
+from fastsnn_integer.forms import no_integer_form
+from fastsnn_integer.quantization import Quant, not_batch_invariant, quantise
 
 LOG = logging.getLogger("fastsnn")
 

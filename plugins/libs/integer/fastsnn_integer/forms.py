@@ -61,3 +61,9 @@ def gate_first(f: FeedforwardForm) -> bool:
     """Do gates shut exactly, so that `up` need be computed only behind open ones? Both in INT8."""
     shuts = f.activation in EXACT_ZEROS or f.gate_threshold is not None
     return f.gate is not None and shuts and not any(packed(m) for m in (f.gate, f.up))
+
+
+def no_integer_form(model: Any) -> str:
+    """The error for a model that has none."""
+    name = getattr(getattr(model, "spec", None), "name", type(model).__name__)
+    return f"{name} has no integer form; decoder, sequential and graph have one"

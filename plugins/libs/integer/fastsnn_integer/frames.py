@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastsnn_core.ops.dispatch import Operator
-from fastsnn_events.count_conv import Window, check_count_conv, count_conv_naive
+from fastsnn_events.count_conv import ConvWindow, check_count_conv, count_conv_naive
 from fastsnn_events.linear import count_linear_naive
 from fastsnn_leaky.scan import LifRule, count_and_reset
 from fastsnn_modules.operands import OperandError, Operands, OperandTypeError, imported_later, shown
@@ -52,7 +52,7 @@ class ConvStage:
     weight: Tensor
     scale: Tensor
     bias: Tensor | None
-    window: Window
+    window: ConvWindow
 
 
 @frozen(eq=False)
@@ -86,7 +86,7 @@ def shape_after(stage: Stage, shape: Shape) -> Shape:
     if isinstance(stage, LinearStage):
         return len(stage.weight), 1, 1
     if isinstance(stage, PoolStage):
-        return shape[0], *Window(stage.stride, stage.padding, stage.dilation).sizes(shape[1:], stage.kernel)
+        return shape[0], *ConvWindow(stage.stride, stage.padding, stage.dilation).sizes(shape[1:], stage.kernel)
     return shape
 
 
@@ -198,9 +198,9 @@ def frame_run_samples() -> Iterator[tuple[Any, ...]]:
         binary = NeuronStage(LifRule(0.5, 0.0, 1.0, True), 0.8)
         signed = NeuronStage(LifRule(0.9, -3.0, 4.0, False, True), 0.7, 0.5)
         stages: tuple[Stage, ...] = (
-            binary, ConvStage(event_major(codes(7, 3, 3, 3)), numbers(7), numbers(7), Window(padding=(1, 1))),
+            binary, ConvStage(event_major(codes(7, 3, 3, 3)), numbers(7), numbers(7), ConvWindow(padding=(1, 1))),
             PoolStage((2, 2), (2, 2)), signed, PoolStage((3, 1), (1, 2), (1, 0)),
-            ConvStage(event_major(codes(14, 1, 2, 2)), numbers(14), None, Window((2, 1), (1, 2), (1, 2), 7)),
+            ConvStage(event_major(codes(14, 1, 2, 2)), numbers(14), None, ConvWindow((2, 1), (1, 2), (1, 2), 7)),
             binary,
         )  # fmt: skip
         width = math.prod(FramePlan(stages, (3, 9, 7)).shapes[-1])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spike_tensor import SpikeTensor
-from fastsnn_events.count_conv import COUNT_CONV, Window, event_major
+from fastsnn_events.count_conv import COUNT_CONV, ConvWindow, event_major
 from fastsnn_integer.quantization import Int8Weights, QuantLinear, encode_int8, quantize_per_token
 
 
@@ -52,7 +52,7 @@ class QuantConv(Int8Weights):
         self.register_buffer("scale", scale)
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().float().clone())
         flat = (1,) * (2 - self.dims)
-        self.window = Window(
+        self.window = ConvWindow(
             (*flat, *self.stride), (*(0,) * len(flat), *self.padding), (*flat, *self.dilation), self.groups
         )
         self.path = ""

@@ -31,6 +31,7 @@ from fastsnn_core.moved import renamed
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_events.linear import count_project, input_major, spike_sums
 from fastsnn_integer import deterministic
+from fastsnn_integer.forms import no_integer_form
 from fastsnn_integer.four_bits import GROUPS, Embedding4, FourBits, Linear4
 from fastsnn_integer.ternary import PackedTernary, TernaryLinear, refuse_what_is_not_ternary
 
@@ -358,23 +359,15 @@ def not_batch_invariant(model: nn.Module) -> list[str]:
     ]
 
 
-def no_integer_form(model: Any) -> str:
-    """The error for a model that has none."""
-    name = getattr(getattr(model, "spec", None), "name", type(model).__name__)
-    return f"{name} has no integer form; decoder, sequential and graph have one"
-
-
 def quantise(model: nn.Module, quant: Quant | None = None) -> nn.Module:
-    """A copy of a float model in integer arithmetic; its spec must have a field `quant` (the decoder has), or the model
-    a method ``quantised(quant)`` of its own.
+    """A copy of a float model in integer arithmetic: by its method ``quantised(quant)``, or its spec's field `quant`.
 
     Wrappers are taken off; forward hooks that change what is computed, which the copy would not have, are refused.
     """
     model = bundle_checks.unwrapped(model)
     spec: Any = getattr(model, "spec", None)
     if callable(own := getattr(model, "quantised", None)):
-        own_form: nn.Module = own(quant or Quant())
-        return own_form
+        return own(quant or Quant())  # type: ignore[no-any-return]
     if spec is None or not hasattr(spec, "quant"):
         raise FastSNNError(no_integer_form(model))
     if spec.quant is not None:

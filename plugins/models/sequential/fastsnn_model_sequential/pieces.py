@@ -79,7 +79,7 @@ def run_piece(network: Any, layers: tuple[Any, ...], at: int, x: Any, stream: Ti
         coding: Any = site.coding
         if site.blend != 1.0:
             return None
-        if coding is not None and (coding.strict or coding.recording is not None or hooked(coding)):
+        if coding is not None and (coding.strict or coding.recording is not None or has_forward_hooks(coding)):
             return None
         old: Any = stream.old.get(site.label)
         if old is None:
@@ -101,10 +101,10 @@ def run_piece(network: Any, layers: tuple[Any, ...], at: int, x: Any, stream: Ti
 
 def busy(module: nn.Module) -> bool:
     """Does somebody watch this module, or train it, or has it a forward of its own?"""
-    return hooked(module) or module.training or "forward" in module.__dict__
+    return has_forward_hooks(module) or module.training or "forward" in module.__dict__
 
 
-def hooked(module: nn.Module) -> bool:
+def has_forward_hooks(module: nn.Module) -> bool:
     """Does somebody watch it?"""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
