@@ -367,7 +367,7 @@ def quantise(model: nn.Module, quant: Quant | None = None) -> nn.Module:
     model = bundle_checks.unwrapped(model)
     spec: Any = getattr(model, "spec", None)
     if callable(own := getattr(model, "quantised", None)):
-        return own(quant or Quant())  # type: ignore[no-any-return]
+        return own(quant or Quant())
     if spec is None or not hasattr(spec, "quant"):
         raise FastSNNError(no_integer_form(model))
     if spec.quant is not None:
