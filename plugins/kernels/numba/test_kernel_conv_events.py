@@ -87,15 +87,16 @@ def test_measured_density_chooses_and_says_so(monkeypatch):
         assert f"{limit:.1%}" in reasons()["count_conv"]
 
 
-def test_sums_as_large_as_16_24_and_32_bits_hold_and_one_more(monkeypatch):
-    monkeypatch.setattr(conv_events, "conv_break_even", lambda *_: 2.0)
-    for most in (2**15 // (127 * 9) + 1, 2**24 // (127 * 9), 2**24 // (127 * 9) + 1, 2**31 // (127 * 9) + 1, 2**36):
-        counts = torch.full((1, 1, 4, 4), float(most))
-        weight = event_major(torch.full((2, 1, 3, 3), 127, dtype=torch.int8))
+@pytest.mark.parametrize("limit", [2.0, 0.0], ids=["events", "dense"])
+def test_sums_as_large_as_16_24_and_32_bits_hold_and_one_more(limit, monkeypatch):
+    monkeypatch.setattr(conv_events, "conv_break_even", lambda *_: limit)
+    for most in (2**15 // (127 * 9) + 1, 2**24 // (127 * 9), 2**24 // (127 * 9) + 20, 2**31 // (127 * 9) + 20, 2**36):
+        counts = (most - torch.arange(16) % 3).float().view(1, 1, 4, 4)
+        weight = event_major(
+            torch.full((2, 1, 3, 3), 127, dtype=torch.int8) - torch.arange(2)[:, None, None, None].char()
+        )
         case = counts, weight, torch.ones(2), torch.ones(1), ConvWindow(padding=(1, 1))
         assert torch.equal(COUNT_CONV("cpu", *case), count_conv_naive(*case)), most
-    monkeypatch.setattr(conv_events, "conv_break_even", lambda *_: 0.0)  # dense
-    assert torch.equal(COUNT_CONV("cpu", *case), count_conv_naive(*case))
 
 
 def test_unusual_counts_are_left_to_the_definition():

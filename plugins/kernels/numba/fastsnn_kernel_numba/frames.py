@@ -254,8 +254,6 @@ class _Program:
                 row[KIND] = NEURON
                 numbers = rule.beta, theta, rule.lo, rule.hi, stage.gain, rule.heaviside, rule.hard
                 self.numbers[s] = numbers
-                if largest >= 1 << 24:
-                    self.why = "counts without a bound"
             elif isinstance(stage, ConvStage | LinearStage):
                 inner, weight = True, stage.weight
                 order = weight.T if isinstance(stage, LinearStage) else weight.permute(1, 2, 3, 0)
