@@ -257,8 +257,9 @@ class _Program:
             elif isinstance(stage, ConvStage | LinearStage):
                 inner, weight = True, stage.weight
                 order = weight.T if isinstance(stage, LinearStage) else weight.permute(1, 2, 3, 0)
-                if not (order.is_contiguous() and stage.scale.is_contiguous()):
-                    self.why = "weights stored output-major"
+                vectors = [stage.scale] if stage.bias is None else [stage.scale, stage.bias]
+                if not all(t.is_contiguous() for t in (order, *vectors)):
+                    self.why = "weights stored output-major, or with gaps"
                 if weight[0].numel() * 128 * largest >= 1 << 31:
                     self.why = "sums of more than 32 bits"
                 row[KIND] = LINEAR if isinstance(stage, LinearStage) else CONV

@@ -75,6 +75,7 @@ class PoolStage:
 
 
 _LINEAR = Operands("frame_run", "counts [N,D] number", "weight [O,D] int8", "scale [O] float32")
+_OUTPUTS = Operands("frame_run", "scale [O] float32", "bias [O] float32")
 Stage = NeuronStage | ConvStage | LinearStage | PoolStage
 
 
@@ -88,6 +89,38 @@ def shape_after(stage: Stage, shape: Shape) -> Shape:
     if isinstance(stage, PoolStage):
         return shape[0], *ConvWindow(stage.stride, stage.padding, stage.dilation).sizes(shape[1:], stage.kernel)
     return shape
+
+
+def check_neuron_stage(stage: NeuronStage) -> None:
+    """Its numbers: finite, θ above 0, a range of counts that is one; 0 and 1 need none."""
+    rule = stage.rule
+    for name, value in (("beta", rule.beta), ("theta", stage.theta), ("gain", stage.gain)):
+        if not isinstance(value, int | float) or not math.isfinite(value) or (name == "theta" and value <= 0):
+            raise OperandError(f"frame_run: {name} of a neuron is a finite number, theta above 0, got {value!r}")
+    if not rule.heaviside:
+        ends = rule.lo, rule.hi
+        if not all(isinstance(v, int | float) and math.isfinite(v) for v in ends) or ends[0] > ends[1]:
+            raise OperandError(f"frame_run: counts of a neuron lie between two finite numbers, got {ends!r}")
+
+
+def check_pool_stage(stage: PoolStage) -> None:
+    """Whole numbers, and a padding of half a window at most."""
+    for name, least in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+        pair: Any = getattr(stage, name)
+        if not isinstance(pair, tuple) or len(pair) != 2 or not all(type(k) is int and k >= least for k in pair):
+            raise OperandError(f"frame_run: {name} of a pool is two whole numbers from {least} on, got {pair!r}")
+    if any(2 * a > k for a, k in zip(stage.padding, stage.kernel)):
+        raise OperandError(f"frame_run: padding {stage.padding} is more than half of a window of {stage.kernel}")
+
+
+def check_layer_stage(stage: ConvStage | LinearStage, shape: Shape) -> None:
+    """Weights, scale and bias that fit what comes in, ``[C, H, W]``."""
+    none = stage.scale.new_zeros(1)
+    if isinstance(stage, ConvStage):
+        check_count_conv(none.expand(1, *shape), stage.weight, stage.scale, none, stage.window)
+    else:
+        _LINEAR(none.expand(1, math.prod(shape)), stage.weight, stage.scale)
+    _OUTPUTS(stage.scale, stage.scale if stage.bias is None else stage.bias)
 
 
 @frozen(eq=False)
@@ -104,23 +137,22 @@ class FramePlan:
     device: torch.device = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        found, widths, spikes = [self.shape], [], False
+        if len(self.shape) != 3 or not all(type(n) is int and n > 0 for n in self.shape):
+            raise OperandError(f"frame_run: shape is three whole numbers [C, H, W], got {self.shape!r}")
         if not any(isinstance(stage, NeuronStage) for stage in self.stages):
             raise OperandError("frame_run: no stage is a neuron")
+        found, widths, spikes = [self.shape], [], False
         for stage in self.stages:
-            c, h, w = found[-1]
             if isinstance(stage, NeuronStage):
-                widths.append(c * h * w)
+                check_neuron_stage(stage)
+                widths.append(math.prod(found[-1]))
                 spikes = True
-            elif not isinstance(stage, PoolStage):
+            elif isinstance(stage, PoolStage):
+                check_pool_stage(stage)
+            else:
                 if not spikes:
                     raise OperandError(f"frame_run: a {type(stage).__name__} reads numbers that no neuron has counted")
-                like = stage.scale
-                if isinstance(stage, ConvStage):
-                    counts = like.new_zeros(1, c, h, w)
-                    check_count_conv(counts, stage.weight, stage.scale, like.new_ones(1), stage.window)
-                else:
-                    _LINEAR(like.new_zeros(1, c * h * w), stage.weight, stage.scale)
+                check_layer_stage(stage, found[-1])
                 spikes = False
             found.append(shape_after(stage, found[-1]))
             if min(found[-1]) < 1:

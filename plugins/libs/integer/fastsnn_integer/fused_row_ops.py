@@ -210,6 +210,8 @@ def check_heads(
 def check_project(counts: CountRows, weight: Tensor) -> None:
     """The operands of `project_rows_naive`."""
     is_form("rows_project", "counts", counts, CountRows)
+    if not isinstance(counts.active, int) or counts.active < 0:
+        raise OperandTypeError(f"rows_project: active is how many counts are not 0, got {counts.active!r}")
     Operands("rows_project", "counts [N,D] number", "weight [O,D] int8")(counts.counts, weight)
 
 
