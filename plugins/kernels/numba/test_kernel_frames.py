@@ -113,6 +113,14 @@ def test_busy_frames_are_left_to_the_layers_for_a_while(monkeypatch):
     assert frames.run_frames(quiet, states, plan, 1)[2] == (0.125,)
 
 
+def test_vectors_with_gaps_are_left_to_the_layers():
+    """The kernel reads by addresses."""
+    neuron, layer = plain().stages
+    for scale, bias in ((torch.ones(128)[::2], None), (torch.ones(64), torch.arange(128.0)[::2])):
+        plan = FramePlan((neuron, ConvStage(layer.weight, scale, bias, ConvWindow())), (8, 40, 40))
+        assert frames.run_frames(torch.ones(1, 8, 40, 40), (torch.zeros(8 * 1600),), plan, 1) is NotImplemented
+
+
 def test_what_is_not_taken_and_what_does_not_fit():
     odd, states = torch.zeros(1, 8, 40, 40), (torch.zeros(8 * 1600),)
     odd[0, 1, 2, 3] = float("nan")
@@ -124,10 +132,19 @@ def test_what_is_not_taken_and_what_does_not_fit():
         ((neuron, ConvStage(layer.weight, layer.scale[:3], None, ConvWindow())), "scale"),
         ((neuron, PoolStage((50, 1), (1, 1))), "leaves nothing"),
         ((neuron, LinearStage(torch.zeros(2, 3, dtype=torch.int8), torch.ones(2), None)), "weight"),
+        ((NeuronStage(RULES[0], 0.0), layer), "theta of a neuron"), ((NeuronStage(RULES[0], 1.0, "x"), layer), "gain"),
+        ((NeuronStage(LifRule(math.nan, 0.0, 1.0, True), 1.0), layer), "beta"),
+        ((NeuronStage(LifRule(0.5, 3.0, 2.0), 1.0), layer), "between two finite numbers"),
+        ((neuron, PoolStage((2, 2), (0, 1))), "stride of a pool"),
+        ((neuron, PoolStage((2, 2), (1, 1), (2, 0))), "padding .* more than half"),
+        ((neuron, ConvStage(layer.weight, layer.scale, torch.ones(63), ConvWindow())), "bias"),
+        ((neuron, ConvStage(layer.weight, layer.scale, torch.ones(64).double(), ConvWindow())), "bias"),
     )  # fmt: skip
     for stages, says in bad:
         with pytest.raises(OperandError, match=says):
             FramePlan(stages, (8, 40, 40))
+    with pytest.raises(OperandError, match="three whole numbers"):
+        FramePlan((neuron, layer), (8, 40, 40.0))
     for x, left in ((odd[:, :7], states), (odd.double(), states), (odd, ()), (odd, (states[0][1:],))):
         with pytest.raises(OperandError):
             FRAME_RUN("cpu", x, left, plain(), 1)
