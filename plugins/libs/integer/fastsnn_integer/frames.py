@@ -115,12 +115,12 @@ def check_pool_stage(stage: PoolStage) -> None:
 
 def check_layer_stage(stage: ConvStage | LinearStage, shape: Shape) -> None:
     """Weights, scale and bias that fit what comes in, ``[C, H, W]``."""
+    _OUTPUTS(stage.scale, stage.scale if stage.bias is None else stage.bias)
     none = stage.scale.new_zeros(1)
     if isinstance(stage, ConvStage):
         check_count_conv(none.expand(1, *shape), stage.weight, stage.scale, none, stage.window)
     else:
         _LINEAR(none.expand(1, math.prod(shape)), stage.weight, stage.scale)
-    _OUTPUTS(stage.scale, stage.scale if stage.bias is None else stage.bias)
 
 
 @frozen(eq=False)
