@@ -15,13 +15,16 @@ from fastsnn_core.probe import Trace, probe
 class Subject:
     """`inputs` is what the model was run on (tokens ``[B,T]``, or images), `trace` the spikes by site name.
 
-    `labels` names the tokens of the first sequence, where they have a text.
+    `labels` names the tokens of the first sequence, where they have a text. `outputs` is what a network that reads no
+    tokens gave (its first tensor, ``[B, …]``), `truth` the class of the first sample where that is known.
     """
 
     model: nn.Module
     inputs: Tensor
     trace: Trace
     labels: tuple[str, ...] = ()
+    outputs: Tensor | None = None
+    truth: str = ""
 
     @property
     def is_language_model(self) -> bool:
@@ -36,10 +39,12 @@ def observe(model: nn.Module, inputs: Tensor, labels: tuple[str, ...] = ()) -> S
     model.eval()
     try:
         with probe(model) as trace:
-            model(inputs)
+            found: Any = model(inputs)
     finally:
         model.train(training)
-    return Subject(model, inputs, trace, labels)
+    first = found[0] if isinstance(found, tuple) and found else found
+    kept = inputs.is_floating_point() and isinstance(first, Tensor)  # a language model's logits are large
+    return Subject(model, inputs, trace, labels, first.detach() if kept else None)
 
 
 Data = dict[str, Any]

@@ -63,6 +63,8 @@ class ScopeOptions(TypedDict, total=False):
 
     text: str | None
     tokens: Tensor | None
+    data: Any
+    samples: int | None
     scopes: Sequence[Any] | None
     limit: int
 

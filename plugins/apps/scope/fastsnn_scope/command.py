@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +13,7 @@ from fastsnn_core.errors import MissingFileError, UserError
 from fastsnn_core.files import write_text
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from fastsnn_core import Scope
     from fastsnn_scope import Scoped
-
-SAMPLES = 16
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +26,11 @@ def main(argv: list[str]) -> int:
     args.add_argument("--out", type=Path, help="folder of the report (default: BUNDLE's name + .report, here)")
     args.add_argument("--text", help="a text file, or the text itself (default: a built-in sentence)")
     args.add_argument("--data", help="samples for a network that reads no text: folder, .npz, table, dataset's name")
-    args.add_argument("--samples", type=number(int, ge=1), help="how many samples of --data are read (default 16)")
+    args.add_argument(
+        "--samples",
+        type=number(int, ge=1),
+        help="of --data: how many are read (default 16; 256 for accuracy over steps)",
+    )
     args.add_argument("--scope", action="append", metavar="NAME", help="only this scope; may be repeated")
     args.add_argument(
         "--limit", type=number(int, ge=1), default=256, help="tokens of the text that are read (default 256)"
@@ -74,9 +72,7 @@ def main(argv: list[str]) -> int:
     def look(bundle: Path) -> Scoped:
         """One bundle under the scopes."""
         model = load(bundle)
-        if opts.data is None:
-            return scope(model, text=text, scopes=scopes, limit=opts.limit)
-        return scope_samples(model, opts.data, opts.samples or SAMPLES, scopes, quiet=opts.json)
+        return scope(model, text=text, data=opts.data, samples=opts.samples, scopes=scopes, limit=opts.limit)
 
     found = look(opts.bundle)
     other = None if opts.beside is None else look(opts.beside)
@@ -116,31 +112,6 @@ def live(run: Path, out: Path | None, port: int | None) -> int:
         print(f"http://127.0.0.1:{handle.server_port}/  (ctrl-C ends it)", flush=True)
         handle.serve_forever()
     return 0
-
-
-def scope_samples(model: nn.Module, source: str, most: int, scopes: Sequence[Scope] | None, quiet: bool) -> Scoped:
-    """A look at the first test samples of `source`; where they have classes, with what is taken for what."""
-    try:
-        from fastsnn_train.samples.batches import read_samples
-        from fastsnn_train.samples.of_model import samples_of
-    except ImportError as error:
-        raise UserError(f"--data needs {error.name}: pip install fastsnn-train") from None
-    import torch
-
-    from fastsnn_scope import scope
-    from fastsnn_scope.quality import confusion
-
-    found = samples_of(model, source, quiet=quiet)
-    index = list(range(min(most, len(found.train))))
-    inputs, truth = read_samples(found.train, index, found.task.shape, found.task.classes)
-    seen = scope(model, tokens=inputs, scopes=scopes)
-    seen.about |= {"kind": "samples", "source": source, "samples": len(index), "of": len(found.train)}
-    if found.task.kind == "classification":
-        names = found.train.classes or range(found.task.classes)
-        with torch.no_grad():
-            said = found.task.answers(found.task.outputs(model.eval(), inputs, model))
-        seen.confusion = confusion(truth, said, [str(n) for n in names][: found.task.classes])
-    return seen
 
 
 def text_or_file(given: str | None) -> str | None:

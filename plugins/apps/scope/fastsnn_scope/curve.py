@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -23,35 +24,66 @@ def tuned(model: nn.Module) -> Data | None:
 
 def curve_svg(found: Data) -> str:
     """The curve as SVG in the colours of the page; x is a share."""
-    xs, ys = zip(*found["points"])
+    what = f"{found['y']} against {found['x']}, {len(found['points'])} points"
+    marks = [(t, f"{t:.0%}") for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    lines = [("", sorted(found["points"]))]
+    return chart_svg(lines, found["x"], what, marks, lambda y: f"{y:.3g}", ring=found.get("chosen"))
+
+
+def chart_svg(
+    lines: Sequence[tuple[str, Sequence[Sequence[float]]]],
+    x: str,
+    what: str,
+    marks: Sequence[tuple[float, str]],
+    y_text: Callable[[float], str],
+    *,
+    names: Sequence[tuple[Sequence[float], str]] = (),
+    ring: Sequence[float] | None = None,
+) -> str:
+    """Lines of points ``[x, y]`` as SVG in the colours of the page; the second one is dashed, with hollow points.
+
+    The axis goes from the first of `marks` (places and their texts) to the last, or to the last point, with `x` below
+    it; `what` is read out. `names` stand above points, `ring` is drawn around one.
+    """
+    ys = [point[1] for _, points in lines for point in points]
     low, high = min(ys), max(ys)
-    span = (high - low) or abs(high) or 1.0
+    span, begin = (high - low) or abs(high) or 1.0, marks[0][0]
+    width = max(marks[-1][0], *(point[0] for _, points in lines for point in points)) - begin or 1.0
+    top, under = (20, 34) if names else (8, 0)  # names need room above, and what is lowest must not lie on the axis
 
-    def place(point: list[float]) -> tuple[float, float]:
-        x = EDGE + point[0] * (WIDE - EDGE - RIGHT)
-        return round(x, 1), round(8 + (high - point[1]) / span * (TALL - EDGE - 8), 1)
+    def place(point: Sequence[float]) -> tuple[float, float]:
+        across = EDGE + (point[0] - begin) / width * (WIDE - EDGE - RIGHT)
+        return round(across, 1), round(top + (high - point[1]) / span * (TALL - EDGE - top - under), 1)
 
-    line = " ".join("{},{}".format(*place(p)) for p in sorted(found["points"]))
-    dots = "".join('<circle cx="{}" cy="{}" r="2.5" fill="currentColor"/>'.format(*place(p)) for p in found["points"])
-    taken = found.get("chosen")
-    if taken is not None and low <= taken[1] <= high:
-        dots += '<circle cx="{}" cy="{}" r="6" fill="none" stroke="currentColor" stroke-width="2"/>'.format(
-            *place(taken)
+    drawn, text, floor = "", 'font-size="11" fill="currentColor"', TALL - EDGE
+    for i, (name, points) in enumerate(lines):
+        line = " ".join("{},{}".format(*place(p)) for p in points)
+        ink = 'fill="none" stroke="currentColor"' + (' stroke-dasharray="4 3" opacity=".75"' if i else "")
+        dot = 'r="3" fill="var(--paper)" stroke="currentColor"' if i else 'r="2.5" fill="currentColor"'
+        drawn += f'<polyline points="{line}" {ink}/>'
+        drawn += "".join('<circle cx="{}" cy="{}" {}/>'.format(*place(p), dot) for p in points)
+        if name:
+            y = floor - 8 - 16 * (len(lines) - 1 - i)
+            drawn += f'<path d="M{WIDE - 190} {y - 4}h24" {ink}/><circle cx="{WIDE - 178}" cy="{y - 4}" {dot}/>'
+            drawn += f'<text x="{WIDE - 160}" y="{y}" {text}>{escape(name)}</text>'
+    for point, name in names:
+        across, down = place(point)
+        drawn += f'<text x="{across}" y="{down - 8}" text-anchor="middle" {text}>{escape(name)}</text>'
+    if ring is not None and low <= ring[1] <= high:
+        drawn += '<circle cx="{}" cy="{}" r="6" fill="none" stroke="currentColor" stroke-width="2"/>'.format(
+            *place(ring)
         )
-    floor = TALL - EDGE
-    text = 'font-size="11" fill="currentColor"'
-    marks = "".join(
-        f'<text x="{EDGE + t * (WIDE - EDGE - RIGHT):.1f}" y="{floor + 16}" text-anchor="middle" {text}>{t:.0%}</text>'
-        for t in (0.0, 0.25, 0.5, 0.75, 1.0)
-    )
-    marks += f'<text x="{EDGE - 4}" y="14" text-anchor="end" {text}>{high:.3g}</text>'
-    marks += f'<text x="{EDGE - 4}" y="{floor}" text-anchor="end" {text}>{low:.3g}</text>'
-    marks += f'<text x="{WIDE / 2}" y="{TALL - 8}" text-anchor="middle" {text}>{escape(found["x"])}</text>'
-    what = f"{found['y']} against {found['x']}, {len(xs)} points"
+    for at, told in marks:
+        drawn += f'<text x="{place([at, low])[0]}" y="{floor + 16}" text-anchor="middle" {text}>{escape(told)}</text>'
+    for y in (high, low):
+        drawn += (
+            f'<text x="{EDGE - 4}" y="{place([begin, y])[1] + 4}" text-anchor="end" {text}>{escape(y_text(y))}</text>'
+        )
+    drawn += f'<text x="{WIDE / 2}" y="{TALL - 8}" text-anchor="middle" {text}>{escape(x)}</text>'
     return (
-        f'<svg viewBox="0 0 {WIDE} {TALL}" width="{WIDE}" style="max-width:100%" role="img" '
+        f'<svg viewBox="0 0 {WIDE} {TALL}" width="{WIDE}" role="img" '
         f'aria-label="{escape(what)}"><path d="M{EDGE} 8V{floor}H{WIDE - RIGHT}" fill="none" stroke="currentColor" '
-        f'opacity=".4"/><polyline points="{line}" fill="none" stroke="currentColor"/>{dots}{marks}</svg>'
+        f'opacity=".4"/>{drawn}</svg>'
     )
 
 

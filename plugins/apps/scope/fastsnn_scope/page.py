@@ -17,6 +17,7 @@ from typing import Any
 from fastsnn_core.subject import Data
 from fastsnn_scope.cells import Arrays
 from fastsnn_scope.curve import curve_svg, curve_table
+from fastsnn_scope.decided import decisions_svg, decisions_tables, says_exit
 from fastsnn_scope.payload import payload
 from fastsnn_scope.speed import says_cost
 
@@ -56,6 +57,7 @@ def page(found: Data, drawn: dict[str, bytes], arrays: Arrays | None = None, bes
         ("saved", "Saved"),
         ("explore", "Where"),
         ("lost", "Lost"),
+        *([("decisions", "Accuracy against spikes")] if found.get("decisions") else []),
         *((f"scope-{n}", p["title"]) for n, p in panels.items()),
     ]
     links = "".join(f'<a href="#{escape(name)}">{escape(text)}</a>' for name, text in jumps)
@@ -67,7 +69,7 @@ def page(found: Data, drawn: dict[str, bytes], arrays: Arrays | None = None, bes
         f"<title>{escape(title)}</title>\n<style>\n{read_asset('page.css')}</style>\n</head>\n<body>\n<main>\n"
         f"<header><h1>SpikeScope</h1><p class=lead>{lead(found)}</p></header>\n"
         f'{saved(found, beside)}<nav aria-label="Sections">{links}</nav>\n{where_section(found)}{lost_section(found)}'
-        f"{sections}{appendix(found)}</main>\n"
+        f"{decisions_section(found)}{sections}{appendix(found)}</main>\n"
     )
     tail = f"<script>{script}</script>\n</body>\n</html>\n"
     room = LIMIT - len(head.encode()) - len(tail.encode()) - 100
@@ -179,6 +181,25 @@ def lost_section(found: Data) -> str:
     if found.get("advice"):
         body.append(f"<h3>What to try next</h3>{bullets(found['advice'])}")
     return f'<section id="lost"><h2>What was lost, and what next</h2>{"".join(body)}</section>\n'
+
+
+def decisions_section(found: Data) -> str:
+    """Accuracy and spikes after every step, and by early exit; nothing for networks that answer once."""
+    decided = found.get("decisions")
+    if not decided:
+        return ""
+    n = decided["samples"]
+    tables = "".join(
+        f"<details><summary>{escape(t['title'])}</summary>{html_table(t)}</details>" for t in decisions_tables(decided)
+    )
+    return (
+        '<section id="decisions"><h2>Accuracy against spikes</h2><p class="reading">The share of right answers after '
+        "every step, over the spikes of one inference until then (all sites, summed); each point has the number of its "
+        "step. The hollow points stop a sample as soon as it is sure enough: the further left at the same height, the "
+        f"fewer spikes for the same answers. One of the {n} samples is worth {1 / n:.1%}.</p>{decisions_svg(decided)}"
+        f"<p>{escape(says_exit(decided))} An answer stands from step {decided['decision_step']:.2f} on, on average.</p>"
+        f"{tables}</section>\n"
+    )
 
 
 def lead(found: Data) -> str:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from fastsnn_core.subject import Data
+from fastsnn_scope.decided import says_exit
 
 
 def short_bytes(n: float) -> str:
@@ -126,4 +127,11 @@ def quality_tiles(found: Data) -> list[Data]:
         says = f"{accuracy['right']} of {accuracy['samples']} samples; the matrix below says which are taken for which."
         rows.append(figure("accuracy", "right on these samples", f"{accuracy['right'] / accuracy['samples']:.1%}", says,
                          accuracy["right"] / accuracy["samples"], less=False))  # fmt: skip
+    decided: Any = found.get("decisions")
+    if decided:
+        at, steps = decided["decision_step"], len(decided["curve"])
+        says = f"Mean of {decided['samples']} samples. {says_exit(decided)}"
+        rows.append(
+            figure("decision_step", "step from which answers stand", f"{at:.2f} of {steps}", says, at, less=True)
+        )
     return rows

@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from fastsnn_core.subject import Data, Subject, observe
 from fastsnn_scope import cells, curve, exports, quality
 from fastsnn_scope.cells import Arrays, divergence
 from fastsnn_scope.inputs import inputs_of, model_facts
+from fastsnn_scope.labelled import labelled_samples
 from fastsnn_scope.measured import isolated, measured
 from fastsnn_scope.saved import tiles
 from fastsnn_scope.speed import decoding, probe_cost
@@ -36,15 +38,20 @@ def scope(
     *,
     text: str | None = None,
     tokens: Tensor | None = None,
+    data: Any = None,
+    samples: int | None = None,
     scopes: Sequence[str | Scope] | None = None,
     limit: int = 256,
 ) -> Scoped:
     """A look at `model` on `text`, or on `tokens` (ids ``[B,T]``; for other models their input, images for one).
 
-    A language model without either reads a built-in sentence. `scopes` are names or components; all installed ones
-    when left out. Text is cut after `limit` tokens. Raises ValueError where there is nothing to run the model on.
+    A language model without either reads a built-in sentence. `data` are labelled samples, all that `FastSNN.fit` takes
+    for them (their test samples, where they have some): the first `samples` are looked at (16), with what is taken for
+    what, and where the network gives an output at every step, accuracy and spikes after each (of the first 256, or
+    `samples`). `scopes` are names or components; all installed ones when left out. Text is cut after `limit` tokens.
+    Raises ValueError where there is nothing to run the model on.
     """
-    return Scoped(model, text=text, tokens=tokens, scopes=scopes, limit=limit)
+    return Scoped(model, text=text, tokens=tokens, data=data, samples=samples, scopes=scopes, limit=limit)
 
 
 @typed
@@ -54,14 +61,16 @@ def report(
     *,
     text: str | None = None,
     tokens: Tensor | None = None,
+    data: Any = None,
+    samples: int | None = None,
     scopes: Sequence[str | Scope] | None = None,
     limit: int = 256,
 ) -> Path:
     """Write `out`/index.html, `out`/<scope>.png and `out`/report.json; returns `out`.
 
-    Arguments as for `scope` (`tokens` ``[B,T]``), and its errors; `out` that is a file is refused.
+    Arguments as for `scope` (`tokens` ``[B,T]``; `data`, `samples`), and its errors; `out` that is a file is refused.
     """
-    return scope(model, text=text, tokens=tokens, scopes=scopes, limit=limit).report(out)
+    return scope(model, text=text, tokens=tokens, data=data, samples=samples, scopes=scopes, limit=limit).report(out)
 
 
 class Scoped:
@@ -73,21 +82,27 @@ class Scoped:
         *,
         text: str | None = None,
         tokens: Tensor | None = None,
+        data: Any = None,
+        samples: int | None = None,
         scopes: Sequence[str | Scope] | None = None,
         limit: int = 256,
     ) -> None:
         self.model = model
         self.scopes = choose_scopes(scopes)
+        self.labelled = labelled_samples(model, data, samples, text is not None or tokens is not None)
+        if self.labelled is not None:
+            tokens = self.labelled.inputs
         self.inputs, self.labels, self.about = inputs_of(model, text, tokens, limit)
+        self.about |= self.labelled.about if self.labelled is not None else {}
         self.found: Data | None = None
         self.arrays: Arrays | None = None
         self.timeline: list[Data] = []
-        self.confusion: Data | None = None
 
     @cached_property
     def subject(self) -> Subject:
         """The model, its input and its spikes: what scopes are given."""
-        return observe(self.model, self.inputs, self.labels)
+        found = observe(self.model, self.inputs, self.labels)
+        return found if self.labelled is None else attrs.evolve(found, truth=self.labelled.truth_of(0))
 
     def data(self) -> Data:
         """Everything measured, once: ``{"format", "created", "model", "input", "scopes", "environment"}``."""
@@ -95,7 +110,7 @@ class Scoped:
             from fastsnn_core.bundle import training_environment
 
             model, faults, took = self.model, list[str](), dict[str, float]()
-            with Progress("measuring", len(self.scopes) + 5, "parts") as progress:
+            with Progress("measuring", len(self.scopes) + 7, "parts") as progress:
 
                 def part(what: str, call: Callable[[], Any]) -> Any:
                     """One part under a note in the bar."""
@@ -121,7 +136,8 @@ class Scoped:
                     "scopes": {s.name: part(s.name, partial(measured, s, subject)) for s in self.scopes},
                     "speed": guarded("timing layers", self.timed),
                     "probes": guarded("timing the probes", lambda: probe_cost(model, self.inputs)),
-                    "confusion": self.confusion,
+                    "confusion": guarded("the answers", lambda: self.asked("confusion")),
+                    "decisions": guarded("accuracy over steps", lambda: self.asked("decisions")),
                     "parent": quality.conversion_of(model).get("quality"),
                     "conversion": quality.conversion_table(model),
                     "tuned": curve.tuned(model),
@@ -136,6 +152,11 @@ class Scoped:
     def map_of(self, subject: Subject) -> Data:
         """The token × site map; its arrays are kept for the page."""
         found, self.arrays = cells.measure(subject)
+        return found
+
+    def asked(self, what: str) -> Data | None:
+        """`confusion` or `decisions` of the labelled samples; None without any."""
+        found: Data | None = None if self.labelled is None else getattr(self.labelled, what)(self.model)
         return found
 
     def timed(self) -> Data:

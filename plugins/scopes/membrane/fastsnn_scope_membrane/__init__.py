@@ -12,6 +12,7 @@ from fastsnn_core import Scope, hookimpl, param
 from fastsnn_core.probe import Record
 from fastsnn_core.subject import Data, Subject
 from fastsnn_modules.site_views import sites_to_show
+from fastsnn_scope_membrane.readout import draw_readout, readout, told
 
 __version__ = "0.1.0"
 
@@ -25,7 +26,9 @@ class Membrane(Scope):
     Any neuron that offers ``membrane(x [B,T,D]) -> u [B,T,D]`` is drawn over tokens with the level where its first
     spike is counted: θ for a step, θ/2 where counts are rounded (θ is the SpikeTensor's scale). One that offers
     ``replay(x, S) -> (u, s) [S,B,T,D]`` is drawn inside one token; in the event runtime, one that offers ``drive`` is
-    drawn in the steps of the model's own coder. The first sequence of the batch is used.
+    drawn in the steps of the model's own coder. The first sequence of the batch is used. A network over time that gives
+    an output o_t ``[B,T,C]`` at every step is shown with its readout: o_t, and the score of o_1 … o_t that its
+    objective takes the answer from.
     """
 
     name = "membrane"
@@ -36,7 +39,9 @@ class Membrane(Scope):
         "before it is counted, the dashed level is where the first spike falls, dots are the spikes (larger for a "
         "larger count). Neurons that decide inside a token are drawn over its spike steps: an integrate-and-fire "
         "replay that gives one threshold back per spike, and whose spikes sum to the count. In the event runtime "
-        "these are the model's own spike times: the dashed line is the threshold of each step of its coder."
+        "these are the model's own spike times: the dashed line is the threshold of each step of its coder. The "
+        "readout of a network over time comes first: one line for each class, blue the answer, orange the true class "
+        "where it is another; the answer at a step is the highest line of the score."
     )
     sites: tuple[str, ...] = param(
         (), doc="names or patterns of sites; none picks three over the depth", draw=((), ("layers.0.*",))
@@ -54,6 +59,7 @@ class Membrane(Scope):
         """Traces of the chosen sites."""
         if not subject.trace:
             return {"reason": "the model makes no spikes"}
+        last = readout(subject)
         names = sites_to_show(list(subject.trace), self.sites, 3)
         if not names:
             return {"reason": f"no site matches {', '.join(self.sites)}"}
@@ -61,9 +67,10 @@ class Membrane(Scope):
         rows = [{"site": name, "axis": axis} | self.look(subject.trace[name], subject.labels) for name in names]
         mute = [f"{r['site']}: {r['why']}" for r in rows if r["form"] == "none"]
         rows = [r for r in rows if r["form"] != "none"]
-        if not rows:
+        if not rows and last is None:
             return {"reason": "; ".join(mute)}
-        return {"sites": rows, "notes": mute}
+        found: Data = {"sites": rows, "notes": mute if last is None else [*told(last), *mute]}
+        return found if last is None else found | {"readout": last}
 
     def look(self, record: Record, labels: tuple[str, ...]) -> Data:
         """What one site shows."""
@@ -156,21 +163,22 @@ class Membrane(Scope):
         if "reason" in data:
             figure.text(0.5, 0.5, data["reason"], ha="center", wrap=True)
             return
-        rows = data["sites"]
+        rows, last = data["sites"], data.get("readout")
         forms = [[r for r in rows if r["form"] == form] for form in ("membrane", "replay")]
         deep, wide = sum(len(r["traces"]) for r in forms[0]), max((len(r["traces"]) for r in forms[1]), default=0)
-        heights = [1.15 * deep + 0.3, 2.3 * len(forms[1])]
-        figure.set_size_inches(9.5, 0.2 + sum(h for h, form in zip(heights, forms) if form))
-        if forms[0] and forms[1]:
-            upper, lower = figure.subfigures(2, 1, height_ratios=heights)
-        else:
-            upper = lower = figure
+        heights = [3.1 * bool(last), 1.15 * deep + 0.3 * bool(deep), 2.3 * len(forms[1])]
+        figure.set_size_inches(9.5, 0.2 + sum(heights))
+        kept = [h for h in heights if h]
+        parts = iter(figure.subfigures(len(kept), 1, height_ratios=kept, squeeze=False)[:, 0])
+        if last:
+            panels = 2 if last["outputs"] else 1
+            draw_readout(last, list(next(parts).subplots(1, panels, squeeze=False)[0]))
         if forms[0]:
-            axes = list(upper.subplots(deep, 1, squeeze=False)[:, 0])
+            axes = list(next(parts).subplots(deep, 1, squeeze=False)[:, 0])
             for row in forms[0]:
                 draw_tokens(row, [axes.pop(0) for _ in row["traces"]])
         if forms[1]:
-            for row, line in zip(forms[1], lower.subplots(len(forms[1]), wide, squeeze=False)):
+            for row, line in zip(forms[1], next(parts).subplots(len(forms[1]), wide, squeeze=False)):
                 draw_steps(row, line)
 
 
@@ -206,6 +214,8 @@ def draw_tokens(row: Data, axes: list[Any]) -> None:
         axis.tick_params(labelbottom=axis is axes[-1])
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel(row["axis"])
+    for axis in axes:
+        axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def draw_steps(row: Data, axes: Any) -> None:

@@ -120,6 +120,9 @@ class Raster(Scope):
                         rotation=90 if wide else 0,
                         family="monospace",
                     )
+            else:
+                step = next(k for k in (1, 2, 5, 10, 20, 50, 100, 200, 500) if len(x) <= 12 * k)
+                main.set_xticks([t + 0.5 for t in x][::step], [str(t) for t in x][::step])
             main.tick_params(axis="x", length=0 if labels else 3)
         axes[-1].set_xlabel(data["axis"])
         used = [k for k in range(len(shades)) if any(edges[k] < c < edges[k + 1] for c in seen)]

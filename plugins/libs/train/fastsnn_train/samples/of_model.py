@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from fastsnn_modules.learnt import last_task, learnt_objective
 from fastsnn_train.samples.prepare import SampleData, sample_data, sample_sets
 
 
@@ -17,19 +18,14 @@ def samples_of(
     Task, objective, names of the classes and the length of padded series are those in its meta, where it was trained
     here; `task` stands in for the first. `x` and `y` are columns of tables. `DataError` names what does not fit.
     """
-    from fastsnn_core import Objective, spec
-
     sets = sample_sets(source, x, y)
-    past = [row for row in getattr(model, "meta", {}).get("milestones", []) if "task" in row]
-    trained = past[-1] if past else {}
-    table = trained.get("config", {}).get("objective")
-    objective = None if table is None else spec.converter().structure(table, Objective)
+    trained = last_task(model)
     length = trained.get("length")
     return sample_data(
         model,
         sets.get("test", sets["train"]),
         task=task or trained.get("task", ""),
-        objective=objective,
+        objective=learnt_objective(model),
         holdout=0.0,
         change=() if length is None else (f"pad:{length}",),
         quiet=quiet,
