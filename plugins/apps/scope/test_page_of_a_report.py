@@ -16,6 +16,12 @@ from fastsnn_scope.cells import Arrays
 from fastsnn_scope.page import page as html_of
 
 decoder = pytest.importorskip("fastsnn_model_decoder").Decoder
+DECIDED = {
+    "samples": 8,
+    "curve": [{"step": 1, "accuracy": 0.5, "spikes": 90.0}, {"step": 2, "accuracy": 0.75, "spikes": 210.0}],
+    "exits": [{"confidence": 0.9, "accuracy": 0.75, "mean_steps": 1.5, "spikes": 150.0}],
+    "decision_step": 1.25,
+}
 TEXT = "Once upon a time a neuron was silent, and nobody read its row. " * 3
 
 
@@ -205,7 +211,9 @@ def test_axe_finds_no_barriers(browser: Browser, tmp_path: Path) -> None:  # noq
     points = [[0.1, 10.0], [0.3, 10.5]]
     tuned = {"x": "silent bytes", "y": "perplexity", "points": points, "chosen": points[1]}
     model.meta = {"milestones": [{"what": "tune", "curve": tuned}]}
-    page = scope(model, text=TEXT).report(tmp_path / "report") / "index.html"
+    look = scope(model, text=TEXT)
+    look.data()["decisions"] = DECIDED
+    page = look.report(tmp_path / "report") / "index.html"
     for scheme in ("light", "dark"):
         browser.do("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         opened(browser, page.as_uri())

@@ -15,6 +15,7 @@ from fastsnn_core.subject import Subject, observe
 from fastsnn_core.testing import conformance
 from fastsnn_leaky.neurons import Leaky
 from fastsnn_scope_membrane import Membrane, busiest
+from fastsnn_scope_membrane.readout import apart
 
 test_membrane = conformance("membrane")
 
@@ -117,3 +118,81 @@ def test_draws_tokens_steps_and_both(forms):
     scope.draw(data, figure)
     figure.canvas.draw()
     assert len(figure.axes) + sum(len(f.axes) for f in figure.subfigs) >= 2 * len(forms)
+
+
+def over_time(outputs: list[list[float]], truth: str = "", **trained: object) -> Subject:
+    """A network that gave ``[T, C]`` for its first sample, and what its meta says."""
+    model = nn.Identity()
+    if trained:
+        model.meta = {"milestones": [{"task": "classification"} | trained]}
+    out = torch.tensor([outputs, outputs])
+    return Subject(model, torch.zeros(2, 3), {"a": leaky()}, (), out, truth)
+
+
+def test_readout_by_hand():
+    # answers of the mean: step 1 b; step 2 (1.0 against 1.5, 0) b; step 3 (3.0 against 1.0, 0) a
+    subject = over_time([[0.0, 1.0, 0.0], [2.0, 2.0, 0.0], [7.0, 0.0, 0.0]], "c", classes=["a", "b", "c"])
+    data = Membrane().measure(subject)
+    row = data["readout"]
+    assert (row["said"], row["since"], row["truth"], row["known"]) == ("a", 3, "c", False)
+    assert row["names"] == ["a", "b", "c"]
+    assert row["scores"][:2] == [[0.0, 1.0, 3.0], [1.0, 1.5, 1.0]]
+    assert row["outputs"][0] == [0.0, 2.0, 7.0]
+    assert row["confidence"] == pytest.approx(float(torch.tensor([3.0, 1.0, 0.0]).softmax(0)[0]), abs=1e-4)
+    assert "a c, is taken for a from step 3 of 3 on" in data["notes"][0]
+    assert "their mean is shown" in data["notes"][1]
+
+
+@pytest.mark.parametrize(
+    ("how", "scores"), [("max", [1.0, 4.0, 4.0]), ("sum", [1.0, 5.0, 5.0]), ("last", [1.0, 4.0, 0.0])]
+)
+def test_the_readout_is_that_of_the_training(how, scores):
+    pytest.importorskip("fastsnn_objective_cross_entropy")
+    config = {"objective": {"kind": "cross_entropy", "readout": how}}
+    row = Membrane().measure(over_time([[1.0, 0.0], [4.0, 0.0], [0.0, 0.0]], config=config))["readout"]
+    assert row["scores"][0] == scores
+    assert row["known"]
+    assert bool(row["outputs"]) == (how != "last"), "the same picture is not drawn twice"
+
+
+def test_many_classes_and_steps_are_thinned_and_the_true_one_stays():
+    outputs = [[float(c) for c in range(40)] for _ in range(2000)]
+    row = Membrane().measure(over_time(outputs, "3"))["readout"]
+    assert row["names"] == ["3", *map(str, range(31, 40))]
+    assert (len(row["steps"]), row["steps"][0], row["steps"][-1], row["of_steps"]) == (512, 1, 2000, 2000)
+
+
+def test_a_network_that_answers_once_has_no_readout_over_time():
+    found = over_time([[1.0, 2.0]])
+    assert "readout" not in Membrane().measure(found)
+    flat = Subject(nn.Identity(), torch.zeros(2, 3), {"a": leaky()}, (), torch.zeros(2, 5))
+    assert "readout" not in Membrane().measure(flat)
+
+
+def test_numbers_are_no_classes():
+    row = Membrane().measure(over_time([[1.0, 2.0], [2.0, 1.0]], task="regression"))["readout"]
+    assert "said" not in row
+
+
+def test_observe_keeps_outputs_of_networks_without_tokens():
+    assert observe(nn.Linear(3, 2), torch.zeros(4, 3)).outputs.shape == (4, 2)
+    assert observe(nn.Embedding(5, 2), torch.zeros(1, 3, dtype=torch.long)).outputs is None
+
+
+def test_names_do_not_lie_on_each_other():
+    found = apart([("a", 0.0), ("b", 0.1), ("c", 5.0), ("d", 0.2)], 1.0)
+    heights = dict(found)
+    assert heights == pytest.approx({"a": -0.9, "b": 0.1, "d": 1.1, "c": 5.0})
+    assert apart([("a", 0.0), ("b", 1.5)], 1.0) == [("a", 0.0), ("b", 1.5)]
+
+
+def test_draws_the_readout_in_front():
+    scope = Membrane()
+    data = json.loads(json.dumps(scope.measure(over_time([[0.0, 1.0], [2.0, 0.0]], "1"))))
+    figure = Figure(layout="constrained")
+    scope.draw(data, figure)
+    figure.canvas.draw()
+    first, second = figure.subfigs[0].axes
+    assert first.get_title(loc="left") == "readout at each step"
+    colours = {line.get_label(): line.get_color() for line in second.lines}
+    assert list(colours.values()) == ["#0072b2", "#d55e00"], "blue the answer, orange the true class"
