@@ -11,7 +11,7 @@ NAMED = 8
 """Steps whose numbers stand beside their points, at most."""
 
 
-def grouped(value: float) -> str:
+def with_commas(value: float) -> str:
     """``12,345``; three digits below a hundred."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
@@ -30,8 +30,8 @@ def says_exit(found: Data) -> str:
         return "No confidence that was tried saves spikes at the accuracy of all steps."
     return (
         f"Leaving at a confidence of {row['confidence']:g} answers {row['accuracy']:.1%} right after "
-        f"{row['mean_steps']:.2f} steps and {grouped(row['spikes'])} spikes on average; all {end['step']} steps "
-        f"{end['accuracy']:.1%} with {grouped(end['spikes'])}."
+        f"{row['mean_steps']:.2f} steps and {with_commas(row['spikes'])} spikes on average; all {end['step']} steps "
+        f"{end['accuracy']:.1%} with {with_commas(end['spikes'])}."
     )
 
 
@@ -56,7 +56,7 @@ def decisions_svg(found: Data) -> str:
         lines,
         "spikes of one inference",
         f"accuracy against spikes of one inference, after each of {len(curve)} steps and by early exit",
-        [(at, grouped(at)) for at in round_marks(most)],
+        [(at, with_commas(at)) for at in round_marks(most)],
         lambda y: f"{y:.1%}",
         names=[([r["spikes"], r["accuracy"]], str(r["step"])) for r in named],
     )
@@ -64,9 +64,9 @@ def decisions_svg(found: Data) -> str:
 
 def decisions_tables(found: Data) -> list[Data]:
     """The curve and the exits as tables."""
-    steps = [[str(r["step"]), f"{r['accuracy']:.2%}", grouped(r["spikes"])] for r in found["curve"]]
+    steps = [[str(r["step"]), f"{r['accuracy']:.2%}", with_commas(r["spikes"])] for r in found["curve"]]
     exits = [
-        [f"{r['confidence']:g}", f"{r['accuracy']:.2%}", f"{r['mean_steps']:.2f}", grouped(r["spikes"])]
+        [f"{r['confidence']:g}", f"{r['accuracy']:.2%}", f"{r['mean_steps']:.2f}", with_commas(r["spikes"])]
         for r in found["exits"]
     ]
     return [
