@@ -181,7 +181,7 @@ def test_a_slow_report_says_what_is_being_measured(model, monkeypatch, capsys):
     found = scope(model)
     found.data()
     said = capsys.readouterr().err
-    total = len(found.scopes) + 5
+    total = len(found.scopes) + 7
     assert f"measuring: {total}/{total} parts in " in said
 
 
