@@ -49,7 +49,7 @@ def chart_svg(
     low, high = min(ys), max(ys)
     span, begin = (high - low) or abs(high) or 1.0, marks[0][0]
     width = max(marks[-1][0], *(point[0] for _, points in lines for point in points)) - begin or 1.0
-    top, under = (20, 34) if names else (8, 0)  # names need room above, and what is lowest must not lie on the axis
+    top, under = (20, 44) if names else (8, 0)  # names need room above, and what is lowest must not lie on the axis
 
     def place(point: Sequence[float]) -> tuple[float, float]:
         across = EDGE + (point[0] - begin) / width * (WIDE - EDGE - RIGHT)
@@ -75,10 +75,9 @@ def chart_svg(
         )
     for at, told in marks:
         drawn += f'<text x="{place([at, low])[0]}" y="{floor + 16}" text-anchor="middle" {text}>{escape(told)}</text>'
-    for y in (high, low):
-        drawn += (
-            f'<text x="{EDGE - 4}" y="{place([begin, y])[1] + 4}" text-anchor="end" {text}>{escape(y_text(y))}</text>'
-        )
+    for level in (high, low):
+        down = place([begin, level])[1] + 4
+        drawn += f'<text x="{EDGE - 4}" y="{down}" text-anchor="end" {text}>{escape(y_text(level))}</text>'
     drawn += f'<text x="{WIDE / 2}" y="{TALL - 8}" text-anchor="middle" {text}>{escape(x)}</text>'
     return (
         f'<svg viewBox="0 0 {WIDE} {TALL}" width="{WIDE}" role="img" '
