@@ -23,7 +23,7 @@ class Subject:
     inputs: Tensor
     trace: Trace
     labels: tuple[str, ...] = ()
-    outputs: Tensor | None = None
+    outputs: Any = None
     truth: str = ""
 
     @property
@@ -39,12 +39,11 @@ def observe(model: nn.Module, inputs: Tensor, labels: tuple[str, ...] = ()) -> S
     model.eval()
     try:
         with probe(model) as trace:
-            found: Any = model(inputs)
+            found = model(inputs)
     finally:
         model.train(training)
-    first = found[0] if isinstance(found, tuple) and found else found
-    kept = inputs.is_floating_point() and isinstance(first, Tensor)  # a language model's logits are large
-    return Subject(model, inputs, trace, labels, first.detach() if kept else None)
+    first = found[0] if isinstance(found, tuple) else found  # of a language model it is large, and not kept
+    return Subject(model, inputs, trace, labels, first if inputs.is_floating_point() else None)
 
 
 Data = dict[str, Any]

@@ -58,10 +58,6 @@ _forced = Forced()
 _took: dict[str, ContextVar[tuple[str, str] | None]] = {}
 
 
-def _nothing() -> list[tuple[Any, ...]]:
-    return []
-
-
 def _call_directly(implementation: Callable[..., Any], *sample: Any) -> Any:
     return implementation(*sample)
 
@@ -81,7 +77,7 @@ class Operator:
     naive: Callable[..., Any]
     plain: bool = False
     check: Callable[..., Any] | None = None
-    samples: Callable[[], Any] = attrs.field(default=_nothing, repr=False)
+    samples: Callable[[], Any] = attrs.field(default=list, repr=False)
     run: Callable[..., Any] = attrs.field(default=_call_directly, repr=False)
     _ready: dict[str, tuple[Any, str, Callable[..., Any]]] = attrs.field(factory=dict, init=False, repr=False)
 
