@@ -320,6 +320,19 @@ def test_a_fixed_dropout_drops_the_same_at_every_step():
     assert torch.equal(model.eval()(x), x)
 
 
+def test_a_batch_norm_spreads_its_levels_at_first_and_says_so():
+    torch.manual_seed(0)
+    layers = (Layer(op="linear", size=500), Layer(op="batch_norm", spread=2.0))
+    norm = Sequential(input=(1,), layers=layers).build().get_submodule("layers.1")
+    assert 1.8 < float(norm.bias.detach().max()) <= 2.0
+    assert -2.0 <= float(norm.bias.detach().min()) < -1.8
+    assert "spread=2" in repr(norm)
+    assert describe(norm).spread == 2.0
+    assert bool((Layer(op="batch_norm", features=3).build().bias == 0).all())
+    with pytest.raises(FastSNNError, match=r"spread = 1 is of a batch norm's β, which affine = false leaves out"):
+        Layer(op="batch_norm", features=3, affine=False, spread=1.0).build()
+
+
 def test_batch_norms_fold_through_pools_and_only_where_they_may():
     torch.manual_seed(0)
     layers = [Layer(op="conv2d", size=3, kernel=(3,)), Layer(op="max_pool", kernel=(2,))]

@@ -13,7 +13,7 @@ from fastsnn_core.spec import from_table, to_table
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "snn-mlp": {"widths": (512, 256), "dropout": 0.1},
-    "snn-recurrent": {"widths": (128,), "dropout": 0.1, "tau": 10.0},
+    "snn-recurrent": {"widths": (128,), "dropout": 0.1, "tau": 0.0, "spread": 1.0},
     "snn-conv": {"widths": (32, 64), "hidden": 256, "dropout": 0.2},
     "snn-resnet18": {
         "widths": (64, 128, 256, 512), "depths": (2, 2, 2, 2), "block": "sew", "tdbn": False, "dropout": 0.0,
@@ -22,7 +22,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What each preset's own parameters are, and their defaults."""
 CELLS: dict[str, dict[str, Any]] = {
-    "snn-recurrent": {"kind": "recurrent_lif", "tau": 5.0},
+    "snn-recurrent": {"kind": "recurrent_lif", "tau": 5.0, "surrogate": {"kind": "triangle"}},
     "snn-resnet18": {"kind": "lif", "fixed": True},
     "spikformer-tiny": {"kind": "lif", "fixed": True},
 }
@@ -78,11 +78,19 @@ def network_spec(
 
 
 @typed
-def mlp(shape: tuple[int, ...], begin: Layers, spikes: dict[str, Any], widths: Sequence[int], dropout: float) -> Layers:
-    """Linear, batch norm, spikes, for each width."""
+def mlp(
+    shape: tuple[int, ...],
+    begin: Layers,
+    spikes: dict[str, Any],
+    widths: Sequence[int],
+    dropout: float,
+    spread: float = 0.0,
+) -> Layers:
+    """Linear, batch norm, spikes, for each width; β of the batch norms from ±`spread` at first."""
     layers: Layers = [] if len(shape) == 1 else [{"op": "flatten"}]
     for n, width in enumerate(widths):
-        layers += [{"op": "linear", "size": width, "bias": False}, {"op": "batch_norm"}]
+        norm = {"op": "batch_norm"} | ({"spread": float(spread)} if spread else {})
+        layers += [{"op": "linear", "size": width, "bias": False}, norm]
         layers += (begin if n == 0 else []) + [spikes]
     return layers + ([{"op": "dropout", "p": dropout}] if dropout else [])
 

@@ -146,6 +146,7 @@ class TrainOptions(TypedDict, total=False):
     compile: bool
     parallel: str
     neuron_lr: float
+    recurrent_lr: float
     rate_low: float
     rate_high: float
     rate_weight: float

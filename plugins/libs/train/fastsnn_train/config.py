@@ -104,6 +104,11 @@ class TrainConfig:
         doc="what torchrun's processes share: the batch (ddp), weights too (fsdp), or each sequence's tokens",
     )
     neuron_lr: float = param(1.0, ge=0.0, doc="rate of learnt thresholds (learn_k, learn_threshold) as a share of lr")
+    recurrent_lr: float = param(
+        0.1,
+        ge=0.0,
+        doc="rate of weights inside neurons (recurrent_lif's R), which act again at every step: share of lr",
+    )
     rate_low: float = param(0.0, ge=0.0, unit="mean |count|", doc="lower edge of the firing band of every site")
     rate_high: float = param(8.0, gt=0.0, unit="mean |count|", doc="upper edge of the firing band")
     rate_weight: float = param(0.0, ge=0.0, doc="of (distance from the band)² in the loss; 0 leaves firing alone")

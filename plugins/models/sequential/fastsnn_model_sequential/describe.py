@@ -142,6 +142,7 @@ def norm_layer(module: Any) -> Layer | None:
             return None
         more: dict[str, Any] = {} if module.momentum == 0.1 else {"momentum": float(module.momentum)}
         more |= {} if module.running_mean is not None else {"tracked": False}
+        more |= {"spread": module.spread} if getattr(module, "spread", 0.0) else {}
         return Layer(op="batch_norm", features=module.num_features, eps=module.eps, affine=module.affine, **more)
     if kind is ThresholdBatchNorm:
         return Layer(

@@ -38,6 +38,7 @@ class Layer:
     eps: float | None = param(None, gt=0.0, doc="of a norm")
     momentum: float | None = param(None, ge=0.0, le=1.0, doc="of a batch norm's running statistics")
     tracked: bool | None = param(None, doc="a batch norm keeps running statistics, and uses them in evaluation mode")
+    spread: float | None = param(None, ge=0.0, doc="a batch norm's β is drawn from ±spread at first, else 0")
     slope: float | None = param(None, doc="below zero: leaky_relu's slope, elu's alpha")
     p: float | None = param(None, ge=0.0, lt=1.0, doc="dropout probability")
     fixed: bool | None = param(None, doc="dropout: the same channels at every step of a sequence")

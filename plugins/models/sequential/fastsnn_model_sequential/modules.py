@@ -18,9 +18,37 @@ from fastsnn_leaky.decay import decayed, decayed_in_order
 
 
 class AnyRankBatchNorm(nn.BatchNorm1d):
-    """Statistics per channel (dimension 1) of ``[N, C, …]``, whatever the rank."""
+    """Statistics per channel (dimension 1) of ``[N, C, …]``, whatever the rank; β from ±`spread` at first.
+
+    Channels that see few inputs are alike behind a batch norm (of one input: x̂ or -x̂ for every weight), so neurons
+    there would all spike at once; a spread of β gives each a level of its own.
+    """
 
     converts_as = nn.BatchNorm1d
+
+    def __init__(
+        self,
+        features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        tracked: bool = True,
+        spread: float = 0.0,
+    ) -> None:
+        if spread and not affine:
+            raise FastSNNError(f"spread = {spread:g} is of a batch norm's β, which affine = false leaves out")
+        self.spread = spread
+        super().__init__(features, eps, momentum, affine, tracked)
+
+    def reset_parameters(self) -> None:
+        """γ = 1, β from ±spread."""
+        super().reset_parameters()
+        if self.spread:
+            nn.init.uniform_(self.bias, -self.spread, self.spread)
+
+    def extra_repr(self) -> str:
+        """For ``print(model)``."""
+        return super().extra_repr() + (f", spread={self.spread:g}" if self.spread else "")
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:

@@ -135,7 +135,7 @@ def batch_norm(v: Any) -> nn.Module:
     """One class for every rank: statistics per channel, dimension 1."""
     from fastsnn_model_sequential.modules import AnyRankBatchNorm
 
-    return AnyRankBatchNorm(v.features, v.eps, v.momentum, v.affine, v.tracked)
+    return AnyRankBatchNorm(v.features, v.eps, v.momentum, v.affine, v.tracked, v.spread)
 
 
 def pooled_mean(v: Any, shape: Shape) -> Shape:
@@ -218,7 +218,7 @@ OPS: dict[str, Op] = {
     "embedding": Op(
         {"features": NEEDED, "size": NEEDED}, lambda v: nn.Embedding(v.features, v.size), lambda v, s: (*s, v.size)
     ),
-    "batch_norm": Op(NORM | {"momentum": 0.1, "tracked": True}, batch_norm, features=channel_axis_size),
+    "batch_norm": Op(NORM | {"momentum": 0.1, "tracked": True, "spread": 0.0}, batch_norm, features=channel_axis_size),
     "td_batch_norm": Op(
         {"eps": 1e-5, "momentum": 0.1, "alpha": 1.0, "threshold": 1.0, "features": None},
         lambda v: ThresholdBatchNorm(v.features, v.eps, v.momentum, v.alpha, v.threshold),

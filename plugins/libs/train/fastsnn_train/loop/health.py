@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastsnn_core.site import sites
 from fastsnn_core.spike_tensor import SpikeTensor
 from fastsnn_train.loop.parallel import World, is_sharded
 
@@ -118,8 +119,42 @@ def block_of(name: str) -> str:
     return ".".join(parts[:depth])
 
 
-def gradient_complaints(norms: dict[str, float]) -> dict[str, str]:
-    """Warnings for blocks whose gradient norm is far below or above the median block's."""
+def recurrent_norms(model: nn.Module) -> dict[str, float]:
+    """By block: spectral norm of its neuron's recurrent weights, in thresholds; a matrix of a neuron is recurrent."""
+    found: dict[str, float] = {}
+    for name, site in sites(model).items():
+        theta, block = getattr(site.neuron, "theta", torch.ones(())), block_of(f"{name}.neuron")
+        for p in site.neuron.parameters():
+            if p.ndim == 2 and not is_sharded(p):
+                norm = float(torch.linalg.matrix_norm(p.detach().float(), 2) / theta.detach().float().mean())
+                found[block] = max(norm, found.get(block, 0.0))
+    return found
+
+
+def exploded_in_time(norms: dict[str, float], model: nn.Module) -> dict[str, str]:
+    """The warning where a gradient grows on its way back through recurrent weights, step by step; else nothing.
+
+    So it is where a block with recurrent weights, and with it the blocks in front, has `EXPLODING` times the gradient
+    of the blocks behind, and more than `EXPLODING`. The median is of no use there: most blocks are in front.
+    """
+    least = min(norms.values(), default=0.0)
+    if max(norms.values(), default=0.0) <= EXPLODING * max(1.0, least):
+        return {}
+    for name, spectral in recurrent_norms(model).items():
+        if norms.get(name, 0.0) > EXPLODING * max(1.0, least):
+            return {
+                name: f"the gradient explodes on its way back in time through the recurrent weights of {name} "
+                f"({norms[name]:.1e}; {least:.1e} behind them): their spectral norm is {spectral:.2f} thresholds, and "
+                "they act again at every step. Lower recurrent_lr, or give the neuron a surrogate with a small slope "
+                "(triangle)"
+            }
+    return {}
+
+
+def gradient_complaints(norms: dict[str, float], model: nn.Module | None = None) -> dict[str, str]:
+    """Warnings for blocks whose gradient norm is far below or above the median block's, and why where it is known."""
+    if model is not None and (found := exploded_in_time(norms, model)):
+        return found
     known = sorted(norms.values())
     middle = known[len(known) // 2] if known else 0.0
     says = {}

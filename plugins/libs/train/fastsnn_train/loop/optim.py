@@ -32,8 +32,10 @@ def with_learning_rate(config: TrainConfig, model: nn.Module) -> TrainConfig:
 def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); weight decay on tensors of two or more dimensions only.
 
-    Neuron parameters (k, θ) have their own group, without decay, at ``neuron_lr`` times the learning rate. Raises
-    `FastSNNError` without a trainable parameter.
+    Neuron parameters (k, θ) have their own group, without decay, at ``neuron_lr`` times the learning rate; matrices of
+    neurons (recurrent weights) another, with decay, at ``recurrent_lr`` times: a step of Adam moves every entry of a
+    matrix ``[D,D]`` by as much as lr, so its spectral norm by up to D · lr, and what a recurrent matrix does to a
+    gradient it does at every step of the sequence. Raises `FastSNNError` without a trainable parameter.
 
     On a CPU the fused kernel is used only for matrices with a multiple of 16 columns: it processes the remainder of a
     tensor in scalar code, which may round differently, so that a shard could differ from the whole in the last bit.
@@ -57,9 +59,10 @@ def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     groups: dict[tuple[float, float, bool, bool], list[Tensor]] = {}
     for p in trained:
         neuron = id(p) in mine
-        decay = config.weight_decay if p.ndim >= 2 and not neuron else 0.0
+        decay = config.weight_decay if p.ndim >= 2 else 0.0
+        share = (config.recurrent_lr if p.ndim >= 2 else config.neuron_lr) if neuron else 1.0
         fused = p.device.type != "cpu" or (p.ndim >= 2 and p.shape[-1] % 16 == 0)
-        groups.setdefault((decay, config.neuron_lr if neuron else 1.0, is_sharded(p), fused), []).append(p)
+        groups.setdefault((decay, share, is_sharded(p), fused), []).append(p)
     rows = [
         {"params": found, "weight_decay": decay, "share": share, "lr": config.lr * share, "fused": fused}
         for (decay, share, _, fused), found in groups.items()

@@ -245,7 +245,7 @@ class Trainer:
         if outcome.skipped:
             row["skipped"] = 1
         neurons = {name: site.neuron for name, site in sites(self.model).items() if site.neuron is not None}
-        says = health.complaints(found, neurons) | health.gradient_complaints(outcome.blocks)
+        says = health.complaints(found, neurons) | health.gradient_complaints(outcome.blocks, self.model)
         news = [text for name, text in says.items() if name not in self.warned]
         self.warned |= says.keys()
         if ready := self.rescue.due(found, self.model):
