@@ -69,3 +69,5 @@ def test_the_norm_that_is_said_is_that_of_the_matrix_in_thresholds():
     assert f"spectral norm is {wanted:.2f} thresholds" in says["layers.1"]
     assert "recurrent_lr" in says["layers.1"]
     assert health.gradient_complaints({"layers.0": 30.0, "layers.1": 80.0, "layers.2": 20.0}, model) == {}
+    says = health.gradient_complaints({"layers.0": 3e5, "layers.1": 1.0, "layers.2": 0.3}, model)
+    assert "on its way back in time" not in "".join(says.values())  # R itself has no such gradient
