@@ -39,9 +39,9 @@ def test_a_preset_takes_samples_with_and_without_time(arch, tmp_path):
 
 def test_the_recurrent_preset_is_the_one_whose_gradients_hold_over_time():
     made = FastSNN.build(arch="snn-recurrent", classes=3, **SMALL["snn-recurrent"])
-    assert [layer.op for layer in made.spec.layers] == ["linear", "batch_norm", "spikes", "dropout", "linear"]
+    assert [layer.op for layer in made.spec.layers] == ["linear", "batch_norm", "repeat", "spikes", "dropout", "linear"]
     assert made.spec.layers[1].spread == 1.0
-    assert made.spec.layers[2].neuron.surrogate.name == "triangle"
+    assert made.spec.layers[3].neuron.surrogate.name == "triangle"
     given = FastSNN.build(arch="snn-recurrent", classes=3, tau=10.0, spread=0.0, **SMALL["snn-recurrent"])
     assert given.spec.layers[1].spread is None
     assert given.spec.layers[-1].tau == 10.0
