@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import path_of, reasons
 from fastsnn_events.count_conv import ConvWindow, event_major
 from fastsnn_events.linear import input_major
@@ -26,7 +27,7 @@ from fastsnn_kernel_numba import frames, numba_runtime
 from fastsnn_leaky.scan import LifRule
 from fastsnn_modules.operands import OperandError
 
-quick = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 RULES = [
     LifRule(0.5, 0.0, 1.0, True),
     LifRule(0.9, 0.0, 1.0, True, True),
@@ -46,7 +47,9 @@ def runs(draw):
         return torch.randint(-128, 128, size, generator=generator).to(torch.int8)
 
     def numbers(n):
-        return 0.02 * torch.rand(n, generator=generator) + 0.001
+        return (0.02 * torch.rand(n, generator=generator) + 0.001) * draw(
+            st.sampled_from([1, 1, 1, -1, 0, 1e-38, 1e38])
+        )
 
     if draw(st.booleans()) and min(shape[1:]) > 1:
         stages.append(PoolStage((2, 2), draw(st.sampled_from([(2, 2), (1, 1)]))))
@@ -58,7 +61,7 @@ def runs(draw):
                 PoolStage((2, 2), draw(st.sampled_from([(2, 2), (1, 2)])), draw(st.sampled_from([(0, 0), (1, 1)])))
             )
             now = FramePlan(tuple(stages), shape).shapes[-1]
-        outputs, bias = draw(st.sampled_from([1, 2, 17])), draw(st.booleans())
+        outputs, bias = draw(st.sampled_from([1, 2, 17, 64])), draw(st.booleans())
         if draw(st.booleans()) and now != (now[0], 1, 1):
             groups = draw(st.sampled_from([1, 1, now[0]]))
             size = (min(2, now[1]), min(3, now[2]))
@@ -67,6 +70,14 @@ def runs(draw):
             if min(window.sizes(now[1:], size)) > 0:
                 w = event_major(codes(outputs * groups, now[0] // groups, *size))
                 stages.append(ConvStage(w, numbers(len(w)), numbers(len(w)) if bias else None, window))
+                high, wide = window.sizes(now[1:], size)
+                if draw(st.booleans()) and min(high, wide) > 1:
+                    strides, edges = (
+                        draw(st.sampled_from([(2, 2), (1, 2), (3, 1)])),
+                        draw(st.sampled_from([(0, 0), (1, 1)])),
+                    )
+                    dilation = draw(st.sampled_from([(1, 1), (1, 2)])) if wide > 2 else (1, 1)
+                    stages.append(PoolStage((2, 2), strides, edges, dilation))
                 now = FramePlan(tuple(stages), shape).shapes[-1]
                 continue
         w = input_major(codes(outputs, math.prod(now)))
@@ -76,6 +87,8 @@ def runs(draw):
     steps = draw(st.integers(0, 3))
     frames_given = draw(st.sampled_from([1, steps]))
     x = torch.randn(frames_given, *shape, generator=generator) * draw(st.sampled_from([0.0, 0.5, 1.0, 9.0]))
+    if x.numel() and draw(st.integers(0, 3)) == 0:
+        x.view(-1)[draw(st.integers(0, x.numel() - 1))] = float("nan")
     return x, tuple(torch.randn(n, generator=generator) for n in plan.widths), plan, steps
 
 
@@ -85,11 +98,19 @@ def test_frames_are_the_definition(case):
     for array in vars(numba_runtime._kept).values():
         array.view("u1").fill(0xFF)
     kept = [v.clone() for v in (case[0], *case[1])]
-    found, wanted = frames.run_frames(*case), frame_run_naive(*case)
-    assert torch.equal(found[0], wanted[0])
+    found = frames.run_frames(*case)
+    try:
+        wanted = frame_run_naive(*case)
+    except FastSNNError:  # a count that is no number
+        assert found is NotImplemented, "the layers say so"
+        return
+    if any(v.isnan().any() for v in wanted[1]):
+        assert found is NotImplemented
+        return
+    assert torch.equal(found[0].nan_to_num(7e7), wanted[0].nan_to_num(7e7))
     assert all(torch.equal(a, b) for a, b in zip(found[1], wanted[1], strict=True))
     assert found[2] == wanted[2]
-    assert all(torch.equal(a, b) for a, b in zip(kept, (case[0], *case[1])))
+    assert all(torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7)) for a, b in zip(kept, (case[0], *case[1])))
 
 
 def plain(rule=RULES[0], size=40):

@@ -17,166 +17,58 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.ops.dispatch import record_path
-from fastsnn_integer.frames import ConvStage, FramePlan, LinearStage, NeuronStage
+from fastsnn_integer.frames import ConvStage, FramePlan, LinearStage, NeuronStage, PoolStage
 from fastsnn_kernel_numba.array_views import view
-from fastsnn_kernel_numba.conv_events import WORTH, _add_weights, conv_break_even, largest_row_sum
+from fastsnn_kernel_numba.conv_events import WORTH, conv_break_even, largest_row_sum
+from fastsnn_kernel_numba.frame_stages import (
+    ROWS,
+    _add_frame_events,
+    _add_vector_events,
+    _count_frame,
+    _grows,
+    _pool_frame,
+    _pool_sums,
+    _scale_frame,
+    _turn,
+)
 from fastsnn_kernel_numba.layout import FLOAT, INT8
-from fastsnn_kernel_numba.lif_scan import LifConstants, _fire
-from fastsnn_kernel_numba.max_pool import _pool_pair
-from fastsnn_kernel_numba.numba_runtime import compile, flat, scratch
+from fastsnn_kernel_numba.lif_scan import LifConstants
+from fastsnn_kernel_numba.numba_runtime import compile, scratch
 from fastsnn_modules.operands import guarded
 
 U = np.uint64
 F = np.float32
 NEURON, CONV, LINEAR, POOL = range(4)
-KIND, INSIDE, FROM, TO, STRIDES, WEIGHT, SCALE, BIAS, ROWS = 0, 1, 7, 8, 9, 13, 14, 15, 16
-COLUMNS = 26  # of the table; ROWS … ROWS + 8 are the window: sizes, strides, paddings, dilations, groups
+KIND, FROM, TO, STRIDES, WEIGHT, SCALE, BIAS = 0, 7, 8, 9, 13, 14, 15
+POOLED = 25  # is the stage behind a convolution a pool without padding?
+COLUMNS = 26  # of the table; `ROWS` … `ROWS` + 8 are the window: sizes, strides, paddings, dilations, groups
 BETA, THETA, LOW, HIGH, GAIN, HEAVISIDE, HARD = range(7)
 REST = 15  # frames that the layers take one by one after one that was busy
 SHARES = "{} of the inputs of its layers spiked: only their weight rows are added"
-SMALLEST_FLOAT = F(-np.inf)
 
 
 @compile
-def _count_frame(x, ox, c, oc, v, ov, n, gain, k):  # type: ignore[no-untyped-def]
-    """One step of n neurons; is any count no number?"""
-    odd = np.int32(0)
-    for d in range(n):
-        z = x[ox + d] if gain == 1 else gain * x[ox + d]
-        h = k.beta * v[ov + d] + z / k.theta
-        count, v[ov + d] = _fire(h, k)
-        c[oc + d] = count
-        odd |= np.int32(count != count)
-    return odd != 0
-
-
-@compile
-def _add_frame_events(counts, at, sc, sp, row, weight, sums):  # type: ignore[no-untyped-def]
-    """All outputs of one frame: sums ``[H', W' in reverse, O]``; how many events there were."""
-    channels, height, width, tall, high, wide = row[1], row[2], row[3], row[4], row[5], row[6]
-    rows, columns, sy, sx = row[ROWS], row[ROWS + 1], row[ROWS + 2], row[ROWS + 3]
-    ay, ax, dy, dx, groups = row[ROWS + 4], row[ROWS + 5], row[ROWS + 6], row[ROWS + 7], row[ROWS + 8]
-    inside, outside, events = channels // groups, tall // groups, 0
-    simple = sy == 1 and sx == 1 and dy == 1 and dx == 1 and groups == 1
-    sums[: U(high * wide * tall)] = 0
-    for y in range(height):
-        top, end = max(0, y + ay - high + 1), min(rows, y + ay + 1)
-        for x in range(width):
-            b = max(0, x + ax - wide + 1)
-            many = U(max(min(columns, x + ax + 1) - b, 0) * tall)
-            for c in range(channels):
-                n = np.int32(counts[U(at + (y * width + x) * sp + c * sc)])
-                if n == 0:
-                    continue
-                events += 1
-                if simple:
-                    for a in range(top, end):
-                        k = U(((c * rows + a) * columns + b) * tall)
-                        to = U(((y + ay - a) * wide + wide - 1 - x - ax + b) * tall)
-                        _add_weights(weight, k, n, sums, to, many)
-                    continue
-                low = c // inside * outside
-                for a in range(rows):
-                    oy = y + ay - a * dy
-                    if oy < 0 or oy % sy or oy // sy >= high:
-                        continue
-                    for e in range(columns):
-                        ox = x + ax - e * dx
-                        if ox >= 0 and ox % sx == 0 and ox // sx < wide:
-                            k = U(((c % inside * rows + a) * columns + e) * tall + low)
-                            to = U((oy // sy * wide + wide - 1 - ox // sx) * tall + low)
-                            _add_weights(weight, k, n, sums, to, U(outside))
-    return events
-
-
-@compile
-def _add_vector_events(counts, at, sc, sp, channels, places, weight, tall, sums):  # type: ignore[no-untyped-def]
-    """A linear layer's sums ``[O]`` over all numbers in the order [C, P]; how many events there were."""
-    events = 0
-    sums[: U(tall)] = 0
-    for p in range(places):
-        for c in range(channels):
-            n = np.int32(counts[U(at + p * sp + c * sc)])
-            if n != 0:
-                events += 1
-                _add_weights(weight, U((c * places + p) * tall), n, sums, U(0), U(tall))
-    return events
-
-
-@compile
-def _scale_frame(sums, high, wide, tall, scale, v, bias, out, to):  # type: ignore[no-untyped-def]
-    """float(sum) · scale · V (+ bias), channels inside; places of a line come in reverse."""
-    for y in range(high):
-        for x in range(wide):
-            s, o = U((y * wide + wide - 1 - x) * tall), U(to + (y * wide + x) * tall)
-            if len(bias):
-                for j in range(U(tall)):
-                    out[o + j] = F(sums[s + j]) * scale[j] * v + bias[j]
-            else:
-                for j in range(U(tall)):
-                    out[o + j] = F(sums[s + j]) * scale[j] * v
-
-
-@compile
-def _pool_frame(x, at, sc, sp, row, out, to, oc, op, place):  # type: ignore[no-untyped-def]
-    channels, height, width, high, wide = row[1], row[2], row[3], row[5], row[6]
-    rows, columns, sy, sx = row[ROWS], row[ROWS + 1], row[ROWS + 2], row[ROWS + 3]
-    ay, ax, dy, dx = row[ROWS + 4], row[ROWS + 5], row[ROWS + 6], row[ROWS + 7]
-    pairs = rows == 2 and columns == 2 and sy == 2 and sx == 2 and ay == 0 and ax == 0 and dy == 1 and dx == 1
-    if pairs and sp == 1 and op == 1:  # planes: as `max_pool` does it
-        for c in range(channels):
-            for y in range(high):
-                line = U(at + c * sc + 2 * y * width)
-                _pool_pair(x, line, line + U(width), out, place, U(to + c * oc + y * wide), U(wide))
-        return
-    for y in range(high):
-        for z in range(wide):
-            o = to + (y * wide + z) * op
-            for c in range(channels):
-                out[U(o + c * oc)] = SMALLEST_FLOAT
-            for a in range(rows):
-                iy = y * sy - ay + a * dy
-                if iy < 0 or iy >= height:
-                    continue
-                for b in range(columns):
-                    ix = z * sx - ax + b * dx
-                    if ix < 0 or ix >= width:
-                        continue
-                    i = at + (iy * width + ix) * sp
-                    if sc == 1 and oc == 1:
-                        for c in range(U(channels)):
-                            new, old = x[U(i) + c], out[U(o) + c]
-                            out[U(o) + c] = new if new > old else old
-                    else:
-                        for c in range(channels):
-                            new, old = x[U(i + c * sc)], out[U(o + c * oc)]
-                            out[U(o + c * oc)] = new if new > old else old
-
-
-@compile
-def _turn(x, at, y, to, channels, places, sc, sp, oc, op):  # type: ignore[no-untyped-def]
-    """Numbers of one frame in another order."""
-    for c in range(channels):
-        for p in range(places):
-            y[U(to + c * oc + p * op)] = x[U(at + c * sc + p * sp)]
-
-
-@compile
-def _run_frames(x, given_steps, steps, table, numbers, given, left, arena, narrow, broad, place, events_of, out):  # type: ignore[no-untyped-def]
-    """Returns whether every count was a number."""
+def _run_frames(addresses, given_steps, steps, table, numbers, arena, narrow, broad, pairs, found, events_of):  # type: ignore[no-untyped-def]
+    """`addresses`: x, what comes out, states before, states behind. Returns whether every count was a number."""
+    row, last = table[0], table[len(table) - 1]
+    x = view(addresses[0], given_steps * row[1] * row[2] * row[3], FLOAT)
+    out = view(addresses[1], steps * last[4] * last[5] * last[6], FLOAT)
+    neurons = (len(addresses) - 2) // 2
     at = 0
     for s in range(len(table)):
         row = table[s]
         if row[KIND] == NEURON:
             places = row[2] * row[3]
-            _turn(given, at, left, at, row[1], places, places, 1, row[STRIDES], row[STRIDES + 1])
-            at += row[1] * places
+            given = view(addresses[2 + at], row[1] * places, FLOAT)
+            left = view(addresses[2 + neurons + at], row[1] * places, FLOAT)
+            _turn(given, 0, left, 0, row[1], places, places, 1, row[STRIDES], row[STRIDES + 1])
+            at += 1
         elif row[KIND] == CONV:  # may its sums have 16 bits?
             rows = row[1] // row[ROWS + 8] * row[ROWS] * row[ROWS + 1]
             weight = view(row[WEIGHT], rows * row[4], INT8)
             numbers[s, 1] = largest_row_sum(weight, rows, row[4], broad) * numbers[s, 2] < 32768
     for t in range(steps):
-        at, counted = 0, False
+        at, counted, pooled = 0, False, False
         for s in range(len(table)):
             row = table[s]
             channels, places, tall = row[1], row[2] * row[3], row[4]
@@ -187,6 +79,9 @@ def _run_frames(x, given_steps, steps, table, numbers, given, left, arena, narro
             counted |= row[KIND] == NEURON
             if not counted and t >= given_steps:
                 continue  # the frame that was given is shown again
+            if pooled:  # with the sums of the layer in front
+                pooled = False
+                continue
             if row[KIND] == NEURON:
                 k = numbers[s]
                 one = F(1)
@@ -194,29 +89,35 @@ def _run_frames(x, given_steps, steps, table, numbers, given, left, arena, narro
                     k[BETA], k[THETA], k[LOW], k[HIGH], one, one, one, one, one, F(0), one,
                     k[HEAVISIDE] != 0, k[HARD] != 0, False,
                 )  # fmt: skip
-                n = U(channels * places)
-                if _count_frame(source, U(begin), arena, U(to), left, U(at), n, k[GAIN], how):
+                left = view(addresses[2 + neurons + at], channels * places, FLOAT)
+                if _count_frame(source, U(begin), arena, U(to), left, U(0), U(channels * places), k[GAIN], how):
                     return False
-                at += channels * places
+                at += 1
             elif row[KIND] == POOL:
-                _pool_frame(source, begin, sc, sp, row, arena, to, oc, op, place)
+                _pool_frame(source, begin, sc, sp, row, arena, to, oc, op, pairs)
             else:
-                high, wide, v = row[5], row[6], numbers[s, 0]
+                wide, v = row[6], numbers[s, 0]
                 scale = view(row[SCALE], tall, FLOAT)
                 bias = view(row[BIAS], tall if row[BIAS] else 0, FLOAT)
                 if row[KIND] == LINEAR:
                     weight = view(row[WEIGHT], channels * places * tall, INT8)
-                    events = _add_vector_events(source, begin, sc, sp, channels, places, weight, tall, broad)
+                    events = _add_vector_events(source, begin, sc, sp, channels, places, weight, tall, broad, found)
                     _scale_frame(broad, 1, 1, tall, scale, v, bias, arena, to)
                 else:
                     rows = channels // row[ROWS + 8] * row[ROWS] * row[ROWS + 1]
                     weight = view(row[WEIGHT], rows * tall, INT8)
+                    pooled = row[POOLED] != 0 and _grows(scale, v, bias)
+                    behind = table[s + 1 if pooled else s]
                     if numbers[s, 1] != 0:
-                        events = _add_frame_events(source, begin, sc, sp, row, weight, narrow)
-                        _scale_frame(narrow, high, wide, tall, scale, v, bias, arena, to)
+                        events = _add_frame_events(source, begin, sc, sp, row, weight, narrow, found)
+                        if pooled:
+                            _pool_sums(narrow, wide, tall, behind)
+                        _scale_frame(narrow, behind[5], behind[6], tall, scale, v, bias, arena, behind[TO])
                     else:
-                        events = _add_frame_events(source, begin, sc, sp, row, weight, broad)
-                        _scale_frame(broad, high, wide, tall, scale, v, bias, arena, to)
+                        events = _add_frame_events(source, begin, sc, sp, row, weight, broad, found)
+                        if pooled:
+                            _pool_sums(broad, wide, tall, behind)
+                        _scale_frame(broad, behind[5], behind[6], tall, scale, v, bias, arena, behind[TO])
                 events_of[s] += events
         row = table[len(table) - 1]
         tall, places = row[4], row[5] * row[6]
@@ -228,9 +129,10 @@ def _run_frames(x, given_steps, steps, table, numbers, given, left, arena, narro
             places = row[2] * row[3]
             n = row[1] * places
             if row[STRIDES] == 1 and places > 1:
-                _turn(left, at, arena, 0, row[1], places, 1, row[1], places, 1)
-                left[U(at) : U(at + n)] = arena[: U(n)]
-            at += n
+                left = view(addresses[2 + neurons + at], n, FLOAT)
+                _turn(left, 0, arena, 0, row[1], places, 1, row[1], places, 1)
+                left[:] = arena[: U(n)]
+            at += 1
     return True
 
 
@@ -271,12 +173,17 @@ class _Program:
                     k = stage.window
                     row[ROWS : ROWS + 2] = weight.shape[2:]
                     row[ROWS + 2 : ROWS + 9] = *k.stride, *k.padding, *k.dilation, k.groups
+                    behind = plan.stages[s + 1] if s + 1 < len(plan.stages) else None
+                    row[POOLED] = isinstance(behind, PoolStage) and behind.padding == (0, 0)
             else:
                 row[KIND] = POOL
                 row[ROWS : ROWS + 8] = *stage.kernel, *stage.stride, *stage.padding, *stage.dilation
             row[STRIDES + 2 : STRIDES + 4] = (1, o) if inner else (high * wide, 1)
         self.rest, self.limits = 0, list[float]()
         self.sums, self.size = sums, at + math.prod(plan.shapes[-1])
+        self.pairs = max(math.prod(shape) // 2 for shape in plan.shapes)
+        self.longest = max(max(c, h * w) for c, h, w in plan.shapes)
+        self.inputs = [math.prod(plan.shapes[s]) for s in self.layers]
         self.out = plan.shapes[-1]
 
     def break_even(self, plan: FramePlan) -> list[float]:
@@ -304,19 +211,21 @@ def run_frames(x: Tensor, states: tuple[Tensor, ...], plan: FramePlan, steps: in
     if program.rest:  # busy frames: some layers are faster dense
         program.rest -= 1
         return NotImplemented
-    given = torch.cat(states) if len(states) != 1 else states[0].contiguous()
-    left, out = torch.empty_like(given), torch.empty(steps, *program.out)
+    left = tuple([torch.empty(n) for n in plan.widths])
+    kept, out = [x.contiguous(), *[v.contiguous() for v in states]], torch.empty(steps, *program.out)
+    addresses = np.array([t.data_ptr() for t in (kept[0], out, *kept[1:], *left)])
     events = np.zeros(len(program.table), np.int64)
     good = _run_frames(
-        flat(x.contiguous()), len(x), steps, program.table, program.numbers, flat(given), flat(left),
-        scratch("frames", program.size, np.float32), scratch("frames", program.sums, np.int16),
-        scratch("frames", program.sums, np.int32), scratch("frames", program.size, np.uint8), events, flat(out),
+        addresses, len(x), steps, program.table, program.numbers, scratch("frames", program.size, np.float32),
+        scratch("frames", program.sums, np.int16), scratch("frames", program.sums, np.int32),
+        scratch("frame pairs", program.pairs, np.float32), scratch("frame events", program.longest, np.int32), events,
     )  # fmt: skip
     if not good:
         return NotImplemented
-    shares = tuple(int(events[s]) / max(1, steps * math.prod(plan.shapes[s])) for s in program.layers)
-    limits = program.break_even(plan)
-    if any(share > limit for share, limit in zip(shares, limits)):
-        program.rest = REST
-    record_path("frame_run", "numba: events", SHARES.format(", ".join(f"{share:.1%}" for share in shares)))
-    return out, left.split(plan.widths), shares
+    many = events.tolist()
+    shares = tuple([many[s] / max(1, steps * n) for s, n in zip(program.layers, program.inputs)])
+    for share, limit in zip(shares, program.break_even(plan)):
+        if share > limit:
+            program.rest = REST
+    record_path("frame_run", "numba: events", SHARES.format(", ".join([f"{share:.1%}" for share in shares])))
+    return out, left, shares

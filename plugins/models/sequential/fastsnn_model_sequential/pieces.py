@@ -42,11 +42,15 @@ NOTHING = (nn.Identity, Dropout, Flatten)  # in evaluation, but for the shape
 
 @define(eq=False)
 class Piece:
-    """Layers from one place of a network up to another, their plan, and what it was made of."""
+    """Layers from one place of a network up to another, their plan, and what it was made of.
+
+    `attributes` are the dictionaries of all its modules: a step of a small network takes as long as a few dozen lookups
+    through ``nn.Module`` would.
+    """
 
     end: int
     sites: list[TimeFoldedSite]
-    watched: list[nn.Module]
+    attributes: list[dict[str, Any]]
     plan: FramePlan
     shape: tuple[int, ...]
     begins: TimeBegins | None  # where a sample without time is shown for its steps
@@ -72,12 +76,13 @@ def run_piece(network: Any, layers: tuple[Any, ...], at: int, x: Any, stream: Ti
     if type(x) is not Tensor or x.dtype != torch.float32 or x.device.type != "cpu":
         return None
     piece = piece_at(network, layers, at)
-    if piece is None or (piece.begins is not None and stream.pooled) or any(map(busy, piece.watched)):
+    if piece is None or (piece.begins is not None and stream.pooled) or any(map(busy, piece.attributes)):
         return None
     states = []
     for site, width in zip(piece.sites, piece.plan.widths):
-        coding: Any = site.coding
-        if site.blend != 1.0:
+        own = site.__dict__
+        coding: Any = own["coding"] if "coding" in own else own["_modules"]["coding"]
+        if own["blend"] != 1.0:
             return None
         if coding is not None and (coding.strict or coding.recording is not None or has_forward_hooks(coding)):
             return None
@@ -95,13 +100,13 @@ def run_piece(network: Any, layers: tuple[Any, ...], at: int, x: Any, stream: Ti
         stream.begin(steps)
     y, left, _ = found
     for site, v in zip(piece.sites, left):
-        stream.new[site.label] = v[None]
+        stream.new[site.label] = v.unsqueeze(0)
     return y.reshape(steps, *piece.shape), piece.end
 
 
-def busy(module: nn.Module) -> bool:
-    """Does somebody watch this module, or train it, or has it a forward of its own?"""
-    return has_forward_hooks(module) or module.training or "forward" in module.__dict__
+def busy(own: dict[str, Any]) -> bool:
+    """Does somebody watch the module with these attributes, or train it, or has it a forward of its own?"""
+    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or own["training"] or "forward" in own)
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
@@ -123,32 +128,32 @@ def piece_at(network: Any, layers: tuple[Any, ...], at: int) -> Piece | None:
     return found[1]
 
 
-def constants_of(layers: Any, at: int, end: int) -> tuple[Any, ...]:
+def constants_of(layers: Any, at: int, end: int) -> list[Any]:
     """What a plan holds of these layers: modules by identity, tensors by place, numbers by value."""
-    return tuple(layer if type(layer) in NOTHING else constant_of(layer) for layer in layers[at:end])
+    found: list[Any] = []
+    for layer in layers[at:end]:
+        kind = type(layer)
+        if kind in NOTHING:
+            continue
+        found.append(layer)
+        own = layer.__dict__
+        if kind is TimeFoldedSite:
+            neuron = own["_modules"].get("neuron")
+            found.append(neuron)
+            if type(neuron) is Leaky:
+                found += numbers_of(neuron.__dict__)
+        elif isinstance(layer, QuantConv | QuantLinear):
+            held, bias = own["_buffers"], own["_parameters"].get("bias")
+            found += (held["weight"].data_ptr(), held["scale"].data_ptr(), None if bias is None else bias.data_ptr())
+    return found
 
 
-def constant_of(layer: Any) -> Any:
-    """Of one layer."""
-    if isinstance(layer, QuantConv | QuantLinear):
-        bias = layer.bias
-        return layer, layer.weight.data_ptr(), layer.scale.data_ptr(), None if bias is None else bias.data_ptr()
-    if type(layer) is TimeFoldedSite:
-        n = layer.neuron
-        if type(n) is Leaky:
-            return (
-                layer,
-                n,
-                n.theta.item() if n.theta.numel() == 1 else 0.0,
-                n.beta,
-                n.lo,
-                n.hi,
-                n.heaviside,
-                n.hard,
-                n.gain,
-            )
-        return layer, n
-    return layer
+def numbers_of(own: dict[str, Any]) -> tuple[Any, ...]:
+    """Of a leaky neuron, by its attributes."""
+    theta = own["_buffers"].get("theta")
+    theta = own["_parameters"]["theta"] if theta is None else theta
+    one = theta.item() if theta.numel() == 1 else 0.0
+    return one, own["beta"], own["lo"], own["hi"], own["heaviside"], own["hard"], own["gain"]
 
 
 def made_piece(network: Any, at: int) -> Piece | None:
@@ -184,10 +189,8 @@ def made_piece(network: Any, at: int) -> Piece | None:
     except OperandError:  # sizes that only the layers' own errors explain
         return None
     inside = list(layers[at:end])
-    return Piece(
-        end, sites[: len(plan.widths)], [*inside, *(s.neuron for s in inside if isinstance(s, TimeFoldedSite))],
-        plan, shapes[end], begins,
-    )  # fmt: skip
+    watched = [*inside, *(s.neuron for s in inside if isinstance(s, TimeFoldedSite))]
+    return Piece(end, sites[: len(plan.widths)], [vars(m) for m in watched], plan, shapes[end], begins)
 
 
 def stage_of(layer: Any, shape: tuple[int, ...], spikes: bool) -> Stage | None:
