@@ -113,6 +113,52 @@ def test_frames_are_the_definition(case):
     assert all(torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7)) for a, b in zip(kept, (case[0], *case[1])))
 
 
+def bits(found):
+    """What comes out and states, with the signs of their zeros."""
+    return [t.view(torch.int32).tolist() for t in (found[0], *found[1])]
+
+
+POOLS = [
+    PoolStage((2, 2), (2, 2)), PoolStage((2, 2), (1, 1)), PoolStage((3, 2), (2, 3)), PoolStage((1, 3), (1, 2)),
+    PoolStage((2, 2), (1, 1), (0, 0), (2, 3)), PoolStage((2, 2), (2, 2), (1, 1)),
+]  # fmt: skip
+SCALES = {"usual": (0.01, 0.02), "of both signs": (-0.02, 0.02), "none": (0.0, 0.0), "tiny": (1e-45, 1e-44)}
+
+
+@pytest.mark.parametrize("tall", [3, 64])
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_pool_behind_a_layer_has_the_bits_of_its_numbers(scale, pool, tall):
+    """A pool of sums is one of numbers where numbers grow with sums, and elsewhere none is taken."""
+    draw = torch.Generator().manual_seed(7)
+    weight = event_major(torch.randint(-128, 128, (tall, 4, 3, 3), generator=draw).to(torch.int8))
+    low, high = SCALES[scale]
+    scales = (low + (high - low) * torch.rand(tall, generator=draw)).contiguous()
+    for rule, bias in ((RULES[0], None), (RULES[2], torch.randn(tall, generator=draw))):
+        layer = ConvStage(weight, scales, bias, ConvWindow(padding=(1, 1)))
+        plan = FramePlan((NeuronStage(rule, 0.8), layer, pool, NeuronStage(RULES[2], 0.7)), (4, 8, 9))
+        for stages in (plan.stages[:3], plan.stages):
+            plan = FramePlan(stages, (4, 8, 9))
+            x = torch.randn(3, 4, 8, 9, generator=draw)
+            case = x, tuple(torch.randn(n, generator=draw) for n in plan.widths), plan, 3
+            assert bits(frames.run_frames(*case)) == bits(frame_run_naive(*case))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (2, 5, 4)])
+@pytest.mark.parametrize("where", range(4))
+def test_no_pool_loses_what_is_no_number(shape, where):
+    x = torch.randn(1, *shape)
+    x[0, 1, where // 2, where % 2] = float("nan")
+    plan = FramePlan((PoolStage((2, 2), (2, 2)), plain().stages[0]), shape)
+    assert frames.run_frames(x, (torch.zeros(8),), plan, 1) is NotImplemented
+    x[0, 1, 0, 0] = x[0, 1, where // 2, where % 2] = 0.0
+    assert frames.run_frames(x, (torch.zeros(8),), plan, 1) is not NotImplemented
+    layer = ConvStage(event_major(torch.ones(8, 2, 1, 1).to(torch.int8)), torch.ones(8), torch.zeros(8), ConvWindow())
+    layer.bias[3] = float("nan")
+    plan = FramePlan((plain().stages[0], layer, PoolStage((2, 2), (2, 2), (1, 1)), plain().stages[0]), shape)
+    assert frames.run_frames(x, tuple(torch.zeros(n) for n in plan.widths), plan, 1) is NotImplemented
+
+
 def plain(rule=RULES[0], size=40):
     weight = event_major(torch.ones(64, 8, 3, 3).to(torch.int8))
     stages = (NeuronStage(rule, 1.0), ConvStage(weight, torch.ones(64), None, ConvWindow()))

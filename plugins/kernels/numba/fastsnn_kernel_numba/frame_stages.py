@@ -17,7 +17,7 @@ F = np.float32
 ROWS = 16
 SMALLEST_FLOAT = F(-np.inf)
 TWO = U(2)
-LEAST, LARGEST = F(1e-15), F(1e15)  # of a scale: no product of a sum and two of them is 0
+LEAST, LARGEST = F(1e-15), F(1e14)  # of a scale: no product of a sum and two of them is 0 or infinite
 
 
 @compile
@@ -133,13 +133,11 @@ def _scale_frame(sums, high, wide, tall, scale, v, bias, out, to):  # type: igno
 
 
 @compile
-def _grows(scale, v, bias):  # type: ignore[no-untyped-def]
-    """Does sum · scale · V + bias grow with the sum, without an underflow? Then a pool may be one of sums."""
+def _grows(scale, v):  # type: ignore[no-untyped-def]
+    """Does sum · scale · V grow with the sum, with no underflow and finite? Then a pool may be one of sums."""
     good = v >= LEAST and v < LARGEST
     for o in range(U(len(scale))):
         good &= (scale[o] >= LEAST) & (scale[o] < LARGEST)
-    for o in range(U(len(bias))):
-        good &= abs(bias[o]) < LARGEST
     return good
 
 

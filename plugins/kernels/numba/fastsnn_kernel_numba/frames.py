@@ -106,7 +106,7 @@ def _run_frames(addresses, given_steps, steps, table, numbers, arena, narrow, br
                 else:
                     rows = channels // row[ROWS + 8] * row[ROWS] * row[ROWS + 1]
                     weight = view(row[WEIGHT], rows * tall, INT8)
-                    pooled = row[POOLED] != 0 and _grows(scale, v, bias)
+                    pooled = row[POOLED] != 0 and _grows(scale, v)
                     behind = table[s + 1 if pooled else s]
                     if numbers[s, 1] != 0:
                         events = _add_frame_events(source, begin, sc, sp, row, weight, narrow, found)
