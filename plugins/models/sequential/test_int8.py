@@ -178,7 +178,13 @@ def test_a_frame_of_one_stream_runs_as_one_piece_with_the_bits_of_its_layers(mon
         changed = twin(x)
     assert torch.equal(small(x), changed)
     assert not torch.equal(changed, wanted)
-    assert len(seen) == 9
+    small.layers[5].scale = 0.5 * small.layers[5].scale  # and others that take their place
+    with use("naive"):
+        changed = small(x)
+    assert torch.equal(small(x), changed)
+    small.layers[0].neuron.theta = 2 * small.layers[0].neuron.theta
+    assert torch.equal(small(x), wanted)
+    assert len(seen) == 11
 
 
 def test_pieces_stand_back_for_gradients_resets_batches_and_hooks(monkeypatch):
