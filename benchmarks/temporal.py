@@ -31,6 +31,7 @@ from temporal_peers import BATCH, PEERS, one_step
 from torch import Tensor
 
 from fastsnn import FastSNN
+from fastsnn_core import bundle
 
 
 def given(words: list[str]) -> dict[str, Any]:
@@ -65,6 +66,8 @@ def learn(opts: argparse.Namespace) -> dict[str, Any]:
         if opts.out:
             spent.parent.mkdir(parents=True, exist_ok=True)
             spent.write_text(json.dumps(cost), encoding="utf-8")
+    if opts.out:
+        bundle.save(trainer.model, Path(opts.out) / "model.snn")
     row = trainer.history[-1]
     keys = ("accuracy", "held_out", "spikes_per_inference", "silent_fraction")
     return {
@@ -244,7 +247,7 @@ def main() -> int:
     args.add_argument("--transforms", nargs="*", default=["shift:1", "rotate:8"])
     args.add_argument("--build", nargs="*", default=[], help="key=value of the preset, as widths=[32,64]")
     args.add_argument("--set", nargs="*", default=[], help="key=value of the training, as ema=0.999")
-    args.add_argument("--out", help="folder of a run: one that was stopped goes on")
+    args.add_argument("--out", help="folder of a run: one that was stopped goes on; it ends with model.snn")
     args.add_argument("--quiet", action="store_true")
     args.add_argument("--times", type=int, nargs="+", help="T of step (4, 25, 100) and memory (4 … 1024)")
     args.add_argument("--peers", nargs="*", default=sorted(PEERS), choices=sorted(PEERS))
