@@ -1,9 +1,9 @@
 """Perplexity against tokens/s on a real model: our bundles, llama.cpp in its formats, transformers, in one run.
 
-    python benchmarks/frontier.py HF_DIRECTORY FILE.gguf --ours NAME=BUNDLE ... [--windows 4] [--png F] [--json F]
+    python benchmarks/frontier.py HF_DIRECTORY FILE.gguf --ours NAME=BUNDLE ... [--windows 4] [--prompt 512] [--png F]
 
-Every row lives in a process of its own and decodes some tokens in turn behind a prompt of 32; a round in which somebody
-waited for a core is thrown away. Rows:
+Every row lives in a process of its own, which is held while others run, and decodes some tokens in turn behind a prompt
+of 32; a round in which somebody waited for a core is thrown away. Rows:
 
     ours            each BUNDLE as it is (w8a or w4a, through the fused step)
     llama.cpp       the file itself, and the same model written again as `--formats` by llama.cpp's own quantiser
@@ -11,19 +11,23 @@ waited for a core is thrown away. Rows:
 
 Perplexity is that of the first ``--windows`` windows of 512 tokens of WikiText-2 test, on the same token ids, with each
 one's own logits. ``bytes`` are those of the weights that a token reads: of ours without the rows of silent inputs and
-with the head (a tied embedding once, as the head), of files their size. ``floor`` is the time to read them at the
-bandwidth of the same rounds. llama.cpp is `pip install llama-cpp-python` (built from source, with this CPU's
-instructions); without it its rows are skipped and say so.
+of `up` behind shut gates, with the head (a tied embedding once, as the head), of files their size. ``floor`` is the
+time to read them at the bandwidth of the same rounds. ``prompt ms`` is one prompt of ``--prompt`` tokens up to the
+logits behind it. ``est. mJ`` are millijoules a token at 45 nm (Horowitz 2014, the constants of the energy scope): the
+weight bytes from DRAM and one operation for each weight read (INT8 multiply-add; addition behind events of ours; of
+floats, theirs), attention not counted; ``mJ`` is measured by RAPL over the same calls, where Linux lets it be read.
+llama.cpp is `pip install llama-cpp-python` (built from source, with this CPU's instructions); without it its rows are
+skipped and say so.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import importlib.util
 import json
 import math
 import os
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,152 +36,14 @@ from typing import Any
 
 import harness
 import torch
+from frontier_rows import FORMATS, LENGTH, serve
 
 from fastsnn_core import load
+from fastsnn_scope_energy import PJ
 from fastsnn_text import tokenizer_of
 
-LENGTH, PROMPT, CALLS, LONGEST = 512, 32, 8, 256
-FORMATS = {"F16": 1, "Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15, "Q2_K": 10}
-"""llama.cpp's names and numbers of file types."""
+CALLS = 8
 QUICK = {"GOMP_SPINCOUNT": "1000000"}  # else llama.cpp sleeps at every barrier
-
-
-def perplexity(logits: Any, rows: torch.Tensor) -> float:
-    """Of ``logits(tokens [T]) -> [T, V]`` on windows ``[N,T]``, each on its own."""
-    total = 0.0
-    for row in rows:
-        found = logits(row)[:-1].float().log_softmax(-1)
-        total += float(-found.gather(-1, row[1:, None]).mean())
-    return math.exp(total / len(rows))
-
-
-def stored(layer: Any) -> int:
-    """Bytes of a layer's weights and scales, as its kernel reads them: scales of 4-bit weights are float16."""
-    four = layer.weight.dtype == torch.uint8
-    return sum(
-        t.numel() * (2 if four and t.is_floating_point() else t.element_size()) for t in layer.buffers(recurse=False)
-    )
-
-
-@torch.inference_mode()
-def ours(path: str, rows: torch.Tensor) -> tuple[Any, dict[str, Any]]:
-    """A bundle in the fused step."""
-    model: Any = load(path).eval()
-    layers = {name: m for name, m in model.named_modules() if hasattr(m, "weight") and hasattr(m, "in_features")}
-    active: dict[str, float] = {}
-    handles = []
-    for name, module in layers.items():
-
-        def hook(layer: Any, args: tuple[Any, ...], name: str = name) -> None:
-            spikes = hasattr(args[0], "counts")
-            active[name] = float((args[0].counts != 0).float().mean()) if spikes else 1.0
-
-        handles.append(module.register_forward_pre_hook(hook))
-    model(rows[:1, :128])
-    for handle in handles:
-        handle.remove()
-    sizes = {name: stored(layers[name]) for name in active}
-    read = sum(size * active[name] for name, size in sizes.items())
-    facts = {
-        "bytes": read,
-        "silent": 1 - read / max(1, sum(sizes.values())),
-        "perplexity": perplexity(lambda t: model(t[None])[0], rows),
-    }
-    _, first = model(rows[:1, :PROMPT], return_state=True, last=True)
-    streams = [model.fast(first)]
-    if streams[0] is None:
-        return None, facts | {"why": model.fast_step["why"]}
-    turn, ids = iter(range(1 << 30)), rows.flatten().tolist()
-
-    def run() -> None:
-        if streams[0].stream.position >= LONGEST:
-            streams[0] = model.fast(first)
-        streams[0].step(ids[next(turn) % len(ids)])
-
-    return run, facts
-
-
-def llama_cpp(path: str, rows: torch.Tensor, threads: int) -> tuple[Any, dict[str, Any]]:
-    """A GGUF in llama.cpp."""
-    import llama_cpp as lib
-
-    options = {"n_threads": threads, "n_threads_batch": threads, "verbose": False}
-    model = lib.Llama(path, n_ctx=LENGTH, logits_all=True, **options)
-
-    def logits(t: torch.Tensor) -> torch.Tensor:
-        model.reset()
-        model.eval(t.tolist())
-        return torch.from_numpy(model.scores[: len(t)].copy())
-
-    facts: dict[str, Any] = {"perplexity": perplexity(logits, rows), "silent": 0.0, "bytes": os.stat(path).st_size}
-    model = lib.Llama(path, n_ctx=LENGTH, **options)
-    ids = rows.flatten().tolist()
-    model.eval(ids[:PROMPT])
-    turn = iter(range(1 << 30))
-
-    def run() -> None:
-        if model.n_tokens >= LONGEST:
-            model.n_tokens = PROMPT
-        model.eval([ids[next(turn) % len(ids)]])
-
-    return run, facts
-
-
-@torch.inference_mode()
-def transformers_row(path: str, kind: str, rows: torch.Tensor) -> tuple[Any, dict[str, Any]]:
-    """The directory in transformers, with its cache."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, kind)).eval()
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    facts = {"perplexity": perplexity(lambda t: model(t[None]).logits[0], rows), "silent": 0.0, "bytes": size}
-    past = model(rows[:1, :PROMPT], use_cache=True).past_key_values
-    turn, ids = iter(range(1 << 30)), rows.flatten().tolist()
-
-    def run() -> None:
-        if past.get_seq_length() >= LONGEST:
-            past.crop(PROMPT - past.get_seq_length())
-        with torch.inference_mode():
-            model(torch.tensor([[ids[next(turn) % len(ids)]]]), past_key_values=past, use_cache=True)
-
-    return run, facts
-
-
-def written_as(source: str, kind: str, folder: Path) -> str:
-    """The GGUF in another format, by llama.cpp's own quantiser."""
-    import llama_cpp as lib
-
-    out = folder / f"{kind}.gguf"
-    if not out.exists():
-        how = lib.llama_model_quantize_default_params()
-        how.ftype, how.allow_requantize, how.nthread = FORMATS[kind], True, 1
-        scratch = out.with_suffix(".part")
-        if lib.llama_model_quantize(source.encode(), str(scratch).encode(), ctypes.byref(how)):
-            raise RuntimeError(f"llama.cpp did not write {kind}")
-        scratch.rename(out)
-    return str(out)
-
-
-def serve(args: argparse.Namespace) -> None:
-    """A row's process: facts first, then a line in, ``seconds a token`` and what it waited out."""
-    rows = torch.load(args.folder / "windows.pt")
-    kind, _, what = args.row.partition(" ")
-    run: Any
-    if kind == "read":
-        run, size = harness.reader()
-        facts: dict[str, Any] = {"bytes": size}
-    elif kind == "ours":
-        run, facts = ours(dict(pair.split("=", 1) for pair in args.ours)[what], rows)
-    elif kind == "transformers":
-        run, facts = transformers_row(args.hf, what, rows)
-    elif importlib.util.find_spec("llama_cpp"):
-        path = args.gguf if what == "file" else written_as(args.gguf, what, args.folder)
-        run, facts = llama_cpp(path, rows, args.threads)
-    else:
-        run, facts = None, {"why": "llama_cpp is not installed"}
-    print(json.dumps(facts | {"runs": run is not None}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(harness.timed(run, int(line))), flush=True)
 
 
 class Row:
@@ -185,29 +51,52 @@ class Row:
 
     def __init__(self, name: str, args: argparse.Namespace, folder: Path) -> None:
         command = [sys.executable, __file__, args.hf, args.gguf, "--row", name, "--folder", str(folder)]
-        command += ["--threads", str(args.threads), "--ours", *args.ours]
+        command += ["--threads", str(args.threads), "--prompt", str(args.prompt), "--ours", *args.ours]
         many = {key: str(args.threads) for key in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")}
+        many["FASTSNN_COMPILE"] = "wait"
         env = os.environ | many | (QUICK if name.startswith("llama.cpp") else {})
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         assert self.process.stdout
         line = next((text for text in self.process.stdout if text.startswith("{")), "")
         self.about: dict[str, Any] = json.loads(line) if line else {"runs": False, "why": "its process ended"}
 
-    def calls(self, count: int) -> dict[str, float]:
-        """Seconds a token over so many."""
+    def calls(self, count: int | str) -> dict[str, float]:
+        """Seconds a token over so many, or of a prompt."""
         assert self.process.stdin
         assert self.process.stdout
+        self.still(False)
         self.process.stdin.write(f"{count}\n")
         self.process.stdin.flush()
         found: dict[str, float] = json.loads(self.process.stdout.readline())
+        self.still(True)
         return found
 
+    def still(self, held: bool) -> None:
+        """Hold the process: threads that wait for their next work in a loop would take the others' cores."""
+        if hasattr(signal, "SIGSTOP"):
+            self.process.send_signal(signal.SIGSTOP if held else signal.SIGCONT)
 
-def measure(rows: dict[str, Row], rounds: int) -> harness.Times:
-    """As `harness.interleave`, over processes."""
+    def end(self) -> None:
+        """Let it go."""
+        assert self.process.stdin
+        self.still(False)
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(rows: dict[str, Row], rounds: int, what: int | str = CALLS) -> tuple[harness.Times, dict[str, float]]:
+    """As `harness.interleave`, over processes; and joules a call."""
+    spent: dict[str, list[float]] = {name: [] for name in rows}
     for row in rows.values():
-        row.calls(2)
-    return harness.in_rounds(list(rows), lambda name: rows[name].calls(1 if name == "read" else CALLS), rounds)
+        row.calls(what if isinstance(what, str) else 2)
+
+    def ask(name: str) -> dict[str, float]:
+        calls: int | str = 1 if name == "read" else what
+        answer = rows[name].calls(calls)
+        spent[name].append(answer.pop("joules") / (calls if isinstance(calls, int) else 1))
+        return answer
+
+    return harness.in_rounds(list(rows), ask, rounds), {name: statistics.median(each) for name, each in spent.items()}
 
 
 def draw(found: list[dict[str, Any]], path: str) -> None:
@@ -238,6 +127,7 @@ def main() -> int:
     args.add_argument("--formats", default=",".join(FORMATS), help=f"of llama.cpp (default {','.join(FORMATS)})")
     args.add_argument("--windows", type=int, default=4)
     args.add_argument("--rounds", type=int, default=9)
+    args.add_argument("--prompt", type=int, default=512)
     args.add_argument("--data", type=Path, default=Path(os.environ.get("FASTSNN_DATA", "../shared/data")))
     args.add_argument("--threads", type=int, default=torch.get_num_threads())
     args.add_argument("--folder", type=Path, help="where llama.cpp's formats are kept, or lie already")
@@ -261,10 +151,14 @@ def main() -> int:
         names += [f"llama.cpp {kind}" for kind in filter(None, opts.formats.split(","))]
         names += ["transformers float32", "transformers bfloat16"]
         rows = {name: Row(name, opts, folder) for name in names}
-        times = measure({name: row for name, row in rows.items() if row.about["runs"]}, opts.rounds)
+        print("measuring", file=sys.stderr, flush=True)
+        times, spent = measure({name: row for name, row in rows.items() if row.about["runs"]}, opts.rounds)
+        print(harness.disturbance(times))
+        read, _ = measure(
+            {n: row for n, row in rows.items() if row.about.get("reads")}, max(3, opts.rounds // 2), "prompt"
+        )
         for row in rows.values():
-            row.process.stdin.close()  # type: ignore[union-attr]
-            row.process.wait()
+            row.end()
     print(harness.disturbance(times))
     bandwidth = rows["read"].about["bytes"] / harness.median(times, "read")
     found, cells = list[dict[str, Any]](), []
@@ -274,13 +168,21 @@ def main() -> int:
         about = {"name": name} | row.about
         if name in times:
             about |= {"tokens_s": 1 / harness.median(times, name), "floor_ms": 1e3 * about["bytes"] / bandwidth}
+            about |= {"estimated_mj": 1e-9 * (about["pj"] + about["bytes"] * PJ["dram"] / 8)}
+            about |= {"measured_mj": None if math.isnan(spent[name]) else 1e3 * spent[name]}
+            about |= {"prompt_ms": 1e3 * harness.median(read, name)}
+            about["prompt_over_Q8_0"] = harness.ratio(read, "llama.cpp Q8_0", name)
             about |= {f"over_{r}": harness.ratio(times, f"llama.cpp {r}", name)
                       for r in ("Q8_0", "Q4_0") if f"llama.cpp {r}" in times}  # fmt: skip
         found.append(about)
         keys = ("perplexity", "silent", "bytes", "tokens_s", "floor_ms", "over_Q8_0", "over_Q4_0")
+        keys += ("prompt_ms", "prompt_over_Q8_0", "estimated_mj", "measured_mj")
         cells.append([name, *(about.get(key, about.get("why")) for key in keys)])
     head = ["", "perplexity", "silent", "bytes", "tokens/s", "floor ms", "x Q8_0", "x Q4_0"]
+    head += ["prompt ms", "x Q8_0", "est. mJ", "mJ"]
     print(harness.table(head, cells))
+    if all(row.get("measured_mj") is None for row in found):
+        print("mJ: RAPL cannot be read here (/sys/class/powercap), so no joules were measured")
     if opts.png:
         draw(found, opts.png)
     harness.emit(

@@ -27,11 +27,11 @@ TEXT = "A neuron keeps what it hears, leaks a little, and speaks only when it mu
 SITES = ("attn_in", "attn_out", "ffn_in", "ffn_hidden")
 
 
-def model(k: float = 6.0) -> Any:
+def model(k: float = 6.0, sites: tuple[str, ...] = SITES) -> Any:
     torch.manual_seed(0)
     table = {"kind": "decoder", "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 257}
     spec: Any = converter().structure(table | {"attention": [{"kind": "softmax"}]}, KINDS["model"])
-    spec = with_biases(attrs.evolve(spec, neuron=create("neuron", "adaptive_threshold", k=k)), SITES)
+    spec = with_biases(attrs.evolve(spec, neuron=create("neuron", "adaptive_threshold", k=k), sites=sites), SITES)
     net = build(spec).eval()
     for name, p in net.named_parameters():
         if name.endswith((".bias", ".centre")):  # as balancing leaves them
@@ -172,6 +172,14 @@ def test_a_loss_is_kept_and_the_bundle_keeps_its_constants(tmp_path: Any) -> Non
     assert (curve["chosen"] in curve["points"]) == (one is not None)
     assert [m.silent_bytes for m in tuned.curve] == [x for x, _ in curve["points"]]
     assert all(p.requires_grad for p in tuned.model.parameters())  # it can be healed
+
+
+def test_sites_that_are_not_tuned_are_saved_with_the_others(tmp_path: Any) -> None:
+    net = model(12.0, (*SITES, "head"))
+    tuned = tune_to_loss(net, TEXT, losses=(0.5,), seq_len=32, windows=16, quiet=True).model
+    again, x = load(save(tuned, tmp_path / "a.snn")), windows()
+    assert torch.equal(again(x), tuned(x))
+    assert float(tuned.head_site.neuron.dead_zone) == 0 < float(tuned.layers[0].attention.inner.neuron.dead_zone)
 
 
 def test_what_was_frozen_stays_frozen() -> None:

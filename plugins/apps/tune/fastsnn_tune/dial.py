@@ -183,10 +183,10 @@ def store_dials(model: Any, names: dict[str, str], values: DialValues) -> None:
     own = {name: [value_of(found[s], name) for s, n in stored.items() if n == name] for name in STORED}
     nominal = {name: max(values, default=0.0) for name, values in own.items()}
     nominal["v_min"] = max((value_of(site, "v_min") for site in found.values()), default=0.0)
-    if nominal["v_min"]:  # one site's absolute threshold makes it a constant of all
-        for site in found.values():
-            if "v_min" in getattr(site.neuron, "dials", ()):
-                site.neuron.dial_("v_min", value_of(site, "v_min"))
+    for name in ("v_min", *STORED):  # one site's constant is one of all: the spec names it once
+        for site in found.values() if nominal[name] else ():
+            if name in getattr(site.neuron, "dials", ()):
+                site.neuron.dial_(name, value_of(site, name))
 
     def spoken(neuron: Any) -> Any:
         fields = {f.name for f in attrs.fields(type(neuron))}

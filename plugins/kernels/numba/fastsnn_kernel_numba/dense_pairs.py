@@ -12,11 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastsnn_kernel_numba.machine import AVX2
 from fastsnn_kernel_numba.numba_runtime import compile, prefetch
 
 U = np.uint64
@@ -27,7 +28,6 @@ PANEL = (
 )  # bytes of the weights that are interleaved together: tile by tile, of two vectors per four inputs
 TAKEN = -128  # stands for a count that has become an event
 LANE_ROOM = 127  # Σ|c| of the counts of a chunk that meet in a lane of 16 bits, and the largest count of 8 bits
-AVX2 = bool(binding.get_host_cpu_features().get("avx2", False))
 I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 BYTES, SHORTS, INTS = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 8)
 

@@ -11,18 +11,16 @@ stay below 2^15 (`ROOM`). The next group's weights are asked for meanwhile.
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastsnn_integer.four_bits import MIDDLE
 from fastsnn_kernel_numba.dense_pairs import (
-    AVX2,
     BYTES,
     HIGH,
     I8,
@@ -36,6 +34,7 @@ from fastsnn_kernel_numba.dense_pairs import (
     pair_products,
     pointer,
 )
+from fastsnn_kernel_numba.machine import AVX2, HALVES
 from fastsnn_kernel_numba.numba_runtime import compile
 
 U = np.uint64
@@ -45,7 +44,6 @@ ROOM = (1 << 15) // 16  # Σ|c| of a group below which 16 bits hold Σ c q
 ENTRY = 3  # whole numbers of a pair: where its two weight rows begin, and their counts
 MOST_EVENTS = 300  # of a group in a list
 LIST = ENTRY * (MOST_EVENTS + ROOM // MOST_COUNT + 2) // 2  # whole numbers of a list
-HALVES = bool(binding.get_host_cpu_features().get("f16c", False)) or platform.machine().lower() in ("aarch64", "arm64")
 EIGHT_FLOATS, EIGHT_HALVES = ir.VectorType(ir.FloatType(), 8), ir.VectorType(ir.HalfType(), 8)
 EIGHT_SHORTS = ir.VectorType(I16, 8)
 

@@ -18,7 +18,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastsnn_kernel_numba.dense_pairs import (
-    AVX2,
     BYTES,
     HIGH,
     I32,
@@ -31,6 +30,7 @@ from fastsnn_kernel_numba.dense_pairs import (
     pointer,
 )
 from fastsnn_kernel_numba.four_bit_tile import ENTRY, fetch_line, loaded, repeated
+from fastsnn_kernel_numba.machine import AVX2
 
 TERNARY_TILE, QUARTERS = 32, 4  # bytes of a tile; outputs of a byte
 TERNARY_ROOM = (1 << 15) // 12  # Σ|c| of a list below which 16 bits hold Σ c · 4 u, even of codes that nobody writes

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fastsnn_kernel_numba.array_views import view
 from fastsnn_kernel_numba.dense_pairs import (
-    AVX2,
     CHUNK,
     GROUP,
     PANEL,
@@ -26,6 +25,7 @@ from fastsnn_kernel_numba.dense_pairs import (
 )
 from fastsnn_kernel_numba.gemm_events import U
 from fastsnn_kernel_numba.layout import INT8
+from fastsnn_kernel_numba.machine import AVX2
 from fastsnn_kernel_numba.numba_runtime import Threaded, flat, scratch, workers
 
 ROWS = 64  # rows that go over a group of columns together

@@ -1,0 +1,24 @@
+"""What the processor is said to have: asked of it, or named by NUMBA_CPU_NAME and NUMBA_CPU_FEATURES."""
+
+from __future__ import annotations
+
+import platform
+
+from llvmlite import binding
+from numba import config
+
+
+def has(feature: str) -> bool:
+    """May code use this feature of x86, such as avx2?
+
+    Where a processor is named, Numba compiles for that one, and only features listed with a plus count: code without
+    them is right on each.
+    """
+    if config.CPU_NAME is None and config.CPU_FEATURES is None:
+        return bool(binding.get_host_cpu_features().get(feature, False))
+    return f"+{feature}" in (config.CPU_FEATURES or "").replace(" ", "").split(",")
+
+
+AVX2 = has("avx2")
+HALVES = has("f16c") or platform.machine().lower() in ("aarch64", "arm64")
+"""Are there instructions for 16-bit floats?"""
