@@ -1,4 +1,4 @@
-"""Dense products by pairs of inputs: exact at every edge, with the instruction that AVX2 has and without it."""
+"""Dense products by pairs of inputs: exact at every edge, with the instructions of AVX2 and VNNI and without them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numba import njit
 
 from fastsnn_kernel_numba import dense_pairs as dense
 
-generic = dense.product_tile(4, avx2=False)
+generic, pairs = dense.product_tile(4, avx2=False), dense.product_tile(4, avx2=dense.AVX2)
 
 
 WIDE = 128  # columns of the sums
@@ -29,9 +29,10 @@ def multiply(weight, at, inputs, tall, column, n, counts, rows, panel, panel_at,
 
 
 @njit
-def both(panel, counts, out, other, chunks):
-    dense._tile_4(panel, (counts, counts, counts, counts), (out, out + 128, out + 256, out + 384), chunks)
-    generic(panel, (counts, counts, counts, counts), (other, other + 128, other + 256, other + 384), chunks)
+def all_three(panel, counts, a, b, c, chunks):
+    dense._tile_4(panel, (counts, counts, counts, counts), (a, a + 128, a + 256, a + 384), chunks)
+    generic(panel, (counts, counts, counts, counts), (b, b + 128, b + 256, b + 384), chunks)
+    pairs(panel, (counts, counts, counts, counts), (c, c + 128, c + 256, c + 384), chunks)
 
 
 def at(array):
@@ -88,13 +89,14 @@ def test_events_are_the_fewest():
     assert low[0, [0, 1, 4, 5, 2, 3]].tolist() == [0, 60, 7, 1, 0, 1]
 
 
-def test_without_the_instruction():
+def test_without_the_instructions():
     draw = np.random.default_rng(0)
     for _ in range(20):
         panel = draw.integers(-128, 128, dense.TILE).astype(np.int8)
         counts = draw.choice([-1, 1], 128) * (draw.random(128) < 0.5) * 7
         low = split(counts.astype(np.int32)[None])[0]
-        out, other = np.ones((4, 32), np.int32), np.ones((4, 32), np.int32)
-        both(at(panel), at(low), at(out), at(other), 4)
+        out, other, third = (np.ones((4, 32), np.int32) for _ in range(3))
+        all_three(at(panel), at(low), at(out), at(other), at(third), 4)
         assert np.array_equal(out, other)
+        assert np.array_equal(third, other)
         assert (out != 1).any()

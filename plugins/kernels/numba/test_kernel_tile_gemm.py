@@ -36,6 +36,9 @@ def test_exact(seed):
     out = tile_gemm.tile_gemm(counts if seed % 2 else counts.float(), weight)
     assert out is not None
     assert torch.equal(out.long(), counts @ weight.long().T)
+    if integer_linear.by_torch(integer_linear.ENOUGH, wide):
+        poison()
+        assert torch.equal(tile_gemm.tile_gemm(counts, weight, True), out)
 
 
 @needs_avx2
@@ -81,6 +84,16 @@ def test_where_it_does_not_fit():
     wide = torch.ones(MOST_INPUTS + 1, 2, dtype=torch.int8).T
     assert tile_gemm.tile_gemm(torch.ones(1, MOST_INPUTS + 1), wide) is None
     assert tile_gemm.tile_gemm(torch.ones(0, 300), weight) is None
+
+
+@pytest.mark.skipif(not integer_linear.by_torch(64, 90), reason="torch's INT8 product is not fast on this CPU")
+def test_the_dense_product_leaves_large_counts_of_many_rows_to_events(monkeypatch):
+    monkeypatch.setattr(integer_linear, "_digits", None)  # no product per digit
+    draw = torch.Generator().manual_seed(1)
+    counts = torch.randint(-9, 10, (70, 90), generator=draw)
+    counts[3, 5], counts[69, 89] = 100_000, -128
+    weight = torch.randint(-128, 128, (90, 60), generator=draw, dtype=torch.int8).T
+    assert torch.equal(integer_linear.dense_product(counts, weight).long(), counts @ weight.long().T)
 
 
 @needs_avx2

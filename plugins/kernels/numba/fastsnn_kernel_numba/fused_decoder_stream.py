@@ -38,6 +38,7 @@ class NumbaStream:
         self.mixers = [m for block in stepper.plan.blocks for m in block.attention.mixers]
         given = [pair for block in states for pair in block]
         self.state = np.zeros(max(1, len(self.mixers)), layout.STATE)
+        self.address, self.seen = self.state.ctypes.data, self.state["seen"]  # views and numbers that a step needs
         self.memory: list[Any] = [None] * len(self.mixers)
         for m, (mixer, (first, second)) in enumerate(zip(self.mixers, given, strict=True)):
             if isinstance(mixer, LinearAttentionForm):
@@ -45,6 +46,7 @@ class NumbaStream:
             else:
                 self.fill(m, first, second)
         self.endless = [m for m, f in enumerate(self.mixers) if isinstance(f, SoftmaxAttentionForm) and not f.window]
+        self.measure()
 
     def keep(self, m: int, first: Any, second: Any) -> None:
         """Hold a mixer's memory, and write down where it is."""
@@ -63,10 +65,11 @@ class NumbaStream:
         self.keep(m, k.reshape(-1), v.reshape(-1))
         self.state[m]["capacity"], self.state[m]["seen"] = capacity, held
 
-    @property
-    def slots(self) -> int:
-        """Places of the longest cache."""
-        return int(self.state["capacity"].max(initial=0))
+    def measure(self) -> None:
+        """Places of the longest cache, and tokens that caches without a window have room for."""
+        capacity = self.state["capacity"]
+        self.slots = int(capacity.max(initial=0))
+        self.free = min((int(capacity[m] - self.seen[m]) for m in self.endless), default=1 << 62)
 
     def prepare(self, tokens: Sequence[int]) -> None:
         """Refuse tokens that cannot be taken; then there is room for them."""
@@ -84,7 +87,8 @@ class NumbaStream:
             self.failure = str(found)
             return
         self.position += tokens
-        self.state["seen"] += tokens
+        self.seen += tokens
+        self.free -= tokens
 
     def step(self, token: int) -> Tensor:
         """Logits after `token`."""
@@ -101,6 +105,8 @@ class NumbaStream:
         """Caches without a window get blocks more when they have no room for so many tokens: step by step a copy every
         `KEYS` tokens, a few per cent of what attention reads of them in so many steps, and never more memory than the
         tokens take."""
+        if tokens <= self.free:
+            return
         groups, size = self.stepper.plan.n_kv_heads, self.stepper.plan.head_dim
         for m in self.endless:
             capacity = int(self.state[m]["capacity"])
@@ -113,6 +119,7 @@ class NumbaStream:
                     longer.append(new.reshape(-1))
                 self.keep(m, *longer)
                 self.state[m]["capacity"] = capacity + more * KEYS
+        self.measure()
 
     @property
     def nbytes(self) -> int:

@@ -20,5 +20,7 @@ def has(feature: str) -> bool:
 
 
 AVX2 = has("avx2")
+VNNI = has("avx512vnni") and has("avx512vl")
+"""Four products of bytes and their sum in one instruction, also of vectors of 256 bits."""
 HALVES = has("f16c") or platform.machine().lower() in ("aarch64", "arm64")
 """Are there instructions for 16-bit floats?"""

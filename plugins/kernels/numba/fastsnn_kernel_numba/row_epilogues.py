@@ -11,12 +11,23 @@ from torch import Tensor
 
 from fastsnn_core.lowering import NormForm, SiteForm
 from fastsnn_core.ops.dispatch import record_path
-from fastsnn_integer.fused_row_ops import CountRows, Sums, narrowed
+from fastsnn_integer.fused_row_ops import CountRows, Sums
 from fastsnn_kernel_numba.deterministic import ACTIVATIONS, APART, ZERO, F, _apply, _half_of, _norm_row
 from fastsnn_kernel_numba.fused_decoder_stages import MOST_BURST, _round_counts, _threshold
 from fastsnn_kernel_numba.gemm_events import U
-from fastsnn_kernel_numba.integer_linear import BY_OUTPUT, FEW, MANY, break_even, gemm, is_input_major, sums, trusted
+from fastsnn_kernel_numba.integer_linear import (
+    BY_OUTPUT,
+    FEW,
+    MANY,
+    break_even,
+    by_torch,
+    gemm,
+    is_input_major,
+    sums,
+    trusted,
+)
 from fastsnn_kernel_numba.layout import SITE, STATISTICS, pack
+from fastsnn_kernel_numba.narrow_counts import narrow_rows
 from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, scratch, workers
 from fastsnn_kernel_numba.tile_gemm import tile_gemm
 from fastsnn_modules.operands import guarded
@@ -240,7 +251,7 @@ def as_counts(run: Any, rows: int, size: int, given: Any, again: Any) -> CountRo
         return CountRows(low, v, active)
     wide = torch.empty(rows, size)
     run(again, (flat(low), flat(wide)), flat(v), found)
-    return CountRows(narrowed(wide), v, active)
+    return CountRows(narrow_rows(wide), v, active)
 
 
 def fold_room(size: int) -> int:
@@ -281,7 +292,10 @@ def project(counts: CountRows, weight: Tensor) -> Tensor:
         if counts.active * FEW < limit * max(rows, FEW) * inputs:
             return sums(counts.counts.to(torch.int32), weight).to(torch.int32)
         why = MANY.format(limit)
-    out = gemm(counts.counts, weight) if low and trusted() else tile_gemm(counts.counts.float(), weight)
+    if low and trusted():
+        out = gemm(counts.counts, weight)
+    else:
+        out = tile_gemm(counts.counts.float(), weight, by_torch(rows, inputs))
     if out is None:
         return NotImplemented
     record_path("count_linear", "numba: dense", why)

@@ -1,9 +1,10 @@
-"""The INT8 product of many rows where torch has no fast one (no VNNI): tiles of `fastsnn_kernel_numba.dense_pairs`.
+"""The INT8 product of many rows whose counts may be large: tiles of `fastsnn_kernel_numba.dense_pairs`, or torch's.
 
     out[n, o] = Σ_i c[n, i] · w[o, i]      weights stored input-major
 
 A task is `GROUP` columns; `ROWS` rows at a time go over the packed weights of all inputs: their sums stay in L1.
-Counts that 16 bits do not hold are events: their weight rows are added at the end. Everything is exact.
+Counts that 16 bits do not hold are events: their weight rows are added at the end. Where torch has a fast product
+(VNNI) it multiplies the others of many rows in the tiles' place. Everything is exact.
 """
 
 from __future__ import annotations
@@ -96,8 +97,20 @@ def _multiply_tiles(shape, weight, address, narrow_at, events, panels_at, sums, 
                             out[o + j] += c * np.int32(weight[w + j])
 
 
-def tile_gemm(counts: Tensor, weight: Tensor) -> Tensor | None:
-    """``counts [N, K] @ weight [out, K]ᵀ`` in 32 bits.
+@Threaded
+def _add_left(rows, wide, tall, stride, index, count, left, weight, out, nw):  # type: ignore[no-untyped-def]
+    """The events of every row onto its sums."""
+    for worker in prange(nw):
+        for row in range(worker * rows // nw, (worker + 1) * rows // nw):
+            o = U(row * tall)
+            for e in range(row * wide, row * wide + left[row]):
+                c, w = np.int32(count[e]), U(index[e] * stride)
+                for j in range(U(tall)):
+                    out[o + j] += c * np.int32(weight[w + j])
+
+
+def tile_gemm(counts: Tensor, weight: Tensor, by_torch: bool = False) -> Tensor | None:
+    """``counts [N, K] @ weight [out, K]ᵀ`` in 32 bits; with `by_torch` torch multiplies what has 8 bits.
 
     None where the tiles are not the way: no AVX2, weights that are not input-major, too many inputs, sums or counts
     beyond 32 bits, counts that are not whole, or too many that 16 bits do not hold.
@@ -113,10 +126,15 @@ def tile_gemm(counts: Tensor, weight: Tensor) -> Tensor | None:
     _split_rows(flat(counts.contiguous()), rows, wide, padded, whole, narrow, index, count, left, total, state)
     if state[:, 0].any() or state[:, 1].max() >= MOST_SIZE or left[:rows].sum() > MOST_LEFT * rows * wide:
         return None
+    flat_weight = weight.as_strided(((wide - 1) * stride + tall,), (1,)).numpy()
+    if by_torch:
+        low = torch.from_numpy(narrow[: rows * padded]).view(rows, padded)[:, :wide].contiguous()
+        out = torch._int_mm(low, weight.T)
+        _add_left(rows, wide, tall, stride, index, count, left, flat_weight, flat(out))
+        return out
     panels, sums = scratch("panels", nw * PANEL, np.int8), scratch("tile_sums", nw * (ROWS + 1) * WIDTH, np.int32)
     places = np.zeros((nw, ROWS), np.int64)
     out = torch.empty(rows, tall, dtype=torch.int32)
-    flat_weight = weight.as_strided(((wide - 1) * stride + tall,), (1,)).numpy()
     _multiply_tiles(
         (rows, wide, tall, padded, stride), flat_weight, flat_weight.ctypes.data, narrow.ctypes.data,
         (index, count, left, total), panels.ctypes.data, sums, sums.ctypes.data, places, flat(out),
