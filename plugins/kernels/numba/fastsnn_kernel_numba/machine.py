@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import platform
+from typing import Any
 
+import numba
 from llvmlite import binding
-from numba import config
+
+config: Any = numba.config
 
 
 def has(feature: str) -> bool:
