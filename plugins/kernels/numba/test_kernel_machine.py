@@ -13,9 +13,9 @@ from fastsnn_kernel_numba import machine
 def test_a_named_processor_has_what_is_listed(monkeypatch):
     monkeypatch.setattr(machine.config, "CPU_NAME", "haswell")
     monkeypatch.setattr(machine.config, "CPU_FEATURES", "-avx2,+f16c, +avx")
-    assert [machine.has(name) for name in ("avx2", "f16c", "avx", "fma")] == [False, True, True, False]
+    assert [machine.machine_has(name) for name in ("avx2", "f16c", "avx", "fma")] == [False, True, True, False]
     monkeypatch.setattr(machine.config, "CPU_FEATURES", None)
-    assert not machine.has("avx")
+    assert not machine.machine_has("avx")
     monkeypatch.setattr(machine.config, "CPU_NAME", None)
     asked = binding.get_host_cpu_features()
-    assert [machine.has(name) for name in asked] == list(map(bool, asked.values()))
+    assert [machine.machine_has(name) for name in asked] == list(map(bool, asked.values()))

@@ -11,7 +11,7 @@ from llvmlite import binding
 config: Any = numba.config
 
 
-def has(feature: str) -> bool:
+def machine_has(feature: str) -> bool:
     """May code use this feature of x86, such as avx2?
 
     Where a processor is named, Numba compiles for that one, and only features listed with a plus count: code without
@@ -22,8 +22,8 @@ def has(feature: str) -> bool:
     return f"+{feature}" in (config.CPU_FEATURES or "").replace(" ", "").split(",")
 
 
-AVX2 = has("avx2")
-VNNI = has("avx512vnni") and has("avx512vl")
+AVX2 = machine_has("avx2")
+VNNI = machine_has("avx512vnni") and machine_has("avx512vl")
 """Four products of bytes and their sum in one instruction, also of vectors of 256 bits."""
-HALVES = has("f16c") or platform.machine().lower() in ("aarch64", "arm64")
+HALVES = machine_has("f16c") or platform.machine().lower() in ("aarch64", "arm64")
 """Are there instructions for 16-bit floats?"""
