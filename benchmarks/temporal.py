@@ -1,14 +1,14 @@
 """Networks over time: what they learn in how much processor time, and a training step beside the peers'.
 
     python benchmarks/temporal.py learn [--arch snn-conv] [--data ../shared/data/mnist] [--epochs 3] [--json out.json]
-    python benchmarks/temporal.py step [--nets conv recurrent] [--times 4 25 100] [--peers …] [--keep] [--json …]
+    python benchmarks/temporal.py step [--nets conv recurrent] [--times 4 25] [--peers …] [--keep] [--double] [--json …]
     python benchmarks/temporal.py memory [--times 4 16 64 256 1024] [--json …]
     python benchmarks/temporal.py online [--steps 32] [--json …]
 
 ``learn`` trains a preset (direct coding; shifts of 1 pixel and turns of 8 degrees) and prints the test accuracy, the
 processor seconds of all threads and the spikes of one inference. ``step`` takes forward and backward of two networks on
 the same weights and batch, here and in each peer that is installed (`temporal_peers.py`), each in a process of its own,
-one thread; it says how far outputs and gradients are apart. Rounds are interleaved, and the ratio is the median over
+one thread; it says how far outputs and gradients are apart (beside snnTorch's, ours of a reset with a gradient). Rounds are interleaved, and the ratio is the median over
 rounds. ``memory`` takes training steps of two hidden layers
 over T steps, whole and by each way that keeps less, each in a process of its own: what autograd keeps at most (of
 checkpoint_time without the segment that runs again), and how much the process grew. ``online`` trains one
@@ -92,13 +92,17 @@ def step(opts: argparse.Namespace) -> dict[str, Any]:
             with contextlib.ExitStack() as around:
                 pools = {n: around.enter_context(get_context("spawn").Pool(1)) for n in who}
                 keeping = {n: opts.keep or n == "fastsnn" for n in who}
-                first = {n: pools[n].apply(one_step, (n, net, steps, keeping[n])) for n in who}
+                first = {n: pools[n].apply(one_step, (n, net, steps, keeping[n], opts.double)) for n in who}
+                alike = dict.fromkeys(who, first["fastsnn"])
+                if "snntorch" in who and net == "conv":  # its reset has a gradient
+                    call = ("fastsnn attached", net, steps, True, opts.double)
+                    alike["snntorch"] = pools["fastsnn"].apply(one_step, call)
                 found: dict[str, list[float]] = {n: [] for n in who}
                 for _ in range(opts.rounds):
                     for n in who:
-                        found[n].append(pools[n].apply(one_step, (n, net, steps, keeping[n]))["seconds"])
+                        found[n].append(pools[n].apply(one_step, (n, net, steps, keeping[n], opts.double))["seconds"])
             for n in who:
-                pairs = list(zip(first["fastsnn"]["grads"], first[n]["grads"]))
+                pairs = list(zip(alike[n]["grads"], first[n]["grads"]))
                 row: dict[str, Any] = {
                     "net": net, "T": steps, "who": n, "kept_memory": keeping[n],
                     "ms": 1e3 * statistics.median(found[n]),
@@ -111,7 +115,7 @@ def step(opts: argparse.Namespace) -> dict[str, Any]:
                     f"{net:<10} T {steps:>4}  {n:<14} {row['ms']:9.1f} ms  {row['ratio']:5.2f} ×  "
                     f"outputs {row['outputs_apart']:.1e}, gradients {row['gradients_apart']:.1e}"
                 )
-    return {"batch": BATCH, "rows": rows, "threads": 1}
+    return {"batch": BATCH, "rows": rows, "threads": 1, "double": opts.double}
 
 
 # -- memory over time ------------------------------------------------------------------------------------------------
@@ -253,6 +257,9 @@ def main() -> int:
     args.add_argument("--peers", nargs="*", default=sorted(PEERS), choices=sorted(PEERS))
     args.add_argument("--nets", nargs="+", default=["conv", "recurrent"], choices=("conv", "recurrent"))
     args.add_argument("--keep", action="store_true", help="step: let the peers keep freed memory, too")
+    args.add_argument(
+        "--double", action="store_true", help="step: in float64, where gradients differ by equations alone"
+    )
     args.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS), help="of online")
     args.add_argument("--rounds", type=int, default=5)
     args.add_argument("--json")

@@ -79,7 +79,7 @@ def of_snntorch(net: str, parts: list[nn.Module]) -> Run:
             rows = []
             for t in range(x.shape[1]):
                 s, v = cell(parts[0](x[:, t]), s, v)
-                rows.append(parts[2](s))
+                rows.append(parts[2](s.to(x.dtype)))  # its spikes are float32 always
             return torch.stack(rows, 1)
 
         return through
@@ -90,8 +90,8 @@ def of_snntorch(net: str, parts: list[nn.Module]) -> Run:
         rows = []
         for t in range(x.shape[1]):
             z, states[0] = cells[0](parts[0](x[:, t]), states[0])
-            z, states[1] = cells[1](parts[1](nn.functional.max_pool2d(z, 2)), states[1])
-            rows.append(parts[2](nn.functional.max_pool2d(z, 2).flatten(1)))
+            z, states[1] = cells[1](parts[1](nn.functional.max_pool2d(z.to(x.dtype), 2)), states[1])
+            rows.append(parts[2](nn.functional.max_pool2d(z.to(x.dtype), 2).flatten(1)))
         return torch.stack(rows, 1)
 
     return run
@@ -166,15 +166,28 @@ def of_norse(net: str, parts: list[nn.Module]) -> Run:
     return run
 
 
+def ours_with_reset(net: str, parts: list[nn.Module]) -> Run:
+    """`ours` whose reset has a gradient, as snnTorch's has without its delay."""
+    from fastsnn_leaky.neurons import Leaky
+
+    model: Any = ours(net, parts)
+    for module in model.modules():
+        if isinstance(module, Leaky):
+            module.attached = True
+    run: Run = model
+    return run
+
+
 BUILDERS: dict[str, Callable[[str, list[nn.Module]], Run]] = {
-    "fastsnn": ours, "snntorch": of_snntorch, "spikingjelly": of_spikingjelly, "norse": of_norse,
+    "fastsnn": ours, "fastsnn attached": ours_with_reset, "snntorch": of_snntorch,
+    "spikingjelly": of_spikingjelly, "norse": of_norse,
 }  # fmt: skip
 
 
-def one_step(who: str, net: str, steps: int, keep: bool) -> dict[str, Any]:
+def one_step(who: str, net: str, steps: int, keep: bool, double: bool = False) -> dict[str, Any]:
     """Processor seconds of forward and backward, in this process, where the network and its memory stay.
 
-    The first call also says what came out, and the gradients.
+    The first call also says what came out, and the gradients. `double` computes in float64.
     """
     key = f"{who} {net} {steps}"
     fresh = key not in _kept
@@ -186,8 +199,9 @@ def one_step(who: str, net: str, steps: int, keep: bool) -> dict[str, Any]:
             _kept["memory"] = contextlib.ExitStack()
             _kept["memory"].enter_context(freed_memory_kept())
     if fresh:
-        parts = weights_of(net)
-        _kept[key] = parts, BUILDERS[who](net, parts), inputs_of(net, steps)
+        kind = torch.float64 if double else torch.float32
+        parts = [part.to(kind) for part in weights_of(net)]
+        _kept[key] = parts, BUILDERS[who](net, parts), inputs_of(net, steps).to(kind)
     parts, run, x = _kept[key]
     found: dict[str, Any] = {}
     for _ in range(2 if fresh else 1):
