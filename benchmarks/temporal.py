@@ -8,8 +8,8 @@
 ``learn`` trains a preset (direct coding; shifts of 1 pixel and turns of 8 degrees) and prints the test accuracy, the
 processor seconds of all threads and the spikes of one inference. ``step`` takes forward and backward of two networks on
 the same weights and batch, here and in each peer that is installed (`temporal_peers.py`), each in a process of its own,
-one thread; it says how far outputs and gradients are apart (beside snnTorch's, ours of a reset with a gradient). Rounds are interleaved, and the ratio is the median over
-rounds. ``memory`` takes training steps of two hidden layers
+one thread; it says how far outputs and gradients are apart (beside snnTorch, those of a reset with one). Rounds
+are interleaved, and the ratio is the median over rounds. ``memory`` takes training steps of two hidden layers
 over T steps, whole and by each way that keeps less, each in a process of its own: what autograd keeps at most (of
 checkpoint_time without the segment that runs again), and how much the process grew. ``online`` trains one
 network on one set of series by backpropagation through time and by each online rule.
