@@ -42,7 +42,7 @@ from fastsnn_core import load
 from fastsnn_scope_energy import PJ
 from fastsnn_text import tokenizer_of
 
-CALLS = 8
+CALLS = 8  # tokens of a row's turn, unless told
 QUICK = {"GOMP_SPINCOUNT": "1000000"}  # else llama.cpp sleeps at every barrier
 
 
@@ -84,7 +84,7 @@ class Row:
         self.process.wait()
 
 
-def measure(rows: dict[str, Row], rounds: int, what: int | str = CALLS) -> tuple[harness.Times, dict[str, float]]:
+def measure(rows: dict[str, Row], rounds: int, what: int | str) -> tuple[harness.Times, dict[str, float]]:
     """As `harness.interleave`, over processes; and joules a call."""
     spent: dict[str, list[float]] = {name: [] for name in rows}
     for row in rows.values():
@@ -127,6 +127,7 @@ def main() -> int:
     args.add_argument("--formats", default=",".join(FORMATS), help=f"of llama.cpp (default {','.join(FORMATS)})")
     args.add_argument("--windows", type=int, default=4)
     args.add_argument("--rounds", type=int, default=9)
+    args.add_argument("--calls", type=int, default=CALLS, help="tokens of a row's turn: more for small models")
     args.add_argument("--prompt", type=int, default=512)
     args.add_argument("--data", type=Path, default=Path(os.environ.get("FASTSNN_DATA", "../shared/data")))
     args.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -152,7 +153,7 @@ def main() -> int:
         names += ["transformers float32", "transformers bfloat16"]
         rows = {name: Row(name, opts, folder) for name in names}
         print("measuring", file=sys.stderr, flush=True)
-        times, spent = measure({name: row for name, row in rows.items() if row.about["runs"]}, opts.rounds)
+        times, spent = measure({n: row for n, row in rows.items() if row.about["runs"]}, opts.rounds, opts.calls)
         print(harness.disturbance(times))
         read, _ = measure(
             {n: row for n, row in rows.items() if row.about.get("reads")}, max(3, opts.rounds // 2), "prompt"
