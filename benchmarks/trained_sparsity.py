@@ -8,7 +8,8 @@ library's `Trainer` and one rate; they differ in what stands here:
 
     dense     SiLU gate, no spikes
     relu …    that gate (relu, relu2, drelu), spikes at every projection (adaptive_threshold, `k`) and at the head
-              (`head=0`: not there), and `l1` on the hidden channels
+              (`head=0`: not there), and `l1` on the hidden channels; with `tune` dead zones on top, chosen on the text
+              it learnt so that they cost that share of the perplexity (`fastsnn tune --loss`)
 
 Nats a byte are those of the first ``--sequences`` of ``--seq-len`` bytes of WikiText-2 test; ``x dense`` is the ratio
 of the two perplexities of a seed. `INT8` is the w8a bundle made of the model, which is kept in DIR with a row of JSON
@@ -37,10 +38,12 @@ import torch
 from weights_read import weights_read
 
 from fastsnn_core import build, create, load
+from fastsnn_text import attach, load_tokenizer
 from fastsnn_train import TrainConfig, Trainer, evaluate, load_data
+from fastsnn_tune import tune_to_loss
 
 SHAPE = {"d_model": 128, "n_layers": 4, "n_heads": 4}
-DEFAULTS = {"k": 1.0, "l1": 1.0, "silent": 0.97, "head": 1.0, "warm": 0.0}
+DEFAULTS = {"k": 1.0, "l1": 1.0, "silent": 0.97, "head": 1.0, "warm": 0.0, "tune": 0.0}
 SITES = ("attn_in", "attn_out", "ffn_in", "ffn_hidden", "head")
 
 
@@ -108,11 +111,20 @@ def measured(row: str, seed: int, opts: argparse.Namespace) -> dict[str, Any]:
     text = opts.data / "wikitext2"
     data = load_data(str(text / "valid.txt"), seq_len=opts.seq_len, holdout=0.02)
     test = load_data(str(text / "test.txt"), seq_len=opts.seq_len, holdout=0.0).train
-    begun = time.process_time()
-    model = trained(row, seed, data, opts)
+    begun, base = time.process_time(), ":".join(part for part in row.split(":") if not part.startswith("tune="))
+    weights = opts.keep / f"{base}-{seed}.pt"
+    if weights.is_file():
+        model = decoder(row, dict(opts.shape)).eval()
+        model.load_state_dict(torch.load(weights))
+    else:
+        model = trained(row, seed, data, opts)
+        torch.save(model.state_dict(), weights)
     found = {"row": row, "seed": seed, "train s": time.process_time() - begun}
+    if loss := settings(row)[1]["tune"]:
+        attach(model, load_tokenizer("byte"))
+        learnt = (text / "valid.txt").read_text(encoding="utf-8")
+        model = tune_to_loss(model, learnt, losses=(loss,), seq_len=opts.seq_len, windows=16, quiet=True).model
     found["nats"] = evaluate(model, test, max_sequences=opts.sequences)["nats_per_token"]
-    torch.save(model.state_dict(), opts.keep / f"{row}-{seed}.pt")
     tokens = torch.stack([test.block(i)[:-1] for i in range(8)])
     if row == "dense":
         found["unread"] = 0.0
