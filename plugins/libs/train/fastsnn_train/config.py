@@ -105,7 +105,7 @@ class TrainConfig:
     )
     neuron_lr: float = param(1.0, ge=0.0, doc="rate of learnt thresholds (learn_k, learn_threshold) as a share of lr")
     recurrent_lr: float = param(
-        0.1,
+        0.3,
         ge=0.0,
         doc="rate of weights inside neurons (recurrent_lif's R), which act again at every step: share of lr",
     )
