@@ -67,7 +67,11 @@ class Decoder(Model):
     tied: bool = param(True, doc="the head shares the embedding's weights")
     rope: Rope = param(attrs.Factory(Rope), doc="rotary positions, for attentions that want them")
     learned_positions: int = param(
-        0, ge=0, unit="tokens", doc="rows P_t that are added to the embedding of token t (OPT), in place of rotary ones"
+        0,
+        ge=0,
+        unit="tokens",
+        doc="rows P_t that are added to the embedding of token t (OPT), in place of rotary ones",
+        draw=(0, 12),  # a text of 2 tokens has one to learn from, and a softmax of one key no gradient
     )
     norm: str = param("rms", choices=tuple(NORMS), doc="RMSNorm, or LayerNorm with a bias (GPT-2, Phi)")
     norm_eps: float = param(1e-5, gt=0.0, le=0.1, doc="of every norm")
