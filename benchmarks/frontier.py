@@ -15,7 +15,8 @@ of `up` behind shut gates, with the head (a tied embedding once, as the head), o
 time to read them at the bandwidth of the same rounds. ``prompt ms`` is one prompt of ``--prompt`` tokens up to the
 logits behind it. ``est. mJ`` are millijoules a token at 45 nm (Horowitz 2014, the constants of the energy scope): the
 weight bytes from DRAM and one operation for each weight read (INT8 multiply-add; addition behind events of ours; of
-floats, theirs), attention not counted; ``mJ`` is measured by RAPL over the same calls, where Linux lets it be read.
+floats, theirs), attention not counted. Of ours a step's time is split, too: the weights of the blocks, attention, the
+rest with the head. ``mJ`` is measured by RAPL over the same calls, where Linux lets it be read.
 llama.cpp is `pip install llama-cpp-python` (built from source, with this CPU's instructions); without it its rows are
 skipped and say so.
 """
@@ -43,6 +44,7 @@ from fastsnn_scope_energy import PJ
 from fastsnn_text import tokenizer_of
 
 CALLS = 8  # tokens of a row's turn, unless told
+SHADES = {"weights": "#d55e00", "attention": "#e69f00", "rest": "#f0c98b", "not split": "#bbbbbb"}
 QUICK = {"GOMP_SPINCOUNT": "1000000"}  # else llama.cpp sleeps at every barrier
 
 
@@ -100,11 +102,12 @@ def measure(rows: dict[str, Row], rounds: int, what: int | str) -> tuple[harness
 
 
 def draw(found: list[dict[str, Any]], path: str) -> None:
-    """Perplexity up, tokens/s to the right."""
+    """Perplexity up, tokens/s to the right; below, where a step of ours spends its time, and every row's floor."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axis = figure.subplots()
+    timed = [row for row in found if row.get("tokens_s")]
+    figure = Figure(figsize=(9, 5 + 0.35 * len(timed)), layout="constrained")
+    axis, below = figure.subplots(2, height_ratios=(5, 0.35 * len(timed)))
     colours = {"transformers": "#0072b2", "llama.cpp": "#009e73", "ours": "#d55e00"}
     for row in found:
         if row.get("tokens_s"):
@@ -114,7 +117,21 @@ def draw(found: list[dict[str, Any]], path: str) -> None:
     axis.set_xlabel("tokens/s, one stream")
     axis.set_ylabel("perplexity, WikiText-2 test (lower is better)")
     axis.set_ylim(top=min(axis.get_ylim()[1], 1.3 * min(row["perplexity"] for row in found if "perplexity" in row)))
-    axis.spines[["top", "right"]].set_visible(False)
+    for place, row in enumerate(timed):
+        left, whole = 0.0, 1e3 / row["tokens_s"]
+        parts = row.get("split_ms") or {}
+        for name, ms in zip(SHADES, [parts.get(name, 0.0) for name in list(SHADES)[:-1]] + [whole]):
+            ms = max(0.0, min(ms, whole) if name != "not split" else whole - left)
+            below.barh(place, ms, left=left, color=SHADES[name], label=name if not place else None)
+            left += ms
+        below.plot([row["floor_ms"]] * 2, [place - 0.4, place + 0.4], color="black", label=None if place else "floor")
+    below.invert_yaxis()
+    below.set_yticks(range(len(timed)), [row["name"] for row in timed], fontsize=7)
+    below.set_xlim(0, 1.6 * 1e3 / min(row["tokens_s"] for row in timed if row["name"].startswith(("ours", "llama"))))
+    below.set_xlabel("milliseconds a token (transformers' bars go on)")
+    below.legend(fontsize=7, frameon=False, loc="center right")
+    for each in (axis, below):
+        each.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 
 
@@ -158,7 +175,9 @@ def main() -> int:
         read, _ = measure(
             {n: row for n, row in rows.items() if row.about.get("reads")}, max(3, opts.rounds // 2), "prompt"
         )
-        for row in rows.values():
+        for name, row in rows.items():
+            if name.startswith("ours") and row.about["runs"]:
+                row.about["split_ms"] = row.calls("split")
             row.end()
     print(harness.disturbance(times))
     bandwidth = rows["read"].about["bytes"] / harness.median(times, "read")
@@ -182,6 +201,9 @@ def main() -> int:
     head = ["", "perplexity", "silent", "bytes", "tokens/s", "floor ms", "x Q8_0", "x Q4_0"]
     head += ["prompt ms", "x Q8_0", "est. mJ", "mJ"]
     print(harness.table(head, cells))
+    for about in found:
+        if parts := about.get("split_ms"):
+            print(f"{about['name']}, ms of a step:", ", ".join(f"{name} {ms:.3f}" for name, ms in parts.items()))
     if all(row.get("measured_mj") is None for row in found):
         print("mJ: RAPL cannot be read here (/sys/class/powercap), so no joules were measured")
     if opts.png:
