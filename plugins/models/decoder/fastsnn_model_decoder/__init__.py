@@ -71,7 +71,7 @@ class Decoder(Model):
         ge=0,
         unit="tokens",
         doc="rows P_t that are added to the embedding of token t (OPT), in place of rotary ones",
-        draw=(0, 12),  # a text of 2 tokens has one to learn from, and a softmax of one key no gradient
+        draw=(0, 48),  # two examples, one behind the other, fit; of 2 tokens one is to be learnt from
     )
     norm: str = param("rms", choices=tuple(NORMS), doc="RMSNorm, or LayerNorm with a bias (GPT-2, Phi)")
     norm_eps: float = param(1e-5, gt=0.0, le=0.1, doc="of every norm")
