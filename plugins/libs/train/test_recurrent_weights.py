@@ -9,7 +9,9 @@ import torch
 from fastsnn_core import create
 from fastsnn_model_sequential import Layer, Sequential
 from fastsnn_train import TrainConfig, Trainer, sample_data
+from fastsnn_train.config import section_table
 from fastsnn_train.loop import health
+from fastsnn_train.loop.resume import changed_settings
 
 
 def network(scale: float = 0.5, kind: str = "triangle", **how: object) -> torch.nn.Module:
@@ -71,3 +73,11 @@ def test_the_norm_that_is_said_is_that_of_the_matrix_in_thresholds():
     assert health.gradient_complaints({"layers.0": 30.0, "layers.1": 80.0, "layers.2": 20.0}, model) == {}
     says = health.gradient_complaints({"layers.0": 3e5, "layers.1": 1.0, "layers.2": 0.3}, model)
     assert "on its way back in time" not in "".join(says.values())  # R itself has no such gradient
+
+
+def test_a_checkpoint_from_before_the_setting_says_that_it_changed():
+    then = section_table(TrainConfig(recurrent_lr=1.0))
+    assert changed_settings(then, TrainConfig(recurrent_lr=1.0)) == []
+    del then["recurrent_lr"]
+    assert changed_settings(then, TrainConfig()) == ["recurrent_lr"]
+    assert changed_settings(then, TrainConfig(recurrent_lr=1.0)) == []

@@ -24,6 +24,8 @@ BESIDE_QUALITY = (
     *("accumulate", "checkpointing", "checkpoint_time", "compile", "parallel"),
 )
 """Settings of a run that may change between a stop and its resumption without changing what is learnt."""
+EARLIER = {"recurrent_lr": 1.0}
+"""What runs did before there was a setting, where that is not its default."""
 
 
 @frozen

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsnn_train.config import BESIDE_QUALITY, TrainConfig, section_table
+from fastsnn_train.config import BESIDE_QUALITY, EARLIER, TrainConfig, section_table
 from fastsnn_train.data.batch_source import BatchSource
 from fastsnn_train.loop import checkpoint, randomness, snapshot
 
@@ -85,7 +85,7 @@ def newest_checkpoint(trainer: Trainer, folder: Path, resume: bool) -> tuple[Pat
 
 def changed_settings(then: dict[str, Any], config: TrainConfig) -> list[str]:
     """Names of settings that differ from the checkpoint's and affect the result of training."""
-    now = section_table(config)
+    now, then = section_table(config), EARLIER | then
     return [k for k, v in now.items() if k in then and then[k] != v and k not in BESIDE_QUALITY]
 
 
