@@ -1,11 +1,14 @@
-"""Many streams at once: one pass over INT8 weights for all of them, beside one stream alone.
+"""Many streams at once: one pass over the weights for all of them, beside one stream alone and a pass for each.
 
-    python benchmarks/batched.py [--streams 2 4 8 16 32] [--silent 0.5 0.1] [--bundle B] [--prompts 27 128 512]
-        [--rounds 9] [--json out.json]
+    python benchmarks/batched.py [--streams 2 4 8 16 32] [--silent 0.5 0.1] [--weights ternary] [--bundle B]
+        [--prompts 27 128 512] [--ways 0.5,3 2,0] [--rounds 9] [--json out.json]
 
-The 134 M shape of `benchmarks/decode.py` with random weights at several silent fractions, and a W8A bundle where one
-is given (SmolLM2 by ``fastsnn convert`` and ``fastsnn export --to w8a``). Rows: ``model.step_many`` of n streams at
-different places; tokens/s over one stream's in the same round. Bits are compared with the streams alone first.
+The 134 M shape of `benchmarks/decode.py` with random INT8, 4-bit or ternary weights (``--weights``; head and embedding
+of ternary ones in 8 bits) at several silent fractions, and a bundle where one is given (SmolLM2 by ``fastsnn convert``
+and ``fastsnn export --to w8a``). Rows: ``model.step_many`` of n streams at different places; tokens/s over one stream's
+in the same round, and over those of the same streams a pass for each. Bits are compared with the streams alone first.
+``--ways``: shares of active inputs (of a row, and of all rows together) from which rows go the dense way, one table row
+for each pair; 2,0 is by events alone.
 ``--prompts``: milliseconds to the logits after so many tokens, read by the layers at once and as rows of
 steps (32 a pass, the start of a stream included), whose bits are compared, too.
 """
@@ -19,11 +22,15 @@ import decode
 import harness
 import torch
 
+from fastsnn_kernel_numba.fused_decoder_rows import DENSE_FROM, DENSE_LEAST, TERNARY_FROM, TERNARY_LEAST
+
 PLACES = (24, 32, 40)  # tokens that streams have seen
+BITS = {"INT8": 8, "4 bits": 4, "ternary": 2}
+Way = tuple[float, float]
 
 
-def row(model: Any, tokens: torch.Tensor, count: int) -> harness.Run:
-    """A step of `count` streams, whose logits were compared with each one's alone."""
+def row(model: Any, tokens: torch.Tensor, count: int, way: Way | None = None, each: bool = False) -> harness.Run:
+    """A step of `count` streams, whose logits were compared with each one's alone; with `each` a pass for every one."""
     with torch.inference_mode():
         begun = [model(tokens[:, :n], return_state=True, last=True)[1] for n in PLACES]
         streams = [model.fast(begun[i % len(begun)]) for i in range(count)]
@@ -34,21 +41,46 @@ def row(model: Any, tokens: torch.Tensor, count: int) -> harness.Run:
             assert torch.equal(logits, alone), f"stream {i} of {count}: other bits than alone"
 
     def run() -> None:
+        if each:
+            for stream, token in zip(streams, asked, strict=True):
+                stream.step(token)
+            return
+        set_way(streams[0], way)
         model.step_many(streams, asked)
 
     return run
 
 
-def measure(model: Any, tokens: torch.Tensor, counts: list[int], rounds: int, name: str) -> dict[str, Any]:
-    """Tokens/s of n streams over one stream's."""
-    rows = {str(n): row(model, tokens, n) for n in (1, *counts)}
+def set_way(stream: Any, way: Way | None) -> None:
+    """From which shares of active inputs on rows go the dense way; what measuring has set where none is given."""
+    call = stream.made.call[0]
+    for kind, own in {"dense": (DENSE_FROM, DENSE_LEAST), "ternary": (TERNARY_FROM, TERNARY_LEAST)}.items():
+        call[f"{kind}_from"], call[f"{kind}_least"] = way or own
+
+
+def measure(
+    model: Any, tokens: torch.Tensor, counts: list[int], rounds: int, name: str, ways: list[Way]
+) -> list[dict[str, Any]]:
+    """Tokens/s of n streams over one stream's, and over a pass for each; one row for every way to take."""
+    asked: dict[str, Way | None] = {name: None} | {f"{name}, dense from {a:g}, {b:g}": (a, b) for a, b in ways}
+    rows = {"1": row(model, tokens, 1)} | {f"each {n}": row(model, tokens, n, each=True) for n in counts}
+    rows |= {f"{way} {n}": row(model, tokens, n, pair) for way, pair in asked.items() for n in counts}
     times = harness.interleave(rows, rounds, calls=3)
     print(name, harness.disturbance(times))
-    found: dict[str, Any] = {"model": name, "ms of one": (harness.median(times, "1") or 0) * 1e3}
-    for n in counts:
-        ratio = harness.ratio(times, "1", str(n))
-        found[f"{n} streams"] = None if ratio is None else n * ratio
+    found: list[dict[str, Any]] = []
+    for way in asked:
+        found.append({"model": way, "ms of one": (harness.median(times, "1") or 0) * 1e3})
+        for n in counts:
+            ratio = harness.ratio(times, "1", f"{way} {n}")
+            found[-1][f"{n} streams"] = None if ratio is None else n * ratio
+            found[-1][f"{n} over a pass each"] = harness.ratio(times, f"each {n}", f"{way} {n}")
     return found
+
+
+def numbers(text: str) -> Way:
+    """``0.5,3``."""
+    one, _, all_rows = text.partition(",")
+    return float(one), float(all_rows)
 
 
 @torch.inference_mode()
@@ -75,7 +107,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, nargs="*", default=[2, 4, 8, 16, 32])
     parser.add_argument("--silent", type=float, nargs="*", default=[0.5, 0.1])
-    parser.add_argument("--bundle", help="a W8A bundle to measure, too")
+    parser.add_argument("--weights", choices=list(BITS), default="INT8", help="of the random model")
+    parser.add_argument("--ways", type=numbers, nargs="*", default=[], metavar="ROW,ALL")
+    parser.add_argument("--bundle", help="a bundle to measure, too")
     parser.add_argument("--prompts", type=int, nargs="*", default=[], help="tokens of prompts of the bundle's")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -86,11 +120,13 @@ def main() -> None:
         parser.error("--prompts are of a --bundle")
     results, prompts = [], []
     if args.silent:
-        model, tokens = decode.network(["gla", "sliding_window"], 3.0), torch.randint(0, 32000, (1, 64))
+        attention, tokens = ["gla", "sliding_window"], torch.randint(0, 32000, (1, 64))
+        eight = decode.network(attention, 3.0)
+        model = eight if args.weights == "INT8" else decode.network(attention, 3.0, BITS[args.weights])
         for silent in args.silent:
-            k = decode.find_k(model, silent, tokens)
-            decode.set_k(model, k)
-            results.append(measure(model, tokens, args.streams, args.rounds, f"134 M, {silent:.0%} silent"))
+            decode.set_k(model, decode.find_k(eight, silent, tokens))  # of INT8 weights, whatever is measured
+            name = f"134 M, {args.weights}, {silent:.0%} silent"
+            results += measure(model, tokens, args.streams, args.rounds, name, args.ways)
     if args.bundle:
         from fastsnn_core import bundle
         from fastsnn_text import tokenizer_of
@@ -98,7 +134,7 @@ def main() -> None:
         model = bundle.load(args.bundle).eval()
         tokens = torch.tensor([tokenizer_of(model).encode(decode.TEXT)[:64]])
         if args.streams:
-            results.append(measure(model, tokens, args.streams, args.rounds, "bundle"))
+            results += measure(model, tokens, args.streams, args.rounds, "bundle", args.ways)
         for length in args.prompts:
             repeated = tokens.repeat(1, -(-length // tokens.shape[1]))[:, :length]
             prompts.append(prompt(model, repeated, args.rounds))
@@ -106,6 +142,8 @@ def main() -> None:
     print(
         harness.table(["tokens/s over one stream's", *names], [[r["model"], *(r[n] for n in names)] for r in results])
     )
+    over = [f"{n} over a pass each" for n in args.streams]
+    print(harness.table(["tokens/s over a pass each", *over], [[r["model"], *(r[n] for n in over)] for r in results]))
     if prompts:
         print(harness.table(["prompt, ms", *list(prompts[0])[1:]], [list(row.values()) for row in prompts]))
     harness.emit({"rows": results, "prompts": prompts}, args.json)

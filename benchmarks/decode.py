@@ -31,7 +31,7 @@ import torch
 from fastsnn_core import Model
 from fastsnn_core.site import sites
 from fastsnn_core.spec import converter
-from fastsnn_integer.quantization import quantise
+from fastsnn_integer.quantization import Quant, quantise
 from fastsnn_model_decoder import fused_decode
 from fastsnn_text import tokenizer_of
 
@@ -44,12 +44,13 @@ RIVALS = ("transformers fp32", "llama.cpp Q8_0")
 QUICK = {"GOMP_SPINCOUNT": "1000000", "OMP_NUM_THREADS": "1"}  # else llama.cpp sleeps at every barrier: 6 ms become 13
 
 
-def network(attention: list[str], k: float) -> Any:
-    """Our decoder with random weights."""
+def network(attention: list[str], k: float, bits: int = 8) -> Any:
+    """Our decoder with random weights of 8, 4 or 2 bits (ternary)."""
     torch.manual_seed(0)
     table = {"kind": "decoder", **SHAPE, "sites": SITES, "attention": [{"kind": name} for name in attention]}
     table["neuron"] = {"kind": "adaptive_threshold", "k": k}
-    model = quantise(converter().structure(table, Model).build())
+    table["weights"] = "ternary" if bits == 2 else "float"
+    model = quantise(converter().structure(table, Model).build(), Quant(bits=bits))
     return model.eval()
 
 

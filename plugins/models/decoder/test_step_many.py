@@ -29,6 +29,7 @@ def counts(k):
     return {"kind": "adaptive_threshold", "k": k}
 
 
+TERNARY = {"weights": "ternary", "quant": Quant(bits=2)}
 MODELS = {
     "gla and window": {"attention": [{"kind": "gla", "rank": 4}, {"kind": "sliding_window", "window": 7}]},
     "softmax, biases, norms": {
@@ -47,6 +48,15 @@ MODELS = {
         "attention": [{"kind": "softmax"}], "quant": Quant(bits=4, minimum=False, table_bits=4), "neuron": counts(200),
     },
     "silent": {"attention": [{"kind": "gla", "rank": 4}], "neuron": counts(0.05)},
+    "ternary": {"attention": [{"kind": "gla", "rank": 4}, {"kind": "hybrid"}], "d_ff": 83, **TERNARY},
+    "ternary, wide, bursts": {
+        "attention": [{"kind": "linear"}], "d_model": 132, "n_heads": 2, "d_ff": 1700, "neuron": counts(200), **TERNARY,
+    },
+    "ternary, 64-bit sums": {"attention": [{"kind": "linear"}], "d_ff": 1700, "neuron": counts(1e4), **TERNARY},
+    "ternary, silent": {
+        "attention": [{"kind": "softmax"}], "d_ff": 131, "neuron": counts(0.05), "weights": "ternary",
+        "quant": Quant(bits=2, table_bits=4),
+    },
 }  # fmt: skip
 
 
@@ -77,6 +87,8 @@ def poison(stepper):
         "folds",
         "logits",
         "acc",
+        "acc_64",
+        "lists",
     )
     works = [stepper.work, *(stepper.batch.works if stepper.batch else ())]
     for work in works:
@@ -117,8 +129,9 @@ def follow(model, prompts, wanted, draw):
             if i not in streams:
                 streams[i] = model.fast(wanted[i][3], room=draw.choice([0, 0, 20]))
         stepper = streams[some[0]].made
-        stepper.call[0]["dense_from"] = draw.choice([0.3, 0.3, 0.0, 0.6, 2.0])  # all ways, whatever measuring says
-        stepper.call[0]["dense_least"] = draw.choice([0.0, 2.5])
+        for kind in ("dense", "ternary"):  # all ways, whatever measuring says
+            stepper.call[0][f"{kind}_from"] = draw.choice([0.3, 0.3, 0.0, 0.6, 2.0])
+            stepper.call[0][f"{kind}_least"] = draw.choice([0.0, 2.5])
         poison(stepper)
         ends = [draw.randint(done[i] + 1, LENGTH) if draw.random() < 0.4 else done[i] + 1 for i in some]
         pieces = [wanted[i][0][done[i] : end] for i, end in zip(some, ends)]

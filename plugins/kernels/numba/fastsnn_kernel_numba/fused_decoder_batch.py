@@ -10,6 +10,8 @@ import numpy as np
 from fastsnn_kernel_numba import layout
 from fastsnn_kernel_numba.dense_pairs import CHUNK, GROUP
 from fastsnn_kernel_numba.fused_decoder_rows import COLUMNS, DENSE_ROOM, FOUR_BYTES, MOST_ROWS
+from fastsnn_kernel_numba.fused_decoder_ternary import TERNARY_GROUP
+from fastsnn_kernel_numba.fused_decoder_ternary_rows import ROW_BYTES
 from fastsnn_kernel_numba.fused_decoder_work import Workspace
 
 ROW_ARRAYS = (
@@ -77,12 +79,9 @@ def rows_tasks(work: Workspace, workers: int) -> tuple[Any, Any]:
         for task in work.tasks[stage["first_task"] : stage["last_task"]]:
             if task["part"]:
                 continue
-            four = bool(work.matrices[task["matrix"]]["group"])
-            column, end, most = (
-                int(task["column"]),
-                int(task["column"] + task["columns"]),
-                FOUR_BYTES if four else COLUMNS,
-            )
+            group = int(work.matrices[task["matrix"]]["group"])
+            most = ROW_BYTES if group == TERNARY_GROUP else FOUR_BYTES if group else COLUMNS
+            column, end = int(task["column"]), int(task["column"] + task["columns"])
             units = -(-(end - column) // GROUP)
             pieces = min(units, -(-units * GROUP // (most * workers)) * workers)
             for piece in range(pieces):

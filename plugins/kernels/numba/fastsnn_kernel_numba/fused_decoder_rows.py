@@ -14,6 +14,8 @@ from fastsnn_kernel_numba.dense_pairs import GROUP, PANEL, PIECE, _multiply_piec
 from fastsnn_kernel_numba.four_bit_tile import LIST
 from fastsnn_kernel_numba.fused_decoder_four_bits import _add_listed, _clear_dots, _list_group
 from fastsnn_kernel_numba.fused_decoder_stages import _accumulate_task, _dequantise_task
+from fastsnn_kernel_numba.fused_decoder_ternary import TERNARY_GROUP
+from fastsnn_kernel_numba.fused_decoder_ternary_rows import FIXED_ROOM, ROW_ROOM, _accumulate_ternary_rows
 from fastsnn_kernel_numba.fused_decoder_work import _work
 from fastsnn_kernel_numba.gemm_events import ROOM, U, _accumulate_events, _flush_int16, _lower_bound
 from fastsnn_kernel_numba.layout import INT, INT8, INT32, ROW, UINT8
@@ -26,10 +28,11 @@ FOUR_BYTES = 512  # of 4-bit rows per task: a group of 32 inputs stays in L1
 INPUTS = 128  # of a block of events: with 1024 columns 128 KiB of weights
 USED = 256  # inputs per task of `_mark_used`
 DENSE_FROM, DENSE_LEAST = 0.25, 1.5  # active share of a row's inputs, and of all rows together: benchmarks/batched.py
+TERNARY_FROM, TERNARY_LEAST = 0.5, 3.0  # of ternary weights
 # Of a worker: interleaved weights, sums nobody wants, addresses, sums.
 WIDTH = COLUMNS + 16  # sums of a row of it, and a cache line: rows 4 KiB apart would share their places in L1
 SPARE, ADDRESSES = PANEL + 4 * GROUP, 8 * MOST_ROWS
-DENSE_ROOM = SPARE + ADDRESSES + 4 * MOST_ROWS * WIDTH
+DENSE_ROOM = max(SPARE + ADDRESSES + 4 * MOST_ROWS * WIDTH, FIXED_ROOM + MOST_ROWS * ROW_ROOM)
 
 
 @compile
@@ -41,13 +44,8 @@ def _goes_dense(p, size, four, rows_all, c):  # type: ignore[no-untyped-def]
     rows = view(p.row_at, 1, ROW)
     events = rows[0].events
     rows[0].dense = 0
-    if (
-        rows_all == 1
-        or four
-        or rows[0].wide
-        or events < c.dense_from * size
-        or events * rows_all < c.dense_least * size
-    ):
+    least, together = (c.ternary_from, c.ternary_least) if four < 0 else (c.dense_from, c.dense_least)
+    if rows_all == 1 or four > 0 or rows[0].wide or events < least * size or events * rows_all < together * size:
         return False
     counts, narrow = view(p.counts_at, p.counts_size, INT32), view(p.count_bytes_at, p.count_bytes_size, INT8)
     index, count = view(p.index_at, p.index_size, INT32), view(p.count_at, p.count_size, INT32)
@@ -170,7 +168,10 @@ def _accumulate_rows(w, c, places, rows, dense, task, worker):  # type: ignore[n
     t = w.tasks[task]
     m = w.matrices[t.matrix]
     if m.group:
-        _add_groups_of_rows(w, c, places, rows, task, worker)
+        if m.group == TERNARY_GROUP:
+            _accumulate_ternary_rows(places, rows, dense, task, worker, c.dense_at + worker * DENSE_ROOM)
+        else:
+            _add_groups_of_rows(w, c, places, rows, task, worker)
         return
     column, n, tall, inputs, oo = t.column, U(t.columns), m.outputs, m.inputs, U(m.sums + t.column)
     weight, used = view(m.address, tall * inputs, INT8), view(c.used_at, c.used_size, INT8)

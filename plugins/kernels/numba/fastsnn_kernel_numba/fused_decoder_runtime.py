@@ -21,7 +21,13 @@ from fastsnn_kernel_numba.four_bit_tile import LIST
 from fastsnn_kernel_numba.fused_decoder_batch import Batch, located
 from fastsnn_kernel_numba.fused_decoder_four_bits import MOST_BYTES
 from fastsnn_kernel_numba.fused_decoder_kernel import BLOCK
-from fastsnn_kernel_numba.fused_decoder_rows import DENSE_FROM, DENSE_LEAST, MOST_ROWS
+from fastsnn_kernel_numba.fused_decoder_rows import (
+    DENSE_FROM,
+    DENSE_LEAST,
+    MOST_ROWS,
+    TERNARY_FROM,
+    TERNARY_LEAST,
+)
 from fastsnn_kernel_numba.fused_decoder_stages import KEYS
 from fastsnn_kernel_numba.fused_decoder_stream import NumbaStream
 from fastsnn_kernel_numba.fused_decoder_tables import Tables
@@ -60,7 +66,8 @@ class NumbaStepper:
             "n_heads": plan.n_heads, "n_kv_heads": plan.n_kv_heads, "head_dim": size,
             "head_room": self.head_room, "fold_room": self.fold_room, "widest": tables.columns,
             "workers": self.workers, "softmax_scale": size**-0.5, "dense_from": DENSE_FROM,
-            "dense_least": DENSE_LEAST, "open_cost": OPEN_COST,
+            "dense_least": DENSE_LEAST, "ternary_from": TERNARY_FROM, "ternary_least": TERNARY_LEAST,
+            "open_cost": OPEN_COST,
         }  # fmt: skip
         self.call = layout.pack(layout.CALL, [dict.fromkeys(layout.CALL.names or (), 0) | fixed])
         self.call_at, self.written = self.call.ctypes.data, tuple[Any, ...]()
@@ -182,13 +189,12 @@ class NumbaStepper:
         self.written = places, streams, rows, wanted, score, cos, sin, batch
 
     def step_many(self, streams: Sequence[Any], tokens: Sequence[int]) -> list[Tensor | FastSNNError]:
-        """Twin of `fastsnn_integer.reference.ReferenceStepper.step_many`: one pass over the weights for 32 streams
-        (ternary weights: a pass for each)."""
+        """Twin of `fastsnn_integer.reference.ReferenceStepper.step_many`: one pass over the weights for 32 streams."""
         return self.read_many(streams, [(token,) for token in tokens])
 
     def read_many(self, streams: Sequence[Any], pieces: Sequence[Sequence[int]]) -> list[Tensor | FastSNNError]:
         """Twin of `fastsnn_integer.reference.ReferenceStepper.read_many`: one pass over the weights for 32 tokens,
-        whosever they are (ternary weights: a pass for each)."""
+        whosever they are."""
         check_distinct_streams(self, streams)
         out: list[Any] = [None] * len(streams)
         left = dict[int, list[int]]()
@@ -198,9 +204,8 @@ class NumbaStepper:
                 left[i] = list(piece)
             except FastSNNError as error:
                 out[i] = error
-        most = 1 if self.tables.ternary else MOST_ROWS
         while left:
-            shares, room = dict[int, list[int]](), most
+            shares, room = dict[int, list[int]](), MOST_ROWS
             for i, tokens in left.items():
                 if room:
                     shares[i] = tokens[:room]
