@@ -22,7 +22,7 @@ import decode
 import harness
 import torch
 
-from fastsnn_kernel_numba.fused_decoder_rows import DENSE_FROM, DENSE_LEAST, TERNARY_FROM, TERNARY_LEAST
+from fastsnn_kernel_numba.fused_decoder_rows import DENSE_FROM, DENSE_LEAST
 
 PLACES = (24, 32, 40)  # tokens that streams have seen
 BITS = {"INT8": 8, "4 bits": 4, "ternary": 2}
@@ -54,8 +54,7 @@ def row(model: Any, tokens: torch.Tensor, count: int, way: Way | None = None, ea
 def set_way(stream: Any, way: Way | None) -> None:
     """From which shares of active inputs on rows go the dense way; what measuring has set where none is given."""
     call = stream.made.call[0]
-    for kind, own in {"dense": (DENSE_FROM, DENSE_LEAST), "ternary": (TERNARY_FROM, TERNARY_LEAST)}.items():
-        call[f"{kind}_from"], call[f"{kind}_least"] = way or own
+    call["dense_from"], call["dense_least"] = way or (DENSE_FROM, DENSE_LEAST)
 
 
 def measure(

@@ -129,9 +129,8 @@ def follow(model, prompts, wanted, draw):
             if i not in streams:
                 streams[i] = model.fast(wanted[i][3], room=draw.choice([0, 0, 20]))
         stepper = streams[some[0]].made
-        for kind in ("dense", "ternary"):  # all ways, whatever measuring says
-            stepper.call[0][f"{kind}_from"] = draw.choice([0.3, 0.3, 0.0, 0.6, 2.0])
-            stepper.call[0][f"{kind}_least"] = draw.choice([0.0, 2.5])
+        stepper.call[0]["dense_from"] = draw.choice([0.3, 0.3, 0.0, 0.6, 2.0])  # all ways, whatever measuring says
+        stepper.call[0]["dense_least"] = draw.choice([0.0, 2.5])
         poison(stepper)
         ends = [draw.randint(done[i] + 1, LENGTH) if draw.random() < 0.4 else done[i] + 1 for i in some]
         pieces = [wanted[i][0][done[i] : end] for i, end in zip(some, ends)]

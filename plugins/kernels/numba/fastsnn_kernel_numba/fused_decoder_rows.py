@@ -1,4 +1,4 @@
-"""Projections of several rows in one pass over the INT8 weights: the fused step of 2 to `MOST_ROWS` streams.
+"""Projections of several rows in one pass over the weights: the fused step of 2 to `MOST_ROWS` streams.
 
 A task is a range of columns for all rows. Rows with many events go the dense way (`fastsnn_kernel_numba.dense_pairs`):
 piece by piece, weights are interleaved once and multiplied with the counts of all such rows. The others add their own
@@ -28,7 +28,6 @@ FOUR_BYTES = 512  # of 4-bit rows per task: a group of 32 inputs stays in L1
 INPUTS = 128  # of a block of events: with 1024 columns 128 KiB of weights
 USED = 256  # inputs per task of `_mark_used`
 DENSE_FROM, DENSE_LEAST = 0.25, 1.5  # active share of a row's inputs, and of all rows together: benchmarks/batched.py
-TERNARY_FROM, TERNARY_LEAST = 0.5, 3.0  # of ternary weights
 # Of a worker: interleaved weights, sums nobody wants, addresses, sums.
 WIDTH = COLUMNS + 16  # sums of a row of it, and a cache line: rows 4 KiB apart would share their places in L1
 SPARE, ADDRESSES = PANEL + 4 * GROUP, 8 * MOST_ROWS
@@ -44,8 +43,13 @@ def _goes_dense(p, size, four, rows_all, c):  # type: ignore[no-untyped-def]
     rows = view(p.row_at, 1, ROW)
     events = rows[0].events
     rows[0].dense = 0
-    least, together = (c.ternary_from, c.ternary_least) if four < 0 else (c.dense_from, c.dense_least)
-    if rows_all == 1 or four > 0 or rows[0].wide or events < least * size or events * rows_all < together * size:
+    if (
+        rows_all == 1
+        or four
+        or rows[0].wide
+        or events < c.dense_from * size
+        or events * rows_all < c.dense_least * size
+    ):
         return False
     counts, narrow = view(p.counts_at, p.counts_size, INT32), view(p.count_bytes_at, p.count_bytes_size, INT8)
     index, count = view(p.index_at, p.index_size, INT32), view(p.count_at, p.count_size, INT32)
@@ -219,7 +223,7 @@ def _accumulate_rows(w, c, places, rows, dense, task, worker):  # type: ignore[n
 def _project_rows(w, c, places, rows, phase, stage, worker, head):  # type: ignore[no-untyped-def]
     """The projections of a stage for all rows, in two phases; those of the network's head become logits at once."""
     dense, first, last = _dense_rows(places, rows), stage.first_task, stage.last_task
-    if not dense and not stage.four:
+    if not dense and w.matrices[w.tasks[first].matrix].group == 0:
         _mark_phase(c, places, rows, stage.size, w.sync, phase)
     phase += 1
     t = next_task(w.sync, phase)

@@ -21,13 +21,7 @@ from fastsnn_kernel_numba.four_bit_tile import LIST
 from fastsnn_kernel_numba.fused_decoder_batch import Batch, located
 from fastsnn_kernel_numba.fused_decoder_four_bits import MOST_BYTES
 from fastsnn_kernel_numba.fused_decoder_kernel import BLOCK
-from fastsnn_kernel_numba.fused_decoder_rows import (
-    DENSE_FROM,
-    DENSE_LEAST,
-    MOST_ROWS,
-    TERNARY_FROM,
-    TERNARY_LEAST,
-)
+from fastsnn_kernel_numba.fused_decoder_rows import DENSE_FROM, DENSE_LEAST, MOST_ROWS
 from fastsnn_kernel_numba.fused_decoder_stages import KEYS
 from fastsnn_kernel_numba.fused_decoder_stream import NumbaStream
 from fastsnn_kernel_numba.fused_decoder_tables import Tables
@@ -66,8 +60,7 @@ class NumbaStepper:
             "n_heads": plan.n_heads, "n_kv_heads": plan.n_kv_heads, "head_dim": size,
             "head_room": self.head_room, "fold_room": self.fold_room, "widest": tables.columns,
             "workers": self.workers, "softmax_scale": size**-0.5, "dense_from": DENSE_FROM,
-            "dense_least": DENSE_LEAST, "ternary_from": TERNARY_FROM, "ternary_least": TERNARY_LEAST,
-            "open_cost": OPEN_COST,
+            "dense_least": DENSE_LEAST, "open_cost": OPEN_COST,
         }  # fmt: skip
         self.call = layout.pack(layout.CALL, [dict.fromkeys(layout.CALL.names or (), 0) | fixed])
         self.call_at, self.written = self.call.ctypes.data, tuple[Any, ...]()

@@ -209,8 +209,7 @@ class Tables:
         """What the prologue of a projection does, and its tasks."""
         by, eps = self.constant(norm.weight if norm else None), norm.eps if norm else 0.0
         row = {"site": self.site(name, site), "norm": by, "norm_eps": eps, "add": add, "size": size}
-        group = self.matrices[self.tasks[tasks[0]]["matrix"]]["group"] if tasks[1] > tasks[0] else 0
-        row |= {"four": (group > 0) - (group < 0)}
+        row |= {"four": int(tasks[1] > tasks[0] and self.matrices[self.tasks[tasks[0]]["matrix"]]["group"] > 0)}
         self.stages.append(row | {"first_task": tasks[0], "last_task": tasks[1]})
 
     def block(self, block: BlockPlan, add: int) -> int:

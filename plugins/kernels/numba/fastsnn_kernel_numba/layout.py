@@ -42,8 +42,7 @@ MATRIX = record_type(
 TASK = record_type(matrix=INT, column=INT, columns=INT, part=INT)
 
 # A projection: what its prologue does (add the matrix `add` to the residual stream, norm, site of `size` channels), its
-# tasks, and whether its weights have 4 bits (1), are ternary (-1) or INT8 (0). `add` of the first stage is the
-# embedding's table where that has 4 bits.
+# tasks, and whether its weights have 4 bits. `add` of the first stage is the embedding's table where that has 4 bits.
 STAGE = record_type(site=INT, first_task=INT, last_task=INT, norm=INT, norm_eps=FLOAT, add=INT, size=INT, four=INT)
 
 # A block; its four stages are rows 4·l … 4·l + 3 of the stages. Matrices, norms per head, mixers first … last; `least`
@@ -114,14 +113,13 @@ STREAM = record_type(state_at=INT, state_size=INT, token=INT, position=INT, run=
 # A call: places of the PLACES and of the STREAMs, one of each per row, and how many of the first rows want logits;
 # scores, rotary tables, sizes. Of several rows
 # also the flags of inputs that any of them has an event of, every worker's places in the rows' lists of events and its
-# room for dense products, and the shares of active inputs, of a row and of all, from which a row goes the dense way (of
-# INT8 and of ternary weights);
+# room for dense products, and the shares of active inputs, of a row and of all, from which a row goes the dense way;
 # and what a weight of `up` read behind an open gate costs, in weights read by events.
 CALL = record_type(
     places=INT, streams=INT, rows=INT, wanted=INT, score_at=INT, score_size=INT, cos_at=INT, sin_at=INT,
     angles_size=INT, n_heads=INT, n_kv_heads=INT, head_dim=INT, head_room=INT, fold_room=INT, widest=INT, workers=INT,
     used_at=INT, used_size=INT, cursor_at=INT, dense_at=INT, softmax_scale=FLOAT, dense_from=FLOAT,
-    dense_least=FLOAT, ternary_from=FLOAT, ternary_least=FLOAT, open_cost=FLOAT,
+    dense_least=FLOAT, open_cost=FLOAT,
 )  # fmt: skip
 
 
