@@ -19,6 +19,7 @@ from fastsnn_core.errors import FastSNNError
 from fastsnn_core.spec import converter
 from fastsnn_core.state import leaves
 from fastsnn_integer.quantization import Quant, quantise
+from fastsnn_kernel_numba.fused_decoder_runtime import NumbaStepper
 from fastsnn_model_decoder import fused_decode
 
 SCHEDULES = int(os.environ.get("FASTSNN_ROUNDS", "0")) or 32  # of each model; a quarter on two threads
@@ -53,6 +54,9 @@ MODELS = {
         "attention": [{"kind": "linear"}], "d_model": 132, "n_heads": 2, "d_ff": 1700, "neuron": counts(200), **TERNARY,
     },
     "ternary, 64-bit sums": {"attention": [{"kind": "linear"}], "d_ff": 1700, "neuron": counts(1e4), **TERNARY},
+    "ternary, some 64-bit sums": {
+        "attention": [{"kind": "softmax"}], "d_ff": 1700, "neuron": counts(2**24 / 1700), **TERNARY,
+    },
     "ternary, silent": {
         "attention": [{"kind": "softmax"}], "d_ff": 131, "neuron": counts(0.05), "weights": "ternary",
         "quant": Quant(bits=2, table_bits=4),
@@ -158,7 +162,9 @@ def test_together_is_alone(name, threads):
         assert sum(follow(model, prompts, wanted, draw) for _ in range(max(1, SCHEDULES // threads**2)))
 
 
-@pytest.mark.parametrize("name", ["gla and window", "softmax, biases, norms", "four bits"])
+@pytest.mark.parametrize(
+    "name", ["gla and window", "softmax, biases, norms", "four bits", "ternary", "ternary, some 64-bit sums"]
+)
 @torch.inference_mode()
 def test_prompts_are_read_as_by_the_layers(name):
     """From the start, longer than a window and than a pass; beside a stream that steps; in one piece or in several."""
@@ -209,6 +215,21 @@ def test_more_streams_than_one_pass_takes():
     for t in range(3):
         out = model.step_many(streams, [w[0][t] for w in wanted])
         assert all(torch.equal(y, w[1][t]) for y, w in zip(out, wanted))
+
+
+@torch.inference_mode()
+def test_ternary_streams_share_a_pass(monkeypatch):
+    model = network(**MODELS["ternary"])
+    streams = [model.fast(None) for _ in range(9)]
+    passes, launch = [], NumbaStepper.launch
+
+    def counted(self, places, streams, rows, *rest):
+        passes.append(rows)
+        launch(self, places, streams, rows, *rest)
+
+    monkeypatch.setattr(NumbaStepper, "launch", counted)
+    model.read_many(streams, [[1, 2, 3], *[[4]] * 8])
+    assert passes == [11]
 
 
 @torch.inference_mode()
