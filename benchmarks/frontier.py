@@ -5,7 +5,7 @@
 Every row lives in a process of its own, which is held while others run, and decodes some tokens in turn behind a prompt
 of 32; a round in which somebody waited for a core is thrown away. Rows:
 
-    ours            each BUNDLE as it is (w8a or w4a, through the fused step)
+    ours            each BUNDLE as it is (w8a, w4a or w1.58a, through the fused step)
     llama.cpp       the file itself, and the same model written again as `--formats` by llama.cpp's own quantiser
     transformers    the directory in float32 and bfloat16
 

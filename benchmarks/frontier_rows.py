@@ -18,6 +18,7 @@ from weights_read import weights_read
 
 from fastsnn_core import load
 from fastsnn_core.site import sites
+from fastsnn_integer.ternary import PackedTernary
 from fastsnn_scope_energy import PJ
 from fastsnn_text.generate import generate_ids
 
@@ -37,10 +38,15 @@ def perplexity(logits: Any, rows: torch.Tensor) -> float:
 
 def stored(layer: Any) -> int:
     """Bytes of a layer's weights and scales, as its kernel reads them: scales of 4-bit weights are float16."""
-    four = layer.weight.dtype == torch.uint8
+    four = layer.weight.dtype == torch.uint8 and not isinstance(layer, PackedTernary)
     return sum(
         t.numel() * (2 if four and t.is_floating_point() else t.element_size()) for t in layer.buffers(recurse=False)
     )
+
+
+def weights_of(layer: Any) -> int:
+    """How many weights a layer has; several may share a byte."""
+    return layer.weight.numel() if not hasattr(layer, "out_features") else layer.in_features * layer.out_features
 
 
 @torch.inference_mode()
@@ -50,8 +56,8 @@ def ours(path: str, rows: torch.Tensor, prompt: list[int]) -> tuple[Any, Any, di
     found = weights_read(model, rows[:1, :128])
     sizes = {name: stored(row.layer) for name, row in found.items()}
     read = sum(sizes[name] * row.read for name, row in found.items())
-    spiking = sum(row.layer.weight.numel() * row.read for row in found.values() if row.active < 1)
-    plain = sum(row.layer.weight.numel() for row in found.values() if row.active == 1)
+    spiking = sum(weights_of(row.layer) * row.read for row in found.values() if row.active < 1)
+    plain = sum(weights_of(row.layer) for row in found.values() if row.active == 1)
     facts = {
         "pj": spiking * PJ["int32_add"] + plain * PJ["int8_mac"],
         "bytes": read,

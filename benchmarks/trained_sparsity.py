@@ -10,13 +10,15 @@ library's `Trainer` and one rate; they differ in what stands here:
     relu …    that gate (relu, relu2, drelu), spikes at every projection (adaptive_threshold, `k`) and at the head
               (`head=0`: not there), and `l1` on the hidden channels; with `tune` dead zones on top, chosen on the text
               it learnt so that they cost that share of the perplexity (`fastsnn tune --loss`)
+    ternary … SiLU gate, weights of the blocks ternary throughout training (straight-through), spikes as above, no `l1`
 
 Nats a byte are those of the first ``--sequences`` of ``--seq-len`` bytes of WikiText-2 test; ``x dense`` is the ratio
-of the two perplexities of a seed. `INT8` is the w8a bundle made of the model, which is kept in DIR with a row of JSON
-each (rows that are there are not trained again). ``unread`` is the share of that bundle's weight bytes that a token
-does not read, all projections and the head: a silent input's row, and with gate first the rows of `up` behind shut
-gates, where those are fewer. ``hidden`` is the share of silent hidden channels. For `frontier.py` DIR also gets the
-dense model as a Hugging Face directory and as a GGUF (for llama.cpp's formats widths have to be multiples of 32):
+of the two perplexities of a seed. `bundle` is that of the w8a bundle made of the model (w1.58a of a ternary one: 2
+bits, embedding and head 8), which is kept in DIR with a row of JSON each (rows that are there are not trained again).
+``unread`` is the share of that bundle's weight bytes that a token does not read, all projections and the head: a silent
+input's row, and with gate first the rows of `up` behind shut gates, where those are fewer. ``hidden`` is the share of
+silent hidden channels. For `frontier.py` DIR also gets the dense model as a Hugging Face directory and as a GGUF (for
+llama.cpp's formats widths have to be multiples of 32):
 
     python benchmarks/frontier.py DIR/dense-0 DIR/dense-0.gguf --ours relu2=DIR/relu2:...-0.w8a.snn --windows 32
 """
@@ -63,10 +65,12 @@ def decoder(row: str, shape: dict[str, int]) -> Any:
     """A model of the row."""
     table: dict[str, Any] = {"attention": (create("attention", "softmax"),), "sites": ()}
     gate, numbers = settings(row)
+    if gate == "ternary":
+        table["weights"] = "ternary"
     if gate != "dense":
         table["neuron"] = create("neuron", "adaptive_threshold", k=numbers["k"])
         table["sites"] = SITES if numbers["head"] else SITES[:-1]
-        table["feedforward"] = create("feedforward", "pulse", activation=gate)
+        table["feedforward"] = create("feedforward", "pulse", activation="silu" if gate == "ternary" else gate)
     return build(create("model", "decoder", **SHAPE | shape, **table))
 
 
@@ -76,7 +80,9 @@ def trained(row: str, seed: int, data: Any, opts: argparse.Namespace) -> Any:
     model = decoder(row, dict(opts.shape))
     gate, numbers = settings(row)
     sparse: dict[str, Any] = {}
-    if gate != "dense":
+    if gate == "ternary":
+        sparse = {"spike_warmup": numbers["warm"]}
+    elif gate != "dense":
         sparse = {"l1": numbers["l1"], "l1_silent": numbers["silent"], "spike_warmup": numbers["warm"]}
     config = TrainConfig(
         max_steps=opts.steps, batch_size=opts.batch, lr=opts.lr, seed=seed, trackers=(), eval_sequences=1, **sparse
@@ -131,9 +137,10 @@ def measured(row: str, seed: int, opts: argparse.Namespace) -> dict[str, Any]:
         folder = create("exporter", "llama").export(model, opts.keep / f"{row}-{seed}")
         gguf_of_llama.write(folder, folder.with_suffix(".gguf"))
     else:
-        path = create("exporter", "w8a").export(model, opts.keep / f"{row}-{seed}.w8a.snn")
-        small: Any = load(path).eval()
-        found["INT8 nats"] = evaluate(small, test, max_sequences=opts.sequences)["nats_per_token"]
+        kind, bits = ("w1.58a", "ternary") if settings(row)[0] == "ternary" else ("w8a", "INT8")
+        name = f"{row}-{seed}.{kind.replace('.', '_')}.snn"
+        small: Any = load(create("exporter", kind).export(model, opts.keep / name)).eval()
+        found[f"{bits} nats"] = evaluate(small, test, max_sequences=opts.sequences)["nats_per_token"]
         found |= reads(small, tokens)
     kept.write_text(json.dumps(found), encoding="utf-8")
     print(json.dumps(found), flush=True)
@@ -167,14 +174,14 @@ def main() -> int:
     cells = []
     for r in rows:
         twin = dense.get(r["seed"])
-        over = {key: math.exp(r[key] - twin) for key in ("nats", "INT8 nats") if twin and key in r}
-        r["x dense"], r["INT8 x dense"] = over.get("nats"), over.get("INT8 nats")
+        over = {key: math.exp(r[key] - twin) for key in ("nats", "INT8 nats", "ternary nats") if twin and key in r}
+        r["x dense"], r["bundle x dense"] = over.get("nats"), over.get("INT8 nats", over.get("ternary nats"))
         keys = (
             "row",
             "seed",
             "nats",
             "x dense",
-            "INT8 x dense",
+            "bundle x dense",
             "hidden",
             "inputs",
             "head",
@@ -182,7 +189,7 @@ def main() -> int:
             "unread",
         )
         cells.append([r.get(key) for key in keys])
-    head = ["", "seed", "nats", "x dense", "INT8", "hidden", "inputs", "head", "unread by events", "unread"]
+    head = ["", "seed", "nats", "x dense", "bundle", "hidden", "inputs", "head", "unread by events", "unread"]
     print(harness.table(head, cells))
     harness.emit({"rows": rows, "load": os.getloadavg()}, opts.json)
     return 0
