@@ -23,7 +23,9 @@ def at(array):
 
 @njit
 def multiply(address, inputs, stride, column, tiles, counts, rows, codes, out, width, spare):
-    ternary_dense._multiply_tiles(address, inputs, stride, column, tiles, counts, rows, codes, out, width, spare)
+    ternary_dense._multiply_ternary_tiles(
+        address, inputs, stride, column, tiles, counts, rows, codes, out, width, spare
+    )
 
 
 def split(counts):

@@ -14,7 +14,7 @@ from fastsnn_kernel_numba.fused_decoder_work import _work
 from fastsnn_kernel_numba.gemm_events import U
 from fastsnn_kernel_numba.layout import INT, INT32
 from fastsnn_kernel_numba.numba_runtime import compile
-from fastsnn_kernel_numba.ternary_dense import CODES, _multiply_tiles
+from fastsnn_kernel_numba.ternary_dense import CODES, _multiply_ternary_tiles
 from fastsnn_kernel_numba.ternary_events import PAIR_LIST, SUMS, _add_tiles_of_events, _tile_column
 from fastsnn_kernel_numba.ternary_tile import QUARTERS, TERNARY_TILE
 
@@ -47,7 +47,9 @@ def _accumulate_ternary_rows(places, rows, dense, task, worker, room):  # type: 
             sums[U(d * WIDTH) + j] = 0
         d += 1
     if dense:
-        _multiply_tiles(m.address, m.inputs, stride, t.column, tiles, addresses, dense, room, at, WIDTH, room + CODES)
+        _multiply_ternary_tiles(
+            m.address, m.inputs, stride, t.column, tiles, addresses, dense, room, at, WIDTH, room + CODES
+        )
     d, lists = 0, w.lists.ctypes.data + 16 * PAIR_LIST * worker
     for r in range(rows):
         one = _work(places[r])

@@ -157,7 +157,7 @@ def _multiply_codes(codes, chunks, counts, first, rows, out, width, spare, weigh
 
 
 @compile
-def _multiply_tiles(address, inputs, stride, column, tiles, counts, rows, codes, out, width, spare):  # type: ignore[no-untyped-def]
+def _multiply_ternary_tiles(address, inputs, stride, column, tiles, counts, rows, codes, out, width, spare):  # type: ignore[no-untyped-def]
     """All products of rows with the tiles of a range of bytes; the next tile's weights are asked for meanwhile."""
     weight = view(address, inputs * stride, INT8)
     for first in range(0, inputs, FOURS):
