@@ -65,14 +65,19 @@ def ours(path: str, rows: torch.Tensor, prompt: list[int]) -> tuple[Any, Any, di
         "perplexity": perplexity(lambda t: model(t[None])[0], rows),
     }
     _, first = model(rows[:1, :PROMPT], return_state=True, last=True)
-    streams = [model.fast(first)]
+    model.fast(first)
+
+    def start() -> Any:  # nobody else changes the model, so it is not looked at again
+        return model.fast_all([first], [LONGEST], within=3600.0)[0]
+
+    streams = [start()]
     if streams[0] is None:
         return None, None, facts | {"why": model.fast_step["why"]}
     turn, ids = iter(range(1 << 30)), rows.flatten().tolist()
 
     def run() -> None:
         if streams[0].stream.position >= LONGEST:
-            streams[0] = model.fast(first)
+            streams[0] = start()
         streams[0].step(ids[next(turn) % len(ids)])
 
     return run, lambda: list(generate_ids(model, prompt, 1)), facts

@@ -94,6 +94,7 @@ def test_the_fused_step_is_not_looked_for_before_the_second_process_is_done_with
     monkeypatch.setattr(fused_decoder_compile, "COLD", cold)
     looked = []
     uncompiled = SimpleNamespace(signatures=(), _cache=SimpleNamespace(cache_path="here"))
+    monkeypatch.setattr(fused_decoder_compile, "step_is_loaded", lambda: False)
     monkeypatch.setattr(fused_decoder_compile, "_step", SimpleNamespace(parallel=uncompiled))
     monkeypatch.setattr(fused_decoder_compile, "names_on_disk", lambda: looked.append(1) or ())
     assert not cold.ready("decode_step")

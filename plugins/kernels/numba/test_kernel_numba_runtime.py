@@ -67,6 +67,7 @@ def test_the_digest_follows_constants_callees_and_code():
 def uncompiled(monkeypatch):
     """As in a process that has never compiled the step, on a machine that has not either."""
     monkeypatch.setattr(kernel, "names_on_disk", lambda: ("nowhere",))
+    monkeypatch.setattr(kernel, "step_is_loaded", lambda: False)
     monkeypatch.setattr(kernel, "_making", [])
     monkeypatch.setattr(kernel, "_failed", [])
 

@@ -50,11 +50,12 @@ def network(quant=None, **fields):
 
 def poison(stream):
     """Working memory may hold anything between two steps."""
-    work = stream.stream.stepper.work
+    works = stream.stream.stepper.works
     for name in (
         "x",
         "y",
         "z",
+        "hidden",
         "mixed",
         "counts",
         "index",
@@ -63,14 +64,14 @@ def poison(stream):
         "sums",
         "sums_64",
         "narrow",
-        "opens",
         "dots",
         "acc_64",
         "heads",
         "folds",
         "logits",
     ):
-        getattr(work, name).view("u1").fill(0xFF)
+        for work in works:
+            getattr(work, name).view("u1").fill(0xFF)
     stream.stream.stepper.score.view("u1").fill(0xFF)
 
 
@@ -138,7 +139,7 @@ def test_gates_first(gate, cost, threads):
     stepper.work.ways.fill(0)
     assert follow(model, tokens, threads=threads).made is stepper
     few, all_ = (sum(n[i] for n in stepper.gate_first.values()) for i in range(2))
-    assert few + all_ == 2 * 7
+    assert few + all_ == 2 * 7 * threads  # layers, tokens, blocks of hidden channels
     assert cost == 1.25 or (all_ if cost == 0 else few) == 0
 
 

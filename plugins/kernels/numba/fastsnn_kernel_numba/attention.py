@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from fastsnn_kernel_numba.deterministic import APART, ONE, ZERO, F, U, _as_float, _dot, _dots, _exp, _half_of
+from fastsnn_kernel_numba.fold_vectors import SIZES, _sum_values
 from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, scratch, workers
 from fastsnn_modules.operands import guarded
 
@@ -48,6 +49,10 @@ def _highest(x, a, size, top):  # type: ignore[no-untyped-def]
 def _gather(score, sa, values, va, stride, held, n, norm, out, oo):  # type: ignore[no-untyped-def]
     """Adds values (rows `stride` apart) of neighbouring keys, each times its weight, in order; the sum of weights."""
     j, eight = U(0), U(8)
+    if n == SIZES[0] or n == SIZES[1] or n == SIZES[2]:
+        at, row = score.ctypes.data + 4 * np.int64(sa), values.ctypes.data + 4 * np.int64(va)
+        to = out.ctypes.data + 4 * np.int64(oo)
+        return _sum_values(at, row, 4 * np.int64(stride), np.int64(held), np.int64(n), F(norm), to)
     while j + eight <= held:
         at, r0 = sa + j, va + j * stride
         w0, w1, w2, w3 = score[at], score[at + U(1)], score[at + U(2)], score[at + U(3)]

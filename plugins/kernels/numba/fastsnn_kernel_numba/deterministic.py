@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastsnn_integer import deterministic
 from fastsnn_kernel_numba.buffer_pool import empty
+from fastsnn_kernel_numba.fold_vectors import _fold_keys
 from fastsnn_kernel_numba.numba_runtime import Threaded, compile, flat, prefetch, scratch, workers
 from fastsnn_modules.operands import guarded
 
@@ -253,6 +254,10 @@ def _dots_by_8(q, a, turned, b, keys, n, half, part, at):  # type: ignore[no-unt
 @compile
 def _dots(q, a, turned, b, keys, n, size, half, part, at, score, c):  # type: ignore[no-untyped-def]
     """q · n columns of a matrix with rows of `keys`, folded over its rows: a vector of columns per operation."""
+    row, column = q.ctypes.data + 4 * np.int64(a), turned.ctypes.data + 4 * np.int64(b)
+    to = score.ctypes.data + 4 * np.int64(c)
+    if _fold_keys(row, column, 4 * np.int64(keys), np.int64(n), np.int64(size), to):
+        return
     n = U(n)
     if half == 0:
         for j in range(n):

@@ -1,4 +1,4 @@
-"""Working memory of a step of several streams: arrays of each row, and tasks that all rows share."""
+"""Working memory of a step: arrays of each row, and tasks that all rows share."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import numpy as np
 
 from fastsnn_kernel_numba import layout
 from fastsnn_kernel_numba.dense_pairs import CHUNK, GROUP
+from fastsnn_kernel_numba.fused_decoder_prologue import STAGES
 from fastsnn_kernel_numba.fused_decoder_rows import COLUMNS, DENSE_ROOM, FOUR_BYTES, MOST_ROWS
 from fastsnn_kernel_numba.fused_decoder_ternary import TERNARY_GROUP
 from fastsnn_kernel_numba.fused_decoder_ternary_rows import ROW_BYTES
 from fastsnn_kernel_numba.fused_decoder_work import Workspace
 
 ROW_ARRAYS = (
-    "row", "threshold", "x", "y", "z", "mixed", "counts", "index", "count", "sums", "sums_64", "dots",
-    "narrow", "opens", "logits",
+    "row", "threshold", "x", "y", "z", "hidden", "mixed", "counts", "index", "count", "sums", "sums_64", "dots",
+    "narrow", "logits",
 )  # fmt: skip
+OWN_ARRAYS = ("row", "threshold", "x", "y", "counts", "index", "count", "narrow")  # of a worker, of a single row
 
 
 class Batch:
@@ -75,20 +77,33 @@ def rows_tasks(work: Workspace, workers: int) -> tuple[Any, Any]:
     """
     stages, tasks = work.stages.copy(), []
     for stage in stages:
-        begin = len(tasks)
+        begin, ends = len(tasks), dict[int, int]()
         for task in work.tasks[stage["first_task"] : stage["last_task"]]:
-            if task["part"]:
-                continue
-            group = int(work.matrices[task["matrix"]]["group"])
+            matrix, end = int(task["matrix"]), int(task["column"] + task["columns"])
+            ends[matrix] = max(end, ends.get(matrix, 0))
+        for matrix, end in ends.items():
+            group = int(work.matrices[matrix]["group"])
             most = ROW_BYTES if group == TERNARY_GROUP else FOUR_BYTES if group else COLUMNS
-            column, end = int(task["column"]), int(task["column"] + task["columns"])
-            units = -(-(end - column) // GROUP)
+            units = -(-end // GROUP)
             pieces = min(units, -(-units * GROUP // (most * workers)) * workers)
             for piece in range(pieces):
-                first, last = (column + GROUP * (units * p // pieces) for p in (piece, piece + 1))
-                tasks.append({"matrix": task["matrix"], "column": first, "columns": min(last, end) - first, "part": 0})
+                first, last = (GROUP * (units * p // pieces) for p in (piece, piece + 1))
+                tasks.append({"matrix": matrix, "column": first, "columns": min(last, end) - first, "part": 0})
         stage["first_task"], stage["last_task"] = begin, len(tasks)
     return stages, layout.pack(layout.TASK, tasks)
+
+
+def single_places(work: Workspace, workers: int) -> list[Workspace]:
+    """The arrays that a single row has: `fastsnn_kernel_numba.fused_decoder_single`."""
+    other = {name: np.zeros_like(getattr(work, name)) for name in ("sums", "sums_64", "dots")}
+    x, out = np.zeros_like(work.x), [work]
+    for stage in range(1, STAGES):
+        own = {name: np.zeros_like(getattr(work, name)) for name in ("row", "threshold")}
+        out.append(work._replace(**own, **(other if stage % 2 else {}), x=x if stage > 1 else work.x))
+    for _ in range(workers):
+        own = {name: np.zeros_like(getattr(work, name)) for name in OWN_ARRAYS}
+        out += [shared._replace(**own) for shared in out[:STAGES]]
+    return out
 
 
 def located(work: Workspace) -> dict[str, int]:

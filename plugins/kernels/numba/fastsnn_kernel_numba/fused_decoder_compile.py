@@ -1,11 +1,13 @@
 """Compiling the fused step: when asked for, or in the background, and its start in one parallel region.
 
-The walk is compiled by itself and the region calls it by its address: a caller that holds its code would have it all
-optimised again.
+The walk is compiled by itself and started by its address: on torch's own OpenMP threads where torch has GNU's (as
+`fastsnn_kernel_numba.numba_runtime.Team`), else on Numba's, whose region calls it: a caller that holds its code would
+have it all optimised again.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import threading
 import time
@@ -14,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic
 
 from fastsnn_core.moved import renamed
+from fastsnn_kernel_numba import numba_runtime
 from fastsnn_kernel_numba.cold_start import COLD
 from fastsnn_kernel_numba.fused_decoder_kernel import _walk
-from fastsnn_kernel_numba.numba_runtime import Threaded, code_digest
+from fastsnn_kernel_numba.numba_runtime import Threaded, code_digest, torch_pool
 
 log = logging.getLogger("fastsnn")
 
@@ -31,7 +33,7 @@ log = logging.getLogger("fastsnn")
 def walk_address() -> int:
     """The address of `_walk`, compiled when first asked for."""
     _walk.__qualname__ = f"_walk_{code_digest(_walk)}"  # as `numba_runtime.compile` does
-    kind, cfunc = types.void(types.int64, types.int64), partial(numba.cfunc, error_model="numpy")
+    kind, cfunc = types.void(types.int64), partial(numba.cfunc, error_model="numpy")
     try:
         address = cfunc(kind, cache=True)(_walk).address
     except RuntimeError as error:
@@ -52,7 +54,7 @@ def step_is_compiled() -> bool:
     Not at once: compilations wait for each other, and the model's own kernels for one token should come first. One that
     has failed is tried again after `RETRY` seconds; until then `compile_error` says why.
     """
-    if _step.parallel.signatures:
+    if step_is_loaded():
         return True
     if COLD.waits_for("decode_step"):
         return False  # another process compiles it, and then a thread loads it
@@ -71,9 +73,15 @@ def step_is_compiled() -> bool:
     return False
 
 
+def step_is_loaded() -> bool:
+    """Has this process the step's code?"""
+    return bool(walk_address.cache_info().currsize and (torch_pool() is not None or _step.parallel.signatures))
+
+
 def names_on_disk() -> tuple[str, ...]:
-    """Names under which Numba keeps the two functions on disk."""
-    return f"_walk_{code_digest(_walk)}", _step.parallel.py_func.__qualname__
+    """Names under which Numba keeps what is compiled on disk."""
+    walk = f"_walk_{code_digest(_walk)}"
+    return (walk, _step.parallel.py_func.__qualname__) if torch_pool() is None else (walk,)
 
 
 def compile_error() -> str:
@@ -84,7 +92,8 @@ def compile_error() -> str:
 def make() -> None:
     """Compile the step, or load it."""
     walk_address()
-    _step.parallel.compile((types.int64,) * 3)
+    if torch_pool() is None:
+        _step.parallel.compile((types.int64,) * 3)
 
 
 def _make_or_say() -> None:
@@ -99,22 +108,37 @@ def _make_or_say() -> None:
 
 
 @intrinsic
-def _call_address(typing: Any, address: Any, argument: Any, worker: Any) -> Any:
-    """The function of two whole numbers at an address."""
+def _call_address(typing: Any, address: Any, argument: Any) -> Any:
+    """The function of a whole number at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         i64 = ir.IntType(64)
-        kind = ir.FunctionType(ir.VoidType(), [i64, i64])
+        kind = ir.FunctionType(ir.VoidType(), [i64])
         builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64), generate
+    return types.void(types.int64, types.int64), generate
 
 
 @Threaded
 def _step(address, call, nw):  # type: ignore[no-untyped-def]
-    for worker in prange(nw):
-        _call_address(address, call, np.int64(worker))
+    for _worker in prange(nw):
+        _call_address(address, call)
+
+
+@cache
+def _function(address: int) -> Any:
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+
+
+def start_step(address: int, call: int, wanted: int) -> None:
+    """The walk at an address on so many workers; `call` is the address of a record `CALL`."""
+    if wanted == 1 or numba_runtime._forked:
+        _function(address)(call)
+    elif pool := torch_pool():
+        pool(address, call, wanted, 0)
+    else:
+        _step.on(wanted, address, call)
 
 
 __getattr__ = renamed(__name__, {"ready": "step_is_compiled", "walk": "walk_address"})

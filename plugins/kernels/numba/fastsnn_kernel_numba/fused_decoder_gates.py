@@ -37,32 +37,32 @@ def _shut_gates(w, layer, at, n):  # type: ignore[no-untyped-def]
     if row.least >= 0:
         least = U(row.least) + at
         for i in range(U(n)):
-            if abs(w.y[at + i]) < w.constants[least + i]:
-                w.y[at + i] = ZERO
+            if abs(w.hidden[at + i]) < w.constants[least + i]:
+                w.hidden[at + i] = ZERO
 
 
 @compile
 def _open_gates(w, layer, first, n):  # type: ignore[no-untyped-def]
-    """act(gate) of hidden channels first … first + n, to y; how many are open (NaN is)."""
+    """act(gate) of hidden channels first … first + n; how many are open (NaN is)."""
     row, at, opened = w.layers[layer], U(first), np.int64(0)
     _dequantise(w, row.gate, first, n, w.z, at)
-    _apply(w.z, at, U(n), row.activation, w.y, at)
+    _apply(w.z, at, U(n), row.activation, w.hidden, at)
     _shut_gates(w, layer, at, n)
     for i in range(U(n)):
-        opened += np.int64(w.y[at + i] != ZERO)
+        opened += np.int64(w.hidden[at + i] != ZERO)
     return opened
 
 
 @compile
 def _multiply_up(w, layer, first, n):  # type: ignore[no-untyped-def]
-    """Gates in y times all of `up`, by its sums."""
+    """Gates times all of `up`, by its sums."""
     row, at = w.layers[layer], U(first)
     _dequantise(w, row.up, first, n, w.z, at)
     if row.up_relu:
         for i in range(U(n)):
             w.z[at + i] = ZERO if w.z[at + i] < ZERO else w.z[at + i]
     for i in range(U(n)):
-        w.y[at + i] = w.y[at + i] * w.z[at + i]
+        w.hidden[at + i] = w.hidden[at + i] * w.z[at + i]
 
 
 @compile
@@ -75,14 +75,14 @@ def _next_open(y, j, end):  # type: ignore[no-untyped-def]
 
 @compile
 def _up_of_open_gates(w, layer, first, n):  # type: ignore[no-untyped-def]
-    """Gates in y times `up` of the open channels alone, each a dot product of its weights with the counts."""
+    """Gates times `up` of the open channels alone, each a dot product of its weights with the counts."""
     row, v, f, end = w.layers[layer], w.threshold[0], w.constants, first + n
     up = w.matrices[row.up]
     wide = up.inputs
     weight = view(row.up_rows, up.outputs * wide, INT8)
-    j = _next_open(w.y, first, end)
+    j = _next_open(w.hidden, first, end)
     while j < end:
-        soon = _next_open(w.y, j + 1, end)
+        soon = _next_open(w.hidden, j + 1, end)
         if soon < end:
             for line in range(soon * wide, soon * wide + wide, 64):
                 prefetch(weight, line)
@@ -94,5 +94,5 @@ def _up_of_open_gates(w, layer, first, n):  # type: ignore[no-untyped-def]
             y = y + f[U(up.bias + j)]
         if row.up_relu and y < ZERO:
             y = ZERO
-        w.y[j] = w.y[j] * y
+        w.hidden[j] = w.hidden[j] * y
         j = soon

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError
-from fastsnn_core.lowering import DecoderPlan, Unsupported
+from fastsnn_core.lowering import DecoderPlan, SoftmaxAttentionForm, Unsupported
 from fastsnn_integer.decode_step import NotYet, States
 from fastsnn_integer.forms import FourBitForm, gate_first, outputs
 from fastsnn_integer.plan_check import check_distinct_streams, check_plan, check_start
 from fastsnn_kernel_numba import fused_decoder_compile as compiled
 from fastsnn_kernel_numba import layout
+from fastsnn_kernel_numba.event_quads import WIDE_COLUMNS
 from fastsnn_kernel_numba.four_bit_tile import LIST
-from fastsnn_kernel_numba.fused_decoder_batch import Batch, located
+from fastsnn_kernel_numba.fused_decoder_batch import Batch, located, single_places
 from fastsnn_kernel_numba.fused_decoder_four_bits import MOST_BYTES
-from fastsnn_kernel_numba.fused_decoder_kernel import BLOCK
 from fastsnn_kernel_numba.fused_decoder_rows import DENSE_FROM, DENSE_LEAST, MOST_ROWS
 from fastsnn_kernel_numba.fused_decoder_stages import KEYS
 from fastsnn_kernel_numba.fused_decoder_stream import NumbaStream
@@ -34,6 +34,11 @@ F = np.float32
 EVERY = 1 << 62  # without a fast INT8 product of torch (VNNI), rows of steps read prompts of any length faster; with it
 # those of up to 4 · MOST_ROWS tokens (128: 1.2 to 1.9 times, 512: as fast)
 OPEN_COST = 1.25  # of a weight behind an open gate, in weights read by events (benchmarks/NOTES.md)
+
+
+def widest(tables: Tables) -> int:
+    """16-bit numbers of a worker's running sums: room for as many of 32 bits as a task has columns."""
+    return 2 * (-(-tables.columns // WIDE_COLUMNS) * WIDE_COLUMNS)
 
 
 class NumbaStepper:
@@ -52,14 +57,15 @@ class NumbaStepper:
         fold = 1 << (max(tables.inputs, plan.width, size) - 1).bit_length()
         self.fold_room = max(fold // 2, max(size, KEYS) * size, 16)
         self.work = self.arrays()
-        self.places = layout.pack(layout.PLACES, [located(self.work)])
+        self.works = single_places(self.work, self.workers)
+        self.places = layout.pack(layout.PLACES, [located(work) for work in self.works])
         self.one = np.zeros(1, layout.STREAM)
         self.batch: Batch | None = None
         self.score = np.zeros(1, F)
         fixed = {
             "n_heads": plan.n_heads, "n_kv_heads": plan.n_kv_heads, "head_dim": size,
-            "head_room": self.head_room, "fold_room": self.fold_room, "widest": tables.columns,
-            "workers": self.workers, "softmax_scale": size**-0.5, "dense_from": DENSE_FROM,
+            "head_room": self.head_room, "fold_room": self.fold_room, "widest": widest(tables),
+            "workers": self.workers, "pieces": self.pieces(), "softmax_scale": size**-0.5, "dense_from": DENSE_FROM,
             "dense_least": DENSE_LEAST, "open_cost": OPEN_COST,
         }  # fmt: skip
         self.call = layout.pack(layout.CALL, [dict.fromkeys(layout.CALL.names or (), 0) | fixed])
@@ -81,13 +87,14 @@ class NumbaStepper:
         wide = max(t.inputs, plan.width)
         coded = plan.table_scale is not None
         sizes = {
-            "sync": 16 * (17 * len(plan.blocks) + 3), "row": 1, "threshold": 1, "x": plan.width, "y": wide, "z": wide,
-            "mixed": wide, "counts": wide + 1, "index": wide + 1, "count": wide + 1, "acc": nw * t.columns,
+            "sync": 16 * (17 * len(plan.blocks) + 4), "row": 1, "threshold": 1, "x": plan.width, "y": wide, "z": wide,
+            "hidden": wide, "mixed": wide, "counts": wide + 1, "index": wide + 1, "count": wide + 1,
+            "acc": nw * widest(t) + 32,
             "sums": t.sums, "sums_64": t.sums, "dots": t.sums, "acc_64": nw * 2 * MOST_BYTES,
             "lists": nw * 2 * max(LIST, PAIR_LIST),
             "heads": nw * self.head_room, "folds": nw * self.fold_room,
             "logits": outputs(plan.head), "gates": nw * plan.head_dim, "count_bytes": 0,
-            "narrow": wide + 1, "opens": 1 + t.hidden // BLOCK + 1, "ways": 2 * len(plan.blocks),
+            "narrow": wide + 1, "ways": 2 * len(plan.blocks),
         }  # fmt: skip
         made = {name: np.zeros(size, layout.ARRAYS[name]) for name, size in sizes.items()}
         made |= {name: layout.pack(layout.ARRAYS[name], rows) for name, rows in t.records().items()}
@@ -95,11 +102,20 @@ class NumbaStepper:
         table: Any = torch.zeros(0) if isinstance(plan.table, FourBitForm) else plan.table
         made["codes"] = flat(table) if coded else np.zeros(0, np.int8)
         made["table"] = flat(table if plan.table_scale is None else plan.table_scale.contiguous())
+        skip = -made["acc"].ctypes.data % 64 // 2
+        made["acc"] = made["acc"][skip : skip + nw * widest(t)]  # whole cache lines
         return Workspace(**made)
+
+    def pieces(self) -> int:
+        """Tasks of a key/value head: its query heads are shared out where whole ones leave workers idle."""
+        share, groups = self.plan.n_heads // self.plan.n_kv_heads, self.plan.n_kv_heads
+        plain = all(isinstance(m, SoftmaxAttentionForm) for block in self.plan.blocks for m in block.attention.mixers)
+        return share if plain and groups % self.workers and groups < 4 * self.workers else 1
 
     @property
     def gate_first(self) -> dict[str, tuple[int, int]]:
-        """By layer whose gates shut exactly: tokens with `up` behind open gates only, and with all of it."""
+        """By layer whose gates shut exactly: blocks of hidden channels whose `up` was computed behind open gates only,
+        and others, over all tokens of single streams."""
         ways = self.work.ways.reshape(-1, 2)
         rows = zip(self.plan.blocks, ways)
         return {f"{b.name}.feedforward": (int(n[0]), int(n[1])) for b, n in rows if gate_first(b.feedforward)}
@@ -128,7 +144,6 @@ class NumbaStepper:
         """Logits after a token of a stream."""
         with self.busy:
             self.angles(stream.position)
-            self.work.row.fill(0)
             self.one[0] = stream.address, stream.state.size, token, stream.position, 1, -1
             self.launch(self.places, self.one, 1, 1, stream.slots)
             if self.work.row[0]["problem"]:
@@ -165,7 +180,7 @@ class NumbaStepper:
         now = places, streams, rows, wanted, self.score, self.cos, self.sin, batch
         if len(self.written) != len(now) or any(a is not b for a, b in zip(self.written, now)):
             self.write(*now)
-        compiled._step(self.walk, self.call_at)
+        compiled.start_step(self.walk, self.call_at, self.workers)
 
     def write(
         self, places: Any, streams: Any, rows: int, wanted: int, score: Any, cos: Any, sin: Any, batch: Batch | None

@@ -21,6 +21,7 @@ from fastsnn_kernel_numba.deterministic import (
     _half_of,
     _logsigmoid,
 )
+from fastsnn_kernel_numba.event_quads import _eights
 from fastsnn_kernel_numba.fused_decoder_four_bits import _gate_up_four_bits
 from fastsnn_kernel_numba.gemm_events import GROUP, U, _accumulate_events, _flush_int16, _prefetch_rows
 from fastsnn_kernel_numba.layout import GATE_NOT_FINITE, INT8, MAX_ABS, MEAN_ABS, NOT_FINITE
@@ -161,6 +162,9 @@ def _accumulate_task(w, task, worker, widest):  # type: ignore[no-untyped-def]
     first, last = events * part // parts, events * (part + 1) // parts
     oa, oo = U(worker * widest), U(m.sums + part * tall + column)
     _prefetch_rows(weight, w.index, first, min(first + GROUP, last), tall, column, 0, np.int64(n))
+    room = w.acc.ctypes.data + 2 * worker * widest
+    if first < last and _eights(w, m, first, last, column, t.columns, room, np.int64(oo)):
+        return
     for j in range(n):
         w.acc[oa + j] = 0
     if w.row[0].wide:
@@ -176,30 +180,37 @@ def _accumulate_task(w, task, worker, widest):  # type: ignore[no-untyped-def]
 
 
 @compile
+def _scale_parts(sums, so, tall, parts, f, scale, v, n, out, oo):  # type: ignore[no-untyped-def]
+    """float(Σ sum) · scale · V over the 1, 2 or 4 parts of sums, which lie `tall` numbers apart."""
+    if parts == 1:
+        for i in range(n):
+            out[oo + i] = F(sums[so + i]) * f[scale + i] * v
+    elif parts == 2:
+        b = so + tall
+        for i in range(n):
+            out[oo + i] = F(sums.dtype.type(sums[so + i] + sums[b + i])) * f[scale + i] * v
+    else:
+        b, c, d = so + tall, so + U(2) * tall, so + U(3) * tall
+        for i in range(n):
+            total = (sums[so + i] + sums[b + i]) + (sums[c + i] + sums[d + i])
+            out[oo + i] = F(sums.dtype.type(total)) * f[scale + i] * v
+
+
+@compile
 def _dequantise(w, matrix, first, n, out, oo):  # type: ignore[no-untyped-def]
     """y = float(sum) · scale · V + bias of the outputs first … first + n of a matrix, from place `oo` of `out` on.
 
-    Once for every output, since the parts of a sum are added in place.
+    Sums are only read: several workers may do so at once.
     """
     m, v, f = w.matrices[matrix], w.threshold[0], w.constants
-    so, tall, n, scale = U(m.sums + first), U(m.outputs), U(n), U(m.scale + first)
+    so, n, scale = U(m.sums + first), U(n), U(m.scale + first)
     if m.group:
         for i in range(n):
             out[oo + i] = w.dots[so + i] * v
     elif w.row[0].wide:
-        big = w.sums_64
-        for p in range(1, m.parts):
-            for i in range(n):
-                big[so + i] += big[so + U(p) * tall + i]
-        for i in range(n):
-            out[oo + i] = F(big[so + i]) * f[scale + i] * v
+        _scale_parts(w.sums_64, so, U(m.outputs), m.parts, f, scale, v, n, out, oo)
     else:
-        sums = w.sums
-        for p in range(1, m.parts):
-            for i in range(n):
-                sums[so + i] += sums[so + U(p) * tall + i]
-        for i in range(n):
-            out[oo + i] = F(sums[so + i]) * f[scale + i] * v
+        _scale_parts(w.sums, so, U(m.outputs), m.parts, f, scale, v, n, out, oo)
     if m.bias >= 0:
         bias = U(m.bias + first)
         for i in range(n):
@@ -285,16 +296,21 @@ def _append_key_value(keys, values, g, capacity, size, slot, x, key, value):  # 
 
 
 @compile
-def _attend_cache(q, a, cache, oldest, held, part, at, score, sa, out, oo):  # type: ignore[no-untyped-def]
+def _attend_cache(q, a, cache, soon, oldest, held, part, at, score, sa, out, oo):  # type: ignore[no-untyped-def]
     """Softmax attention of one query (scaled already) over `held` slots from the oldest on, round the end.
 
-    `cache` is (keys, values, which of its heads, slots, channels of a head).
+    `cache` is (keys, values, which of its heads, slots, channels of a head). While a block of keys is scored, floats of
+    the same blocks of another head are asked for: `soon` is (which, from, to).
     """
     keys, values, g, capacity, size = cache
     last, half = min(oldest + held, capacity), _half_of(size)
     used = capacity if last < oldest + held else last
     for block in range(0 if used == capacity else oldest // KEYS, (used + KEYS - 1) // KEYS):
         b = U((g * (capacity // KEYS) + block) * size * KEYS)
+        if soon[2] > soon[1]:
+            other = (soon[0] * (capacity // KEYS) + block) * size * KEYS + soon[1]
+            _prefetch_floats(keys, other, soon[2] - soon[1])
+            _prefetch_floats(values, other, soon[2] - soon[1])
         n = min(KEYS, (used - block * KEYS + LINE - 1) // LINE * LINE)
         _dots(q, a, keys, b, KEYS, n, size, half, part, at, score, sa + U(block * KEYS))
     first, rest = U(last - oldest), U(oldest + held - last)

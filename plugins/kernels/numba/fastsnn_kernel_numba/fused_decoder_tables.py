@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any
 
 import torch
@@ -31,8 +32,10 @@ from fastsnn_kernel_numba.layout import STATISTICS
 
 FAR = 1e28
 LEAST_BYTES = 64  # per task of 4-bit weights
+LINE = 64  # bytes of a cache line
 COLUMNS = 4096  # outputs per task: 8 KiB of 16-bit sums stay in L1
 NARROW = 4096  # projections up to this many outputs are split over events
+CACHED = 24 << 20  # bytes of INT8 weights that are taken to stay in a cache
 Row = dict[str, Any]
 
 
@@ -40,7 +43,7 @@ class Tables:
     """Rows and constants of a plan."""
 
     def __init__(self, plan: DecoderPlan, workers: int) -> None:
-        self.workers = workers
+        self.workers, self.cached = workers, weight_bytes(plan) <= CACHED
         self.constants: list[Any] = []
         self.size = 1  # the first constant is none's
         self.layers: list[Row] = []
@@ -52,7 +55,7 @@ class Tables:
         self.names: list[str] = []  # of the sites
         self.held: list[Tensor] = []  # weights whose addresses are in use
         self.sums = self.columns = self.inputs = 1  # most of a projection, of a task, of a matrix
-        self.rank = self.hidden = 0  # most of a gate, of a layer whose gates come first
+        self.rank = 0  # most of a gate
         self.rotary = self.ternary = False
         table: Any = plan.table
         add = self.four_bit_matrix(table, 0) if isinstance(table, FourBitForm) else -1
@@ -62,7 +65,19 @@ class Tables:
         self.stage("head_site", plan.site, tasks, plan.norm, add, plan.width)
         none = dict.fromkeys(("k", "v", "q_norm", "k_norm", "up", "gate", "least", "up_task"), -1)
         zero = dict.fromkeys(
-            ("q_eps", "k_eps", "first_mixer", "last_mixer", "activation", "hidden", "up_relu", "up_rows", "up_limit"), 0
+            (
+                "q_eps",
+                "k_eps",
+                "first_mixer",
+                "last_mixer",
+                "activation",
+                "hidden",
+                "up_relu",
+                "block",
+                "up_rows",
+                "up_limit",
+            ),
+            0,
         )
         self.layers.append({"q": head, **none, **zero})
 
@@ -86,8 +101,8 @@ class Tables:
         self.inputs = max(self.inputs, inputs)
         scale, bias = self.constant(matrix.scale), self.constant(matrix.bias)
         self.matrices.append(
-            {"address": weight.data_ptr(), "outputs": tall, "inputs": inputs, "scale": scale, "bias": bias,
-             "sums": sums, "parts": parts, "group": 0, "scales": 0, "minimums": 0}
+            {"address": weight.data_ptr(), "outputs": tall, "tall": len(matrix.scale), "inputs": inputs,
+             "scale": scale, "bias": bias, "sums": sums, "parts": parts, "group": 0, "scales": 0, "minimums": 0}
         )  # fmt: skip
         return len(self.matrices) - 1
 
@@ -97,7 +112,7 @@ class Tables:
         self.held += [codes, scales, minimums]
         self.inputs = max(self.inputs, inputs(m))
         self.matrices.append(
-            {"address": codes.data_ptr(), "outputs": outputs(m), "inputs": inputs(m), "scale": -1,
+            {"address": codes.data_ptr(), "outputs": outputs(m), "tall": outputs(m), "inputs": inputs(m), "scale": -1,
              "bias": self.constant(m.bias), "sums": sums, "parts": 1, "group": m.group, "scales": scales.data_ptr(),
              "minimums": minimums.data_ptr() if minimums.numel() else 0}
         )  # fmt: skip
@@ -120,7 +135,8 @@ class Tables:
     def projection(self, *groups: list[MatrixForm], split: int = 1) -> tuple[list[int], tuple[int, int]]:
         """Matrices with the same input, each group as one: their rows, and the first and last task of the phase.
 
-        The first `split` groups may be split over events; what reads them adds up the parts, and may do that only once.
+        The first `split` groups may be split over events (at most 4 parts, which everybody who reads them adds up) and
+        over columns, so that the tasks share out evenly among the workers.
         """
         given = [m for group in groups for m in group]
         ternary = [m for m in given if isinstance(m, TernaryForm)]
@@ -136,18 +152,54 @@ class Tables:
         for i, matrices in enumerate(groups):
             weight, own = joined_weights(matrices), len(rows)
             tall = len(weight)
-            parts, first = self.workers if i < split and tall <= NARROW else 1, sums
+            parts, first, step = 1, sums, COLUMNS
+            if i < split and tall <= NARROW and self.workers > 1:
+                parts = 2 if self.workers < 8 else 4
+                step = LINE * -(-tall // (LINE * (self.workers // gcd(parts, self.workers))))
             for matrix in matrices:
                 rows.append(self.matrix(matrix, weight, first, parts))
                 first += len(matrix.weight)
             for part in range(parts):
-                for column in range(0, tall, COLUMNS):
-                    columns = min(COLUMNS, tall - column)
-                    self.tasks.append({"matrix": rows[own], "column": column, "columns": columns, "part": part})
-                    self.columns = max(self.columns, columns)
+                for column in range(0, tall, step):
+                    self.task(rows[own], column, min(step, tall - column), part)
             sums += tall * parts
         self.sums = max(self.sums, sums)
         return rows, (begin, len(self.tasks))
+
+    def task(self, matrix: int, column: int, columns: int, part: int = 0) -> None:
+        """One more task."""
+        self.tasks.append({"matrix": matrix, "column": column, "columns": columns, "part": part})
+        self.columns = max(self.columns, columns)
+
+    def hidden_channels(self, f: FeedforwardForm) -> tuple[Row, tuple[int, int]]:
+        """Of a layer: matrices of gate and up, hidden channels per task of a single row, the first task of `up` where
+        that comes behind the gates; and all tasks.
+
+        Weights that stay in the processor's cache are shared out by hidden channels, the tasks of a block one behind
+        the other, the gate's first where gates shut. Others are shared out by whole rows: memory is read faster so
+        (benchmarks/NOTES.md, "Decoding").
+        """
+        first_gates, hidden = f.gate is not None and gate_first(f), outputs(f.up)
+        given = [f.up] if f.gate is None else [f.gate, f.up] if first_gates else [f.up, f.gate]
+        whole = any(isinstance(m, FourBitForm | TernaryForm) for m in given)
+        split = 0 if self.cached or whole else 1
+        rows, (begin, _) = self.projection(*([m] for m in given) if first_gates else (given,), split=split)
+        up, gate = (rows[0], rows[-1]) if given[0] is f.up else (rows[1], rows[0])
+        found = {"up": up, "gate": -1 if f.gate is None else gate, "block": 0, "up_task": -1}
+        if not whole and (self.cached or first_gates):
+            block = min(COLUMNS, LINE * -(-hidden // (LINE * self.workers)))
+            found["block"] = block
+            if self.cached:
+                del self.tasks[begin:]
+            else:
+                found["up_task"] = begin + sum(task["matrix"] != up for task in self.tasks[begin:])
+                del self.tasks[found["up_task"] :]
+            for first in range(0, hidden, block):
+                for i, row in enumerate(rows):
+                    matrix, before = (row, 0) if first_gates else (rows[0], i * hidden)
+                    if self.cached or row == up:
+                        self.task(matrix, before + first, min(block, hidden - first))
+        return found, (begin, len(self.tasks))
 
     def site(self, name: str, site: SiteForm) -> int:
         """A row of the sites."""
@@ -192,13 +244,12 @@ class Tables:
             raise Unsupported(f"{type(form).__name__} is not fused", name)
         self.mixers.append(row)
 
-    def output_major(self, f: FeedforwardForm, up_task: int) -> Row:
+    def output_major(self, f: FeedforwardForm) -> Row:
         """Where `up` lies output-major, and the V up to which none of its numbers can overflow."""
-        if up_task < 0:
+        if f.gate is None or not gate_first(f):
             return {"up_rows": 0, "up_limit": 0.0}
         rows = f.up.weight.contiguous()
         self.held.append(rows)
-        self.hidden = max(self.hidden, outputs(f.up))
         sound = f.up.bias is None or bool((f.up.bias.abs() < FAR).all())
         limit = FAR / (2.0**31 * max(float(f.up.scale.abs().max()), 1e-30)) if sound else -1.0
         return {"up_rows": rows.data_ptr(), "up_limit": limit}
@@ -224,13 +275,7 @@ class Tables:
             self.mixer(mixer, next(left) if gated else -1, f"{block.name}.attention.mixer (form {i})")
         (out,), tasks = self.projection([a.out])
         self.stage(f"{block.name}.attention.outer", a.outer, tasks, a.out_norm, -1, inputs(a.out))
-        up_task = -1
-        if f.gate is not None and gate_first(f):
-            (first, up), tasks = self.projection([f.gate], [f.up], split=2)
-            gate = [first]
-            up_task = next(t for t in range(*tasks) if self.tasks[t]["matrix"] == up)
-        else:
-            (up, *gate), tasks = self.projection([f.up] if f.gate is None else [f.up, f.gate])
+        channels, tasks = self.hidden_channels(f)
         self.stage(f"{block.name}.feedforward.inner", f.inner, tasks, block.feedforward_norm, out, inputs(f.up))
         (down,), tasks = self.projection([f.down])
         hidden = outputs(f.up)
@@ -239,12 +284,19 @@ class Tables:
         self.layers.append(
             {"q": q, "k": k, "v": v, "q_norm": self.constant(a.q_norm.weight if a.q_norm else None),
              "k_norm": self.constant(a.k_norm.weight if a.k_norm else None), "q_eps": a.q_norm.eps if a.q_norm else 0.0,
-             "k_eps": a.k_norm.eps if a.k_norm else 0.0, "first_mixer": begin, "last_mixer": len(self.mixers), "up": up,
-             "gate": gate[0] if gate else -1, "activation": activation, "hidden": hidden,
-             "least": self.constant(f.gate_threshold), "up_relu": int(f.up_relu), "up_task": up_task}
-            | self.output_major(f, up_task)
+             "k_eps": a.k_norm.eps if a.k_norm else 0.0, "first_mixer": begin, "last_mixer": len(self.mixers),
+             "activation": activation, "hidden": hidden, "least": self.constant(f.gate_threshold),
+             "up_relu": int(f.up_relu)}
+            | channels | self.output_major(f)
         )  # fmt: skip
         return down
+
+
+def weight_bytes(plan: DecoderPlan) -> int:
+    """Bytes of the weights of all blocks."""
+    layers = [(block.attention, block.feedforward) for block in plan.blocks]
+    forms = [m for a, f in layers for m in (a.q, a.k, a.v, a.out, f.up, f.gate, f.down) if m is not None]
+    return sum(m.weight.numel() for m in forms)
 
 
 def code(activation: str, name: str) -> int:

@@ -90,9 +90,9 @@ def ternary_projections(tables: Any, matrices: list[TernaryForm]) -> tuple[list[
         tables.inputs = max(tables.inputs, inputs(m))
         rows.append(len(tables.matrices))
         tables.matrices.append(
-            {"address": codes.data_ptr(), "outputs": outputs(m), "inputs": inputs(m), "scale": tables.constant(m.scale),
-             "bias": tables.constant(m.bias), "sums": sums, "parts": 1, "group": TERNARY_GROUP, "scales": 0,
-             "minimums": 0}
+            {"address": codes.data_ptr(), "outputs": outputs(m), "tall": outputs(m), "inputs": inputs(m),
+             "scale": tables.constant(m.scale), "bias": tables.constant(m.bias), "sums": sums, "parts": 1,
+             "group": TERNARY_GROUP, "scales": 0, "minimums": 0}
         )  # fmt: skip
         step = min(TERNARY_BYTES, -(-stride // (TERNARY_TILE * tables.workers)) * TERNARY_TILE)
         for column in range(0, stride, step):

@@ -40,6 +40,7 @@ class Workspace(NamedTuple):
     x: Any
     y: Any
     z: Any
+    hidden: Any
     mixed: Any
     counts: Any
     index: Any
@@ -55,7 +56,6 @@ class Workspace(NamedTuple):
     logits: Any
     gates: Any
     narrow: Any
-    opens: Any
     ways: Any
     count_bytes: Any
 
@@ -79,6 +79,7 @@ def _work(p):  # type: ignore[no-untyped-def]
         x=view(p.x_at, p.x_size, FLOAT),
         y=view(p.y_at, p.y_size, FLOAT),
         z=view(p.z_at, p.z_size, FLOAT),
+        hidden=view(p.hidden_at, p.hidden_size, FLOAT),
         mixed=view(p.mixed_at, p.mixed_size, FLOAT),
         counts=view(p.counts_at, p.counts_size, INT32),
         index=view(p.index_at, p.index_size, INT32),
@@ -94,7 +95,6 @@ def _work(p):  # type: ignore[no-untyped-def]
         logits=view(p.logits_at, p.logits_size, FLOAT),
         gates=view(p.gates_at, p.gates_size, INT32),
         narrow=view(p.narrow_at, p.narrow_size, INT16),
-        opens=view(p.opens_at, p.opens_size, INT),
         ways=view(p.ways_at, p.ways_size, INT),
         count_bytes=view(p.count_bytes_at, p.count_bytes_size, INT8),
     )

@@ -29,13 +29,16 @@ SITE = record_type(
     gain=FLOAT, divisor=FLOAT, v_min=FLOAT, v_max=FLOAT, bound=FLOAT, dead_zone=FLOAT,
 )  # fmt: skip
 
-# INT8 weights, input-major: one row of `outputs` codes per input. `scale` and `bias` are constants; `sums` is where its
-# int32 sums begin, of which there are `parts` (of the events) one after the other, each of the whole product's width.
+# INT8 weights, input-major: one row of `outputs` codes per input, `tall` of which are this matrix's (others may lie
+# beside it). `scale` and `bias` are constants; `sums` is where its
+# int32 sums begin, of which there are `parts` (of the events: 1, 2 or 4) one after the other, each of the whole
+# product's width.
 # 4-bit weights have a `group` (of inputs; 0: INT8), and `scales` and `minimums` are addresses of float16 numbers
 # [groups, outputs] (0: none); what they come to begins at `sums` of `Workspace.dots`, as float32. Ternary weights have
 # a `group` of -1.
 MATRIX = record_type(
-    address=INT, outputs=INT, inputs=INT, scale=INT, bias=INT, sums=INT, parts=INT, group=INT, scales=INT, minimums=INT,
+    address=INT, outputs=INT, tall=INT, inputs=INT, scale=INT, bias=INT, sums=INT, parts=INT, group=INT, scales=INT,
+    minimums=INT,
 )  # fmt: skip
 
 # A task: `columns` outputs of a matrix from `column` on, for one part of the events; bytes of a row of 4-bit weights.
@@ -46,11 +49,15 @@ TASK = record_type(matrix=INT, column=INT, columns=INT, part=INT)
 STAGE = record_type(site=INT, first_task=INT, last_task=INT, norm=INT, norm_eps=FLOAT, add=INT, size=INT, four=INT)
 
 # A block; its four stages are rows 4·l … 4·l + 3 of the stages. Matrices, norms per head, mixers first … last; `least`
-# are the thresholds of the gates, -1 for none. Where gates shut exactly, `up_task` is the first task of `up` (else -1),
-# `up_rows` the address of its weights output-major, and `up_limit` the V up to which nothing of `up` can overflow.
+# are the thresholds of the gates, -1 for none. A task of a step of one row computes `block` hidden channels (0: of
+# weights that come from memory, of 4 and of 2 bits it computes sums, and hidden channels are a phase of their own).
+# Where gates shut exactly, `up_rows` is the address of the weights of `up` output-major (else 0), `up_limit` the V up
+# to which nothing of `up` can overflow, and `up_task` the first of its tasks, one for each block, where gates are a
+# phase of their own (else -1).
 LAYER = record_type(
     q=INT, k=INT, v=INT, q_norm=INT, k_norm=INT, q_eps=FLOAT, k_eps=FLOAT, first_mixer=INT, last_mixer=INT,
-    up=INT, gate=INT, activation=INT, hidden=INT, least=INT, up_relu=INT, up_task=INT, up_rows=INT, up_limit=FLOAT,
+    up=INT, gate=INT, activation=INT, hidden=INT, least=INT, up_relu=INT, block=INT, up_task=INT, up_rows=INT,
+    up_limit=FLOAT,
 )  # fmt: skip
 
 # An attention: `feature` -1 for softmax. Linear ones: S and z times `keep` per token where it `fades`, or times a gate.
@@ -84,7 +91,8 @@ ARRAYS: dict[str, np.dtype[Any]] = {
     "threshold": FLOAT,  # [1] V of the latest spikes
     "x": FLOAT,  # residual stream [D]
     "y": FLOAT,  # what becomes spikes
-    "z": FLOAT,  # the second hidden row
+    "z": FLOAT,  # hidden channels before their activation
+    "hidden": FLOAT,  # and behind it
     "mixed": FLOAT,  # outputs of the mixers [H · n · K]
     "counts": INT32,  # of a row
     "index": INT32,  # of its events: inputs
@@ -100,8 +108,7 @@ ARRAYS: dict[str, np.dtype[Any]] = {
     "logits": FLOAT,
     "gates": INT32,  # of every worker: sums of gates
     "narrow": INT16,  # counts in front of a gate, input by input
-    "opens": INT,  # open gates of every block of hidden channels
-    "ways": INT,  # of every layer: tokens whose `up` was computed behind open gates only, and all of it
+    "ways": INT,  # of every layer: blocks of hidden channels whose `up` was computed behind open gates only, and others
     "count_bytes": INT8,  # of a row that goes the dense way: its counts
 }
 PLACES = record_type(**{f"{name}_{part}": INT for name in ARRAYS for part in ("at", "size")})
@@ -110,7 +117,9 @@ PLACES = record_type(**{f"{name}_{part}": INT for name in ARRAYS for part in ("a
 # is the first (0: another one is), and the stream's next row (-1: none).
 STREAM = record_type(state_at=INT, state_size=INT, token=INT, position=INT, run=INT, next=INT)
 
-# A call: places of the PLACES and of the STREAMs, one of each per row, and how many of the first rows want logits;
+# A call: places of the PLACES and of the STREAMs, one of each per row (a single row has the places of
+# `fastsnn_kernel_numba.fused_decoder_single`), and how many of the first rows want logits; `pieces` of a key/value
+# head's queries that are tasks of their own;
 # scores, rotary tables, sizes. Of several rows
 # also the flags of inputs that any of them has an event of, every worker's places in the rows' lists of events and its
 # room for dense products, and the shares of active inputs, of a row and of all, from which a row goes the dense way;
@@ -118,6 +127,7 @@ STREAM = record_type(state_at=INT, state_size=INT, token=INT, position=INT, run=
 CALL = record_type(
     places=INT, streams=INT, rows=INT, wanted=INT, score_at=INT, score_size=INT, cos_at=INT, sin_at=INT,
     angles_size=INT, n_heads=INT, n_kv_heads=INT, head_dim=INT, head_room=INT, fold_room=INT, widest=INT, workers=INT,
+    pieces=INT,
     used_at=INT, used_size=INT, cursor_at=INT, dense_at=INT, softmax_scale=FLOAT, dense_from=FLOAT,
     dense_least=FLOAT, open_cost=FLOAT,
 )  # fmt: skip

@@ -25,5 +25,7 @@ def machine_has(feature: str) -> bool:
 AVX2 = machine_has("avx2")
 VNNI = machine_has("avx512vnni") and machine_has("avx512vl")
 """Four products of bytes and their sum in one instruction, also of vectors of 256 bits."""
+VNNI_512 = VNNI and machine_has("avx512bw")
+"""And of vectors of 512 bits, with what shuffles their bytes."""
 HALVES = machine_has("f16c") or platform.machine().lower() in ("aarch64", "arm64")
 """Are there instructions for 16-bit floats?"""

@@ -6,9 +6,9 @@ pool, however it shares out iterations, can bring this to a halt. A phase costs 
 region of its own 2.3 µs.
 
 A worker that the system held up may leave `wait_for_tasks` when the others are many phases ahead and have overwritten
-what the phase computed. It draws no task of theirs as long as it counts phases as they do: a choice on which the number
-of phases depends is made once, by the worker that finishes the phase's last task, and kept in the phase's own counters
-(`keep_choice`, `choice_of_phase`), which nobody reuses during a step.
+what the phase computed. It draws no task of theirs as long as it counts phases as they do, so how many there are may
+not depend on what a phase found. What a worker computes for itself between two phases counts only when it draws a task
+of the second: as long as one is left, nobody is further ahead.
 """
 
 from __future__ import annotations
@@ -91,20 +91,6 @@ def next_task(sync, phase):  # type: ignore[no-untyped-def]
 def finish_task(sync, phase):  # type: ignore[no-untyped-def]
     """A task that was drawn is done; how many of the phase were done before it."""
     return atomic_add(sync, 2 * LINE * phase + LINE, 1)
-
-
-@compile
-def keep_choice(sync, phase, choice):  # type: ignore[no-untyped-def]
-    """Keep a phase's choice, a whole number, as one task more; by whoever finished its last task."""
-    sync[2 * LINE * phase + LINE + 1] = choice
-    finish_task(sync, phase)
-
-
-@compile
-def choice_of_phase(sync, phase, tasks):  # type: ignore[no-untyped-def]
-    """Wait for all tasks of a phase and what was decided behind them: the same to every worker, whenever it asks."""
-    wait_for_tasks(sync, phase, tasks + 1)
-    return sync[2 * LINE * phase + LINE + 1]
 
 
 @compile

@@ -158,8 +158,8 @@ def says(step: dict[str, Any] | None) -> str:
         tallies = step.get("gate_first")
         if not tallies:
             return said
-        few, tokens = sum(n[0] for n in tallies.values()), sum(map(sum, tallies.values()))
-        return f"{said}; gates first: up behind open gates only in {few} of {tokens} layers and tokens, by density"
+        few, blocks = sum(n[0] for n in tallies.values()), sum(map(sum, tallies.values()))
+        return f"{said}; gates first: up behind open gates only in {few} of {blocks} blocks of channels, by density"
     return f"decoding: layer by layer, since no fused step takes it: {step['why']}"
 
 
