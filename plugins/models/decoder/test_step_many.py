@@ -233,6 +233,25 @@ def test_ternary_streams_share_a_pass(monkeypatch):
 
 
 @torch.inference_mode()
+def test_ternary_sums_that_32_bits_do_not_hold():
+    neuron, pulse = counts(1e3), {"kind": "pulse", "activation": "drelu"}
+    model = network(attention=[{"kind": "linear"}], d_ff=1700, n_layers=1, feedforward=pulse, neuron=neuron, **TERNARY)
+    for layer in model.layers:
+        layer.feedforward.up.scale.mul_(1e6)
+        layer.feedforward.gate.scale.mul_(1e6)
+        layer.feedforward.down.weight.fill_(0xAA)  # all of them 1
+    seen = []
+    model.layers[0].feedforward.down.register_forward_pre_hook(lambda _, args: seen.append(args[0].counts))
+    wanted = [model(torch.tensor([[token]]))[0, -1] for token in range(5)]
+    assert all(float(c.double().sum()) >= 2**31 for c in seen)
+    model.layers[0].feedforward.down._forward_pre_hooks.clear()
+    streams = [model.fast(None) for _ in wanted]
+    assert streams[0] is not None, model.fast_step
+    poison(streams[0].made)
+    assert all(torch.equal(*pair) for pair in zip(model.step_many(streams, range(5)), wanted))
+
+
+@torch.inference_mode()
 def test_what_ends_one_stream_leaves_the_others():
     """NaN in one stream's state, a token that is none, a stream that ended before: the others' bits stay."""
     model = network(**MODELS["gla and window"])
