@@ -248,6 +248,8 @@ def test_ternary_sums_that_32_bits_do_not_hold():
     streams = [model.fast(None) for _ in wanted]
     assert streams[0] is not None, model.fast_step
     poison(streams[0].made)
+    call = streams[0].made.call[0]
+    call["dense_from"] = call["dense_least"] = 0  # not even then
     assert all(torch.equal(*pair) for pair in zip(model.step_many(streams, range(5)), wanted))
 
 
