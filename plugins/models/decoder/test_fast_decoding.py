@@ -118,45 +118,6 @@ def test_equal_bits(kind, rest):
     assert model.fast_step["kernel"] == "numba"
 
 
-GATES = {
-    "relu": {"activation": "relu"},
-    "relu2, biases": {"activation": "relu2", "bias": True},
-    "drelu": {"activation": "drelu"},
-    "thresholds": {"activation": "silu", "gate_threshold": 0.3},
-}
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("cost", [0.0, 1.25, 1e9])
-@pytest.mark.parametrize("gate", list(GATES))
-def test_gates_first(gate, cost, threads):
-    """`up` behind open gates only, always and never and by measured density: the bits of the whole."""
-    model = network(attention=KINDS["gla"], feedforward=GATES[gate], d_ff=1100, d_model=40)
-    tokens = torch.randint(0, 37, (1, 12))
-    stream = follow(model, tokens, threads=threads)  # makes the stepper, which is kept
-    stepper = stream.made
-    stepper.call[0]["open_cost"] = cost
-    stepper.work.ways.fill(0)
-    assert follow(model, tokens, threads=threads).made is stepper
-    few, all_ = (sum(n[i] for n in stepper.gate_first.values()) for i in range(2))
-    assert few + all_ == 2 * 7 * threads  # layers, tokens, blocks of hidden channels
-    assert cost == 1.25 or (all_ if cost == 0 else few) == 0
-
-
-@pytest.mark.parametrize("k", [0.05, 1e3, 1e4])
-def test_gates_first_of_few_and_large_counts(k):
-    """Counts that 16 bits do not hold take the ordinary way; so does a row whose numbers could overflow."""
-    model = network(feedforward={"activation": "relu"}, neuron={"kind": "adaptive_threshold", "k": k}, d_ff=83)
-    stream = follow(model, torch.randint(0, 37, (1, 9)))
-    stream.made.call[0]["open_cost"] = 0.0
-    follow(model, torch.randint(0, 37, (1, 9)))
-
-
-def test_dense_gates_have_no_second_copy():
-    model = network()
-    assert follow(model, torch.randint(0, 37, (1, 7))).made.gate_first == {}
-
-
 FOUR = {
     "Q4_1": Quant(bits=4),
     "Q4_0": Quant(bits=4, minimum=False, group=64),

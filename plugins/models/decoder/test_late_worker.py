@@ -7,6 +7,10 @@ later stages have left behind: it must count the phases as the others did, or it
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +22,7 @@ from test_fast_decoding import on_threads
 from test_step_many import MODELS, VOCAB, network
 
 from fastsnn_kernel_numba import fused_decoder_compile as compiled
+from fastsnn_kernel_numba import fused_decoder_tables
 
 STEPS = 36
 OTHER = ("sync", "ways", "folds")  # counters (ways are compared below), and every worker's own memory for sums
@@ -32,10 +37,12 @@ def contents(stepper):
     return [{name: getattr(w, name).tobytes() for name in w._fields if name not in OTHER} for w in works]
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("rows", "cached"), [(1, True), (1, False), (3, True)])
 @pytest.mark.parametrize("name", [*MODELS, *GATES])
 @torch.inference_mode()
-def test_a_late_worker_finds_nothing_to_do(name, rows, monkeypatch):
+def test_a_late_worker_finds_nothing_to_do(name, rows, cached, monkeypatch):
+    if not cached:
+        monkeypatch.setattr(fused_decoder_tables, "CACHED", 0)
     model = network(**(MODELS | GATES)[name])
     states = [model(torch.randint(0, VOCAB, (1, 3 + i)), return_state=True)[1] for i in range(rows)]
     with on_threads(2):
@@ -60,3 +67,32 @@ def test_a_late_worker_finds_nothing_to_do(name, rows, monkeypatch):
         assert len(late) == STEPS
         if name == "some gates shut" and rows == 1:
             assert (late[-1].sum(0) > 0).all()  # both ways were taken
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound to a core here")
+@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize(("activation", "cached"), [("relu", True), ("relu", False), ("silu", True)])
+@torch.inference_mode()
+def test_two_workers_on_a_core_or_two(activation, cached, cores, monkeypatch):
+    """On one core, beside a busy neighbour, the system stops each of them wherever it likes, so both come late, and
+    early: the bits of one."""
+    if not cached:
+        monkeypatch.setattr(fused_decoder_tables, "CACHED", 0)
+    wide = {"d_model": 384, "n_layers": 6, "n_heads": 6, "d_ff": 1536}
+    model, found = network(**wide, feedforward={"kind": "pulse", "activation": activation}), []
+    state = model(torch.randint(0, VOCAB, (1, 3)), return_state=True)[1]
+    tokens = torch.randint(0, VOCAB, (400,)).tolist()
+    for threads in (1, 2):
+        with on_threads(threads), subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
+            stream = model.fast(state, room=len(tokens) + 3)
+            stream.step(0)  # its threads are there
+            bound = {int(task.name): os.sched_getaffinity(int(task.name)) for task in Path("/proc/self/task").iterdir()}
+            try:
+                for task in (*bound, neighbour.pid):
+                    os.sched_setaffinity(task, sorted(os.sched_getaffinity(task))[:cores])
+                found.append([stream.step(token) for token in tokens])
+            finally:
+                neighbour.kill()
+                for task, all_of in bound.items():
+                    os.sched_setaffinity(task, all_of)
+    assert not [i for i, (a, b) in enumerate(zip(*found, strict=True)) if not torch.equal(a, b)]

@@ -12,7 +12,7 @@ for another one to do it, and nothing has to travel between cores before the pro
 
 Whoever draws the first task of a projection hands on V and the residual stream, `_publish`. A prologue reads what the
 stage before left, which is written again two stages later: a worker that was held up, and may have read some of both,
-finds no task of its projection left (`fastsnn_kernel_numba.spin_barrier`).
+finds no task of its stage left (`fastsnn_kernel_numba.spin_barrier`).
 """
 
 from __future__ import annotations
@@ -147,11 +147,11 @@ def _hidden_phase(own, out, c, index, phase, worker):  # type: ignore[no-untyped
 
 
 @compile
-def _gates_phase(own, c, layer, phase, drawn, worker):  # type: ignore[no-untyped-def]
-    """A phase of blocks of hidden channels whose gates have their sums; only who has `drawn` a task of those may."""
+def _gates_phase(own, c, layer, phase, worker):  # type: ignore[no-untyped-def]
+    """A phase of blocks of hidden channels whose gates have their sums."""
     row = own.layers[layer]
     blocks = (row.hidden + row.block - 1) // row.block
-    t = next_task(own.sync, phase) if drawn else blocks
+    t = next_task(own.sync, phase)
     while t < blocks:
         first = t * row.block
         _gated(own, c, layer, row.up_task + t, first, min(row.block, row.hidden - first), worker)
@@ -179,7 +179,7 @@ def _walk_single(c, places, stream, worker):  # type: ignore[no-untyped-def]
             drawn = _projection_phase(own, out, index, last_task, phase, worker, c.widest, head)
             if hidden:
                 phase += 1
-                _gates_phase(own, c, layer, phase, drawn, worker)
+                _gates_phase(own, c, layer, phase, worker)
             elif stage == INTO_HEADS and layer < depth:
                 phase += 1
                 _mix_single(out, c, stream, layer, phase, worker)
