@@ -173,3 +173,19 @@ def test_what_is_refused_says_why(name):
     make, shape, says = REFUSED[name]
     with pytest.raises(ConversionError, match=says):
         convert(make(), calibration=torch.randn(*shape))
+
+
+def test_modules_are_called_as_before_where_tracing_was_cut_off(monkeypatch):
+    """Ctrl-C while torch.fx puts its patches back left every module of the process to a tracer that was gone."""
+    patcher, before = torch.fx._symbolic_trace._Patcher, (nn.Module.__call__, nn.Module.__getattr__)
+
+    def cut_off(self):
+        for patch in self.patches_made[2:]:  # the first two are those of nn.Module
+            patch.revert()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(patcher, "revert_all_patches", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        convert(Into(), calibration=torch.randn(4, 6), neuron=FINE)
+    assert (nn.Module.__call__, nn.Module.__getattr__) == before
+    assert nn.Linear(2, 3)(torch.ones(1, 2)).shape == (1, 3)

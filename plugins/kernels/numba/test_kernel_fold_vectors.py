@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from fastsnn_integer.deterministic import attend_naive, scan_naive
+from fastsnn_kernel_numba.attention import attend
+from fastsnn_kernel_numba.deterministic import scan
 from fastsnn_kernel_numba.fold_vectors import SIZES, WIDTH, _fold_keys, _sum_values
 from fastsnn_kernel_numba.numba_runtime import compile
 
@@ -52,3 +56,16 @@ def test_values_are_added_one_after_the_other(size, held):
         wanted, norm = wanted + weight * row[:size], norm + weight
     assert summed(score, values.reshape(-1), size + 5, held, size, F(0.5), out) == norm
     assert (out == wanted).all()
+
+
+@pytest.mark.parametrize("tokens", [2, 70])
+@pytest.mark.parametrize("size", SIZES)
+def test_heads_of_these_sizes_have_the_bits_of_the_naive_twins(size, tokens):
+    torch.manual_seed(size + tokens)
+    q, (k, v) = torch.randn(2, tokens, 4, size), torch.randn(2, 2, tokens, 2, size)
+    allowed = torch.ones(2, tokens, tokens, dtype=torch.bool).tril().triu(-40)
+    assert torch.equal(attend(q, k, v, allowed), attend_naive(q, k, v, allowed))
+    s, z, gate = torch.randn(2, 2, size, size), torch.rand(2, 2, size), torch.rand(2, tokens, 2, size)
+    keep = torch.ones(2, tokens, dtype=torch.bool)
+    for mine, naive in zip(scan(q, k, v, gate, s, z, keep), scan_naive(q, k, v, gate, s, z, keep), strict=True):
+        assert torch.equal(mine, naive)

@@ -37,6 +37,9 @@ MODELS = {
         "attention": [{"kind": "softmax"}], "n_kv_heads": 2, "qkv_bias": True, "out_bias": True, "qk_norm": True,
     },
     "hybrid, odd widths": {"attention": [{"kind": "hybrid"}], "head_dim": 6, "d_ff": 41, "tied": False},
+    "heads of 32": {
+        "attention": [{"kind": "softmax"}, {"kind": "linear"}], "d_model": 64, "n_heads": 2, "n_kv_heads": 1,
+    },
     "linear, sparse": {
         "attention": [{"kind": "linear", "decay": 0.2}],
         "neuron": {"kind": "adaptive_threshold", "dead_zone": 1.0, "limit": 7},

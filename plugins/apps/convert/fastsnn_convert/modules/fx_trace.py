@@ -187,6 +187,18 @@ def base_calls(tracer: Tracer, model: nn.Module) -> Iterator[None]:
                 base.forward = old
 
 
+@contextlib.contextmanager
+def modules_as_before() -> Iterator[None]:
+    """Behind the block modules are called as before it, even where ctrl-C cut off torch.fx while it put them back."""
+    before = {name: vars(nn.Module)[name] for name in ("__call__", "__getattr__")}
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            if vars(nn.Module)[name] is not function:
+                setattr(nn.Module, name, function)
+
+
 def stopped_at(error: BaseException, module: nn.Module) -> str:
     """Where tracing stopped: file, line and text of the last line outside of torch, and the reason."""
     here = (__file__, known_sizes.__file__)
@@ -227,7 +239,7 @@ def trace(model: nn.Module, call: Call, rules: Sequence[Rule], given: Sequence[T
     """
     shell = Shell(model)
     tracer = Tracer(rules, call, KnownSizes(shell, lambda x: reference_output(model, call, x), given))
-    with base_calls(tracer, model):
+    with modules_as_before(), base_calls(tracer, model):
         graph = tracer.trace(shell)
     drop_questions(graph)
     if ROOT in tracer.opaque:
