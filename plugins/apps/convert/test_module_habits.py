@@ -188,4 +188,5 @@ def test_modules_are_called_as_before_where_tracing_was_cut_off(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         convert(Into(), calibration=torch.randn(4, 6), neuron=FINE)
     assert (nn.Module.__call__, nn.Module.__getattr__) == before
+    assert torch.fx._symbolic_trace.CURRENT_PATCHER is None
     assert nn.Linear(2, 3)(torch.ones(1, 2)).shape == (1, 3)

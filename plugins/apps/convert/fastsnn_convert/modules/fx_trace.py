@@ -191,12 +191,16 @@ def base_calls(tracer: Tracer, model: nn.Module) -> Iterator[None]:
 def modules_as_before() -> Iterator[None]:
     """Behind the block modules are called as before it, even where ctrl-C cut off torch.fx while it put them back."""
     before = {name: vars(nn.Module)[name] for name in ("__call__", "__getattr__")}
+    tracing: Any = fx._symbolic_trace
+    patcher = getattr(tracing, "CURRENT_PATCHER", None)
     try:
         yield
     finally:
         for name, function in before.items():
             if vars(nn.Module)[name] is not function:
                 setattr(nn.Module, name, function)
+        if hasattr(tracing, "CURRENT_PATCHER"):  # torch.compile would put its patches there again
+            tracing.CURRENT_PATCHER = patcher
 
 
 def stopped_at(error: BaseException, module: nn.Module) -> str:
