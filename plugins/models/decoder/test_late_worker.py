@@ -96,3 +96,18 @@ def test_two_workers_on_a_core_or_two(activation, cached, cores, monkeypatch):
                 for task, all_of in bound.items():
                     os.sched_setaffinity(task, all_of)
     assert not [i for i, (a, b) in enumerate(zip(*found, strict=True)) if not torch.equal(a, b)]
+
+
+@torch.inference_mode()
+def test_the_step_runs_on_numbas_own_threads_where_torch_has_no_such_pool(monkeypatch):
+    model = network(**MODELS["gla and window"])
+    state, tokens = model(torch.randint(0, VOCAB, (1, 3)), return_state=True)[1], range(20)
+    with on_threads(2):
+        stream = model.fast(state)
+        wanted = [stream.step(token) for token in tokens]
+        asked, on = [], compiled._step.on
+        monkeypatch.setattr(compiled, "torch_pool", lambda: None)
+        monkeypatch.setattr(compiled._step, "on", lambda *args: (asked.append(args[0]), on(*args)))
+        stream = model.fast(state)
+        assert all(torch.equal(stream.step(token), logits) for token, logits in zip(tokens, wanted, strict=True))
+    assert asked == [2] * len(tokens)

@@ -4,7 +4,7 @@
     out     = (… ((out + w_0 v_0) + w_1 v_1) …),   norm likewise
 
 For heads of `SIZES` channels the whole tree is written out, so that nothing between its leaves and its root goes
-through memory: two and a half times as fast as halving rows in memory. No operation is reordered or contracted.
+through memory: twice as fast as halving rows in memory. No operation is reordered or contracted.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastsnn_kernel_numba.dense_pairs import I32, I64, pointer
 from fastsnn_kernel_numba.machine import machine_has
 from fastsnn_kernel_numba.numba_runtime import compile
 
 SIZES = (32, 64, 128)  # channels of a head
 WIDTH = 16  # numbers of a vector
 PAIRED = 2 if machine_has("avx512f") else 1  # vectors whose sums fit in registers
-I32, I64, FLOAT32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+FLOAT32 = ir.FloatType()
 VECTOR = ir.VectorType(FLOAT32, WIDTH)
 
 
@@ -33,11 +34,6 @@ def splat(builder: Any, number: Any) -> Any:
     return builder.shuffle_vector(one, none, ir.Constant(ir.VectorType(I32, WIDTH), [0] * WIDTH))
 
 
-def place(builder: Any, address: Any, kind: Any) -> Any:
-    """An address as a pointer."""
-    return builder.inttoptr(address, kind.as_pointer())
-
-
 def folded_products(size: int, many: int) -> Any:
     """``(q, keys, stride, score)``, addresses and bytes from channel to channel: `many` vectors of scores."""
 
@@ -45,11 +41,11 @@ def folded_products(size: int, many: int) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             def product(channel: int) -> list[Any]:
                 at = builder.add(args[0], ir.Constant(I64, 4 * channel))
-                number = splat(builder, builder.load(place(builder, at, FLOAT32), align=4))
+                number = splat(builder, builder.load(pointer(builder, at, FLOAT32), align=4))
                 row = builder.add(args[1], builder.mul(args[2], ir.Constant(I64, channel)))
                 found = []
                 for v in range(many):
-                    key = place(builder, builder.add(row, ir.Constant(I64, 4 * WIDTH * v)), VECTOR)
+                    key = pointer(builder, builder.add(row, ir.Constant(I64, 4 * WIDTH * v)), VECTOR)
                     found.append(builder.fmul(number, builder.load(key, align=4)))
                 return found
 
@@ -63,7 +59,7 @@ def folded_products(size: int, many: int) -> Any:
 
             for v, numbers in enumerate(tree(0, 1)):
                 to = builder.add(args[3], ir.Constant(I64, 4 * WIDTH * v))
-                builder.store(numbers, place(builder, to, VECTOR), align=4)
+                builder.store(numbers, pointer(builder, to, VECTOR), align=4)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 4), generate
@@ -78,16 +74,16 @@ def summed_values(size: int) -> Any:
     def typed(typing: Any, score: Any, values: Any, stride: Any, held: Any, norm: Any, out: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             parts = size // WIDTH
-            to = [place(builder, builder.add(args[5], ir.Constant(I64, 4 * WIDTH * v)), VECTOR) for v in range(parts)]
+            to = [pointer(builder, builder.add(args[5], ir.Constant(I64, 4 * WIDTH * v)), VECTOR) for v in range(parts)]
             sums = [cgutils.alloca_once_value(builder, builder.load(at, align=4)) for at in to]
             total = cgutils.alloca_once_value(builder, args[4])
             with cgutils.for_range(builder, args[3], intp=I64) as loop:
                 at = builder.add(args[0], builder.mul(loop.index, ir.Constant(I64, 4)))
-                weight = builder.load(place(builder, at, FLOAT32), align=4)
+                weight = builder.load(pointer(builder, at, FLOAT32), align=4)
                 builder.store(builder.fadd(builder.load(total), weight), total)
                 many, row = splat(builder, weight), builder.add(args[1], builder.mul(loop.index, args[2]))
                 for v in range(parts):
-                    value = place(builder, builder.add(row, ir.Constant(I64, 4 * WIDTH * v)), VECTOR)
+                    value = pointer(builder, builder.add(row, ir.Constant(I64, 4 * WIDTH * v)), VECTOR)
                     more = builder.fmul(many, builder.load(value, align=4))
                     builder.store(builder.fadd(builder.load(sums[v]), more), sums[v])
             for v in range(parts):

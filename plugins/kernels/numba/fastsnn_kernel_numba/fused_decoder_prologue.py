@@ -67,7 +67,9 @@ def _prefetch_matrix(w, matrix):  # type: ignore[no-untyped-def]
 @compile
 def _prefetch_after(w, index):  # type: ignore[no-untyped-def]
     """Prefetch the constants of what comes behind a projection: fetched when needed, they took as long as computing."""
-    row, stage = w.layers[index // STAGES], index % STAGES
+    if index + 1 == len(w.stages):
+        return
+    row, stage, soon = w.layers[index // STAGES], index % STAGES, w.stages[index + 1]
     if stage == INTO_HEADS:
         _prefetch_matrix(w, row.q)
         _prefetch_matrix(w, row.k)
@@ -76,11 +78,9 @@ def _prefetch_after(w, index):  # type: ignore[no-untyped-def]
         _prefetch_matrix(w, row.up)
         if row.gate >= 0:
             _prefetch_matrix(w, row.gate)
-    if index + 1 < len(w.stages):
-        soon = w.stages[index + 1]
-        if soon.norm >= 0:
-            _prefetch_floats(w.constants, soon.norm, soon.size)
-        if soon.add >= 0:
-            _prefetch_matrix(w, soon.add)
-        if w.sites[soon.site].centre >= 0:
-            _prefetch_floats(w.constants, w.sites[soon.site].centre, soon.size)
+    if soon.norm >= 0:
+        _prefetch_floats(w.constants, soon.norm, soon.size)
+    if soon.add >= 0:
+        _prefetch_matrix(w, soon.add)
+    if w.sites[soon.site].centre >= 0:
+        _prefetch_floats(w.constants, w.sites[soon.site].centre, soon.size)
