@@ -144,9 +144,10 @@ def test_one_input_and_a_burst_on_one_input(largest):
 
 @pytest.mark.parametrize("largest", [113, 70_001])
 def test_where_the_int8_product_is_not_trusted_float32_is_exact(monkeypatch, largest):
+    from fastsnn_events import byte_product
     from fastsnn_kernel_numba import integer_linear
 
-    monkeypatch.setattr(integer_linear, "trusted", lambda: False)
+    monkeypatch.setattr(byte_product, "trusted", lambda: False)
     counts = torch.full((20, 3000), largest)
     counts[:, ::700] -= 2
     weight = torch.full((5, 3000), -127, dtype=torch.int8)  # odd, so that sums beyond 2^24 would be rounded

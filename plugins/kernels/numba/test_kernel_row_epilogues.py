@@ -157,10 +157,9 @@ def test_project(n, density):
 @pytest.mark.parametrize("largest", [3, 113, 3000])
 def test_project_without_a_fast_int8_product(monkeypatch, largest, trusted):
     """Counts of 16 bits, and all where torch's product is slow, go through tiles: the definition's sums, in 32 bits."""
-    from fastsnn_kernel_numba import integer_linear, row_epilogues
+    from fastsnn_events import byte_product
 
-    for module in (integer_linear, row_epilogues):
-        monkeypatch.setattr(module, "trusted", lambda: trusted)
+    monkeypatch.setattr(byte_product, "trusted", lambda: trusted)
     x = torch.randint(-largest, largest + 1, (40, 300)).float()
     x[:, 5:] %= 50.0  # large counts stay on few inputs
     rows = fused_row_ops.CountRows(fused_row_ops.narrowed(x), torch.ones(40, 1), int(torch.count_nonzero(x)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastsnn_events import byte_product
 from fastsnn_kernel_numba import integer_linear, numba_runtime, tile_gemm
 from fastsnn_kernel_numba.tile_gemm import MOST_INPUTS, ROWS
 
@@ -86,6 +87,7 @@ def test_where_it_does_not_fit():
     assert tile_gemm.tile_gemm(torch.ones(0, 300), weight) is None
 
 
+@needs_avx2
 @pytest.mark.skipif(not integer_linear.by_torch(64, 90), reason="torch's INT8 product is not fast on this CPU")
 def test_the_dense_product_leaves_large_counts_of_many_rows_to_events(monkeypatch):
     monkeypatch.setattr(integer_linear, "_digits", None)  # no product per digit
@@ -98,7 +100,7 @@ def test_the_dense_product_leaves_large_counts_of_many_rows_to_events(monkeypatc
 
 @needs_avx2
 def test_the_dense_product_takes_it_without_vnni(monkeypatch):
-    monkeypatch.setattr(integer_linear, "trusted", lambda: False)
+    monkeypatch.setattr(byte_product, "trusted", lambda: False)
     taken = []
     monkeypatch.setattr(integer_linear, "tile_gemm", lambda *a: taken.append(a) or tile_gemm.tile_gemm(*a))
     draw = torch.Generator().manual_seed(1)

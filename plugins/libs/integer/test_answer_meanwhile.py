@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastsnn_events import exact_floats
+from fastsnn_events import byte_product, exact_floats
 from fastsnn_events import samples as event_samples
 from fastsnn_events.exact_floats import count_linear_in_floats
 from fastsnn_events.linear import count_linear_naive
@@ -17,12 +17,30 @@ from fastsnn_integer import answer_meanwhile, deterministic, samples
 def test_floats_hold_the_sums_or_are_not_taken(largest, block, monkeypatch):
     """At 3 float32 is enough, at 5000 float64, at 2^40 neither; whole, and seven rows of weights at a time."""
     monkeypatch.setattr(exact_floats, "BLOCK", block)
+    monkeypatch.setattr(byte_product, "trusted", lambda: False)
     draw = torch.Generator().manual_seed(0)
     counts = torch.randint(-largest, largest + 1, (5, 300), generator=draw)
     counts[0] = largest  # all weights of one sign at the edge of the range: the largest sum there is
     weight = torch.randint(-128, 128, (40, 300), generator=draw).to(torch.int8)
     weight[0] = -128
     assert torch.equal(count_linear_in_floats(counts, weight), count_linear_naive(counts, weight))
+
+
+@pytest.mark.skipif(not byte_product.trusted(), reason="torch's INT8 product is not fast on this CPU")
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64])
+@pytest.mark.parametrize("largest", [127, 128, 127 * 128 - 1, 127 * 128])
+def test_int8_products_hold_counts_of_two_digits(largest, kind, monkeypatch):
+    """The edges of one digit and of two, against weights of one sign; one more goes through floats."""
+    taken = []
+    product = byte_product.multiply_bytes
+    monkeypatch.setattr(byte_product, "multiply_bytes", lambda *a: taken.append(len(a[0])) or product(*a))
+    draw = torch.Generator().manual_seed(0)
+    counts = torch.randint(-largest, largest + 1, (3, 301), generator=draw)
+    counts[0], counts[1] = largest, -largest
+    weight = torch.randint(-128, 128, (301, 41), generator=draw).to(torch.int8).T
+    weight[0], weight[1] = -128, 127
+    assert torch.equal(count_linear_in_floats(counts.to(kind), weight), count_linear_naive(counts, weight))
+    assert taken == {127: [3], 128: [6], 127 * 128 - 1: [6], 127 * 128: []}[largest]
 
 
 def test_the_samples_of_the_operator():
@@ -41,3 +59,13 @@ def test_attention_by_keys_is_the_definition(monkeypatch, room):
     monkeypatch.setattr(answer_meanwhile, "ROOM", room)
     for sample in samples.attend():
         assert torch.equal(answer_meanwhile.attend_by_keys(*sample), deterministic.attend_naive(*sample))
+
+
+def test_attention_by_keys_leaves_out_what_has_no_weight():
+    """Keys that may not be seen hold anything, and zeros keep their signs out of the sums."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 4, generator=draw) for n in (4, 2, 2))
+    allowed = torch.tensor([[[True, False, True], [False, False, True], [False, False, False]]]).expand(2, 3, 3)
+    v[:, 1], v[:, 2] = torch.tensor([torch.nan, torch.inf, -torch.inf, torch.nan]), -0.0
+    found, wanted = answer_meanwhile.attend_by_keys(q, k, v, allowed), deterministic.attend_naive(q, k, v, allowed)
+    assert torch.equal(found.view(torch.int32), wanted.view(torch.int32))

@@ -64,6 +64,7 @@ class ColdStart:
             log.warning(SAYS)
         self.thread = threading.Thread(target=self.follow, name="fastsnn-cold-start", daemon=True)
         self.thread.start()
+        prepare_to_load()
 
     def follow(self) -> None:
         """Start the second process, and load what it has compiled."""
@@ -90,6 +91,18 @@ class ColdStart:
         if operator in ORDER:
             compile_all.compile_operator(operator)
             self.there.add(operator)
+
+
+def prepare_to_load() -> None:
+    """What loading a compiled kernel needs the first time, half a second: before the first token, not during one."""
+    from numba.core.registry import cpu_target
+
+    from fastsnn_core import ops
+    from fastsnn_kernel_numba import compile_all as compile_all
+
+    ops.registered()
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
 
 
 def marker_path() -> Path | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import DecoderPlan, SoftmaxAttentionForm, Unsupported
+from fastsnn_events import byte_product
 from fastsnn_integer.decode_step import NotYet, States
 from fastsnn_integer.forms import FourBitForm, gate_first, outputs
 from fastsnn_integer.plan_check import check_distinct_streams, check_plan, check_start
@@ -26,7 +27,6 @@ from fastsnn_kernel_numba.fused_decoder_stages import KEYS
 from fastsnn_kernel_numba.fused_decoder_stream import NumbaStream
 from fastsnn_kernel_numba.fused_decoder_tables import Tables
 from fastsnn_kernel_numba.fused_decoder_work import Workspace
-from fastsnn_kernel_numba.integer_linear import trusted
 from fastsnn_kernel_numba.numba_runtime import flat, workers
 from fastsnn_kernel_numba.ternary_events import PAIR_LIST
 
@@ -75,7 +75,7 @@ class NumbaStepper:
         self.positions = 0
         self.busy = threading.Lock()
         four = bool(np.any(self.work.matrices["group"]))
-        self.most_read = MOST_ROWS if tables.ternary or four else 4 * MOST_ROWS if trusted() else EVERY
+        self.most_read = MOST_ROWS if tables.ternary or four else 4 * MOST_ROWS if byte_product.trusted() else EVERY
         try:
             self.walk = compiled.walk_address()
         except Exception as error:  # a full disk, a broken cache, a compiler without its libraries

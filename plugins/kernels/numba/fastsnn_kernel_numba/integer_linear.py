@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from numba import prange
 from torch import Tensor
 
 from fastsnn_core.ops.dispatch import record_path
+from fastsnn_events import byte_product
 from fastsnn_events.linear import check_events, check_sums, whole
 from fastsnn_kernel_numba import gemv_events
 from fastsnn_kernel_numba.buffer_pool import empty, persistent_copy
@@ -181,7 +181,7 @@ def dense_product(counts: Tensor, weight: Tensor) -> Tensor:
     if counts.dtype != torch.float32:
         counts = whole(counts, "counts")
         counts = counts.to(torch.float32 if counts.dtype == torch.int8 else torch.int64)
-    if not trusted() and (out := tile_gemm(counts, weight)) is not None:
+    if not byte_product.trusted() and (out := tile_gemm(counts, weight)) is not None:
         return out
     low, state = torch.empty(counts.shape, dtype=torch.int8), np.zeros((workers(), 2), np.int64)
     _narrow(flat(counts.contiguous()), flat(low), state)
@@ -237,8 +237,8 @@ def _digits(counts, low, rows, wide, used, state, nw):  # type: ignore[no-untype
 def gemm(digits: Tensor, weight: Tensor) -> Tensor:
     """``digits [N, K] @ weight [out, K]ᵀ``, both of 8 bits, in 32 or 64 bits: exact."""
     inputs = digits.shape[1]
-    if 1 < inputs < 1 << 17 and trusted():  # 2^17 · 2^14 = 2^31; with one input torch 2.13 returns unwritten memory
-        return torch._int_mm(digits, weight.T)
+    if byte_product.multiplies(inputs):
+        return byte_product.multiply_bytes(digits, weight)
     step = ((1 << 24) - 1) // (128 * int(digits.to(torch.int16).abs().max().clamp_min(1)))
     out = torch.zeros(len(digits), len(weight), dtype=torch.int32 if inputs < 1 << 17 else torch.int64)
     for first in range(0, inputs, step):
@@ -250,25 +250,4 @@ def gemm(digits: Tensor, weight: Tensor) -> Tensor:
 
 def by_torch(rows: int, inputs: int) -> bool:
     """Is torch's product the one for rows whose large counts are events?"""
-    return rows >= ENOUGH and 1 < inputs < 1 << 17 and trusted()
-
-
-@cache
-def trusted() -> bool:
-    """Tried once: is torch's INT8 product exact at the edges here, and not slow (without VNNI it is a plain loop)?"""
-    lowest = torch.full((32, 1024), -128, dtype=torch.int8)
-    some = torch.arange(32 * 1024).remainder(255).sub(127).to(torch.int8).view(32, 1024)
-    for a, b in ((lowest, lowest), (lowest, some), (some, lowest), (some, some)):
-        if not torch.equal(torch._int_mm(a, b.T).to(torch.int64), a.to(torch.int64) @ b.to(torch.int64).T):
-            return False
-    left, right = some.repeat(2, 1), some.repeat(8, 1)
-    return _seconds(torch._int_mm, left, right.T) <= 4 * _seconds(torch.mm, left.float(), right.float().T)
-
-
-def _seconds(function: Any, *args: Any) -> float:
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        function(*args)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return rows >= ENOUGH and byte_product.multiplies(inputs)

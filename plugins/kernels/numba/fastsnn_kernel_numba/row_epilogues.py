@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastsnn_core.lowering import NormForm, SiteForm
 from fastsnn_core.ops.dispatch import record_path
+from fastsnn_events import byte_product
 from fastsnn_integer.fused_row_ops import CountRows, Sums
 from fastsnn_kernel_numba.deterministic import ACTIVATIONS, APART, ZERO, F, _apply, _half_of, _norm_row
 from fastsnn_kernel_numba.fused_decoder_stages import MOST_BURST, _round_counts, _threshold
@@ -24,7 +25,6 @@ from fastsnn_kernel_numba.integer_linear import (
     gemm,
     is_input_major,
     sums,
-    trusted,
 )
 from fastsnn_kernel_numba.layout import SITE, STATISTICS, pack
 from fastsnn_kernel_numba.narrow_counts import narrow_rows
@@ -285,14 +285,14 @@ def project(counts: CountRows, weight: Tensor) -> Tensor:
     if weight.dtype != torch.int8 or not 1 < inputs < 1 << 17 or not rows:
         return NotImplemented
     why, input_major, low = BY_OUTPUT, is_input_major(weight), counts.counts.dtype == torch.int8
-    if not (low and trusted()) and not (input_major and counts.narrow):
+    if not (low and byte_product.trusted()) and not (input_major and counts.narrow):
         return NotImplemented
     if input_major and low:
         limit = break_even(rows, weight)
         if counts.active * FEW < limit * max(rows, FEW) * inputs:
             return sums(counts.counts.to(torch.int32), weight).to(torch.int32)
         why = MANY.format(limit)
-    if low and trusted():
+    if low and byte_product.trusted():
         out = gemm(counts.counts, weight)
     else:
         out = tile_gemm(counts.counts.float(), weight, by_torch(rows, inputs))

@@ -36,11 +36,14 @@ def attend_by_keys(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     scores = torch.cat([deterministic.fold(q * part) for part in parts], -1).masked_fill(~seen, -torch.inf)
     top = scores.amax(-1, keepdim=True)
     weights = torch.where(seen, deterministic.exp(scores - torch.where(seen.any(-1, keepdim=True), top, 0.0)), 0.0)
-    out, norm = q.new_zeros(*weights.shape[:-1], v.shape[-1]), q.new_zeros(*weights.shape[:-1], 1)
-    for w, value in zip(weights.unbind(-1), v.unbind(1), strict=True):
-        w = w[..., None]
-        out = torch.where(w == 0, out, out + w * value[:, None, :, None])
-        norm = norm + w
+    # Numerator and denominator begin at +0, so adding 0 or -0 is leaving out.
+    sums = q.new_zeros(*weights.shape[:-1], v.shape[-1] + 1)
+    together = max(1, ROOM // max(1, sums.numel()))
+    values = v.transpose(1, 2)[:, None, :, None].split(together, -2)  # [B,1,G,1,s,V]
+    for w, some in zip(weights[..., None].split(together, -2), values, strict=True):
+        for part in torch.cat([torch.where(w == 0, 0.0, w * some), w], -1).unbind(-2):
+            sums += part
+    out, norm = sums[..., :-1], sums[..., -1:]
     return (out / torch.where(norm > 0, norm, 1.0)).reshape(b, t, h, v.shape[-1])
 
 

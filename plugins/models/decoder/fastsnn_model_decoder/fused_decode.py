@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastsnn_core.errors import ArgumentError, FastSNNError
-from fastsnn_core.lowering import Unsupported, lower
-from fastsnn_events import input_major
-from fastsnn_integer.decode_step import fingerprint
-from fastsnn_integer.forms import gate_first
-from fastsnn_integer.reference import DECODE_STEP, stepper
+from fastsnn_core.lowering import Unsupported
+from fastsnn_model_decoder.fused_ready import first_state, ready_step
 from fastsnn_model_decoder.layers import refuse_hooks
 
 
@@ -85,30 +81,6 @@ def read_many(streams: Sequence[FastStream], pieces: Sequence[Sequence[int]]) ->
     return out
 
 
-def make_contiguous(model: Any) -> None:
-    """Weights that read the same spikes lie side by side, so that one event reads one long row: q, k, v; up, gate.
-
-    The layers keep views of the whole, so there is no second copy.
-    """
-    for block in model.layers:
-        a, f = block.attention, block.feedforward
-        form = lower(f, "feedforward")
-        ups = [form.up.layer] if form.gate is None else [form.up.layer, form.gate.layer]
-        for layers in ([a.q, a.k, a.v], [] if gate_first(form) else ups):
-            if not layers or any(layer.weight.dtype != torch.int8 for layer in layers):
-                continue  # 4-bit rows of several projections cannot be one; gates that come first are read alone
-            tall, first = sum(len(layer.weight) for layer in layers), layers[0].weight
-            shared = {layer.weight.untyped_storage().data_ptr() for layer in layers}
-            if first.stride() == (1, tall) and len(shared) == 1:
-                continue
-            with torch.inference_mode(False):  # what is made in inference mode could not be loaded into again
-                whole = input_major(torch.cat([layer.weight for layer in layers]))
-            begin = 0
-            for layer in layers:
-                layer.weight = whole[begin : begin + len(layer.weight)]
-                begin += len(layer.weight)
-
-
 def start_streams(
     model: Any, states: Sequence[Any], rooms: Sequence[int], wait: bool = True, within: float = 0.0
 ) -> list[FastStream | None]:
@@ -133,39 +105,3 @@ def start_streams(
         return [None] * len(states)
     model.fast_step = {"kernel": kernel, "why": "every part of the model has a fused form"}
     return found
-
-
-class Ready(NamedTuple):
-    """A fused step: of which plan it is, who made it, the state before any token, and when that was looked at."""
-
-    key: Any
-    kernel: str
-    made: Any
-    first: Any
-    looked: float
-
-
-def first_state(model: Any) -> Any:
-    """The state before any token, kept with the fused step: finding it takes as long as a short prompt."""
-    if model.fused.first is None:
-        with torch.no_grad():
-            first = model(torch.empty(1, 0, dtype=torch.long), None, return_state=True, last=True)[1]
-        model.fused = model.fused._replace(first=first)
-    return model.fused.first
-
-
-def ready_step(model: Any, wait: bool, within: float = 0.0) -> tuple[str, Any]:
-    """``(kernel set, stepper)`` of the model as it is now, or was `within` seconds ago; `Unsupported` says why not."""
-    if DECODE_STEP.pick("cpu")[0] == "naive":
-        stepper(lower(model, ""))  # says why not
-    ready, now = model.fused, time.monotonic()
-    if ready is None or now - ready.looked >= within:
-        plan = lower(model, "")
-        key = fingerprint(plan), torch.get_num_threads()
-        if ready is None or ready.key != key:
-            make_contiguous(model)
-            plan = lower(model, "")
-            key = fingerprint(plan), torch.get_num_threads()
-            ready = Ready(key, *stepper(plan, wait), None, now)
-        model.fused = ready = ready._replace(looked=now)
-    return ready.kernel, ready.made

@@ -142,7 +142,7 @@ class AdaptiveThresholdModule(nn.Module):
         x = neuron_input("adaptive_threshold", x, state, reset, stateful=False)
         v = self.threshold(x.detach())
         if self.derivative is None and self.bound == float("inf") and not v.requires_grad:
-            counts: Any = StraightThroughRound.apply(x, v)
+            counts: Any = StraightThroughRound.apply(x, v) if x.requires_grad else (x / v).round_()
         else:
             counts = ops.count(x / v, -self.bound, self.bound, slope=self.slope)
         if self.sparser:

@@ -1,0 +1,129 @@
+"""A fused step that another process compiles: the model answers meanwhile, and a thread makes the step."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+pytest.importorskip("numba")
+pytest.importorskip("fastsnn_kernel_numba")
+
+from fastsnn_core import Model
+from fastsnn_core.spec import converter
+from fastsnn_integer.quantization import quantise
+from fastsnn_integer.reference import DECODE_STEP
+from fastsnn_model_decoder import fused_ready
+
+TABLE = {"kind": "decoder", "vocab_size": 37, "d_model": 24, "n_layers": 2, "n_heads": 4}
+
+
+@pytest.fixture
+def there(monkeypatch):
+    """Whether the step is compiled; asking for it is counted."""
+    said = {"is": False, "asked": 0}
+
+    def ready():
+        said["asked"] += 1
+        return said["is"]
+
+    monkeypatch.setattr(DECODE_STEP.pick("cpu")[1], "ready", ready)
+    monkeypatch.setattr(fused_ready, "PAUSE", 0.0)
+    return said
+
+
+def network():
+    torch.manual_seed(0)
+    return quantise(converter().structure(TABLE, Model).build()).eval()
+
+
+def finished():
+    """Wait for threads that make steps."""
+    for thread in threading.enumerate():
+        if isinstance(thread, fused_ready.Making):
+            thread.join(60)
+
+
+def test_the_model_answers_until_a_thread_has_made_the_step(there, monkeypatch):
+    model, go = network(), threading.Event()
+    state = model(torch.tensor([[1, 2]]), return_state=True)[1]
+    assert model.fast(state, wait=False) is None
+    assert "another process compiles" in model.fast_step["why"]
+    assert model.fused is None
+    made = fused_ready.make_ready
+    monkeypatch.setattr(fused_ready, "make_ready", lambda *a, **k: go.wait(60) and made(*a, **k))
+    there["is"] = True
+    assert model.fast(state, wait=False) is None
+    assert "is being made" in model.fast_step["why"]
+    with torch.inference_mode():
+        logits = model(torch.tensor([[3]]), state, return_state=True, last=True)[0][0, -1]
+    assert model.fused is None
+    go.set()
+    finished()
+    with torch.inference_mode():  # as generation does: the thread was not in it
+        kept = model.fused.made
+        stream = model.fast(state, wait=False)
+        assert stream.made is kept  # not made again
+        assert torch.equal(stream.step(3), logits)
+
+
+def test_the_step_is_of_as_many_workers_as_it_was_asked_with(there, monkeypatch):
+    """While the model answers, torch has one thread less: threads that have not asked yet would take that number."""
+    model, begun, go = network(), threading.Event(), threading.Event()
+    contiguous = fused_ready.make_contiguous
+    monkeypatch.setattr(
+        fused_ready, "make_contiguous", lambda *a: begun.set() or (go.wait(60) and contiguous(*a)) or None
+    )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        making = fused_ready.Making(model)
+        making.start()
+        assert begun.wait(60)
+        torch.set_num_threads(2)
+        go.set()
+        making.join(60)
+    finally:
+        torch.set_num_threads(before)
+    assert model.fused.key[1] == 3
+
+
+def test_who_waits_has_it_at_once(there):
+    model = network()
+    assert model.fast(None) is not None
+    assert there["asked"] == 0
+    assert model.fast(None, wait=False) is not None
+
+
+def test_a_thread_that_could_not_leaves_it_to_who_asks(there, monkeypatch):
+    model = network()
+    assert model.fast(None, wait=False) is None
+    there["is"] = True
+    made = fused_ready.make_ready
+    monkeypatch.setattr(fused_ready, "make_ready", lambda *a, **k: 1 / 0)
+    assert model.fast(None, wait=False) is None
+    finished()
+    assert model.fused is None
+    monkeypatch.setattr(fused_ready, "make_ready", made)
+    assert model.fast(None, wait=False) is not None
+
+
+def test_nothing_is_compiled_for_float_weights(there):
+    model = converter().structure(TABLE, Model).build().eval()
+    assert model.fast(None, wait=False) is None
+    assert there["asked"] == 0
+    assert "float weights" in model.fast_step["why"]
+
+
+def test_weights_that_changed_meanwhile_are_those_of_the_step(there):
+    model = network()
+    state = model(torch.tensor([[1, 2]]), return_state=True)[1]
+    assert model.fast(state, wait=False) is None
+    there["is"] = True
+    assert model.fast(state, wait=False) is None
+    finished()
+    with torch.no_grad():
+        model.layers[0].attention.q.weight.neg_()
+    logits = model(torch.tensor([[3]]), state, return_state=True, last=True)[0][0, -1]
+    assert torch.equal(model.fast(state, wait=False).step(3), logits)
