@@ -20,7 +20,7 @@ from fastsnn_core.spec import converter
 from fastsnn_core.state import leaves
 from fastsnn_integer.quantization import Quant, quantise
 from fastsnn_kernel_numba.fused_decoder_runtime import NumbaStepper
-from fastsnn_model_decoder import fused_decode
+from fastsnn_model_decoder import fused_ready
 
 SCHEDULES = int(os.environ.get("FASTSNN_ROUNDS", "0")) or 32  # of each model; a quarter on two threads
 VOCAB, LENGTH = 37, 10
@@ -300,7 +300,7 @@ def test_what_cannot_step_together_is_refused():
 @torch.inference_mode()
 def test_within_a_second_nobody_looks_whether_the_model_has_changed(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(fused_decode, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(fused_ready, "time", SimpleNamespace(monotonic=lambda: now[0]))
     model = network(**MODELS["gla and window"])
     made = model.fast(None).made
     model.norm.weight.mul_(2.0)

@@ -17,7 +17,7 @@ from fastsnn_kernel_numba.fused_decoder_work import _work
 from fastsnn_kernel_numba.gemm_events import U
 from fastsnn_kernel_numba.layout import FLOAT, INT, STATE
 from fastsnn_kernel_numba.numba_runtime import compile
-from fastsnn_kernel_numba.spin_barrier import finish_task, next_task, wait_for_tasks
+from fastsnn_kernel_numba.spin_barrier import next_after, next_task, wait_for_tasks
 
 AHEAD = 1 << 13  # floats of a head's state that are prefetched, 32 KiB
 
@@ -137,8 +137,7 @@ def _mix(c, places, streams, layer, phase, worker):  # type: ignore[no-untyped-d
                 _work(places[r]), c, state, before, s.position, score, cos, sin, layer, t % groups, every, -1, worker
             )
             r = s.next
-        finish_task(sync, phase)
-        t = next_task(sync, phase)
+        t = next_after(sync, phase, t, tasks)
     wait_for_tasks(sync, phase, tasks)
 
 
@@ -191,7 +190,6 @@ def _mix_single(w, c, stream, layer, phase, worker):  # type: ignore[no-untyped-
                 _prefetch_head(w, c, layer, ahead)
         queries = share * piece // pieces, share * (piece + 1) // pieces
         _heads(w, c, state, 0, stream.position, score, cos, sin, layer, g, queries, ahead, worker)
-        finish_task(w.sync, phase)
         mine += 1
-        drawn = next_task(w.sync, phase)
+        drawn = next_after(w.sync, phase, drawn, tasks)
     wait_for_tasks(w.sync, phase, tasks)

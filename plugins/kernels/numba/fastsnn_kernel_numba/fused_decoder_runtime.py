@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,9 @@ class NumbaStepper:
         self.works = single_places(self.work, self.workers)
         self.places = layout.pack(layout.PLACES, [located(work) for work in self.works])
         self.one = np.zeros(1, layout.STREAM)
+        self.one["run"], self.one["next"] = 1, -1
+        self.state_at, self.state_size, self.token, self.position, *_ = (self.one[n] for n in layout.STREAM.names or ())
+        self.problem = self.work.row["problem"]
         self.batch: Batch | None = None
         self.score = np.zeros(1, F)
         fixed = {
@@ -69,7 +73,7 @@ class NumbaStepper:
             "dense_least": DENSE_LEAST, "open_cost": OPEN_COST,
         }  # fmt: skip
         self.call = layout.pack(layout.CALL, [dict.fromkeys(layout.CALL.names or (), 0) | fixed])
-        self.call_at, self.written = self.call.ctypes.data, tuple[Any, ...]()
+        self.call_at, self.written = self.call.ctypes.data, (None,) * 8
         self.logits = torch.from_numpy(self.work.logits)
         self.cos = self.sin = np.zeros(0, F)
         self.positions = 0
@@ -144,11 +148,12 @@ class NumbaStepper:
         """Logits after a token of a stream."""
         with self.busy:
             self.angles(stream.position)
-            self.one[0] = stream.address, stream.state.size, token, stream.position, 1, -1
+            self.state_at[0], self.state_size[0] = stream.address, len(stream.state)
+            self.token[0], self.position[0] = token, stream.position
             self.launch(self.places, self.one, 1, 1, stream.slots)
-            if self.work.row[0]["problem"]:
+            if self.problem[0]:
                 raise FastSNNError(self.failure(self.work))
-            return self.logits.clone()
+            return torch.from_numpy(self.work.logits.copy())
 
     def run_many(self, shares: list[tuple[NumbaStream, Sequence[int], bool]]) -> list[Tensor | FastSNNError | None]:
         """Up to `MOST_ROWS` tokens of several streams, each once: logits after the last token of those that want them,
@@ -178,7 +183,7 @@ class NumbaStepper:
             self.score = np.zeros(self.workers * slots + 1, F)
         self.work.sync.fill(0)
         now = places, streams, rows, wanted, self.score, self.cos, self.sin, batch
-        if len(self.written) != len(now) or any(a is not b for a, b in zip(self.written, now)):
+        if not all(map(is_, self.written, now)):
             self.write(*now)
         compiled.start_step(self.walk, self.call_at, self.workers)
 

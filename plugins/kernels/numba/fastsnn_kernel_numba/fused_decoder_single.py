@@ -27,7 +27,7 @@ from fastsnn_kernel_numba.fused_decoder_ternary import TERNARY_GROUP, _accumulat
 from fastsnn_kernel_numba.fused_decoder_work import _work
 from fastsnn_kernel_numba.gemm_events import U
 from fastsnn_kernel_numba.numba_runtime import compile
-from fastsnn_kernel_numba.spin_barrier import atomic_add, finish_task, next_task, wait_for_tasks
+from fastsnn_kernel_numba.spin_barrier import atomic_add, next_after, next_task, wait_for_tasks
 
 BLOCK = 512  # hidden channels per task, where they are a phase of their own
 
@@ -64,8 +64,7 @@ def _projection_phase(own, out, index, last_task, phase, worker, widest, head): 
         if head >= 0:
             task = own.tasks[first + t]
             _dequantise_task(own, head, task.column, task.columns)
-        finish_task(own.sync, phase)
-        t = next_task(own.sync, phase)
+        t = next_after(own.sync, phase, t, last_task - first)
     _prefetch_after(own, index)
     wait_for_tasks(own.sync, phase, last_task - first)
     return drawn
@@ -91,8 +90,7 @@ def _activate_phase(w, layer, phase):  # type: ignore[no-untyped-def]
     t = next_task(w.sync, phase)
     while t < blocks:
         _activate(w, layer, t * BLOCK, min(BLOCK, hidden - t * BLOCK))
-        finish_task(w.sync, phase)
-        t = next_task(w.sync, phase)
+        t = next_after(w.sync, phase, t, blocks)
     wait_for_tasks(w.sync, phase, blocks)
 
 
@@ -140,8 +138,7 @@ def _hidden_phase(own, out, c, index, phase, worker):  # type: ignore[no-untyped
             if each == 2:
                 _accumulate_task(own, task + 1, worker, c.widest)
             _activate(own, layer, first, n)
-        finish_task(own.sync, phase)
-        t = next_task(own.sync, phase)
+        t = next_after(own.sync, phase, t, blocks)
     wait_for_tasks(own.sync, phase, blocks)
     return drawn
 
@@ -155,8 +152,7 @@ def _gates_phase(own, c, layer, phase, worker):  # type: ignore[no-untyped-def]
     while t < blocks:
         first = t * row.block
         _gated(own, c, layer, row.up_task + t, first, min(row.block, row.hidden - first), worker)
-        finish_task(own.sync, phase)
-        t = next_task(own.sync, phase)
+        t = next_after(own.sync, phase, t, blocks)
     wait_for_tasks(own.sync, phase, blocks)
 
 

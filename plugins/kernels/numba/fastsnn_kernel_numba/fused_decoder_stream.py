@@ -12,7 +12,7 @@ from torch import Tensor
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import LinearAttentionForm, MixerForm, SoftmaxAttentionForm
 from fastsnn_integer.decode_step import States
-from fastsnn_integer.plan_check import check_token
+from fastsnn_integer.plan_check import check_token, vocabulary
 from fastsnn_kernel_numba import layout
 from fastsnn_kernel_numba.buffer_pool import zeros
 from fastsnn_kernel_numba.fused_decoder_stages import KEYS
@@ -35,6 +35,7 @@ class NumbaStream:
 
     def __init__(self, stepper: NumbaStepper, position: int, states: States, room: int = 0) -> None:
         self.stepper, self.position, self.failure, self.room = stepper, position, "", room
+        self.tokens = vocabulary(stepper.plan)
         self.mixers = [m for block in stepper.plan.blocks for m in block.attention.mixers]
         given = [pair for block in states for pair in block]
         self.state = np.zeros(max(1, len(self.mixers)), layout.STATE)
@@ -92,13 +93,16 @@ class NumbaStream:
 
     def step(self, token: int) -> Tensor:
         """Logits after `token`."""
-        self.prepare((token,))
+        if not (type(token) is int and 0 <= token < self.tokens and self.free and not self.failure):  # the ordinary case
+            self.prepare((token,))
         try:
             logits = self.stepper.run(self, token)
         except FastSNNError as error:
             self.after(error)
             raise
-        self.after(logits)
+        self.position += 1  # as `after` does
+        self.seen += 1
+        self.free -= 1
         return logits
 
     def grow(self, tokens: int) -> None:

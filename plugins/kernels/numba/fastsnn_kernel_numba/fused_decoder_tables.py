@@ -152,7 +152,7 @@ class Tables:
         for i, matrices in enumerate(groups):
             weight, own = joined_weights(matrices), len(rows)
             tall = len(weight)
-            parts, first, step = 1, sums, COLUMNS
+            parts, first, step = 1, sums, min(COLUMNS, LINE * -(-tall // (LINE * self.workers)))
             if i < split and tall <= NARROW and self.workers > 1:
                 parts = 2 if self.workers < 8 else 4
                 step = LINE * -(-tall // (LINE * (self.workers // gcd(parts, self.workers))))

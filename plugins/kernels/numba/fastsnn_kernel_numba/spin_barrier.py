@@ -94,6 +94,14 @@ def finish_task(sync, phase):  # type: ignore[no-untyped-def]
 
 
 @compile
+def next_after(sync, phase, task, tasks):  # type: ignore[no-untyped-def]
+    """A task that was drawn is done; the next one, without asking where this one was the last to be drawn or done."""
+    if finish_task(sync, phase) == tasks - 1 or task == tasks - 1:
+        return tasks
+    return next_task(sync, phase)
+
+
+@compile
 def wait_for_tasks(sync, phase, tasks):  # type: ignore[no-untyped-def]
     """Until all tasks of a phase are done."""
     spins = 0

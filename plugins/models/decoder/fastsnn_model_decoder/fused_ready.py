@@ -113,7 +113,8 @@ def make_contiguous(model: Any, pause: float = 0.0) -> None:
     processor to others.
     """
     for block in model.layers:
-        time.sleep(pause)
+        if pause:
+            time.sleep(pause)
         a, f = block.attention, block.feedforward
         form = lower(f, "feedforward")
         ups = [form.up.layer] if form.gate is None else [form.up.layer, form.gate.layer]
