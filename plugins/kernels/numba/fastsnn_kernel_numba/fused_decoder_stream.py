@@ -93,7 +93,8 @@ class NumbaStream:
 
     def step(self, token: int) -> Tensor:
         """Logits after `token`."""
-        if not (type(token) is int and 0 <= token < self.tokens and self.free and not self.failure):  # the ordinary case
+        ordinary = type(token) is int and 0 <= token < self.tokens and self.free and not self.failure
+        if not ordinary:
             self.prepare((token,))
         try:
             logits = self.stepper.run(self, token)
