@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ import torch
 from fastsnn_core.lowering import SiteForm, SpikeRule, Unsupported
 from fastsnn_integer import deterministic, fused_row_ops, samples
 from fastsnn_integer.decode_step import NotYet
+from fastsnn_kernel_numba import TABLE, compile_all, layout, numba_runtime
 from fastsnn_kernel_numba import fused_decoder_compile as kernel
-from fastsnn_kernel_numba import layout, numba_runtime
 from fastsnn_kernel_numba.fused_decoder_runtime import NumbaStepper
 from fastsnn_kernel_numba.fused_decoder_work import Workspace
 from fastsnn_modules.operands import OperandError
@@ -183,3 +185,27 @@ def test_memory_whose_lease_was_interrupted_says_nothing(monkeypatch):
     half = buffer_pool._Lease.__new__(buffer_pool._Lease)  # Ctrl-C before the first line of __init__
     del half
     assert not said
+
+
+WITHOUT_MEMORY = {"_unary", "_forward", "_membrane", "_scale", "_add_left", "_pool", "_spread"}
+"""Kernels whose arrays are the same for any number of workers."""
+
+
+@pytest.mark.parametrize("operator", [name for name in TABLE if name != "decode_step"])
+def test_kernels_start_with_the_workers_their_memory_was_made_for(operator, monkeypatch):
+    """torch's number of threads may change in between, and a worker too many would write behind its memory."""
+    for path in Path(numba_runtime.__file__).parent.glob("*.py"):
+        module = importlib.import_module(f"fastsnn_kernel_numba.{path.stem}")
+        if hasattr(module, "workers") and module is not numba_runtime:
+            monkeypatch.setattr(module, "workers", lambda: 3)
+    started = list[tuple[str, int]]()
+
+    def on(self, wanted, *args):
+        started.append((self.function.__name__, wanted))
+        return kept(self, wanted, *args)
+
+    kept = numba_runtime.Threaded.on
+    monkeypatch.setattr(numba_runtime.Threaded, "on", on)
+    monkeypatch.setattr(numba_runtime, "workers", lambda: 1)
+    compile_all.compile_operator(operator)
+    assert {name for name, wanted in started if wanted != 3} <= WITHOUT_MEMORY

@@ -207,10 +207,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     turned = scratch("attend_keys", nw * size * room + 1 if t >= FEW else 1, F)
     score = scratch("attend_score", nw * (room * TILE + APART), F)
     spans, tops = np.empty((b * t, 3), np.int64), np.empty((nw, 2 * TILE, 2), F)
-    _spans(allowed.numpy(), b * t, t, keys, spans)
+    _spans.on(nw, allowed.numpy(), b * t, t, keys, spans)
     rows = (flat(x.contiguous()) for x in (q, k, v))
     shape = (b, t, keys, h, groups, size, wide)
     values = scratch("attend_values", nw * wide * keys + 1 if t >= FEW else 1, F)
     memory = own, part, turned, values, score, tops
-    _attend(*rows, allowed.numpy(), spans, shape, F(size**-0.5), memory, flat(out))
+    _attend.on(nw, *rows, allowed.numpy(), spans, shape, F(size**-0.5), memory, flat(out))
     return out

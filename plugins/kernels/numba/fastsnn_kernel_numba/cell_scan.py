@@ -197,13 +197,13 @@ def _cell_walk(x, states, operands, keep, grad, programs, sizes, outs, last, mar
                     _move(r, U(base + (1 + s) * width), last, U((s * batch + b) * wide + d0), n)
 
 
-def _block(x: Tensor, programs: tuple[Program, ...]) -> tuple[int, int]:
+def _block(x: Tensor, programs: tuple[Program, ...], nw: int) -> tuple[int, int]:
     """Channels of a block, and the numbers that the registers of one worker take."""
     batch, _, wide = x.shape
     registers = max(program.registers for program in programs)
     if any(program.across for program in programs):
         return wide, registers * wide
-    share = -(-wide // -(-workers() // max(1, batch)))
+    share = -(-wide // -(-nw // max(1, batch)))
     fits = max(LEAST, REGISTER_BYTES // (registers * x.itemsize) // 16 * 16)
     width = max(1, min(wide, fits, -(-share // 16) * 16))
     return width, registers * width
@@ -232,12 +232,13 @@ def forward_cells(
     outs, last = empty((results, batch, steps, wide), x.dtype), states.clone()
     marks = empty((count, batch, -(-steps // CHECKPOINT), wide), x.dtype)
     if x.numel():
-        width, room = _block(x, (program,))
+        nw = workers()
+        width, room = _block(x, (program,), nw)
         none, how = _nothing_like(x), _packed(program, x.dtype)
         sizes = (batch, steps, wide, width, count, len(operands), results, room, CHECKPOINT, 0)
         given = flat(x), flat(states), flat(operands), flat(keep), none, (how, how)
-        r = np.empty(workers() * room, none.dtype)
-        _cell_walk(*given, sizes, flat(outs), flat(last), flat(marks), none, none, r)
+        r = np.empty(nw * room, none.dtype)
+        _cell_walk.on(nw, *given, sizes, flat(outs), flat(last), flat(marks), none, none, r)
     return outs, last, marks
 
 
@@ -254,12 +255,13 @@ def backward_cells(
     carry = carry.clone(memory_format=torch.contiguous_format)
     grad_x, grad_p = empty(x.shape, x.dtype), empty((batch, held, wide), x.dtype)
     if x.numel():
-        width, room = _block(x, (advance, adjoint))
+        nw = workers()
+        width, room = _block(x, (advance, adjoint), nw)
         sizes = (batch, steps, wide, width, count, held, len(grad), room, CHECKPOINT, 1)
         none, programs = _nothing_like(x), (_packed(advance, x.dtype), _packed(adjoint, x.dtype))
-        seen, r = (np.empty(workers() * numbers, none.dtype) for numbers in (CHECKPOINT * count * width, room))
+        seen, r = (np.empty(nw * numbers, none.dtype) for numbers in (CHECKPOINT * count * width, room))
         given = flat(x), none, flat(operands), flat(keep), flat(grad), programs
-        _cell_walk(*given, sizes, flat(grad_x), flat(carry), flat(marks), flat(grad_p), seen, r)
+        _cell_walk.on(nw, *given, sizes, flat(grad_x), flat(carry), flat(marks), flat(grad_p), seen, r)
     else:
         grad_p.zero_()
     return grad_x, carry, grad_p

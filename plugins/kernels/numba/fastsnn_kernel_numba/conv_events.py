@@ -159,7 +159,8 @@ def conv_by_events(
     high, wide = window.sizes((height, width), (rows, columns))
     out, nw = empty((n, tall, high, wide), torch.float32), workers()
     memory = scratch("conv", nw * high * wide * tall, np.int16 if narrow else np.int32)
-    _events(
+    _events.on(
+        nw,
         flat(counts), n, (channels, height, width, high, wide, tall),
         (rows, columns, *window.stride, *window.padding, *window.dilation, window.groups),
         flat(weight.permute(1, 2, 3, 0)), flat(scale), flat(threshold), 1 if n >= nw else nw, memory, flat(out),

@@ -348,8 +348,9 @@ def row_sum(x: Tensor, form: str) -> Tensor:
     if not size:
         return torch.zeros(rows)
     out = torch.empty(rows)
-    part = scratch("row_sum", workers() * (1 << (size - 1).bit_length()), F)
-    _row_sum(flat(x.contiguous()), rows, size, SUMS[form], part, flat(out))
+    nw = workers()
+    part = scratch("row_sum", nw * (1 << (size - 1).bit_length()), F)
+    _row_sum.on(nw, flat(x.contiguous()), rows, size, SUMS[form], part, flat(out))
     return out
 
 
@@ -360,8 +361,9 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if not size:
         return torch.zeros(rows, size)
     out = empty((rows, size), torch.float32)
-    part = scratch("norm", workers() * (1 << (size - 1).bit_length()), F)
-    _norms(flat(x.contiguous()), rows, size, flat(weight.contiguous()), F(eps), part, flat(out))
+    nw = workers()
+    part = scratch("norm", nw * (1 << (size - 1).bit_length()), F)
+    _norms.on(nw, flat(x.contiguous()), rows, size, flat(weight.contiguous()), F(eps), part, flat(out))
     return out
 
 
@@ -375,8 +377,9 @@ def scan(
         return NotImplemented
     out, norm = torch.empty(b, t, h, wide), torch.empty(b, groups, t, h // groups)
     s, z = s.contiguous().clone(), z.contiguous().clone()
-    part = scratch("scan_part", workers() * ((1 << (size - 1).bit_length()) * wide + APART), F)
+    nw = workers()
+    part = scratch("scan_part", nw * ((1 << (size - 1).bit_length()) * wide + APART), F)
     rows = (flat(x.contiguous()) for x in (q, k, v, gate))
     shape = (b, t, h, groups, size, wide)
-    _scan(*rows, flat(s), flat(z), flat(keep.contiguous()), shape, part, flat(out), flat(norm))
+    _scan.on(nw, *rows, flat(s), flat(z), flat(keep.contiguous()), shape, part, flat(out), flat(norm))
     return out, norm.transpose(1, 2).reshape(b, t, h), s, z

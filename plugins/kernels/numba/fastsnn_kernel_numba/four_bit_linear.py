@@ -148,5 +148,5 @@ def product_of_four_bits(counts: Tensor, packed: Tensor, d: Tensor, m: Tensor, g
     ]
     arrays = (flat(t.contiguous()) for t in (counts.to(torch.int32), packed, d, m))
     step = min(BYTES, -(-half // (NARROW * nw)) * NARROW)  # so that no worker is left without
-    _product_kernel(*arrays, (rows, wide, half, tall, group, step), *room, flat(out))
+    _product_kernel.on(nw, *arrays, (rows, wide, half, tall, group, step), *room, flat(out))
     return out

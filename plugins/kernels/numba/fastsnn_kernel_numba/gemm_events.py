@@ -252,7 +252,8 @@ def event_gemm(counts: Tensor, weight: Tensor, limit: float) -> Tensor | None:
         scratch("at", nw * rows, np.int64),
     )
     for bits, kind in ((31, np.int32), (63, np.int64)):
-        found = _event_gemm(
+        found = _event_gemm.on(
+            nw,
             flat(counts.contiguous()), flat_weight, shape, int(min(limit, rows * wide + 1)), bits,
             events, own, scratch("sums", parts * rows * tall, kind), flat(out), most,
         )  # fmt: skip

@@ -183,16 +183,17 @@ def dense_product(counts: Tensor, weight: Tensor) -> Tensor:
         counts = counts.to(torch.float32 if counts.dtype == torch.int8 else torch.int64)
     if not byte_product.trusted() and (out := tile_gemm(counts, weight)) is not None:
         return out
-    low, state = torch.empty(counts.shape, dtype=torch.int8), np.zeros((workers(), 2), np.int64)
-    _narrow(flat(counts.contiguous()), flat(low), state)
+    nw = workers()
+    low, state = torch.empty(counts.shape, dtype=torch.int8), np.zeros((nw, 2), np.int64)
+    _narrow.on(nw, flat(counts.contiguous()), flat(low), state)
     if not state.any():
         return gemm(low, weight)
     if by_torch(*counts.shape) and (out := tile_gemm(counts, weight, True)) is not None:
         return out
     wide = counts.shape[1]
-    used = np.zeros((workers(), wide), np.uint8)
+    used = np.zeros((nw, wide), np.uint8)
     state[:] = 0
-    _digits(flat(counts.contiguous()), flat(low), len(counts), wide, used.reshape(-1), state)
+    _digits.on(nw, flat(counts.contiguous()), flat(low), len(counts), wide, used.reshape(-1), state)
     if state[:, 0].any():
         whole(counts, "counts")  # refuses fractions and what is not finite
         check_sums(counts.to(torch.float64).abs().sum(-1), weight)  # and whole numbers beyond 64 bits

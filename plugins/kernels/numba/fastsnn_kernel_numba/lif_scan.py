@@ -221,10 +221,10 @@ def _backward_kernel(gradient, carry, x, marks, keep, slope, k, form, shape, wid
                         _fill(carry, oc, n, k.zero)
 
 
-def _width(shape: torch.Size, itemsize: int, most: int) -> int:
+def _width(shape: torch.Size, itemsize: int, most: int, nw: int) -> int:
     """Channels per task: whole rows up to `most` bytes, fewer where there are fewer streams than workers."""
     batch, _, wide = shape
-    share = -(-wide // -(-workers() // batch))
+    share = -(-wide // -(-nw // batch))
     return max(1, min(-(-share // 16) * 16, most // itemsize, wide))
 
 
@@ -238,7 +238,7 @@ def forward(x: Tensor, v: Tensor, keep: Tensor, theta: Tensor, rule: LifRule) ->
     marks = empty((batch, -(-steps // CHECKPOINT), wide), x.dtype)
     if v.numel():
         k = rounded_constants(x.dtype, theta, rule)
-        width = _width(x.shape, x.itemsize, ROW)
+        width = _width(x.shape, x.itemsize, ROW, workers())
         outs = flat(counts), flat(v_last), flat(marks)
         _forward(flat(x), flat(v), flat(keep), k, (*x.shape, CHECKPOINT), width, *outs)
     return counts, v_last, marks
@@ -255,7 +255,7 @@ def membrane(
     if x.numel():
         k = rounded_constants(x.dtype, theta, rule)
         v = marks[:, 0].clone(memory_format=torch.contiguous_format)
-        width = _width(x.shape, x.itemsize, ROW)
+        width = _width(x.shape, x.itemsize, ROW, workers())
         _membrane(flat(x), flat(v), flat(keep), k, (*x.shape, CHECKPOINT), width, flat(u))
     return u
 
@@ -271,12 +271,13 @@ def backward(
     grad_x, carry = empty(x.shape, x.dtype), grad_v.clone(memory_format=torch.contiguous_format)
     if x.numel():
         k = rounded_constants(x.dtype, theta, rule, surrogate)
-        width = _width(x.shape, x.itemsize, L2_BLOCK // CHECKPOINT)
-        us = torch.empty(workers() * CHECKPOINT * width, dtype=x.dtype)
-        vs = torch.empty(workers() * 2 * width, dtype=x.dtype)
+        nw = workers()
+        width = _width(x.shape, x.itemsize, L2_BLOCK // CHECKPOINT, nw)
+        us = torch.empty(nw * CHECKPOINT * width, dtype=x.dtype)
+        vs = torch.empty(nw * 2 * width, dtype=x.dtype)
         form = SLOPE if slope.numel() else surrogate.form
         given = _strided_rows(grad_c), flat(carry), flat(x), flat(marks), flat(keep), flat(slope)
-        _backward_kernel(*given, k, form, (*x.shape, CHECKPOINT), width, flat(grad_x), flat(us), flat(vs))
+        _backward_kernel.on(nw, *given, k, form, (*x.shape, CHECKPOINT), width, flat(grad_x), flat(us), flat(vs))
     return grad_x, carry
 
 

@@ -34,6 +34,7 @@ def _narrow_rows(counts, rows, size, out, state, nw):  # type: ignore[no-untyped
 def narrow_rows(counts: Tensor) -> Tensor:
     """Float counts ``[N, D]`` in 16 bits where those and the sums of products hold them, else as they are."""
     rows, size = counts.shape
-    out, state = torch.empty(rows, size, dtype=torch.int16), np.zeros((workers(), 8), np.int64)
-    _narrow_rows(flat(counts), rows, size, flat(out), state)
+    nw = workers()
+    out, state = torch.empty(rows, size, dtype=torch.int16), np.zeros((nw, 8), np.int64)
+    _narrow_rows.on(nw, flat(counts), rows, size, flat(out), state)
     return counts if state[:, 0].any() else out

@@ -167,11 +167,12 @@ class Threaded:
         return compile(twin, nogil=True)
 
     def __call__(self, *args: Any) -> Any:
-        """Run on `workers` threads."""
+        """Run on `workers` threads: for kernels whose memory is the same for any number of workers."""
         return self.on(workers(), *args)
 
     def on(self, wanted: int, *args: Any) -> Any:
-        """Run on so many threads."""
+        """With so many workers: the number that memory of theirs was made for, which may have changed since then. There
+        are as many threads, at most Numba's."""
         if _forked:
             return self.serial(*args, 1)
         if wanted == ALL and not ALONE:  # nothing to set, and asking takes a microsecond
@@ -180,7 +181,7 @@ class Threaded:
         with _one_at_a_time if ALONE else contextlib.nullcontext():
             if wanted == found:
                 return self.parallel(*args, wanted)
-            numba.set_num_threads(wanted)
+            numba.set_num_threads(min(wanted, ALL))
             try:
                 return self.parallel(*args, wanted)
             finally:

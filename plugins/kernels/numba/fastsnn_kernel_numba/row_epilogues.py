@@ -212,12 +212,13 @@ def residual(x: Tensor, add: Sums | Tensor | None, norm: NormForm | None, site: 
         add = None
     given, va = (NO_SUMS, NONE) if add is None else (sums_parts(add), flat(add.v))
     by, room = norm_of(norm), -(-(size + fold_room(size)) // 16) * 16 + APART
-    own = scratch("rows", workers() * room, F)
+    nw = workers()
+    own = scratch("rows", nw * room, F)
 
     def run(given: Any, out: Any, v: Any, found: Any) -> None:
-        _residual(flat(x), rows, size, given, va, by, made, own, room, out, v, found)
+        _residual.on(nw, flat(x), rows, size, given, va, by, made, own, room, out, v, found)
 
-    return as_counts(run, rows, size, given, NO_SUMS)
+    return as_counts(run, rows, size, given, NO_SUMS, nw)
 
 
 @guarded("rows_hidden")
@@ -233,18 +234,19 @@ def hidden(
         return NotImplemented
     both = sums_parts(up), NO_SUMS if gate is None else sums_parts(gate)
     room, form = -(-(2 * size + fold_room(size)) // 16) * 16 + APART, ACTIVATIONS[activation]
-    own, how = scratch("rows", workers() * room, F), (form, optional_vector(gate_threshold), int(up_relu))
+    nw = workers()
+    own, how = scratch("rows", nw * room, F), (form, optional_vector(gate_threshold), int(up_relu))
 
     def run(given: Any, out: Any, v: Any, found: Any) -> None:
-        _hidden(*given, how, flat(up.v), rows, size, made, own, room, out, v, found)
+        _hidden.on(nw, *given, how, flat(up.v), rows, size, made, own, room, out, v, found)
 
-    return as_counts(run, rows, size, both, both)
+    return as_counts(run, rows, size, both, both, nw)
 
 
-def as_counts(run: Any, rows: int, size: int, given: Any, again: Any) -> CountRows:
+def as_counts(run: Any, rows: int, size: int, given: Any, again: Any, nw: int) -> CountRows:
     """Counts of 8 bits; all over (with the inputs `again`) where one does not fit them: in 16, or in float32."""
     low, v = torch.empty(rows, size, dtype=torch.int8), torch.empty(rows, 1)
-    found = np.zeros((workers(), 16), np.int64)
+    found = np.zeros((nw, 16), np.int64)
     run(given, (flat(low), NONE), flat(v), found)
     active, large = (int(found[:, i].sum()) for i in (ACTIVE, TOO_LARGE))
     if not large:
@@ -271,10 +273,11 @@ def heads(
         return NotImplemented
     outs = [torch.empty(rows, s.total.shape[1] // width, width) for s in (q, k, v)]
     room = -(-(wide + fold_room(width)) // 16) * 16 + APART
-    own = scratch("rows", workers() * room, F)
+    nw = workers()
+    own = scratch("rows", nw * room, F)
     by, turn = tuple(norm_of(n) for n in norms), tuple(optional_vector(a) for a in angles or (None, None))
     given, shape = (sums_parts(s) for s in (q, k, v)), (width, wide, narrow)
-    _heads_kernel(*given, flat(q.v), rows, shape, by, turn, NONE, own, room, tuple(flat(o) for o in outs))
+    _heads_kernel.on(nw, *given, flat(q.v), rows, shape, by, turn, NONE, own, room, tuple(flat(o) for o in outs))
     return outs[0], outs[1], outs[2]
 
 

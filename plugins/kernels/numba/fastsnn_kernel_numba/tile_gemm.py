@@ -123,7 +123,7 @@ def tile_gemm(counts: Tensor, weight: Tensor, by_torch: bool = False) -> Tensor 
     index, count = scratch("index", rows * wide, np.int32), scratch("count", rows * wide, np.int32)
     left, total = scratch("left", rows, np.int64), scratch("total", rows, np.int64)
     state = np.zeros((nw, 2), np.int64)
-    _split_rows(flat(counts.contiguous()), rows, wide, padded, whole, narrow, index, count, left, total, state)
+    _split_rows.on(nw, flat(counts.contiguous()), rows, wide, padded, whole, narrow, index, count, left, total, state)
     if state[:, 0].any() or state[:, 1].max() >= MOST_SIZE or left[:rows].sum() > MOST_LEFT * rows * wide:
         return None
     flat_weight = weight.as_strided(((wide - 1) * stride + tall,), (1,)).numpy()
@@ -135,7 +135,8 @@ def tile_gemm(counts: Tensor, weight: Tensor, by_torch: bool = False) -> Tensor 
     panels, sums = scratch("panels", nw * PANEL, np.int8), scratch("tile_sums", nw * (ROWS + 1) * WIDTH, np.int32)
     places = np.zeros((nw, ROWS), np.int64)
     out = torch.empty(rows, tall, dtype=torch.int32)
-    _multiply_tiles(
+    _multiply_tiles.on(
+        nw,
         (rows, wide, tall, padded, stride), flat_weight, flat_weight.ctypes.data, narrow.ctypes.data,
         (index, count, left, total), panels.ctypes.data, sums, sums.ctypes.data, places, flat(out),
     )  # fmt: skip
