@@ -45,14 +45,20 @@ def finished():
             thread.join(60)
 
 
-def test_the_model_answers_until_a_thread_has_made_the_step(there, monkeypatch):
-    model, go = network(), threading.Event()
+@pytest.fixture
+def go(monkeypatch):
+    """Threads wait for it before they make a step: a small one is there before anybody asks again."""
+    found, made = threading.Event(), fused_ready.make_ready
+    monkeypatch.setattr(fused_ready, "make_ready", lambda *a, **k: found.wait(60) and made(*a, **k))
+    return found
+
+
+def test_the_model_answers_until_a_thread_has_made_the_step(there, go):
+    model = network()
     state = model(torch.tensor([[1, 2]]), return_state=True)[1]
     assert model.fast(state, wait=False) is None
     assert "another process compiles" in model.fast_step["why"]
     assert model.fused is None
-    made = fused_ready.make_ready
-    monkeypatch.setattr(fused_ready, "make_ready", lambda *a, **k: go.wait(60) and made(*a, **k))
     there["is"] = True
     assert model.fast(state, wait=False) is None
     assert "is being made" in model.fast_step["why"]
@@ -97,12 +103,13 @@ def test_who_waits_has_it_at_once(there):
 
 
 def test_a_thread_that_could_not_leaves_it_to_who_asks(there, monkeypatch):
-    model = network()
+    model, go = network(), threading.Event()
     assert model.fast(None, wait=False) is None
     there["is"] = True
     made = fused_ready.make_ready
-    monkeypatch.setattr(fused_ready, "make_ready", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(fused_ready, "make_ready", lambda *a, **k: go.wait(60) and 1 / 0)
     assert model.fast(None, wait=False) is None
+    go.set()
     finished()
     assert model.fused is None
     monkeypatch.setattr(fused_ready, "make_ready", made)
@@ -116,12 +123,13 @@ def test_nothing_is_compiled_for_float_weights(there):
     assert "float weights" in model.fast_step["why"]
 
 
-def test_weights_that_changed_meanwhile_are_those_of_the_step(there):
+def test_weights_that_changed_meanwhile_are_those_of_the_step(there, go):
     model = network()
     state = model(torch.tensor([[1, 2]]), return_state=True)[1]
     assert model.fast(state, wait=False) is None
     there["is"] = True
     assert model.fast(state, wait=False) is None
+    go.set()
     finished()
     with torch.no_grad():
         model.layers[0].attention.q.weight.neg_()
