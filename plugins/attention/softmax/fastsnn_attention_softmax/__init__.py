@@ -59,9 +59,9 @@ class SoftmaxMixer(nn.Module):
         return (SoftmaxAttentionForm(),)
 
     def pack_state(self, state: Cache) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values ``[n,G,K]`` of one stream's document, oldest first."""
+        """Keys and values ``[n,G,K]`` of one stream's document, oldest first: views where all of them are its own."""
         mine = state.valid[0]
-        return [(state.k[0][mine], state.v[0][mine])]
+        return [(state.k[0], state.v[0]) if bool(mine.all()) else (state.k[0][mine], state.v[0][mine])]
 
     def unpack_state(self, pairs: list[tuple[Tensor, Tensor]]) -> Cache:
         """The inverse."""

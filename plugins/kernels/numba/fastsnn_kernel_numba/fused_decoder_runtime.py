@@ -34,6 +34,7 @@ from fastsnn_kernel_numba.ternary_events import PAIR_LIST
 F = np.float32
 EVERY = 1 << 62  # without a fast INT8 product of torch (VNNI), rows of steps read prompts of any length faster; with it
 # those of up to 4 · MOST_ROWS tokens (128: 1.2 to 1.9 times, 512: as fast)
+SINGLE_PHASES = 6  # of a block, at most, where there is one row
 OPEN_COST = 1.25  # of a weight behind an open gate, in weights read by events (benchmarks/NOTES.md)
 
 
@@ -64,6 +65,8 @@ class NumbaStepper:
         self.one["run"], self.one["next"] = 1, -1
         self.state_at, self.state_size, self.token, self.position, *_ = (self.one[n] for n in layout.STREAM.names or ())
         self.problem = self.work.row["problem"]
+        self.single_sync = self.work.sync[: 16 * (SINGLE_PHASES * len(plan.blocks) + 1)]
+        self.came = self.work.sync[-1:]  # how many workers there are so far
         self.batch: Batch | None = None
         self.score = np.zeros(1, F)
         fixed = {
@@ -181,7 +184,11 @@ class NumbaStepper:
         the scores' memory."""
         if len(self.score) < self.workers * slots + 1:
             self.score = np.zeros(self.workers * slots + 1, F)
-        self.work.sync.fill(0)
+        if batch is None:
+            self.single_sync.fill(0)
+            self.came[0] = 0
+        else:
+            self.work.sync.fill(0)
         now = places, streams, rows, wanted, self.score, self.cos, self.sin, batch
         if not all(map(is_, self.written, now)):
             self.write(*now)

@@ -22,7 +22,14 @@ from fastsnn_kernel_numba.fused_decoder_four_bits import _accumulate_four_bits
 from fastsnn_kernel_numba.fused_decoder_gates import _multiply_up, _open_gates, _shut_gates, _up_of_open_gates
 from fastsnn_kernel_numba.fused_decoder_heads import _mix_single
 from fastsnn_kernel_numba.fused_decoder_prologue import INTO_HEADS, INTO_HIDDEN, STAGES, _prefetch_after, _prologue
-from fastsnn_kernel_numba.fused_decoder_stages import _accumulate_task, _dequantise, _dequantise_task, _list_events
+from fastsnn_kernel_numba.fused_decoder_stages import (
+    STRETCH,
+    _accumulate_task,
+    _dequantise,
+    _dequantise_task,
+    _list_events,
+    _list_few,
+)
 from fastsnn_kernel_numba.fused_decoder_ternary import TERNARY_GROUP, _accumulate_ternary
 from fastsnn_kernel_numba.fused_decoder_work import _work
 from fastsnn_kernel_numba.gemm_events import U
@@ -165,7 +172,11 @@ def _walk_single(c, places, stream, worker):  # type: ignore[no-untyped-def]
         layer, stage = index // STAGES, index % STAGES
         own, out, row = _work(places[STAGES * (1 + worker) + stage]), _work(places[stage]), w.layers[layer]
         _prologue(own, before, own.x if own_x else before.x, index, stream.token, pa)
-        _list_events(own.counts, own.stages[index].size, own.index, own.count)
+        size = own.stages[index].size
+        if own.row[0].events * STRETCH < size:
+            _list_few(own.counts, size, own.index, own.count)
+        else:
+            _list_events(own.counts, size, own.index, own.count)
         hidden = stage == INTO_HIDDEN and row.block > 0
         if hidden and row.up_task < 0:
             drawn = _hidden_phase(own, out, c, index, phase, worker)

@@ -30,6 +30,7 @@ from fastsnn_kernel_numba.numba_runtime import compile, prefetch
 INT8_MAX = F(127)
 INT32_RANGE = F(2147483648.0)  # magnitudes of counts stay below
 MOST_BURST = 16
+STRETCH = 16  # inputs that are looked at together where few are active
 LINE = 16  # keys that are scored together, a cache line
 SUM_32 = (1 << 31) // 128  # Σ|c| from which sums take 64 bits
 
@@ -126,11 +127,30 @@ def _count_events(counts, size, row):  # type: ignore[no-untyped-def]
 @compile
 def _list_events(counts, size, index, count):  # type: ignore[no-untyped-def]
     """Events of a row."""
-    at = 0
-    for i in range(U(size)):  # no branch: which inputs are active is random
+    _list_part(counts, U(0), U(size), index, count, 0)
+
+
+@compile
+def _list_part(counts, first, last, index, count, at):  # type: ignore[no-untyped-def]
+    """Events of the inputs first … last behind `at` others; how many there are then."""
+    for i in range(first, last):  # no branch: which inputs are active is random
         index[at] = np.int32(i)
         count[at] = counts[i]
         at += counts[i] != 0
+    return at
+
+
+@compile
+def _list_few(counts, size, index, count):  # type: ignore[no-untyped-def]
+    """`_list_events` of a row most of whose stretches of `STRETCH` inputs are silent."""
+    at, whole = 0, U(size) // U(STRETCH) * U(STRETCH)
+    for first in range(U(0), whole, U(STRETCH)):
+        found = np.int32(0)
+        for i in range(U(STRETCH)):
+            found |= counts[first + i]
+        if found != 0:
+            at = _list_part(counts, first, first + U(STRETCH), index, count, at)
+    _list_part(counts, whole, U(size), index, count, at)
 
 
 @compile

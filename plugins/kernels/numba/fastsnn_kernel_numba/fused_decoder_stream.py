@@ -59,10 +59,10 @@ class NumbaStream:
         held, groups, size = keys.shape
         capacity = -(-(window_of(self.mixers[m]) or max(self.room, held + 1)) // KEYS) * KEYS
         k, v = zeros((groups, capacity // KEYS, size, KEYS)), zeros((groups, capacity, size))
-        blocks = -(-held // KEYS)
-        padded = np.zeros((groups, blocks * KEYS, size), F)
-        padded[:, :held], v[:, :held] = keys.transpose(0, 1).numpy(), values.transpose(0, 1).numpy()
-        k[:, :blocks] = padded.reshape(groups, blocks, KEYS, size).swapaxes(2, 3)
+        v[:, :held] = values.transpose(0, 1).numpy()
+        rows, full = keys.numpy(), held // KEYS
+        k[:, :full] = rows[: full * KEYS].reshape(full, KEYS, groups, size).transpose(2, 0, 3, 1)
+        k[:, full : full + 1, :, : held % KEYS] = rows[full * KEYS :].transpose(1, 2, 0)[:, None]
         self.keep(m, k.reshape(-1), v.reshape(-1))
         self.state[m]["capacity"], self.state[m]["seen"] = capacity, held
 
