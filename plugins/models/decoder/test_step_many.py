@@ -320,3 +320,22 @@ def test_a_stream_from_the_start_needs_no_mode_of_autograd(name):
     read = model.fast(None).read([1, 2, 3])
     with torch.inference_mode():
         assert torch.equal(read, model.fast(None).read([1, 2, 3]))
+
+
+@pytest.mark.parametrize("name", ["gla and window", "softmax, biases, norms", "hybrid, odd widths", "heads of 32"])
+@pytest.mark.parametrize("begin", [0, 2, 80])
+@torch.inference_mode()
+def test_a_stream_goes_on_from_the_last_of_several_documents(name, begin):
+    """What a cache holds of documents before it is left behind, and the state that was given stays as it was."""
+    model, tokens = network(**MODELS[name]), torch.randint(0, VOCAB, (1, 147))
+    reset = torch.zeros(1, 147, dtype=torch.bool)
+    reset[:, begin] = True
+    state = model(tokens, reset=reset, return_state=True)[1]
+    before = {key: t.clone() for key, t in leaves(state)}
+    stream = model.fast(state)
+    assert stream is not None, model.fast_step
+    after = state
+    for token in (5, 7, 11):
+        wanted, after = model(torch.tensor([[token]]), after, return_state=True)
+        assert torch.equal(stream.step(token), wanted[0, -1])
+    assert all(torch.equal(t, before[key]) for key, t in leaves(state))
