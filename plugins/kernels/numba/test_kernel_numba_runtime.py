@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from fastsnn_integer.decode_step import NotYet
 from fastsnn_kernel_numba import TABLE, compile_all, layout, numba_runtime
 from fastsnn_kernel_numba import fused_decoder_compile as kernel
 from fastsnn_kernel_numba.fused_decoder_runtime import NumbaStepper
-from fastsnn_kernel_numba.fused_decoder_work import Workspace
+from fastsnn_kernel_numba.fused_decoder_work import Workspace, WorkspaceAt
 from fastsnn_modules.operands import OperandError
 
 STALE = """
@@ -169,7 +170,10 @@ def test_compiled_files_know_where_the_named_tuples_of_their_arguments_are(monke
     """One that moved to another module made Numba's files unreadable: the fused step never came again."""
     from fastsnn_kernel_numba import fused_decoder_compile, numba_runtime
 
-    assert f"{Workspace.__module__.rpartition('.')[2]}.Workspace" in numba_runtime.argument_types().split()
+    module, known = WorkspaceAt.__module__.rpartition(".")[2], numba_runtime.argument_types().split()
+    assert f"{module}.Workspace" in known
+    text = (Path(numba_runtime.__file__).parent / f"{module}.py").read_bytes()  # which attributes an address has
+    assert f"{module}.WorkspaceAt{hashlib.sha256(text).hexdigest()[:12]}" in known
     monkeypatch.setattr(numba_runtime, "_digests", {})
     before = numba_runtime.code_digest(fused_decoder_compile._walk)
     monkeypatch.setattr(numba_runtime, "_digests", {})

@@ -1,7 +1,7 @@
 """Stages of the fused decoding step: counts of a row, INT8 products, dequantising, gates, attention over a cache.
 
 The arithmetic is that of `fastsnn_integer.deterministic`, by the functions that its compiled twins are made of. Tables
-(`fastsnn_kernel_numba.layout`) say where everything is: ``w`` is a `Workspace`, ``rule`` a record `SITE`.
+(`fastsnn_kernel_numba.layout`) say where everything is: ``w`` is a `WorkspaceAt`, ``rule`` a record `SITE`.
 """
 
 from __future__ import annotations

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from fastsnn_kernel_numba.array_views import view
-from fastsnn_kernel_numba.layout import (
-    FLOAT,
-    INT,
-    INT8,
-    INT16,
-    INT32,
-    LAYER,
-    MATRIX,
-    MIXER,
-    ROW,
-    SITE,
-    STAGE,
-    TASK,
-)
-from fastsnn_kernel_numba.numba_runtime import compile
+from llvmlite import ir
+from numba import from_dtype, types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.core.typing.templates import AttributeTemplate
+from numba.extending import infer_getattr, intrinsic, lower_getattr_generic, register_model
+from numba.np.arrayobj import make_array, populate_array
+
+from fastsnn_kernel_numba.layout import ARRAYS, INT, PLACES
+
+OFFSETS = {name: INT.itemsize * i for i, name in enumerate(PLACES.names or ())}
 
 
 class Workspace(NamedTuple):
@@ -60,41 +55,55 @@ class Workspace(NamedTuple):
     count_bytes: Any
 
 
-@compile
-def _work(p):  # type: ignore[no-untyped-def]
+class WorkspaceAt(types.Type):
+    """What kernels have of a `Workspace`: the address of its record `PLACES`. Its attributes are arrays.
+
+    A tuple of 33 arrays takes 231 numbers, which were written and read at every call. Places do not change while a
+    kernel runs, so the compiler may read one once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("WorkspaceAt")
+
+
+register_model(WorkspaceAt)(models.OpaqueModel)  # an address
+
+
+@infer_getattr
+class _Arrays(AttributeTemplate):
+    """Types of the attributes."""
+
+    key = WorkspaceAt
+
+    def generic_resolve(self, value: Any, attr: str) -> Any:  # type: ignore[override]
+        return types.Array(from_dtype(ARRAYS[attr]), 1, "C") if attr in ARRAYS else None
+
+
+@lower_getattr_generic(WorkspaceAt)
+def _array_at(context: Any, builder: Any, kind: Any, work: Any, name: str) -> Any:
+    """The array at the place of a name, without an owner, as `fastsnn_kernel_numba.array_views.view` makes one."""
+    i64 = ir.IntType(64)
+
+    def place(part: str) -> Any:
+        offset = OFFSETS[f"{name}_{part}"]
+        at = builder.bitcast(cgutils.pointer_add(builder, work, offset), i64.as_pointer())
+        number = builder.load(at, align=8)
+        number.set_metadata("invariant.load", builder.module.add_metadata([]))
+        return number
+
+    of = types.Array(from_dtype(ARRAYS[name]), 1, "C")
+    array, size = make_array(of)(context, builder), place("size")
+    data = builder.inttoptr(place("at"), array.data.type)
+    step = context.get_constant(types.intp, ARRAYS[name].itemsize)
+    populate_array(array, data=data, shape=[size], strides=[step], itemsize=step, meminfo=None)
+    return array._getvalue()
+
+
+@intrinsic
+def _work(typing: Any, places: Any) -> Any:
     """The arrays at the places of a record `PLACES`."""
-    return Workspace(
-        sync=view(p.sync_at, p.sync_size, INT),
-        layers=view(p.layers_at, p.layers_size, LAYER),
-        stages=view(p.stages_at, p.stages_size, STAGE),
-        matrices=view(p.matrices_at, p.matrices_size, MATRIX),
-        tasks=view(p.tasks_at, p.tasks_size, TASK),
-        sites=view(p.sites_at, p.sites_size, SITE),
-        mixers=view(p.mixers_at, p.mixers_size, MIXER),
-        constants=view(p.constants_at, p.constants_size, FLOAT),
-        codes=view(p.codes_at, p.codes_size, INT8),
-        table=view(p.table_at, p.table_size, FLOAT),
-        row=view(p.row_at, p.row_size, ROW),
-        threshold=view(p.threshold_at, p.threshold_size, FLOAT),
-        x=view(p.x_at, p.x_size, FLOAT),
-        y=view(p.y_at, p.y_size, FLOAT),
-        z=view(p.z_at, p.z_size, FLOAT),
-        hidden=view(p.hidden_at, p.hidden_size, FLOAT),
-        mixed=view(p.mixed_at, p.mixed_size, FLOAT),
-        counts=view(p.counts_at, p.counts_size, INT32),
-        index=view(p.index_at, p.index_size, INT32),
-        count=view(p.count_at, p.count_size, INT32),
-        acc=view(p.acc_at, p.acc_size, INT16),
-        sums=view(p.sums_at, p.sums_size, INT32),
-        sums_64=view(p.sums_64_at, p.sums_64_size, INT),
-        dots=view(p.dots_at, p.dots_size, FLOAT),
-        acc_64=view(p.acc_64_at, p.acc_64_size, INT),
-        lists=view(p.lists_at, p.lists_size, INT),
-        heads=view(p.heads_at, p.heads_size, FLOAT),
-        folds=view(p.folds_at, p.folds_size, FLOAT),
-        logits=view(p.logits_at, p.logits_size, FLOAT),
-        gates=view(p.gates_at, p.gates_size, INT32),
-        narrow=view(p.narrow_at, p.narrow_size, INT16),
-        ways=view(p.ways_at, p.ways_size, INT),
-        count_bytes=view(p.count_bytes_at, p.count_bytes_size, INT8),
-    )
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+    return WorkspaceAt()(places), generate

@@ -94,11 +94,14 @@ def code_digest(function: Callable[..., Any]) -> str:
 
 @cache
 def argument_types() -> str:
-    """The named tuples that kernels take, by module. Numba's files on disk name them so: one moved is not read back."""
+    """The named tuples and types that kernels take, by module. Numba's files on disk name them so: one moved is not
+    read back. With a type goes a digest of its file, which says what its attributes are."""
     found = []
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        names = re.findall(r"^class (\w+)\(NamedTuple\)", path.read_text(encoding="utf-8"), re.MULTILINE)
-        found += [f"{path.stem}.{name}" for name in names]
+        text = path.read_text(encoding="utf-8")
+        for name, kind in re.findall(r"^class (\w+)\((NamedTuple|types\.Type)\)", text, re.MULTILINE):
+            digest = hashlib.sha256(text.encode()).hexdigest()[:12] if kind == "types.Type" else ""
+            found.append(f"{path.stem}.{name}{digest}")
     return " ".join(found)
 
 
