@@ -51,26 +51,31 @@ def test_operators_answer_in_torch_until_their_kernel_is_there(cold, monkeypatch
         assert COUNT_LINEAR.path.startswith("numba")
 
 
-def second_process(monkeypatch, code):
-    """Runs `code` in the place of the compiling process; what was loaded here, in order."""
+def second_process(monkeypatch, go, code):
+    """Runs `code` in the place of the compiling process as soon as the file `go` is there; what was loaded here, in
+    order."""
     loaded, popen = [], subprocess.Popen
+    code = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n{code}"
     monkeypatch.setattr(compile_all, "compile_operator", loaded.append)
     monkeypatch.setattr(subprocess, "Popen", lambda args, **more: popen([sys.executable, "-c", code], **more))
     return loaded
 
 
-def test_what_another_process_has_compiled_is_loaded_here(cold, monkeypatch, caplog):
-    loaded = second_process(monkeypatch, "print('exact_norm'); print('noise'); print('count_linear')")
+def test_what_another_process_has_compiled_is_loaded_here(cold, monkeypatch, caplog, tmp_path):
+    go = tmp_path / "go"
+    loaded = second_process(monkeypatch, go, "print('exact_norm'); print('noise'); print('count_linear')")
     assert not cold.ready("exact_norm")
+    go.touch()
     cold.thread.join(30)
     assert loaded == ["exact_norm", "count_linear"]
     assert all(cold.ready(name) for name in cold_start.ORDER)
     assert "in the background" in caplog.text
 
 
-def test_a_second_process_that_fails_is_said_and_kernels_compile_here(cold, monkeypatch, caplog):
-    second_process(monkeypatch, "raise SystemExit(3)")
+def test_a_second_process_that_fails_is_said_and_kernels_compile_here(cold, monkeypatch, caplog, tmp_path):
+    second_process(monkeypatch, tmp_path / "go", "raise SystemExit(3)")
     assert not cold.ready("exact_norm")
+    (tmp_path / "go").touch()
     cold.thread.join(30)
     assert cold.ready("exact_norm")
     assert "ended with 3" in caplog.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -69,3 +71,20 @@ def test_attention_by_keys_leaves_out_what_has_no_weight():
     v[:, 1], v[:, 2] = torch.tensor([torch.nan, torch.inf, -torch.inf, torch.nan]), -0.0
     found, wanted = answer_meanwhile.attend_by_keys(q, k, v, allowed), deterministic.attend_naive(q, k, v, allowed)
     assert torch.equal(found.view(torch.int32), wanted.view(torch.int32))
+
+
+def test_threads_in_the_background_give_way_until_the_last_has_ended():
+    usual = sys.getswitchinterval()
+    with answer_meanwhile.in_background():
+        assert sys.getswitchinterval() == pytest.approx(answer_meanwhile.TURN)
+        with pytest.raises(KeyError), answer_meanwhile.in_background():
+            raise KeyError
+        assert sys.getswitchinterval() == pytest.approx(answer_meanwhile.TURN)
+    assert sys.getswitchinterval() == pytest.approx(usual)
+    first, second = answer_meanwhile.in_background(), answer_meanwhile.in_background()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # the one that began first ends first
+    assert sys.getswitchinterval() == pytest.approx(answer_meanwhile.TURN)
+    second.__exit__(None, None, None)
+    assert sys.getswitchinterval() == pytest.approx(usual)

@@ -14,7 +14,9 @@ from fastsnn_core import Model
 from fastsnn_core.spec import converter
 from fastsnn_integer.quantization import quantise
 from fastsnn_integer.reference import DECODE_STEP
-from fastsnn_model_decoder import fused_ready
+from fastsnn_model_decoder import fused_decode, fused_ready
+from fastsnn_text import generate
+from fastsnn_text.take_over import TakeOver
 
 TABLE = {"kind": "decoder", "vocab_size": 37, "d_model": 24, "n_layers": 2, "n_heads": 4}
 
@@ -135,3 +137,26 @@ def test_weights_that_changed_meanwhile_are_those_of_the_step(there, go):
         model.layers[0].attention.q.weight.neg_()
     logits = model(torch.tensor([[3]]), state, return_state=True, last=True)[0][0, -1]
     assert torch.equal(model.fast(state, wait=False).step(3), logits)
+
+
+def test_a_long_stream_moves_into_the_step_beside_its_own_tokens(there, monkeypatch):
+    monkeypatch.setattr(generate, "LONG", 8)
+    monkeypatch.setattr(generate, "AGAIN", 2)
+    model, greedy = network(), generate.Sampling(temperature=0.0)
+    wanted = list(generate.generate_ids(network(), [1, 2, 3], 40, greedy))
+    assert model.fast(None, wait=False) is None
+    threads, moved = [], fused_decode.FastStream.__init__
+    monkeypatch.setattr(
+        fused_decode.FastStream,
+        "__init__",
+        lambda *a: threads.append(threading.current_thread()) or moved(*a),
+    )
+    found = generate.generate_ids(model, [1, 2, 3], 40, greedy)
+    tokens = [next(found) for _ in range(8)]
+    there["is"] = True
+    tokens += [next(found) for _ in range(4)]
+    finished()
+    tokens += found
+    assert tokens == wanted
+    assert isinstance(threads[-1], TakeOver)
+    assert model.fast_step["kernel"] == "numba"

@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fastsnn_integer.answer_meanwhile import in_background
+
 log = logging.getLogger("fastsnn")
 ORDER = (
     "exact_unary", "exact_row_sum", "exact_norm", "exact_attend", "count_linear", "count_project", "decode_step",
@@ -89,7 +91,8 @@ class ColdStart:
         from fastsnn_kernel_numba import compile_all
 
         if operator in ORDER:
-            compile_all.compile_operator(operator)
+            with in_background():
+                compile_all.compile_operator(operator)
             self.there.add(operator)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ import torch
 from fastsnn_core import ops
 from fastsnn_kernel_numba import TABLE, cold_start, fused_decoder_compile
 from fastsnn_modules.operands import kernel_later
+
+LOADING, TAKING_OVER = 0.5, 6.0
+"""Seconds in which this process leaves its core to who loads an operator's kernels, or makes the fused step and moves
+into it: with three threads on two cores the one that answers would have to wait."""
 
 
 def compile_operator(name: str) -> None:
@@ -39,6 +44,7 @@ def main() -> None:
             compile_operator(name)
             with contextlib.suppress(OSError):  # whoever asked may have ended
                 print(name, flush=True)
+            time.sleep(TAKING_OVER if name == "decode_step" else LOADING)
         if marker is not None:
             marker.touch()
 

@@ -27,23 +27,24 @@ BLOCK = 1 << 19
 
 def count_linear_in_floats(counts: Tensor, weight: Tensor) -> Tensor:
     """``counts [N, D] @ weight [out, D]ᵀ`` as 64-bit integers; errors are those of `count_linear_naive`."""
+    bytes_ = weight.dtype == torch.int8 and len(weight) and byte_product.multiplies(weight.shape[1])
+    if bytes_ and counts.numel():
+        small = counts.to(torch.int8)
+        if torch.equal(small.to(counts.dtype), counts):  # whole numbers, and no larger
+            return byte_product.multiply_bytes(small, weight).to(torch.int64)
     counts = whole(counts, "counts")
     largest = 128.0 if weight.dtype == torch.int8 else float(weight.abs().max()) if weight.numel() else 0.0
     most = float(counts.to(torch.float64).abs().sum(-1).max()) if counts.numel() else 0.0
-    if most and weight.dtype == torch.int8 and len(weight) and byte_product.multiplies(weight.shape[1]):
-        top = int(counts.abs().max())
-        if 0 <= top < HELD:  # |-2^63| is below 0
-            return in_bytes(counts, weight, top)
+    if most and bytes_ and 0 <= int(counts.abs().max()) < HELD:  # |-2^63| is below 0
+        return in_two_bytes(counts, weight)
     for kind, room in ROOM:
         if most * largest < room:
             return by_blocks(counts.to(kind), weight).to(torch.int64)
     return count_linear_naive(counts, weight)
 
 
-def in_bytes(counts: Tensor, weight: Tensor, top: int) -> Tensor:
-    """``counts [N, D] @ weight [out, D]ᵀ`` of whole counts up to `top` < `HELD`, as 64-bit integers."""
-    if top < SPLIT:
-        return byte_product.multiply_bytes(counts.to(torch.int8), weight).to(torch.int64)
+def in_two_bytes(counts: Tensor, weight: Tensor) -> Tensor:
+    """``counts [N, D] @ weight [out, D]ᵀ`` of whole counts below `HELD`, as 64-bit integers."""
     high = (counts.to(torch.int16) + SPLIT // 2) >> 7
     low = counts.to(torch.int16) - (high << 7)
     both = byte_product.multiply_bytes(torch.cat([high, low]).to(torch.int8), weight).to(torch.int64)

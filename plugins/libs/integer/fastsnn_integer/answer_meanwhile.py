@@ -7,6 +7,8 @@ nobody has to wait for it. Kernels without one are compiled when they are called
 from __future__ import annotations
 
 import contextlib
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +18,13 @@ from torch import Tensor
 from fastsnn_core.ops.dispatch import OPERATORS, kernels, substitute
 from fastsnn_events.exact_floats import count_linear_in_floats
 from fastsnn_integer import deterministic
+
+TURN = 5e-4
+"""Seconds after which a thread that works in the background hands Python's lock on, where somebody waits for it. As
+long as one of 5 ms, Python's own, keeps whoever answers waiting, so often it lets go of the lock."""
+
+_background: list[float] = []  # what Python's own was, for each thread in the background
+_entering = threading.Lock()
 
 ROOM = 1 << 22  # products of queries and keys that are held at once
 
@@ -77,3 +86,20 @@ def answer_meanwhile(device: str = "cpu") -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def in_background() -> Iterator[None]:
+    """Inside, a thread gives way to those who answer every `TURN`."""
+    with _entering:
+        _background.append(sys.getswitchinterval())
+        sys.setswitchinterval(min(TURN, _background[0]))
+    try:
+        yield
+    finally:
+        with _entering:
+            before = _background.pop(0)
+            if _background:
+                _background[0] = before
+            else:
+                sys.setswitchinterval(before)

@@ -16,6 +16,7 @@ from fastsnn_console import contention
 from fastsnn_console.typed import check_fields
 from fastsnn_core.errors import ArgumentError, FastSNNError, check_options
 from fastsnn_core.parameters import checked
+from fastsnn_text.take_over import LONG, TakeOver
 from fastsnn_text.text_stream import TextStream
 from fastsnn_text.tokenizers import ends_of, prompt_ids, tokenizer_of
 
@@ -152,6 +153,7 @@ def generate_ids(
             with meanwhile():
                 logits, state = model(torch.tensor([piece], device=device), state, return_state=True, last=True)
             logits = logits[0, -1]
+    coming: TakeOver | None = None
     for left in reversed(range(max_tokens)):
         contention.tick()
         token = sampling.pick(logits, generator)
@@ -160,10 +162,21 @@ def generate_ids(
         yield token
         if not left:
             return
-        step = max_tokens - 1 - left
-        if fused is None and fast is not None and (step == 1 or step % AGAIN == 0):
-            fused = fast(state, wait=False)
-        if fused is not None:
+        step, found = max_tokens - 1 - left, None
+        if coming is not None:
+            coming.missed.append(token)
+            if not coming.is_alive():
+                fused, found = coming.caught_up()
+                coming = None
+        elif fused is None and fast is not None and (step == 1 or step % AGAIN == 0):
+            if len(prompt) + step < LONG:
+                fused = fast(state, wait=False)
+            else:
+                coming = TakeOver(fast, state)
+                coming.missed.append(token)
+        if found is not None:
+            logits = found
+        elif fused is not None:
             logits = fused.step(token)
         else:
             with meanwhile():

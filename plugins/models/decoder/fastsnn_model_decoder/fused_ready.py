@@ -12,6 +12,7 @@ import torch
 
 from fastsnn_core.lowering import lower
 from fastsnn_events import input_major
+from fastsnn_integer.answer_meanwhile import in_background
 from fastsnn_integer.decode_step import NotYet, fingerprint
 from fastsnn_integer.forms import gate_first
 from fastsnn_integer.reference import DECODE_STEP, stepper
@@ -39,7 +40,7 @@ class Making(threading.Thread):
         model = self.model()
         torch.get_num_threads()  # torch's first look in a thread takes what another one set last, which may be less
         torch.set_num_threads(self.threads)
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), in_background():
             if model is not None:
                 make_contiguous(model, PAUSE)
                 model.fused = make_ready(model, wait=False)

@@ -1,0 +1,41 @@
+"""A long running stream moves into the fused step while the model itself goes on answering."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LONG = 256
+"""Tokens from which on a stream moves in a thread of its own: a state of 88 MB in new memory takes half a second."""
+
+
+class TakeOver(threading.Thread):
+    """``fast(state, wait=False)`` beside the tokens that the model answers; `missed` are those that came since then."""
+
+    def __init__(self, fast: Any, state: Any) -> None:
+        super().__init__(name="fastsnn-take-over", daemon=True)
+        self.fast, self.state, self.threads = fast, state, torch.get_num_threads()
+        self.missed = list[int]()
+        self.found: Any = None
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """The stream, None where there is no fused step yet, or what went wrong."""
+        torch.get_num_threads()  # torch's first look in a thread takes what another one set last, which may be less
+        torch.set_num_threads(self.threads)
+        try:
+            with torch.inference_mode():
+                self.found = self.fast(self.state, wait=False)
+        except Exception as error:
+            self.error = error
+
+    def caught_up(self) -> tuple[Any, Tensor | None]:
+        """The stream and the logits after all that it missed; ``(None, None)`` where there is no fused step."""
+        self.join()
+        if self.error is not None:
+            raise self.error
+        return (None, None) if self.found is None else (self.found, self.found.read(self.missed))
