@@ -27,10 +27,12 @@ class Stream:
     most_read = 1 << 30
 
     def __init__(self, tokens):
-        self.tokens, self.begun, self.pieces, self.steps = list(tokens), len(tokens), [], 0
+        self.tokens, self.begun, self.steps = list(tokens), len(tokens), 0
+        self.pieces, self.readers = [], []
 
     def read(self, tokens):
         self.pieces.append(list(tokens))
+        self.readers.append(threading.current_thread())
         self.tokens += tokens
         return logits_after(self.tokens)
 
@@ -96,9 +98,10 @@ def test_tokens_that_come_meanwhile_are_read_by_the_stream():
     tokens = tokens_of(network)
     stream = network.stream
     assert network.where is not threading.main_thread()
-    (missed,) = stream.pieces
+    missed = [token for piece in stream.pieces for token in piece]
     assert len(missed) == 6
     assert missed == tokens[stream.begun : stream.begun + len(missed)]
+    assert stream.readers[0] is network.where
     assert stream.steps
     assert tokens[: len(stream.tokens)] == stream.tokens
 

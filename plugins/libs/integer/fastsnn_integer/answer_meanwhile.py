@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,8 +51,10 @@ def attend_by_keys(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     together = max(1, ROOM // max(1, sums.numel()))
     values = v.transpose(1, 2)[:, None, :, None].split(together, -2)  # [B,1,G,1,s,V]
     for w, some in zip(weights[..., None].split(together, -2), values, strict=True):
-        for part in torch.cat([torch.where(w == 0, 0.0, w * some), w], -1).unbind(-2):
-            sums += part
+        parts = torch.cat([torch.where(w == 0, 0.0, w * some), w], -1).detach().movedim(-2, 0).contiguous()
+        total = sums.numpy()  # the same memory; an addition of NumPy's takes a third of the time of one of torch's
+        for part in parts.numpy():
+            np.add(total, part, out=total)
     out, norm = sums[..., :-1], sums[..., -1:]
     return (out / torch.where(norm > 0, norm, 1.0)).reshape(b, t, h, v.shape[-1])
 

@@ -18,24 +18,36 @@ class TakeOver(threading.Thread):
     def __init__(self, fast: Any, state: Any) -> None:
         super().__init__(name="fastsnn-take-over", daemon=True)
         self.fast, self.state, self.threads = fast, state, torch.get_num_threads()
-        self.missed = list[int]()
+        self.missed, self.read = list[int](), 0  # of which so many have been read
         self.found: Any = None
-        self.error: BaseException | None = None
+        self.logits: Tensor | None = None
+        self.error: Exception | None = None
         self.start()
 
     def run(self) -> None:
-        """The stream, None where there is no fused step yet, or what went wrong."""
+        """The stream and most of what it missed, None where there is no fused step yet, or what went wrong."""
         torch.get_num_threads()  # torch's first look in a thread takes what another one set last, which may be less
         torch.set_num_threads(self.threads)
         try:
             with torch.inference_mode():
                 self.found = self.fast(self.state, wait=False)
+                while self.found is not None and len(self.missed) > self.read + 1:
+                    self.read_missed()
         except Exception as error:
             self.error = error
+
+    def read_missed(self) -> None:
+        """The stream reads what came since it last did."""
+        some = self.missed[self.read :]
+        if some:
+            self.logits = self.found.read(some)
+            self.read += len(some)
 
     def caught_up(self) -> tuple[Any, Tensor | None]:
         """The stream and the logits after all that it missed; ``(None, None)`` where there is no fused step."""
         self.join()
         if self.error is not None:
             raise self.error
-        return (None, None) if self.found is None else (self.found, self.found.read(self.missed))
+        if self.found is not None:
+            self.read_missed()
+        return self.found, self.logits
