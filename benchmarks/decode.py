@@ -15,9 +15,11 @@ first compared with the ordinary path's, bit for bit.
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +34,6 @@ from fastsnn_core import Model
 from fastsnn_core.site import sites
 from fastsnn_core.spec import converter
 from fastsnn_integer.quantization import Quant, quantise
-from fastsnn_model_decoder import fused_decode
 from fastsnn_text import tokenizer_of
 
 SHAPE = {"vocab_size": 32000, "d_model": 768, "n_layers": 12, "n_heads": 12, "d_ff": 2048, "tied": False}
@@ -96,7 +97,7 @@ def ours(model: Any, tokens: torch.Tensor) -> harness.Run:
     """Steps of one stream, whose logits were compared with the ordinary path's."""
     with torch.inference_mode():
         _, state = model(tokens[:, :PROMPT], return_state=True, last=True)
-        first, (_, check) = state, fused_decode.start_stream(model, state)
+        first, check = state, model.fast(state)
         for i in range(3):
             token = int(tokens[0, PROMPT + i])
             logits, state = model(torch.tensor([[token]]), state, return_state=True, last=True)
@@ -105,7 +106,7 @@ def ours(model: Any, tokens: torch.Tensor) -> harness.Run:
 
     def run() -> None:
         if streams[0].stream.position >= LONGEST:
-            streams[0] = fused_decode.start_stream(model, first)[1]
+            streams[0] = model.fast(first)
         streams[0].step(int(tokens[0, next(turn) % tokens.shape[1]]))
 
     return run
@@ -242,17 +243,25 @@ class Row:
         command += ["--attention", *args.attention] + (["--bundle", args.bundle] if args.bundle else [])
         env = os.environ | (QUICK if name.startswith("llama.cpp") else {})
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        atexit.register(self.still, False)  # who is held would stay so
         self.about = self.ask({})
 
+    def still(self, held: bool) -> None:
+        """Hold the process: threads that wait for their next work in a loop would take the others' cores."""
+        if hasattr(signal, "SIGSTOP"):
+            self.process.send_signal(signal.SIGSTOP if held else signal.SIGCONT)
+
     def ask(self, what: dict[str, Any]) -> dict[str, Any]:
-        """One line there, one line back."""
+        """One line there, one line back; in between the process is held."""
         assert self.process.stdin
         assert self.process.stdout
+        self.still(False)
         self.process.stdin.write(json.dumps(what) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"a row ended: {self.process.args}")
+        self.still(True)
         answer: dict[str, Any] = json.loads(line)
         return answer
 
