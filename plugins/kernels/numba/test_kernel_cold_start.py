@@ -14,7 +14,7 @@ import torch
 
 from fastsnn_core.ops.dispatch import OPERATORS
 from fastsnn_events.linear import COUNT_LINEAR
-from fastsnn_integer.answer_meanwhile import answer_meanwhile, being_compiled
+from fastsnn_integer.answer_meanwhile import TURN, answer_meanwhile, being_compiled
 from fastsnn_kernel_numba import NumbaKernels, cold_start, compile_all, fused_decoder_compile
 from fastsnn_kernel_numba.cold_start import ColdStart
 
@@ -55,8 +55,13 @@ def second_process(monkeypatch, go, code):
     """Runs `code` in the place of the compiling process as soon as the file `go` is there; what was loaded here, in
     order."""
     loaded, popen = [], subprocess.Popen
+
+    def load(name):
+        assert sys.getswitchinterval() == pytest.approx(TURN)  # it gives way to who answers
+        loaded.append(name)
+
     code = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n{code}"
-    monkeypatch.setattr(compile_all, "compile_operator", loaded.append)
+    monkeypatch.setattr(compile_all, "compile_operator", load)
     monkeypatch.setattr(subprocess, "Popen", lambda args, **more: popen([sys.executable, "-c", code], **more))
     return loaded
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
@@ -12,13 +13,21 @@ pytest.importorskip("fastsnn_kernel_numba")
 
 from fastsnn_core import Model
 from fastsnn_core.spec import converter
+from fastsnn_integer.answer_meanwhile import TURN
 from fastsnn_integer.quantization import quantise
 from fastsnn_integer.reference import DECODE_STEP
+from fastsnn_kernel_numba import fused_decoder_compile
 from fastsnn_model_decoder import fused_decode, fused_ready
 from fastsnn_text import generate
 from fastsnn_text.take_over import TakeOver
 
 TABLE = {"kind": "decoder", "vocab_size": 37, "d_model": 24, "n_layers": 2, "n_heads": 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """A thread does not wait for the step's code, so whether it makes a step would hang on what the cache holds."""
+    fused_decoder_compile.make()
 
 
 @pytest.fixture
@@ -51,7 +60,12 @@ def finished():
 def go(monkeypatch):
     """Threads wait for it before they make a step: a small one is there before anybody asks again."""
     found, made = threading.Event(), fused_ready.make_ready
-    monkeypatch.setattr(fused_ready, "make_ready", lambda *a, **k: found.wait(60) and made(*a, **k))
+
+    def make_ready(*args, **more):
+        found.interval = sys.getswitchinterval()
+        return found.wait(60) and made(*args, **more)
+
+    monkeypatch.setattr(fused_ready, "make_ready", make_ready)
     return found
 
 
@@ -69,6 +83,7 @@ def test_the_model_answers_until_a_thread_has_made_the_step(there, go):
     assert model.fused is None
     go.set()
     finished()
+    assert go.interval == pytest.approx(TURN)  # it gives way to who answers
     with torch.inference_mode():  # as generation does: the thread was not in it
         kept = model.fused.made
         stream = model.fast(state, wait=False)
