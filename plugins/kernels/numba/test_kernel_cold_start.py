@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("numba")
 import torch
 
+from fastsnn_core.errors import FastSNNError
 from fastsnn_core.ops.dispatch import OPERATORS
-from fastsnn_events.linear import COUNT_LINEAR
+from fastsnn_events.linear import COUNT_LINEAR, COUNT_PROJECT, count_linear_naive
 from fastsnn_integer.answer_meanwhile import TURN, answer_meanwhile, being_compiled
 from fastsnn_kernel_numba import NumbaKernels, cold_start, compile_all, fused_decoder_compile
 from fastsnn_kernel_numba.cold_start import ColdStart
@@ -49,6 +50,32 @@ def test_operators_answer_in_torch_until_their_kernel_is_there(cold, monkeypatch
     with answer_meanwhile():
         COUNT_LINEAR("cpu", counts, weight)
         assert COUNT_LINEAR.path.startswith("numba")
+
+
+def test_products_of_one_row_are_compiled_before_the_others(cold, monkeypatch):
+    monkeypatch.setattr(ColdStart, "begin", lambda self: None)
+    compile_all.compile_operator(cold_start.ONE_ROW)
+    weight = torch.tensor([[3, 4, 0], [5, 6, 1]], dtype=torch.int8)
+    by_input, scale, v = weight.T.contiguous().T, torch.tensor([0.5, 2.0]), torch.tensor([[0.25]])
+    one, two = torch.tensor([[2.0, -1.0, 0.0]]), torch.tensor([[2.0, -1.0, 0.0], [0.0, 1.0, 200.0]])
+
+    def paths(counts, weights):
+        with answer_meanwhile():
+            sums, taken = COUNT_LINEAR("cpu", counts, weights), COUNT_LINEAR.path
+            numbers = COUNT_PROJECT("cpu", counts, weights, scale, v)
+        assert torch.equal(sums, count_linear_naive(counts, weights))
+        assert torch.equal(numbers, sums.float() * scale * v)
+        return taken
+
+    assert paths(one, by_input) == "naive"
+    cold.there.add(cold_start.ONE_ROW)
+    assert paths(one, by_input) == "numba: events"
+    assert paths(one.long(), by_input) == "numba: events"
+    for counts, weights in ((two, by_input), (one, weight), (one, by_input.int()), (one.to(torch.int8), by_input)):
+        paths(counts, weights)
+    assert paths(two, by_input) == paths(one, weight) == "naive"
+    with answer_meanwhile(), pytest.raises(FastSNNError, match="whole numbers"):
+        COUNT_LINEAR("cpu", one / 4, by_input)
 
 
 def second_process(monkeypatch, go, code):

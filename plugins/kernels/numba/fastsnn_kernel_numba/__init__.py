@@ -12,7 +12,7 @@ from attrs import frozen
 from fastsnn_core import Kernel, hookimpl
 from fastsnn_kernel_numba import moved as moved
 from fastsnn_kernel_numba.cold_start import COLD, ORDER
-from fastsnn_modules.operands import kernel_later
+from fastsnn_modules.operands import imported_later, kernel_later
 
 __version__ = "0.1.0"
 
@@ -68,6 +68,10 @@ class NumbaKernels(Kernel):
         for operator in ORDER:
             kernel: Any = table[operator]
             kernel.ready = kernel.unchecked.ready = partial(COLD.ready, operator)
+        part = imported_later(f"{__name__}.integer_linear.one_row")
+        for operator in ("count_linear", "count_project"):
+            whole: Any = table[operator]
+            whole.meanwhile = whole.unchecked.meanwhile = part
         return table
 
 

@@ -31,6 +31,9 @@ ORDER = (
 """Operators that an integer decoder calls, in the order in which they are compiled: what a token needs, then the fused
 step, which takes as long as all others, then what long prompts need."""
 
+ONE_ROW = "one_row"
+"""A part of `count_linear` and `count_project`: all that a token's products need, compiled before any operator."""
+
 DONE = "compiled"
 SAYS = "compiling kernels in the background, once; until they are there tokens come slower, with the same bits"
 
@@ -50,6 +53,10 @@ class ColdStart:
             if self.thread is None and not self.warm:
                 self.begin()
         return self.warm or operator in self.there
+
+    def has(self, part: str) -> bool:
+        """Has the second process compiled this part, or operator, and this one loaded it?"""
+        return self.warm or part in self.there
 
     def waits_for(self, operator: str) -> bool:
         """Is the second process still to compile this operator?"""
@@ -90,7 +97,7 @@ class ColdStart:
         """Have an operator's kernels in this process, too."""
         from fastsnn_kernel_numba import compile_all
 
-        if operator in ORDER:
+        if operator == ONE_ROW or operator in ORDER:
             with in_background():
                 compile_all.compile_operator(operator)
             self.there.add(operator)

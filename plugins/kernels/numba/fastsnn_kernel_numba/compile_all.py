@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fastsnn_core import ops
-from fastsnn_kernel_numba import TABLE, cold_start, fused_decoder_compile
+from fastsnn_kernel_numba import TABLE, cold_start, fused_decoder_compile, gemv_events
 from fastsnn_modules.operands import kernel_later
 
 LOADING, TAKING_OVER = 0.5, 6.0
@@ -22,9 +22,14 @@ into it: with three threads on two cores the one that answers would have to wait
 
 
 def compile_operator(name: str) -> None:
-    """An operator's kernels, for every type and layout of its sample inputs; those of the fused step without a run."""
+    """An operator's kernels (or `cold_start.ONE_ROW`), for every type and layout of its sample inputs; those of the
+    fused step without a run."""
     if name == "decode_step":
         fused_decoder_compile.make()
+        return
+    if name == cold_start.ONE_ROW:
+        weight, one = torch.ones(64, 2, dtype=torch.int8).T, torch.ones(1, 1)
+        gemv_events.product(torch.ones(1, 64), weight, torch.ones(2), one)
         return
     operator = ops.OPERATORS.get(name) or ops.registered()[name]
     kernel = kernel_later(f"fastsnn_kernel_numba.{TABLE[name]}")
@@ -40,7 +45,7 @@ def main() -> None:
         os.nice(5)
     marker = cold_start.marker_path()
     with locked(marker):
-        for name in cold_start.ORDER:
+        for name in (cold_start.ONE_ROW, *cold_start.ORDER):
             compile_operator(name)
             with contextlib.suppress(OSError):  # whoever asked may have ended
                 print(name, flush=True)

@@ -27,7 +27,7 @@ from torch import Tensor
 from fastsnn_core.ops.dispatch import record_path
 from fastsnn_events import byte_product
 from fastsnn_events.linear import check_events, check_sums, whole
-from fastsnn_kernel_numba import gemv_events
+from fastsnn_kernel_numba import cold_start, gemv_events
 from fastsnn_kernel_numba.buffer_pool import empty, persistent_copy
 from fastsnn_kernel_numba.gemm_events import event_gemm
 from fastsnn_kernel_numba.numba_runtime import Threaded, flat, workers
@@ -38,7 +38,7 @@ FEW, EVENTS_PER_INPUT, MEASURED, OUTPUTS = 32, 7.0, 1 << 20, 1 << 12
 ENOUGH = 64  # rows from which torch's product of 8 bits is faster than ours
 U, SMALLEST = np.uint64, -(1 << 63)
 SKIP = "fewer than {:.3g} events per input: only rows of weights that spiked are read"
-EVENTS, ONE_ROW = "numba: events", SKIP.format(EVENTS_PER_INPUT)
+EVENTS, FEW_EVENTS = "numba: events", SKIP.format(EVENTS_PER_INPUT)
 MANY = "{:.3g} events per input or more: reading every weight once is faster"
 BY_OUTPUT = "weights are stored output-major, so an event has no row to read"
 
@@ -49,7 +49,7 @@ def count_linear(counts: Tensor, weight: Tensor) -> Tensor:
     if weight.dtype != torch.int8:
         return NotImplemented
     if len(counts) == 1 and (out := gemv_events.product(counts, weight)) is not None:
-        record_path("count_linear", EVENTS, ONE_ROW)
+        record_path("count_linear", EVENTS, FEW_EVENTS)
         return out
     return sums(counts, weight).to(torch.int64)
 
@@ -61,11 +61,26 @@ def count_project(counts: Tensor, weight: Tensor, scale: Tensor, threshold: Tens
         return NotImplemented
     scale, threshold = scale.contiguous(), threshold.contiguous()
     if len(counts) == 1 and (out := gemv_events.product(counts, weight, scale, threshold)) is not None:
-        record_path("count_linear", EVENTS, ONE_ROW)
+        record_path("count_linear", EVENTS, FEW_EVENTS)
         return out
     total = sums(counts, weight)
     out = empty(tuple(total.shape), torch.float32)
     _scale(flat(total.contiguous()), flat(scale), flat(threshold), len(scale), flat(out))
+    return out
+
+
+def one_row(counts: Tensor, weight: Tensor, scale: Tensor | None = None, threshold: Tensor | None = None) -> Any:
+    """`count_linear` and `count_project` of a single row by events, which is compiled first; NotImplemented else."""
+    if not cold_start.COLD.has(cold_start.ONE_ROW) or len(counts) != 1 or weight.dtype != torch.int8:
+        return NotImplemented
+    if scale is not None and threshold is not None:
+        if scale.dtype != torch.float32 or threshold.dtype != torch.float32:
+            return NotImplemented
+        scale, threshold = scale.contiguous(), threshold.contiguous()
+    out = gemv_events.product(counts, weight, scale, threshold)
+    if out is None:
+        return NotImplemented
+    record_path("count_linear", EVENTS, FEW_EVENTS)
     return out
 
 

@@ -1,7 +1,8 @@
 """Answers while kernels compile: operators whose kernel is not there yet run in plain torch, with the same bits.
 
 A kernel says so by an attribute ``ready``: a function that is False while it is being compiled elsewhere, in which case
-nobody has to wait for it. Kernels without one are compiled when they are called.
+nobody has to wait for it. Kernels without one are compiled when they are called. Where a part of a kernel is there
+earlier, an attribute ``meanwhile`` is that part: it returns NotImplemented for operands that it is not for.
 """
 
 from __future__ import annotations
@@ -71,6 +72,20 @@ def being_compiled(device: str = "cpu") -> list[str]:
     return [name for name, kernel in chosen.items() if hasattr(kernel, "ready") and not kernel.ready()]
 
 
+def stand_in(name: str, device: str) -> Callable[..., Any]:
+    """What answers for an operator: the part of its kernel that is there, where it can, else plain torch."""
+    plain = QUICKER.get(name, OPERATORS[name].naive)
+    part = getattr(OPERATORS[name].pick(device)[1], "meanwhile", None)
+    if part is None:
+        return plain
+
+    def answer(*args: Any) -> Any:
+        out = part(*args)
+        return plain(*args) if out is NotImplemented else out
+
+    return answer
+
+
 @contextlib.contextmanager
 def answer_meanwhile(device: str = "cpu") -> Iterator[None]:
     """Inside, nothing waits for a kernel that is being compiled; its operator's naive twin answers, bit for bit.
@@ -78,14 +93,14 @@ def answer_meanwhile(device: str = "cpu") -> Iterator[None]:
     Torch uses one thread less, whose core the compiling process has: two threads that wait for each other at every
     operation take many times as long where a third has one of their cores.
     """
-    missing = being_compiled(device)
-    if not missing:
+    table = {name: stand_in(name, device) for name in being_compiled(device)}
+    if not table:
         yield
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads - 1))
     try:
-        with substitute({name: QUICKER.get(name, OPERATORS[name].naive) for name in missing}):
+        with substitute(table):
             yield
     finally:
         torch.set_num_threads(threads)
