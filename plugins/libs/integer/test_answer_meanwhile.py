@@ -11,7 +11,7 @@ from fastsnn_events import byte_product, exact_floats
 from fastsnn_events import samples as event_samples
 from fastsnn_events.exact_floats import count_linear_in_floats
 from fastsnn_events.linear import count_linear_naive
-from fastsnn_integer import answer_meanwhile, deterministic, samples
+from fastsnn_integer import answer_meanwhile
 
 
 @pytest.mark.parametrize("block", [exact_floats.BLOCK, 2100])
@@ -54,23 +54,6 @@ def test_the_samples_of_the_operator():
         count_linear_in_floats(torch.tensor([[0.5]]), torch.ones(1, 1, dtype=torch.int8))
     with pytest.raises(OverflowError, match="64 bits"):
         count_linear_in_floats(torch.tensor([[2.0**60]]), torch.full((1, 1), 127, dtype=torch.int8))
-
-
-@pytest.mark.parametrize("room", [1 << 22, 40])
-def test_attention_by_keys_is_the_definition(monkeypatch, room):
-    monkeypatch.setattr(answer_meanwhile, "ROOM", room)
-    for sample in samples.attend():
-        assert torch.equal(answer_meanwhile.attend_by_keys(*sample), deterministic.attend_naive(*sample))
-
-
-def test_attention_by_keys_leaves_out_what_has_no_weight():
-    """Keys that may not be seen hold anything, and zeros keep their signs out of the sums."""
-    draw = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 3, n, 4, generator=draw) for n in (4, 2, 2))
-    allowed = torch.tensor([[[True, False, True], [False, False, True], [False, False, False]]]).expand(2, 3, 3)
-    v[:, 1], v[:, 2] = torch.tensor([torch.nan, torch.inf, -torch.inf, torch.nan]), -0.0
-    found, wanted = answer_meanwhile.attend_by_keys(q, k, v, allowed), deterministic.attend_naive(q, k, v, allowed)
-    assert torch.equal(found.view(torch.int32), wanted.view(torch.int32))
 
 
 def test_threads_in_the_background_give_way_until_the_last_has_ended():

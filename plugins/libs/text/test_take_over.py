@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import pytest
@@ -53,7 +54,13 @@ class Network(nn.Module):
         super().__init__()
         self.one = nn.Parameter(torch.zeros(1))
         self.go, self.refusals, self.error = threading.Event(), refusals, error
-        self.stream, self.asked = None, []
+        self.stream, self.asked, self.giving_way = None, [], []
+
+    @contextlib.contextmanager
+    def in_background(self):
+        self.giving_way.append(threading.current_thread())
+        yield
+        self.giving_way.pop()
 
     def forward(self, ids, state=None, return_state=False, last=False):
         tokens = [*(state or ()), *ids[0].tolist()]
@@ -68,6 +75,7 @@ class Network(nn.Module):
             return None
         self.asked.append(len(state))
         self.where = threading.current_thread()
+        assert self.giving_way == ([] if self.where is threading.main_thread() else [self.where])
         if self.where is not threading.main_thread():
             assert self.go.wait(60)
         if self.error:

@@ -164,7 +164,7 @@ def test_a_long_stream_moves_into_the_step_beside_its_own_tokens(there, monkeypa
     monkeypatch.setattr(
         fused_decode.FastStream,
         "__init__",
-        lambda *a: threads.append(threading.current_thread()) or moved(*a),
+        lambda *a: threads.append((threading.current_thread(), sys.getswitchinterval())) or moved(*a),
     )
     found = generate.generate_ids(model, [1, 2, 3], 40, greedy)
     tokens = [next(found) for _ in range(8)]
@@ -173,5 +173,6 @@ def test_a_long_stream_moves_into_the_step_beside_its_own_tokens(there, monkeypa
     finished()
     tokens += found
     assert tokens == wanted
-    assert isinstance(threads[-1], TakeOver)
+    assert isinstance(threads[-1][0], TakeOver)
+    assert threads[-1][1] == pytest.approx(TURN)
     assert model.fast_step["kernel"] == "numba"

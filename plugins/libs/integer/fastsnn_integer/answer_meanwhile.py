@@ -13,13 +13,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from fastsnn_core.ops.dispatch import OPERATORS, kernels, substitute
 from fastsnn_events.exact_floats import count_linear_in_floats
-from fastsnn_integer import deterministic
+from fastsnn_integer import in_numpy
 
 TURN = 5e-4
 """Seconds after which a thread that works in the background hands Python's lock on, where somebody waits for it. As
@@ -28,39 +26,13 @@ long as one of 5 ms, Python's own, keeps whoever answers waiting, so often it le
 _background: list[float] = []  # what Python's own was, for each thread in the background
 _entering = threading.Lock()
 
-ROOM = 1 << 22  # products of queries and keys that are held at once
-
-
-def attend_by_keys(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-    """`fastsnn_integer.deterministic.attend_naive`, whose scores are folded for many keys at once: the same bits.
-
-    q ``[B,T,H,K]``, k ``[B,S,G,K]``, v ``[B,S,G,V]``, allowed ``[B,T,S]`` -> ``[B,T,H,V]``.
-    """
-    b, t, h, width = q.shape
-    groups, keys = k.shape[2], k.shape[1]
-    q = (q * width**-0.5).reshape(b, t, groups, h // groups, 1, width)
-    if not keys:
-        return q.new_zeros(b, t, h, v.shape[-1])
-    together = max(1, ROOM // max(1, q.numel()))
-    parts = k.transpose(1, 2)[:, None, :, None].split(together, -2)  # [B,1,G,1,s,K]
-    seen = allowed[:, :, None, None]
-    scores = torch.cat([deterministic.fold(q * part) for part in parts], -1).masked_fill(~seen, -torch.inf)
-    top = scores.amax(-1, keepdim=True)
-    weights = torch.where(seen, deterministic.exp(scores - torch.where(seen.any(-1, keepdim=True), top, 0.0)), 0.0)
-    # Numerator and denominator begin at +0, so adding 0 or -0 is leaving out.
-    sums = q.new_zeros(*weights.shape[:-1], v.shape[-1] + 1)
-    together = max(1, ROOM // max(1, sums.numel()))
-    values = v.transpose(1, 2)[:, None, :, None].split(together, -2)  # [B,1,G,1,s,V]
-    for w, some in zip(weights[..., None].split(together, -2), values, strict=True):
-        parts = torch.cat([torch.where(w == 0, 0.0, w * some), w], -1).detach().movedim(-2, 0).contiguous()
-        total = sums.numpy()  # the same memory; an addition of NumPy's takes a third of the time of one of torch's
-        for part in parts.numpy():
-            np.add(total, part, out=total)
-    out, norm = sums[..., :-1], sums[..., -1:]
-    return (out / torch.where(norm > 0, norm, 1.0)).reshape(b, t, h, v.shape[-1])
-
-
-QUICKER: dict[str, Callable[..., Any]] = {"count_linear": count_linear_in_floats, "exact_attend": attend_by_keys}
+QUICKER: dict[str, Callable[..., Any]] = {
+    "count_linear": count_linear_in_floats,
+    "exact_attend": in_numpy.attend_in_numpy,
+    "exact_norm": in_numpy.norm_in_numpy,
+    "exact_row_sum": in_numpy.row_sum_in_numpy,
+    "exact_unary": in_numpy.unary_in_numpy,
+}
 """What stands in for a naive twin that is slow for its being a definition."""
 
 

@@ -172,7 +172,7 @@ def generate_ids(
             if len(prompt) + step < LONG:
                 fused = fast(state, wait=False)
             else:
-                coming = TakeOver(fast, state)
+                coming = TakeOver(model, state)
                 coming.missed.append(token)
         if found is not None:
             logits = found

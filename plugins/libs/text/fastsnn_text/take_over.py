@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,11 +14,15 @@ LONG = 256
 
 
 class TakeOver(threading.Thread):
-    """``fast(state, wait=False)`` beside the tokens that the model answers; `missed` are those that came since then."""
+    """``fast(state, wait=False)`` beside the tokens that the model answers; `missed` are those that came since then.
 
-    def __init__(self, fast: Any, state: Any) -> None:
+    It gives way to them as ``model.in_background`` says, where the model has that.
+    """
+
+    def __init__(self, model: Any, state: Any) -> None:
         super().__init__(name="fastsnn-take-over", daemon=True)
-        self.fast, self.state, self.threads = fast, state, torch.get_num_threads()
+        self.fast, self.state, self.threads = model.fast, state, torch.get_num_threads()
+        self.giving_way: Any = getattr(model, "in_background", nullcontext)
         self.missed, self.read = list[int](), 0  # of which so many have been read
         self.found: Any = None
         self.logits: Tensor | None = None
@@ -29,7 +34,7 @@ class TakeOver(threading.Thread):
         torch.get_num_threads()  # torch's first look in a thread takes what another one set last, which may be less
         torch.set_num_threads(self.threads)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self.giving_way():
                 self.found = self.fast(self.state, wait=False)
                 while self.found is not None and len(self.missed) > self.read + 1:
                     self.read_missed()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastsnn_core.errors import FastSNNError
 from fastsnn_core.lowering import DecoderPlan, MatrixForm, Unsupported, lower
-from fastsnn_integer.answer_meanwhile import answer_meanwhile
+from fastsnn_integer.answer_meanwhile import answer_meanwhile, in_background
 from fastsnn_integer.four_bits import Embedding4
 from fastsnn_integer.quantization import QuantEmbedding
 from fastsnn_model_decoder.fused_decode import FastStream, read_many, start_streams, step_many
@@ -33,6 +33,10 @@ class FusedCalls:
     def meanwhile(self: Any) -> AbstractContextManager[None]:
         """Inside, calls do not wait for kernels that another process is compiling: plain torch gives the same bits."""
         return answer_meanwhile(self.embed.weight.device.type) if self.batch_invariant else nullcontext()
+
+    def in_background(self: Any) -> AbstractContextManager[None]:
+        """Inside, a thread that makes a stream gives way to those who answer."""
+        return in_background()
 
     def fast_all(
         self: Any, states: Sequence[Any], rooms: Sequence[int], wait: bool = True, within: float = 0.0
