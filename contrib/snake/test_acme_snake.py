@@ -25,7 +25,7 @@ from fastsnn_core import load
 
 torch.manual_seed(0)
 ann = torch.nn.Sequential(torch.nn.Linear(6, 12), Snake(12), torch.nn.Linear(12, 3))
-x = torch.randn(64, 6)
+x = torch.randn(512, 6)
 done = convert(ann, calibration=x, steps=6, to="snake.snn")
 row = next(r for r in done.report["modules"] if r["class"] == "Snake")
 assert (row["status"], row["rule"]) == ("converted", "snake"), row

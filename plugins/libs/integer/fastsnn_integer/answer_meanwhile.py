@@ -1,4 +1,4 @@
-"""Answers while kernels compile: operators whose kernel is not there yet run in plain torch, with the same bits.
+"""Answers while kernels compile: operators whose kernel is not there yet run in torch or NumPy, with the same bits.
 
 A kernel says so by an attribute ``ready``: a function that is False while it is being compiled elsewhere, in which case
 nobody has to wait for it. Kernels without one are compiled when they are called. Where a part of a kernel is there
